@@ -1,0 +1,1 @@
+"""What every PV device shares: finding devices, and the handshake of each."""

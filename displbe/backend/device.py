@@ -1,0 +1,227 @@
+"""One PV device: the xenbus handshake, driven by the table in `wire/xenbus.py`.
+
+One task per device looks at the store, asks the table, acts, and waits until something may have changed. Watches only mark the
+device dirty. While connected, a second task tree serves the frontend; leaving that state ends it first, so that nothing of the
+guest's is held when our state says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+import trio
+
+from displbe.wire.errors import FrontendBroken
+from displbe.wire.xenbus import Next, State, decide, parse_state
+from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost
+
+from .quota import Quota
+
+__all__ = ["Device", "Driver", "Refused", "releasing"]
+
+RETRY: Final = 1.0
+"""Seconds after which a refused connection is tried again without being told of a change (a monitor, another guest's output)."""
+FAREWELL: Final = 2.0
+"""Seconds that saying goodbye may take when the daemon ends."""
+
+
+class Refused(Exception):
+    """The device cannot be connected as it stands in XenStore; the text goes to its `error` node."""
+
+
+class Driver(Protocol):
+    """What is served over a connected device."""
+
+    async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
+        """Map, bind, call `started`, serve until cancelled, release everything.
+
+        Raises Refused or HypervisorError before `started`; FrontendBroken after it, to shut the device off.
+        """
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    backend: State | None
+    frontend: State | None
+    online: bool
+
+
+@asynccontextmanager
+async def releasing() -> AsyncIterator[AsyncExitStack]:
+    """A stack of things to release, in reverse order, whole even when this task is being cancelled."""
+    stack = AsyncExitStack()
+    try:
+        yield stack
+    finally:
+        with trio.CancelScope(shield=True):
+            await stack.aclose()
+
+
+class Device:
+    """The device in our directory `backend/KIND/DOMID/NUMBER`."""
+
+    def __init__(self, store: Store, kind: str, domid: int, number: int, driver: Driver, quota: Quota) -> None:
+        self.store = store
+        self.domid = domid
+        self.quota = quota
+        self.path = f"backend/{kind}/{domid}/{number}"
+        # Identity is what our own directory's place says. The guest's `backend` node is the guest's to write.
+        self.frontend = f"/local/domain/{domid}/device/{kind}/{number}"
+        self.log: Any = structlog.get_logger("displbe.device").bind(domid=domid, device=f"{kind}/{number}")
+        self._driver = driver
+        self._dirty = trio.Event()
+        self._state: State | None = None
+        self._since = 0.0
+        self._error: bytes | None = None
+
+    def mark_dirty(self, path: str = "") -> None:
+        """Something may have changed."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Serve until the directory is gone, or the daemon ends."""
+        try:
+            async with self.store.watch(self.frontend, self.mark_dirty):
+                while True:
+                    seen = await self._look()
+                    if seen.backend is None:
+                        return
+                    await self._act(seen)
+        finally:
+            with trio.move_on_after(FAREWELL, shield=True):
+                await self._farewell()
+
+    async def _act(self, seen: _Seen) -> None:
+        step = self._decide(seen)
+        if step.state is None or step.wait > 0:
+            await self._changed(step.wait)
+        elif step.state is State.CONNECTED:
+            await self._connect(step)
+        else:
+            await self._switch(step)
+
+    def _decide(self, seen: _Seen) -> Next:
+        assert seen.backend is not None
+        if seen.backend is not self._state:  # another one wrote it: the toolstack, or a daemon before us
+            self._state, self._since = seen.backend, trio.current_time()
+        return decide(seen.backend, seen.frontend, seen.online, trio.current_time() - self._since)
+
+    async def _look(self) -> _Seen:
+        """What the store says now; waits while the store cannot be reached."""
+        self._dirty = trio.Event()
+        while True:
+            try:
+                backend = parse_state(await self._read(f"{self.path}/state"))
+                online = await self._read(f"{self.path}/online") != b"0"
+                return _Seen(backend, parse_state(await self._read(f"{self.frontend}/state")), online)
+            except StoreLost:
+                await trio.lowlevel.checkpoint()
+
+    async def _read(self, path: str) -> bytes | None:
+        """A node, None when it is missing or not ours to read (the frontend's, for a moment after it was made)."""
+        try:
+            return await self.store.read(path)
+        except StoreError:
+            return None
+
+    async def _changed(self, wait: float) -> None:
+        with trio.move_on_after(wait):
+            await self._dirty.wait()
+
+    async def _switch(self, step: Next) -> None:
+        """Write our state: only where there is one, since the toolstack may be removing the directory."""
+        assert step.state is not None
+        while True:
+            try:
+                async with self.store.transaction() as transaction:
+                    await transaction.read(f"{self.path}/state")
+                    await transaction.write(f"{self.path}/state", b"%d" % step.state)
+                break
+            except NoEntry:
+                return
+            except StoreLost:
+                continue
+            except StoreError as error:
+                if str(error) != "EAGAIN":
+                    raise
+        self._state, self._since = step.state, trio.current_time()
+        self.log.info("state", to=step.state.name.lower(), because=step.why)
+
+    async def _connect(self, step: Next) -> None:
+        """Serve the frontend until the table says that it is over."""
+        over = Next(State.CLOSING, why="the connection failed")
+        connected = False
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._verify()
+                await nursery.start(self._driver.serve, self)
+                connected = True
+                await self._report("")
+                await self._switch(step)
+                over = await self._until_over()
+                nursery.cancel_scope.cancel()
+        except* (Refused, HypervisorError, FrontendBroken) as group:
+            reason = str(_first(group))
+            if connected:
+                self.log.error("device shut off", reason=reason)
+            await self._report(reason)
+            if not connected:
+                await self._changed(RETRY)
+        if connected and over.state is not None:
+            await self._switch(over)
+
+    async def _verify(self) -> None:
+        """Our own directory must name the guest that its place names. Raises Refused."""
+        for key, value in (("frontend-id", b"%d" % self.domid), ("frontend", self.frontend.encode())):
+            if (found := await self._read(f"{self.path}/{key}")) != value:
+                raise Refused(f"{key} is {found!r} where {value!r} belongs")
+
+    async def _until_over(self) -> Next:
+        while True:
+            seen = await self._look()
+            if seen.backend is None:
+                return Next()
+            step = self._decide(seen)
+            if seen.backend is not State.CONNECTED and step.state in (None, State.CONNECTED):
+                return Next(State.CLOSING, why="our state was overwritten")
+            if step.state is not None and step.wait == 0:
+                return step
+            await self._changed(step.wait)
+
+    async def _report(self, reason: str) -> None:
+        """Tell the operator why the device is not connected: the `error` node, and one line in the log."""
+        text = reason.encode("ascii", "backslashreplace")[:512]
+        if text == self._error:
+            return
+        self._error = text
+        if reason:
+            self.log.error("cannot connect", reason=reason)
+        try:
+            if await self._read(f"{self.path}/state") is None:
+                return
+            if text:
+                await self.store.write(f"{self.path}/error", text)
+            else:
+                await self.store.remove(f"{self.path}/error")
+        except (StoreError, StoreLost) as error:
+            self.log.warning("cannot write the error node", error=str(error))
+
+    async def _farewell(self) -> None:
+        """The daemon ends: say so, long enough for those who poll to see it."""
+        if self._state not in (State.INIT_WAIT, State.CONNECTED, State.CLOSING):
+            return
+        if self._state is State.CONNECTED:
+            await self._switch(Next(State.CLOSING, why="displbe ends"))
+        if self._state is State.CLOSING:
+            await trio.sleep(0.1)
+        await self._switch(Next(State.CLOSED, why="displbe ends"))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -1,0 +1,118 @@
+"""The command line.
+
+Exit codes: 0 done, 1 the daemon failed, 2 wrong use or configuration, 69 this machine lacks what displbe needs (Xen, a package).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from displbe import __version__
+from displbe.config import ConfigError, load
+from displbe.ops import log
+from displbe.ops.health import Health
+from displbe.xen.port import Unavailable
+
+if TYPE_CHECKING:
+    from displbe.daemon import Daemon
+
+__all__ = ["main"]
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+UNAVAILABLE: Final = 69
+"""EX_UNAVAILABLE of sysexits.h."""
+CONFIG: Final = "/etc/displbe/displbe.toml"
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="displbe", description="Shows Xen guests' paravirtual displays.")
+    parser.add_argument("--version", action="version", version=f"displbe {__version__}")
+    parser.add_argument("--config", metavar="FILE", help=f"the configuration (default: {CONFIG})")
+    parser.add_argument(
+        "--check", action="store_true", help="check the configuration and what this machine offers, then end"
+    )
+    commands = parser.add_subparsers(dest="command")
+    demo = commands.add_parser("demo", help="a simulated Xen with a guest that draws; needs no Xen")
+    demo.add_argument("--output", metavar="FILE", default="displbe-demo.png", help="where the picture goes")
+    demo.add_argument("--frames", type=int, default=120, help="page flips before the picture is taken")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run displbe: the exit code."""
+    arguments = _arguments(argv)
+    try:
+        return _demo(arguments) if arguments.command == "demo" else _daemon(arguments)
+    except ConfigError as error:
+        return _end(USAGE, error)
+    except Unavailable as error:
+        return _end(UNAVAILABLE, error)
+    except BaseExceptionGroup as group:
+        missing, others = group.split(Unavailable)
+        if missing is None or others is not None:
+            raise
+        return _end(UNAVAILABLE, _leaf(missing))
+
+
+def _leaf(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _end(code: int, error: BaseException) -> int:
+    print(f"displbe: {error}", file=sys.stderr)
+    return code
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from displbe.demo import run_demo  # what it imports may be missing, which is said in a sentence
+
+    log.configure()
+    trio.run(run_demo, arguments.output, arguments.frames)
+    return OK
+
+
+def _daemon(arguments: argparse.Namespace) -> int:
+    settings = load(arguments.config or CONFIG)
+    log.configure(settings.log.format, settings.log.level)
+    from displbe.daemon import Daemon
+    from displbe.xen.host import Host
+
+    daemon = Daemon(settings, Host(settings.xen.store or None), Health())
+    if arguments.check:
+        _tell_abilities(daemon)
+    else:
+        trio.run(_serve, daemon)
+    return OK
+
+
+def _tell_abilities(daemon: Daemon) -> None:
+    abilities = daemon.hypervisor.abilities
+    print("configuration: good")
+    print(f"guests' pages as dma-bufs: {'yes' if abilities.dmabuf_export else 'no'}")
+    print(f"dma-bufs as guests' pages: {'yes' if abilities.dmabuf_import else 'no'}")
+    if abilities.reason:
+        print(f"because: {abilities.reason}")
+
+
+async def _serve(daemon: Daemon) -> None:
+    """The daemon, until a signal ends it."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        await daemon.run()
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return

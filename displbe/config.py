@@ -1,0 +1,79 @@
+"""The configuration: a TOML file, checked as a whole before anything starts. configs/displbe.toml explains each key."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from displbe.backend.quota import Limits
+
+__all__ = ["ConfigError", "DrmSettings", "HeadlessSettings", "LogSettings", "Settings", "XenSettings", "load"]
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; the text names the file, the key and what is wrong."""
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    pass
+
+
+class LogSettings(_Table, frozen=True):
+    """`[log]`"""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class XenSettings(_Table, frozen=True):
+    """`[xen]`"""
+
+    store: str = ""
+    """xenstored's socket or the xenbus device; empty: the one that is there."""
+
+
+class HeadlessSettings(_Table, frozen=True):
+    """`[headless]`"""
+
+    refresh: float = 60.0
+    directory: str = ""
+    outputs: list[str] = []
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.refresh <= 1000:
+            raise ValueError("refresh is a number of refreshes per second, 1 to 1000")
+
+
+class DrmSettings(_Table, frozen=True):
+    """`[drm]`"""
+
+    device: str = "auto"
+    zero_copy: Literal["auto", "require", "off"] = "auto"
+
+
+class Settings(_Table, frozen=True):
+    """The whole file."""
+
+    sink: Literal["drm", "headless"] = "drm"
+    log: LogSettings = LogSettings()
+    xen: XenSettings = XenSettings()
+    limits: Limits = Limits()
+    headless: HeadlessSettings = HeadlessSettings()
+    drm: DrmSettings = DrmSettings()
+
+
+def load(path: str) -> Settings:
+    """The settings in a file. Raises ConfigError."""
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        return msgspec.convert(document, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error

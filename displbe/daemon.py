@@ -1,0 +1,76 @@
+"""The daemon: everything built from the settings, and the root of all tasks."""
+
+from __future__ import annotations
+
+import math
+
+import structlog
+import trio
+
+from displbe import __version__
+from displbe.backend.supervisor import Supervisor
+from displbe.config import Settings
+from displbe.display.device import DisplayDriver
+from displbe.ops.health import Health
+from displbe.sinks.base import Sink
+from displbe.sinks.registry import make_sink
+from displbe.xen.port import Hypervisor
+
+__all__ = ["Daemon"]
+
+_log = structlog.get_logger("displbe.daemon")
+
+
+class Daemon:
+    """A hypervisor, a sink, and the guests between them. Raises sinks.registry.MissingPackage."""
+
+    def __init__(self, settings: Settings, hypervisor: Hypervisor, health: Health | None = None) -> None:
+        self.hypervisor = hypervisor
+        self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
+        self.supervisor = Supervisor(hypervisor.store, "vdispl", DisplayDriver(hypervisor, self.sink), settings.limits)
+        self._health = health or Health({})
+        self._settings = settings
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then every guest is told, and all that is theirs is released.
+
+        `started` after the first look at XenStore.
+        """
+        self._log_abilities()
+        async with trio.open_nursery() as nursery:
+            services = await nursery.start(self._services)
+            try:
+                async with trio.open_nursery() as guests:
+                    await guests.start(self.supervisor.run)
+                    self._health.tell("READY=1", "STATUS=serving")
+                    task_status.started()
+                    await self._feed_watchdog()
+            finally:
+                self._health.tell("STOPPING=1")
+                services.cancel()
+        _log.info("displbe ends")
+
+    async def _services(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        """XenStore, event channels and screens: they outlive the guests' tasks, which say goodbye through them."""
+        with trio.CancelScope(shield=True) as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.hypervisor.run)
+                await nursery.start(self.sink.run)
+                task_status.started(scope)
+
+    async def _feed_watchdog(self) -> None:
+        """From the loop that serves the rings: when it stands still, systemd hears nothing."""
+        while True:
+            await trio.sleep(self._health.interval or math.inf)
+            self._health.tell("WATCHDOG=1")
+
+    def _log_abilities(self) -> None:
+        abilities = self.hypervisor.abilities
+        _log.info(
+            "displbe starts",
+            version=__version__,
+            sink=self._settings.sink,
+            dmabuf_export=abilities.dmabuf_export,
+            dmabuf_import=abilities.dmabuf_import,
+            reason=abilities.reason or None,
+        )

@@ -1,0 +1,1 @@
+"""vdispl: guests' screens."""

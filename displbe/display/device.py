@@ -1,0 +1,190 @@
+"""A vdispl device: what XenStore says of it, and the frontend served while it is connected."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Final
+
+import msgspec
+import trio
+
+from displbe.backend.device import Device, Refused, releasing
+from displbe.sinks.base import Output, OutputUnavailable, Sink
+from displbe.wire.errors import FrontendBroken, RequestError
+from displbe.wire.ring import BackControlRing, BackEventPage
+from displbe.wire.xs import parse_number
+from displbe.xen.port import Hypervisor, NoEntry, StoreError
+
+from .buffers import Buffers
+from .connector import Connector
+
+__all__ = ["DisplayDriver"]
+
+MAX_CONNECTORS: Final = 8
+MAX_NAME: Final = 64
+
+
+class ConnectorKeys(msgspec.Struct, frozen=True):
+    """What XenStore says of one connector."""
+
+    name: str
+    width: int
+    height: int
+    req_ring_ref: int
+    req_event_channel: int
+    evt_ring_ref: int
+    evt_event_channel: int
+
+
+class DisplayDriver:
+    """Serves vdispl devices (backend.device.Driver)."""
+
+    def __init__(self, hypervisor: Hypervisor, sink: Sink) -> None:
+        self._hypervisor = hypervisor
+        self._sink = sink
+
+    async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve a frontend whose rings are published, until cancelled."""
+        keys = await self._read_keys(device)
+        be_alloc = await self._trusted(device, "be-alloc", missing=b"0") == b"1"
+        session = _Session()
+        async with releasing() as stack:
+            outputs = [self._claim(device, key, stack) for key in keys]
+            buffers = Buffers(
+                self._hypervisor,
+                device.domid,
+                device.quota,
+                outputs,
+                be_alloc=be_alloc,
+                dmabuf=self._sink.wants_dmabuf,
+                log=device.log,
+            )
+            stack.push_async_callback(buffers.aclose)
+            for index, (key, output) in enumerate(zip(keys, outputs, strict=True)):
+                log = device.log.bind(connector=key.name)
+                connector = Connector(index, output, buffers, log, session.broken)
+                self._open_rings(device.domid, key, connector, stack)
+                session.connectors.append(connector)
+            await session.run(task_status)
+
+    def _claim(self, device: Device, key: ConnectorKeys, stack: AsyncExitStack) -> Output:
+        try:
+            device.quota.take("connectors")
+            stack.callback(device.quota.give, "connectors")
+            output = self._sink.claim(key.name, key.width, key.height)
+        except (OutputUnavailable, RequestError) as error:
+            raise Refused(str(error)) from error
+        stack.push_async_callback(output.release)
+        return output
+
+    def _open_rings(self, domid: int, key: ConnectorKeys, connector: Connector, stack: AsyncExitStack) -> None:
+        """Map a connector's pages and bind its ports. The stack releases them, after the connector has been stopped."""
+        pages = []
+        for ref in (key.req_ring_ref, key.evt_ring_ref):
+            page = self._hypervisor.map_page(domid, ref, writable=True)
+            stack.callback(page.close)
+            pages.append(page)
+        channels = []
+        # The frontend never notifies on its event port.
+        for port, fired in ((key.req_event_channel, connector.kicked), (key.evt_event_channel, _nothing)):
+            channel = self._hypervisor.bind(domid, port, fired)
+            stack.callback(channel.close)
+            channels.append(channel)
+        connector.start(BackControlRing(pages[0]), channels[0], BackEventPage(pages[1]), channels[1])
+
+    async def _read_keys(self, device: Device) -> list[ConnectorKeys]:
+        """The device's connectors, 0 upwards. Raises Refused for a missing or wrong node."""
+        found: list[ConnectorKeys] = []
+        while len(found) < MAX_CONNECTORS:
+            index = len(found)
+            try:
+                await device.store.read(f"{device.frontend}/{index}/req-ring-ref")
+            except NoEntry:
+                break
+            except StoreError as error:
+                raise Refused(f"cannot read connector {index}: {error}") from error
+            found.append(await self._read_connector(device, index))
+        if not found:
+            raise Refused("the frontend has published no connector")
+        return found
+
+    async def _read_connector(self, device: Device, index: int) -> ConnectorKeys:
+        name = await self._trusted(device, f"{index}/unique-id")
+        text = name.decode("utf-8", "replace")
+        if not text or len(text) > MAX_NAME or not text.isprintable():
+            raise Refused(f"{index}/unique-id is no name: {name[:MAX_NAME]!r}")
+        resolution = await self._trusted(device, f"{index}/resolution")
+        sides = [parse_number(side, 16384) for side in resolution.split(b"x")]
+        if len(sides) != 2 or not sides[0] or not sides[1]:
+            raise Refused(f"{index}/resolution is not WIDTHxHEIGHT: {resolution[:MAX_NAME]!r}")
+        return ConnectorKeys(
+            text,
+            sides[0],
+            sides[1],
+            *[
+                await self._number(device, f"{index}/{key}")
+                for key in ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel")
+            ],
+        )
+
+    async def _number(self, device: Device, key: str) -> int:
+        value = await self._node(device, key)
+        number = parse_number(value)
+        if number is None:
+            raise Refused(f"{key} is no number: {value[:MAX_NAME]!r}")
+        return number
+
+    async def _node(self, device: Device, key: str) -> bytes:
+        try:
+            return await device.store.read(f"{device.frontend}/{key}")
+        except StoreError as error:
+            raise Refused(f"cannot read {key}: {error}") from error
+
+    async def _trusted(self, device: Device, key: str, missing: bytes | None = None) -> bytes:
+        """A node of the frontend's directory that the toolstack wrote: the guest can remove it and write one of its own in its
+        place, but not one with another owner. Raises Refused.
+        """
+        try:
+            owner = (await device.store.permissions(f"{device.frontend}/{key}"))[0][1]
+        except NoEntry:
+            if missing is not None:
+                return missing
+            raise Refused(f"{key} is missing") from None
+        except StoreError as error:
+            raise Refused(f"cannot read {key}: {error}") from error
+        if owner == device.domid:
+            raise Refused(f"{key} was written by the guest")
+        return await self._node(device, key)
+
+
+def _nothing() -> bool:
+    return False
+
+
+class _Session:
+    """A connected device: its connectors at work."""
+
+    def __init__(self) -> None:
+        self.connectors: list[Connector] = []
+        self._failed = trio.Event()
+        self._reason = FrontendBroken("")
+
+    def broken(self, reason: FrontendBroken) -> None:
+        """The frontend broke a rule that leaves nothing to answer: the device ends, this device only."""
+        self._reason = reason
+        self._failed.set()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until cancelled. Raises FrontendBroken."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for connector in self.connectors:
+                    nursery.start_soon(connector.run)
+                task_status.started()
+                for connector in self.connectors:  # what came before we were there
+                    connector.kicked()
+                await self._failed.wait()
+                raise self._reason
+        finally:
+            for connector in self.connectors:
+                connector.stop()

@@ -1,0 +1,1 @@
+"""What the operator sees. These modules are told things, they never ask."""

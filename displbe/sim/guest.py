@@ -1,0 +1,319 @@
+"""A guest with a display frontend that does what Linux's `drm_xen_front` does (drivers/gpu/drm/xen), and draws."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+
+from displbe.wire import displif
+from displbe.wire.displif import Request, Response
+from displbe.wire.formats import FORMATS, fourcc, stride
+from displbe.wire.pgdir import directory_pages, encode_directory, pages_of
+from displbe.wire.ring import FrontControlRing, FrontEventPage
+from displbe.wire.xenbus import State, parse_state
+from displbe.xen.barriers import SharedMemory
+from displbe.xen.evtchn import Channel
+from displbe.xen.port import StoreError
+
+from .hypervisor import Domain, SimHypervisor, Xen
+from .toolstack import ConnectorSpec, Toolstack
+
+__all__ = ["DisplayBuffer", "FrontConnector", "Frontend", "Guest", "GuestFailure", "draw_bars"]
+
+RESPONSE_TIMEOUT: Final = 3.0
+"""XEN_DRM_FRONT_WAIT_BACK_MS"""
+FLIP_TIMEOUT: Final = 3.1
+"""FRAME_DONE_TO_MS"""
+BACKEND: Final = 0
+
+
+class GuestFailure(Exception):
+    """The backend answered with an error; `status` is negative, as it came."""
+
+    def __init__(self, request: Request, status: int) -> None:
+        super().__init__(f"{type(request).__name__}: {status}")
+        self.status = status
+
+
+class DisplayBuffer:
+    """A display buffer in the guest's memory, granted to the backend."""
+
+    def __init__(self, domain: Domain, octets: int) -> None:
+        self.octets = octets
+        self._domain = domain
+        self._count = pages_of(octets)
+        self._first = domain.allocate(self._count)
+        self._directory_count = directory_pages(self._count)
+        self._directory = domain.allocate(self._directory_count)
+        self.pixels = domain.pages(self._first, self._count)[:octets]
+        self.refs = [domain.grant(self._first + n, BACKEND, writable=False) for n in range(self._count)]
+        self._directory_refs = [domain.grant(self._directory + n, BACKEND) for n in range(self._directory_count)]
+        for n, page in enumerate(encode_directory(self.refs, self._directory_refs)):
+            domain.pages(self._directory + n, 1)[:] = page
+        self.directory = self._directory_refs[0]
+
+    def free(self) -> None:
+        """Take the pages back. Raises AssertionError when the backend still maps one of them."""
+        held = [ref for ref in (*self.refs, *self._directory_refs) if not self._domain.end_grant(ref)]
+        assert not held, f"{len(held)} pages still mapped"
+        self._domain.free(self._first, self._count)
+        self._domain.free(self._directory, self._directory_count)
+
+
+class FrontConnector:
+    """One connector: its rings and channels, the guest's half."""
+
+    def __init__(self, domain: Domain, hypervisor: SimHypervisor) -> None:
+        self._domain = domain
+        self._pages = domain.allocate(2)
+        self.req_ref = domain.grant(self._pages, BACKEND)
+        self.evt_ref = domain.grant(self._pages + 1, BACKEND)
+        self.req_port = domain.offer(BACKEND)
+        self.evt_port = domain.offer(BACKEND)
+        self.ring_page = SharedMemory(domain.pages(self._pages, 1))
+        self.event_page = SharedMemory(domain.pages(self._pages + 1, 1))
+        self.ring = FrontControlRing(self.ring_page)
+        self.events = FrontEventPage(self.event_page)
+        self._next_id = 0
+        self._next_event_id = 0
+        self._answers: dict[int, Response] = {}
+        self._answered = trio.Event()
+        self.flips_done: list[int] = []
+        self._flipped = trio.Event()
+        self.channel: Channel = hypervisor.channels.adopt(self.req_port, self._on_response)
+        self.event_channel: Channel = hypervisor.channels.adopt(self.evt_port, self._on_event)
+
+    def free(self) -> None:
+        """Give rings and ports up. Raises AssertionError when the backend still maps a page."""
+        self.channel.close()
+        self.event_channel.close()
+        for ref in (self.req_ref, self.evt_ref):
+            assert self._domain.end_grant(ref), "ring page still mapped"
+        self._domain.free(self._pages, 2)
+
+    def _on_response(self) -> bool:
+        while True:
+            while (slot := self.ring.take()) is not None:
+                response = displif.decode_response(slot)
+                self._answers[response.id] = response
+            if not self.ring.final_check():
+                break
+        self._answered.set()
+        self.channel.rearm()
+        return False
+
+    def _on_event(self) -> bool:
+        while (slot := self.events.take()) is not None:
+            event = displif.decode_event(slot)
+            # evtchnl_interrupt_evt: an event whose id is not the count is dropped, and counted all the same.
+            if event.id == self._next_event_id & 0xFFFF:
+                self.flips_done.append(event.fb_cookie)
+            self._next_event_id += 1
+        self._flipped.set()
+        self.event_channel.rearm()
+        return False
+
+    async def ask(self, request: Request) -> Response:
+        """Send a request, its id replaced by the next one, and wait for the answer. Raises trio.TooSlowError after 3 s."""
+        number = self._next_id & 0xFFFF
+        self._next_id += 1
+        data = bytearray(displif.encode_request(request))
+        data[0:2] = number.to_bytes(2, "little")
+        self._answered = trio.Event()
+        if self.ring.put(bytes(data)):
+            self.channel.notify()
+        with trio.fail_after(RESPONSE_TIMEOUT):
+            while number not in self._answers:
+                await self._answered.wait()
+                self._answered = trio.Event()
+        return self._answers.pop(number)
+
+    async def order(self, request: Request) -> None:
+        """`ask`, and raise GuestFailure for an error."""
+        response = await self.ask(request)
+        assert response.operation == request.operation
+        if response.status != 0:
+            raise GuestFailure(request, response.status)
+
+    async def flip(self, fb_cookie: int) -> None:
+        """Flip and wait until it is shown. Raises GuestFailure, trio.TooSlowError after 3.1 s."""
+        done = len(self.flips_done)
+        await self.order(displif.PageFlip(0, fb_cookie))
+        with trio.fail_after(FLIP_TIMEOUT):
+            while len(self.flips_done) == done:
+                await self._flipped.wait()
+                self._flipped = trio.Event()
+
+
+class Frontend:
+    """The display driver of a guest: one vdispl device."""
+
+    def __init__(self, guest: Guest, number: int = 0) -> None:
+        self.connectors: list[FrontConnector] = []
+        self.state = State.INITIALISING
+        self.connected = trio.Event()
+        self.disconnected = trio.Event()
+        self.history: list[State] = []
+        self._guest = guest
+        self._path = f"device/vdispl/{number}"
+        self._changed = trio.Event()
+        self._next_cookie = 0xFFFF_8880_0000_1000  # a kernel pointer
+
+    async def run(self) -> None:
+        """displback_changed: follow the backend's state."""
+        store = self._guest.hypervisor.store
+        backend = (await store.read(f"{self._path}/backend")).decode()
+        await self._switch(State.INITIALISING)
+        async with store.watch(f"{backend}/state", lambda path: self._changed.set()):
+            while True:
+                await self._changed.wait()
+                self._changed = trio.Event()
+                try:
+                    state = parse_state(await store.read(f"{backend}/state"))
+                except StoreError:
+                    state = None
+                if state is not None and (not self.history or self.history[-1] is not state):
+                    self.history.append(state)
+                await self._on_backend(state)
+
+    async def _on_backend(self, state: State | None) -> None:
+        if state in (State.INITIALISING, State.INIT_WAIT, State.CLOSED, State.UNKNOWN, None):
+            await self._disconnect()
+        if state is State.INIT_WAIT and self.state is State.INITIALISING:
+            await self._publish()
+        elif state is State.CONNECTED and self.state is State.INITIALISED:
+            await self._switch(State.CONNECTED)
+            self.connected.set()
+
+    async def _switch(self, state: State) -> None:
+        self.state = state
+        with contextlib.suppress(StoreError):  # the toolstack may have taken the directory away
+            await self._guest.hypervisor.store.write(f"{self._path}/state", b"%d" % state)
+
+    async def _publish(self) -> None:
+        """All connectors in one transaction, then 3 (evtchnl_publish)."""
+        store = self._guest.hypervisor.store
+        count = len([name for name in await store.children(self._path) if name.isdigit()])
+        self.connectors = [FrontConnector(self._guest.domain, self._guest.hypervisor) for _ in range(count)]
+        async with store.transaction() as transaction:
+            for index, connector in enumerate(self.connectors):
+                keys = {
+                    "req-ring-ref": connector.req_ref,
+                    "req-event-channel": connector.req_port,
+                    "evt-ring-ref": connector.evt_ref,
+                    "evt-event-channel": connector.evt_port,
+                }
+                for key, value in keys.items():
+                    await transaction.write(f"{self._path}/{index}/{key}", b"%d" % value)
+        await self._switch(State.INITIALISED)
+
+    async def _disconnect(self) -> None:
+        """xen_drm_front_disconnect: only a connected frontend has something to take down."""
+        if self.state is not State.CONNECTED:
+            return
+        await self._switch(State.RECONFIGURING)
+        self.free_rings()
+        self.connected = trio.Event()
+        self.disconnected.set()
+        await self._switch(State.INITIALISING)
+
+    def free_rings(self) -> None:
+        """Take rings and ports back."""
+        for connector in self.connectors:
+            connector.free()
+        self.connectors = []
+
+    async def close(self) -> None:
+        """Driver removal: 5, wait up to a second for the backend's 2, take everything down, 6 (displback_remove)."""
+        store = self._guest.hypervisor.store
+        backend = (await store.read(f"{self._path}/backend")).decode()
+        await self._switch(State.CLOSING)
+        with trio.fail_after(1.0):
+            while parse_state(await store.read(f"{backend}/state")) is not State.INIT_WAIT:
+                await trio.sleep(0.01)
+        self.free_rings()
+        self.connected = trio.Event()
+        await self._switch(State.CLOSED)
+
+    def cookie(self) -> int:
+        """A value that names something of ours."""
+        self._next_cookie += 64
+        return self._next_cookie
+
+    async def create_framebuffer(self, width: int, height: int, format: str = "XR24") -> tuple[int, int, DisplayBuffer]:
+        """A display buffer with a framebuffer over all of it: (dbuf cookie, fb cookie, buffer). Raises GuestFailure."""
+        pixels = FORMATS[fourcc(format)]
+        buffer = DisplayBuffer(self._guest.domain, stride(width, pixels.bits) * height)
+        dbuf, fb = self.cookie(), self.cookie()
+        generic = self.connectors[0]
+        try:
+            await generic.order(
+                displif.DbufCreate(0, dbuf, width, height, pixels.bits, buffer.octets, 0, buffer.directory, 0)
+            )
+        except GuestFailure:
+            buffer.free()
+            raise
+        await generic.order(displif.FbAttach(0, dbuf, fb, width, height, pixels.code))
+        return dbuf, fb, buffer
+
+    async def destroy_framebuffer(self, dbuf: int, fb: int, buffer: DisplayBuffer) -> None:
+        """The opposite."""
+        generic = self.connectors[0]
+        await generic.order(displif.FbDetach(0, fb))
+        await generic.order(displif.DbufDestroy(0, dbuf))
+        buffer.free()
+
+    async def show(self, index: int, fb: int, width: int, height: int, bpp: int = 32) -> None:
+        """SET_CONFIG of a whole framebuffer."""
+        await self.connectors[index].order(displif.SetConfig(0, fb, 0, 0, width, height, bpp))
+
+    async def hide(self, index: int) -> None:
+        """SET_CONFIG of nothing."""
+        await self.connectors[index].order(displif.SetConfig(0, 0, 0, 0, 0, 0, 0))
+
+
+class Guest:
+    """A domain with a frontend. The toolstack has made its nodes before."""
+
+    def __init__(self, xen: Xen, domid: int) -> None:
+        self.xen = xen
+        self.domain = xen.domains[domid]
+        self.hypervisor = xen.hypervisor(domid)
+        self.display = Frontend(self)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def booted(cls, xen: Xen, domid: int, *connectors: ConnectorSpec) -> AsyncIterator[Guest]:
+        """`xl create`: a domain with one vdispl device whose kernel runs while the block lasts. It is destroyed at the end."""
+        tools = Toolstack(xen.server)
+        tools.create_domain(domid)
+        await xen.start_domain(domid)
+        tools.add_display(domid, connectors)
+        await tools.wait_state(tools.back(domid), State.INIT_WAIT, timeout=10)
+        try:
+            async with trio.open_nursery() as nursery:
+                guest = cls(xen, domid)
+                await nursery.start(guest.hypervisor.run)
+                nursery.start_soon(guest.display.run)
+                yield guest
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(12, shield=True):
+                xen.stop_domain(domid)
+                await tools.remove_display(domid)
+                tools.destroy_domain(domid)
+
+
+def draw_bars(pixels: memoryview, width: int, height: int, phase: float = 0.0) -> None:
+    """Colour bars above a grey ramp, moved sideways by `phase` (0 to 1), into XRGB8888 pixels without padding."""
+    bars = (0xFFFFFF, 0xFFFF00, 0x00FFFF, 0x00FF00, 0xFF00FF, 0xFF0000, 0x0000FF, 0x101010)
+    shift = math.floor(phase * width)
+    columns = [(x + shift) % width for x in range(width)]
+    upper = b"".join((bars[x * len(bars) // width] | 0xFF000000).to_bytes(4, "little") for x in columns)
+    lower = b"".join((x * 255 // width * 0x010101 | 0xFF000000).to_bytes(4, "little") for x in columns)
+    split = height * 3 // 4
+    pixels[: width * height * 4] = upper * split + lower * (height - split)

@@ -1,0 +1,355 @@
+"""Domains with memory, grants and event channels, and `xen.port.Hypervisor` for each of them.
+
+A domain's memory is a memfd, a grant names one page of it. A domain's event channels are an eventfd and two flags per port,
+pending and masked, in shared memory, as in Xen: so a forked process can play a guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import mmap
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from displbe.xen.barriers import SharedMemory, libatomic
+from displbe.xen.evtchn import Channel, ChannelTable
+from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.port import Abilities, HypervisorError, Ledger, NotOffered
+from displbe.xen.store import XenStore
+
+from .store import StoreServer
+
+__all__ = ["Domain", "Xen"]
+
+PORTS: Final = 1024
+MEMORY_PAGES: Final = 1 << 17
+"""512 MiB, none of it used before it is touched."""
+_SEQ_CST: Final = 5
+
+
+class Grant:
+    """One page that a domain lets another one map."""
+
+    def __init__(self, page: int, domid: int, *, writable: bool) -> None:
+        self.page = page
+        self.domid = domid
+        self.writable = writable
+        self.mapped = 0
+
+
+class Domain:
+    """A domain: its memory, its grant table, its event channels."""
+
+    def __init__(self, domid: int) -> None:
+        self.domid = domid
+        self.memfd = os.memfd_create(f"dom{domid}", os.MFD_CLOEXEC)
+        os.ftruncate(self.memfd, MEMORY_PAGES * PAGE_SIZE)
+        self.memory = mmap.mmap(self.memfd, MEMORY_PAGES * PAGE_SIZE)
+        self.grants: dict[int, Grant] = {}
+        self._next_page = 0
+        self._next_ref = itertools.count(8)  # the first ones are reserved in Xen
+        self._free: dict[int, list[int]] = {}
+        self.upcall = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._flags = mmap.mmap(-1, 2 * PORTS)
+        self.pending = memoryview(self._flags)[:PORTS]
+        self.masked = memoryview(self._flags)[PORTS:]
+        self.peers: dict[int, tuple[Domain, int] | None] = {}
+        self.offers: dict[int, int] = {}
+        self._next_port = itertools.count(1)
+
+    def close(self) -> None:
+        """The domain is gone: its channels end. Its memory lives on while others map it."""
+        for peer in filter(None, self.peers.values()):
+            peer[0].peers[peer[1]] = None
+        self.peers.clear()
+        self.offers.clear()
+        self.grants.clear()
+        os.close(self.memfd)
+        os.close(self.upcall)
+
+    def allocate(self, pages: int) -> int:
+        """The number of the first of so many pages in a row, zeroed."""
+        if self._free.get(pages):
+            first = self._free[pages].pop()
+            self.memory[first * PAGE_SIZE : (first + pages) * PAGE_SIZE] = bytes(pages * PAGE_SIZE)
+            return first
+        first = self._next_page
+        self._next_page += pages
+        if self._next_page > MEMORY_PAGES:
+            raise MemoryError("simulated domain out of memory")
+        return first
+
+    def free(self, first: int, pages: int) -> None:
+        """Give pages back."""
+        self._free.setdefault(pages, []).append(first)
+
+    def pages(self, first: int, count: int) -> memoryview:
+        """The memory of pages, as the domain itself sees it."""
+        return memoryview(self.memory)[first * PAGE_SIZE : (first + count) * PAGE_SIZE]
+
+    def grant(self, page: int, domid: int, *, writable: bool = True) -> int:
+        """Let a domain map a page: the reference."""
+        ref = next(self._next_ref)
+        self.grants[ref] = Grant(page, domid, writable=writable)
+        return ref
+
+    def end_grant(self, ref: int) -> bool:
+        """Revoke a grant; False (and nothing done) while it is mapped, as gnttab_end_foreign_access finds it."""
+        if self.grants[ref].mapped:
+            return False
+        del self.grants[ref]
+        return True
+
+    def offer(self, domid: int) -> int:
+        """A new unbound port for a domain to bind."""
+        port = next(self._next_port)
+        self.peers[port] = None
+        self.offers[port] = domid
+        self.masked[port] = 0
+        self.pending[port] = 0
+        return port
+
+    def raise_port(self, port: int) -> None:
+        """An event for a port of this domain."""
+        self.pending[port] = 1
+        libatomic.atomic_thread_fence(_SEQ_CST)
+        if not self.masked[port]:
+            os.eventfd_write(self.upcall, 1)
+
+    def unmask(self, port: int) -> None:
+        """Let a port fire again; it fires at once when it has become pending meanwhile."""
+        self.masked[port] = 0
+        libatomic.atomic_thread_fence(_SEQ_CST)
+        if self.pending[port]:
+            os.eventfd_write(self.upcall, 1)
+
+    def take_fired(self) -> list[int]:
+        """The pending ports that are not masked; they are masked from now on."""
+        try:
+            os.eventfd_read(self.upcall)
+        except BlockingIOError:
+            return []
+        pending, masked = self.pending, self.masked
+        raw = bytes(pending)
+        ports = []
+        port = raw.find(1)
+        while port >= 0:
+            if not masked[port]:
+                masked[port] = 1
+                pending[port] = 0
+                ports.append(port)
+            port = raw.find(1, port + 1)
+        return ports
+
+
+class SimChannel(Channel):
+    """One bound port of a simulated domain."""
+
+    def __init__(self, domain: Domain, port: int, fired: Callable[[], bool], table: ChannelTable) -> None:
+        super().__init__(port, fired, table)
+        self._domain = domain
+
+    def notify(self) -> None:
+        peer = self._domain.peers.get(self.port)
+        if peer is not None:
+            peer[0].raise_port(peer[1])
+
+    def rearm(self) -> None:
+        self._domain.unmask(self.port)
+
+
+class SimChannels(ChannelTable):
+    """The ports of a simulated domain."""
+
+    def __init__(self, xen: Xen, domain: Domain, ledger: Ledger) -> None:
+        super().__init__(os.dup(domain.upcall), ledger)
+        self._xen = xen
+        self._domain = domain
+
+    def _fired(self) -> Iterable[int]:
+        return self._domain.take_fired()
+
+    def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
+        """Bind another domain's unbound port. Raises HypervisorError EINVAL."""
+        remote = self._xen.domains.get(domid)
+        if remote is None or remote.offers.get(remote_port) != self._domain.domid or remote.peers.get(remote_port):
+            raise HypervisorError(errno.EINVAL, f"cannot bind event channel {remote_port} of domain {domid}")
+        port = self._domain.offer(domid)
+        del self._domain.offers[port]
+        self._domain.peers[port] = (remote, remote_port)
+        remote.peers[remote_port] = (self._domain, port)
+        channel = self.adopt(port, fired)
+        self._domain.raise_port(port)
+        return channel
+
+    def adopt(self, port: int, fired: Callable[[], bool]) -> Channel:
+        """Serve a port that is there already: one that this domain has offered."""
+        channel = SimChannel(self._domain, port, fired, self)
+        self.add(channel)
+        return channel
+
+    def _unbind(self, port: int) -> None:
+        peer = self._domain.peers.pop(port, None)
+        self._domain.offers.pop(port, None)
+        if peer is not None:
+            peer[0].peers[peer[1]] = None
+
+
+class SimPage(SharedMemory):
+    """One mapped page of another domain."""
+
+    def __init__(self, mapping: Mapping, grant: Grant, ledger: Ledger) -> None:
+        super().__init__(mapping.view)
+        self._mapping: Mapping | None = mapping
+        self._grant = grant
+        self._ledger = ledger
+        grant.mapped += 1
+        ledger.pages += 1
+
+    def close(self) -> None:
+        if self._mapping is not None:
+            self.forget()
+            self._mapping.close()
+            self._mapping = None
+            self._grant.mapped -= 1
+            self._ledger.pages -= 1
+
+
+class SimBuffer:
+    """A simulated guest's pages (port.GuestBuffer)."""
+
+    def __init__(self, domid: int, mapping: Mapping, grants: Sequence[Grant], ledger: Ledger) -> None:
+        self.domid = domid
+        self.size = mapping.size
+        self._mapping: Mapping | None = mapping
+        self._grants = grants
+        self._ledger = ledger
+        for grant in grants:
+            grant.mapped += 1
+        ledger.buffers += 1
+        ledger.buffer_pages += len(grants)
+
+    async def view(self) -> memoryview:
+        await trio.lowlevel.checkpoint()
+        assert self._mapping is not None
+        return self._mapping.view
+
+    async def dmabuf(self) -> int:
+        await trio.lowlevel.checkpoint()
+        raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
+
+    async def aclose(self) -> None:
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+            for grant in self._grants:
+                grant.mapped -= 1
+            self._ledger.buffers -= 1
+            self._ledger.buffer_pages -= len(self._grants)
+        await trio.lowlevel.checkpoint()
+
+
+class SimHypervisor:
+    """The simulated Xen from one domain (port.Hypervisor)."""
+
+    def __init__(self, xen: Xen, domain: Domain) -> None:
+        self.domain = domain
+        self.ledger = Ledger()
+        self.abilities = Abilities(False, False, "the simulated Xen has no dma-bufs")
+        self.store = XenStore(str(xen.server.socket_of(domain.domid)))
+        self.channels = SimChannels(xen, domain, self.ledger)
+        self._xen = xen
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.store.run)
+                nursery.start_soon(self.channels.run)
+                task_status.started()
+        finally:
+            self.channels.close()
+
+    def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
+        return self.channels.bind(domid, remote_port, fired)
+
+    def _grants(self, domid: int, refs: Sequence[int], writable: bool) -> tuple[Domain, list[Grant]]:
+        owner = self._xen.domains.get(domid)
+        found = [owner.grants.get(ref) for ref in refs] if owner is not None else []
+        grants = [
+            grant for grant in found if grant and grant.domid == self.domain.domid and (grant.writable or not writable)
+        ]
+        if owner is None or len(grants) != len(refs) or not refs:
+            raise HypervisorError(errno.EINVAL, f"cannot map {len(refs)} pages of domain {domid}: Invalid argument")
+        return owner, grants
+
+    def map_page(self, domid: int, ref: int, *, writable: bool) -> SimPage:
+        owner, (grant,) = self._grants(domid, [ref], writable)
+        mapping = Mapping(owner.memfd, [(grant.page * PAGE_SIZE, PAGE_SIZE)], writable=writable)
+        return SimPage(mapping, grant, self.ledger)
+
+    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool) -> SimBuffer:
+        await trio.lowlevel.checkpoint()
+        if dmabuf:
+            raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
+        owner, grants = self._grants(domid, refs, writable=False)
+        mapping = Mapping(owner.memfd, _runs([grant.page for grant in grants]), writable=False)
+        return SimBuffer(domid, mapping, grants, self.ledger)
+
+    def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
+        raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
+
+
+def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
+    """Pages as (offset, size) in octets, neighbours joined."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and sum(runs[-1]) == page * PAGE_SIZE:
+            runs[-1] = (runs[-1][0], runs[-1][1] + PAGE_SIZE)
+        else:
+            runs.append((page * PAGE_SIZE, PAGE_SIZE))
+    return runs
+
+
+class Xen:
+    """The machine: its domains and its XenStore, which listens under `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = StoreServer(folder)
+        self.domains: dict[int, Domain] = {}
+        self._nursery: trio.Nursery | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Xen]:
+        """Xen, with domain 0, while the block lasts."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await self.start_domain(0)
+                yield self
+            finally:
+                nursery.cancel_scope.cancel()
+                for domid in list(self.domains):
+                    self.domains.pop(domid).close()
+
+    async def start_domain(self, domid: int) -> Domain:
+        """A new domain, with its way to XenStore."""
+        assert self._nursery is not None
+        domain = self.domains[domid] = Domain(domid)
+        await self._nursery.start(self.server.serve, domid)
+        return domain
+
+    def stop_domain(self, domid: int) -> None:
+        """The domain dies: what others have mapped stays theirs until they let go."""
+        self.domains.pop(domid).close()
+        self.server.release(domid)
+
+    def hypervisor(self, domid: int) -> SimHypervisor:
+        """Xen as this domain sees it."""
+        return SimHypervisor(self, self.domains[domid])

@@ -1,0 +1,115 @@
+"""The toolstack's part in XenStore, as libxl does it (libxl_vdispl.c, libxl_device.c): who owns which node is what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import trio
+
+from displbe.wire.xenbus import State, parse_state
+
+from .store import Perms, StoreServer
+
+__all__ = ["ConnectorSpec", "Toolstack"]
+
+
+class ConnectorSpec(msgspec.Struct, frozen=True):
+    """One connector of `vdispl = ['connectors=NAME:WIDTHxHEIGHT']`."""
+
+    name: str
+    width: int
+    height: int
+
+
+class Toolstack:
+    """xl, straight on the tree of a simulated XenStore."""
+
+    def __init__(self, server: StoreServer) -> None:
+        self._server = server
+
+    def write(self, path: str, value: str | bytes, perms: Perms | None = None) -> None:
+        """Write a node as domain 0."""
+        self._server.tree.write(0, path, value.encode() if isinstance(value, str) else value)
+        if perms is not None:
+            self._server.tree.set_perms(0, path, perms)
+        self._server.fire([path])
+
+    def read(self, path: str) -> bytes | None:
+        """A node's value."""
+        node = self._server.tree.find(path)
+        return node.value if node is not None else None
+
+    def remove(self, path: str) -> None:
+        """Remove a node."""
+        if self._server.tree.find(path) is not None:
+            self._server.tree.remove(0, path)
+            self._server.fire([path])
+
+    def create_domain(self, domid: int) -> None:
+        """A domain's home, which it owns; its `device` directory is Dom0's."""
+        self.write(f"/local/domain/{domid}", "", [("n", 0), ("r", domid)])
+        self.write(f"/local/domain/{domid}/domid", str(domid))
+        self.write(f"/local/domain/{domid}/data", "", [("n", domid)])
+        self.write(f"/local/domain/{domid}/error", "", [("n", domid)])
+        self.write(f"/local/domain/{domid}/device", "", [("n", 0), ("r", domid)])
+
+    def add_display(
+        self,
+        domid: int,
+        connectors: Sequence[ConnectorSpec],
+        number: int = 0,
+        *,
+        backend: int = 0,
+        be_alloc: bool = False,
+    ) -> None:
+        """A vdispl device, as `xl create` and `xl vdispl-attach` make it."""
+        front, back = self.front(domid, number), self.back(domid, number, backend)
+        guests: Perms = [("n", domid), ("r", backend)]
+        ours: Perms = [("n", backend), ("r", domid)]
+        protected: Perms = [("n", backend), ("r", domid)]
+        if self.read(f"/local/domain/{domid}/device/vdispl") is None:
+            self.write(f"/local/domain/{domid}/device/vdispl", "", [("n", 0), ("r", domid)])
+        self.write(front, "", guests)
+        self.write(f"{front}/backend", back)
+        self.write(f"{front}/backend-id", str(backend))
+        self.write(f"{front}/be-alloc", str(int(be_alloc)), protected)
+        for index, connector in enumerate(connectors):
+            self.write(f"{front}/{index}/unique-id", connector.name, protected)
+            self.write(f"{front}/{index}/resolution", f"{connector.width}x{connector.height}", protected)
+        self.write(f"{front}/state", "1")
+        self.write(back, "", ours)
+        self.write(f"{back}/frontend", front)
+        self.write(f"{back}/frontend-id", str(domid))
+        self.write(f"{back}/online", "1")
+        self.write(f"{back}/state", "1")
+
+    def front(self, domid: int, number: int = 0) -> str:
+        """The frontend's directory."""
+        return f"/local/domain/{domid}/device/vdispl/{number}"
+
+    def back(self, domid: int, number: int = 0, backend: int = 0) -> str:
+        """The backend's directory."""
+        return f"/local/domain/{backend}/backend/vdispl/{domid}/{number}"
+
+    async def wait_state(self, path: str, *states: State | None, timeout: float = 5.0) -> State | None:
+        """Wait until `path`/state is one of these (None: missing). Raises trio.TooSlowError."""
+        with trio.fail_after(timeout):
+            while (state := parse_state(self.read(f"{path}/state"))) not in states:
+                await trio.sleep(0.005)
+        return state
+
+    async def remove_display(self, domid: int, number: int = 0, *, backend: int = 0) -> None:
+        """`xl vdispl-detach`, and the end of a domain: ask the backend for 6, for at most 10 s, then remove the nodes."""
+        front, back = self.front(domid, number), self.back(domid, number, backend)
+        if self.read(f"{back}/state") is not None:
+            self.write(f"{back}/online", "0")
+            if self.read(f"{back}/state") != b"6":
+                self.write(f"{back}/state", "5")
+            await self.wait_state(back, State.CLOSED, timeout=10)
+        self.remove(front)
+        self.remove(back)
+
+    def destroy_domain(self, domid: int) -> None:
+        """The home of a dead domain goes."""
+        self.remove(f"/local/domain/{domid}")

@@ -1,0 +1,102 @@
+"""What a sink must do. `headless` and `drm` are sinks; tests/scenario runs the same scenarios over them.
+
+A sink owns a connection to the outside and gets it back when it is lost. It has outputs, each of which shows one connector
+of one guest. An output turns a guest's buffer into something it can show, in the cheapest way that it and the buffer share.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from displbe.wire.errors import Errno
+from displbe.xen.port import GuestBuffer
+
+__all__ = ["Geometry", "Output", "OutputUnavailable", "Sink", "SinkBuffer", "SinkError"]
+
+
+class SinkError(Exception):
+    """An output cannot do what was asked. `code` is what the guest gets for it."""
+
+    def __init__(self, code: Errno, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class OutputUnavailable(Exception):
+    """There is no such output, or it is taken; the text says which, for the device's `error` node."""
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """How pixels lie in a buffer: pixels, a DRM fourcc, octets. It has been checked against the buffer's size."""
+
+    width: int
+    height: int
+    fourcc: int
+    stride: int
+    offset: int
+
+
+class SinkBuffer(abc.ABC):
+    """A guest's framebuffer as its output shows it."""
+
+    path: str
+    """How the pixels get to the screen: `zero copy` or `copy`."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Take it off the screen if it is there, and let go of the guest's pages; nothing uses them afterwards."""
+
+
+class Output(abc.ABC):
+    """A place for one connector's picture, claimed by one guest at a time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.flipped: Callable[[int], None] = lambda token: None
+        """Called once per accepted flip, when it is shown or can no longer be; set by who claims the output."""
+
+    @abc.abstractmethod
+    async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
+        """Prepare a guest's buffer for this output. Raises SinkError, and holds nothing then."""
+
+    @abc.abstractmethod
+    async def enable(self, buffer: SinkBuffer) -> None:
+        """Switch on and show this buffer; returns when it is on its way. Raises SinkError: the screen stays as it was."""
+
+    @abc.abstractmethod
+    async def disable(self) -> None:
+        """Switch off. Raises nothing: what cannot be switched off is gone already."""
+
+    @abc.abstractmethod
+    def flip(self, buffer: SinkBuffer, token: int) -> None:
+        """Show another buffer at the next refresh; `flipped(token)` follows exactly once. Raises SinkError, then it does not.
+
+        One flip at a time: the caller waits for `flipped` before the next.
+        """
+
+    @abc.abstractmethod
+    async def release(self) -> None:
+        """Give the output back: off, with no call of `flipped` afterwards. Its buffers have been closed before."""
+
+
+class Sink(abc.ABC):
+    """One way to the outside."""
+
+    wants_dmabuf: bool
+    """Whether a dma-buf of a guest's pages is of use here; else they are mapped."""
+
+    @abc.abstractmethod
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve; `started` when outputs can be claimed. Cleans up when cancelled."""
+
+    @abc.abstractmethod
+    def claim(self, name: str, width: int, height: int) -> Output:
+        """The output of this name, for a connector of this resolution. Raises OutputUnavailable."""
+
+    @abc.abstractmethod
+    def claimed(self, name: str) -> Output | None:
+        """The output of this name while a guest has it."""

@@ -1,0 +1,188 @@
+"""A sink without a screen: keeps each output's last frame and writes it as PNG. For CI, for demos, for boards without a display.
+
+It shows as a screen does: a flip takes effect at the next refresh, by a timer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+import trio
+from PIL import Image
+
+from displbe.wire.errors import Errno
+from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.xen.port import GuestBuffer
+
+from .base import Geometry, Output, OutputUnavailable, Sink, SinkBuffer, SinkError
+
+__all__ = ["HeadlessOutput", "HeadlessSettings", "HeadlessSink"]
+
+_log = structlog.get_logger("displbe.headless")
+
+# Pillow's names for the layouts of DRM's little-endian formats.
+_RAW_MODES: Final[dict[int, tuple[str, str]]] = {
+    fourcc("XR24"): ("RGB", "BGRX"),
+    fourcc("AR24"): ("RGB", "BGRX"),
+    fourcc("RG24"): ("RGB", "BGR"),
+    fourcc("RG16"): ("RGB", "BGR;16"),
+    fourcc("XR15"): ("RGB", "BGR;15"),
+    fourcc("AR15"): ("RGB", "BGR;15"),
+}
+
+
+class HeadlessSettings(Protocol):
+    """`[headless]` of the configuration."""
+
+    @property
+    def refresh(self) -> float:
+        """Refreshes per second."""
+
+    @property
+    def directory(self) -> str:
+        """Where the last frame of each output is written as NAME.png when it is switched off; empty: nowhere."""
+
+    @property
+    def outputs(self) -> list[str]:
+        """The outputs there are; empty: as many as are asked for, under any name."""
+
+
+class _Frame(SinkBuffer):
+    path = "copy"
+
+    def __init__(self, output: HeadlessOutput, view: memoryview, geometry: Geometry) -> None:
+        self.view = view
+        self.geometry = geometry
+        self._output = output
+
+    async def aclose(self) -> None:
+        self._output.forget(self)
+        await trio.lowlevel.checkpoint()
+
+
+class HeadlessOutput(Output):
+    """One output; `shown` is what a monitor would show."""
+
+    def __init__(self, sink: HeadlessSink, name: str) -> None:
+        super().__init__(name)
+        self._sink = sink
+        self._shown: _Frame | None = None
+        self._next: tuple[_Frame, int] | None = None
+        self._last: Image.Image | None = None
+        self.flips = 0
+
+    async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
+        if geometry.fourcc not in _RAW_MODES:
+            raise SinkError(Errno.EINVAL, f"format {fourcc_name(geometry.fourcc)} cannot be shown here")
+        return _Frame(self, await buffer.view(), geometry)
+
+    async def enable(self, buffer: SinkBuffer) -> None:
+        assert isinstance(buffer, _Frame)
+        self._shown = buffer
+        await trio.lowlevel.checkpoint()
+
+    async def disable(self) -> None:
+        self._keep()
+        self._shown = None
+        if self._sink.settings.directory:
+            await trio.to_thread.run_sync(self.write, Path(self._sink.settings.directory) / f"{self.name}.png")
+
+    def flip(self, buffer: SinkBuffer, token: int) -> None:
+        assert isinstance(buffer, _Frame)
+        self._next = (buffer, token)
+        self._sink.refresh_soon()
+
+    def refresh(self) -> None:
+        """The moment of a vertical blank: a waiting flip is shown."""
+        if self._next is not None:
+            (self._shown, token), self._next = self._next, None
+            self.flips += 1
+            self.flipped(token)
+
+    def forget(self, frame: _Frame) -> None:
+        """A buffer goes: keep its picture if it is on the screen, complete a flip that waits for it."""
+        if self._next is not None and self._next[0] is frame:
+            _, token = self._next
+            self._next = None
+            self.flipped(token)
+        if self._shown is frame:
+            self._keep()
+            self._shown = None
+
+    async def release(self) -> None:
+        self.flipped = lambda token: None
+        await self.disable()
+        self._sink.give_back(self.name)
+
+    def _keep(self) -> None:
+        if self._shown is not None:
+            self._last = _image(self._shown.view, self._shown.geometry)
+
+    def picture(self) -> Image.Image | None:
+        """What is shown, or was shown last; None when nothing ever was."""
+        self._keep()
+        return self._last
+
+    def write(self, path: Path) -> None:
+        """Write `picture` as PNG, under its name only when it is whole."""
+        picture = self.picture()
+        if picture is not None:
+            part = path.with_suffix(".part")
+            picture.save(part, "PNG")
+            os.replace(part, path)
+
+
+def _image(view: memoryview, geometry: Geometry) -> Image.Image:
+    """A private copy of the pixels."""
+    mode, raw = _RAW_MODES[geometry.fourcc]
+    octets = geometry.stride * (geometry.height - 1) + geometry.width * FORMATS[geometry.fourcc].bits // 8
+    data = bytes(view[geometry.offset : geometry.offset + octets]).ljust(geometry.stride * geometry.height, b"\0")
+    return Image.frombytes(mode, (geometry.width, geometry.height), data, "raw", raw, geometry.stride, 1)
+
+
+class HeadlessSink(Sink):
+    """Outputs in memory."""
+
+    wants_dmabuf = False
+
+    def __init__(self, settings: HeadlessSettings) -> None:
+        self.settings = settings
+        self.outputs: dict[str, HeadlessOutput] = {}
+        self._wanted = trio.Event()
+
+    def refresh_soon(self) -> None:
+        """A flip waits for the next refresh."""
+        self._wanted.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        if self.settings.directory:
+            await trio.Path(self.settings.directory).mkdir(parents=True, exist_ok=True)
+        task_status.started()
+        period = 1 / self.settings.refresh
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            now = trio.current_time()
+            await trio.sleep_until(now - now % period + period)
+            for output in list(self.outputs.values()):
+                output.refresh()
+
+    def claim(self, name: str, width: int, height: int) -> Output:
+        if self.settings.outputs and name not in self.settings.outputs:
+            raise OutputUnavailable(f"no output {name}; there are: {', '.join(self.settings.outputs)}")
+        if "/" in name or name.startswith("."):
+            raise OutputUnavailable("no output of that name")
+        if name in self.outputs:
+            raise OutputUnavailable(f"output {name} is taken by another guest")
+        output = self.outputs[name] = HeadlessOutput(self, name)
+        return output
+
+    def give_back(self, name: str) -> None:
+        """An output is free again."""
+        del self.outputs[name]
+
+    def claimed(self, name: str) -> Output | None:
+        return self.outputs.get(name)

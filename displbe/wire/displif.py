@@ -1,0 +1,221 @@
+"""displif's messages: requests, responses and events, 64 bytes each (xen/include/public/io/displif.h).
+
+The C structs are the authority; where the header's pictures differ from them (GET_EDID, SET_CONFIG), the structs are
+right. Everything is little-endian. `protocol/messages.md` has the layouts as tables, `protocol/vectors/displif.json`
+holds bytes made from the header itself, which the tests compare with this file.
+
+Decoders take `bytes`, a private copy of a slot: a guest can rewrite shared memory between two looks at it.
+"""
+
+from __future__ import annotations
+
+import enum
+from struct import Struct
+from typing import ClassVar, Final, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "MESSAGE_SIZE",
+    "DbufCreate",
+    "DbufDestroy",
+    "FbAttach",
+    "FbDetach",
+    "GetEdid",
+    "Operation",
+    "PageFlip",
+    "PageFlipEvent",
+    "Request",
+    "Response",
+    "SetConfig",
+    "UnknownRequest",
+    "decode_event",
+    "decode_request",
+    "decode_response",
+    "encode_event",
+    "encode_request",
+    "encode_response",
+]
+
+MESSAGE_SIZE: Final = 64
+"""Octets of every request, response and event."""
+
+REQ_ALLOC: Final = 1 << 0
+"""XENDISPL_DBUF_FLG_REQ_ALLOC: the backend is asked to allocate the buffer."""
+
+EVENT_PAGE_FLIP: Final = 0x00
+"""XENDISPL_EVT_PG_FLIP, the only event there is."""
+
+
+class Operation(enum.IntEnum):
+    """XENDISPL_OP_*."""
+
+    DBUF_CREATE = 0x10
+    DBUF_DESTROY = 0x11
+    FB_ATTACH = 0x12
+    FB_DETACH = 0x13
+    SET_CONFIG = 0x14
+    PG_FLIP = 0x15
+    GET_EDID = 0x16
+
+
+class DbufCreate(msgspec.Struct, frozen=True, gc=False):
+    """Create a display buffer from the guest's pages. Sizes in pixels, bits per pixel and octets."""
+
+    operation: ClassVar[int] = Operation.DBUF_CREATE
+    layout: ClassVar[Struct] = Struct("<HB5xQIIIIIII20x")
+    id: int
+    dbuf_cookie: int
+    width: int
+    height: int
+    bpp: int
+    buffer_sz: int
+    flags: int
+    gref_directory: int
+    data_ofs: int
+
+
+class DbufDestroy(msgspec.Struct, frozen=True, gc=False):
+    """Release a display buffer; the answer says that nothing maps its pages any more."""
+
+    operation: ClassVar[int] = Operation.DBUF_DESTROY
+    layout: ClassVar[Struct] = Struct("<HB5xQ48x")
+    id: int
+    dbuf_cookie: int
+
+
+class FbAttach(msgspec.Struct, frozen=True, gc=False):
+    """Make a framebuffer of a display buffer. `pixel_format` is a DRM fourcc."""
+
+    operation: ClassVar[int] = Operation.FB_ATTACH
+    layout: ClassVar[Struct] = Struct("<HB5xQQIII28x")
+    id: int
+    dbuf_cookie: int
+    fb_cookie: int
+    width: int
+    height: int
+    pixel_format: int
+
+
+class FbDetach(msgspec.Struct, frozen=True, gc=False):
+    """Give a framebuffer up."""
+
+    operation: ClassVar[int] = Operation.FB_DETACH
+    layout: ClassVar[Struct] = Struct("<HB5xQ48x")
+    id: int
+    fb_cookie: int
+
+
+class SetConfig(msgspec.Struct, frozen=True, gc=False):
+    """Show a framebuffer on this connector, or nothing (`fb_cookie` 0). The rectangle is the framebuffer's part."""
+
+    operation: ClassVar[int] = Operation.SET_CONFIG
+    layout: ClassVar[Struct] = Struct("<HB5xQIIIII28x")
+    id: int
+    fb_cookie: int
+    x: int
+    y: int
+    width: int
+    height: int
+    bpp: int
+
+
+class PageFlip(msgspec.Struct, frozen=True, gc=False):
+    """Show another framebuffer at the next refresh; an event follows when it is shown."""
+
+    operation: ClassVar[int] = Operation.PG_FLIP
+    layout: ClassVar[Struct] = Struct("<HB5xQ48x")
+    id: int
+    fb_cookie: int
+
+
+class GetEdid(msgspec.Struct, frozen=True, gc=False):
+    """Write the connector's EDID into the guest's pages."""
+
+    operation: ClassVar[int] = Operation.GET_EDID
+    layout: ClassVar[Struct] = Struct("<HB5xII48x")
+    id: int
+    buffer_sz: int
+    gref_directory: int
+
+
+class UnknownRequest(msgspec.Struct, frozen=True, gc=False):
+    """A request of an operation that displif does not have."""
+
+    id: int
+    operation: int
+
+
+Known: TypeAlias = DbufCreate | DbufDestroy | FbAttach | FbDetach | SetConfig | PageFlip | GetEdid
+Request: TypeAlias = Known | UnknownRequest
+
+_KNOWN: Final[dict[int, type[Known]]] = {
+    kind.operation: kind for kind in (DbufCreate, DbufDestroy, FbAttach, FbDetach, SetConfig, PageFlip, GetEdid)
+}
+_UNPACK: Final = {operation: (kind, kind.layout.unpack) for operation, kind in _KNOWN.items()}
+_HEADER: Final = Struct("<HB61x")
+_RESPONSE: Final = Struct("<HBxiI52x")
+_EVENT: Final = Struct("<HB5xQ48x")
+_pack_response = _RESPONSE.pack
+_pack_event = _EVENT.pack
+
+
+def decode_request(slot: bytes) -> Request:
+    """The request in 64 bytes. Reserved octets are not looked at: Linux leaves earlier bytes in them."""
+    entry = _UNPACK.get(slot[2])
+    if entry is None:
+        return UnknownRequest(*_HEADER.unpack(slot))
+    kind, unpack = entry
+    number, _, *fields = unpack(slot)
+    return kind(number, *fields)
+
+
+def encode_request(request: Request) -> bytes:
+    """The 64 bytes of a request (the frontend's half, for simulated guests and tests)."""
+    if isinstance(request, UnknownRequest):
+        return _HEADER.pack(request.id, request.operation)
+    number, *fields = msgspec.structs.astuple(request)
+    return request.layout.pack(number, request.operation, *fields)
+
+
+class Response(msgspec.Struct, frozen=True, gc=False):
+    """The answer to a request: `status` 0 or a negative error number; `edid_sz` octets for GET_EDID."""
+
+    id: int
+    operation: int
+    status: int
+    edid_sz: int = 0
+
+
+def encode_response(number: int, operation: int, status: int, edid_sz: int = 0) -> bytes:
+    """The 64 bytes of a response, zero where nothing is said.
+
+    All 64 are written into the slot: Linux never clears one before it uses it again, and would find the pixel format
+    of an old request where the flags of the next belong.
+    """
+    return _pack_response(number, operation, status, edid_sz)
+
+
+def decode_response(slot: bytes) -> Response:
+    """The response in 64 bytes (the frontend's half)."""
+    return Response(*_RESPONSE.unpack(slot))
+
+
+class PageFlipEvent(msgspec.Struct, frozen=True, gc=False):
+    """The flip to `fb_cookie` is on the screen."""
+
+    id: int
+    fb_cookie: int
+
+
+def encode_event(number: int, fb_cookie: int) -> bytes:
+    """The 64 bytes of a page-flip event; `number` is taken modulo 2**16."""
+    return _pack_event(number & 0xFFFF, EVENT_PAGE_FLIP, fb_cookie)
+
+
+def decode_event(slot: bytes) -> PageFlipEvent:
+    """The event in 64 bytes (the frontend's half)."""
+    number, kind, cookie = _EVENT.unpack(slot)
+    if kind != EVENT_PAGE_FLIP:
+        raise ValueError(f"event of unknown type {kind}")
+    return PageFlipEvent(number, cookie)

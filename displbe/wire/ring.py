@@ -1,0 +1,196 @@
+"""The shared pages of a connector: the control ring and the event page, each half of each.
+
+Control ring (xen/include/public/io/ring.h, one page): four free-running u32 indices, then 32 slots of 64 octets, which
+requests and responses share. Event page (displif.h): two free-running u32 indices, then 63 slots, index modulo 63.
+
+`Back*` is the backend's half, `Front*` the frontend's; simulated guests and tests use the same file. Nothing here waits
+and nothing notifies: where the other side may need a notification, the answer is True. The memory's barriers come with
+the page that is handed in.
+
+The guest can write everything in these pages at any time. So each index of ours is private and only ever written to the
+page, a slot is copied once, and an index of the guest's that no honest guest can have raises `FrontendBroken`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from .displif import MESSAGE_SIZE
+from .errors import FrontendBroken
+
+__all__ = [
+    "EVENT_SLOTS",
+    "PAGE_SIZE",
+    "REQUEST_SLOTS",
+    "BackControlRing",
+    "BackEventPage",
+    "FrontControlRing",
+    "FrontEventPage",
+    "SharedPage",
+]
+
+PAGE_SIZE: Final = 4096
+REQUEST_SLOTS: Final = 32
+"""__RING_SIZE: (4096 - 64) / 64 = 63 slots, rounded down to a power of two."""
+EVENT_SLOTS: Final = 63
+"""XENDISPL_IN_RING_LEN: (4096 - 64) / 64."""
+
+_U32: Final = 0xFFFFFFFF
+_SLOT_MASK: Final = REQUEST_SLOTS - 1
+_HEADER: Final = 64
+# struct sring
+_REQ_PROD: Final = 0
+_REQ_EVENT: Final = 4
+_RSP_PROD: Final = 8
+_RSP_EVENT: Final = 12
+# struct xendispl_event_page
+_IN_CONS: Final = 0
+_IN_PROD: Final = 4
+
+
+class SharedPage(Protocol):
+    """A page that another domain can write: 4096 octets, with the accesses a ring needs. Offsets in octets."""
+
+    def load(self, offset: int) -> int:
+        """A u32, with acquire semantics: no later access of ours happens before it."""
+
+    def store(self, offset: int, value: int) -> None:
+        """Write a u32 with release semantics: every earlier access of ours happens before it."""
+
+    def fence(self) -> None:
+        """A full barrier: no access of ours crosses it."""
+
+    def copy(self, offset: int, size: int) -> bytes:
+        """A private copy."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write octets, in no particular order."""
+
+
+class BackControlRing:
+    """The backend's half: takes requests, gives responses.
+
+    Raises FrontendBroken when the page has responses already: it belonged to an earlier backend, and its indices
+    would make us answer requests that were answered before.
+    """
+
+    def __init__(self, page: SharedPage) -> None:
+        self._load = page.load
+        self._store = page.store
+        self._fence = page.fence
+        self._copy = page.copy
+        self._write = page.write
+        self._req_cons = 0
+        self._rsp_prod = 0
+        if page.load(_RSP_PROD) != 0:
+            raise FrontendBroken("the control ring has been used before")
+
+    def take(self) -> bytes | None:
+        """A private copy of the next request, or None."""
+        cons = self._req_cons
+        waiting = (self._load(_REQ_PROD) - cons) & _U32
+        if waiting == 0:
+            return None
+        # RING_REQUEST_PROD_OVERFLOW: more requests than slots that are neither waiting nor still to be answered.
+        # A producer that went backwards looks the same: its distance is almost 2**32.
+        if waiting + ((cons - self._rsp_prod) & _U32) > REQUEST_SLOTS:
+            raise FrontendBroken(f"impossible request index: {waiting} requests waiting in a ring of {REQUEST_SLOTS}")
+        self._req_cons = (cons + 1) & _U32
+        return self._copy(_HEADER + (cons & _SLOT_MASK) * MESSAGE_SIZE, MESSAGE_SIZE)
+
+    def final_check(self) -> bool:
+        """Ask to be notified of the next request; True when one came meanwhile (RING_FINAL_CHECK_FOR_REQUESTS)."""
+        self._store(_REQ_EVENT, (self._req_cons + 1) & _U32)
+        self._fence()
+        return self._load(_REQ_PROD) != self._req_cons
+
+    def respond(self, response: bytes) -> bool:
+        """Push a response into the oldest taken slot; True when the frontend wants a notification.
+
+        RING_PUSH_RESPONSES_AND_CHECK_NOTIFY: `(RING_IDX)(new - rsp_event) < (RING_IDX)(new - old)`.
+        """
+        old = self._rsp_prod
+        new = self._rsp_prod = (old + 1) & _U32
+        self._write(_HEADER + (old & _SLOT_MASK) * MESSAGE_SIZE, response)
+        self._store(_RSP_PROD, new)
+        self._fence()
+        return self._load(_RSP_EVENT) == new  # new - old is 1 here
+
+
+class FrontControlRing:
+    """The frontend's half: gives requests, takes responses."""
+
+    def __init__(self, page: SharedPage) -> None:
+        self._page = page
+        self._req_prod = 0
+        self._rsp_cons = 0
+        page.write(0, bytes(PAGE_SIZE))
+        page.store(_REQ_EVENT, 1)  # SHARED_RING_INIT
+        page.store(_RSP_EVENT, 1)
+
+    def put(self, request: bytes) -> bool:
+        """Push a request; True when the backend wants a notification. Raises BufferError when 32 are unanswered."""
+        old, new = self._req_prod, (self._req_prod + 1) & _U32
+        if (new - self._rsp_cons) & _U32 > REQUEST_SLOTS:
+            raise BufferError("control ring full")
+        self._page.write(_HEADER + (old & _SLOT_MASK) * MESSAGE_SIZE, request)
+        self._req_prod = new
+        self._page.store(_REQ_PROD, new)
+        self._page.fence()
+        return (new - self._page.load(_REQ_EVENT)) & _U32 < (new - old) & _U32
+
+    def take(self) -> bytes | None:
+        """The next response, or None."""
+        cons = self._rsp_cons
+        if self._page.load(_RSP_PROD) == cons:
+            return None
+        self._rsp_cons = (cons + 1) & _U32
+        return self._page.copy(_HEADER + (cons & _SLOT_MASK) * MESSAGE_SIZE, MESSAGE_SIZE)
+
+    def final_check(self) -> bool:
+        """Ask to be notified of the next response; True when one came meanwhile."""
+        self._page.store(_RSP_EVENT, (self._rsp_cons + 1) & _U32)
+        self._page.fence()
+        return self._page.load(_RSP_PROD) != self._rsp_cons
+
+
+class BackEventPage:
+    """The backend's half: gives events. The producer index is ours alone; the page's copy of it is never read again."""
+
+    def __init__(self, page: SharedPage) -> None:
+        self._page = page
+        self._in_prod = page.load(_IN_CONS)
+        page.store(_IN_PROD, self._in_prod)
+
+    def space(self) -> bool:
+        """Whether an event fits. Raises FrontendBroken when the frontend's index lies outside the ring."""
+        unread = (self._in_prod - self._page.load(_IN_CONS)) & _U32
+        if unread > EVENT_SLOTS:
+            raise FrontendBroken(f"impossible event index: {unread} unread events in a ring of {EVENT_SLOTS}")
+        return unread < EVENT_SLOTS
+
+    def put(self, event: bytes) -> None:
+        """Push an event; the caller has asked `space` before. The frontend always wants a notification."""
+        prod = self._in_prod
+        self._page.write(_HEADER + (prod % EVENT_SLOTS) * MESSAGE_SIZE, event)
+        self._in_prod = (prod + 1) & _U32
+        self._page.store(_IN_PROD, self._in_prod)
+
+
+class FrontEventPage:
+    """The frontend's half: takes events."""
+
+    def __init__(self, page: SharedPage) -> None:
+        self._page = page
+        self._in_cons = 0
+        page.write(0, bytes(PAGE_SIZE))
+
+    def take(self) -> bytes | None:
+        """The next event, or None."""
+        cons = self._in_cons
+        if self._page.load(_IN_PROD) == cons:
+            return None
+        event = self._page.copy(_HEADER + (cons % EVENT_SLOTS) * MESSAGE_SIZE, MESSAGE_SIZE)
+        self._in_cons = (cons + 1) & _U32
+        self._page.store(_IN_CONS, self._in_cons)
+        return event

@@ -1,0 +1,82 @@
+"""Shared memory with the accesses that rings need: acquire, release, full fence.
+
+Python has no barriers. libatomic exports the compiler's atomic operations as functions; cffi calls them without a compiler.
+On Arm, the main target, nothing else will do; and on x86 a store may still pass a later load, which is what the ring's final
+check must not see.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cffi import FFI
+
+from .port import Unavailable
+
+__all__ = ["MissingLibatomic", "SharedMemory", "ffi", "libatomic"]
+
+ffi: Final = FFI()
+ffi.cdef(
+    """
+    uint32_t __atomic_load_4(const void *, int);
+    void __atomic_store_4(void *, uint32_t, int);
+    void atomic_thread_fence(int);
+    """
+)
+ACQUIRE: Final = 2
+RELEASE: Final = 3
+SEQ_CST: Final = 5
+
+
+class MissingLibatomic(Unavailable):
+    """libatomic.so.1 is not installed."""
+
+
+def _open() -> Any:
+    try:
+        return ffi.dlopen("libatomic.so.1")
+    except OSError as error:
+        raise MissingLibatomic("libatomic.so.1 is missing; on Debian, install the package libatomic1") from error
+
+
+libatomic: Final = _open()
+_load = libatomic.__atomic_load_4
+_store = libatomic.__atomic_store_4
+_fence = libatomic.atomic_thread_fence
+
+
+class SharedMemory:
+    """Memory that someone else writes at the same time: what `wire.ring.SharedPage` asks for, over a buffer.
+
+    Read-only memory can be copied from and loaded from.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        # A bare address: it keeps no hold on the memory, which the owner unmaps after `forget`.
+        self._base: Any = ffi.cast("char *", ffi.from_buffer(memory))
+
+    def forget(self) -> None:
+        """The memory is about to go: later accesses raise instead of faulting."""
+        self._base = None
+        self._memory = memoryview(b"")
+
+    def load(self, offset: int) -> int:
+        """A u32 at an octet offset, with acquire semantics."""
+        return int(_load(self._base + offset, ACQUIRE))
+
+    def store(self, offset: int, value: int) -> None:
+        """Write a u32 at an octet offset with release semantics."""
+        _store(self._base + offset, value, RELEASE)
+
+    def fence(self) -> None:
+        """A full barrier."""
+        _fence(SEQ_CST)
+
+    def copy(self, offset: int, size: int) -> bytes:
+        """A private copy of `size` octets."""
+        return bytes(self._memory[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write octets."""
+        self._memory[offset : offset + len(data)] = data

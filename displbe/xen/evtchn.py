@@ -1,0 +1,151 @@
+"""Event channels: one file and one reading task for all ports, since the wake-up is the dearest part of a page flip.
+
+`EventChannels` does it over /dev/xen/evtchn (drivers/xen/evtchn.c): reading gives the ports that fired, which stay masked
+until they are written back.
+"""
+
+from __future__ import annotations
+
+import abc
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from struct import Struct
+from typing import Final
+
+import trio
+
+from .port import HypervisorError, Ledger
+
+__all__ = ["Channel", "ChannelTable", "EventChannels"]
+
+BIND_INTERDOMAIN: Final = 0x00084501
+UNBIND: Final = 0x00044503
+NOTIFY: Final = 0x00044504
+RESET: Final = 0x00004505
+_PORT: Final = Struct("=I")
+_PAIR: Final = Struct("=II")
+
+
+def _nothing() -> bool:
+    """What a closed port still has to do, when it closes while its turn comes."""
+    return False
+
+
+class Channel(abc.ABC):
+    """One bound port (port.EventChannel)."""
+
+    def __init__(self, port: int, fired: Callable[[], bool], table: ChannelTable) -> None:
+        self.port = port
+        self.fired = fired
+        self._table = table
+
+    @abc.abstractmethod
+    def notify(self) -> None:
+        """Notify the other end."""
+
+    @abc.abstractmethod
+    def rearm(self) -> None:
+        """Let the port fire again."""
+
+    def close(self) -> None:
+        """Unbind the port; a second call does nothing."""
+        self.fired = _nothing
+        self._table.closed(self.port)
+
+
+class ChannelTable(abc.ABC):
+    """All ports of our domain. A port's callback is called in `run` and must neither block nor raise; it returns True when
+    it has more to do than one turn allows, and is called again in the next.
+    """
+
+    def __init__(self, fd: int, ledger: Ledger) -> None:
+        self._fd = fd
+        self._channels: dict[int, Channel] = {}
+        self._ledger = ledger
+
+    @abc.abstractmethod
+    def _fired(self) -> Iterable[int]:
+        """The ports that fired since the last call; none is no error."""
+
+    @abc.abstractmethod
+    def _unbind(self, port: int) -> None: ...
+
+    async def run(self) -> None:
+        """Call the callbacks of ports that fire, for ever; those with more to do take turns with the ports that fire next."""
+        channels = self._channels
+        busy: list[Channel] = []
+        while True:
+            if busy:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._fd)
+            fired = [channels[port] for port in self._fired() if port in channels]
+            busy = [channel for channel in busy + fired if channel.fired()]
+
+    def add(self, channel: Channel) -> None:
+        """A port has been bound."""
+        self._channels[channel.port] = channel
+        self._ledger.ports += 1
+
+    def closed(self, port: int) -> None:
+        """A port is given up."""
+        if self._channels.pop(port, None) is not None:
+            self._ledger.ports -= 1
+            self._unbind(port)
+
+    def close(self) -> None:
+        """Give up all ports."""
+        for port in list(self._channels):
+            self._channels[port].close()
+        os.close(self._fd)
+
+
+class EventChannels(ChannelTable):
+    """The ports of a /dev/xen/evtchn file. Raises OSError when it cannot be opened."""
+
+    def __init__(self, ledger: Ledger, path: str = "/dev/xen/evtchn") -> None:
+        super().__init__(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), ledger)
+
+    def _fired(self) -> Iterable[int]:
+        try:
+            return [port for (port,) in _PORT.iter_unpack(os.read(self._fd, 1024))]
+        except BlockingIOError:
+            return ()
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            # The kernel's list of fired ports was too short and some are lost: look at every ring.
+            fcntl.ioctl(self._fd, RESET)
+            return list(self._channels)
+
+    def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
+        """Bind another domain's unbound port. Raises HypervisorError."""
+        try:
+            port = fcntl.ioctl(self._fd, BIND_INTERDOMAIN, bytearray(_PAIR.pack(domid, remote_port)))
+        except OSError as error:
+            reason = f"cannot bind event channel {remote_port} of domain {domid}: {error.strerror}"
+            if error.errno == errno.EPERM:
+                reason += " (Xen's XSM policy, SILO for one, forbids channels between these two domains)"
+            raise HypervisorError(error.errno or errno.EIO, reason) from error
+        channel = _Evtchn(self._fd, port, fired, self)
+        self.add(channel)
+        return channel
+
+    def _unbind(self, port: int) -> None:
+        fcntl.ioctl(self._fd, UNBIND, bytearray(_PORT.pack(port)))
+
+
+class _Evtchn(Channel):
+    def __init__(self, fd: int, port: int, fired: Callable[[], bool], table: ChannelTable) -> None:
+        super().__init__(port, fired, table)
+        self._fd = fd
+        self._packed = _PORT.pack(port)
+        self._argument = bytearray(self._packed)
+
+    def notify(self) -> None:
+        fcntl.ioctl(self._fd, NOTIFY, self._argument)
+
+    def rearm(self) -> None:
+        os.write(self._fd, self._packed)

@@ -1,0 +1,233 @@
+"""Grants over /dev/xen/gntdev (include/uapi/xen/gntdev.h, drivers/xen/gntdev.c, gntdev-dmabuf.c).
+
+MAP_GRANT_REF only reserves; the mmap at the index it gives does the mapping, as a whole or not at all, and a mapping without
+PROT_WRITE is read-only in the hypervisor. Unmapping is munmap, then UNMAP_GRANT_REF.
+
+Each guest buffer has a gntdev file of its own. So all it holds goes with that file; and the kernel knows an exported dma-buf
+by file and fd number, which could otherwise be taken for another's once the number is used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from array import array
+from collections.abc import AsyncIterator, Callable, Sequence
+from struct import Struct
+from typing import Final, TypeVar
+
+import trio
+
+from .barriers import SharedMemory
+from .memory import PAGE_SIZE, Mapping
+from .port import HypervisorError, Ledger
+
+__all__ = ["GrantedPages", "GuestPage", "map_page", "open_gntdev", "probe", "share_dmabuf"]
+
+MAP_GRANT_REF: Final = 0x00184700
+UNMAP_GRANT_REF: Final = 0x00104701
+DMABUF_EXP_FROM_REFS: Final = 0x00144709
+DMABUF_EXP_WAIT_RELEASED: Final = 0x0008470A
+DMABUF_IMP_TO_REFS: Final = 0x0014470B
+DMABUF_IMP_RELEASE: Final = 0x0008470C
+
+PATH: Final = "/dev/xen/gntdev"
+_MAP: Final = Struct("=IIQ")
+_UNMAP: Final = Struct("=QII")
+_EXPORT: Final = Struct("=IIII")
+_IMPORT: Final = Struct("=IIII")
+_PAIR: Final = Struct("=II")
+
+_RELEASE_WAIT_MS: Final = 200
+"""One WAIT_RELEASED: short, so that a cancelled wait is noticed soon."""
+_MAP_TRIES: Final = 20
+
+T = TypeVar("T")
+
+
+def open_gntdev(path: str = PATH) -> int:
+    """A new gntdev file. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _refused(what: str, error: OSError) -> HypervisorError:
+    return HypervisorError(error.errno or errno.EIO, f"{what}: {error.strerror}")
+
+
+class _Grants:
+    """Granted pages in our address space. Raises OSError when any of them cannot be mapped; then none is."""
+
+    def __init__(self, fd: int, domid: int, refs: Sequence[int], *, writable: bool) -> None:
+        self._fd = fd
+        self._count = len(refs)
+        ask = bytearray(_MAP.pack(self._count, 0, 0))
+        for ref in refs:
+            ask += _PAIR.pack(domid, ref)
+        fcntl.ioctl(fd, MAP_GRANT_REF, ask)
+        self._index = int(_MAP.unpack_from(ask)[2])
+        try:
+            self._mapping = self._map(writable)
+        except OSError:
+            self._unreserve()
+            raise
+        self.view = self._mapping.view
+
+    def _map(self, writable: bool) -> Mapping:
+        for _ in range(_MAP_TRIES):
+            try:
+                return Mapping(self._fd, [(self._index, self._count * PAGE_SIZE)], writable=writable)
+            except BlockingIOError:  # EAGAIN: the guest's page is paged out, and comes back
+                time.sleep(0.001)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def _unreserve(self) -> None:
+        fcntl.ioctl(self._fd, UNMAP_GRANT_REF, bytearray(_UNMAP.pack(self._index, self._count, 0)))
+
+    def close(self) -> None:
+        """Unmap. Slices of the view must not be used any more: their memory is gone."""
+        self._mapping.close()
+        self._unreserve()
+
+
+class GuestPage(SharedMemory):
+    """One page of a guest, mapped: a ring, an event page, a directory page."""
+
+    def __init__(self, mapping: _Grants, ledger: Ledger) -> None:
+        super().__init__(mapping.view)
+        self._mapping: _Grants | None = mapping
+        self._ledger = ledger
+        ledger.pages += 1
+
+    def close(self) -> None:
+        """Unmap; a second call does nothing."""
+        if self._mapping is not None:
+            self.forget()
+            self._mapping.close()
+            self._mapping = None
+            self._ledger.pages -= 1
+
+
+def map_page(fd: int, domid: int, ref: int, ledger: Ledger, *, writable: bool) -> GuestPage:
+    """Map one page on an open gntdev file. Raises HypervisorError."""
+    try:
+        return GuestPage(_Grants(fd, domid, [ref], writable=writable), ledger)
+    except OSError as error:
+        raise _refused(f"cannot map grant {ref} of domain {domid}", error) from error
+
+
+class GrantedPages:
+    """A guest's buffer (port.GuestBuffer). Made by `open`, let go by `aclose`."""
+
+    def __init__(self, domid: int, refs: Sequence[int], ledger: Ledger) -> None:
+        self.domid = domid
+        self.size = len(refs) * PAGE_SIZE
+        self._refs = refs
+        self._ledger = ledger
+        self._lock = trio.Lock()
+        self._mapping: _Grants | None = None
+        self._dmabuf: int | None = None
+        self._fd = open_gntdev()
+        ledger.buffers += 1
+        ledger.buffer_pages += len(refs)
+
+    @classmethod
+    async def open(cls, domid: int, refs: Sequence[int], ledger: Ledger, *, dmabuf: bool) -> GrantedPages:
+        """Map or export at once. Raises HypervisorError; nothing is held then."""
+        self = cls(domid, refs, ledger)
+        try:
+            await (self.dmabuf() if dmabuf else self.view())
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    async def view(self) -> memoryview:
+        """The pages, read-only. Raises HypervisorError."""
+        async with self._lock:
+            if self._mapping is None:
+                self._mapping = await self._off_loop("map", self._map)
+            return self._mapping.view
+
+    async def dmabuf(self) -> int:
+        """A dma-buf of the pages. Raises HypervisorError."""
+        async with self._lock:
+            if self._dmabuf is None:
+                self._dmabuf = await self._off_loop("export", self._export)
+            return self._dmabuf
+
+    async def _off_loop(self, verb: str, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work)
+        except OSError as error:
+            raise _refused(f"cannot {verb} {len(self._refs)} pages of domain {self.domid}", error) from error
+
+    def _map(self) -> _Grants:
+        return _Grants(self._fd, self.domid, self._refs, writable=False)
+
+    def _export(self) -> int:
+        ask = bytearray(_EXPORT.pack(0, len(self._refs), 0, self.domid)) + array("I", self._refs).tobytes()
+        fcntl.ioctl(self._fd, DMABUF_EXP_FROM_REFS, ask)
+        return int(_EXPORT.unpack_from(ask)[2])
+
+    async def aclose(self) -> None:
+        """Unmap, close the dma-buf and wait until its last user is gone."""
+        with trio.CancelScope(shield=True):
+            async with self._lock:
+                if self._fd < 0:
+                    return
+                if self._mapping is not None:
+                    await trio.to_thread.run_sync(self._mapping.close)
+                    self._mapping = None
+                if self._dmabuf is not None:
+                    number, self._dmabuf = self._dmabuf, None
+                    os.close(number)
+                    while not await trio.to_thread.run_sync(self._released, number):
+                        pass
+                self._end()
+
+    def _released(self, number: int) -> bool:
+        """Whether the dma-buf of this closed fd is gone; waits a little for it."""
+        try:
+            fcntl.ioctl(self._fd, DMABUF_EXP_WAIT_RELEASED, bytearray(_PAIR.pack(number, _RELEASE_WAIT_MS)))
+        except OSError as error:
+            if error.errno == errno.ENOENT:  # gone before we asked
+                return True
+            if error.errno in (errno.ETIMEDOUT, errno.EINTR):
+                return False
+            raise
+        return True
+
+    def _end(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        self._ledger.buffers -= 1
+        self._ledger.buffer_pages -= len(self._refs)
+
+
+@contextlib.asynccontextmanager
+async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
+    """Grant a dma-buf's pages to a guest while the block lasts. Raises HypervisorError."""
+    gntdev = open_gntdev()
+    ask = bytearray(_IMPORT.pack(fd, pages, domid, 0)) + bytearray(4 * pages)
+    try:
+        await trio.to_thread.run_sync(fcntl.ioctl, gntdev, DMABUF_IMP_TO_REFS, ask)
+    except OSError as error:
+        os.close(gntdev)
+        raise _refused(f"cannot grant a dma-buf of {pages} pages to domain {domid}", error) from error
+    try:
+        yield array("I", bytes(ask[_IMPORT.size :])).tolist()
+    finally:
+        fcntl.ioctl(gntdev, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(fd, 0)))
+        os.close(gntdev)
+
+
+def probe(fd: int) -> bool:
+    """Whether this kernel's gntdev has dma-bufs at all: it is asked to release one that never was."""
+    try:
+        fcntl.ioctl(fd, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(0xFFFFFFFF, 0)))
+    except OSError as error:
+        return error.errno != errno.ENOTTY
+    return True

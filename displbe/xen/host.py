@@ -1,0 +1,82 @@
+"""The real hypervisor, over /dev/xen/* and XenStore (port.Hypervisor)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import trio
+
+from . import gntdev, store
+from .evtchn import Channel, EventChannels
+from .gntdev import GrantedPages, GuestPage
+from .port import Abilities, Ledger, Unavailable
+
+__all__ = ["Host", "NoXen"]
+
+
+class NoXen(Unavailable):
+    """This machine offers no Xen to work with; the text says what is missing, in one sentence."""
+
+
+class Host:
+    """Xen as this domain sees it. Raises NoXen when it cannot be made."""
+
+    def __init__(self, store_path: str | None = None) -> None:
+        path = store_path or store.find()
+        if path is None:
+            raise NoXen(
+                "there is no XenStore here (neither its socket nor /dev/xen/xenbus); displbe runs in a Xen domain"
+            )
+        self.ledger = Ledger()
+        self.store = store.XenStore(path)
+        try:
+            self._gntdev = gntdev.open_gntdev()
+            self._channels = EventChannels(self.ledger)
+        except OSError as error:
+            raise NoXen(
+                f"{error.filename}: {error.strerror}; displbe needs the kernel's xen_gntdev and xen_evtchn"
+            ) from error
+        self.abilities = _probe(self._gntdev)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """port.Hypervisor.run. Raises NoXen when XenStore cannot be reached."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.store.run)
+                nursery.start_soon(self._channels.run)
+                task_status.started()
+        finally:
+            self._channels.close()
+            os.close(self._gntdev)
+
+    def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
+        """port.Hypervisor.bind"""
+        return self._channels.bind(domid, remote_port, fired)
+
+    def map_page(self, domid: int, ref: int, *, writable: bool) -> GuestPage:
+        """port.Hypervisor.map_page"""
+        return gntdev.map_page(self._gntdev, domid, ref, self.ledger, writable=writable)
+
+    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool) -> GrantedPages:
+        """port.Hypervisor.map_buffer"""
+        return await GrantedPages.open(domid, refs, self.ledger, dmabuf=dmabuf)
+
+    def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
+        """port.Hypervisor.share_dmabuf"""
+        return gntdev.share_dmabuf(domid, fd, pages)
+
+
+def _probe(fd: int) -> Abilities:
+    """What this host offers: the kernel's option, and the kind of our domain (a PV domain cannot export)."""
+    if not gntdev.probe(fd):
+        return Abilities(False, False, "this kernel is built without CONFIG_XEN_GNTDEV_DMABUF")
+    try:
+        kind = Path("/sys/hypervisor/guest_type").read_text().strip()
+    except OSError:
+        kind = ""
+    if kind == "PV":
+        return Abilities(False, True, "a PV domain's gntdev exports no dma-bufs")
+    return Abilities(True, True)

@@ -1,0 +1,263 @@
+"""XenStore for trio, over xenstored's socket or /dev/xen/xenbus.
+
+One task reads; requests are matched with their replies by id. Messages are written whole: a cancelled request leaves the
+stream intact, and its late reply is dropped. A lost connection fails every request under way, then the store connects again and
+sets its watches again, each of which is called once more, so that whoever watches looks at everything anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from displbe.wire import xs
+from displbe.wire.xs import NUL, Op
+
+from .port import NoEntry, StoreError, StoreLost
+
+__all__ = ["SOCKETS", "XENBUS", "XenStore", "connect"]
+
+SOCKETS: Final = ("/run/xenstored/socket", "/var/run/xenstored/socket")
+XENBUS: Final = "/dev/xen/xenbus"
+_RECONNECT_FIRST: Final = 0.05
+_RECONNECT_LAST: Final = 2.0
+_log = structlog.get_logger("displbe.store")
+
+
+def connect(path: str) -> int:
+    """A non-blocking fd on xenstored's socket or on the xenbus device. Raises OSError."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(path)
+        connection.setblocking(False)
+        return connection.detach()
+
+
+class _Reply:
+    """A place for one answer."""
+
+    def __init__(self) -> None:
+        self.arrived = trio.Event()
+        self.packet: xs.Packet | None = None
+
+
+class XenStore:
+    """port.Store over one connection, which `run` keeps up."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._connected = trio.Event()
+        self._ids = itertools.count(1)
+        self._replies: dict[int, _Reply] = {}
+        self._watches: dict[bytes, tuple[str, Callable[[str], None]]] = {}
+        self._tokens = itertools.count(1)
+        self._writing = trio.Lock()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connection up. The first one must succeed: raises OSError when it does not."""
+        self._open()
+        task_status.started()
+        pause = _RECONNECT_FIRST
+        try:
+            while True:
+                if self._fd >= 0:
+                    await self._serve()
+                    pause = _RECONNECT_FIRST
+                await trio.sleep(pause)
+                pause = min(2 * pause, _RECONNECT_LAST)
+                with contextlib.suppress(OSError):
+                    self._open()
+        finally:
+            self._lose()
+
+    def _open(self) -> None:
+        self._fd = connect(self._path)
+        self._connected.set()
+
+    async def _serve(self) -> None:
+        """Read until the connection is lost."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_again)
+                await self._receive()
+        except* (OSError, xs.ProtocolError, StoreLost) as lost:
+            _log.warning("connection to XenStore lost", error=str(lost.exceptions[0]))
+        finally:
+            self._lose()
+
+    async def _receive(self) -> None:
+        decoder = xs.Decoder()
+        while True:
+            try:
+                data = os.read(self._fd, 65536)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._fd)
+                continue
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "closed by xenstored")
+            for packet in decoder.feed(data):
+                self._dispatch(packet)
+
+    def _dispatch(self, packet: xs.Packet) -> None:
+        if packet.op == Op.WATCH_EVENT:
+            # /dev/xen/xenbus leaves the ids of an event uninitialised; its token says whose it is.
+            path, token, *_ = [*xs.split(packet.payload), b"", b""]
+            if (watch := self._watches.get(token)) is not None:
+                watch[1](path.decode("utf-8", "replace"))
+        elif (reply := self._replies.pop(packet.rq_id, None)) is not None:
+            reply.packet = packet
+            reply.arrived.set()
+
+    def _lose(self) -> None:
+        """The connection is gone: fail every request that waits."""
+        self._connected = trio.Event()
+        if self._fd >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        replies, self._replies = self._replies, {}
+        for reply in replies.values():
+            reply.arrived.set()
+
+    async def _watch_again(self) -> None:
+        for token, (path, _) in list(self._watches.items()):
+            with contextlib.suppress(StoreError):
+                await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
+
+    async def _request(self, op: int, *parts: bytes, transaction: int = 0) -> bytes:
+        """One request and its answer's payload. Raises StoreError, NoEntry, StoreLost."""
+        await self._connected.wait()
+        number = next(self._ids) & 0xFFFFFFFF
+        reply = self._replies[number] = _Reply()
+        try:
+            await self._send(xs.encode(op, number, transaction, b"".join(parts)))
+            await reply.arrived.wait()
+        finally:
+            self._replies.pop(number, None)
+        packet = reply.packet
+        if packet is None:
+            raise StoreLost("connection to XenStore lost")
+        if packet.op == Op.ERROR:
+            name = packet.payload.rstrip(NUL).decode("ascii", "replace")
+            raise (NoEntry if name == "ENOENT" else StoreError)(name)
+        return bytes(packet.payload)
+
+    async def _send(self, message: bytes) -> None:
+        async with self._writing:
+            fd, rest = self._fd, message
+            with trio.CancelScope(shield=True):  # half a message would leave the stream without a place to go on from
+                while rest:
+                    try:
+                        rest = rest[os.write(fd, rest) :]
+                    except BlockingIOError:  # the socket only: the device takes a write whole
+                        await trio.lowlevel.wait_writable(fd)
+                    except FileExistsError as error:  # /dev/xen/xenbus answers a doubled watch here, with no reply
+                        raise StoreError("EEXIST") from error
+                    except (OSError, trio.ClosedResourceError) as error:
+                        raise StoreLost(f"connection to XenStore lost: {error}") from error
+
+    async def read(self, path: str, transaction: int = 0) -> bytes:
+        """port.Store.read"""
+        return await self._request(Op.READ, path.encode() + NUL, transaction=transaction)
+
+    async def children(self, path: str) -> list[str]:
+        """port.Store.children: C xenstored refuses a long listing, oxenstored sends it and knows no parts."""
+        try:
+            payload = await self._request(Op.DIRECTORY, path.encode() + NUL)
+        except StoreError as error:
+            if str(error) != "E2BIG":
+                raise
+            payload = await self._list_parts(path)
+        return [name.decode("utf-8", "replace") for name in xs.split(payload)]
+
+    async def _list_parts(self, path: str) -> bytes:
+        """The directory piece by piece, from the start again whenever it changes meanwhile."""
+        generation, listing = b"", b""
+        while True:
+            offset = str(len(listing)).encode()
+            payload = await self._request(xs.DIRECTORY_PART, path.encode() + NUL, offset + NUL)
+            now, _, part = payload.partition(NUL)
+            if listing and now != generation:
+                listing = b""
+                continue
+            generation = now
+            listing += part
+            if part in (b"", NUL) or listing.endswith(NUL + NUL):
+                return listing.rstrip(NUL) + NUL if listing.strip(NUL) else b""
+
+    async def write(self, path: str, value: bytes, transaction: int = 0) -> None:
+        """port.Store.write"""
+        await self._request(Op.WRITE, path.encode() + NUL, value, transaction=transaction)
+
+    async def remove(self, path: str, transaction: int = 0) -> None:
+        """port.Store.remove"""
+        with contextlib.suppress(NoEntry):
+            await self._request(Op.RM, path.encode() + NUL, transaction=transaction)
+
+    async def permissions(self, path: str) -> list[tuple[str, int]]:
+        """port.Store.permissions"""
+        payload = await self._request(Op.GET_PERMS, path.encode() + NUL)
+        try:
+            return xs.parse_perms(payload)
+        except xs.ProtocolError as error:
+            raise StoreError(str(error)) from error
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[_Transaction]:
+        """port.Store.transaction"""
+        number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
+        commit = b"F"
+        try:
+            yield _Transaction(self, number)
+            commit = b"T"
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._request(Op.TRANSACTION_END, commit + NUL, transaction=number)
+
+    @contextlib.asynccontextmanager
+    async def watch(self, path: str, changed: Callable[[str], None]) -> AsyncIterator[None]:
+        """port.Store.watch"""
+        token = b"displbe-%d" % next(self._tokens)
+        self._watches[token] = (path, changed)
+        try:
+            with contextlib.suppress(StoreLost):  # set with the next connection
+                await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
+            yield
+        finally:
+            del self._watches[token]
+            with trio.move_on_after(1, shield=True), contextlib.suppress(StoreError, StoreLost):
+                await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
+
+
+class _Transaction:
+    """port.Transaction"""
+
+    def __init__(self, store: XenStore, number: int) -> None:
+        self._store = store
+        self._number = number
+
+    async def read(self, path: str) -> bytes:
+        return await self._store.read(path, self._number)
+
+    async def write(self, path: str, value: bytes) -> None:
+        await self._store.write(path, value, self._number)
+
+    async def remove(self, path: str) -> None:
+        await self._store.remove(path, self._number)
+
+
+def find(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
+    """Where XenStore is to be reached: the socket in Dom0, the device in a driver domain."""
+    return next((path for path in paths if Path(path).exists()), None)

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Makes .venv with displbe and what its tests need. On Debian, as root, it installs the packages that are missing.
+set -eu
+
+need=""
+"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || need="$need python3-venv"
+"$PYTHON" -c 'import ctypes; ctypes.CDLL("libatomic.so.1")' 2>/dev/null || need="$need libatomic1"
+command -v cc >/dev/null || need="$need gcc libc6-dev"
+[ -e /usr/include/xen/io/displif.h ] || need="$need libxen-dev"
+[ -e /usr/include/linux/limits.h ] || need="$need linux-libc-dev"
+[ -e /usr/include/drm/drm_mode.h ] || [ -e /usr/include/libdrm/drm_mode.h ] || need="$need libdrm-dev"
+if [ -n "$need" ]; then
+    echo "installing$need"
+    # shellcheck disable=SC2086
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $need; } >/tmp/displbe-apt.log 2>&1 ||
+        { cat /tmp/displbe-apt.log; exit 1; }
+fi
+
+"$PYTHON" -m venv .venv
+.venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
+.venv/bin/python -m pip install -q --group test --group check -e '.[headless]'
+touch .venv/ready
