@@ -76,6 +76,7 @@ class Device:
         self._state: State | None = None
         self._since = 0.0
         self._error: bytes | None = None
+        self._serving = False
 
     def mark_dirty(self, path: str = "") -> None:
         """Something may have changed."""
@@ -83,6 +84,7 @@ class Device:
 
     async def run(self) -> None:
         """Serve until the directory is gone, or the daemon ends."""
+        self._serving = False
         try:
             async with self.store.watch(self.frontend, self.mark_dirty):
                 while True:
@@ -107,7 +109,9 @@ class Device:
         assert seen.backend is not None
         if seen.backend is not self._state:  # another one wrote it: the toolstack, or a daemon before us
             self._state, self._since = seen.backend, trio.current_time()
-        return decide(seen.backend, seen.frontend, seen.online, trio.current_time() - self._since)
+        # A 4 under which nothing is served is another daemon's: its rings are not to be touched.
+        backend = State.UNKNOWN if seen.backend is State.CONNECTED and not self._serving else seen.backend
+        return decide(backend, seen.frontend, seen.online, trio.current_time() - self._since)
 
     async def _look(self) -> _Seen:
         """What the store says now; waits while the store cannot be reached."""
@@ -153,24 +157,21 @@ class Device:
     async def _connect(self, step: Next) -> None:
         """Serve the frontend until the table says that it is over."""
         over = Next(State.CLOSING, why="the connection failed")
-        connected = False
         try:
             async with trio.open_nursery() as nursery:
                 await self._verify()
                 await nursery.start(self._driver.serve, self)
-                connected = True
+                self._serving = True
                 await self._report("")
                 await self._switch(step)
                 over = await self._until_over()
                 nursery.cancel_scope.cancel()
         except* (Refused, HypervisorError, FrontendBroken) as group:
-            reason = str(_first(group))
-            if connected:
-                self.log.error("device shut off", reason=reason)
-            await self._report(reason)
-            if not connected:
+            await self._report(str(_first(group)))
+            if not self._serving:
                 await self._changed(RETRY)
-        if connected and over.state is not None:
+        served, self._serving = self._serving, False
+        if served and over.state is not None:
             await self._switch(over)
 
     async def _verify(self) -> None:
@@ -198,7 +199,7 @@ class Device:
             return
         self._error = text
         if reason:
-            self.log.error("cannot connect", reason=reason)
+            self.log.error("device shut off" if self._serving else "cannot connect", reason=reason)
         try:
             if await self._read(f"{self.path}/state") is None:
                 return

@@ -80,13 +80,14 @@ def _only(*states: State | None) -> frozenset[State | None]:
 S = State
 _OFFLINE_CLOSED = Rule(ANY, S.CLOSED, "the toolstack ends the device", online=False)
 _READY = (
-    Rule(_only(S.CONNECTED, S.RECONFIGURING), S.CLOSING, "rings of an earlier backend"),
-    Rule(_all_but(S.CONNECTED, S.RECONFIGURING), S.INIT_WAIT, "ready for a frontend"),
+    Rule(_only(S.CONNECTED, S.CLOSING, S.RECONFIGURING), S.CLOSING, "rings of an earlier backend"),
+    Rule(_all_but(S.CONNECTED, S.CLOSING, S.RECONFIGURING), S.INIT_WAIT, "ready for a frontend"),
     _OFFLINE_CLOSED,
 )
 
 TRANSITIONS: Final[dict[State, tuple[Rule, ...]]] = {
-    # States that this backend never writes, found in the store or written there by others: start anew.
+    # States that this backend never writes, found in the store or written there by others: start anew. A 4 that is not
+    # ours, since nothing is mapped, is UNKNOWN too: a daemon before us wrote it.
     S.UNKNOWN: _READY,
     S.INITIALISING: _READY,
     S.INITIALISED: _READY,

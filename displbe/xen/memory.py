@@ -1,4 +1,7 @@
-"""mmap without Python's own: no duplicated fd for each mapping, and the interpreter runs on while thousands of pages are mapped."""
+"""Mapping and copying without holding the interpreter: thousands of granted pages, whole frames.
+
+Python's own mmap duplicates the fd for each mapping and, before 3.13, stops every thread while it maps.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Final
 
 from cffi import FFI
 
-__all__ = ["PAGE_SIZE", "Mapping"]
+__all__ = ["PAGE_SIZE", "Mapping", "copy_rows"]
 
 PAGE_SIZE: Final = 4096
 _PROT_READ: Final = 1
@@ -19,7 +22,9 @@ _MAP_FIXED: Final = 0x10
 _MAP_ANONYMOUS: Final = 0x20
 
 _ffi: Final = FFI()
-_ffi.cdef("void *mmap(void *, size_t, int, int, int, long long); int munmap(void *, size_t);")
+_ffi.cdef(
+    "void *mmap(void *, size_t, int, int, int, long long); int munmap(void *, size_t); void *memcpy(void *, const void *, size_t);"
+)
 _libc: Final[Any] = _ffi.dlopen(None)
 _FAILED: Final = _ffi.cast("void *", -1)
 
@@ -60,3 +65,23 @@ class Mapping:
         """Unmap; slices of the view must not be used any more: their memory is gone."""
         self.view.release()
         _libc.munmap(self._address, self.size)
+
+
+def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
+    """Copy an image of `rows` rows of `row` octets, at once where both strides are the same. The interpreter runs on meanwhile.
+
+    Raises ValueError when either side is too small.
+    """
+    if rows < 1 or row < 1 or min(to_stride, of_stride) < row:
+        raise ValueError("image of an impossible shape")
+    if len(to) < to_stride * (rows - 1) + row or len(of) < of_stride * (rows - 1) + row:
+        raise ValueError("image larger than its memory")
+    target = _ffi.cast("char *", _ffi.from_buffer(to))
+    source = _ffi.cast("char *", _ffi.from_buffer(of))
+    if to_stride == of_stride:
+        _libc.memcpy(target, source, to_stride * (rows - 1) + row)
+        return
+    for _ in range(rows):
+        _libc.memcpy(target, source, row)
+        target += to_stride
+        source += of_stride
