@@ -43,6 +43,7 @@ class Daemon:
                 async with trio.open_nursery() as guests:
                     await guests.start(self.supervisor.run)
                     self._health.tell("READY=1", "STATUS=serving")
+                    _log.info("ready")
                     task_status.started()
                     await self._feed_watchdog()
             finally:

@@ -1,0 +1,318 @@
+"""Builds what the lab boots: Xen, one Linux kernel for Dom0 and guest, Dom0's disk and the guest's initramfs.
+
+Everything comes from the Debian mirror that this machine already uses. The results lie in the user's
+cache folder under a name made from all that went into them, so that a change makes them anew and
+nothing else does. No root device, no mount and no emulator is needed to build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "displbe" / "lab"
+
+SUITE = "trixie"
+KERNEL = "7.2"
+"""The Linux version of the lab: `linux-source-KERNEL` of backports, or the newest there when that one is gone."""
+XEN = "4.20"
+PYTHON = "3.13"
+
+HOST_PACKAGES = {
+    "qemu-system-aarch64": "qemu-system-arm",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "bc": "bc",
+    "bison": "bison",
+    "flex": "flex",
+    "cpio": "cpio",
+    "xz": "xz-utils",
+    "gcc": "gcc",
+    "make": "make",
+    "rsync": "rsync",
+}
+
+ROOT_PACKAGES = """
+    base-files base-passwd bash coreutils util-linux libc-bin grep sed gawk busybox-static procps strace
+    python3 python3-cffi python3-trio python3-structlog python3-pyxs python3-msgspec
+    python3-pytest python3-pytest-trio python3-hypothesis
+    xen-utils-4.20 xenstore-utils libdrm-tests libatomic1
+""".split()  # noqa: SIM905
+
+# gntdev-dmabuf merges neighbouring pages into one segment; without an IOMMU, swiotlb-xen then refuses them, because
+# neighbours in Dom0's memory are no neighbours in the machine's. Segments of one page are what it can map.
+GNTDEV_RE = re.compile(r"sg_alloc_table_from_pages\(sgt, pages, nr_pages, 0,\s*nr_pages << PAGE_SHIFT,\s*GFP_KERNEL\)")
+GNTDEV_LAB = "sg_alloc_table_from_pages_segment(sgt, pages, nr_pages, 0, nr_pages << PAGE_SHIFT, PAGE_SIZE, GFP_KERNEL)"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The files a run boots."""
+
+    xen: Path
+    kernel: Path
+    disk: Path
+    shim: Path
+
+
+def log(text: str) -> None:
+    print(f"lab: {text}", file=sys.stderr, flush=True)
+
+
+def run(argv: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run a command; what it says is shown only when it fails."""
+    done = subprocess.run([str(a) for a in argv], check=False, capture_output=True, text=True, cwd=cwd, env=env)
+    if done.returncode != 0:
+        said = done.stdout[-3000:] + done.stderr[-3000:]
+        raise SystemExit(f"lab: {' '.join(map(str, argv))}: exit {done.returncode}\n{said}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Two runs on one machine build one after the other."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / ".lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def host_tools() -> None:
+    """Install the host programs that are missing (Debian, root)."""
+    missing = [package for program, package in HOST_PACKAGES.items() if shutil.which(program) is None]
+    if not missing:
+        return
+    log(f"installing {' '.join(missing)}")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run(["apt-get", "update", "-q"])
+    packages = [*missing, "debian-archive-keyring", "libc6-dev-arm64-cross", "ca-certificates"]
+    run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages], env=env)
+
+
+def mirror() -> str:
+    """The Debian mirror of this machine's own apt configuration."""
+    listed = run(["apt-get", "indextargets", "--format", "$(SITE) $(REPO_URI) $(RELEASE)", "Created-By: Packages"])
+    for line in listed.splitlines():
+        uri = line.split()[1] if len(line.split()) > 1 else ""
+        if uri.rstrip("/").endswith("/debian"):
+            return uri
+    raise SystemExit("lab: no Debian mirror in this machine's apt sources")
+
+
+class Apt:
+    """An apt of its own for the lab's suite, which leaves this machine's apt alone."""
+
+    def __init__(self) -> None:
+        self.home = CACHE / "apt"
+        for folder in ("state/lists/partial", "cache/archives/partial", "etc"):
+            (self.home / folder).mkdir(parents=True, exist_ok=True)
+        key = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
+        uri = mirror()
+        self.source = f"deb [{key}] {uri} {SUITE} main"
+        sources = [f"deb [arch=amd64,arm64 {key}] {uri} {suite} main" for suite in (SUITE, f"{SUITE}-backports")]
+        (self.home / "sources.list").write_text("\n".join(sources) + "\n")
+        self.options = [
+            *("-o", f"Dir::Etc::SourceList={self.home}/sources.list", "-o", "Dir::Etc::SourceParts=/dev/null"),
+            *("-o", f"Dir::State={self.home}/state", "-o", f"Dir::Cache={self.home}/cache"),
+            *("-o", "APT::Architectures::=amd64", "-o", "APT::Architectures::=arm64"),
+        ]
+        run(["apt-get", *self.options, "update", "-q"])
+
+    def version(self, package: str) -> str:
+        found = re.search(r"^Version: (\S+)", run(["apt-cache", *self.options, "show", package]), re.M)
+        if found is None:
+            raise SystemExit(f"lab: no package {package} in {SUITE}")
+        return found[1]
+
+    def fetch(self, package: str, into: Path) -> None:
+        """Download a package and unpack it without installing anything."""
+        into.mkdir(parents=True, exist_ok=True)
+        run(["apt-get", *self.options, "download", "-q", package], cwd=into)
+        (deb,) = into.glob("*.deb")
+        run(["dpkg", "-x", deb, into])
+        deb.unlink()
+
+    def kernel_source(self) -> str:
+        listed = run(["apt-cache", *self.options, "search", "^linux-source-"])
+        found = re.findall(r"^linux-source-(\d+)\.(\d+) ", listed, re.M)
+        versions = sorted((int(a), int(b)) for a, b in found)
+        wanted = tuple(int(part) for part in KERNEL.split("."))
+        major, minor = wanted if wanted in versions else versions[-1]
+        return f"linux-source-{major}.{minor}"
+
+
+def cached(kind: str, ingredients: object, build: Callable[[Path], None]) -> Path:
+    """The folder of what `build` makes from these ingredients; made once, kept whole or not at all."""
+    digest = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+    done = CACHE / f"{kind}-{digest}"
+    if not done.exists():
+        for old in CACHE.glob(f"{kind}-*"):
+            shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=f".{kind}-") as work:
+            made = Path(work) / "made"
+            made.mkdir()
+            build(made)
+            made.rename(done)
+    return done
+
+
+def build_kernel(apt: Apt, source: str, made: Path) -> None:
+    work = made.parent
+    log(f"building {source} for arm64; some minutes, once")
+    apt.fetch(source, work / "deb")
+    (archive,) = (work / "deb" / "usr" / "src").glob("linux-source-*.tar.xz")
+    run(["tar", "-xJf", archive, "-C", work, "--exclude=*/amd/include/*", "--exclude=*/Documentation/*/*"])
+    (tree,) = work.glob("linux-source-*")
+    gntdev = tree / "drivers/xen/gntdev-dmabuf.c"
+    text, changes = GNTDEV_RE.subn(GNTDEV_LAB, gntdev.read_text())
+    if changes != 1:
+        raise SystemExit(f"lab: {source}: gntdev-dmabuf.c has changed; look at GNTDEV_RE")
+    gntdev.write_text(text)
+    make = ["make", "-C", str(tree), "ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", f"-j{os.cpu_count()}"]
+    run([*make, "tinyconfig"])
+    env = {**os.environ, "ARCH": "arm64", "CROSS_COMPILE": "aarch64-linux-gnu-"}
+    run(["scripts/kconfig/merge_config.sh", "-m", ".config", HERE / "kernel.config"], cwd=tree, env=env)
+    run([*make, "olddefconfig"])
+    run([*make, "Image"])
+    shutil.copy(tree / "arch/arm64/boot/Image", made / "Image")
+    shutil.copy(tree / ".config", made / "config")
+
+
+def build_root(apt: Apt, kernel: Path, made: Path) -> None:
+    """Dom0's root: Debian packages unpacked without running their scripts, and the guest's pieces under /domu."""
+    log(f"building Dom0's root from {SUITE}, arm64")
+    root = made.parent / "root"
+    include = f"--include={','.join(ROOT_PACKAGES)}"
+    run(["mmdebstrap", "--architectures=arm64", "--variant=extract", include, SUITE, root, apt.source])
+    for name in ("passwd", "group"):
+        shutil.copy(root / f"usr/share/base-passwd/{name}.master", root / f"etc/{name}")
+    (root / "etc/machine-id").write_text("")
+    # What the packages' scripts would have done.
+    for name in ("run", "lock"):
+        shutil.rmtree(root / "var" / name, ignore_errors=True)
+    links = {"usr/bin/awk": "busybox", "usr/bin/sh": "bash", "var/run": "/run", "var/lock": "/run/lock"}
+    for link, target in links.items():
+        (root / link).unlink(missing_ok=True)
+        (root / link).symlink_to(target)
+    compile_python(root)
+    for name, place in (("dom0-init.sh", "init.dom0"), ("agent.py", "agent.py")):
+        shutil.copy(HERE / "dom0" / name, root / place)
+        (root / place).chmod(0o755)
+    build_guest(root, kernel, made.parent)
+    for junk in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt"):
+        shutil.rmtree(root / junk, ignore_errors=True)
+    run(["mke2fs", "-q", "-t", "ext4", "-d", root, made / "dom0.img", "1600M"])
+
+
+def target_python() -> str | None:
+    """A Python on this machine of the version that Dom0 has."""
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{PYTHON}*/bin/python{PYTHON}"), reverse=True)
+    for candidate in (sys.executable, shutil.which(f"python{PYTHON}"), *map(str, pyenv)):
+        with contextlib.suppress(OSError):
+            asked = [candidate or "", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+            if subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip() == PYTHON:
+                return candidate
+    return None
+
+
+def compile_python(root: Path) -> None:
+    """The extract variant compiles no .pyc: without them the imports take three times as long under emulation."""
+    interpreter = target_python()
+    if interpreter:
+        library = root / f"usr/lib/python{PYTHON}"
+        strip = ["-s", str(root), "-p", "/"]
+        run([interpreter, "-m", "compileall", "-q", *strip, library, root / "usr/lib/python3/dist-packages"])
+
+
+def build_guest(root: Path, kernel: Path, work: Path) -> None:
+    """The guest: the same kernel, and an initramfs of busybox, modetest and the libraries modetest needs."""
+    initramfs = work / "initramfs"
+    for folder in ("bin", "proc", "sys", "dev", "lib", "tmp"):
+        (initramfs / folder).mkdir(parents=True)
+    shutil.copy(root / "usr/bin/busybox", initramfs / "bin/busybox")
+    applets = "sh mount cat echo sleep ls poweroff reboot kill head tail grep dmesg true mkfifo usleep dd"
+    for applet in applets.split():
+        (initramfs / "bin" / applet).symlink_to("busybox")
+    shutil.copy(root / "usr/bin/modetest", initramfs / "bin/modetest")
+    library = root / "usr/lib/aarch64-linux-gnu"
+    for name in ("libdrm.so.2", "libc.so.6", "libm.so.6", "ld-linux-aarch64.so.1"):
+        shutil.copy((library / name).resolve(), initramfs / "lib" / name)
+    shutil.copy(HERE / "domu" / "init.sh", initramfs / "init")
+    (initramfs / "init").chmod(0o755)
+    listing = "\n".join(str(p.relative_to(initramfs)) for p in sorted(initramfs.rglob("*")))
+    cpio = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
+    packed = subprocess.run(cpio, input=listing.encode(), cwd=initramfs, capture_output=True, check=True).stdout
+    domu = root / "domu"
+    domu.mkdir()
+    (domu / "initrd.img").write_bytes(gzip.compress(packed, mtime=0))
+    shutil.copy(kernel, domu / "vmlinuz")
+
+
+def domain_files() -> list[Path]:
+    """What of this folder goes into Dom0 and the guest."""
+    return [p for folder in ("dom0", "domu") for p in sorted((HERE / folder).iterdir()) if p.is_file()]
+
+
+def build() -> Pieces:
+    """Everything the lab needs, from the cache where it is there.
+
+    A build that is asked for with all pieces in the cache asks no mirror: `index.json` remembers
+    which of the mirror's versions went into them.
+    """
+    host_tools()
+    with only_one():
+        texts = [HERE / "build.py", HERE / "kernel.config", HERE / "udmabuf_shim.c", *domain_files()]
+        key = hashlib.sha256(b"\0".join(path.read_bytes() for path in texts)).hexdigest()
+        index = CACHE / "index.json"
+        if index.exists():
+            known = json.loads(index.read_text())
+            if known["key"] == key and all(Path(p).exists() for p in known["pieces"].values()):
+                return Pieces(**{name: Path(p) for name, p in known["pieces"].items()})
+        pieces = build_all()
+        paths = {name: str(p) for name, p in vars(pieces).items()}
+        index.write_text(json.dumps({"key": key, "pieces": paths}, indent=1))
+        return pieces
+
+
+def build_all() -> Pieces:
+    apt = Apt()
+    source = apt.kernel_source()
+    config = (HERE / "kernel.config").read_text()
+    wanted = [source, apt.version(source), config, GNTDEV_LAB]
+    kernel = cached("kernel", wanted, lambda made: build_kernel(apt, source, made))
+    hypervisor = f"xen-hypervisor-{XEN}-arm64:arm64"
+
+    def build_xen(made: Path) -> None:
+        apt.fetch(hypervisor, made.parent / "deb")
+        shutil.copy(made.parent / "deb" / "boot" / f"xen-{XEN}-arm64", made / "xen")
+
+    xen = cached("xen", [apt.version(hypervisor)], build_xen)
+    files = [p.read_text() for p in domain_files()]
+    versions = [apt.version(f"{p}:arm64") for p in (f"python{PYTHON}", f"xen-utils-{XEN}", "libdrm-tests")]
+    contents = [kernel.name, ROOT_PACKAGES, versions, files, target_python() is not None]
+    root = cached("root", contents, lambda made: build_root(apt, kernel / "Image", made))
+
+    def build_shim(made: Path) -> None:
+        run(["gcc", "-shared", "-fPIC", "-O2", "-o", made / "shim.so", HERE / "udmabuf_shim.c", "-ldl"])
+
+    shim = cached("shim", [(HERE / "udmabuf_shim.c").read_text()], build_shim)
+    return Pieces(xen=xen / "xen", kernel=kernel / "Image", disk=root / "dom0.img", shim=shim / "shim.so")
+
+
+if __name__ == "__main__":
+    for name, path in vars(build()).items():
+        print(f"{name}: {path}")

@@ -1,0 +1,50 @@
+"""Tests inside the emulated Xen: `pytest tests/lab`. The machine boots once; this project lies in Dom0 under `TREE`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab.pictures import Picture
+from lab.vm import LabError, Machine, reference_picture, tarball
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OUT = REPOSITORY / "out" / "lab"
+TREE = "/root/displbe-tree"
+
+
+def project() -> bytes:
+    """What Dom0 needs of this project, as a tar file: the package, and the tests that run on any machine."""
+    tests = [path.relative_to(REPOSITORY) for path in sorted((REPOSITORY / "tests").iterdir()) if path.name != "lab"]
+    present = [name for name in ("pyproject.toml", "displbe", "configs", "protocol") if (REPOSITORY / name).exists()]
+    return tarball(REPOSITORY, [*present, *map(str, tests)])
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """Xen and Dom0, booted once for all lab tests. `out/lab` gets the pictures and, at the end, the logs."""
+    for old in (*OUT.glob("*.png"), *OUT.glob("*.log")):
+        old.unlink()
+    with Machine(out=OUT) as running:
+        running.put_tree(project(), TREE)
+        try:
+            yield running
+        finally:
+            with contextlib.suppress(LabError):
+                running.keep_logs()
+
+
+@pytest.fixture(scope="session")
+def reference(machine: Machine) -> Callable[..., Picture]:
+    """`reference(mode, pattern)`: modetest's picture, drawn once by Dom0 itself on a card that must then be free."""
+    drawn: dict[tuple[str, str], Picture] = {}
+
+    def picture(mode: str = "1024x768", pattern: str = "smpte") -> Picture:
+        if (mode, pattern) not in drawn:
+            drawn[mode, pattern] = reference_picture(machine, mode, pattern)
+            drawn[mode, pattern].save(OUT / f"reference-{pattern}-{mode}.png")
+        return drawn[mode, pattern]
+
+    return picture

@@ -1,0 +1,66 @@
+"""Dom0's half of the lab: does what the host asks over a virtio-serial port.
+
+A message is a line of JSON with its length in bytes of payload, then the payload, in both directions.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+
+def run(command: str, timeout: float) -> tuple[int, bytes, float]:
+    """Exit code, output and seconds. The output goes to a file: what the command leaves running may keep its stdout."""
+    out = os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
+    try:
+        begun = time.monotonic()
+        child = subprocess.Popen(
+            ["/bin/bash", "-c", command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+        ended = os.pidfd_open(child.pid)
+        late = not select.select([ended], [], [], timeout)[0]
+        seconds = time.monotonic() - begun
+        os.close(ended)
+        if late:
+            os.killpg(child.pid, signal.SIGKILL)
+        code = child.wait()
+        return 124 if late else code, os.pread(out, os.fstat(out).st_size, 0), seconds
+    finally:
+        os.close(out)
+
+
+def main(path: str) -> None:
+    port = os.open(path, os.O_RDWR)
+    stream = os.fdopen(os.dup(port), "rb", buffering=65536)
+
+    def answer(payload: bytes = b"", **fields: object) -> None:
+        data = memoryview(json.dumps({**fields, "size": len(payload)}).encode() + b"\n" + payload)
+        while data:
+            data = data[os.write(port, data[:32768]) :]
+
+    answer(ready=True)
+    while line := stream.readline():
+        ask = json.loads(line)
+        payload = stream.read(ask["size"])
+        try:
+            if ask["do"] == "put":
+                os.makedirs(os.path.dirname(ask["path"]), exist_ok=True)
+                with open(ask["path"], "wb") as f:
+                    f.write(payload)
+                answer()
+            elif ask["do"] == "get":
+                with open(ask["path"], "rb") as g:
+                    answer(g.read())
+            elif ask["do"] == "run":
+                code, output, seconds = run(ask["command"], ask["timeout"])
+                answer(output, code=code, seconds=seconds)
+            else:
+                return
+        except OSError as error:
+            answer(error=str(error))
+
+
+main(sys.argv[1])

@@ -1,0 +1,21 @@
+#!/bin/sh
+# The guest's /init: busybox, and what `guest=` on the kernel's command line says.
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
+exec </dev/hvc0 >/dev/hvc0 2>&1                     # an initramfs has no /dev/console node: without this the log is empty
+for part in $(cat /proc/cmdline); do
+    case $part in guest=*) guest=${part#guest=};; mode=*) mode=${part#mode=};; seconds=*) seconds=${part#seconds=};; esac
+done
+mode=${mode:-1024x768}
+echo "guest: up"
+tries=0
+while [ ! -e /dev/dri/card0 ] && [ $tries -lt 300 ]; do usleep 100000; tries=$((tries+1)); done
+show() { (sleep "$1"; echo) | modetest -M xendrm-du -s "$2" $3; }
+case $guest in
+    still) echo "guest: drawing"; show ${seconds:-600} Virtual-1:$mode "" ;;
+    flip) echo "guest: flipping"; show ${seconds:-600} Virtual-1:$mode -v ;;
+    reboot) show 1 Virtual-1:$mode -v; echo "guest: rebooting"; reboot -f ;;
+    poweroff) show 1 Virtual-1:$mode -v; echo "guest: powering off"; poweroff -f ;;
+esac
+echo "guest: done"
+while :; do sleep 600; done

@@ -1,0 +1,80 @@
+"""Linux guests with an unmodified drm_xen_front, and displbe in Dom0 as DRM master: their pictures on the emulated monitor."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from lab.backend import Backend, Held, backend, screens
+from lab.pictures import Picture
+from lab.vm import Machine, guest_config
+
+PATHS = {"copy": 'zero-copy = "off"', "zero copy": 'zero-copy = "require"'}
+SECONDS = 12
+"""How long a guest flips."""
+
+
+@pytest.fixture(scope="module", params=PATHS, ids=lambda path: path.replace(" ", "-"))
+def path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def pictures(reference: Callable[..., Picture]) -> tuple[Picture, Picture]:
+    """What modetest draws, and what it flips to: drawn before displbe takes the card."""
+    return reference(), reference(pattern="plain")
+
+
+@pytest.fixture(scope="module")
+def displbe(machine: Machine, pictures: tuple[Picture, Picture], path: str) -> Iterator[Backend]:
+    with backend(machine, f'sink = "drm"\n[log]\nlevel = "debug"\n[drm]\n{PATHS[path]}\n') as running:
+        yield running
+
+
+@pytest.fixture
+def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
+    """What displbe holds without guests; it must hold no more afterwards."""
+    before = displbe.held()
+    yield before
+    for name in ("still", "flip", "again"):
+        machine.destroy(name)
+    machine.wait_for(lambda: displbe.held() == before, 20, why=f"everything released: {displbe.held()} != {before}")
+    assert "(null)" not in machine.check("xl list"), "a zombie: its pages are still mapped"
+
+
+def test_picture(machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture]) -> None:
+    """A guest's modetest shows on the monitor just what Dom0's own modetest shows there."""
+    connector = next(iter(machine.connectors()))
+    machine.create("still", guest_config("still", screens(connector)))
+    machine.wait_console("still", "guest: drawing", 60)
+    machine.expect_picture(pictures[0], f"guest-still-{path.replace(' ', '-')}")
+    assert displbe.events("output on")[-1]["path"] == path
+    if path == "zero copy":
+        attached = machine.check("cat /sys/kernel/debug/dma_buf/bufinfo")
+        (machine.out / "bufinfo.txt").write_text(attached) if machine.out else None
+        gntdev = re.findall(r"^\S+\s+\S+\s+\S+\s+\S+\s+xen_gntdev.*?(?=\n\n|\Z)", attached, re.M | re.S)
+        assert gntdev, attached
+        assert all("virtio" in buffer for buffer in gntdev), attached
+
+
+def test_flips(machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture]) -> None:
+    """modetest's page flips at 60 Hz: at least 55 reach the screen each second, and each is one of the two pictures."""
+    connector = next(iter(machine.connectors()))
+    machine.create("flip", guest_config("flip", screens(connector), seconds=SECONDS))
+    machine.wait_console("flip", "freq:", 60)
+    cpu, began = displbe.cpu_seconds(), time.monotonic()
+    shown = machine.screendump(name=f"guest-flip-{path.replace(' ', '-')}")
+    assert shown in pictures
+    console = machine.wait_console("flip", "guest: done", SECONDS + 30)
+    used = [after - before for after, before in zip(displbe.cpu_seconds(), cpu, strict=True)]
+    rates = [float(rate) for rate in re.findall(r"freq: ([\d.]+)Hz", console)]
+    flips = sum(rates[1:])
+    per_flip = [1000 * seconds / flips for seconds in used]
+    print(
+        f"\n{path}: {sorted(rates)[len(rates) // 2]:.1f} flips/s, CPU per flip {per_flip[0]:.2f} + {per_flip[1]:.2f} ms"
+        f" (user + system), {displbe.memory() // 1024} MB resident, {time.monotonic() - began:.0f} s"
+    )
+    assert sorted(rates)[len(rates) // 2] >= 55
+    assert "timed-out" not in console

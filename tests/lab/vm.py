@@ -1,0 +1,487 @@
+"""Boots the lab, Xen and Dom0 inside qemu-system-aarch64, and drives it: commands, files, guests, pictures of screens.
+
+The agent in Dom0 (`dom0/agent.py`) does one thing at a time; what is to run beside others is started with `start`.
+To try things by hand: `python3 tests/lab/vm.py` boots and runs each line of its stdin in Dom0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import select
+import shlex
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lab.build import Pieces, build
+from lab.pictures import Picture
+
+__all__ = ["Card", "LabError", "Machine", "Result", "guest_config", "reference_picture", "tarball"]
+
+ANSWER_MARGIN: Final = 60.0
+"""Seconds beyond a command's own time limit until Dom0 counts as lost."""
+
+
+class LabError(Exception):
+    """The lab did not do what was asked; the text says what it said instead."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command in Dom0 did. A command that was out of time has code 124."""
+
+    code: int
+    output: str
+    seconds: float
+    """How long it took inside Dom0."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card of Dom0."""
+
+    name: str
+    """As in `/dev/dri`: `card0`."""
+    bus: str
+    """What modetest's `-D` takes."""
+
+    @property
+    def node(self) -> str:
+        return f"/dev/dri/{self.name}"
+
+
+@dataclass
+class Machine:
+    """The emulated computer, for the length of a `with`.
+
+    `out` keeps the serial log, the pictures and Dom0's logs; without it they are gone at the end. Each of `gpus` is the
+    QEMU id of a graphics card with one screen; the first one is Dom0's card0. `devices` are more `-device` arguments,
+    `bootargs` more of Dom0's kernel's command line, `xenargs` more of Xen's.
+    """
+
+    out: Path | None = None
+    pieces: Pieces | None = None
+    gpus: Sequence[str] = ("gpu0",)
+    devices: Sequence[str] = ()
+    bootargs: str = ""
+    xenargs: str = ""
+    memory: int = 2048
+    dom0_memory: int = 1024
+    patience: float = 180
+    """Seconds that the boot may take."""
+
+    boot_seconds: float = field(default=0, init=False)
+    _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False, repr=False)
+    _lost: bool = field(default=False, init=False, repr=False)
+
+    def __enter__(self) -> Machine:
+        pieces = self.pieces or build()
+        with contextlib.ExitStack() as stack:
+            self._work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="displbe-lab-")))
+            self.serial = (self.out or self._work) / "serial.log"
+            self.serial.parent.mkdir(parents=True, exist_ok=True)
+            begun = time.monotonic()
+            self._boot(pieces, stack)
+            self._closing = stack.pop_all()
+        try:
+            self._answer(self.patience, "booting Dom0")
+        except BaseException:
+            self._closing.close()
+            raise
+        self.boot_seconds = time.monotonic() - begun
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Switch the computer off. Its disk is a throw-away copy, so nothing needs to be shut down first."""
+        self._closing.close()
+
+    # Commands and files in Dom0
+
+    def run(self, command: str, timeout: float = 60) -> Result:
+        """Run a bash command in Dom0."""
+        fields, output = self._ask(timeout + ANSWER_MARGIN, do="run", command=command, timeout=timeout)
+        return Result(int(fields["code"]), output.decode(errors="replace"), float(fields["seconds"]))
+
+    def check(self, command: str, timeout: float = 60) -> str:
+        """The output of a command that must succeed."""
+        done = self.run(command, timeout)
+        if done.code != 0:
+            raise LabError(f"in Dom0: {command}: exit {done.code} after {done.seconds:.1f} s\n{done.output[-6000:]}")
+        return done.output
+
+    def start(self, command: str, log: str = "/dev/null") -> int:
+        """Start a bash command that runs beside the others, with its output in a file. Gives its process group's id."""
+        shell = f"exec setsid bash -c {shlex.quote(command)} </dev/null >{shlex.quote(log)} 2>&1"
+        return int(self.check(f"{{ {shell}; }} & echo $!"))
+
+    def running(self, group: int) -> bool:
+        """Whether a process of this group is left."""
+        return self.run(f"pgrep -g {group} -r D,I,R,S,T").code == 0
+
+    def stop(self, group: int, signal: str = "TERM", timeout: float = 30) -> None:
+        """End a process group that `start` gave."""
+        self.run(f"kill -{signal} -- -{group}")
+        self.wait_for(lambda: not self.running(group), timeout, why=f"end of process group {group} after SIG{signal}")
+
+    def put(self, path: str, data: bytes | str) -> None:
+        """Write a file in Dom0; its folder is made."""
+        self._ask(ANSWER_MARGIN, data.encode() if isinstance(data, str) else data, do="put", path=path)
+
+    def get(self, path: str) -> bytes:
+        """Read a file of Dom0."""
+        return self._ask(ANSWER_MARGIN, do="get", path=path)[1]
+
+    def put_tree(self, tar: bytes, under: str) -> None:
+        """Unpack a tar file into a folder of Dom0, which is made."""
+        packed = "/tmp/.put_tree.tar"
+        self.put(packed, tar)
+        place = shlex.quote(under)
+        self.check(f"mkdir -p {place} && busybox tar -xf {packed} -C {place}; code=$?; rm {packed}; exit $code")
+
+    def wait_for(
+        self, what: str | Callable[[], object], timeout: float = 60, *, every: float = 0.3, why: str = ""
+    ) -> None:
+        """Wait until a command of Dom0 succeeds, or a function of ours says yes."""
+        until = time.monotonic() + timeout
+        said = ""
+        while True:
+            if callable(what):
+                done = bool(what())
+            else:
+                result = self.run(what)
+                done, said = result.code == 0, result.output[-2000:]
+            if done:
+                return
+            if time.monotonic() > until:
+                raise LabError(f"waited {timeout:g} s in vain for {why or what}\n{said}")
+            time.sleep(every)
+
+    # Guests
+
+    def create(self, name: str, config: str, timeout: float = 90) -> int:
+        """Create a guest; its console's log begins anew. Gives its domain id."""
+        path = f"/root/guests/{name}.cfg"
+        self.put(path, f"name={json.dumps(name)}\n{config}")
+        self.check(f"rm -f /var/log/xen/guest-{name}.log && xl create {path}", timeout)
+        return int(self.check(f"xl domid {name}"))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a guest of that name."""
+        return self.run(f"xl domid {name}").code == 0
+
+    def destroy(self, name: str, timeout: float = 60) -> None:
+        """End a guest at once; no guest of that name is right too."""
+        if self.exists(name):
+            self.run(f"xl destroy {name}", timeout)
+            self.wait_for(lambda: not self.exists(name), timeout, why=f"the end of guest {name}")
+
+    def console(self, name: str) -> str:
+        """What a guest has written to its console since it was created."""
+        return self.run(f"cat /var/log/xen/guest-{name}.log 2>/dev/null").output.replace("\r\n", "\n")
+
+    def wait_console(self, name: str, text: str, timeout: float = 60, count: int = 1) -> str:
+        """Wait until a guest's console contains a text (so many times); gives the console."""
+        until = time.monotonic() + timeout
+        while (seen := self.console(name)).count(text) < count:
+            if time.monotonic() > until:
+                raise LabError(f"guest {name} did not write {text!r} in {timeout:g} s; its console:\n{seen[-4000:]}")
+            time.sleep(0.5)
+        return seen
+
+    # Screens
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        """Tell QEMU something; gives what it returns."""
+        self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while True:
+            answer = self._monitor_line(30)
+            if "error" in answer:
+                raise LabError(f"QEMU: {command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def screendump(self, device: str | None = None, name: str | None = None) -> Picture:
+        """What a screen shows now, the first one's or that of a card; with a name, `out/NAME.png` keeps it."""
+        path = self._work / "screen.ppm"
+        self.qmp("screendump", filename=str(path), device=device or self.gpus[0])
+        picture = Picture.from_ppm(path.read_bytes())
+        if name is not None and self.out is not None:
+            picture.save(self.out / f"{name}.png")
+        return picture
+
+    def expect_picture(
+        self, wanted: Picture, name: str, device: str | None = None, timeout: float = 30, tolerated: int = 0
+    ) -> Picture:
+        """Wait until a screen shows this; `out/NAME.png` is the last picture, `NAME-wrong.png` marks wrong pixels."""
+        until = time.monotonic() + timeout
+        while (wrong := (seen := self.screendump(device)).differs(wanted)) > tolerated and time.monotonic() < until:
+            time.sleep(0.3)
+        if self.out is not None:
+            seen.save(self.out / f"{name}.png")
+        if wrong <= tolerated:
+            return seen
+        if self.out is not None:
+            wanted.save(self.out / f"{name}-wanted.png")
+            if seen.size == wanted.size:
+                seen.difference(wanted).save(self.out / f"{name}-wrong.png")
+        raise LabError(
+            f"{name}: the screen shows {seen.width}x{seen.height} with {wrong} wrong pixels "
+            f"(wanted {wanted.width}x{wanted.height}); look at {self.out}/{name}*.png"
+        )
+
+    def card(self, device: str | None = None) -> Card:
+        """What Dom0 calls one of `gpus`, by default the first."""
+        wanted = device or self.gpus[0]
+        tree = str(self.qmp("human-monitor-command", **{"command-line": "info qtree"}))
+        place = ""
+        for line in tree.splitlines():
+            if found := re.match(r"\s+mmio ([0-9a-f]+)/", line):
+                place = f"{int(found[1], 16):x}.virtio_mmio"
+            elif re.search(rf'dev: virtio-gpu-device, id "{re.escape(wanted)}"', line):
+                nodes = self.check("readlink -f /sys/class/drm/card[0-9]").split()
+                return next(Card(Path(node).name, place) for node in nodes if f"/{place}/" in node)
+        raise LabError(f"QEMU has no virtio-gpu-device {wanted!r}\n{tree}")
+
+    def connectors(self, device: str | None = None) -> dict[str, bool]:
+        """A card's connectors by name, and whether a screen is connected. Names are the kernel's: no two are alike."""
+        card = self.card(device).name
+        # Before somebody asks the driver, the status is `unknown`.
+        detect = "echo detect >$c/status; echo $c $(cat $c/status)"
+        listed = self.check(f"cd /sys/class/drm; for c in {card}-*; do {detect}; done")
+        pairs = (line.split() for line in listed.splitlines())
+        return {name.removeprefix(f"{card}-"): status == "connected" for name, status in pairs}
+
+    # After all
+
+    def keep_logs(self) -> None:
+        """Copy Dom0's and the guests' logs into `out`, for people."""
+        if self.out is None:
+            return
+        (self.out / "dmesg.log").write_text(self.run("dmesg").output + self.run("xl dmesg").output)
+        for path in self.run("ls -d /var/log/xen/*.log /var/log/*.log").output.split():
+            if path.startswith("/var/log/"):
+                (self.out / Path(path).name).write_bytes(self.get(path))
+
+    # Below: how it is done
+
+    def _boot(self, pieces: Pieces, stack: contextlib.ExitStack) -> None:
+        # setpriv: when this process dies, however it does, QEMU dies with it.
+        argv = ["setpriv", "--pdeathsig", "KILL"]
+        if not os.path.exists("/dev/udmabuf"):
+            argv += ["env", f"LD_PRELOAD={pieces.shim}"]
+        argv += ["qemu-system-aarch64", *self._arguments(pieces)]
+        with open(self._work / "qemu.log", "wb") as said:
+            nothing = subprocess.DEVNULL
+            self._qemu = subprocess.Popen(argv, stdin=nothing, stdout=said, stderr=said, start_new_session=True)
+        stack.callback(self._end_qemu)
+        self._monitor = stack.enter_context(self._connect("qmp.sock"))
+        self._monitor_text = stack.enter_context(self._monitor.makefile("rb"))
+        self._agent = stack.enter_context(self._connect("agent.sock"))
+        self._pending = bytearray()
+        self._monitor_line(30)
+        self.qmp("qmp_capabilities")
+
+    def _arguments(self, pieces: Pieces) -> Iterator[str]:
+        boot = f"console=hvc0 root=/dev/vda rw quiet vkms.create_default_dev=0 init=/init.dom0 {self.bootargs}".strip()
+        xen = f"dom0_mem={self.dom0_memory}M console=dtuart dtuart=/pl011@9000000 noreboot {self.xenargs}".strip()
+        yield from ("-accel", "tcg,thread=multi", "-cpu", "cortex-a57", "-smp", "2", "-m", str(self.memory))
+        yield from ("-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on")
+        # gic-version=3: with 2, interrupts of virtio devices get lost.
+        yield from ("-machine", "virt,virtualization=on,gic-version=3,memory-backend=mem")
+        yield from ("-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none")
+        yield from ("-serial", f"file:{self.serial}")
+        yield from ("-qmp", f"unix:{self._work}/qmp.sock,server=on,wait=off")
+        yield from ("-kernel", str(pieces.xen), "-append", xen)
+        boot = boot.replace(",", ",,")
+        yield from ("-device", f"guest-loader,addr=0x60000000,kernel={pieces.kernel},bootargs={boot}")
+        yield from ("-drive", f"file={pieces.disk},if=none,id=disk,format=raw,cache=unsafe,snapshot=on")
+        yield from ("-global", "virtio-mmio.force-legacy=false")
+        # iommu_platform=on: without it the drivers hand the devices wrong addresses for foreign pages.
+        yield from ("-device", "virtio-blk-device,drive=disk,iommu_platform=on")
+        yield from ("-device", "virtio-serial-device,iommu_platform=on")
+        yield from ("-chardev", f"socket,id=agent,path={self._work}/agent.sock,server=on,wait=off")
+        yield from ("-device", "virtserialport,chardev=agent,nr=1,name=displbe.agent")
+        # Linux finds the last virtio-mmio device first.
+        for name in reversed(self.gpus):
+            yield from ("-device", f"virtio-gpu-device,id={name},iommu_platform=on,blob=on")
+        for device in self.devices:
+            yield from ("-device", device)
+
+    def _connect(self, name: str) -> socket.socket:
+        until = time.monotonic() + 30
+        while True:
+            end = socket.socket(socket.AF_UNIX)
+            try:
+                end.connect(str(self._work / name))
+            except OSError:
+                end.close()
+                self._alive("starting QEMU")
+                if time.monotonic() > until:
+                    raise self._failure(f"QEMU does not answer on {name}") from None
+                time.sleep(0.05)
+            else:
+                return end
+
+    def _end_qemu(self) -> None:
+        if self._qemu.poll() is None:
+            self._qemu.terminate()
+            try:
+                self._qemu.wait(10)
+            except subprocess.TimeoutExpired:
+                self._qemu.kill()
+        self._qemu.wait()
+
+    def _alive(self, doing: str) -> None:
+        if (code := self._qemu.poll()) is not None:
+            raise self._failure(f"QEMU ended with {code} while {doing}")
+
+    def _failure(self, what: str) -> LabError:
+        def tail(path: Path) -> str:
+            return path.read_bytes()[-5000:].decode(errors="replace").replace("\r", "") if path.exists() else ""
+
+        return LabError(f"{what}\n--- QEMU\n{tail(self._work / 'qemu.log')}\n--- serial console\n{tail(self.serial)}")
+
+    def _monitor_line(self, timeout: float) -> dict[str, Any]:
+        self._monitor.settimeout(timeout)
+        try:
+            line = self._monitor_text.readline()
+        except TimeoutError:
+            line = b""
+        if not line:
+            raise self._failure("QEMU's monitor does not answer")
+        return dict(json.loads(line))
+
+    def _ask(self, patience: float, payload: bytes = b"", **fields: object) -> tuple[dict[str, Any], bytes]:
+        if self._lost:
+            raise LabError("Dom0 was lost in an earlier request, of which half is perhaps still under way")
+        head = json.dumps({**fields, "size": len(payload)}).encode() + b"\n"
+        doing = f"asking Dom0 to {fields['do']} {fields.get('path') or fields.get('command')}"
+        self._lost = True  # until its answer is here
+        self._agent.settimeout(ANSWER_MARGIN)
+        try:
+            self._agent.sendall(head + payload)
+        except OSError as error:
+            self._alive(doing)
+            raise self._failure(f"{doing}: {error}") from None
+        answer = self._answer(patience, doing)
+        self._lost = False
+        if "error" in answer[0]:
+            raise LabError(f"{doing}: {answer[0]['error']}")
+        return answer
+
+    def _answer(self, timeout: float, doing: str) -> tuple[dict[str, Any], bytes]:
+        until = time.monotonic() + timeout
+        while (end := self._pending.find(b"\n")) < 0:
+            self._receive(until, doing)
+        fields: dict[str, Any] = json.loads(self._pending[:end])
+        del self._pending[: end + 1]
+        size = int(fields["size"])
+        while len(self._pending) < size:
+            self._receive(until, doing)
+        payload = bytes(self._pending[:size])
+        del self._pending[:size]
+        return fields, payload
+
+    def _receive(self, until: float, doing: str) -> None:
+        while not select.select([self._agent], [], [], 1)[0]:
+            self._alive(doing)
+            if time.monotonic() > until:
+                raise self._failure(f"no answer while {doing}")
+        data = self._agent.recv(1 << 20)
+        if not data:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._qemu.wait(5)
+            self._alive(doing)
+            raise self._failure(f"the agent's line broke while {doing}")
+        self._pending += data
+
+
+def guest_config(
+    work: str = "still", lines: str = "", *, mode: str = "1024x768", seconds: int = 600, extra: str = ""
+) -> str:
+    """The xl configuration of the lab's guest: what it does (see `domu/init.sh`), and more lines, as `vdispl=[…]`."""
+    boot = f"console=hvc0 quiet vkms.create_default_dev=0 guest={work} mode={mode} seconds={seconds} {extra}".strip()
+    return (
+        'type="pvh"\nkernel="/domu/vmlinuz"\nramdisk="/domu/initrd.img"\n'
+        f"memory=192\nvcpus=1\nextra={json.dumps(boot)}\n{lines}\n"
+    )
+
+
+def reference_picture(
+    machine: Machine,
+    mode: str = "1024x768",
+    pattern: str = "smpte",
+    device: str | None = None,
+) -> Picture:
+    """What modetest draws, drawn by Dom0's own modetest on a card that nobody else uses.
+
+    The guest's modetest shows `smpte` and, with `-v`, flips between `smpte` and `plain`.
+    """
+    before = machine.screendump(device)
+    width, height = map(int, mode.split("x"))
+    log = "/tmp/.reference.log"
+    connector = next(name for name, connected in machine.connectors(device).items() if connected)
+    # It shows its picture until its stdin has a line or ends.
+    card = machine.card(device).bus
+    draw = f"exec modetest -D {card} -s {connector}:{mode} -F {pattern} < <(exec sleep 1000)"
+    group = machine.start(draw, log)
+    seen = [before]
+
+    def settled() -> bool:
+        if machine.run(f"test -e /proc/{group}").code != 0:
+            raise LabError(f"modetest does not show {pattern}: {machine.run(f'cat {log}').output}")
+        seen.append(machine.screendump(device))
+        return seen[-1].size == (width, height) and seen[-1] == seen[-2] != before
+
+    try:
+        machine.wait_for(settled, 30, why=f"modetest's {pattern} in {mode}")
+    finally:
+        machine.stop(group)
+    return seen[-1]
+
+
+def tarball(root: Path, names: Iterable[str]) -> bytes:
+    """Files and folders under `root` as a tar file, without caches."""
+
+    def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        name = Path(entry.name).name
+        return None if name == "__pycache__" or name.endswith("_cache") or name == ".hypothesis" else entry
+
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name in names:
+            tar.add(root / name, name, filter=wanted)
+    return packed.getvalue()
+
+
+def main() -> None:
+    out = Path(__file__).resolve().parents[2] / "out" / "lab"
+    with Machine(out=out) as machine:
+        print(f"ready after {machine.boot_seconds:.1f} s; serial console: {machine.serial}", flush=True)
+        for line in sys.stdin:
+            if line.startswith("screendump"):
+                print(machine.screendump(name=line.split()[-1]), flush=True)
+            elif line.strip():
+                done = machine.run(line, 600)
+                print(f"{done.output}[{done.code}, {done.seconds:.2f} s]", flush=True)
+
+
+if __name__ == "__main__":
+    main()
