@@ -7,7 +7,9 @@ one of two dumb buffers which is not on the screen. Either way one commit per fl
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -21,6 +23,7 @@ from displbe.xen.memory import copy_rows
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from . import uapi
+from .copier import Copier
 from .device import Atomic, Card, Connector, DrmError, Dumb, Mode, Plane
 
 if TYPE_CHECKING:
@@ -68,11 +71,11 @@ class _Copied(_Buffer):
     def __init__(self, output: DrmOutput, geometry: Geometry, fourcc: int, view: memoryview) -> None:
         super().__init__(output, geometry, fourcc)
         self.view = view
+        self.shape = (geometry.width, geometry.height, fourcc)
 
     async def aclose(self) -> None:
         self.closed = True
-        async with self._output.copying:  # the copy under way reads the guest's pages
-            pass
+        await self._output.stop_reading()
 
 
 class _Ring(msgspec.Struct):
@@ -100,7 +103,6 @@ class DrmOutput(Output):
         self.crtc = crtc
         self.plane = plane
         self.key = key
-        self.copying = trio.Lock()
         self.path = ""
         self._sink = sink
         self._log: Any = structlog.get_logger("displbe.drm").bind(card=card.name, connector=connector.name)
@@ -112,7 +114,8 @@ class DrmOutput(Output):
         self._ring: _Ring | None = None
         self._token: int | None = None
         self._since = 0.0
-        self._copies_in, self._copies_out = trio.open_memory_channel[_Copied](1)
+        self._copier: Copier | None = None
+        self._switching = trio.Lock()
         self.late = 0
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
@@ -204,7 +207,10 @@ class DrmOutput(Output):
         mode = self._mode_for(buffer.geometry.width, buffer.geometry.height)
         if mode is None:
             raise SinkError(Errno.EINVAL, f"{self.name} has no mode {buffer.geometry.width}x{buffer.geometry.height}")
-        async with self.copying:
+        async with self._switching:
+            if buffer.closed:
+                raise SinkError(Errno.ENOENT, "the framebuffer is gone")
+            await self._copies_done()
             try:
                 await trio.to_thread.run_sync(self._enable, buffer, mode)
             except DrmError as error:
@@ -243,7 +249,7 @@ class DrmOutput(Output):
         self._flip_slot = self._flip.slot("plane", self.plane.id, "FB_ID")
 
     def _ring_for(self, buffer: _Copied) -> _Ring:
-        shape = (buffer.geometry.width, buffer.geometry.height, buffer.fourcc)
+        shape = buffer.shape
         if self._ring is not None and self._ring.shape == shape:
             return self._ring
         bits = FORMATS[buffer.fourcc].bits
@@ -256,7 +262,8 @@ class DrmOutput(Output):
 
     async def disable(self) -> None:
         self._on = self._flip = None
-        async with self.copying:
+        async with self._switching:
+            await self._copies_done()
             await trio.to_thread.run_sync(self._disable)
         self._complete()
 
@@ -272,69 +279,86 @@ class DrmOutput(Output):
             self.card.destroy_blob(self._blob)
             self._blob = 0
 
+    async def _copies_done(self) -> None:
+        if self._copier is not None:
+            await self._copier.idle()
+
+    async def stop_reading(self) -> None:
+        """Nothing reads a guest's closed buffer any more: neither a mode change nor a flip under way."""
+        async with self._switching:
+            await self._copies_done()
+
     def flip(self, buffer: SinkBuffer, token: int) -> None:
         assert isinstance(buffer, _Buffer)
-        if self._flip is None:
+        flip = self._flip
+        if flip is None:
             raise SinkError(Errno.EINVAL, f"{self.name} is off")
-        if isinstance(buffer, _Imported):
-            self._start(token)
-            try:
-                self._commit(self._flip, buffer.fb)
-            except SinkError:
-                self._token = None
-                raise
-        else:
-            assert isinstance(buffer, _Copied)
-            self._start(token)
-            self._copies_in.send_nowait(buffer)
-
-    def _start(self, token: int) -> None:
         self._token = token
         self._since = trio.current_time()
+        if isinstance(buffer, _Imported):
+            self._flip_imported(flip, buffer.fb)
+        else:
+            assert isinstance(buffer, _Copied)
+            self._flip_copied(flip, buffer)
 
-    def _commit(self, flip: Atomic, fb: int) -> None:
-        """One commit. Raises SinkError. A kernel that is still busy with the last one is asked again later."""
+    def _flip_imported(self, flip: Atomic, fb: int) -> None:
+        """One commit, which does not wait. Raises SinkError."""
         flip.set(self._flip_slot, fb)
         try:
             flip.commit("flip", FLIP, self.key)
         except DrmError as error:
             if error.number != errno.EBUSY:
+                self._token = None
                 raise SinkError(from_host(error.number), f"{self.name}: {error}") from error
-            self._sink.start_soon(self._commit_again, flip, fb)
+            # The kernel is not done with the last one, although its event has come.
+            self._sink.start_soon(self._commit_again, flip, self._since)
 
-    async def _commit_again(self, flip: Atomic, fb: int) -> None:
-        token, since = self._token, self._since
-        while self._flip is flip and (self._token, self._since) == (token, since):
+    async def _commit_again(self, flip: Atomic, since: float) -> None:
+        while self._flip is flip and self._token is not None and self._since == since:
             await trio.sleep(BUSY_RETRY)
-            flip.set(self._flip_slot, fb)
             try:
                 flip.commit("flip", FLIP, self.key)
             except DrmError as error:
                 if error.number == errno.EBUSY:
                     continue
-                self._log.warning("flip failed", reason=str(error))
-                self._complete()
+                self._failed(str(error))
             return
 
-    async def copy_flips(self) -> None:
-        """This output's copying task."""
-        async for buffer in self._copies_out:
-            async with self.copying:
-                flip, ring = self._flip, self._ring
-                if flip is None or ring is None or buffer.closed:
-                    self._complete()
-                    continue
-                dumb = ring.back()
-                await trio.to_thread.run_sync(_copy, buffer, dumb)
-                if self._flip is not flip:
-                    self._complete()
-                    continue
-                try:
-                    self._commit(flip, dumb.fb)
-                    ring.front = 1 - ring.front
-                except SinkError as error:
-                    self._log.warning("flip failed", reason=str(error))
-                    self._complete()
+    def _flip_copied(self, flip: Atomic, buffer: _Copied) -> None:
+        """The copy and its commit, in the copier's thread."""
+        if self._copier is None:
+            self._copier = Copier(self.name)
+        copier = self._copier
+
+        def work() -> None:
+            try:
+                self._copy_and_commit(flip, buffer)
+            except DrmError as error:
+                copier.tell(partial(self._failed, str(error)))
+
+        copier.do(work)
+
+    def _copy_and_commit(self, flip: Atomic, buffer: _Copied) -> None:
+        """In the copier's thread, between two mode changes. Raises DrmError."""
+        self._ring = ring = self._ring_for(buffer)
+        dumb = ring.back()
+        _copy(buffer, dumb)
+        flip.set(self._flip_slot, dumb.fb)
+        until = time.monotonic() + LATE
+        while True:
+            try:
+                flip.commit("flip", FLIP, self.key)
+                break
+            except DrmError as error:
+                if error.number != errno.EBUSY or time.monotonic() > until:
+                    raise
+            time.sleep(BUSY_RETRY)
+        ring.front = 1 - ring.front
+
+    def _failed(self, reason: str) -> None:
+        """A flip that was accepted cannot be shown: it is over all the same."""
+        self._log.warning("flip failed", reason=reason)
+        self._complete()
 
     def _complete(self) -> None:
         """The flip under way, if any, is over."""
@@ -360,7 +384,8 @@ class DrmOutput(Output):
     async def release(self) -> None:
         self.flipped = _ignore
         await self.disable()
-        self._copies_in.close()
+        if self._copier is not None:
+            await self._copier.close()
         self._sink.give_back(self)
 
 

@@ -135,7 +135,6 @@ class DrmSink(Sink):
         crtc, plane = self._pipe(card, connector)
         key, self._next_key = self._next_key, self._next_key + 1
         output = self._outputs[key] = DrmOutput(self, card, connector, crtc, plane, key)
-        self.start_soon(output.copy_flips)
         return output
 
     def _find(self, name: str) -> tuple[Card, Connector]:
