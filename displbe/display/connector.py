@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import trio
 
-from displbe.sinks.base import Output, SinkError
+from displbe.sinks.base import Output, Part, SinkError
 from displbe.wire.displif import (
     DbufCreate,
     DbufDestroy,
@@ -204,12 +204,13 @@ class Connector:
         if framebuffer is None:
             raise RequestError(Errno.ENOENT, "no such framebuffer")
         shape = framebuffer.geometry
-        if (request.x, request.y, request.width, request.height) != (0, 0, shape.width, shape.height):
-            raise RequestError(Errno.EINVAL, "only a whole framebuffer can be shown")
+        part = Part(request.x, request.y, request.width, request.height)
+        if not (1 <= part.width <= shape.width - part.x and 1 <= part.height <= shape.height - part.y):
+            raise RequestError(Errno.EINVAL, f"{part} lies outside a framebuffer of {shape.width}x{shape.height}")
         sink_buffer = framebuffer.on[self._index]
         if sink_buffer is None:
             raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
-        await self.output.enable(sink_buffer)
+        await self.output.enable(sink_buffer, part)
         self._shown = framebuffer
 
 

@@ -102,7 +102,8 @@ class FrontConnector:
                 self._answers[response.id] = response
             if not self.ring.final_check():
                 break
-        self._answered.set()
+        told, self._answered = self._answered, trio.Event()
+        told.set()
         self.channel.rearm()
         return False
 
@@ -113,7 +114,8 @@ class FrontConnector:
             if event.id == self._next_event_id & 0xFFFF:
                 self.flips_done.append(event.fb_cookie)
             self._next_event_id += 1
-        self._flipped.set()
+        told, self._flipped = self._flipped, trio.Event()
+        told.set()
         self.event_channel.rearm()
         return False
 
@@ -123,13 +125,11 @@ class FrontConnector:
         self._next_id += 1
         data = bytearray(displif.encode_request(request))
         data[0:2] = number.to_bytes(2, "little")
-        self._answered = trio.Event()
         if self.ring.put(bytes(data)):
             self.channel.notify()
         with trio.fail_after(RESPONSE_TIMEOUT):
             while number not in self._answers:
                 await self._answered.wait()
-                self._answered = trio.Event()
         return self._answers.pop(number)
 
     async def order(self, request: Request) -> None:
@@ -146,7 +146,6 @@ class FrontConnector:
         with trio.fail_after(FLIP_TIMEOUT):
             while len(self.flips_done) == done:
                 await self._flipped.wait()
-                self._flipped = trio.Event()
 
 
 class Frontend:

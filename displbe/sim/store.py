@@ -136,6 +136,10 @@ class Tree:
         node.generation = self.clock
 
 
+def _generation(node: Node | None) -> int | None:
+    return node.generation if node is not None else None
+
+
 def _names(path: str) -> list[str]:
     return [name for name in path.split("/") if name]
 
@@ -144,9 +148,9 @@ class Transaction:
     """A copy of the tree to work on, and what was done, to be done again on the real one."""
 
     def __init__(self, tree: Tree) -> None:
+        self.before = Tree(tree.root.copy())
         self.tree = Tree(tree.root.copy())
         self.tree.clock = tree.clock
-        self.began = tree.clock
         self.seen: set[str] = set()
         self.changes: list[tuple[Callable[[Tree], None], str]] = []
 
@@ -321,11 +325,7 @@ class Connection:
     def _commit(self, transaction: Transaction) -> None:
         tree = self.server.tree
         for path in transaction.seen:
-            node, old = tree.find(path), transaction.tree.find(path)
-            changed = any(path == touched for _, touched in transaction.changes)
-            if (node is not None and node.generation > transaction.began) or (
-                not changed and (node is None) != (old is None)
-            ):
+            if _generation(tree.find(path)) != _generation(transaction.before.find(path)):
                 raise StoreFailure("EAGAIN")
         for change, path in transaction.changes:
             change(tree)

@@ -15,7 +15,7 @@ import trio
 from displbe.wire.errors import Errno
 from displbe.xen.port import GuestBuffer
 
-__all__ = ["Geometry", "Output", "OutputUnavailable", "Sink", "SinkBuffer", "SinkError"]
+__all__ = ["Allocation", "Geometry", "Output", "OutputUnavailable", "Part", "Sink", "SinkBuffer", "SinkError"]
 
 
 class SinkError(Exception):
@@ -40,6 +40,15 @@ class Geometry(msgspec.Struct, frozen=True):
     offset: int
 
 
+class Part(msgspec.Struct, frozen=True):
+    """The part of a framebuffer that is shown, in pixels; it lies inside."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
 class SinkBuffer(abc.ABC):
     """A guest's framebuffer as its output shows it."""
 
@@ -49,6 +58,21 @@ class SinkBuffer(abc.ABC):
     @abc.abstractmethod
     async def aclose(self) -> None:
         """Take it off the screen if it is there, and let go of the guest's pages; nothing uses them afterwards."""
+
+
+class Allocation(abc.ABC):
+    """Memory of an output as a dma-buf. Attaching it to that output is zero copy."""
+
+    fd: int
+    """The dma-buf; it stays the allocation's."""
+
+    @abc.abstractmethod
+    def view(self) -> memoryview:
+        """The memory, read-only."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free it. Nothing uses it any more."""
 
 
 class Output(abc.ABC):
@@ -64,8 +88,11 @@ class Output(abc.ABC):
         """Prepare a guest's buffer for this output. Raises SinkError, and holds nothing then."""
 
     @abc.abstractmethod
-    async def enable(self, buffer: SinkBuffer) -> None:
-        """Switch on and show this buffer; returns when it is on its way. Raises SinkError: the screen stays as it was."""
+    async def enable(self, buffer: SinkBuffer, part: Part) -> None:
+        """Switch on and show this part of the buffer, and of those flipped to later, until the next `enable`.
+
+        Returns when it is on its way. Raises SinkError: the screen stays as it was.
+        """
 
     @abc.abstractmethod
     async def disable(self) -> None:
@@ -76,6 +103,17 @@ class Output(abc.ABC):
         """Show another buffer at the next refresh; `flipped(token)` follows exactly once. Raises SinkError, then it does not.
 
         One flip at a time: the caller waits for `flipped` before the next.
+        """
+
+    @abc.abstractmethod
+    async def edid(self) -> bytes | None:
+        """The EDID of the monitor that is there, whole blocks of 128 octets as it sent them, or None."""
+
+    @abc.abstractmethod
+    async def allocate(self, pages: int) -> Allocation:
+        """Memory of this many pages that the output can scan out: for buffers that the backend allocates, zeroed.
+
+        Raises SinkError EOPNOTSUPP where the output has none to give.
         """
 
     @abc.abstractmethod

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 import trio
 from PIL import Image
@@ -17,7 +18,7 @@ from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import GuestBuffer
 
-from .base import Geometry, Output, OutputUnavailable, Sink, SinkBuffer, SinkError
+from .base import Allocation, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
 
 __all__ = ["HeadlessOutput", "HeadlessSettings", "HeadlessSink"]
 
@@ -71,6 +72,7 @@ class HeadlessOutput(Output):
         self._sink = sink
         self._shown: _Frame | None = None
         self._next: tuple[_Frame, int] | None = None
+        self._part = Part(0, 0, 0, 0)
         self._last: Image.Image | None = None
         self.flips = 0
 
@@ -79,12 +81,15 @@ class HeadlessOutput(Output):
             raise SinkError(Errno.EINVAL, f"format {fourcc_name(geometry.fourcc)} cannot be shown here")
         return _Frame(self, await buffer.view(), geometry)
 
-    async def enable(self, buffer: SinkBuffer) -> None:
+    async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)
+        self.refresh()  # a flip under way comes before what is asked for now
         self._shown = buffer
+        self._part = part
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
+        self.refresh()
         self._keep()
         self._shown = None
         if self._sink.settings.directory:
@@ -112,6 +117,13 @@ class HeadlessOutput(Output):
             self._keep()
             self._shown = None
 
+    async def edid(self) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def allocate(self, pages: int) -> Allocation:
+        raise SinkError(Errno.EOPNOTSUPP, "there is no graphics memory here")
+
     async def release(self) -> None:
         self.flipped = lambda token: None
         await self.disable()
@@ -119,7 +131,8 @@ class HeadlessOutput(Output):
 
     def _keep(self) -> None:
         if self._shown is not None:
-            self._last = _image(self._shown.view, self._shown.geometry)
+            x, y, width, height = msgspec.structs.astuple(self._part)
+            self._last = _image(self._shown.view, self._shown.geometry).crop((x, y, x + width, y + height))
 
     def picture(self) -> Image.Image | None:
         """What is shown, or was shown last; None when nothing ever was."""

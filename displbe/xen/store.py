@@ -31,6 +31,8 @@ SOCKETS: Final = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 XENBUS: Final = "/dev/xen/xenbus"
 _RECONNECT_FIRST: Final = 0.05
 _RECONNECT_LAST: Final = 2.0
+_PATIENCE: Final = 1.0
+"""Seconds that tidying up may take when xenstored does not answer."""
 _log = structlog.get_logger("displbe.store")
 
 
@@ -136,13 +138,27 @@ class XenStore:
             with contextlib.suppress(StoreError):
                 await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
 
-    async def _request(self, op: int, *parts: bytes, transaction: int = 0) -> bytes:
+    async def _watch(self, path: str, token: bytes) -> None:
+        try:
+            await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
+        except StoreLost:  # set with the next connection
+            pass
+        except StoreError as error:
+            if str(error) != "EEXIST":  # a new connection has set it before us
+                raise
+
+    async def _request(self, op: int, *parts: bytes, transaction: _Transaction | None = None) -> bytes:
         """One request and its answer's payload. Raises StoreError, NoEntry, StoreLost."""
-        await self._connected.wait()
+        if transaction is None:
+            await self._connected.wait()
+        elif (
+            transaction.connection is not self._connected
+        ):  # it ended with its connection; its number may be another's now
+            raise StoreLost("connection to XenStore lost")
         number = next(self._ids) & 0xFFFFFFFF
         reply = self._replies[number] = _Reply()
         try:
-            await self._send(xs.encode(op, number, transaction, b"".join(parts)))
+            await self._send(xs.encode(op, number, transaction.number if transaction else 0, b"".join(parts)), reply)
             await reply.arrived.wait()
         finally:
             self._replies.pop(number, None)
@@ -154,8 +170,10 @@ class XenStore:
             raise (NoEntry if name == "ENOENT" else StoreError)(name)
         return bytes(packet.payload)
 
-    async def _send(self, message: bytes) -> None:
+    async def _send(self, message: bytes, reply: _Reply) -> None:
         async with self._writing:
+            if reply.arrived.is_set():  # the connection was lost meanwhile; the message is not for the next one
+                return
             fd, rest = self._fd, message
             with trio.CancelScope(shield=True):  # half a message would leave the stream without a place to go on from
                 while rest:
@@ -168,7 +186,7 @@ class XenStore:
                     except (OSError, trio.ClosedResourceError) as error:
                         raise StoreLost(f"connection to XenStore lost: {error}") from error
 
-    async def read(self, path: str, transaction: int = 0) -> bytes:
+    async def read(self, path: str, transaction: _Transaction | None = None) -> bytes:
         """port.Store.read"""
         return await self._request(Op.READ, path.encode() + NUL, transaction=transaction)
 
@@ -197,11 +215,11 @@ class XenStore:
             if part in (b"", NUL) or listing.endswith(NUL + NUL):
                 return listing.rstrip(NUL) + NUL if listing.strip(NUL) else b""
 
-    async def write(self, path: str, value: bytes, transaction: int = 0) -> None:
+    async def write(self, path: str, value: bytes, transaction: _Transaction | None = None) -> None:
         """port.Store.write"""
         await self._request(Op.WRITE, path.encode() + NUL, value, transaction=transaction)
 
-    async def remove(self, path: str, transaction: int = 0) -> None:
+    async def remove(self, path: str, transaction: _Transaction | None = None) -> None:
         """port.Store.remove"""
         with contextlib.suppress(NoEntry):
             await self._request(Op.RM, path.encode() + NUL, transaction=transaction)
@@ -217,14 +235,22 @@ class XenStore:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[_Transaction]:
         """port.Store.transaction"""
+        connection = self._connected
         number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
-        commit = b"F"
+        transaction = _Transaction(self, number, connection)
+        under_way = True
         try:
-            yield _Transaction(self, number)
-            commit = b"T"
+            yield transaction
+            try:
+                await self._request(Op.TRANSACTION_END, b"T" + NUL, transaction=transaction)
+            except (StoreError, StoreLost):
+                under_way = False
+                raise
+            under_way = False
         finally:
-            with trio.CancelScope(shield=True):
-                await self._request(Op.TRANSACTION_END, commit + NUL, transaction=number)
+            if under_way:
+                with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
+                    await self._request(Op.TRANSACTION_END, b"F" + NUL, transaction=transaction)
 
     @contextlib.asynccontextmanager
     async def watch(self, path: str, changed: Callable[[str], None]) -> AsyncIterator[None]:
@@ -232,30 +258,30 @@ class XenStore:
         token = b"displbe-%d" % next(self._tokens)
         self._watches[token] = (path, changed)
         try:
-            with contextlib.suppress(StoreLost):  # set with the next connection
-                await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
+            await self._watch(path, token)
             yield
         finally:
             del self._watches[token]
-            with trio.move_on_after(1, shield=True), contextlib.suppress(StoreError, StoreLost):
+            with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
                 await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
 
 
 class _Transaction:
     """port.Transaction"""
 
-    def __init__(self, store: XenStore, number: int) -> None:
+    def __init__(self, store: XenStore, number: int, connection: trio.Event) -> None:
+        self.number = number
+        self.connection = connection
         self._store = store
-        self._number = number
 
     async def read(self, path: str) -> bytes:
-        return await self._store.read(path, self._number)
+        return await self._store.read(path, self)
 
     async def write(self, path: str, value: bytes) -> None:
-        await self._store.write(path, value, self._number)
+        await self._store.write(path, value, self)
 
     async def remove(self, path: str) -> None:
-        await self._store.remove(path, self._number)
+        await self._store.remove(path, self)
 
 
 def find(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:

@@ -78,3 +78,25 @@ def test_flips(machine: Machine, displbe: Backend, idle: Held, path: str, pictur
     )
     assert sorted(rates)[len(rates) // 2] >= 55
     assert "timed-out" not in console
+
+
+def test_reboots(machine: Machine, displbe: Backend, idle: Held) -> None:
+    """A guest that reboots ten times is served ten times, and is not kept waiting: its shutdown sees our 5 at once."""
+    connector = next(iter(machine.connectors()))
+    before = len(displbe.events("output on"))
+    machine.create("again", guest_config("reboot", screens(connector), seconds=1))
+    machine.wait_for(lambda: len(displbe.events("output on")) - before > 10, 240, every=2, why="ten reboots")
+    console = machine.console("again")
+    assert "timeout" not in console.lower()
+
+
+def test_destroyed_in_mid_flip(machine: Machine, displbe: Backend, idle: Held) -> None:
+    """A guest that is destroyed while it flips, ten times: nothing of it is left, each time."""
+    connector = next(iter(machine.connectors()))
+    for _ in range(10):
+        machine.create("flip", guest_config("flip", screens(connector)))
+        machine.wait_console("flip", "freq:", 60)
+        assert displbe.held() != idle
+        machine.destroy("flip")
+        machine.wait_for(lambda: displbe.held() == idle, 20, why="everything released")
+    assert "(null)" not in machine.check("xl list")

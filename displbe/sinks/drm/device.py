@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import msgspec
 
+from displbe.sinks.base import Allocation
 from displbe.xen.memory import Mapping as MemoryMapping
 
 from . import uapi
 
-__all__ = ["Atomic", "Card", "Connector", "DrmError", "Dumb", "Mode", "Plane"]
+__all__ = ["Atomic", "Card", "Connector", "DrmError", "Dumb", "DumbAllocation", "Mode", "Plane"]
 
 _OBJECT: Final = {
     "crtc": uapi.DRM_MODE_OBJECT_CRTC,
@@ -93,6 +94,40 @@ class Dumb:
         """Take it off the screen if it is there, and free it."""
         self.memory.close()
         self._card.remove_framebuffer(self.fb)
+
+
+class DumbAllocation(Allocation):
+    """Pages of a card's dumb memory as a dma-buf. Raises DrmError.
+
+    A dumb buffer of one page per row: its size is then exactly that of its pages, whatever alignment the driver keeps for
+    pictures. Framebuffers lay their own pitch over it.
+    """
+
+    def __init__(self, card: Card, pages: int) -> None:
+        ask = uapi.drm_mode_create_dumb(height=pages, width=1024, bpp=32)
+        card.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, ask)
+        try:
+            if (ask.pitch, ask.size) != (4096, 4096 * pages):
+                raise DrmError("create dumb buffer of whole pages", errno.EOPNOTSUPP)
+            place = uapi.drm_mode_map_dumb(handle=ask.handle)
+            card.ioctl("map dumb buffer", uapi.DRM_IOCTL_MODE_MAP_DUMB, place)
+            prime = uapi.drm_prime_handle(handle=ask.handle, flags=os.O_CLOEXEC | os.O_RDWR)
+            card.ioctl("export dumb buffer", uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD, prime)
+            self.fd = int(prime.fd)
+            try:
+                self._memory = MemoryMapping(card.fd, [(place.offset, ask.size)], writable=False)
+            except OSError as error:
+                os.close(self.fd)
+                raise DrmError("map dumb buffer", error.errno or errno.EIO) from error
+        finally:
+            card.close_handle(ask.handle)  # the dma-buf keeps it
+
+    def view(self) -> memoryview:
+        return self._memory.view
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self.fd)
 
 
 class Atomic:
@@ -307,6 +342,23 @@ class Card:
     def close_handle(self, handle: int) -> None:
         """Close a GEM handle."""
         self.ioctl("close handle", uapi.DRM_IOCTL_GEM_CLOSE, uapi.drm_gem_close(handle=handle))
+
+    def read_edid(self, connector: int) -> bytes | None:
+        """The monitor's EDID, from the connector's property; None when there is none."""
+        del self._properties[("connector", connector)]
+        blob = self._properties_of("connector", connector).get("EDID", (0, 0))[1]
+        if blob == 0:
+            return None
+        count = uapi.drm_mode_get_blob(blob_id=blob)
+        try:
+            self.ioctl("read EDID", uapi.DRM_IOCTL_MODE_GETPROPBLOB, count)
+            data = ctypes.create_string_buffer(max(1, count.length))
+            ask = uapi.drm_mode_get_blob(blob_id=blob, length=count.length, data=ctypes.addressof(data))
+            self.ioctl("read EDID", uapi.DRM_IOCTL_MODE_GETPROPBLOB, ask)
+        except DrmError:
+            return None  # another monitor has come meanwhile
+        whole = data.raw[: ask.length // 128 * 128]
+        return whole or None
 
     def create_blob(self, data: bytes) -> int:
         """A property blob, for MODE_ID. Raises DrmError."""

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 import trio
 
-from displbe.sinks.base import Geometry, Output, SinkBuffer, SinkError
+from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.wire.errors import Errno, from_host
 from displbe.wire.formats import FORMATS, fourcc_name
 from displbe.xen.memory import copy_rows
@@ -24,7 +24,7 @@ from displbe.xen.port import GuestBuffer, HypervisorError
 
 from . import uapi
 from .copier import Copier
-from .device import Atomic, Card, Connector, DrmError, Dumb, Mode, Plane
+from .device import Atomic, Card, Connector, DrmError, Dumb, DumbAllocation, Mode, Plane
 
 if TYPE_CHECKING:
     from .sink import DrmSink
@@ -156,7 +156,7 @@ class DrmOutput(Output):
             return fb
         blob = self.card.create_blob(mode.raw)
         try:
-            self._full(fb, blob, mode).commit("test zero copy", TEST)
+            self._full(fb, blob, mode, Part(0, 0, *shape)).commit("test zero copy", TEST)
         except DrmError as error:
             if error.number != errno.EACCES:  # not master just now: that says nothing of the buffer
                 self.card.remove_framebuffer(fb)
@@ -170,7 +170,7 @@ class DrmOutput(Output):
         fitting = [mode for mode in self.connector.modes if (mode.width, mode.height) == (width, height)]
         return max(fitting, key=lambda mode: (mode.preferred, mode.refresh), default=None)
 
-    def _full(self, fb: int, blob: int, mode: Mode) -> Atomic:
+    def _full(self, fb: int, blob: int, mode: Mode, part: Part) -> Atomic:
         """Everything there is to say of this output."""
         return Atomic(
             self.card,
@@ -180,10 +180,10 @@ class DrmOutput(Output):
                 ("plane", self.plane.id): {
                     "FB_ID": fb,
                     "CRTC_ID": self.crtc,
-                    "SRC_X": 0,
-                    "SRC_Y": 0,
-                    "SRC_W": mode.width << 16,
-                    "SRC_H": mode.height << 16,
+                    "SRC_X": part.x << 16,
+                    "SRC_Y": part.y << 16,
+                    "SRC_W": part.width << 16,
+                    "SRC_H": part.height << 16,
                     "CRTC_X": 0,
                     "CRTC_Y": 0,
                     "CRTC_W": mode.width,
@@ -202,23 +202,23 @@ class DrmOutput(Output):
             },
         )
 
-    async def enable(self, buffer: SinkBuffer) -> None:
+    async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Buffer)
-        mode = self._mode_for(buffer.geometry.width, buffer.geometry.height)
+        mode = self._mode_for(part.width, part.height)
         if mode is None:
-            raise SinkError(Errno.EINVAL, f"{self.name} has no mode {buffer.geometry.width}x{buffer.geometry.height}")
+            raise SinkError(Errno.EINVAL, f"{self.name} has no mode {part.width}x{part.height}")
         async with self._switching:
             if buffer.closed:
                 raise SinkError(Errno.ENOENT, "the framebuffer is gone")
             await self._copies_done()
             try:
-                await trio.to_thread.run_sync(self._enable, buffer, mode)
+                await trio.to_thread.run_sync(self._enable, buffer, part, mode)
             except DrmError as error:
                 raise SinkError(from_host(error.number), f"{self.name}: {error}") from error
         self.path = buffer.path
         self._log.info("output on", mode=f"{mode.width}x{mode.height}@{mode.refresh}", path=buffer.path)
 
-    def _enable(self, buffer: _Buffer, mode: Mode) -> None:
+    def _enable(self, buffer: _Buffer, part: Part, mode: Mode) -> None:
         """In a worker thread: copy the first frame if it is to be copied, and commit, which waits for the hardware."""
         old_ring, ring = self._ring, None
         if isinstance(buffer, _Imported):
@@ -231,7 +231,7 @@ class DrmOutput(Output):
             fb = dumb.fb
         blob = self.card.create_blob(mode.raw)
         try:
-            self._full(fb, blob, mode).commit("set mode", MODESET)
+            self._full(fb, blob, mode, part).commit("set mode", MODESET)
         except DrmError:
             self.card.destroy_blob(blob)
             if ring is not None and ring is not old_ring:
@@ -380,6 +380,15 @@ class DrmOutput(Output):
     async def remove(self, buffer: _Imported) -> None:
         """The guest takes a buffer back: RmFB switches off what shows it, and waits for that."""
         await trio.to_thread.run_sync(_quietly, self.card.remove_framebuffer, buffer.fb)
+
+    async def edid(self) -> bytes | None:
+        return await trio.to_thread.run_sync(self.card.read_edid, self.connector.id)
+
+    async def allocate(self, pages: int) -> Allocation:
+        try:
+            return await trio.to_thread.run_sync(DumbAllocation, self.card, pages)
+        except DrmError as error:
+            raise SinkError(from_host(error.number), f"{self.name}: {error}") from error
 
     async def release(self) -> None:
         self.flipped = _ignore

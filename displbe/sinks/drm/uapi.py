@@ -188,6 +188,10 @@ class drm_mode_create_blob(ctypes.Structure):
     _fields_ = (("data", c_uint64), ("length", c_uint32), ("blob_id", c_uint32))
 
 
+class drm_mode_get_blob(ctypes.Structure):
+    _fields_ = (("blob_id", c_uint32), ("length", c_uint32), ("data", c_uint64))
+
+
 class drm_mode_destroy_blob(ctypes.Structure):
     _fields_ = (("blob_id", c_uint32),)
 
@@ -200,11 +204,13 @@ DRM_IOCTL_GET_CAP: Final = _iowr(0x0C, ctypes.sizeof(drm_get_cap))
 DRM_IOCTL_SET_CLIENT_CAP: Final = _iow(0x0D, ctypes.sizeof(drm_set_client_cap))
 DRM_IOCTL_SET_MASTER: Final = 0x641E
 DRM_IOCTL_DROP_MASTER: Final = 0x641F
+DRM_IOCTL_PRIME_HANDLE_TO_FD: Final = _iowr(0x2D, ctypes.sizeof(drm_prime_handle))
 DRM_IOCTL_PRIME_FD_TO_HANDLE: Final = _iowr(0x2E, ctypes.sizeof(drm_prime_handle))
 DRM_IOCTL_MODE_GETRESOURCES: Final = _iowr(0xA0, ctypes.sizeof(drm_mode_card_res))
 DRM_IOCTL_MODE_GETENCODER: Final = _iowr(0xA6, ctypes.sizeof(drm_mode_get_encoder))
 DRM_IOCTL_MODE_GETCONNECTOR: Final = _iowr(0xA7, ctypes.sizeof(drm_mode_get_connector))
 DRM_IOCTL_MODE_GETPROPERTY: Final = _iowr(0xAA, ctypes.sizeof(drm_mode_get_property))
+DRM_IOCTL_MODE_GETPROPBLOB: Final = _iowr(0xAC, ctypes.sizeof(drm_mode_get_blob))
 DRM_IOCTL_MODE_RMFB: Final = _iowr(0xAF, ctypes.sizeof(c_uint32))
 DRM_IOCTL_MODE_CREATE_DUMB: Final = _iowr(0xB2, ctypes.sizeof(drm_mode_create_dumb))
 DRM_IOCTL_MODE_MAP_DUMB: Final = _iowr(0xB3, ctypes.sizeof(drm_mode_map_dumb))

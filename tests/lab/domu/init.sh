@@ -14,6 +14,11 @@ show() { (sleep "$1"; echo) | modetest -M xendrm-du -s "$2" $3; }
 case $guest in
     still) echo "guest: drawing"; show ${seconds:-600} Virtual-1:$mode "" ;;
     flip) echo "guest: flipping"; show ${seconds:-600} Virtual-1:$mode -v ;;
+    twice)  # again when the card has gone and come back
+        while :; do
+            while ! ls /dev/dri/card* >/dev/null 2>&1; do usleep 200000; done
+            echo "guest: drawing"; show ${seconds:-600} Virtual-1:$mode ""
+        done ;;
     reboot) show 1 Virtual-1:$mode -v; echo "guest: rebooting"; reboot -f ;;
     poweroff) show 1 Virtual-1:$mode -v; echo "guest: powering off"; poweroff -f ;;
 esac
