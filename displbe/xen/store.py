@@ -135,8 +135,9 @@ class XenStore:
 
     async def _watch_again(self) -> None:
         for token, (path, _) in list(self._watches.items()):
-            with contextlib.suppress(StoreError):
-                await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
+            if token in self._watches:
+                with contextlib.suppress(StoreError):
+                    await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
 
     async def _watch(self, path: str, token: bytes) -> None:
         try:
@@ -262,8 +263,9 @@ class XenStore:
             yield
         finally:
             del self._watches[token]
-            with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
-                await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
+            if self._connected.is_set():  # else it ended with its connection
+                with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
+                    await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
 
 
 class _Transaction:

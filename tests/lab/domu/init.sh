@@ -17,7 +17,9 @@ case $guest in
     twice)  # again when the card has gone and come back
         while :; do
             while ! ls /dev/dri/card* >/dev/null 2>&1; do usleep 200000; done
-            echo "guest: drawing"; show ${seconds:-600} Virtual-1:$mode ""
+            # The new device's connector has another number when a program still held the old device.
+            name=$(modetest -M xendrm-du -c 2>/dev/null | grep -o 'Virtual-[0-9]*' | head -n 1)
+            echo "guest: drawing"; show ${seconds:-600} $name:$mode ""
         done ;;
     reboot) show 1 Virtual-1:$mode -v; echo "guest: rebooting"; reboot -f ;;
     poweroff) show 1 Virtual-1:$mode -v; echo "guest: powering off"; poweroff -f ;;

@@ -1,0 +1,363 @@
+"""The XenStore client against the simulated daemon in both flavours, and against one that keeps no promise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import trio
+import trio.testing
+
+from displbe.sim.store import StoreServer
+from displbe.wire import xs
+from displbe.wire.xs import NUL, Op
+from displbe.xen.port import NoEntry, StoreError, StoreLost
+from displbe.xen.store import XenStore, connect, find
+
+Flavour = Literal["xenstored", "oxenstored"]
+
+
+class Setup:
+    """A simulated daemon and domain 0's store on it."""
+
+    def __init__(self, server: StoreServer, store: XenStore, nursery: trio.Nursery) -> None:
+        self.server = server
+        self.store = store
+        self.nursery = nursery
+
+    async def of(self, domid: int) -> XenStore:
+        """Another domain's store."""
+        await self.nursery.start(self.server.serve, domid)
+        store = XenStore(str(self.server.socket_of(domid)))
+        await self.nursery.start(store.run)
+        return store
+
+    async def drop(self, *, for_good: bool = False) -> None:
+        """The connection is lost, and the client has noticed."""
+        await self.store.read("/")  # the server has this connection
+        connected = self.store._connected
+        if for_good:
+            self.server.release(0)
+        else:
+            self.server.disconnect(0)
+        with trio.fail_after(5):
+            while self.store._connected is connected:
+                await trio.sleep(0.001)
+
+
+@pytest.fixture(params=["xenstored", "oxenstored"])
+async def setup(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Setup]:
+    flavour: Flavour = request.param
+    server = StoreServer(tmp_path, flavour)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, 0)
+        store = XenStore(str(server.socket_of(0)))
+        await nursery.start(store.run)
+        with trio.fail_after(20):
+            yield Setup(server, store, nursery)
+        nursery.cancel_scope.cancel()
+
+
+# What the two daemons do differently
+
+
+@pytest.mark.parametrize("count", [0, 1, 60, 300])
+async def test_long_listings(setup: Setup, count: int) -> None:
+    names = [f"{number:03}-{'x' * 60}" for number in range(count)]
+    await setup.store.write("/list", b"")
+    for name in names:
+        await setup.store.write(f"/list/{name}", b"")
+    assert sorted(await setup.store.children("/list")) == names
+
+
+async def test_a_listing_that_changes_while_it_is_read(setup: Setup) -> None:
+    for number in range(150):
+        await setup.store.write(f"/list/{number:03}-{'x' * 60}", b"")
+    listed: list[str] = []
+
+    async def read() -> None:
+        listed.extend(await setup.store.children("/list"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        for number in range(150, 170):
+            await setup.store.write(f"/list/{number:03}-{'x' * 60}", b"")
+    assert len(listed) == len(set(listed))
+    assert len(listed) >= 150
+    assert all(len(name) == 64 for name in listed)
+
+
+# Who may do what
+
+
+async def test_another_domain_is_refused(setup: Setup) -> None:
+    await setup.store.write("/secret", b"1")
+    guest = await setup.of(1)
+    with pytest.raises(StoreError, match="EACCES"):
+        await guest.read("/secret")
+    with pytest.raises(StoreError, match="EACCES"):
+        await guest.write("/secret", b"2")
+    with pytest.raises(StoreError, match="EACCES"):
+        await guest.remove("/secret")
+    assert await setup.store.read("/secret") == b"1"
+
+
+async def test_a_watch_tells_a_domain_nothing_of_what_it_may_not_read(setup: Setup) -> None:
+    await setup.store.write("/local/domain/1", b"")
+    setup.server.tree.set_perms(0, "/local/domain/1", [("n", 1)])
+    guest, told = await setup.of(1), list[str]()
+    async with guest.watch("/", told.append):
+        await setup.store.write("/secret", b"1")
+        await setup.store.write("/local/domain/1/public", b"1")
+        assert await guest.read("/local/domain/1/public") == b"1"
+        assert told == ["/", "/local/domain/1/public"]
+
+
+# A lost connection
+
+
+async def test_requests_wait_for_the_next_connection(setup: Setup) -> None:
+    await setup.store.write("/a", b"1")
+    await setup.drop()
+    assert await setup.store.read("/a") == b"1"
+
+
+async def test_a_lost_connection_fails_every_request_under_way(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    outcomes: list[str] = []
+    store = XenStore(path)
+
+    async def ask(number: int) -> None:
+        try:
+            await store.read(f"/{number}")
+            outcomes.append("answered")
+        except StoreLost:
+            outcomes.append("lost")
+
+    with _listening(path) as listener:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            client, _ = await listener.accept()
+            async with trio.open_nursery() as asking:
+                for number in range(50):
+                    asking.start_soon(ask, number)
+                await trio.testing.wait_all_tasks_blocked()
+                client.close()
+            nursery.cancel_scope.cancel()
+    assert outcomes == ["lost"] * 50
+
+
+async def test_a_message_that_is_half_written_when_the_connection_is_lost(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    lost = 0
+    store = XenStore(path)
+
+    async def ask() -> None:
+        nonlocal lost
+        try:
+            await store.write("/a", b"x" * 4000)
+        except StoreLost:
+            lost += 1
+
+    with _listening(path) as listener:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            client, _ = await listener.accept()
+            async with trio.open_nursery() as asking:
+                for _ in range(200):  # more than the socket holds
+                    asking.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                client.close()
+                with trio.fail_after(5):
+                    again, _ = await listener.accept()
+            # Nothing of the old requests goes to the new connection.
+            with trio.move_on_after(0.05):
+                assert not await again.recv(100)
+            again.close()
+            nursery.cancel_scope.cancel()
+    assert lost == 200
+
+
+async def test_watches_are_set_again_and_called(setup: Setup) -> None:
+    one, other = list[str](), list[str]()
+    async with setup.store.watch("/one", one.append), setup.store.watch("other", other.append):
+        await setup.store.read("/")
+        assert (one, other) == (["/one"], ["other"])
+        await setup.drop()
+        with trio.fail_after(5):
+            while len(one) < 2 or len(other) < 2:
+                await trio.sleep(0.001)
+        await setup.store.write("/one/below", b"")
+        await setup.store.read("/")
+        assert (one, other) == (["/one", "/one", "/one/below"], ["other", "other"])
+
+
+async def test_a_watch_that_is_set_while_there_is_no_connection(setup: Setup) -> None:
+    """Both the new connection and the watch itself set it then; xenstored takes it once."""
+    for _ in range(5):
+        told = list[str]()
+        await setup.drop()
+        async with setup.store.watch("/a", told.append):
+            await setup.store.write("/a", b"")
+            await setup.store.read("/a")
+            assert told[0] == "/a"
+            assert len(told) in (2, 3)
+
+
+async def test_a_watch_that_is_given_up_while_there_is_no_connection(setup: Setup) -> None:
+    told = list[str]()
+    async with setup.store.watch("/a", told.append):
+        await setup.store.read("/")
+        await setup.drop()
+    told.clear()
+    await setup.store.write("/a", b"")
+    await setup.store.read("/a")
+    assert told == []
+
+
+async def test_a_transaction_ends_with_its_connection(setup: Setup) -> None:
+    """Its number on the next connection would be another one's."""
+    await setup.store.write("/a", b"1")
+
+    async def lost() -> None:
+        async with setup.store.transaction() as transaction:
+            await transaction.read("/a")
+            await setup.drop()
+            async with setup.store.transaction() as another:
+                await another.write("/b", b"another's")
+                with pytest.raises(StoreLost):
+                    await transaction.write("/b", b"lost")
+                with pytest.raises(StoreLost):
+                    await transaction.read("/a")
+            await transaction.write("/a", b"2")
+
+    with pytest.raises(StoreLost):
+        await lost()
+    assert (await setup.store.read("/a"), await setup.store.read("/b")) == (b"1", b"another's")
+
+
+async def test_a_commit_after_the_connection_was_lost(setup: Setup) -> None:
+    async def lost() -> None:
+        async with setup.store.transaction() as transaction:
+            await transaction.write("/a", b"1")
+            await setup.drop()
+
+    with pytest.raises(StoreLost):
+        await lost()
+    with pytest.raises(NoEntry):
+        await setup.store.read("/a")
+
+
+async def test_a_cancelled_transaction_does_not_wait_for_the_next_connection(setup: Setup) -> None:
+    with trio.CancelScope() as scope:
+        async with setup.store.transaction() as transaction:
+            await transaction.write("/a", b"1")
+            await setup.drop(for_good=True)
+            scope.cancel()
+            with trio.fail_after(0.5):
+                await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+
+
+async def test_the_first_connection_must_succeed(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        await XenStore(str(tmp_path / "nowhere")).run()
+
+
+async def test_it_tries_until_the_daemon_is_back(tmp_path: Path) -> None:
+    server = StoreServer(tmp_path)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, 0)
+        store = XenStore(str(server.socket_of(0)))
+        await nursery.start(store.run)
+        await store.write("/a", b"1")
+        server.disconnect(0)
+        server.release(0)
+        await trio.sleep(0.2)
+        assert not server.socket_of(0).exists()
+        await nursery.start(server.serve, 0)
+        with trio.fail_after(5):
+            assert await store.read("/a") == b"1"
+        nursery.cancel_scope.cancel()
+
+
+# A daemon that does not speak XenStore
+
+
+async def test_an_impossible_length_ends_the_connection(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    store = XenStore(path)
+    with _listening(path) as listener:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            client, _ = await listener.accept()
+            await client.send(b"\xff" * 64)
+            with trio.fail_after(5):
+                again, _ = await listener.accept()
+            client.close()
+            again.close()
+            nursery.cancel_scope.cancel()
+
+
+async def test_unasked_replies_and_events_for_nobody_are_dropped(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    store = XenStore(path)
+    values: list[bytes] = []
+
+    async def read() -> None:
+        values.append(await store.read("/a"))
+
+    with _listening(path) as listener:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            client, _ = await listener.accept()
+            await client.send(xs.encode(Op.READ, 12345, 0, b"never asked for"))
+            await client.send(xs.encode(Op.WATCH_EVENT, 0xDEAD, 7, b"/a\0no such token\0"))
+            await client.send(xs.encode(Op.WATCH_EVENT, 0, 0, b""))
+            async with trio.open_nursery() as asking:
+                asking.start_soon(read)
+                (request,) = xs.Decoder().feed(await client.recv(100))
+                assert (request.op, request.payload) == (Op.READ, b"/a" + NUL)
+                answer = xs.encode(Op.READ, request.rq_id, 0, b"value")
+                for octet in answer:  # in whatever pieces it comes
+                    await client.send(bytes([octet]))
+            client.close()
+            nursery.cancel_scope.cancel()
+    assert values == [b"value"]
+
+
+# Where it connects
+
+
+def test_the_first_place_that_is_there(tmp_path: Path) -> None:
+    places = tuple(str(tmp_path / name) for name in ("one", "two"))
+    assert find(places) is None
+    (tmp_path / "two").touch()
+    assert find(places) == places[1]
+    (tmp_path / "one").touch()
+    assert find(places) == places[0]
+
+
+def test_what_is_no_socket_is_opened_as_a_device(tmp_path: Path) -> None:
+    path = tmp_path / "xenbus"
+    os.mkfifo(path)
+    fd = connect(str(path))
+    assert stat.S_ISFIFO(os.fstat(fd).st_mode)
+    assert not os.get_blocking(fd)
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+@contextlib.contextmanager
+def _listening(path: str) -> Iterator[trio.socket.SocketType]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+        plain.bind(path)
+        plain.listen()
+        plain.setblocking(False)
+        yield trio.socket.from_stdlib_socket(plain)
