@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 
 __all__ = ["ConfigError", "DrmSettings", "HeadlessSettings", "LogSettings", "Settings", "XenSettings", "load"]
@@ -33,6 +34,8 @@ class XenSettings(_Table, frozen=True):
 
     store: str = ""
     """xenstored's socket or the xenbus device; empty: the one that is there."""
+    maptrack: int = 262144
+    """Pages that this domain can map of others (Xen's gnttab_max_maptrack_frames, 1024 by default, times 256)."""
 
 
 class HeadlessSettings(_Table, frozen=True):
@@ -61,6 +64,7 @@ class Settings(_Table, frozen=True):
     log: LogSettings = LogSettings()
     xen: XenSettings = XenSettings()
     limits: Limits = Limits()
+    guest: dict[str, GuestSettings] = {}
     headless: HeadlessSettings = HeadlessSettings()
     drm: DrmSettings = DrmSettings()
 

@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from displbe import __version__
+from displbe.backend.quota import Total
 from displbe.backend.supervisor import Supervisor
 from displbe.config import Settings
 from displbe.display.device import DisplayDriver
@@ -27,7 +28,9 @@ class Daemon:
     def __init__(self, settings: Settings, hypervisor: Hypervisor, health: Health | None = None) -> None:
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
-        self.supervisor = Supervisor(hypervisor.store, "vdispl", DisplayDriver(hypervisor, self.sink), settings.limits)
+        driver = DisplayDriver(hypervisor, self.sink, settings.guest)
+        total = Total(settings.xen.maptrack)
+        self.supervisor = Supervisor(hypervisor.store, "vdispl", driver, settings.limits, total)
         self._health = health or Health({})
         self._settings = settings
 

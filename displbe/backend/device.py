@@ -7,7 +7,7 @@ guest's is held when our state says so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Protocol
 
@@ -19,12 +19,14 @@ from displbe.wire.errors import FrontendBroken
 from displbe.wire.xenbus import Next, State, decide, parse_state
 from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost
 
-from .quota import Quota
+from .quota import Quota, TokenBucket
 
 __all__ = ["Device", "Driver", "Refused", "releasing"]
 
 RETRY: Final = 1.0
 """Seconds after which a refused connection is tried again without being told of a change (a monitor, another guest's output)."""
+RECONNECTS: Final = (5, 1.0)
+"""Connections that a guest gets at once, and per second after that: each costs us maps and binds, and it nothing."""
 FAREWELL: Final = 2.0
 """Seconds that saying goodbye may take when the daemon ends."""
 
@@ -35,6 +37,10 @@ class Refused(Exception):
 
 class Driver(Protocol):
     """What is served over a connected device."""
+
+    @property
+    def published(self) -> Mapping[str, str]:
+        """Nodes of the backend's directory that a frontend may read, written before state 2."""
 
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Map, bind, call `started`, serve until cancelled, release everything.
@@ -76,6 +82,8 @@ class Device:
         self._state: State | None = None
         self._since = 0.0
         self._error: bytes | None = None
+        self._connections: TokenBucket | None = None
+        self._not_before = 0.0
         self._serving = False
 
     def mark_dirty(self, path: str = "") -> None:
@@ -101,6 +109,7 @@ class Device:
         if step.state is None or step.wait > 0:
             await self._changed(step.wait)
         elif step.state is State.CONNECTED:
+            await trio.sleep_until(self._not_before)
             await self._connect(step)
         else:
             await self._switch(step)
@@ -142,6 +151,9 @@ class Device:
             try:
                 async with self.store.transaction() as transaction:
                     await transaction.read(f"{self.path}/state")
+                    if step.state is State.INIT_WAIT:
+                        for key, value in self._driver.published.items():
+                            await transaction.write(f"{self.path}/{key}", value.encode())
                     await transaction.write(f"{self.path}/state", b"%d" % step.state)
                 break
             except NoEntry:
@@ -162,6 +174,7 @@ class Device:
                 await self._verify()
                 await nursery.start(self._driver.serve, self)
                 self._serving = True
+                self._count_connection()
                 await self._report("")
                 await self._switch(step)
                 over = await self._until_over()
@@ -173,6 +186,12 @@ class Device:
         served, self._serving = self._serving, False
         if served and over.state is not None:
             await self._switch(over)
+
+    def _count_connection(self) -> None:
+        """Slow down a guest that connects and leaves in a loop."""
+        if self._connections is None:
+            self._connections = TokenBucket(*RECONNECTS, trio.current_time)
+        self._not_before = trio.current_time() + self._connections.take()
 
     async def _verify(self) -> None:
         """Our own directory must name the guest that its place names. Raises Refused."""

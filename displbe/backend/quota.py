@@ -1,4 +1,4 @@
-"""What one guest may hold of us, all its devices together.
+"""What one guest may hold of us and how fast it may ask, all its devices together.
 
 The kernel sets no limit per guest: gntdev maps what it is asked to, out of one table (maptrack) for all guests of this domain,
 so that one guest could take all of it (XSA-300).
@@ -6,29 +6,57 @@ so that one guest could take all of it (XSA-300).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import msgspec
 
 from displbe.wire.errors import Errno, RequestError
 
-__all__ = ["Limits", "Quota"]
+__all__ = ["Limits", "Quota", "TokenBucket", "Total"]
+
+MAPTRACK_SHARE: Final = 0.75
+"""What guests' buffers may take of this domain's maptrack; the rest is for rings, other backends, other devices."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """`[limits]` of the configuration: for each guest."""
 
     pages: int = 65536
-    """Mapped pages of buffers: 256 MiB, thirty 1920x1080 buffers. A domain's maptrack holds 262144 by default, for all guests."""
+    """Mapped pages of buffers: 256 MiB, thirty 1920x1080 buffers. A domain's maptrack has 262144 by default, for all guests."""
     buffers: int = 64
     framebuffers: int = 128
     connectors: int = 8
+    alloc_pages: int = 16384
+    """Pages of ours that a guest may hold by be-alloc: 64 MiB."""
+    modesets_per_second: float = 2.0
+    """Of each connector, after a burst of eight; a mode change takes the screen tens of milliseconds."""
+    requests_per_turn: int = 8
+    """Requests of one ring that are served before the other rings have their turn."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 0 or (
+                name in ("modesets_per_second", "requests_per_turn") and not getattr(self, name)
+            ):
+                raise ValueError(f"{name.replace('_', '-')} must be positive")
+
+
+class Total:
+    """What all guests hold together of this domain's maptrack (entries, one for each mapped page)."""
+
+    def __init__(self, maptrack: int) -> None:
+        self.limit = int(maptrack * MAPTRACK_SHARE)
+        self.pages = 0
 
 
 class Quota:
     """What a guest holds now, of each kind of `Limits`."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, total: Total) -> None:
         self.limits = limits
-        self.used = dict.fromkeys(limits.__struct_fields__, 0)
+        self.used = dict.fromkeys(("pages", "buffers", "framebuffers", "connectors", "alloc_pages"), 0)
+        self._total = total
 
     def take(self, kind: str, amount: int = 1) -> None:
         """Charge the guest. Raises RequestError ENOSPC, and charges nothing then."""
@@ -37,8 +65,34 @@ class Quota:
             raise RequestError(
                 Errno.ENOSPC, f"limit of {limit} {kind} reached: {self.used[kind]} held, {amount} more asked for"
             )
+        if kind == "pages":
+            if self._total.pages + amount > self._total.limit:
+                raise RequestError(
+                    Errno.ENOSPC, f"all guests together reach the limit of {self._total.limit} mapped pages"
+                )
+            self._total.pages += amount
         self.used[kind] += amount
 
     def give(self, kind: str, amount: int = 1) -> None:
         """The guest has given back."""
         self.used[kind] -= amount
+        if kind == "pages":
+            self._total.pages -= amount
+
+
+class TokenBucket:
+    """So many at once, then so many per second. `clock` gives seconds."""
+
+    def __init__(self, burst: float, rate: float, clock: Callable[[], float]) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._clock = clock
+        self._tokens = burst
+        self._then = clock()
+
+    def take(self) -> float:
+        """Take one: 0, or the seconds to wait first."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - 1
+        self._then = now
+        return max(0.0, -self._tokens / self._rate)

@@ -15,7 +15,7 @@ from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError, StoreLost
 
 from .device import Device, Driver
-from .quota import Limits, Quota
+from .quota import Limits, Quota, Total
 
 __all__ = ["Supervisor"]
 
@@ -27,13 +27,14 @@ _log = structlog.get_logger("displbe.supervisor")
 class Supervisor:
     """All devices of one kind (`vdispl`)."""
 
-    def __init__(self, store: Store, kind: str, driver: Driver, limits: Limits) -> None:
+    def __init__(self, store: Store, kind: str, driver: Driver, limits: Limits, total: Total) -> None:
         self.devices: dict[tuple[int, int], Device] = {}
         self._store = store
         self._home = f"backend/{kind}"
         self._kind = kind
         self._driver = driver
         self._limits = limits
+        self._total = total
         self._quotas: dict[int, Quota] = {}
         self._dirty = trio.Event()
 
@@ -84,9 +85,23 @@ class Supervisor:
                 await trio.lowlevel.checkpoint()
 
     def _start(self, nursery: trio.Nursery, domid: int, number: int) -> None:
-        quota = self._quotas.setdefault(domid, Quota(self._limits))
+        quota = self._quota(domid)
         device = self.devices[domid, number] = Device(self._store, self._kind, domid, number, self._driver, quota)
         nursery.start_soon(self._serve, device, (domid, number))
+
+    def _quota(self, domid: int) -> Quota:
+        """The guest's quota; when the guests' limits together no longer fit, the operator is told before it hurts."""
+        if domid not in self._quotas:
+            self._quotas[domid] = Quota(self._limits, self._total)
+            promised = len(self._quotas) * self._limits.pages
+            if promised > self._total.limit:
+                _log.warning(
+                    "guests may together ask for more pages than can be mapped",
+                    guests=len(self._quotas),
+                    pages_per_guest=self._limits.pages,
+                    mappable=self._total.limit,
+                )
+        return self._quotas[domid]
 
     async def _serve(self, device: Device, key: tuple[int, int]) -> None:
         """One device's task: whatever goes wrong in it stays in it."""

@@ -6,7 +6,8 @@ uses again once they are free. Everything is checked, in numbers that do not wra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import trio
@@ -15,10 +16,13 @@ from displbe.backend.quota import Quota
 from displbe.sinks.base import Geometry, Output, SinkBuffer, SinkError
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, FbAttach, FbDetach
 from displbe.wire.errors import Errno, RequestError
-from displbe.wire.formats import FORMATS, fourcc_name, stride
-from displbe.wire.pgdir import DirectoryReader, pages_of
+from displbe.wire.formats import FORMATS, fourcc_name, likely_stride, stride
+from displbe.wire.pgdir import pages_of
 from displbe.wire.ring import PAGE_SIZE
 from displbe.xen.port import GuestBuffer, Hypervisor, HypervisorError
+
+from .allocated import AllocatedBuffer
+from .directory import read_directory
 
 __all__ = ["Buffers", "Dbuf", "Framebuffer"]
 
@@ -30,8 +34,10 @@ BITS: Final = (8, 16, 24, 32)
 class Dbuf:
     """A display buffer. Width, height and bpp are 0 for a guest's imported buffer, whose shape its framebuffers tell."""
 
-    def __init__(self, request: DbufCreate, buffer: GuestBuffer) -> None:
+    def __init__(self, request: DbufCreate, buffer: GuestBuffer, kind: str) -> None:
         self.buffer = buffer
+        self.kind = kind
+        """What of the quota it is charged to."""
         self.width = request.width
         self.height = request.height
         self.bpp = request.bpp
@@ -57,7 +63,10 @@ class Framebuffer:
 
 
 class Buffers:
-    """What a guest has created over one device. Serialised: one request at a time."""
+    """What a guest has created over one device. Serialised: one request at a time.
+
+    `be_alloc`: None where XenStore does not ask for it, else whether the configuration allows it.
+    """
 
     def __init__(
         self,
@@ -66,7 +75,7 @@ class Buffers:
         quota: Quota,
         outputs: Sequence[Output],
         *,
-        be_alloc: bool,
+        be_alloc: bool | None,
         dmabuf: bool,
         log: Any,
     ) -> None:
@@ -85,18 +94,34 @@ class Buffers:
         """DBUF_CREATE. Raises RequestError; nothing is held then."""
         async with self._lock:
             pages = self._check_create(request)
-            self._quota.take("buffers")
-            try:
-                self._quota.take("pages", pages)
-                try:
-                    buffer = await self._map(await self._references(request.gref_directory, pages))
-                except BaseException:
-                    self._quota.give("pages", pages)
-                    raise
-            except BaseException:
-                self._quota.give("buffers")
-                raise
-            self._dbufs[request.dbuf_cookie] = Dbuf(request, buffer)
+            # Both must ask for it: Linux leaves an old request's octets in `flags` when be-alloc is 0.
+            allocate = self._be_alloc is not None and bool(request.flags & REQ_ALLOC)
+            if allocate and not self._be_alloc:
+                raise RequestError(
+                    Errno.EOPNOTSUPP, "the configuration allows this guest no buffers of ours (be-alloc)"
+                )
+            if allocate and request.data_ofs:
+                raise RequestError(Errno.EINVAL, "an offset into a buffer that we allocate")
+            kind = "alloc_pages" if allocate else "pages"
+            with self._charged(("buffers", 1), (kind, pages)):
+                if allocate:
+                    buffer: GuestBuffer = await AllocatedBuffer.create(
+                        self._hypervisor, self._domid, self._outputs[0], request.gref_directory, pages
+                    )
+                else:
+                    refs = await read_directory(self._hypervisor, self._domid, request.gref_directory, pages)
+                    buffer = await self._map(refs)
+            self._dbufs[request.dbuf_cookie] = Dbuf(request, buffer, kind)
+
+    @contextmanager
+    def _charged(self, *charges: tuple[str, int]) -> Iterator[None]:
+        """Charge the guest for what the block makes; nothing when it fails. Raises RequestError ENOSPC."""
+        with ExitStack() as undo:
+            for kind, amount in charges:
+                self._quota.take(kind, amount)
+                undo.callback(self._quota.give, kind, amount)
+            yield
+            undo.pop_all()
 
     def _check_create(self, request: DbufCreate) -> int:
         """How many pages the buffer has. Raises RequestError."""
@@ -104,9 +129,6 @@ class Buffers:
             raise RequestError(Errno.EINVAL, "display buffer cookie 0")
         if request.dbuf_cookie in self._dbufs:
             raise RequestError(Errno.EEXIST, "display buffer cookie in use")
-        # Both must ask for it: Linux leaves an old request's octets in `flags` when be-alloc is 0.
-        if self._be_alloc and request.flags & REQ_ALLOC:
-            raise RequestError(Errno.EOPNOTSUPP, "buffers allocated by the backend are not allowed")
         if request.buffer_sz == 0:
             raise RequestError(Errno.EINVAL, "display buffer of size 0")
         if (request.width, request.height, request.bpp) == (0, 0, 0):
@@ -118,22 +140,6 @@ class Buffers:
         if need > request.buffer_sz:
             raise RequestError(Errno.EINVAL, f"display buffer needs {need} octets, has {request.buffer_sz}")
         return pages_of(request.buffer_sz)
-
-    async def _references(self, first: int, count: int) -> list[int]:
-        """The grant references in a page directory. Raises RequestError."""
-        reader = DirectoryReader(first, count)
-        while reader.next_ref is not None:
-            await trio.lowlevel.checkpoint()
-            try:
-                page = self._hypervisor.map_page(self._domid, reader.next_ref, writable=False)
-            except HypervisorError as error:
-                raise RequestError(Errno.EINVAL, f"page directory: {error}") from error
-            try:
-                content = page.copy(0, PAGE_SIZE)
-            finally:
-                page.close()
-            reader.feed(content)
-        return reader.refs
 
     async def _map(self, refs: Sequence[int]) -> GuestBuffer:
         """The pages, as a dma-buf where that is of use and can be had, else mapped. Raises RequestError."""
@@ -161,13 +167,9 @@ class Buffers:
         """FB_ATTACH. Raises RequestError; nothing is held then."""
         async with self._lock:
             dbuf, geometry = self._check_attach(request)
-            self._quota.take("framebuffers")
             framebuffer = Framebuffer(request.fb_cookie, dbuf, geometry)
-            try:
+            with self._charged(("framebuffers", 1)):
                 await self._show_on_outputs(framebuffer)
-            except BaseException:
-                self._quota.give("framebuffers")
-                raise
             self.framebuffers[request.fb_cookie] = framebuffer
 
     def _check_attach(self, request: FbAttach) -> tuple[Dbuf, Geometry]:
@@ -186,7 +188,7 @@ class Buffers:
             raise RequestError(Errno.EINVAL, f"framebuffer of {request.width}x{request.height} in {width}x{height}")
         if pixels.bits != bits:
             raise RequestError(Errno.EINVAL, f"pixel format {pixels.name} in a buffer of {bits} bits")
-        pitch = stride(width, bits)
+        pitch = likely_stride(width, height, bits, dbuf.octets - dbuf.offset)
         need = dbuf.offset + pitch * (request.height - 1) + stride(request.width, bits)
         if need > dbuf.octets:
             raise RequestError(Errno.EINVAL, f"framebuffer needs {need} octets, its buffer has {dbuf.octets}")
@@ -231,7 +233,7 @@ class Buffers:
         pages = dbuf.buffer.size // PAGE_SIZE
         with trio.CancelScope(shield=True):
             await dbuf.buffer.aclose()
-        self._quota.give("pages", pages)
+        self._quota.give(dbuf.kind, pages)
         self._quota.give("buffers")
 
     async def aclose(self) -> None:

@@ -11,12 +11,14 @@ from typing import Any, Final, cast
 
 import trio
 
+from displbe.backend.quota import Limits, TokenBucket
 from displbe.sinks.base import Output, Part, SinkError
 from displbe.wire.displif import (
     DbufCreate,
     DbufDestroy,
     FbAttach,
     FbDetach,
+    GetEdid,
     PageFlip,
     Request,
     SetConfig,
@@ -33,8 +35,13 @@ from .flips import Flips
 
 __all__ = ["Connector"]
 
-BUDGET: Final = 8
-"""Requests served in one turn, before the others have theirs."""
+SPURIOUS_FREE: Final = 2
+"""Notifications without a request that are taken for bad luck."""
+SPURIOUS_FIRST: Final = 0.001
+SPURIOUS_LAST: Final = 1.0
+"""Seconds until a port is armed again that has been notified for nothing: the first time, and at most."""
+MODESET_WAIT: Final = 2.0
+"""Seconds that a guest's SET_CONFIG may be held back; its answer is due after 3 s."""
 STUCK_RETRY: Final = 0.02
 """Seconds between looks at an event page that had no room: its frontend never says that it has read."""
 
@@ -50,7 +57,14 @@ class Connector:
     """Connector `index` of a device. `broken` is told what ends the device."""
 
     def __init__(
-        self, index: int, output: Output, buffers: Buffers, log: Any, broken: Callable[[FrontendBroken], None]
+        self,
+        index: int,
+        output: Output,
+        buffers: Buffers,
+        edid: Callable[[GetEdid], Awaitable[int]],
+        limits: Limits,
+        log: Any,
+        broken: Callable[[FrontendBroken], None],
     ) -> None:
         self.output = output
         self._index = index
@@ -59,6 +73,14 @@ class Connector:
         self._broken = broken
         self._shown: Framebuffer | None = None
         self._resting = True
+        self._edid = edid
+        self._budget = limits.requests_per_turn
+        self._modesets = TokenBucket(8, limits.modesets_per_second, trio.current_time)
+        self._spurious = 0
+        self._postponed = False
+        self._rearm_wanted = trio.Event()
+        self._seen_waiting: int | None = None
+        self.rescued = 0
         self._slow_in, self._slow_out = trio.open_memory_channel[Request](1)
         self._stuck = trio.Event()
         self.served = 0
@@ -84,24 +106,47 @@ class Connector:
 
     def kicked(self) -> bool:
         """The guest has notified: serve. True when the budget is spent and requests may be left."""
+        return self._serve(notified=True)
+
+    def resume(self) -> bool:
+        """Serve what is there, notified or not. True as `kicked`."""
+        return self._serve(notified=False)
+
+    def rescue(self) -> None:
+        """A request that still waits since the last look, while nothing keeps us from it: its notification was lost."""
+        if self._resting or self._postponed:
+            self._seen_waiting = None
+            return
+        waiting = self._ring.next_waiting()
+        if waiting is not None and waiting == self._seen_waiting:
+            self.rescued += 1
+            self._log.error("a request waited without a notification", rescued=self.rescued)
+            self.resume()
+        self._seen_waiting = waiting
+
+    def _serve(self, *, notified: bool) -> bool:
         if self._resting:
             return False
         try:
-            return self._serve()
+            return self._serve_ring(notified)
         except FrontendBroken as broken:
             self._resting = True
             self._broken(broken)
             return False
 
-    def _serve(self) -> bool:
+    def _serve_ring(self, notified: bool) -> bool:
         ring = self._ring
-        for _ in range(BUDGET):
+        for turn in range(self._budget):
             slot = ring.take()
             if slot is None:
                 if ring.final_check():
                     continue
                 # After the work: a storm of notifications costs one turn at a time.
-                self._channel.rearm()
+                if notified and turn == 0:
+                    self._for_nothing()
+                else:
+                    self._spurious = 0
+                    self._channel.rearm()
                 return False
             request = decode_request(slot)
             if isinstance(request, PageFlip):
@@ -114,9 +159,32 @@ class Connector:
                 return False
         return True
 
-    def _respond(self, request: Request, status: int) -> None:
+    def _for_nothing(self) -> None:
+        """A notification without a request. The kernel slows such storms down for its own backends, not for us
+        (XSA-332): the port is armed again later each time. A guest that does this waits for itself.
+        """
+        self._spurious += 1
+        if self._spurious <= SPURIOUS_FREE:
+            self._channel.rearm()
+        elif not self._postponed:
+            self._postponed = True
+            self._rearm_wanted.set()
+
+    async def _rearm_late(self) -> None:
+        while True:
+            await self._rearm_wanted.wait()
+            self._rearm_wanted = trio.Event()
+            exponent = min(self._spurious - SPURIOUS_FREE, 10)
+            await trio.sleep(min(SPURIOUS_FIRST * 2**exponent, SPURIOUS_LAST))
+            self._postponed = False
+            spurious, served = self._spurious, self.served
+            self.resume()
+            if self.served == served and not self._resting:
+                self._spurious = spurious
+
+    def _respond(self, request: Request, status: int, edid_sz: int = 0) -> None:
         self.served += 1
-        if self._ring.respond(encode_response(request.id, request.operation, status)):
+        if self._ring.respond(encode_response(request.id, request.operation, status, edid_sz)):
             self._channel.notify()
 
     def _refuse(self, request: Request, error: RequestError | SinkError) -> Errno:
@@ -159,21 +227,21 @@ class Connector:
         """Serve slow requests, and write events that waited for room, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deliver_late)
+            nursery.start_soon(self._rearm_late)
             async for request in self._slow_out:
-                status = await self._slow(request)
-                self._respond(request, status)
+                self._respond(request, *await self._slow(request))
                 self._resting = False
-                while self.kicked():
+                while self.resume():
                     await trio.lowlevel.checkpoint()
 
-    async def _slow(self, request: Request) -> int:
+    async def _slow(self, request: Request) -> tuple[int, int]:
+        """Serve a slow request: its status, and the size of the EDID that was asked for."""
         try:
             if self._index and isinstance(request, GENERIC):
                 raise RequestError(Errno.EINVAL, "this request belongs on the ring of connector 0")
-            await _SLOW[type(request)](self, request)
+            return 0, await _SLOW[type(request)](self, request) or 0
         except (RequestError, SinkError) as error:
-            return -self._refuse(request, error)
-        return 0
+            return -self._refuse(request, error), 0
 
     async def _deliver_late(self) -> None:
         while True:
@@ -210,17 +278,22 @@ class Connector:
         sink_buffer = framebuffer.on[self._index]
         if sink_buffer is None:
             raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
+        await trio.sleep(min(self._modesets.take(), MODESET_WAIT))
         await self.output.enable(sink_buffer, part)
         self._shown = framebuffer
 
+    async def _get_edid(self, request: GetEdid) -> int:
+        return await self._edid(request)
+
 
 _SLOW: Final = cast(
-    "dict[type[Any], Callable[[Connector, Any], Awaitable[None]]]",
+    "dict[type[Any], Callable[[Connector, Any], Awaitable[int | None]]]",
     {
         DbufCreate: Connector._create,
         DbufDestroy: Connector._destroy,
         FbAttach: Connector._attach,
         FbDetach: Connector._detach,
         SetConfig: Connector._set_config,
+        GetEdid: Connector._get_edid,
     },
 )

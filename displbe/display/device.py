@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 import msgspec
 import trio
 
 from displbe.backend.device import Device, Refused, releasing
+from displbe.backend.guests import GuestSettings, guest_name
 from displbe.sinks.base import Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
@@ -17,11 +20,14 @@ from displbe.xen.port import Hypervisor, NoEntry, StoreError
 
 from .buffers import Buffers
 from .connector import Connector
+from .edid import answer_edid
 
 __all__ = ["DisplayDriver"]
 
 MAX_CONNECTORS: Final = 8
 MAX_NAME: Final = 64
+RESCUE: Final = 0.25
+"""Seconds between looks at the rings without being notified; the guest waits 3 s for an answer."""
 
 
 class ConnectorKeys(msgspec.Struct, frozen=True):
@@ -39,14 +45,18 @@ class ConnectorKeys(msgspec.Struct, frozen=True):
 class DisplayDriver:
     """Serves vdispl devices (backend.device.Driver)."""
 
-    def __init__(self, hypervisor: Hypervisor, sink: Sink) -> None:
+    published: Final = {"versions": "1,2"}  # XENDISPL_FIELD_BE_VERSIONS
+
+    def __init__(self, hypervisor: Hypervisor, sink: Sink, guests: Mapping[str, GuestSettings] | None = None) -> None:
         self._hypervisor = hypervisor
         self._sink = sink
+        self._guests = guests or {}
 
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve a frontend whose rings are published, until cancelled."""
-        keys = await self._read_keys(device)
-        be_alloc = await self._trusted(device, "be-alloc", missing=b"0") == b"1"
+        guest = self._guests.get(await guest_name(device.store, device.domid), GuestSettings())
+        keys = await self._read_keys(device, guest)
+        be_alloc = guest.be_alloc if await self._trusted(device, "be-alloc", missing=b"0") == b"1" else None
         session = _Session()
         async with releasing() as stack:
             outputs = [self._claim(device, key, stack) for key in keys]
@@ -62,7 +72,8 @@ class DisplayDriver:
             stack.push_async_callback(buffers.aclose)
             for index, (key, output) in enumerate(zip(keys, outputs, strict=True)):
                 log = device.log.bind(connector=key.name)
-                connector = Connector(index, output, buffers, log, session.broken)
+                edid = partial(answer_edid, self._hypervisor, device.domid, output, key.name, key.width, key.height)
+                connector = Connector(index, output, buffers, edid, device.quota.limits, log, session.broken)
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)
             await session.run(task_status)
@@ -92,7 +103,7 @@ class DisplayDriver:
             channels.append(channel)
         connector.start(BackControlRing(pages[0]), channels[0], BackEventPage(pages[1]), channels[1])
 
-    async def _read_keys(self, device: Device) -> list[ConnectorKeys]:
+    async def _read_keys(self, device: Device, guest: GuestSettings) -> list[ConnectorKeys]:
         """The device's connectors, 0 upwards. Raises Refused for a missing or wrong node."""
         found: list[ConnectorKeys] = []
         while len(found) < MAX_CONNECTORS:
@@ -103,16 +114,29 @@ class DisplayDriver:
                 break
             except StoreError as error:
                 raise Refused(f"cannot read connector {index}: {error}") from error
-            found.append(await self._read_connector(device, index))
+            found.append(await self._read_connector(device, guest, index))
         if not found:
             raise Refused("the frontend has published no connector")
+        refs = [ref for key in found for ref in (key.req_ring_ref, key.evt_ring_ref)]
+        ports = [port for key in found for port in (key.req_event_channel, key.evt_event_channel)]
+        if len(set(refs)) < len(refs) or len(set(ports)) < len(ports):
+            raise Refused("the frontend has published one page or one event channel twice")
         return found
 
-    async def _read_connector(self, device: Device, index: int) -> ConnectorKeys:
+    async def _name(self, device: Device, guest: GuestSettings, index: int) -> str:
+        """The output for a connector: the configuration's for this guest, else the toolstack's. Raises Refused."""
+        if guest.connectors:
+            if index >= len(guest.connectors):
+                raise Refused(f"the configuration gives this guest {len(guest.connectors)} connectors, it has more")
+            return guest.connectors[index]
         name = await self._trusted(device, f"{index}/unique-id")
         text = name.decode("utf-8", "replace")
         if not text or len(text) > MAX_NAME or not text.isprintable():
             raise Refused(f"{index}/unique-id is no name: {name[:MAX_NAME]!r}")
+        return text
+
+    async def _read_connector(self, device: Device, guest: GuestSettings, index: int) -> ConnectorKeys:
+        text = await self._name(device, guest, index)
         resolution = await self._trusted(device, f"{index}/resolution")
         sides = [parse_number(side, 16384) for side in resolution.split(b"x")]
         if len(sides) != 2 or not sides[0] or not sides[1]:
@@ -174,6 +198,13 @@ class _Session:
         self._reason = reason
         self._failed.set()
 
+    async def _rescue(self) -> None:
+        """Look now and then for requests whose notification was lost. None should ever be; each is counted and logged."""
+        while True:
+            await trio.sleep(RESCUE)
+            for connector in self.connectors:
+                connector.rescue()
+
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled. Raises FrontendBroken."""
         try:
@@ -182,7 +213,8 @@ class _Session:
                     nursery.start_soon(connector.run)
                 task_status.started()
                 for connector in self.connectors:  # what came before we were there
-                    connector.kicked()
+                    connector.resume()
+                nursery.start_soon(self._rescue)
                 await self._failed.wait()
                 raise self._reason
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -12,17 +13,17 @@ import trio
 from displbe.wire import displif
 from displbe.wire.displif import Request, Response
 from displbe.wire.formats import FORMATS, fourcc, stride
-from displbe.wire.pgdir import directory_pages, encode_directory, pages_of
+from displbe.wire.pgdir import REFS_PER_PAGE, directory_pages, encode_directory, pages_of
 from displbe.wire.ring import FrontControlRing, FrontEventPage
 from displbe.wire.xenbus import State, parse_state
 from displbe.xen.barriers import SharedMemory
 from displbe.xen.evtchn import Channel
 from displbe.xen.port import StoreError
 
-from .hypervisor import Domain, SimHypervisor, Xen
+from .hypervisor import Domain, SimBuffer, SimHypervisor, Xen
 from .toolstack import ConnectorSpec, Toolstack
 
-__all__ = ["DisplayBuffer", "FrontConnector", "Frontend", "Guest", "GuestFailure", "draw_bars"]
+__all__ = ["BorrowedBuffer", "DisplayBuffer", "FrontConnector", "Frontend", "Guest", "GuestFailure", "draw_bars"]
 
 RESPONSE_TIMEOUT: Final = 3.0
 """XEN_DRM_FRONT_WAIT_BACK_MS"""
@@ -62,6 +63,39 @@ class DisplayBuffer:
         assert not held, f"{len(held)} pages still mapped"
         self._domain.free(self._first, self._count)
         self._domain.free(self._directory, self._directory_count)
+
+
+class BorrowedBuffer:
+    """A display buffer in the backend's memory: the directory is chained, its references are the backend's to write."""
+
+    def __init__(self, domain: Domain, octets: int) -> None:
+        self.octets = octets
+        self._domain = domain
+        self._count = pages_of(octets)
+        self._pages = directory_pages(self._count)
+        self._first = domain.allocate(self._pages)
+        self._refs = [domain.grant(self._first + n, BACKEND) for n in range(self._pages)]
+        for n, page in enumerate(encode_directory([0] * self._count, self._refs)):
+            domain.pages(self._first + n, 1)[:] = page
+        self.directory = self._refs[0]
+        self._mapped: SimBuffer | None = None
+
+    async def map(self, hypervisor: SimHypervisor) -> memoryview:
+        """Map what the backend has granted (backend_map in xen-front-pgdir-shbuf.c)."""
+        refs: list[int] = []
+        for n in range(self._pages):
+            page = bytes(self._domain.pages(self._first + n, 1))
+            refs += struct.unpack_from(f"<{REFS_PER_PAGE}I", page, 4)[: self._count - len(refs)]
+        self._mapped = hypervisor.map_shared(BACKEND, refs)
+        return await self._mapped.view()
+
+    async def free(self) -> None:
+        """Unmap, and take the directory back."""
+        if self._mapped is not None:
+            await self._mapped.aclose()
+        for ref in self._refs:
+            assert self._domain.end_grant(ref), "directory page still mapped"
+        self._domain.free(self._first, self._pages)
 
 
 class FrontConnector:

@@ -12,7 +12,6 @@ import itertools
 import mmap
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +36,8 @@ _SEQ_CST: Final = 5
 class Grant:
     """One page that a domain lets another one map."""
 
-    def __init__(self, page: int, domid: int, *, writable: bool) -> None:
+    def __init__(self, memfd: int, page: int, domid: int, *, writable: bool) -> None:
+        self.memfd = memfd
         self.page = page
         self.domid = domid
         self.writable = writable
@@ -94,10 +94,10 @@ class Domain:
         """The memory of pages, as the domain itself sees it."""
         return memoryview(self.memory)[first * PAGE_SIZE : (first + count) * PAGE_SIZE]
 
-    def grant(self, page: int, domid: int, *, writable: bool = True) -> int:
-        """Let a domain map a page: the reference."""
+    def grant(self, page: int, domid: int, *, writable: bool = True, memfd: int | None = None) -> int:
+        """Let a domain map a page of ours, or of other memory: the reference."""
         ref = next(self._next_ref)
-        self.grants[ref] = Grant(page, domid, writable=writable)
+        self.grants[ref] = Grant(self.memfd if memfd is None else memfd, page, domid, writable=writable)
         return ref
 
     def end_grant(self, ref: int) -> bool:
@@ -262,7 +262,7 @@ class SimHypervisor:
     def __init__(self, xen: Xen, domain: Domain) -> None:
         self.domain = domain
         self.ledger = Ledger()
-        self.abilities = Abilities(False, False, "the simulated Xen has no dma-bufs")
+        self.abilities = Abilities(False, True, "the simulated Xen exports no dma-bufs")
         self.store = XenStore(str(xen.server.socket_of(domain.domid)))
         self.channels = SimChannels(xen, domain, self.ledger)
         self._xen = xen
@@ -279,7 +279,7 @@ class SimHypervisor:
     def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
         return self.channels.bind(domid, remote_port, fired)
 
-    def _grants(self, domid: int, refs: Sequence[int], writable: bool) -> tuple[Domain, list[Grant]]:
+    def _grants(self, domid: int, refs: Sequence[int], writable: bool) -> list[Grant]:
         owner = self._xen.domains.get(domid)
         found = [owner.grants.get(ref) for ref in refs] if owner is not None else []
         grants = [
@@ -287,23 +287,41 @@ class SimHypervisor:
         ]
         if owner is None or len(grants) != len(refs) or not refs:
             raise HypervisorError(errno.EINVAL, f"cannot map {len(refs)} pages of domain {domid}: Invalid argument")
-        return owner, grants
+        return grants
 
     def map_page(self, domid: int, ref: int, *, writable: bool) -> SimPage:
-        owner, (grant,) = self._grants(domid, [ref], writable)
-        mapping = Mapping(owner.memfd, [(grant.page * PAGE_SIZE, PAGE_SIZE)], writable=writable)
+        (grant,) = self._grants(domid, [ref], writable)
+        mapping = Mapping(grant.memfd, [(grant.page * PAGE_SIZE, PAGE_SIZE)], writable=writable)
         return SimPage(mapping, grant, self.ledger)
 
     async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool) -> SimBuffer:
         await trio.lowlevel.checkpoint()
         if dmabuf:
             raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
-        owner, grants = self._grants(domid, refs, writable=False)
-        mapping = Mapping(owner.memfd, _runs([grant.page for grant in grants]), writable=False)
+        grants = self._grants(domid, refs, writable=False)
+        mapping = Mapping(grants[0].memfd, _runs([grant.page for grant in grants]), writable=False)
         return SimBuffer(domid, mapping, grants, self.ledger)
 
-    def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
-        raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
+    def map_shared(self, domid: int, refs: Sequence[int]) -> SimBuffer:
+        """Map many pages writable: what a guest does with a buffer that its backend has allocated."""
+        grants = self._grants(domid, refs, writable=True)
+        mapping = Mapping(grants[0].memfd, _runs([grant.page for grant in grants]), writable=True)
+        return SimBuffer(domid, mapping, grants, self.ledger)
+
+    @contextlib.asynccontextmanager
+    async def share_dmabuf(self, domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
+        """A memfd stands for the dma-buf."""
+        await trio.lowlevel.checkpoint()
+        if os.fstat(fd).st_size != pages * PAGE_SIZE:
+            raise HypervisorError(errno.EINVAL, f"cannot grant a dma-buf of {pages} pages to domain {domid}")
+        memory = os.dup(fd)
+        refs = [self.domain.grant(page, domid, memfd=memory) for page in range(pages)]
+        try:
+            yield refs
+        finally:
+            for ref in refs:  # one that is still mapped ends when it no longer is
+                self.domain.grants.pop(ref, None)
+            os.close(memory)
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:

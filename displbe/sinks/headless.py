@@ -16,6 +16,7 @@ from PIL import Image
 
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.xen.memory import PAGE_SIZE, Mapping
 from displbe.xen.port import GuestBuffer
 
 from .base import Allocation, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
@@ -62,6 +63,22 @@ class _Frame(SinkBuffer):
     async def aclose(self) -> None:
         self._output.forget(self)
         await trio.lowlevel.checkpoint()
+
+
+class _Memory(Allocation):
+    """Plain memory: there is no card whose memory it could be. Its fd is a memfd, which only the simulated Xen takes."""
+
+    def __init__(self, pages: int) -> None:
+        self.fd = os.memfd_create("displbe", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, pages * PAGE_SIZE)
+        self._mapping = Mapping(self.fd, [(0, pages * PAGE_SIZE)], writable=False)
+
+    def view(self) -> memoryview:
+        return self._mapping.view
+
+    def close(self) -> None:
+        self._mapping.close()
+        os.close(self.fd)
 
 
 class HeadlessOutput(Output):
@@ -122,7 +139,8 @@ class HeadlessOutput(Output):
         return None
 
     async def allocate(self, pages: int) -> Allocation:
-        raise SinkError(Errno.EOPNOTSUPP, "there is no graphics memory here")
+        await trio.lowlevel.checkpoint()
+        return _Memory(pages)
 
     async def release(self) -> None:
         self.flipped = lambda token: None

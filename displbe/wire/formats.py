@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["FORMATS", "Format", "fourcc", "fourcc_name", "stride"]
+__all__ = ["FORMATS", "Format", "fourcc", "fourcc_name", "likely_stride", "stride"]
 
 
 def fourcc(text: str) -> int:
@@ -48,6 +48,20 @@ FORMATS: Final[dict[int, Format]] = {
         _format("YUYV", 16),
     )
 }
+
+
+def likely_stride(width: int, height: int, bits: int, octets: int) -> int:
+    """Bytes from one row to the next of a buffer of which only its size in octets is known: displif.h does not say.
+
+    Linux packs rows to whole octets; frontends of displ_be's time, to whole 32-bit words. They differ for odd widths of 8, 16 and
+    24 bits. The packed one holds, unless the size is just that of the other (in octets, or rounded up to pages).
+    """
+    packed, words = stride(width, bits), (width * bits + 31) // 32 * 4
+    if octets == packed * height or packed == words:
+        return packed
+    if octets == words * height or octets == -(-words * height // 4096) * 4096 != -(-packed * height // 4096) * 4096:
+        return words
+    return packed
 
 
 def stride(width: int, bits: int) -> int:

@@ -13,7 +13,7 @@ from typing import Final
 from .errors import Errno, RequestError
 from .ring import PAGE_SIZE
 
-__all__ = ["REFS_PER_PAGE", "DirectoryReader", "directory_pages", "encode_directory", "pages_of"]
+__all__ = ["REFS_PER_PAGE", "DirectoryReader", "DirectoryWriter", "directory_pages", "encode_directory", "pages_of"]
 
 REFS_PER_PAGE: Final = (PAGE_SIZE - 4) // 4
 """XENDISPL_NUM_GREFS_PER_PAGE: 1023."""
@@ -58,6 +58,32 @@ class DirectoryReader:
         else:
             self._seen.add(following)
             self.next_ref = following
+
+
+class DirectoryWriter:
+    """Fills a chain that the guest made, for a buffer of ours: map the page that `next_ref` names, `feed` a private copy of it,
+    write what it gives, until `next_ref` is None.
+    """
+
+    def __init__(self, first_ref: int, refs: Sequence[int]) -> None:
+        self.next_ref: int | None = first_ref
+        self._rest = list(refs)
+        self._seen = {first_ref}
+
+    def feed(self, page: bytes) -> tuple[int, bytes]:
+        """Take one directory page: (offset, octets) to write into it. Raises RequestError EINVAL as DirectoryReader does."""
+        following = _PAGE.unpack(page)[0]
+        part, self._rest = self._rest[:REFS_PER_PAGE], self._rest[REFS_PER_PAGE:]
+        if not self._rest:
+            self.next_ref = None
+        elif following == 0:
+            raise RequestError(Errno.EINVAL, f"page directory ends {len(self._rest)} pages too early")
+        elif following in self._seen:
+            raise RequestError(Errno.EINVAL, "page directory goes round in a circle")
+        else:
+            self._seen.add(following)
+            self.next_ref = following
+        return 4, b"".join(ref.to_bytes(4, "little") for ref in part)
 
 
 def encode_directory(data_refs: Sequence[int], page_refs: Sequence[int]) -> list[bytes]:

@@ -98,6 +98,10 @@ class BackControlRing:
         self._req_cons = (cons + 1) & _U32
         return self._copy(_HEADER + (cons & _SLOT_MASK) * MESSAGE_SIZE, MESSAGE_SIZE)
 
+    def next_waiting(self) -> int | None:
+        """The index of the request that waits to be taken, or None: to find out whether one waits for long."""
+        return None if self._load(_REQ_PROD) == self._req_cons else self._req_cons
+
     def final_check(self) -> bool:
         """Ask to be notified of the next request; True when one came meanwhile (RING_FINAL_CHECK_FOR_REQUESTS)."""
         self._store(_REQ_EVENT, (self._req_cons + 1) & _U32)

@@ -1,0 +1,65 @@
+"""be-alloc: a display buffer in our memory, granted to the guest (displif.h, XENDISPL_DBUF_FLG_REQ_ALLOC).
+
+The output allocates; the pages are granted writable; their references are written into the guest's page directory, where a
+guest's own buffer would have them. Xen calls this mode experimental and does not support it against hostile guests (XSA-363): a
+guest that never unmaps keeps our pages. So it is off unless the configuration allows it for that guest, and the pages are charged
+until the guest has given the buffer up.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import trio
+
+from displbe.sinks.base import Allocation, Output, SinkError
+from displbe.wire.errors import Errno, RequestError
+from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.port import Hypervisor, HypervisorError
+
+from .directory import fill_directory
+
+__all__ = ["AllocatedBuffer"]
+
+
+class AllocatedBuffer:
+    """Memory of an output that a guest draws into (xen.port.GuestBuffer)."""
+
+    def __init__(self, domid: int, pages: int, allocation: Allocation, stack: AsyncExitStack) -> None:
+        self.domid = domid
+        self.size = pages * PAGE_SIZE
+        self._allocation = allocation
+        self._stack = stack
+
+    @classmethod
+    async def create(
+        cls, hypervisor: Hypervisor, domid: int, output: Output, directory: int, pages: int
+    ) -> AllocatedBuffer:
+        """Allocate, grant, and tell the guest. Raises RequestError; nothing is held then."""
+        async with AsyncExitStack() as stack:
+            try:
+                allocation = await output.allocate(pages)
+                stack.callback(allocation.close)
+                refs = await stack.enter_async_context(hypervisor.share_dmabuf(domid, allocation.fd, pages))
+            except SinkError as error:
+                raise RequestError(error.code, str(error)) from error
+            except HypervisorError as error:
+                raise RequestError(Errno.ENOMEM, str(error)) from error
+            await fill_directory(hypervisor, domid, directory, refs)
+            return cls(domid, pages, allocation, stack.pop_all())
+        raise AssertionError("not reached")
+
+    async def view(self) -> memoryview:
+        """The memory."""
+        await trio.lowlevel.checkpoint()
+        return self._allocation.view()
+
+    async def dmabuf(self) -> int:
+        """The memory's own dma-buf."""
+        await trio.lowlevel.checkpoint()
+        return self._allocation.fd
+
+    async def aclose(self) -> None:
+        """Revoke the grants and free the memory."""
+        with trio.CancelScope(shield=True):
+            await self._stack.aclose()

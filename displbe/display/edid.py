@@ -1,0 +1,42 @@
+"""GET_EDID: the monitor's EDID, or one made for the connector's resolution, written into the guest's pages."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from displbe.sinks.base import Output
+from displbe.wire.displif import GetEdid
+from displbe.wire.edid import make_edid, sanitise
+from displbe.wire.errors import Errno, RequestError
+from displbe.wire.pgdir import pages_of
+from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.port import Hypervisor, HypervisorError
+
+from .directory import read_directory
+
+__all__ = ["answer_edid"]
+
+BLOCK: Final = 128
+MAX_SIZE: Final = 256 * BLOCK
+"""XENDISPL_EDID_MAX_SIZE; what a guest grants beyond it is not mapped."""
+
+
+async def answer_edid(
+    hypervisor: Hypervisor, domid: int, output: Output, name: str, width: int, height: int, request: GetEdid
+) -> int:
+    """Write the EDID: how many octets it has. Raises RequestError."""
+    room = min(request.buffer_sz, MAX_SIZE) // BLOCK * BLOCK
+    if room == 0:
+        raise RequestError(Errno.EINVAL, f"no EDID fits into {request.buffer_sz} octets")
+    own = await output.edid()
+    edid = sanitise(own if own is not None else make_edid(width, height, name), room)
+    for index, ref in enumerate(await read_directory(hypervisor, domid, request.gref_directory, pages_of(len(edid)))):
+        try:
+            page = hypervisor.map_page(domid, ref, writable=True)
+        except HypervisorError as error:
+            raise RequestError(Errno.EINVAL, str(error)) from error
+        try:
+            page.write(0, edid[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+        finally:
+            page.close()
+    return len(edid)

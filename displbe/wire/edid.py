@@ -1,0 +1,261 @@
+"""EDID: made for a connector that has no monitor of its own, and a monitor's own cut to a guest's buffer.
+
+VESA E-EDID 1.4: blocks of 128 octets whose octets sum up to 0. The first names the monitor and has one detailed timing, with
+CVT's reduced blanking (version 1). What that timing has no room for, more than 4095 pixels or 655.35 MHz, goes into a DisplayID
+block (version 1.3, a timing of type I); the first block then has a mode of the same shape that fits.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+import msgspec
+
+__all__ = ["BLOCK", "make_edid", "sanitise"]
+
+BLOCK: Final = 128
+MAX_NAME: Final = 13
+
+_MAGIC: Final = bytes((0, 255, 255, 255, 255, 255, 255, 0))
+_EXTENSIONS: Final = 126
+_YEAR: Final = 2026
+_DPI: Final = 96
+"""Pixels are said to be of the size that desktops take for normal, so that no guest scales its picture."""
+_SRGB: Final = bytes((0xEE, 0x91, 0xA3, 0x54, 0x4C, 0x99, 0x26, 0x0F, 0x50, 0x54))
+"""The chromaticities of sRGB."""
+_NO_STANDARD_TIMINGS: Final = bytes((1, 1) * 8)
+_DUMMY: Final = bytes((0, 0, 0, 0x10)) + bytes(14)
+_SLOWEST: Final = 1000
+"""10 MHz: EDID knows no slower clock."""
+_PRODUCT: Final = b"VM"
+_MAKER: Final = b"XEN"
+_CTA: Final = 0x02
+_DISPLAYID: Final = 0x70
+_STANDALONE: Final = 3
+"""DisplayID's word for a display that is nothing else."""
+_MODES: Final = Struct("<HBBBBBBBBBB")
+_TYPE_I: Final = Struct("<3sBHHHHHHHH")
+_PARAMETERS: Final = Struct("<HHHHBBBB")
+
+
+class _Timing(msgspec.Struct, frozen=True):
+    """A mode: pixels, rows, and a clock in units of 10 kHz."""
+
+    clock: int
+    width: int
+    height: int
+    h_blank: int
+    h_front: int
+    h_sync: int
+    v_blank: int
+    v_front: int
+    v_sync: int
+
+    @property
+    def line_khz(self) -> float:
+        """Rows in a millisecond."""
+        return self.clock * 10 / (self.width + self.h_blank)
+
+    @property
+    def detailed(self) -> bool:
+        """Whether the first block's timing can say it."""
+        return self.width <= 0xFFF and self.height <= 0xFFF and self.v_blank <= 0xFFF and self.clock <= 0xFFFF
+
+
+def _reduced_blanking(width: int, height: int, refresh: int) -> _Timing:
+    """CVT 1.1, reduced blanking; but with the width as it is, where CVT makes it a multiple of 8."""
+    sync = _vertical_sync(width, height)
+    row_us = (1e6 / refresh - 460) / height
+    blank = max(int(460 / row_us) + 1, 3 + sync + 6)
+    exact = refresh * (width + 160) * (height + blank) // 10_000
+    # CVT's clocks are multiples of 250 kHz; for the smallest modes that would be a long way off.
+    clock = exact // 25 * 25 if exact >= 2500 else exact
+    timing = _Timing(clock, width, height, 160, 48, 32, blank, 3, sync)
+    return timing if clock >= _SLOWEST else _padded(timing, refresh)
+
+
+def _padded(timing: _Timing, refresh: int) -> _Timing:
+    """A mode for which the slowest clock is too fast: with more blanking, after the sync."""
+    total = -(-_SLOWEST * 10_000 // refresh)
+    rows = max(timing.height + timing.v_blank, -(-total // (timing.width + 4000)))
+    columns = -(-total // rows)
+    return msgspec.structs.replace(
+        timing,
+        clock=refresh * columns * rows // 10_000,
+        h_blank=max(columns - timing.width, timing.h_blank),
+        v_blank=rows - timing.height,
+    )
+
+
+def _vertical_sync(width: int, height: int) -> int:
+    """Rows of sync, by which CVT tells the shapes of screens."""
+    for (x, y), rows in {(4, 3): 4, (16, 9): 5, (16, 10): 6, (5, 4): 7, (15, 9): 7}.items():
+        if width * y == height * x:
+            return rows
+    return 10
+
+
+def _millimetres(pixels: int) -> int:
+    return round(pixels * 25.4 / _DPI)
+
+
+def _detailed(timing: _Timing, width_mm: int, height_mm: int) -> bytes:
+    """A detailed timing descriptor: digital separate sync, horizontal positive, vertical negative, as CVT-RB has them."""
+    t = timing
+    return _MODES.pack(
+        t.clock,
+        t.width & 0xFF,
+        t.h_blank & 0xFF,
+        t.width >> 8 << 4 | t.h_blank >> 8,
+        t.height & 0xFF,
+        t.v_blank & 0xFF,
+        t.height >> 8 << 4 | t.v_blank >> 8,
+        t.h_front & 0xFF,
+        t.h_sync & 0xFF,
+        (t.v_front & 0xF) << 4 | t.v_sync & 0xF,
+        t.h_front >> 8 << 6 | t.h_sync >> 8 << 4 | t.v_front >> 4 << 2 | t.v_sync >> 4,
+    ) + bytes((width_mm & 0xFF, height_mm & 0xFF, width_mm >> 8 << 4 | height_mm >> 8, 0, 0, 0x1A))
+
+
+def _ranges(timings: list[_Timing], refresh: int) -> bytes:
+    """The range limits descriptor, or a dummy where its octets are too small for the mode."""
+    low_khz = int(min(timing.line_khz for timing in timings))
+    high_khz = int(max(timing.line_khz for timing in timings)) + 1
+    low_hz, high_hz = max(refresh - 1, 1), refresh + 1
+    tens_of_mhz = -(-max(timing.clock for timing in timings) // 1000)
+    flags, octets = 0, bytearray()
+    for low, high, shift in ((low_hz, high_hz, 0), (low_khz, high_khz, 2)):
+        # Beyond 255: the bit for the maximum adds 255 to it, both bits do so for the minimum as well.
+        both = low > 255
+        flags |= (0b11 if both else 0b10 if high > 255 else 0) << shift
+        octets += bytes((min(low - 255 * both, 255), min(high - 255 * (high > 255), 255)))
+        if not 1 <= low <= 510 or high > 510:
+            return _DUMMY
+    if tens_of_mhz > 255:
+        return _DUMMY
+    return bytes((0, 0, 0, 0xFD, flags, *octets, tens_of_mhz, 1, 0x0A)) + b" " * 6
+
+
+def _name(name: str) -> bytes:
+    """The monitor's name: 13 printable characters, or a newline and blanks after fewer."""
+    text = "".join(c for c in name if c.isascii() and c.isprintable())[:MAX_NAME].strip() or "Xen"
+    octets = text.encode("ascii")
+    return bytes((0, 0, 0, 0xFC, 0)) + (octets + b"\n" if len(octets) < MAX_NAME else octets).ljust(MAX_NAME)
+
+
+def _sealed(octets: bytes) -> bytes:
+    """With the checksum that makes the sum 0."""
+    return octets + bytes((-sum(octets) & 0xFF,))
+
+
+def _letters(maker: bytes) -> bytes:
+    """A maker's three letters in 15 bits."""
+    one, two, three = (letter - 64 for letter in maker)
+    return (one << 10 | two << 5 | three).to_bytes(2, "big")
+
+
+def _displayid(timing: _Timing, width_mm: int, height_mm: int) -> bytes:
+    """An extension block with one timing of type I, marked as preferred, and what else a DisplayID section must have."""
+    t = timing
+    product = _MAKER + _PRODUCT + bytes(4) + bytes((0xFF, _YEAR - 2000, 0))
+    # Tenths of millimetres; pixels; nothing of audio or power; gamma 2.2; the shape in hundredths above 1; 8 bits a colour.
+    shape = min(round(100 * max(t.width, t.height) / min(t.width, t.height)) - 100, 255)
+    display = _PARAMETERS.pack(10 * width_mm, 10 * height_mm, t.width, t.height, 0, 120, shape, 0x77)
+    interface = bytes((0xB1, 0x00, 0x02)) + bytes(7)  # one link of a kind of its own, RGB of 8 bits
+    # The fields of a timing hold one less than what they say.
+    mode = _TYPE_I.pack(
+        (t.clock - 1).to_bytes(3, "little"),
+        0x80 | _aspect(t.width, t.height),
+        t.width - 1,
+        t.h_blank - 1,
+        0x8000 | (t.h_front - 1),
+        t.h_sync - 1,
+        t.height - 1,
+        t.v_blank - 1,
+        t.v_front - 1,
+        t.v_sync - 1,
+    )
+    parts = ((0x00, product), (0x01, display), (0x0F, interface), (0x03, mode))
+    blocks = b"".join(bytes((tag, 0, len(data))) + data for tag, data in parts)
+    section = bytes((0x13, 121, _STANDALONE, 0)) + blocks.ljust(121, b"\0")
+    return _sealed(bytes((_DISPLAYID,)) + _sealed(section))
+
+
+def _aspect(width: int, height: int) -> int:
+    shapes = ((1, 1), (5, 4), (4, 3), (15, 9), (16, 9), (16, 10), (64, 27), (256, 135))
+    return next((n for n, (x, y) in enumerate(shapes) if width * y == height * x), 8)
+
+
+def _fitting(width: int, height: int, refresh: int) -> _Timing:
+    """The largest mode of the same shape, made smaller by a whole number, that the first block can say."""
+    for divisor in range(1, max(width, height) + 1):
+        timing = _reduced_blanking(max(width // divisor, 1), max(height // divisor, 1), refresh)
+        if timing.detailed:
+            return timing
+    raise ValueError(f"no mode of {width}x{height} at {refresh} Hz")
+
+
+def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
+    """The EDID of a monitor with this one mode: one block, or two where the mode needs a DisplayID block.
+
+    Raises ValueError for sizes outside 1 to 16384 and refresh rates outside 1 to 400.
+    """
+    if not (1 <= width <= 16384 and 1 <= height <= 16384 and 1 <= refresh <= 400):
+        raise ValueError(f"no mode of {width}x{height} at {refresh} Hz")
+    native = _reduced_blanking(width, height, refresh)
+    first = _fitting(width, height, refresh)
+    timings = [first] if first == native else [first, native]
+    width_mm, height_mm = _millimetres(width), _millimetres(height)
+    if not (100 <= width_mm < 2560 and 100 <= height_mm < 2560):  # cannot be said in centimetres, or not be believed
+        width_mm = height_mm = 0
+    base = b"".join(
+        (
+            _MAGIC,
+            _letters(_MAKER),
+            _PRODUCT,
+            bytes(4),
+            bytes((0xFF, _YEAR - 1990)),  # a year of the model, not of a week
+            b"\x01\x04",
+            bytes((0xA0, width_mm // 10, height_mm // 10, 120)),  # digital, 8 bits a colour; gamma 2.2
+            bytes((0x04 | 0x02 * (first == native),)),  # sRGB; the first timing is the native one
+            _SRGB,
+            bytes(3),
+            _NO_STANDARD_TIMINGS,
+            _detailed(first, width_mm, height_mm),
+            _name(name),
+            _ranges(timings, refresh),
+            _DUMMY,
+            bytes((len(timings) - 1,)),
+        )
+    )
+    return _sealed(base) + (_displayid(native, width_mm, height_mm) if len(timings) > 1 else b"")
+
+
+def sanitise(edid: bytes, room: int) -> bytes:
+    """As many whole blocks of a monitor's EDID as there are and as `room` octets hold, made consistent; empty when it is none."""
+    if len(edid) < BLOCK or not edid.startswith(_MAGIC):
+        return b""
+    count = min(_blocks(edid), len(edid) // BLOCK, room // BLOCK)
+    if count < 1:
+        return b""
+    blocks = [bytearray(edid[n * BLOCK : (n + 1) * BLOCK]) for n in range(count)]
+    blocks[0][_EXTENSIONS] = min(blocks[0][_EXTENSIONS], count - 1)
+    if count > 1 and (at := _override(blocks[1])) is not None:
+        blocks[1][at] = count - 1
+    return b"".join(_sealed(bytes(block[:-1])) for block in blocks)
+
+
+def _blocks(edid: bytes) -> int:
+    """How many blocks an EDID says it has."""
+    second = edid[BLOCK : 2 * BLOCK]
+    at = _override(second) if len(second) == BLOCK and edid[_EXTENSIONS] else None
+    return 1 + (second[at] if at is not None else edid[_EXTENSIONS])
+
+
+def _override(block: bytes | bytearray) -> int | None:
+    """Where an HDMI Forum extension override (HF-EEODB) has the number of extensions: first in the first CTA block."""
+    # A data block of use "extended" (7), two octets at least, extended tag 0x78; data blocks end where byte 2 says.
+    if block[0] == _CTA and block[1] >= 3 and block[2] >= 7 and block[4] >> 5 == 7 and block[4] & 31 >= 2:
+        return 6 if block[5] == 0x78 and block[6] else None
+    return None
