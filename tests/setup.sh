@@ -7,6 +7,7 @@ need=""
 "$PYTHON" -c 'import ctypes; ctypes.CDLL("libatomic.so.1")' 2>/dev/null || need="$need libatomic1"
 command -v cc >/dev/null || need="$need gcc libc6-dev"
 [ -e /usr/include/xen/io/displif.h ] || need="$need libxen-dev"
+command -v edid-decode >/dev/null || need="$need edid-decode"
 [ -e /usr/include/linux/limits.h ] || need="$need linux-libc-dev"
 [ -e /usr/include/drm/drm_mode.h ] || [ -e /usr/include/libdrm/drm_mode.h ] || need="$need libdrm-dev"
 if [ -n "$need" ]; then

@@ -1,0 +1,26 @@
+"""The world of a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from scenario.world import World, descriptors
+
+from displbe.wire.xenbus import State
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A simulated Xen with a daemon; at the end, nothing may be held and no file be open that was not before."""
+    before = descriptors()
+    async with World.running(tmp_path) as world:
+        yield world
+    assert descriptors() == before
+
+
+@pytest.fixture
+def states() -> type[State]:
+    """xenbus states."""
+    return State

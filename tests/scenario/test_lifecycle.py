@@ -1,0 +1,346 @@
+"""Guests and daemons come and go, in order and out of it. Afterwards nothing is held of anybody."""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+
+import trio
+from scenario.world import World, descriptors, exchange, flip_on, spec, until
+
+from displbe.sim.guest import Frontend, Guest
+from displbe.wire.displif import PageFlip
+from displbe.wire.xenbus import State
+from displbe.xen.port import Ledger
+
+RSP_PROD = 8
+
+
+async def seen(display: Frontend, *states: State, timeout: float = 5.0) -> None:
+    """Wait until the guest has seen these states of ours last."""
+    await until(lambda: tuple(display.history[-len(states) :]) == states, timeout)
+
+
+async def reconnected(display: Frontend) -> None:
+    """Wait for the next connection."""
+    with trio.fail_after(5):
+        await display.connected.wait()
+
+
+def freeze(display: Frontend) -> None:
+    """The guest's driver does nothing any more, whatever our state is; `del display._on_backend` wakes it."""
+
+    async def ignore(state: State | None) -> None:
+        await trio.lowlevel.checkpoint()
+
+    display._on_backend = ignore  # type: ignore[method-assign]
+
+
+def forget_rings() -> None:
+    """Instead of Frontend.free_rings: the kernel that made them is gone."""
+
+
+async def work(guest: Guest, flips: int = 5) -> None:
+    """Flip a little."""
+    async with flip_on(guest) as times:
+        await until(lambda: len(times) >= flips)
+
+
+async def test_a_connection(world: World) -> None:
+    async with world.guest(1) as guest:
+        assert guest.display.history == [State.INIT_WAIT, State.CONNECTED]
+        assert world.hypervisor.ledger == Ledger(ports=2, pages=2)
+        assert world.held(1) == {"connectors": 1}
+        await work(guest)
+        assert world.hypervisor.ledger == Ledger(ports=2, pages=2)
+        assert world.held(1) == {"connectors": 1}
+
+
+async def test_init_wait_stands_long_enough_for_the_toolstack_to_see_it(world: World) -> None:
+    async with world.booted(1, spec()) as guest:
+        begun = time.monotonic()
+        await guest.display.connected.wait()
+        assert time.monotonic() - begun > 0.08
+
+
+async def test_the_driver_is_removed_and_loaded_again(world: World) -> None:
+    async with world.guest(1) as guest:
+        for _ in range(3):
+            _, fb, buffer = await guest.display.create_framebuffer(64, 48)
+            await guest.display.show(0, fb, 64, 48)
+            assert world.hypervisor.ledger.buffers == 1
+            begun = time.monotonic()
+            await guest.display.close()
+            assert time.monotonic() - begun < 1, "Linux waits no longer"
+            assert world.hypervisor.ledger == Ledger()
+            assert world.held(1) == {}
+            buffer.free()
+            await guest.display._switch(State.INITIALISING)
+            guest.display._changed.set()  # the module's probe reads our state, which is 2 already
+            await reconnected(guest.display)
+            await work(guest)
+
+
+async def test_a_guest_shuts_down(world: World) -> None:
+    """Linux waits five seconds to read exactly 5, goes to 6, and its domain dies."""
+    async with world.guest(1) as guest:
+        await work(guest)
+        await guest.display._switch(State.CLOSING)
+        await seen(guest.display, State.CONNECTED, State.CLOSING, timeout=1)
+        assert world.hypervisor.ledger == Ledger()
+        await guest.display._switch(State.CLOSED)
+        await seen(guest.display, State.CLOSING, State.CLOSED, timeout=1)
+        guest.display.free_rings()
+
+
+async def test_kexec(world: World) -> None:
+    """The next kernel waits for 5, 6 and 2 one after the other (xenbus_reset_state), then starts as at boot."""
+    async with world.guest(1) as guest:
+        display = guest.display
+        display.free_rings = forget_rings  # type: ignore[method-assign]
+        for ours, theirs in ((State.CLOSING, State.CLOSING), (State.CLOSED, State.CLOSED)):
+            await display._switch(theirs)
+            await seen(display, ours, timeout=2)
+        display.connected = trio.Event()
+        await display._switch(State.INITIALISING)
+        await seen(display, State.INIT_WAIT, State.CONNECTED)
+        await work(guest)
+
+
+async def test_a_guest_is_destroyed_while_it_flips(world: World) -> None:
+    for _ in range(3):
+        with trio.CancelScope() as scope:
+            async with world.guest(1) as guest, flip_on(guest) as times:
+                await until(lambda: len(times) > 3)
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        await world.settled()
+
+
+async def test_a_guests_nodes_vanish(world: World) -> None:
+    """What the toolstack does when it has lost its patience: no word to us, the directories are gone."""
+    async with world.guest(1) as guest:
+        _, fb, _ = await guest.display.create_framebuffer(64, 48)
+        await guest.display.show(0, fb, 64, 48)
+        await exchange(guest.display.connectors[0], PageFlip(0, fb))
+        freeze(guest.display)
+        world.tools.remove(world.tools.back(1))
+        world.tools.remove(world.tools.front(1))
+        await world.settled()
+
+
+async def test_the_same_domain_id_at_once(world: World) -> None:
+    """No state in between: the old guest is dead and a new one has its number before we have looked."""
+    world.tools.create_domain(1)
+    await world.xen.start_domain(1)
+    world.tools.add_display(1, [spec()])
+    async with trio.open_nursery() as nursery:
+        old = Guest(world.xen, 1)
+        await nursery.start(old.hypervisor.run)
+        nursery.start_soon(old.display.run)
+        await reconnected(old.display)
+        _, fb, _ = await old.display.create_framebuffer(64, 48)
+        await old.display.show(0, fb, 64, 48)
+        await exchange(old.display.connectors[0], PageFlip(0, fb))
+        nursery.cancel_scope.cancel()
+    grants = list(old.domain.grants.values())
+    assert any(grant.mapped for grant in grants)
+    world.xen.stop_domain(1)
+    for path in (world.tools.back(1), world.tools.front(1)):
+        world.tools.remove(path)
+    world.tools.destroy_domain(1)
+    async with world.guest(1) as new:
+        assert not any(grant.mapped for grant in grants)
+        await work(new)
+        assert world.hypervisor.ledger == Ledger(ports=2, pages=2)
+
+
+async def test_ten_reboots(world: World) -> None:
+    async with world.guest(1) as guest:
+        await work(guest)
+    await world.settled()
+    gc.collect()
+    before = descriptors()
+    for _ in range(10):
+        async with world.guest(1, spec("left"), spec("right")) as guest:
+            for index in range(2):
+                _, fb, _ = await guest.display.create_framebuffer(64, 48)
+                await guest.display.show(index, fb, 64, 48)
+                await guest.display.connectors[index].flip(fb)
+        await world.settled()
+    assert descriptors() == before
+
+
+async def test_reconnecting_leaves_nothing(world: World) -> None:
+    async with world.guest(1) as guest:
+        await work(guest)
+        before = descriptors()
+        for _ in range(5):
+            _, fb, _ = await guest.display.create_framebuffer(64, 48)
+            await guest.display.show(0, fb, 64, 48)
+            await guest.display.close()
+            await guest.display._switch(State.INITIALISING)
+            guest.display._changed.set()
+            await reconnected(guest.display)
+        assert world.hypervisor.ledger == Ledger(ports=2, pages=2)
+        assert world.held(1) == {"connectors": 1}
+        assert descriptors() == before
+
+
+async def test_attach_and_detach_while_the_guest_runs(world: World) -> None:
+    """`xl vdispl-attach` and `xl vdispl-detach` of a second device."""
+    async with world.guest(1) as guest:
+        for _ in range(2):
+            world.tools.add_display(1, [spec("DP-1")], number=3)
+            await world.tools.wait_state(world.tools.back(1, 3), State.INIT_WAIT, timeout=10)
+            second = Frontend(guest, 3)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(second.run)
+                await reconnected(second)
+                assert world.hypervisor.ledger == Ledger(ports=4, pages=4)
+                assert world.held(1) == {"connectors": 2}
+                await work(guest)
+                await world.tools.remove_display(1, 3)
+                nursery.cancel_scope.cancel()
+            await until(lambda: (1, 3) not in world.daemon.supervisor.devices)
+            assert world.hypervisor.ledger == Ledger(ports=2, pages=2)
+            assert world.held(1) == {"connectors": 1}
+        await work(guest)
+
+
+async def test_a_frontend_that_changes_its_mind_all_the_time(world: World) -> None:
+    """States at random for half a second; then an honest start works."""
+    async with world.guest(1) as guest:
+        freeze(guest.display)
+        front = world.tools.front(1)
+        for number in range(250):
+            value = b"1534672018"[number * 7 % 10 : number * 7 % 10 + 1] if number % 11 else b"4 "
+            await guest.hypervisor.store.write(f"{front}/state", value)
+            await trio.sleep(0.002)
+        del guest.display._on_backend
+        await guest.hypervisor.store.write(f"{front}/state", b"1")
+        await until(lambda: world.state(1) is State.INIT_WAIT)
+        guest.display.free_rings()
+        guest.display.state = State.INITIALISING
+        guest.display.connected = trio.Event()
+        guest.display._changed.set()
+        await reconnected(guest.display)
+        await work(guest)
+        assert world.hypervisor.ledger == Ledger(ports=2, pages=2)
+
+
+# The daemon
+
+
+async def test_the_daemon_is_told_to_end(world: World) -> None:
+    async with world.guest(1) as one, world.guest(2, spec("DP-1")) as other:
+        for guest in (one, other):
+            _, fb, _ = await guest.display.create_framebuffer(64, 48)
+            await guest.display.show(0, fb, 64, 48)
+        old = world.hypervisor
+        await world.stop_daemon()
+        assert old.ledger == Ledger()
+        for guest in (one, other):
+            await seen(guest.display, State.CONNECTED, State.CLOSING, State.CLOSED)
+            await until(lambda: guest.display.state is State.INITIALISING)  # noqa: B023 - waited for
+        await world.start_daemon()
+        for guest in (one, other):
+            await reconnected(guest.display)
+            await work(guest)
+
+
+async def test_the_daemon_is_told_to_end_while_guests_flip(world: World) -> None:
+    async with world.guest(1) as guest:
+        connector = guest.display.connectors[0]
+        _, fb, _ = await guest.display.create_framebuffer(64, 48)
+        await guest.display.show(0, fb, 64, 48)
+
+        async def flip() -> None:
+            while True:
+                await connector.flip(fb)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flip)
+            await until(lambda: len(connector.flips_done) > 3)
+            await world.stop_daemon()
+            assert world.hypervisor.ledger == Ledger()
+            nursery.cancel_scope.cancel()
+        await world.start_daemon()
+        await reconnected(guest.display)
+
+
+async def test_the_daemon_ends_while_xenstore_is_away(world: World) -> None:
+    async with world.guest(1):
+        world.xen.server.release(0)
+        await trio.sleep(0.1)
+        begun = time.monotonic()
+        await world.stop_daemon()
+        assert time.monotonic() - begun < 3
+        assert world.hypervisor.ledger == Ledger()
+        await world._nursery.start(world.xen.server.serve, 0)
+        await world.start_daemon()
+
+
+async def test_the_daemon_is_killed_under_a_guest(world: World) -> None:
+    """The guest is at 4 and so is our node: the old rings are never served, the guest starts anew, and all is well."""
+    async with world.guest(1) as guest:
+        await work(guest)
+        old = guest.display.connectors[0]
+        answered = old.ring_page.load(RSP_PROD)
+        guest.display.free_rings = forget_rings  # type: ignore[method-assign]
+        await world.kill_daemon()
+        assert (world.state(1), guest.display.state) == (State.CONNECTED, State.CONNECTED)
+        assert old.ring.put(bytes(64))
+        old.channel.notify()
+        await world.start_daemon()
+        await seen(guest.display, State.CONNECTED, State.CLOSING, State.CLOSED, State.INIT_WAIT, State.CONNECTED)
+        await until(lambda: guest.display.state is State.CONNECTED)
+        assert old.ring_page.load(RSP_PROD) == answered
+        del guest.display.free_rings
+        await work(guest)
+
+
+async def test_the_daemon_is_killed_and_the_guest_does_not_react(world: World) -> None:
+    """Until it has left its old rings we stay at 6."""
+    async with world.guest(1) as guest:
+        freeze(guest.display)
+        await world.kill_daemon()
+        await world.start_daemon()
+        await seen(guest.display, State.CLOSED)
+        await trio.sleep(0.5)
+        assert world.state(1) is State.CLOSED
+        assert world.hypervisor.ledger == Ledger()
+        del guest.display._on_backend
+        guest.display._changed.set()
+        await seen(guest.display, State.INIT_WAIT, State.CONNECTED)
+        await work(guest)
+
+
+async def test_the_daemon_is_killed_before_the_guest_has_connected(world: World) -> None:
+    """At 3 the rings are unused, and the frontend does not go back by itself: it is answered as at a start."""
+    async with world.booted(1, spec()) as guest:
+        await until(lambda: guest.display.state is State.INITIALISED)
+        await world.kill_daemon()
+        await world.start_daemon()
+        await reconnected(guest.display)
+        await work(guest)
+
+
+async def test_a_guest_that_was_there_before_the_daemon(tmp_path: Path) -> None:
+    async with World.running(tmp_path) as world:
+        await world.stop_daemon()
+        world.tools.create_domain(1)
+        await world.xen.start_domain(1)
+        world.tools.add_display(1, [spec()])
+        async with trio.open_nursery() as nursery:
+            guest = Guest(world.xen, 1)
+            await nursery.start(guest.hypervisor.run)
+            nursery.start_soon(guest.display.run)
+            await trio.sleep(0.1)
+            await world.start_daemon()
+            await reconnected(guest.display)
+            await work(guest)
+            await world.tools.remove_display(1)
+            nursery.cancel_scope.cancel()
+        world.xen.stop_domain(1)

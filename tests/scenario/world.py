@@ -1,0 +1,193 @@
+"""What a scenario plays in: a simulated Xen, the whole daemon with a headless sink, and guests."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from conformance.world import descriptors
+
+from displbe.backend import device as backend_device
+from displbe.backend.device import Device
+from displbe.backend.quota import Limits
+from displbe.config import HeadlessSettings, Settings
+from displbe.daemon import Daemon
+from displbe.sim.guest import FrontConnector, Guest
+from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
+from displbe.sim.toolstack import ConnectorSpec, Toolstack
+from displbe.sinks.headless import HeadlessOutput
+from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request
+from displbe.wire.xenbus import State
+from displbe.xen.port import Ledger
+
+__all__ = ["REFRESH", "World", "descriptors", "exchange", "flip_on", "spec", "until"]
+
+REFRESH: Final = 1000.0
+"""The screens' refreshes per second, so that nobody waits long."""
+
+
+def spec(name: str = "HDMI-A-1", width: int = 64, height: int = 48) -> ConnectorSpec:
+    """A small connector."""
+    return ConnectorSpec(name, width, height)
+
+
+async def until(what: Callable[[], object], timeout: float = 5.0) -> None:
+    """Wait until a function says yes."""
+    with trio.fail_after(timeout):
+        while not what():
+            await trio.sleep(0.002)
+
+
+class World:
+    """A machine with a daemon on it."""
+
+    def __init__(self, xen: Xen, nursery: trio.Nursery, outputs: list[str], refresh: float, limits: Limits) -> None:
+        self.xen = xen
+        self.tools = Toolstack(xen.server)
+        self.settings = Settings(
+            sink="headless", headless=HeadlessSettings(outputs=outputs, refresh=refresh), limits=limits
+        )
+        self._nursery = nursery
+        self._grants: list[Grant] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(
+        cls,
+        folder: Path,
+        *,
+        outputs: list[str] | None = None,
+        refresh: float = REFRESH,
+        limits: Limits | None = None,
+    ) -> AsyncIterator[World]:
+        """A world while the block lasts. At its end all guests are gone, and nothing of theirs may be held."""
+        async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+            world = cls(xen, nursery, outputs or [], refresh, limits or Limits())
+            await world.start_daemon()
+            yield world
+            await world.settled()
+            await world.stop_daemon()
+            assert world.hypervisor.ledger == Ledger()
+
+    # The daemon
+
+    async def start_daemon(self) -> None:
+        """Start a daemon; it is the first one, or the one before has ended."""
+        hypervisor = self.xen.hypervisor(0)
+        self.hypervisor: SimHypervisor = hypervisor
+        self.daemon = Daemon(self.settings, hypervisor)
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        await self._nursery.start(self._run_daemon)
+
+    async def _run_daemon(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            with self._scope:
+                await self.daemon.run(task_status=task_status)
+        finally:
+            self._ended.set()
+
+    async def stop_daemon(self) -> None:
+        """As SIGTERM does."""
+        self._scope.cancel()
+        with trio.fail_after(3):
+            await self._ended.wait()
+
+    async def kill_daemon(self) -> None:
+        """As SIGKILL does: what the process held is gone, XenStore says what it said."""
+        farewell, backend_device.FAREWELL = backend_device.FAREWELL, 0.0  # type: ignore[misc]
+        try:
+            await self.stop_daemon()
+        finally:
+            backend_device.FAREWELL = farewell  # type: ignore[misc]
+
+    def output(self, name: str = "HDMI-A-1") -> HeadlessOutput:
+        """An output that a guest has."""
+        found = self.daemon.sink.claimed(name)
+        assert isinstance(found, HeadlessOutput)
+        return found
+
+    def device(self, domid: int) -> Device:
+        """A guest's device 0."""
+        return self.daemon.supervisor.devices[domid, 0]
+
+    def held(self, domid: int) -> dict[str, int]:
+        """What a guest is charged for, where that is not 0."""
+        return {kind: amount for kind, amount in self.device(domid).quota.used.items() if amount}
+
+    async def settled(self) -> None:
+        """Wait until the daemon has seen that no guest is left; then nothing of any guest's may be held."""
+        await until(lambda: not self.daemon.supervisor.devices)
+        assert self.hypervisor.ledger == Ledger()
+        assert self.daemon.supervisor._quotas == {}
+        assert not any(grant.mapped for grant in self._grants)
+
+    # Guests
+
+    @contextlib.asynccontextmanager
+    async def booted(self, domid: int, *connectors: ConnectorSpec) -> AsyncIterator[Guest]:
+        """A guest from its creation to its end. Nothing of its kernel has run yet."""
+        async with Guest.booted(self.xen, domid, *connectors) as guest:
+            try:
+                yield guest
+            finally:
+                self._grants += guest.domain.grants.values()
+
+    @contextlib.asynccontextmanager
+    async def guest(self, domid: int, *connectors: ConnectorSpec) -> AsyncIterator[Guest]:
+        """A guest whose display is connected."""
+        async with self.booted(domid, *(connectors or (spec(),))) as guest:
+            with trio.fail_after(5):
+                await guest.display.connected.wait()
+            yield guest
+
+    def state(self, domid: int) -> State:
+        """Our state, as it stands in XenStore."""
+        return State(int(self.tools.read(f"{self.tools.back(domid)}/state") or b"0"))
+
+    def error(self, domid: int) -> str | None:
+        """The `error` node."""
+        value = self.tools.read(f"{self.tools.back(domid)}/error")
+        return value.decode() if value is not None else None
+
+
+async def exchange(connector: FrontConnector, message: bytes | Request) -> bytes:
+    """Send 64 octets as they are, but for the id; the answer's 64 octets as they lie in the ring."""
+    data = bytearray(message if isinstance(message, bytes) else encode_request(message))
+    number = connector._next_id & 0xFFFF
+    connector._next_id += 1
+    data[0:2] = number.to_bytes(2, "little")
+    slot = connector.ring._req_prod & 31
+    if connector.ring.put(bytes(data)):
+        connector.channel.notify()
+    await until(lambda: number in connector._answers, timeout=3)
+    connector._answers.pop(number)
+    return connector.ring_page.copy(64 + slot * MESSAGE_SIZE, MESSAGE_SIZE)
+
+
+@contextlib.asynccontextmanager
+async def flip_on(guest: Guest, index: int = 0, width: int = 64, height: int = 48) -> AsyncIterator[list[float]]:
+    """Let a guest flip between two buffers while the block lasts: how long each flip took, in seconds."""
+    display = guest.display
+    buffers = [await display.create_framebuffer(width, height) for _ in range(2)]
+    await display.show(index, buffers[0][1], width, height)
+    times: list[float] = []
+    ends = trio.Event()
+
+    async def flip() -> None:
+        while not ends.is_set():
+            begun = time.perf_counter()
+            await display.connectors[index].flip(buffers[len(times) % 2][1])
+            times.append(time.perf_counter() - begun)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flip)
+        yield times
+        ends.set()
+    await display.hide(index)
+    for dbuf, fb, buffer in buffers:
+        await display.destroy_framebuffer(dbuf, fb, buffer)
