@@ -211,7 +211,7 @@ class Connection:
         if text.startswith("@"):
             return text
         path = text if text.startswith("/") else f"/local/domain/{self.domid}/{text}"
-        good = all(c.isascii() and (c.isalnum() or c in "-/_@:") for c in path)
+        good = all(c.isascii() and (c.isalnum() or c in "-/_@") for c in path)
         if not good or "//" in path or len(path) > 3072 or (path.endswith("/") and path != "/"):
             raise StoreFailure("EINVAL")
         return path
@@ -234,7 +234,11 @@ class Connection:
         return transaction.tree
 
     def _change(self, transaction: Transaction | None, path: str, change: Callable[[Tree], None]) -> bytes:
-        change(self._look(transaction, path))
+        tree = self._look(transaction, path)
+        if transaction is not None and tree.find(path) is None:
+            # A new node changes its parent's list, so that it conflicts with another new one beside it.
+            transaction.seen.add(path.rpartition("/")[0] or "/")
+        change(tree)
         if transaction is None:
             self._fired.append(path)
         else:
@@ -371,10 +375,11 @@ class StoreServer:
         """Serve a domain's socket until it is released."""
         path = self.socket_of(domid)
         listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        scope = self._listening[domid] = trio.CancelScope()
         try:
             await listening.bind(str(path))
             listening.listen()
-            with trio.CancelScope() as self._listening[domid]:
+            with scope:
                 async with trio.open_nursery() as nursery:
                     task_status.started()
                     while True:
@@ -382,7 +387,8 @@ class StoreServer:
                         nursery.start_soon(self._client, domid, client)
         finally:
             listening.close()
-            os.unlink(path)
+            if self._listening.get(domid) is scope:  # else a new domain of the same number may have the path already
+                os.unlink(path)
 
     async def _client(self, domid: int, client: trio.socket.SocketType) -> None:
         async with trio.SocketStream(client) as stream:
@@ -401,6 +407,7 @@ class StoreServer:
     def release(self, domid: int) -> None:
         """The domain is dead."""
         self._listening.pop(domid).cancel()
+        os.unlink(self.socket_of(domid))
         self.fire(["@releaseDomain"])
 
     def fire(self, paths: list[str]) -> None:

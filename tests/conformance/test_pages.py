@@ -22,9 +22,9 @@ def pattern(number: int) -> bytes:
     return number.to_bytes(8, "little") * (PAGE_SIZE // 8)
 
 
-def scattered(world: World, pages: int) -> tuple[list[int], list[int]]:
+def scattered(world: World, pages: int, *, writable: bool = False) -> tuple[list[int], list[int]]:
     """So many granted pages, each with its pattern: as they were granted, and in the buffer's order."""
-    granted = world.peer.grant(pages, writable=False)
+    granted = world.peer.grant(pages, writable=writable)
     refs = random.Random(pages).sample(granted, pages)
     for number, ref in enumerate(refs):
         world.peer.write(ref, pattern(number))
@@ -193,27 +193,25 @@ async def test_a_cancelled_mapping_leaves_nothing(world: World) -> None:
 
 
 async def test_buffers_at_once(world: World) -> None:
+    several = [scattered(world, pages) for pages in (1, 2, 3, 50, 300, 301)]
     before = descriptors()
 
-    async def use(pages: int) -> None:
-        granted, refs = scattered(world, pages)
+    async def use(pages: int, refs: list[int]) -> None:
         buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
         view = await buffer.view()
         assert bytes(view[-PAGE_SIZE:]) == pattern(pages - 1)
         await buffer.aclose()
-        granted_back.append(granted)
 
-    granted_back: list[list[int]] = []
     async with trio.open_nursery() as nursery:
-        for pages in (1, 2, 3, 50, 300, 301):
-            nursery.start_soon(use, pages)
+        for _, refs in several:
+            nursery.start_soon(use, len(refs), refs)
     assert world.hypervisor.ledger == Ledger()
     assert descriptors() == before
-    for granted in granted_back:
+    for granted, _ in several:
         assert await world.peer.take_back(granted)
 
 
-# dma-bufs: only some hosts have them, and say so.
+# dma-bufs: only some hosts have them, and say so. They are exported writable: of pages granted so.
 
 
 async def test_a_dmabuf_where_there_is_none(world: World) -> None:
@@ -255,7 +253,7 @@ async def test_sharing_what_is_no_dmabuf(world: World) -> None:
 async def test_a_dmabuf(world: World) -> None:
     if not world.hypervisor.abilities.dmabuf_export:
         pytest.skip(world.hypervisor.abilities.reason)
-    granted, refs = scattered(world, FRAME)
+    granted, refs = scattered(world, FRAME, writable=True)
     before = descriptors()
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=True)
     fd = await buffer.dmabuf()
@@ -272,7 +270,7 @@ async def test_a_dmabuf(world: World) -> None:
 async def test_a_dmabuf_of_a_mapped_buffer(world: World) -> None:
     if not world.hypervisor.abilities.dmabuf_export:
         pytest.skip(world.hypervisor.abilities.reason)
-    granted, refs = scattered(world, 16)
+    granted, refs = scattered(world, 16, writable=True)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
     assert os.lseek(await buffer.dmabuf(), 0, os.SEEK_END) == 16 * PAGE_SIZE
     assert bytes(await buffer.view()) == b"".join(map(pattern, range(16)))
@@ -284,7 +282,7 @@ async def test_a_dmabuf_of_a_mapped_buffer(world: World) -> None:
 async def test_closing_waits_for_whoever_holds_the_dmabuf(world: World) -> None:
     if not world.hypervisor.abilities.dmabuf_export:
         pytest.skip(world.hypervisor.abilities.reason)
-    granted, refs = scattered(world, 16)
+    granted, refs = scattered(world, 16, writable=True)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=True)
     held = os.dup(await buffer.dmabuf())
     closed = trio.Event()
@@ -308,7 +306,7 @@ async def test_closing_waits_for_whoever_holds_the_dmabuf(world: World) -> None:
 async def test_a_bad_reference_leaves_nothing_exported(world: World) -> None:
     if not world.hypervisor.abilities.dmabuf_export:
         pytest.skip(world.hypervisor.abilities.reason)
-    granted, refs = scattered(world, 64)
+    granted, refs = scattered(world, 64, writable=True)
     before = descriptors()
     with pytest.raises(HypervisorError):
         await world.hypervisor.map_buffer(world.peer.domid, [*refs[:30], NO_REF, *refs[31:]], dmabuf=True)
