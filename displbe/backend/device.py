@@ -25,8 +25,8 @@ __all__ = ["Device", "Driver", "Refused", "releasing"]
 
 RETRY: Final = 1.0
 """Seconds after which a refused connection is tried again without being told of a change (a monitor, another guest's output)."""
-RECONNECTS: Final = (5, 1.0)
-"""Connections that a guest gets at once, and per second after that: each costs us maps and binds, and it nothing."""
+RECONNECT_BURST: Final = 5
+"""Connections that a guest gets before `reconnects-per-second` holds."""
 FAREWELL: Final = 2.0
 """Seconds that saying goodbye may take when the daemon ends."""
 
@@ -190,7 +190,7 @@ class Device:
     def _count_connection(self) -> None:
         """Slow down a guest that connects and leaves in a loop."""
         if self._connections is None:
-            self._connections = TokenBucket(*RECONNECTS, trio.current_time)
+            self._connections = TokenBucket(RECONNECT_BURST, self.quota.limits.reconnects_per_second, trio.current_time)
         self._not_before = trio.current_time() + self._connections.take()
 
     async def _verify(self) -> None:

@@ -19,6 +19,9 @@ MAPTRACK_SHARE: Final = 0.75
 """What guests' buffers may take of this domain's maptrack; the rest is for rings, other backends, other devices."""
 
 
+RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_turn")
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """`[limits]` of the configuration: for each guest."""
 
@@ -31,14 +34,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """Pages of ours that a guest may hold by be-alloc: 64 MiB."""
     modesets_per_second: float = 2.0
     """Of each connector, after a burst of eight; a mode change takes the screen tens of milliseconds."""
+    reconnects_per_second: float = 1.0
+    """Of each device, after a burst of five: a connection costs us maps and binds, and a guest nothing."""
     requests_per_turn: int = 8
     """Requests of one ring that are served before the other rings have their turn."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            if getattr(self, name) < 0 or (
-                name in ("modesets_per_second", "requests_per_turn") and not getattr(self, name)
-            ):
+            if getattr(self, name) < 0 or (name in RATES and not getattr(self, name)):
                 raise ValueError(f"{name.replace('_', '-')} must be positive")
 
 

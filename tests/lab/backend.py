@@ -70,8 +70,8 @@ class Backend:
 
 
 @contextlib.contextmanager
-def backend(machine: Machine, config: str) -> Iterator[Backend]:
-    """displbe with a configuration, from its readiness until SIGTERM has ended it, with exit code 0."""
+def backend(machine: Machine, config: str, signal: str = "TERM", code: int = 0) -> Iterator[Backend]:
+    """displbe with a configuration, from its readiness until a signal has ended it, with this exit code."""
     machine.put("/etc/displbe/displbe.toml", config)
     machine.run(f"rm -f {LOG} /run/displbe.exit")
     command = f"{{ cd {TREE}; exec python3 -m displbe --config /etc/displbe/displbe.toml; }}"
@@ -88,14 +88,14 @@ def backend(machine: Machine, config: str) -> Iterator[Backend]:
         running.group = int(machine.check("cat /run/displbe.pid"))
         yield running
     finally:
-        machine.run("kill -TERM $(cat /run/displbe.pid)")
+        machine.run(f"kill -{signal} $(cat /run/displbe.pid)")
         try:
-            machine.wait_for("test -e /run/displbe.exit", 20, why="displbe's end after SIGTERM")
+            machine.wait_for("test -e /run/displbe.exit", 20, why=f"displbe's end after SIG{signal}")
         finally:
             machine.run(f"kill -KILL -- -{group}")
-    code = machine.check("cat /run/displbe.exit").strip()
-    if code != "0":
-        raise LabError(f"displbe ended with {code}:\n{machine.run(f'tail -c 5000 {LOG}').output}")
+    ended = machine.check("cat /run/displbe.exit").strip()
+    if ended != str(code):
+        raise LabError(f"displbe ended with {ended}:\n{machine.run(f'tail -c 5000 {LOG}').output}")
 
 
 def screens(connector: str, mode: str = "1024x768", be_alloc: int = 0) -> str:

@@ -48,7 +48,7 @@ HOST_PACKAGES = {
 
 ROOT_PACKAGES = """
     base-files base-passwd bash coreutils util-linux libc-bin grep sed gawk busybox-static procps strace
-    python3 python3-cffi python3-trio python3-structlog python3-pyxs python3-msgspec
+    python3 python3-cffi python3-trio python3-structlog python3-pyxs python3-msgspec python3-pyudev
     python3-pytest python3-pytest-trio python3-hypothesis
     xen-utils-4.20 xenstore-utils libdrm-tests libatomic1
 """.split()  # noqa: SIM905
@@ -248,6 +248,9 @@ def build_guest(root: Path, kernel: Path, work: Path) -> None:
     for applet in applets.split():
         (initramfs / "bin" / applet).symlink_to("busybox")
     shutil.copy(root / "usr/bin/modetest", initramfs / "bin/modetest")
+    compile_arm = ["aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]
+    for source in sorted((HERE / "domu").glob("*.c")):
+        run([*compile_arm, "-o", initramfs / "bin" / source.stem, source])
     library = root / "usr/lib/aarch64-linux-gnu"
     for name in ("libdrm.so.2", "libc.so.6", "libm.so.6", "ld-linux-aarch64.so.1"):
         shutil.copy((library / name).resolve(), initramfs / "lib" / name)

@@ -27,7 +27,7 @@ def machine() -> Iterator[Machine]:
     """Xen and Dom0, booted once for all lab tests. `out/lab` gets the pictures and, at the end, the logs."""
     for old in (*OUT.glob("*.png"), *OUT.glob("*.log")):
         old.unlink()
-    with Machine(out=OUT) as running:
+    with Machine(out=OUT, gpus=("gpu0", "gpu1")) as running:
         running.put_tree(project(), TREE)
         try:
             yield running

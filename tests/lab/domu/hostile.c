@@ -1,0 +1,236 @@
+/* A guest's program that plays a vdispl frontend against its backend, with no kernel driver in between.
+ *
+ *   hostile flood SECONDS    connect, then keep the ring full of random requests, notifying for each
+ *   hostile index            connect, then claim an impossible number of requests
+ *   hostile cycle TIMES      connect and leave, again and again
+ *   hostile storm SECONDS    change the frontend's state as fast as XenStore takes it
+ *   hostile forge NAME       replace the toolstack's unique-id by NAME, then ask to be connected
+ *
+ * Each prints one line that begins with "hostile:".
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { XS_READ = 2, XS_WRITE = 11, XS_RM = 13, XS_ERROR = 16 };
+#define FRONT "device/vdispl/0"
+
+static int xenbus, gntalloc, evtchn;
+static char backend[256];
+
+static void die(const char *what) { printf("hostile: %s: %s\n", what, strerror(errno)); exit(1); }
+
+/* One XenStore request; the reply's payload in `out`, or -1. */
+static int xs(uint32_t type, const char *path, const char *value, char *out, size_t room)
+{
+    char message[1024], reply[4096];
+    size_t length = strlen(path) + 1 + (value ? strlen(value) : 0);
+    uint32_t head[4] = { type, 1, 0, (uint32_t)length };
+    memcpy(message, head, 16);
+    strcpy(message + 16, path);
+    if (value) memcpy(message + 16 + strlen(path) + 1, value, strlen(value));
+    if (write(xenbus, message, 16 + length) < 0) die("xenbus write");
+    size_t have = 0;
+    while (have < 16 || have < 16 + ((uint32_t *)reply)[3]) {
+        ssize_t got = read(xenbus, reply + have, sizeof reply - have);
+        if (got <= 0) die("xenbus read");
+        have += (size_t)got;
+    }
+    uint32_t *answer = (uint32_t *)reply;
+    if (answer[0] == XS_ERROR) return -1;
+    if (out) {
+        size_t size = answer[3] < room - 1 ? answer[3] : room - 1;
+        memcpy(out, reply + 16, size);
+        out[size] = 0;
+    }
+    return 0;
+}
+
+static void set(const char *key, unsigned value)
+{
+    char path[128], text[16];
+    snprintf(path, sizeof path, FRONT "/%s", key);
+    snprintf(text, sizeof text, "%u", value);
+    if (xs(XS_WRITE, path, text, 0, 0) < 0) printf("hostile: cannot write %s\n", key);
+}
+
+static int backend_state(void)
+{
+    char path[300], value[16];
+    snprintf(path, sizeof path, "%s/state", backend);
+    return xs(XS_READ, path, 0, value, sizeof value) < 0 ? 0 : atoi(value);
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* Wait for a state of the backend, or with `other` for any other one. */
+static int wait_backend(int state, int other, double seconds)
+{
+    double until = now() + seconds;
+    while ((backend_state() == state) == other) {
+        if (now() > until) return -1;
+        usleep(5000);
+    }
+    return 0;
+}
+
+struct page { uint32_t ref; uint64_t index; volatile uint32_t *memory; };
+
+static struct page grant(void)
+{
+    struct { uint16_t domid, flags; uint32_t count; uint64_t index; uint32_t refs[1]; } ask = { 0, 1, 1, 0, { 0 } };
+    if (ioctl(gntalloc, 0x00184705, &ask) < 0) die("gntalloc");
+    void *memory = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, gntalloc, (off_t)ask.index);
+    if (memory == MAP_FAILED) die("gntalloc mmap");
+    return (struct page){ ask.refs[0], ask.index, memory };
+}
+
+static void end_grant(struct page *page)
+{
+    struct { uint64_t index; uint32_t count, pad; } ask = { page->index, 1, 0 };
+    munmap((void *)page->memory, 4096);
+    if (ioctl(gntalloc, 0x00104706, &ask) < 0) die("gntalloc end");
+}
+
+static uint32_t offer(void)
+{
+    uint32_t remote = 0;
+    int port = ioctl(evtchn, 0x00044502, &remote);
+    if (port < 0) die("evtchn");
+    return (uint32_t)port;
+}
+
+static void unbind(uint32_t port) { ioctl(evtchn, 0x00044503, &port); }
+static void notify(uint32_t port) { ioctl(evtchn, 0x00044504, &port); }
+
+static struct page ring, events;
+static uint32_t ring_port, events_port;
+
+static int connect_frontend(double seconds)
+{
+    set("state", 1);
+    if (wait_backend(2, 0, seconds) < 0) return -1;
+    ring = grant();
+    events = grant();
+    ring.memory[1] = ring.memory[3] = 1; /* req_event, rsp_event */
+    ring_port = offer();
+    events_port = offer();
+    set("0/req-ring-ref", ring.ref);
+    set("0/req-event-channel", ring_port);
+    set("0/evt-ring-ref", events.ref);
+    set("0/evt-event-channel", events_port);
+    set("state", 3);
+    if (wait_backend(4, 0, seconds) < 0) return -1;
+    set("state", 4);
+    return 0;
+}
+
+/* Leave as Linux's driver removal does. The backend must have let go: the kernel would keep pages that it still maps. */
+static int leave(double seconds)
+{
+    set("state", 5);
+    if (wait_backend(4, 1, seconds) < 0) return -1;
+    set("state", 6);
+    unbind(ring_port);
+    unbind(events_port);
+    end_grant(&ring);
+    end_grant(&events);
+    return 0;
+}
+
+static uint64_t seed = 88172645463325252ull;
+static uint64_t rnd(void) { seed ^= seed << 13; seed ^= seed >> 7; return seed ^= seed << 17; }
+
+/* A request of random fields: often of a known operation, with few cookies, so that some of them are almost right. */
+static void random_request(volatile uint32_t *slot)
+{
+    for (int i = 0; i < 16; i++) slot[i] = rnd() % 3 ? (uint32_t)(rnd() % 5) : (uint32_t)rnd();
+    uint32_t operation = rnd() % 8 ? 0x10 + (uint32_t)(rnd() % 7) : (uint32_t)(rnd() & 0xff);
+    slot[0] = (uint32_t)(rnd() & 0xffff) | operation << 16;
+}
+
+static void flood(double seconds)
+{
+    uint32_t produced = 0, consumed = 0;
+    unsigned long good = 0, refused = 0;
+    double until = now() + seconds;
+    while (now() < until) {
+        while (produced - consumed < 32) {
+            random_request(ring.memory + 16 + 16 * (produced & 31));
+            __sync_synchronize();
+            ring.memory[0] = ++produced;
+        }
+        notify(ring_port);
+        while (consumed != ring.memory[2]) {
+            __sync_synchronize();
+            int32_t status = (int32_t)ring.memory[16 + 16 * (consumed & 31) + 1];
+            if (status == 0) good++; else refused++;
+            consumed++;
+        }
+        events.memory[0] = events.memory[1]; /* events read */
+        if (backend_state() != 4) break;
+    }
+    printf("hostile: flood: %lu answered with 0, %lu with an error, backend state %d\n", good, refused, backend_state());
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+    double number = argc > 2 ? atof(argv[2]) : 0;
+    xenbus = open("/dev/xen/xenbus", O_RDWR);
+    gntalloc = open("/dev/xen/gntalloc", O_RDWR);
+    evtchn = open("/dev/xen/evtchn", O_RDWR);
+    if (xenbus < 0 || gntalloc < 0 || evtchn < 0) die("open");
+    if (xs(XS_READ, FRONT "/backend", 0, backend, sizeof backend) < 0) die("no backend");
+    setvbuf(stdout, 0, _IOLBF, 0);
+
+    if (!strcmp(what, "flood")) {
+        if (connect_frontend(20) < 0) die("not connected");
+        flood(number);
+        leave(10);
+    } else if (!strcmp(what, "index")) {
+        if (connect_frontend(20) < 0) die("not connected");
+        ring.memory[0] = 1000;
+        notify(ring_port);
+        int shut = wait_backend(4, 1, 10);
+        leave(10);
+        int again = connect_frontend(20);
+        printf("hostile: index: %s, %s\n", shut ? "still connected" : "shut off", again ? "gone for good" : "back again");
+        leave(10);
+    } else if (!strcmp(what, "cycle")) {
+        int times = 0;
+        while (times < number && connect_frontend(20) == 0 && leave(20) == 0) times++;
+        printf("hostile: cycle: %d times\n", times);
+    } else if (!strcmp(what, "storm")) {
+        const unsigned states[] = { 1, 3, 4, 6, 5, 3, 7, 1, 99 };
+        unsigned long changes = 0;
+        for (double until = now() + number; now() < until; changes++) set("state", states[changes % 9]);
+        set("state", 6);
+        printf("hostile: storm: %lu states\n", changes);
+    } else if (!strcmp(what, "forge") && argc > 2) {
+        char error[300] = "", path[300];
+        set("state", 1);
+        if (xs(XS_RM, FRONT "/0", 0, 0, 0) < 0) die("rm");
+        xs(XS_WRITE, FRONT "/0/unique-id", argv[2], 0, 0);
+        xs(XS_WRITE, FRONT "/0/resolution", "1024x768", 0, 0);
+        int connected = connect_frontend(6) == 0;
+        snprintf(path, sizeof path, "%s/error", backend);
+        xs(XS_READ, path, 0, error, sizeof error);
+        printf("hostile: forge: %s: %s\n", connected ? "connected" : "refused", error);
+    } else {
+        printf("hostile: what?\n");
+    }
+    return 0;
+}
