@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check unit lint bench lab clean
+.PHONY: demo test check unit lint bench fuzz fuzz-short lab soak clean
 
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
 
-test: check lab
+test: check fuzz-short bench lab
 
 check: lint unit
 
@@ -20,14 +20,23 @@ lint: .venv/ready
 unit: .venv/ready
 	$(BIN)/python -m pytest -q
 
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz --requests 1000000
+
+fuzz-short: .venv/ready
+	$(BIN)/python -m tests.fuzz --seconds 20
+
 bench: .venv/ready
 	$(BIN)/python -m tests.bench
 
 lab: .venv/ready
-	$(BIN)/python -m pytest -q -s tests/lab
+	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 tests/lab
 
 .venv/ready: pyproject.toml tests/setup.sh
 	PYTHON=$(PYTHON) sh tests/setup.sh
+
+soak: .venv/ready
+	DISPLBE_CYCLES=500 $(BIN)/python -m pytest -q -s tests/lab/test_hostile.py
 
 clean:
 	rm -rf .venv out displbe-demo.png

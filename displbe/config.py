@@ -55,6 +55,13 @@ class DrmSettings(_Table, frozen=True):
 
     device: str = "auto"
     zero_copy: Literal["auto", "require", "off"] = "auto"
+    scale: Literal["fit", "stretch", "none"] = "fit"
+    refresh: float = 30.0
+    on_exit: Literal["restore", "keep", "blank"] = "restore"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.refresh <= 120:
+            raise ValueError("refresh is a number of looks per second, 0 (never) to 120")
 
 
 class Settings(_Table, frozen=True):

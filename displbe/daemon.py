@@ -56,10 +56,11 @@ class Daemon:
 
     async def _services(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         """XenStore, event channels and screens: they outlive the guests' tasks, which say goodbye through them."""
-        with trio.CancelScope(shield=True) as scope:
+        with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.hypervisor.run)
                 await nursery.start(self.sink.run)
+                scope.shield = True  # not before: what waits to be there must not keep the daemon from ending
                 task_status.started(scope)
 
     async def _feed_watchdog(self) -> None:

@@ -14,7 +14,6 @@ from displbe.daemon import Daemon
 from displbe.sim.guest import Frontend, Guest, draw_bars
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
-from displbe.sinks.headless import HeadlessOutput
 
 __all__ = ["run_demo"]
 
@@ -27,6 +26,8 @@ async def run_demo(output: str, frames: int) -> None:
         async with Xen(Path(folder)).running() as xen, trio.open_nursery() as nursery:
             settings = Settings(sink="headless", headless=HeadlessSettings(outputs=[CONNECTOR.name]))
             daemon = Daemon(settings, xen.hypervisor(0))
+            from displbe.sinks.headless import HeadlessOutput  # had Pillow been missing, the daemon would have said so
+
             await nursery.start(daemon.run)
             async with Guest.booted(xen, 1, CONNECTOR) as guest:
                 await guest.display.connected.wait()

@@ -198,6 +198,10 @@ class Device:
         for key, value in (("frontend-id", b"%d" % self.domid), ("frontend", self.frontend.encode())):
             if (found := await self._read(f"{self.path}/{key}")) != value:
                 raise Refused(f"{key} is {found!r} where {value!r} belongs")
+        # The guest can write this node of its own, and leads nobody with it; but it should not go unnoticed.
+        found = await self._read(f"{self.frontend}/backend")
+        if found is not None and not found.endswith(f"/{self.path}".encode()):
+            raise Refused(f"the guest's backend node is {found[:128]!r} where {self.path} belongs")
 
     async def _until_over(self) -> Next:
         while True:

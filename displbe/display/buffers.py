@@ -7,7 +7,7 @@ uses again once they are free. Everything is checked, in numbers that do not wra
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any, Final
 
 import trio
@@ -231,14 +231,17 @@ class Buffers:
     async def _release(self, cookie: int) -> None:
         dbuf = self._dbufs.pop(cookie)
         pages = dbuf.buffer.size // PAGE_SIZE
-        with trio.CancelScope(shield=True):
-            await dbuf.buffer.aclose()
-        self._quota.give(dbuf.kind, pages)
-        self._quota.give("buffers")
+        try:
+            with trio.CancelScope(shield=True):
+                await dbuf.buffer.aclose()
+        finally:
+            self._quota.give(dbuf.kind, pages)
+            self._quota.give("buffers")
 
     async def aclose(self) -> None:
         """The device closes: everything off the screens, all pages given back."""
-        for framebuffer in list(self.framebuffers.values()):
-            await self._detach(framebuffer)
-        for cookie in list(self._dbufs):
-            await self._release(cookie)
+        async with AsyncExitStack() as stack:  # whatever fails, the rest goes too; in reverse order
+            for cookie in self._dbufs:
+                stack.push_async_callback(self._release, cookie)
+            for framebuffer in self.framebuffers.values():
+                stack.push_async_callback(self._detach, framebuffer)

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import trio
 
 from displbe.backend.quota import Limits, TokenBucket
-from displbe.sinks.base import Output, Part, SinkError
+from displbe.sinks.base import Output, Part, SinkBuffer, SinkError
 from displbe.wire.displif import (
     DbufCreate,
     DbufDestroy,
@@ -22,7 +22,6 @@ from displbe.wire.displif import (
     PageFlip,
     Request,
     SetConfig,
-    UnknownRequest,
     decode_request,
     encode_response,
 )
@@ -62,6 +61,7 @@ class Connector:
         output: Output,
         buffers: Buffers,
         edid: Callable[[GetEdid], Awaitable[int]],
+        resolution: tuple[int, int],
         limits: Limits,
         log: Any,
         broken: Callable[[FrontendBroken], None],
@@ -74,6 +74,7 @@ class Connector:
         self._shown: Framebuffer | None = None
         self._resting = True
         self._edid = edid
+        self._resolution = resolution
         self._budget = limits.requests_per_turn
         self._modesets = TokenBucket(8, limits.modesets_per_second, trio.current_time)
         self._spurious = 0
@@ -121,42 +122,40 @@ class Connector:
         if waiting is not None and waiting == self._seen_waiting:
             self.rescued += 1
             self._log.error("a request waited without a notification", rescued=self.rescued)
-            self.resume()
+            self._postponed = True
+            self._rearm_wanted.set()
         self._seen_waiting = waiting
 
     def _serve(self, *, notified: bool) -> bool:
         if self._resting:
             return False
+        ring = self._ring
         try:
-            return self._serve_ring(notified)
+            for turn in range(self._budget):
+                slot = ring.take()
+                if slot is None:
+                    if ring.final_check():
+                        continue
+                    # After the work: a storm of notifications costs one turn at a time.
+                    if notified and turn == 0:
+                        self._for_nothing()
+                    else:
+                        self._channel.rearm()
+                    return False
+                self._spurious = 0
+                request = decode_request(slot)
+                if type(request) is PageFlip:
+                    self._respond(request, self._flip(request))
+                elif type(request) in _SLOW:
+                    self._resting = True
+                    self._slow_in.send_nowait(request)
+                    return False
+                else:
+                    self._respond(request, -self._refuse(request, RequestError(Errno.EOPNOTSUPP, "no such operation")))
         except FrontendBroken as broken:
             self._resting = True
             self._broken(broken)
             return False
-
-    def _serve_ring(self, notified: bool) -> bool:
-        ring = self._ring
-        for turn in range(self._budget):
-            slot = ring.take()
-            if slot is None:
-                if ring.final_check():
-                    continue
-                # After the work: a storm of notifications costs one turn at a time.
-                if notified and turn == 0:
-                    self._for_nothing()
-                else:
-                    self._spurious = 0
-                    self._channel.rearm()
-                return False
-            request = decode_request(slot)
-            if isinstance(request, PageFlip):
-                self._respond(request, self._flip(request))
-            elif isinstance(request, UnknownRequest) or type(request) not in _SLOW:
-                self._respond(request, -self._refuse(request, RequestError(Errno.EOPNOTSUPP, "no such operation")))
-            else:
-                self._resting = True
-                self._slow_in.send_nowait(request)
-                return False
         return True
 
     def _for_nothing(self) -> None:
@@ -174,13 +173,11 @@ class Connector:
         while True:
             await self._rearm_wanted.wait()
             self._rearm_wanted = trio.Event()
-            exponent = min(self._spurious - SPURIOUS_FREE, 10)
+            exponent = min(max(self._spurious - SPURIOUS_FREE, 0), 10)
             await trio.sleep(min(SPURIOUS_FIRST * 2**exponent, SPURIOUS_LAST))
             self._postponed = False
-            spurious, served = self._spurious, self.served
-            self.resume()
-            if self.served == served and not self._resting:
-                self._spurious = spurious
+            while self.resume():
+                await trio.lowlevel.checkpoint()
 
     def _respond(self, request: Request, status: int, edid_sz: int = 0) -> None:
         self.served += 1
@@ -211,8 +208,7 @@ class Connector:
             sink_buffer = framebuffer.on[self._index]
             if sink_buffer is None:
                 raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
-            self._flips.check()
-            self._flips.pending = True
+            self._flips.begin()
             try:
                 self.output.flip(sink_buffer, request.fb_cookie)
             except SinkError:
@@ -268,19 +264,35 @@ class Connector:
             self._shown = None
             await self.output.disable()
             return
+        self._check_config(request)
+        await trio.sleep(min(self._modesets.take(), MODESET_WAIT))
+        framebuffer, sink_buffer, part = self._check_config(request)  # connector 0 may have detached it meanwhile
+        await self.output.enable(sink_buffer, part)
+        self._shown = framebuffer
+
+    def _check_config(self, request: SetConfig) -> tuple[Framebuffer, SinkBuffer, Part]:
+        """What a SET_CONFIG shows. Raises RequestError."""
         framebuffer = self._buffers.framebuffers.get(request.fb_cookie)
         if framebuffer is None:
             raise RequestError(Errno.ENOENT, "no such framebuffer")
         shape = framebuffer.geometry
-        part = Part(request.x, request.y, request.width, request.height)
-        if not (1 <= part.width <= shape.width - part.x and 1 <= part.height <= shape.height - part.y):
-            raise RequestError(Errno.EINVAL, f"{part} lies outside a framebuffer of {shape.width}x{shape.height}")
+        if not (request.x < shape.width and request.y < shape.height) or not (
+            1 <= request.width <= shape.width and 1 <= request.height <= shape.height
+        ):
+            asked = f"{request.width}x{request.height} at {request.x},{request.y}"
+            raise RequestError(Errno.EINVAL, f"{asked} of a framebuffer of {shape.width}x{shape.height}")
+        # Linux sends the whole framebuffer's size, and where the screen lies in it: what the screen has room for is shown.
+        width, height = self._resolution
+        part = Part(
+            request.x,
+            request.y,
+            min(request.width, shape.width - request.x, width),
+            min(request.height, shape.height - request.y, height),
+        )
         sink_buffer = framebuffer.on[self._index]
         if sink_buffer is None:
             raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
-        await trio.sleep(min(self._modesets.take(), MODESET_WAIT))
-        await self.output.enable(sink_buffer, part)
-        self._shown = framebuffer
+        return framebuffer, sink_buffer, part
 
     async def _get_edid(self, request: GetEdid) -> int:
         return await self._edid(request)

@@ -73,7 +73,9 @@ class DisplayDriver:
             for index, (key, output) in enumerate(zip(keys, outputs, strict=True)):
                 log = device.log.bind(connector=key.name)
                 edid = partial(answer_edid, self._hypervisor, device.domid, output, key.name, key.width, key.height)
-                connector = Connector(index, output, buffers, edid, device.quota.limits, log, session.broken)
+                connector = Connector(
+                    index, output, buffers, edid, (key.width, key.height), device.quota.limits, log, session.broken
+                )
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)
             await session.run(task_status)

@@ -29,7 +29,7 @@ async def answer_edid(
     if room == 0:
         raise RequestError(Errno.EINVAL, f"no EDID fits into {request.buffer_sz} octets")
     own = await output.edid()
-    edid = sanitise(own if own is not None else make_edid(width, height, name), room)
+    edid = sanitise(own or b"", room) or sanitise(make_edid(width, height, name), room)  # a monitor may send rubbish
     for index, ref in enumerate(await read_directory(hypervisor, domid, request.gref_directory, pages_of(len(edid)))):
         try:
             page = hypervisor.map_page(domid, ref, writable=True)

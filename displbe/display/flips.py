@@ -36,10 +36,11 @@ class Flips:
         self._unwritten: int | None = None
         self.completed = 0
 
-    def check(self) -> None:
-        """Raises RequestError EBUSY while a flip is under way."""
+    def begin(self) -> None:
+        """A flip is to be asked of the output. Raises RequestError EBUSY while one is under way."""
         if self.pending:
             raise RequestError(Errno.EBUSY, "a page flip is under way")
+        self.pending = True
 
     def complete(self, cookie: int) -> None:
         """The flip to this framebuffer is on the screen, or can no longer be: its event."""

@@ -152,7 +152,11 @@ Request: TypeAlias = Known | UnknownRequest
 _KNOWN: Final[dict[int, type[Known]]] = {
     kind.operation: kind for kind in (DbufCreate, DbufDestroy, FbAttach, FbDetach, SetConfig, PageFlip, GetEdid)
 }
-_UNPACK: Final = {operation: (kind, kind.layout.unpack) for operation, kind in _KNOWN.items()}
+_UNPACK: Final = {
+    # The fields alone: without the operation, which has chosen the layout.
+    operation: (kind, Struct(kind.layout.format.replace("B5x", "6x")).unpack)
+    for operation, kind in _KNOWN.items()
+}
 _HEADER: Final = Struct("<HB61x")
 _RESPONSE: Final = Struct("<HBxiI52x")
 _EVENT: Final = Struct("<HB5xQ48x")
@@ -166,8 +170,7 @@ def decode_request(slot: bytes) -> Request:
     if entry is None:
         return UnknownRequest(*_HEADER.unpack(slot))
     kind, unpack = entry
-    number, _, *fields = unpack(slot)
-    return kind(number, *fields)
+    return kind(*unpack(slot))
 
 
 def encode_request(request: Request) -> bytes:

@@ -162,13 +162,15 @@ class BackEventPage:
     """The backend's half: gives events. The producer index is ours alone; the page's copy of it is never read again."""
 
     def __init__(self, page: SharedPage) -> None:
-        self._page = page
+        self._load = page.load
+        self._store = page.store
+        self._write = page.write
         self._in_prod = page.load(_IN_CONS)
         page.store(_IN_PROD, self._in_prod)
 
     def space(self) -> bool:
         """Whether an event fits. Raises FrontendBroken when the frontend's index lies outside the ring."""
-        unread = (self._in_prod - self._page.load(_IN_CONS)) & _U32
+        unread = (self._in_prod - self._load(_IN_CONS)) & _U32
         if unread > EVENT_SLOTS:
             raise FrontendBroken(f"impossible event index: {unread} unread events in a ring of {EVENT_SLOTS}")
         return unread < EVENT_SLOTS
@@ -176,9 +178,9 @@ class BackEventPage:
     def put(self, event: bytes) -> None:
         """Push an event; the caller has asked `space` before. The frontend always wants a notification."""
         prod = self._in_prod
-        self._page.write(_HEADER + (prod % EVENT_SLOTS) * MESSAGE_SIZE, event)
-        self._in_prod = (prod + 1) & _U32
-        self._page.store(_IN_PROD, self._in_prod)
+        self._write(_HEADER + (prod % EVENT_SLOTS) * MESSAGE_SIZE, event)
+        self._in_prod = following = (prod + 1) & _U32
+        self._store(_IN_PROD, following)
 
 
 class FrontEventPage:

@@ -7,6 +7,7 @@ until they are written back.
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import fcntl
 import os
@@ -24,6 +25,8 @@ BIND_INTERDOMAIN: Final = 0x00084501
 UNBIND: Final = 0x00044503
 NOTIFY: Final = 0x00044504
 RESET: Final = 0x00004505
+READ_TRIES: Final = 10
+"""Failures to read the fired ports, one after the other, until the daemon gives up; after each, every ring is looked at."""
 _PORT: Final = Struct("=I")
 _PAIR: Final = Struct("=II")
 
@@ -79,10 +82,13 @@ class ChannelTable(abc.ABC):
         while True:
             if busy:
                 await trio.lowlevel.checkpoint()
+                busy = [channel for channel in busy if channel.fired()]
             else:
                 await trio.lowlevel.wait_readable(self._fd)
-            fired = [channels[port] for port in self._fired() if port in channels]
-            busy = [channel for channel in busy + fired if channel.fired()]
+            for port in self._fired():
+                channel = channels.get(port)
+                if channel is not None and channel.fired():
+                    busy.append(channel)
 
     def add(self, channel: Channel) -> None:
         """A port has been bound."""
@@ -107,17 +113,23 @@ class EventChannels(ChannelTable):
 
     def __init__(self, ledger: Ledger, path: str = "/dev/xen/evtchn") -> None:
         super().__init__(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), ledger)
+        self._failures = 0
 
     def _fired(self) -> Iterable[int]:
         try:
-            return [port for (port,) in _PORT.iter_unpack(os.read(self._fd, 1024))]
+            fired = [port for (port,) in _PORT.iter_unpack(os.read(self._fd, 1024))]
+            self._failures = 0
+            return fired
         except BlockingIOError:
             return ()
         except OSError as error:
-            if error.errno != errno.EFBIG:
+            if error.errno == errno.EFBIG:
+                # The kernel's list of fired ports was too short and some are lost: look at every ring.
+                fcntl.ioctl(self._fd, RESET)
+            elif (failures := self._failures) < READ_TRIES:
+                self._failures = failures + 1
+            else:
                 raise
-            # The kernel's list of fired ports was too short and some are lost: look at every ring.
-            fcntl.ioctl(self._fd, RESET)
             return list(self._channels)
 
     def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
@@ -134,7 +146,8 @@ class EventChannels(ChannelTable):
         return channel
 
     def _unbind(self, port: int) -> None:
-        fcntl.ioctl(self._fd, UNBIND, bytearray(_PORT.pack(port)))
+        with contextlib.suppress(OSError):  # it is gone already, or goes with the file
+            fcntl.ioctl(self._fd, UNBIND, bytearray(_PORT.pack(port)))
 
 
 class _Evtchn(Channel):
@@ -145,7 +158,9 @@ class _Evtchn(Channel):
         self._argument = bytearray(self._packed)
 
     def notify(self) -> None:
-        fcntl.ioctl(self._fd, NOTIFY, self._argument)
+        with contextlib.suppress(OSError):  # the guest's channel may be gone; its task will be told by XenStore
+            fcntl.ioctl(self._fd, NOTIFY, self._argument)
 
     def rearm(self) -> None:
-        os.write(self._fd, self._packed)
+        with contextlib.suppress(OSError):  # the rescue poll finds what comes over a port that stays masked
+            os.write(self._fd, self._packed)

@@ -53,6 +53,12 @@ def open_gntdev(path: str = PATH) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
+def _close(fd: int) -> None:
+    """Close a file. It is closed on Linux even where close reports an error, of which nothing follows here."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
 def _refused(what: str, error: OSError) -> HypervisorError:
     return HypervisorError(error.errno or errno.EIO, f"{what}: {error.strerror}")
 
@@ -84,7 +90,9 @@ class _Grants:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _unreserve(self) -> None:
-        fcntl.ioctl(self._fd, UNMAP_GRANT_REF, bytearray(_UNMAP.pack(self._index, self._count, 0)))
+        # Nothing is mapped any more; a reservation that cannot be given up goes with the file.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, UNMAP_GRANT_REF, bytearray(_UNMAP.pack(self._index, self._count, 0)))
 
     def close(self) -> None:
         """Unmap. Slices of the view must not be used any more: their memory is gone."""
@@ -136,7 +144,10 @@ class GrantedPages:
     @classmethod
     async def open(cls, domid: int, refs: Sequence[int], ledger: Ledger, *, dmabuf: bool) -> GrantedPages:
         """Map or export at once. Raises HypervisorError; nothing is held then."""
-        self = cls(domid, refs, ledger)
+        try:
+            self = cls(domid, refs, ledger)
+        except OSError as error:
+            raise _refused("cannot open gntdev", error) from error
         try:
             await (self.dmabuf() if dmabuf else self.view())
         except BaseException:
@@ -178,15 +189,17 @@ class GrantedPages:
             async with self._lock:
                 if self._fd < 0:
                     return
-                if self._mapping is not None:
-                    await trio.to_thread.run_sync(self._mapping.close)
-                    self._mapping = None
-                if self._dmabuf is not None:
-                    number, self._dmabuf = self._dmabuf, None
-                    os.close(number)
-                    while not await trio.to_thread.run_sync(self._released, number):
-                        pass
-                self._end()
+                try:
+                    if self._mapping is not None:
+                        await trio.to_thread.run_sync(self._mapping.close)
+                        self._mapping = None
+                    if self._dmabuf is not None:
+                        number, self._dmabuf = self._dmabuf, None
+                        _close(number)
+                        while not await trio.to_thread.run_sync(self._released, number):
+                            pass
+                finally:
+                    self._end()
 
     def _released(self, number: int) -> bool:
         """Whether the dma-buf of this closed fd is gone; waits a little for it."""
@@ -201,7 +214,7 @@ class GrantedPages:
         return True
 
     def _end(self) -> None:
-        os.close(self._fd)
+        _close(self._fd)
         self._fd = -1
         self._ledger.buffers -= 1
         self._ledger.buffer_pages -= len(self._refs)
@@ -210,7 +223,10 @@ class GrantedPages:
 @contextlib.asynccontextmanager
 async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
     """Grant a dma-buf's pages to a guest while the block lasts. Raises HypervisorError."""
-    gntdev = open_gntdev()
+    try:
+        gntdev = open_gntdev()
+    except OSError as error:
+        raise _refused("cannot open gntdev", error) from error
     ask = bytearray(_IMPORT.pack(fd, pages, domid, 0)) + bytearray(4 * pages)
     try:
         await trio.to_thread.run_sync(fcntl.ioctl, gntdev, DMABUF_IMP_TO_REFS, ask)
@@ -220,8 +236,9 @@ async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[in
     try:
         yield array("I", bytes(ask[_IMPORT.size :])).tolist()
     finally:
-        fcntl.ioctl(gntdev, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(fd, 0)))
-        os.close(gntdev)
+        with contextlib.suppress(OSError):  # the grants end with the file at the latest
+            fcntl.ioctl(gntdev, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(fd, 0)))
+        _close(gntdev)
 
 
 def probe(fd: int) -> bool:

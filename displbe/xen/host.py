@@ -45,7 +45,10 @@ class Host:
         """port.Hypervisor.run. Raises NoXen when XenStore cannot be reached."""
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self.store.run)
+                try:
+                    await nursery.start(self.store.run)
+                except OSError as error:
+                    raise NoXen(f"XenStore cannot be reached: {error}") from error
                 nursery.start_soon(self._channels.run)
                 task_status.started()
         finally:

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from scenario.world import World, descriptors
 
-from displbe.wire.xenbus import State
-
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
@@ -18,9 +16,3 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with World.running(tmp_path) as world:
         yield world
     assert descriptors() == before
-
-
-@pytest.fixture
-def states() -> type[State]:
-    """xenbus states."""
-    return State

@@ -9,7 +9,10 @@ from pathlib import Path
 import trio
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
+from displbe.config import Settings
+from displbe.daemon import Daemon
 from displbe.sim.guest import Frontend, Guest
+from displbe.sim.hypervisor import Xen
 from displbe.wire.displif import PageFlip
 from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger
@@ -24,8 +27,7 @@ async def seen(display: Frontend, *states: State, timeout: float = 5.0) -> None:
 
 async def reconnected(display: Frontend) -> None:
     """Wait for the next connection."""
-    with trio.fail_after(5):
-        await display.connected.wait()
+    await until(lambda: display.connectors and display.connected.is_set())
 
 
 def freeze(display: Frontend) -> None:
@@ -66,7 +68,7 @@ async def test_init_wait_stands_long_enough_for_the_toolstack_to_see_it(world: W
 
 async def test_the_driver_is_removed_and_loaded_again(world: World) -> None:
     async with world.guest(1) as guest:
-        for _ in range(3):
+        for _ in range(2):
             _, fb, buffer = await guest.display.create_framebuffer(64, 48)
             await guest.display.show(0, fb, 64, 48)
             assert world.hypervisor.ledger.buffers == 1
@@ -176,7 +178,7 @@ async def test_reconnecting_leaves_nothing(world: World) -> None:
     async with world.guest(1) as guest:
         await work(guest)
         before = descriptors()
-        for _ in range(5):
+        for _ in range(3):
             _, fb, _ = await guest.display.create_framebuffer(64, 48)
             await guest.display.show(0, fb, 64, 48)
             await guest.display.close()
@@ -218,11 +220,11 @@ async def test_a_frontend_that_changes_its_mind_all_the_time(world: World) -> No
             value = b"1534672018"[number * 7 % 10 : number * 7 % 10 + 1] if number % 11 else b"4 "
             await guest.hypervisor.store.write(f"{front}/state", value)
             await trio.sleep(0.002)
-        del guest.display._on_backend
         await guest.hypervisor.store.write(f"{front}/state", b"1")
-        await until(lambda: world.state(1) is State.INIT_WAIT)
-        guest.display.free_rings()
-        guest.display.state = State.INITIALISING
+        await trio.sleep(0.6)
+        assert world.state(1) is State.INIT_WAIT
+        assert world.hypervisor.ledger == Ledger()
+        del guest.display._on_backend
         guest.display.connected = trio.Event()
         guest.display._changed.set()
         await reconnected(guest.display)
@@ -268,6 +270,18 @@ async def test_the_daemon_is_told_to_end_while_guests_flip(world: World) -> None
             nursery.cancel_scope.cancel()
         await world.start_daemon()
         await reconnected(guest.display)
+
+
+async def test_the_daemon_is_told_to_end_before_its_screen_is_there(tmp_path: Path) -> None:
+    async def wait_for_a_screen(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await trio.sleep_forever()
+
+    async with Xen(tmp_path).running() as xen:
+        daemon = Daemon(Settings(sink="headless"), xen.hypervisor(0))
+        daemon.sink.run = wait_for_a_screen  # type: ignore[method-assign]
+        with trio.fail_after(2), trio.move_on_after(0.1) as scope:
+            await daemon.run()
+        assert scope.cancelled_caught
 
 
 async def test_the_daemon_ends_while_xenstore_is_away(world: World) -> None:

@@ -11,6 +11,7 @@ from scenario.world import World, spec
 
 from displbe.sim.guest import DisplayBuffer, Frontend, Guest, GuestFailure
 from displbe.wire import displif
+from displbe.wire.displif import SetConfig
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc
 
@@ -123,6 +124,20 @@ async def test_a_part_of_a_buffer_behind_an_offset(world: World, name: str) -> N
             draw(buffer, name, picture, stride, offset)
             await guest.display.show(0, fb, 50, 40)
             assert_shown(world, name, picture)
+
+
+async def test_a_screen_that_looks_at_a_part_of_a_larger_framebuffer(world: World) -> None:
+    """Linux sends where the screen lies in the framebuffer, and the framebuffer's whole size."""
+    async with world.guest(1) as guest:
+        dbuf, buffer, stride = await create(guest, "XR24", (100, 80))
+        fb = await attach(guest.display, dbuf, "XR24", 100, 80)
+        picture = random_picture("XR24", 100, 80)
+        draw(buffer, "XR24", picture, stride, 0)
+        for x, y in ((0, 0), (10, 20), (36, 32)):
+            await guest.display.connectors[0].order(SetConfig(0, fb, x, y, 100, 80, 32))
+            assert_shown(world, "XR24", [row[x : x + 64] for row in picture[y : y + 48]])
+        await guest.display.connectors[0].order(SetConfig(0, fb, 90, 70, 100, 80, 32))
+        assert_shown(world, "XR24", [row[90:] for row in picture[70:]])
 
 
 async def test_an_imported_buffer_gets_its_shape_with_its_framebuffer(world: World) -> None:

@@ -13,6 +13,7 @@ from conformance.world import descriptors
 
 from displbe.backend import device as backend_device
 from displbe.backend.device import Device
+from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.config import HeadlessSettings, Settings
 from displbe.daemon import Daemon
@@ -45,12 +46,10 @@ async def until(what: Callable[[], object], timeout: float = 5.0) -> None:
 class World:
     """A machine with a daemon on it."""
 
-    def __init__(self, xen: Xen, nursery: trio.Nursery, outputs: list[str], refresh: float, limits: Limits) -> None:
+    def __init__(self, xen: Xen, nursery: trio.Nursery, settings: Settings) -> None:
         self.xen = xen
         self.tools = Toolstack(xen.server)
-        self.settings = Settings(
-            sink="headless", headless=HeadlessSettings(outputs=outputs, refresh=refresh), limits=limits
-        )
+        self.settings = settings
         self._nursery = nursery
         self._grants: list[Grant] = []
 
@@ -63,15 +62,19 @@ class World:
         outputs: list[str] | None = None,
         refresh: float = REFRESH,
         limits: Limits | None = None,
+        guests: dict[str, GuestSettings] | None = None,
     ) -> AsyncIterator[World]:
         """A world while the block lasts. At its end all guests are gone, and nothing of theirs may be held."""
+        screens = HeadlessSettings(outputs=outputs or [], refresh=refresh)
+        settings = Settings(sink="headless", headless=screens, limits=limits or Limits(), guest=guests or {})
         async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
-            world = cls(xen, nursery, outputs or [], refresh, limits or Limits())
+            world = cls(xen, nursery, settings)
             await world.start_daemon()
             yield world
             await world.settled()
             await world.stop_daemon()
             assert world.hypervisor.ledger == Ledger()
+            nursery.cancel_scope.cancel()
 
     # The daemon
 

@@ -10,34 +10,25 @@ import errno
 import fcntl
 import os
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from displbe.sinks.base import Allocation
-from displbe.xen.memory import Mapping as MemoryMapping
+from displbe.xen.memory import Mapping
 
 from . import uapi
+from .errors import CardGone, DrmError, drm_error
 
-__all__ = ["Atomic", "Card", "Connector", "DrmError", "Dumb", "DumbAllocation", "Mode", "Plane"]
+__all__ = ["Card", "Connector", "Mode", "Plane"]
 
 _OBJECT: Final = {
     "crtc": uapi.DRM_MODE_OBJECT_CRTC,
     "connector": uapi.DRM_MODE_OBJECT_CONNECTOR,
     "plane": uapi.DRM_MODE_OBJECT_PLANE,
 }
-_U64: Final = (1 << 64) - 1
-
-
-class DrmError(Exception):
-    """An ioctl failed: `number` is the host's errno."""
-
-    def __init__(self, operation: str, number: int) -> None:
-        super().__init__(f"{operation}: {os.strerror(number)}")
-        self.operation = operation
-        self.number = number
 
 
 class Mode(msgspec.Struct, frozen=True):
@@ -59,6 +50,8 @@ class Connector(msgspec.Struct, frozen=True):
     modes: tuple[Mode, ...]
     crtcs: tuple[int, ...]
     """The ids of the CRTCs that can drive it."""
+    crtc: int = 0
+    """The one that does; 0: none."""
 
 
 class Plane(msgspec.Struct, frozen=True):
@@ -70,135 +63,69 @@ class Plane(msgspec.Struct, frozen=True):
     formats: frozenset[int]
 
 
-class Dumb:
-    """A dumb buffer with a framebuffer on it, mapped for writing."""
-
-    def __init__(self, card: Card, width: int, height: int, bits: int, fourcc: int) -> None:
-        self._card = card
-        ask = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
-        card.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, ask)
-        self.pitch = int(ask.pitch)
-        try:
-            place = uapi.drm_mode_map_dumb(handle=ask.handle)
-            card.ioctl("map dumb buffer", uapi.DRM_IOCTL_MODE_MAP_DUMB, place)
-            self.fb = card.add_framebuffer(ask.handle, width, height, fourcc, self.pitch, 0)
-            try:
-                self.memory = MemoryMapping(card.fd, [(place.offset, ask.size)], writable=True)
-            except OSError as error:
-                card.remove_framebuffer(self.fb)
-                raise DrmError("map dumb buffer", error.errno or errno.EIO) from error
-        finally:
-            card.close_handle(ask.handle)  # framebuffer and mapping keep it
-
-    def close(self) -> None:
-        """Take it off the screen if it is there, and free it."""
-        self.memory.close()
-        self._card.remove_framebuffer(self.fb)
-
-
-class DumbAllocation(Allocation):
-    """Pages of a card's dumb memory as a dma-buf. Raises DrmError.
-
-    A dumb buffer of one page per row: its size is then exactly that of its pages, whatever alignment the driver keeps for
-    pictures. Framebuffers lay their own pitch over it.
-    """
-
-    def __init__(self, card: Card, pages: int) -> None:
-        ask = uapi.drm_mode_create_dumb(height=pages, width=1024, bpp=32)
-        card.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, ask)
-        try:
-            if (ask.pitch, ask.size) != (4096, 4096 * pages):
-                raise DrmError("create dumb buffer of whole pages", errno.EOPNOTSUPP)
-            place = uapi.drm_mode_map_dumb(handle=ask.handle)
-            card.ioctl("map dumb buffer", uapi.DRM_IOCTL_MODE_MAP_DUMB, place)
-            prime = uapi.drm_prime_handle(handle=ask.handle, flags=os.O_CLOEXEC | os.O_RDWR)
-            card.ioctl("export dumb buffer", uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD, prime)
-            self.fd = int(prime.fd)
-            try:
-                self._memory = MemoryMapping(card.fd, [(place.offset, ask.size)], writable=False)
-            except OSError as error:
-                os.close(self.fd)
-                raise DrmError("map dumb buffer", error.errno or errno.EIO) from error
-        finally:
-            card.close_handle(ask.handle)  # the dma-buf keeps it
-
-    def view(self) -> memoryview:
-        return self._memory.view
-
-    def close(self) -> None:
-        self._memory.close()
-        os.close(self.fd)
-
-
-class Atomic:
-    """A set of properties to be committed together, packed once; values can be changed between commits."""
-
-    def __init__(self, card: Card, changes: Mapping[tuple[str, int], Mapping[str, int]]) -> None:
-        self._card = card
-        objects = sorted(changes, key=lambda key: key[1])
-        pairs = [(object_, name) for object_ in objects for name in changes[object_]]
-        self._slots = {pair: index for index, pair in enumerate(pairs)}
-        self._objects = array("I", [identity for _, identity in objects])
-        self._counts = array("I", [len(changes[object_]) for object_ in objects])
-        self._names = array("I", [card.property(*object_, name) for object_, name in pairs])
-        self._values = array("Q", [changes[object_][name] & _U64 for object_, name in pairs])
-        self._ask = uapi.drm_mode_atomic(
-            count_objs=len(objects),
-            objs_ptr=self._objects.buffer_info()[0],
-            count_props_ptr=self._counts.buffer_info()[0],
-            props_ptr=self._names.buffer_info()[0],
-            prop_values_ptr=self._values.buffer_info()[0],
-        )
-
-    def slot(self, kind: str, identity: int, name: str) -> int:
-        """The place of a value, for `set`."""
-        return self._slots[(kind, identity), name]
-
-    def set(self, slot: int, value: int) -> None:
-        """Change a value."""
-        self._values[slot] = value
-
-    def commit(self, operation: str, flags: int, user_data: int = 0) -> None:
-        """Commit. Raises DrmError. Waits for the hardware unless NONBLOCK or TEST_ONLY is among the flags."""
-        self._ask.flags = flags
-        self._ask.user_data = user_data
-        self._card.ioctl(operation, uapi.DRM_IOCTL_MODE_ATOMIC, self._ask)
-
-
 class Card:
     """An open card. Raises DrmError or OSError when it cannot be opened, or cannot do what this sink needs."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.name = Path(path).name
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        self.fd = self._open()
         try:
+            self.place = self._place()
             for capability in (uapi.DRM_CLIENT_CAP_UNIVERSAL_PLANES, uapi.DRM_CLIENT_CAP_ATOMIC):
                 ask = uapi.drm_set_client_cap(capability=capability, value=1)
                 self.ioctl("atomic mode setting", uapi.DRM_IOCTL_SET_CLIENT_CAP, ask)
             self.imports = bool(self._capability(uapi.DRM_CAP_PRIME) & uapi.DRM_PRIME_CAP_IMPORT)
             self.has_dumb = bool(self._capability(uapi.DRM_CAP_DUMB_BUFFER))
-            self._properties: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
-            self.crtcs, self._connector_ids = self._resources()
+            self._modifiers = bool(self._capability(uapi.DRM_CAP_ADDFB2_MODIFIERS))
+            self._ids: dict[tuple[str, int], dict[str, int]] = {}
+            self._names: dict[int, str] = {}
+            self.crtcs, self.connector_ids = self._resources()
             self.planes = self._read_planes()
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
 
-    def close(self) -> None:
-        """Close the device: what is left of ours goes with it, master too."""
-        os.close(self.fd)
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def ioctl(self, operation: str, number: int, argument: Any) -> None:
-        """One ioctl. Raises DrmError."""
+    def _place(self) -> str:
+        """Where in the machine the card is: the same for the card that comes back, under whatever number."""
+        number = os.fstat(self.fd).st_rdev
+        return os.path.realpath(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}/device")
+
+    def close(self) -> None:
+        """Close the device: what is left of ours goes with it, master too. What is asked of the card later fails with CardGone."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+    def try_ioctl(self, number: int, argument: Any) -> int:
+        """One ioctl: 0, or the errno."""
         while True:
             try:
                 fcntl.ioctl(self.fd, number, argument)
             except InterruptedError:
                 continue
             except OSError as error:
-                raise DrmError(operation, error.errno or errno.EIO) from error
-            return
+                return error.errno or errno.EIO
+            except ValueError:  # closed
+                return errno.ENODEV
+            return 0
+
+    def ioctl(self, operation: str, number: int, argument: Any) -> None:
+        """One ioctl. Raises DrmError."""
+        failed = self.try_ioctl(number, argument)
+        if failed:
+            raise drm_error(operation, failed)
+
+    def gone(self) -> bool:
+        """Whether the device behind our fd has been removed, or our fd revoked. A refused import may look like that, this not."""
+        ask = uapi.drm_get_cap(capability=uapi.DRM_CAP_DUMB_BUFFER)
+        return self.try_ioctl(uapi.DRM_IOCTL_GET_CAP, ask) in (errno.ENODEV, errno.ENXIO, errno.EBADF)
+
+    def become_master(self) -> bool:
+        """Ask for the right to change what is shown; True when we have it, or had it already."""
+        return self.try_ioctl(uapi.DRM_IOCTL_SET_MASTER, 0) == 0
 
     def _capability(self, capability: int) -> int:
         ask = uapi.drm_get_cap(capability=capability)
@@ -237,7 +164,7 @@ class Card:
             plane_id=identity, count_format_types=count.count_format_types, format_type_ptr=formats.buffer_info()[0]
         )
         self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, ask)
-        kind = self._properties_of("plane", identity)["type"][1]
+        kind = self.values("plane", identity)["type"]
         return Plane(
             identity,
             kind == uapi.DRM_PLANE_TYPE_PRIMARY,
@@ -248,40 +175,49 @@ class Card:
     def _from_mask(self, mask: int) -> tuple[int, ...]:
         return tuple(crtc for index, crtc in enumerate(self.crtcs) if mask >> index & 1)
 
-    def _properties_of(self, kind: str, identity: int) -> dict[str, tuple[int, int]]:
-        """An object's properties: name -> (id, value when first read)."""
-        key = (kind, identity)
-        if key not in self._properties:
-            count = uapi.drm_mode_obj_get_properties(obj_id=identity, obj_type=_OBJECT[kind])
-            self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, count)
-            ids, values = _ids(count.count_props), array("Q", bytes(8 * max(1, count.count_props)))
-            ask = uapi.drm_mode_obj_get_properties(
-                props_ptr=ids.buffer_info()[0],
-                prop_values_ptr=values.buffer_info()[0],
-                count_props=count.count_props,
-                obj_id=identity,
-                obj_type=_OBJECT[kind],
-            )
-            self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, ask)
-            found = {}
-            for prop, value in zip(list(ids)[: ask.count_props], values, strict=False):
-                what = uapi.drm_mode_get_property(prop_id=prop)
-                self.ioctl("get property", uapi.DRM_IOCTL_MODE_GETPROPERTY, what)
-                found[what.name.decode("ascii", "replace")] = (int(prop), int(value))
-            self._properties[key] = found
-        return self._properties[key]
+    def values(self, kind: str, identity: int) -> dict[str, int]:
+        """An object's properties as they are now, by name. Raises DrmError."""
+        count = uapi.drm_mode_obj_get_properties(obj_id=identity, obj_type=_OBJECT[kind])
+        self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, count)
+        ids, values = _ids(count.count_props), array("Q", bytes(8 * max(1, count.count_props)))
+        ask = uapi.drm_mode_obj_get_properties(
+            props_ptr=ids.buffer_info()[0],
+            prop_values_ptr=values.buffer_info()[0],
+            count_props=count.count_props,
+            obj_id=identity,
+            obj_type=_OBJECT[kind],
+        )
+        self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, ask)
+        there = list(ids)[: ask.count_props]
+        self._ids[kind, identity] = {self._name(prop): prop for prop in there}
+        return {self._name(prop): value for prop, value in zip(there, values, strict=False)}
+
+    def _name(self, prop: int) -> str:
+        if prop not in self._names:
+            what = uapi.drm_mode_get_property(prop_id=prop)
+            self.ioctl("get property", uapi.DRM_IOCTL_MODE_GETPROPERTY, what)
+            self._names[prop] = what.name.decode("ascii", "replace")
+        return self._names[prop]
 
     def property(self, kind: str, identity: int, name: str) -> int:
         """A property's id. Raises DrmError ENOENT."""
+        if (kind, identity) not in self._ids:
+            self.values(kind, identity)
         try:
-            return self._properties_of(kind, identity)[name][0]
+            return self._ids[kind, identity][name]
         except KeyError:
-            raise DrmError(f"{kind} property {name}", errno.ENOENT) from None
+            raise drm_error(f"{kind} property {name}", errno.ENOENT) from None
+
+    def shown_framebuffer(self, plane: int) -> int:
+        """The framebuffer that a plane shows; 0: none. Raises DrmError. Waits for a commit under way."""
+        ask = uapi.drm_mode_get_plane(plane_id=plane)
+        self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, ask)
+        return int(ask.fb_id)
 
     def probe(self) -> list[Connector]:
-        """All connectors as they are now. May take long: monitors are asked for their EDID."""
-        _, self._connector_ids = self._resources()
-        return [self._probe(identity) for identity in self._connector_ids]
+        """All connectors as they are now. Raises DrmError. May take long: monitors are asked for their EDID."""
+        _, self.connector_ids = self._resources()
+        return [self._probe(identity) for identity in self.connector_ids]
 
     def _probe(self, identity: int) -> Connector:
         while True:
@@ -301,15 +237,17 @@ class Card:
                 break
         kind = uapi.CONNECTOR_TYPES[ask.connector_type] if ask.connector_type < len(uapi.CONNECTOR_TYPES) else "Unknown"
         crtcs = {crtc for encoder in list(encoders)[: ask.count_encoders] for crtc in self._encoder_crtcs(encoder)}
+        connected = ask.connection == uapi.DRM_MODE_CONNECTED
         return Connector(
             identity,
             f"{kind}-{ask.connector_type_id}",
-            ask.connection == uapi.DRM_MODE_CONNECTED,
+            connected,
             tuple(
                 Mode(m.hdisplay, m.vdisplay, m.vrefresh, bool(m.type & uapi.DRM_MODE_TYPE_PREFERRED), bytes(m))
-                for m in list(modes)[: ask.count_modes]
+                for m in list(modes)[: ask.count_modes if connected else 0]
             ),
             tuple(crtc for crtc in self.crtcs if crtc in crtcs),
+            self.values("connector", identity).get("CRTC_ID", 0),
         )
 
     def _encoder_crtcs(self, identity: int) -> tuple[int, ...]:
@@ -318,15 +256,26 @@ class Card:
         return self._from_mask(ask.possible_crtcs)
 
     def add_framebuffer(self, handle: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
-        """AddFB2 of one plane of pixels: the framebuffer's id. Raises DrmError."""
-        ask = uapi.drm_mode_fb_cmd2(width=width, height=height, pixel_format=fourcc)
-        ask.handles[0], ask.pitches[0], ask.offsets[0] = handle, pitch, offset
-        self.ioctl("add framebuffer", uapi.DRM_IOCTL_MODE_ADDFB2, ask)
-        return int(ask.fb_id)
+        """AddFB2 of one plane of pixels: the framebuffer's id. Raises DrmError.
+
+        The layout is said to be linear where the driver knows modifiers: it may else take it for the one that it likes best.
+        """
+        for flags in (uapi.DRM_MODE_FB_MODIFIERS, 0) if self._modifiers else (0,):
+            ask = uapi.drm_mode_fb_cmd2(width=width, height=height, pixel_format=fourcc, flags=flags)
+            ask.handles[0], ask.pitches[0], ask.offsets[0] = handle, pitch, offset
+            ask.modifier[0] = uapi.DRM_FORMAT_MOD_LINEAR
+            failed = self.try_ioctl(uapi.DRM_IOCTL_MODE_ADDFB2, ask)
+            if not failed:
+                return int(ask.fb_id)
+        raise drm_error("add framebuffer", failed)
 
     def remove_framebuffer(self, fb: int) -> None:
         """RmFB: off the screen, if it is there; waits for that."""
         self.ioctl("remove framebuffer", uapi.DRM_IOCTL_MODE_RMFB, ctypes.c_uint32(fb))
+
+    def leave_framebuffer(self, fb: int) -> None:
+        """CLOSEFB: like RmFB, but what is on the screen stays there. Raises DrmError."""
+        self.ioctl("leave framebuffer", uapi.DRM_IOCTL_MODE_CLOSEFB, uapi.drm_mode_closefb(fb_id=fb))
 
     def import_framebuffer(self, dmabuf: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
         """A framebuffer over a dma-buf's pixels. Raises DrmError. The framebuffer keeps the dma-buf, not a handle of ours:
@@ -340,25 +289,40 @@ class Card:
             self.close_handle(prime.handle)
 
     def close_handle(self, handle: int) -> None:
-        """Close a GEM handle."""
-        self.ioctl("close handle", uapi.DRM_IOCTL_GEM_CLOSE, uapi.drm_gem_close(handle=handle))
+        """Close a GEM handle; a card that is gone has closed it."""
+        with suppress(CardGone):
+            self.ioctl("close handle", uapi.DRM_IOCTL_GEM_CLOSE, uapi.drm_gem_close(handle=handle))
+
+    def map_dumb(self, handle: int, size: int, *, writable: bool) -> Mapping:
+        """A dumb buffer as memory. Raises DrmError."""
+        place = uapi.drm_mode_map_dumb(handle=handle)
+        self.ioctl("map dumb buffer", uapi.DRM_IOCTL_MODE_MAP_DUMB, place)
+        return self._map(place.offset, size, writable)
+
+    def _map(self, offset: int, size: int, writable: bool) -> Mapping:
+        try:
+            return Mapping(self.fd, [(offset, size)], writable=writable)
+        except OSError as error:
+            raise drm_error("map dumb buffer", error.errno) from error
 
     def read_edid(self, connector: int) -> bytes | None:
-        """The monitor's EDID, from the connector's property; None when there is none."""
-        del self._properties[("connector", connector)]
-        blob = self._properties_of("connector", connector).get("EDID", (0, 0))[1]
-        if blob == 0:
-            return None
-        count = uapi.drm_mode_get_blob(blob_id=blob)
+        """The monitor's EDID, from the connector's property, in whole blocks; None when there is none."""
         try:
-            self.ioctl("read EDID", uapi.DRM_IOCTL_MODE_GETPROPBLOB, count)
-            data = ctypes.create_string_buffer(max(1, count.length))
-            ask = uapi.drm_mode_get_blob(blob_id=blob, length=count.length, data=ctypes.addressof(data))
-            self.ioctl("read EDID", uapi.DRM_IOCTL_MODE_GETPROPBLOB, ask)
+            data = self.read_blob(self.values("connector", connector).get("EDID", 0))
         except DrmError:
-            return None  # another monitor has come meanwhile
-        whole = data.raw[: ask.length // 128 * 128]
-        return whole or None
+            return None  # another monitor has come meanwhile, or the card has gone
+        return data[: len(data) // 128 * 128] or None
+
+    def read_blob(self, blob: int) -> bytes:
+        """A blob's octets; none for blob 0. Raises DrmError."""
+        if blob == 0:
+            return b""
+        count = uapi.drm_mode_get_blob(blob_id=blob)
+        self.ioctl("read blob", uapi.DRM_IOCTL_MODE_GETPROPBLOB, count)
+        data = ctypes.create_string_buffer(max(1, count.length))
+        ask = uapi.drm_mode_get_blob(blob_id=blob, length=count.length, data=ctypes.addressof(data))
+        self.ioctl("read blob", uapi.DRM_IOCTL_MODE_GETPROPBLOB, ask)
+        return data.raw[: ask.length]
 
     def create_blob(self, data: bytes) -> int:
         """A property blob, for MODE_ID. Raises DrmError."""
@@ -372,7 +336,7 @@ class Card:
         self.ioctl("destroy blob", uapi.DRM_IOCTL_MODE_DESTROYPROPBLOB, uapi.drm_mode_destroy_blob(blob_id=blob))
 
     def read_events(self, flipped: Callable[[int], None]) -> None:
-        """Take the card's events; `flipped` is called with the user data of each completed flip."""
+        """Take the card's events; `flipped` is called with the user data of each completed flip. Raises OSError."""
         try:
             data = os.read(self.fd, 4096)
         except BlockingIOError:

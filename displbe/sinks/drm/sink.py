@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,13 +13,19 @@ import trio
 from displbe.sinks.base import Output, OutputUnavailable, Sink
 from displbe.xen.port import Unavailable
 
-from .device import Card, Connector, DrmError, Plane
+from . import hotplug
+from .atomic import Pipe
+from .device import Card, Connector
+from .errors import DrmError
+from .keeper import Keeper
 from .output import DrmOutput
 
 __all__ = ["DrmSettings", "DrmSink", "NoCard"]
 
 DEVICES: Final = Path("/dev/dri")
 LATE_CHECK: Final = 0.25
+SEARCH: Final = 1.0
+"""Seconds between searches for the card of an output that has none."""
 _log = structlog.get_logger("displbe.drm")
 
 
@@ -28,7 +34,7 @@ class NoCard(Unavailable):
 
 
 class DrmSettings(Protocol):
-    """`[drm]` of the configuration."""
+    """`[drm]` of the configuration, which configs/displbe.toml explains."""
 
     @property
     def device(self) -> str:
@@ -38,138 +44,223 @@ class DrmSettings(Protocol):
     def zero_copy(self) -> str:
         """`auto`, `require` or `off`."""
 
+    @property
+    def scale(self) -> str:
+        """`fit`, `stretch` or `none`."""
+
+    @property
+    def refresh(self) -> float:
+        """How often a second a copied frame is looked at for what the guest draws without flipping; 0: never."""
+
+    @property
+    def on_exit(self) -> str:
+        """`restore`, `keep` or `blank`."""
+
 
 class DrmSink(Sink):
-    """DRM master of one or more cards."""
+    """DRM master of one or more cards. `open_card` and `devices` are others in tests."""
 
-    def __init__(self, settings: DrmSettings) -> None:
+    def __init__(self, settings: DrmSettings, open_card: Callable[[str], Card] = Card, devices: Path = DEVICES) -> None:
         self.settings = settings
         self.wants_dmabuf = settings.zero_copy != "off"
-        self._cards: list[Card] = []
-        self._connectors: dict[Card, list[Connector]] = {}
-        self._outputs: dict[int, DrmOutput] = {}
+        self.outputs: dict[int, DrmOutput] = {}
+        self._open_card = open_card
+        self._devices = devices
+        self._keepers: dict[str, Keeper] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+        """Where each connector was seen, by name: a card's place in the machine, and the connector's index there."""
+        self._refused: dict[str, tuple[int, int]] = {}
+        """Device nodes that are no cards for us: not to be tried again."""
+        self._search_now = trio.Event()
         self._next_key = 1
-        self._reprobe = trio.Event()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Raises NoCard."""
-        self._cards = await trio.to_thread.run_sync(self._open_cards)
-        try:
-            await self._probe()
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                for card in self._cards:
-                    nursery.start_soon(self._read_events, card)
+        refusals: list[str] = []
+        found = await trio.to_thread.run_sync(self._open_new, refusals)
+        if not found:
+            raise NoCard(f"no usable DRM device in {self._devices} ({'; '.join(refusals) or 'there is none'})")
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for keeper in found:
+                    self._start(keeper)
+                nursery.start_soon(hotplug.watch, self._changed)
+                nursery.start_soon(self._search)
                 nursery.start_soon(self._check_late)
                 task_status.started()
-                await self._probe_again()
-        finally:
-            for card in self._cards:
-                card.close()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
-    def _open_cards(self) -> list[Card]:
+    # Cards
+
+    def _open_new(self, refusals: list[str]) -> list[Keeper]:
+        """In a worker thread: the cards that we have not got yet."""
         named = self.settings.device
-        paths = sorted(DEVICES.glob("card*")) if named == "auto" else [DEVICES / named]
-        cards, refusals = [], []
-        for path in paths:
+        found = []
+        for path in sorted(self._devices.glob("card*")) if named == "auto" else [self._devices / named]:
+            if str(path) in self._keepers:
+                continue
             try:
-                cards.append(Card(str(path)))
-            except DrmError as error:
-                refusals.append(f"{path.name}: {error}")
-            except OSError as error:
-                refusals.append(f"{path.name}: {error.strerror}")
-        if not cards:
-            raise NoCard(f"no usable DRM device in {DEVICES} ({'; '.join(refusals) or 'there is none'})")
-        for refusal in refusals:
-            _log.warning("card not used", reason=refusal)
-        return cards
+                node = os.stat(path)
+                if self._refused.get(str(path)) == (node.st_ino, node.st_rdev):
+                    continue
+                found.append(self._open(path, (node.st_ino, node.st_rdev)))
+            except (DrmError, OSError) as error:
+                refusals.append(f"{path.name}: {error if isinstance(error, DrmError) else error.strerror}")
+        return found
 
-    async def _probe(self) -> None:
-        for card in self._cards:
-            with suppress(DrmError):
-                self._connectors[card] = await trio.to_thread.run_sync(card.probe)
-            for connector in self._connectors.get(card, []):
-                _log.debug(
-                    "connector",
-                    card=card.name,
-                    connector=connector.name,
-                    connected=connector.connected,
-                    modes=len(connector.modes),
-                )
+    def _open(self, path: Path, node: tuple[int, int]) -> Keeper:
+        try:
+            card = self._open_card(str(path))
+            try:
+                keeper = Keeper(self, card)
+                keeper.first_look()
+            except BaseException:
+                card.close()
+                raise
+        except DrmError as error:
+            self._refused[str(path)] = node
+            _log.warning("card not used", card=path.name, reason=str(error))
+            raise
+        return keeper
 
-    async def _probe_again(self) -> None:
-        """Look at the connectors again when someone has asked for one that was not there."""
+    def _start(self, keeper: Keeper) -> None:
+        self._keepers[keeper.card.path] = keeper
+        for index, connector in enumerate(keeper.connectors):
+            self._places.setdefault(connector.name, (keeper.card.place, index))
+            _log.debug(
+                "connector",
+                card=keeper.card.name,
+                connector=connector.name,
+                connected=connector.connected,
+                modes=len(connector.modes),
+            )
+        keeper.look()
+        self.start_soon(self._keep, keeper)
+
+    async def _keep(self, keeper: Keeper) -> None:
+        try:
+            await keeper.run()
+        finally:
+            del self._keepers[keeper.card.path]
+            self._search_now.set()
+
+    async def _search(self) -> None:
+        """Open cards that come, or come back."""
         while True:
-            await self._reprobe.wait()
-            self._reprobe = trio.Event()
-            await self._probe()
+            missing = any(output.pipe is None for output in self.outputs.values()) or not self._keepers
+            with trio.move_on_after(SEARCH if missing else float("inf")):
+                await self._search_now.wait()
+            self._search_now = trio.Event()
+            for keeper in await trio.to_thread.run_sync(self._open_new, []):
+                _log.info("card found", card=keeper.card.name)
+                self._start(keeper)
 
-    async def _read_events(self, card: Card) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(card.fd)
-            card.read_events(self._flipped)
+    def _changed(self) -> None:
+        """A monitor or a card may have come or gone."""
+        self._search_now.set()
+        for keeper in self._keepers.values():
+            keeper.look(probe=True)
 
-    def _flipped(self, key: int) -> None:
-        output = self._outputs.get(key)
-        if output is not None:
-            output.on_event()
+    def look(self, card: Card) -> None:
+        """Something is amiss with a card, or can be done again."""
+        keeper = self._keepers.get(card.path)
+        if keeper is not None:
+            keeper.look()
+
+    def is_master(self, card: Card) -> bool:
+        """Whether the screens of a card are ours to change."""
+        keeper = self._keepers.get(card.path)
+        return keeper is not None and keeper.master
+
+    def outputs_of(self, card: Card) -> list[DrmOutput]:
+        """The claimed outputs that are on this card."""
+        return [output for output in self.outputs.values() if output.pipe is not None and output.pipe.card is card]
+
+    def start_soon(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Start a task that lives no longer than the sink, and whose failure is nobody else's."""
+        if self._nursery is not None:
+            self._nursery.start_soon(_alone, work, arguments)
 
     async def _check_late(self) -> None:
         while True:
             await trio.sleep(LATE_CHECK)
             now = trio.current_time()
-            for output in list(self._outputs.values()):
+            for output in list(self.outputs.values()):
                 output.check_late(now)
 
-    def start_soon(self, work: Callable[..., Any], *arguments: object) -> None:
-        """Start a task that lives no longer than the sink."""
-        assert self._nursery is not None
-        self._nursery.start_soon(work, *arguments)
+    # Outputs
 
     def claim(self, name: str, width: int, height: int) -> Output:
-        card, connector = self._find(name)
-        if not any((mode.width, mode.height) == (width, height) for mode in connector.modes):
-            known = ", ".join(dict.fromkeys(f"{mode.width}x{mode.height}" for mode in connector.modes))
-            raise OutputUnavailable(f"{name} has no mode {width}x{height}; it has: {known}")
-        crtc, plane = self._pipe(card, connector)
+        if any(output.name == name for output in self.outputs.values()):
+            raise OutputUnavailable(f"connector {name} is taken by another guest")
+        named = self._find(name)
+        if named is None and name not in self._places:
+            known = ", ".join(sorted(self._places))
+            raise OutputUnavailable(f"no connector {name}; there are: {known}")
         key, self._next_key = self._next_key, self._next_key + 1
-        output = self._outputs[key] = DrmOutput(self, card, connector, crtc, plane, key)
+        output = DrmOutput(self, name, key)
+        if named is not None:
+            output.moor(self._pipe(*named), named[1])
+        self.outputs[key] = output
+        self._search_now.set()
         return output
 
-    def _find(self, name: str) -> tuple[Card, Connector]:
-        """The connected connector of this name. Raises OutputUnavailable."""
-        named = [(card, c) for card in self._cards for c in self._connectors.get(card, []) if c.name == name]
-        if not named:
-            known = ", ".join(sorted({c.name for cs in self._connectors.values() for c in cs}))
-            raise OutputUnavailable(f"no connector {name}; there are: {known}")
-        connected = [pair for pair in named if pair[1].connected]
-        if not connected:
-            self._reprobe.set()
-            raise OutputUnavailable(f"nothing is connected to {name}")
-        free = [
-            pair
-            for pair in connected
-            if not any(o.connector.id == pair[1].id and o.card is pair[0] for o in self._outputs.values())
-        ]
-        if not free:
-            raise OutputUnavailable(f"connector {name} is taken by another guest")
-        return free[0]
+    def _find(self, name: str) -> tuple[Card, Connector] | None:
+        """The connector of this name (`HDMI-A-1`, `card1/HDMI-A-1`), or the one that is where it was."""
+        everywhere = [(keeper.card, c) for keeper in self._keepers.values() for c in keeper.connectors]
+        named = [(card, c) for card, c in everywhere if name in (c.name, f"{card.name}/{c.name}")]
+        if not named and name in self._places:
+            place, index = self._places[name]
+            named = [
+                (k.card, c)
+                for k in self._keepers.values()
+                for c in k.connectors[index : index + 1]
+                if k.card.place == place
+            ]
+        return next((pair for pair in named if pair[1].connected), named[0] if named else None)
 
-    def _pipe(self, card: Card, connector: Connector) -> tuple[int, Plane]:
+    def moor_to(self, keeper: Keeper) -> None:
+        """Outputs whose card was away, and is this one."""
+        for output in self.outputs.values():
+            if output.pipe is not None:
+                continue
+            found = self._find(output.name)
+            if found is not None and found[0] is keeper.card:
+                try:
+                    output.moor(self._pipe(*found), found[1])
+                except OutputUnavailable as error:
+                    _log.warning("connector not used", connector=output.name, reason=str(error))
+
+    def _pipe(self, card: Card, connector: Connector) -> Pipe:
         """A CRTC and a primary plane that nobody uses and that fit. Raises OutputUnavailable."""
-        mine = [output for output in self._outputs.values() if output.card is card]
-        for crtc in connector.crtcs:
-            if any(output.crtc == crtc for output in mine):
+        pipes = [output.pipe for output in self.outputs_of(card) if output.pipe is not None]
+        if any(pipe.connector == connector.id for pipe in pipes):
+            raise OutputUnavailable(f"connector {connector.name} is taken by another guest")
+        taken = {pipe.crtc for pipe in pipes}, {pipe.plane.id for pipe in pipes}
+        # What fewest others can use first: each connector shall find one.
+        others = [crtc for other in self._keepers[card.path].connectors for crtc in other.crtcs]
+        for crtc in sorted(connector.crtcs, key=lambda crtc: (crtc != connector.crtc, others.count(crtc))):
+            if crtc in taken[0]:
                 continue
             for plane in card.planes:
-                if plane.primary and crtc in plane.crtcs and not any(output.plane.id == plane.id for output in mine):
-                    return crtc, plane
+                if plane.primary and crtc in plane.crtcs and plane.id not in taken[1]:
+                    return Pipe(card, connector.id, connector.name, crtc, plane)
         raise OutputUnavailable(f"{card.name} has no free CRTC for {connector.name}")
 
     def claimed(self, name: str) -> Output | None:
-        return next((output for output in self._outputs.values() if output.name == name), None)
+        return next((output for output in self.outputs.values() if output.name == name), None)
 
     def give_back(self, output: DrmOutput) -> None:
         """An output is free again."""
-        del self._outputs[output.key]
+        del self.outputs[output.key]
+
+
+async def _alone(work: Callable[..., Awaitable[None]], arguments: tuple[Any, ...]) -> None:
+    try:
+        await work(*arguments)
+    except Exception:
+        _log.exception("a task of the DRM sink failed")

@@ -192,6 +192,10 @@ class drm_mode_get_blob(ctypes.Structure):
     _fields_ = (("blob_id", c_uint32), ("length", c_uint32), ("data", c_uint64))
 
 
+class drm_mode_closefb(ctypes.Structure):
+    _fields_ = (("fb_id", c_uint32), ("pad", c_uint32))
+
+
 class drm_mode_destroy_blob(ctypes.Structure):
     _fields_ = (("blob_id", c_uint32),)
 
@@ -221,9 +225,11 @@ DRM_IOCTL_MODE_OBJ_GETPROPERTIES: Final = _iowr(0xB9, ctypes.sizeof(drm_mode_obj
 DRM_IOCTL_MODE_ATOMIC: Final = _iowr(0xBC, ctypes.sizeof(drm_mode_atomic))
 DRM_IOCTL_MODE_CREATEPROPBLOB: Final = _iowr(0xBD, ctypes.sizeof(drm_mode_create_blob))
 DRM_IOCTL_MODE_DESTROYPROPBLOB: Final = _iowr(0xBE, ctypes.sizeof(drm_mode_destroy_blob))
+DRM_IOCTL_MODE_CLOSEFB: Final = _iowr(0xD0, ctypes.sizeof(drm_mode_closefb))
 
 DRM_CAP_DUMB_BUFFER: Final = 0x1
 DRM_CAP_PRIME: Final = 0x5
+DRM_CAP_ADDFB2_MODIFIERS: Final = 0x10
 DRM_PRIME_CAP_IMPORT: Final = 0x1
 DRM_CLIENT_CAP_UNIVERSAL_PLANES: Final = 2
 DRM_CLIENT_CAP_ATOMIC: Final = 3
@@ -231,6 +237,8 @@ DRM_MODE_OBJECT_CRTC: Final = 0xCCCCCCCC
 DRM_MODE_OBJECT_CONNECTOR: Final = 0xC0C0C0C0
 DRM_MODE_OBJECT_PLANE: Final = 0xEEEEEEEE
 DRM_PLANE_TYPE_PRIMARY: Final = 1
+DRM_FORMAT_MOD_LINEAR: Final = 0
+DRM_MODE_FB_MODIFIERS: Final = 1 << 1
 DRM_MODE_CONNECTED: Final = 1
 DRM_MODE_TYPE_PREFERRED: Final = 1 << 3
 DRM_MODE_PAGE_FLIP_EVENT: Final = 0x01

@@ -1,0 +1,52 @@
+"""What a card answers when it does not do what it was asked: one exception per meaning, with the operation and the connector."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "drm_error"]
+
+
+class DrmError(Exception):
+    """The card refused: `number` is the host's errno."""
+
+    def __init__(self, operation: str, number: int, connector: str = "") -> None:
+        super().__init__(operation, number, connector)
+        self.operation = operation
+        self.number = number
+        self.connector = connector
+        """Whose picture it was about; empty: nobody's in particular."""
+
+    def __str__(self) -> str:
+        where = f"{self.connector}: " if self.connector else ""
+        return f"{where}{self.operation}: {os.strerror(self.number)}"
+
+
+class Busy(DrmError):
+    """EBUSY: the kernel is not done with what it was asked before."""
+
+
+class NotMaster(DrmError):
+    """EACCES: another program is DRM master."""
+
+
+class CardGone(DrmError):
+    """ENODEV: the card, or the right to it, has been taken away. Some drivers answer it to an import too."""
+
+
+_KINDS: Final[dict[int, type[DrmError]]] = {
+    errno.EBUSY: Busy,
+    errno.EACCES: NotMaster,
+    errno.EPERM: NotMaster,
+    errno.ENODEV: CardGone,
+    errno.ENXIO: CardGone,
+    errno.EBADF: CardGone,
+}
+
+
+def drm_error(operation: str, number: int | None, connector: str = "") -> DrmError:
+    """The exception for an errno."""
+    known = number or errno.EIO
+    return _KINDS.get(known, DrmError)(operation, known, connector)

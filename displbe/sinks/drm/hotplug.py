@@ -1,0 +1,44 @@
+"""Monitors that come and go, cards too: the kernel's events through pyudev. Without it the connectors are looked at every few seconds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+import trio
+
+__all__ = ["POLL", "watch"]
+
+POLL: Final = 3.0
+"""Seconds between looks at the connectors where nobody tells of changes."""
+_log = structlog.get_logger("displbe.drm")
+
+
+def _monitor() -> Any:
+    """A monitor of DRM's uevents. Raises ImportError without pyudev or libudev, OSError."""
+    pyudev = importlib.import_module("pyudev")
+    # udevd passes events on when it has set the node's owner; on a board without udevd there is only the kernel's word.
+    source = "udev" if os.path.exists("/run/udev/control") else "kernel"
+    monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
+    monitor.filter_by("drm")
+    monitor.start()
+    return monitor
+
+
+async def watch(changed: Callable[[], None]) -> None:
+    """Call `changed` when a card or a connector has changed, until cancelled; too often does no harm."""
+    try:
+        monitor = _monitor()
+        while True:
+            await trio.lowlevel.wait_readable(monitor.fileno())
+            while monitor.poll(timeout=0) is not None:
+                pass
+            changed()
+    except (ImportError, OSError) as error:
+        _log.info("no events of monitors: connectors are polled", reason=str(error), seconds=POLL)
+    while True:
+        await trio.sleep(POLL)
+        changed()

@@ -1,0 +1,64 @@
+"""Where a guest's picture goes on a screen whose modes may all have another size. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from .device import Mode
+
+__all__ = ["Placement", "placements"]
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """A mode, the size of what is shown of the picture, and the place on the screen it goes to."""
+
+    mode: Mode
+    shown: tuple[int, int]
+    target: tuple[int, int, int, int]
+    """x, y, width, height, in the mode."""
+    borders: bool = False
+    """The frame is to be made as large as the mode, by copying: no plane has to scale, or leave a part of the screen free."""
+
+
+def placements(modes: Sequence[Mode], width: int, height: int, scale: str) -> list[Placement]:
+    """All ways to show a picture of this size, the best first; empty when there are no modes.
+
+    `fit` and `stretch` want the monitor's preferred mode and a plane that scales; where it does not, and for `none`, the nearest
+    larger mode has black borders. A picture larger than every mode is cut.
+    """
+    if not modes:
+        return []
+    exact = [mode for mode in modes if (mode.width, mode.height) == (width, height)]
+    if exact:
+        return [Placement(_best(exact), (width, height), (0, 0, width, height))]
+    scaled = list(_scaled(_best(modes), width, height, scale))
+    near = _nearest(modes, width, height)
+    shown = min(width, near.width), min(height, near.height)
+    centre = (near.width - shown[0]) // 2, (near.height - shown[1]) // 2, *shown
+    return [*scaled, Placement(near, shown, centre), Placement(near, shown, centre, borders=True)]
+
+
+def _best(modes: Sequence[Mode]) -> Mode:
+    """The preferred one, else the fastest of the largest."""
+    return max(modes, key=lambda mode: (mode.preferred, mode.width * mode.height, mode.refresh))
+
+
+def _scaled(mode: Mode, width: int, height: int, scale: str) -> Iterator[Placement]:
+    if scale == "stretch":
+        yield Placement(mode, (width, height), (0, 0, mode.width, mode.height))
+    elif scale == "fit":
+        across = min(mode.width, max(1, width * mode.height // height))
+        down = min(mode.height, max(1, height * mode.width // width))
+        yield Placement(mode, (width, height), ((mode.width - across) // 2, (mode.height - down) // 2, across, down))
+
+
+def _nearest(modes: Sequence[Mode], width: int, height: int) -> Mode:
+    """The smallest mode that holds the picture, else the one that shows most of it."""
+    larger = [mode for mode in modes if mode.width >= width and mode.height >= height]
+    if larger:
+        return min(larger, key=lambda mode: (mode.width * mode.height, not mode.preferred, -mode.refresh))
+    return max(
+        modes, key=lambda mode: (min(mode.width, width) * min(mode.height, height), mode.preferred, mode.refresh)
+    )

@@ -1,0 +1,140 @@
+"""What a page flip costs: `python -m tests.bench`, from the repository's root.
+
+A guest in a process of its own flips as fast as it is answered. The CPU time of this process is taken once with the daemon as the
+backend and once with the plainest loop that makes the same system calls (reference.py), in turns, several times. The daemon may
+cost at most three times as much: all its checks, fairness and other guests' turns included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from displbe.config import Settings
+from displbe.daemon import Daemon
+from displbe.sim.guest import FrontConnector, Guest
+from displbe.sim.hypervisor import SimChannels, Xen
+from displbe.sim.toolstack import ConnectorSpec, Toolstack
+from displbe.sinks import registry
+from displbe.xen.port import Ledger
+
+from .guest import Flipper, GuestProcess
+from .output import BenchSink
+from .reference import PlainLoop
+
+ROUNDS: Final = 9
+FLIPS: Final = 2000
+AT_MOST: Final = 3.0
+
+
+class Side:
+    """What one backend cost, round by round."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._cpu: list[float] = []
+        self._wall: list[float] = []
+
+    def add(self, cpu: float, wall: float) -> None:
+        """One round's seconds."""
+        self._cpu.append(cpu / FLIPS * 1e6)
+        self._wall.append(wall)
+
+    @property
+    def cost(self) -> float:
+        """Microseconds of CPU per flip."""
+        return statistics.median(self._cpu)
+
+    def __str__(self) -> str:
+        rate = FLIPS / statistics.median(self._wall)
+        return f"{self.name:12} {self.cost:11.1f} {min(self._cpu):8.1f} {max(self._cpu):8.1f} {rate:10.0f}"
+
+
+def plain_backend(xen: Xen) -> tuple[PlainLoop, Flipper]:
+    """The plain loop and its guest: domains 2 and 3."""
+    domain, guest = xen.domains[2], xen.domains[3]
+    connector = FrontConnector(guest, xen.hypervisor(3))
+    channels = SimChannels(xen, domain, Ledger())
+    remotes = connector.req_port, connector.evt_port
+    for remote in remotes:
+        guest.offers[remote] = domain.domid
+    ports = [(channels.bind(guest.domid, remote, lambda: False).port, remote) for remote in remotes]
+    first = guest.grants[connector.req_ref].page
+    pages = guest.pages(first, 1), guest.pages(first + 1, 1)
+    framebuffers = {1: 11, 2: 12}
+    loop = PlainLoop(domain, guest, pages, (ports[0], ports[1]), framebuffers)
+    return loop, Flipper(guest, connector.ring, connector.events, remotes, tuple(framebuffers), 0)
+
+
+async def connect(guest: Guest) -> Flipper:
+    """Let a guest's kernel connect and show a framebuffer; what comes then is for a process of its own."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guest.hypervisor.channels.run)
+        nursery.start_soon(guest.display.run)
+        await guest.display.connected.wait()
+        framebuffers = [(await guest.display.create_framebuffer(64, 64))[1] for _ in range(2)]
+        await guest.display.show(0, framebuffers[0], 64, 64)
+        nursery.cancel_scope.cancel()
+    connector = guest.display.connectors[0]
+    ports = connector.req_port, connector.evt_port
+    return Flipper(guest.domain, connector.ring, connector.events, ports, framebuffers, connector._next_id)
+
+
+async def measure(folder: Path) -> tuple[Side, Side]:
+    """The daemon and the plain loop."""
+    daemon_side, plain_side = Side("displbe"), Side("plain loop")
+    registry.SINKS["headless"] = (BenchSink.__module__, BenchSink.__name__, ())
+    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+        await nursery.start(Daemon(Settings(sink="headless"), xen.hypervisor(0)).run)
+        for domid in (2, 3):
+            await xen.start_domain(domid)
+        plain, plain_guest = plain_backend(xen)
+        guests = GuestProcess([await connect(await boot(xen, nursery)), plain_guest])
+        with contextlib.closing(guests):
+            for round in range(ROUNDS + 1):
+                for number, side in enumerate((daemon_side, plain_side)):
+                    cpu, wall = time.process_time(), time.perf_counter()
+                    guests.start(number, FLIPS)
+                    if side is plain_side:
+                        plain.run(FLIPS)
+                    await guests.done()
+                    if round:  # the first is for caches
+                        side.add(time.process_time() - cpu, time.perf_counter() - wall)
+        nursery.cancel_scope.cancel()
+    return daemon_side, plain_side
+
+
+async def boot(xen: Xen, nursery: trio.Nursery) -> Guest:
+    """A guest with one connector, whose kernel does not run yet."""
+    tools = Toolstack(xen.server)
+    tools.create_domain(1)
+    await xen.start_domain(1)
+    tools.add_display(1, [ConnectorSpec("BENCH-1", 64, 64)])
+    guest = Guest(xen, 1)
+    await nursery.start(guest.hypervisor.store.run)
+    return guest
+
+
+def main() -> int:
+    """Print the table: 1 when the daemon is too dear."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+        sides = trio.run(measure, Path(folder))
+    ratio = sides[0].cost / sides[1].cost
+    print(f"{ROUNDS} rounds of {FLIPS} flips each    CPU per flip [µs]")
+    print(f"{'':12} {'median':>11} {'best':>8} {'worst':>8} {'flips/s':>10}")
+    for side in sides:
+        print(side)
+    print(f"{'ratio':12} {ratio:11.2f}   at most {AT_MOST}: {'good' if ratio <= AT_MOST else 'TOO DEAR'}")
+    return 0 if ratio <= AT_MOST else 1
+
+
+sys.exit(main())

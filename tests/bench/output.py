@@ -1,0 +1,80 @@
+"""A screen for the benchmark: a flip is one system call, its completion one readable file, as on a DRM card."""
+
+from __future__ import annotations
+
+import os
+from struct import Struct
+from typing import Any, Final
+
+import trio
+
+from displbe.sinks.base import Allocation, Geometry, Output, Part, Sink, SinkBuffer
+from displbe.xen.port import GuestBuffer
+
+__all__ = ["EVENT", "BenchSink"]
+
+EVENT: Final = Struct("<IIQIIII")
+"""struct drm_event_vblank: type, length, the number that came with the commit, time, sequence, CRTC."""
+FLIP_COMPLETE: Final = 2
+
+
+class _Frame(SinkBuffer):
+    path = "none"
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class _Output(Output):
+    def __init__(self, sink: BenchSink, name: str) -> None:
+        super().__init__(name)
+        self._commits = sink.commits
+
+    async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
+        await trio.lowlevel.checkpoint()
+        return _Frame()
+
+    async def enable(self, buffer: SinkBuffer, part: Part) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def disable(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def flip(self, buffer: SinkBuffer, token: int) -> None:
+        # The atomic commit. The card answers at once.
+        os.write(self._commits, EVENT.pack(FLIP_COMPLETE, EVENT.size, token, 0, 0, 0, 0))
+
+    async def edid(self) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def allocate(self, pages: int) -> Allocation:
+        raise NotImplementedError
+
+    async def release(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class BenchSink(Sink):
+    """One card with one output: a pipe stands for its file, which is given commits and gives events."""
+
+    wants_dmabuf = False
+
+    def __init__(self, settings: Any) -> None:
+        self._events, self.commits = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._output: Output | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        while True:
+            await trio.lowlevel.wait_readable(self._events)
+            for _, _, token, *_ in EVENT.iter_unpack(os.read(self._events, 1024)):
+                assert self._output is not None
+                self._output.flipped(token)
+
+    def claim(self, name: str, width: int, height: int) -> Output:
+        self._output = _Output(self, name)
+        return self._output
+
+    def claimed(self, name: str) -> Output | None:
+        return self._output

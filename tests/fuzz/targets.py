@@ -1,0 +1,360 @@
+"""What is fuzzed. A target takes octets and raises nothing, whatever they are; everything else is a defect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import trio
+
+from displbe.backend.device import Refused
+from displbe.backend.guests import GuestSettings
+from displbe.display.device import DisplayDriver
+from displbe.ops.log import escape
+from displbe.wire import displif, xs
+from displbe.wire.edid import sanitise
+from displbe.wire.errors import FrontendBroken, RequestError
+from displbe.wire.formats import FORMATS, fourcc_name
+from displbe.wire.pgdir import REFS_PER_PAGE, DirectoryReader, DirectoryWriter
+from displbe.wire.ring import PAGE_SIZE, BackControlRing, BackEventPage
+from displbe.wire.xenbus import parse_state
+
+from .rig import Machine, Rig, fake_device
+
+__all__ = ["TARGETS", "Choices", "drive", "requests_of"]
+
+
+class Choices:
+    """Decisions out of octets; when they are used up, all are 0."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether all octets are used up."""
+        return self._at >= len(self._data)
+
+    def number(self, octets: int) -> int:
+        """That many octets."""
+        part = self._data[self._at : self._at + octets]
+        self._at += octets
+        return int.from_bytes(part, "little")
+
+    def below(self, limit: int) -> int:
+        """One of so many."""
+        return self.number(1 if limit <= 256 else 4) % limit
+
+
+DBUFS: Final = (0x1000, 0x1040, 0x1080)
+FBS: Final = (0x2000, 0x2040, 0x2080)
+COOKIES: Final = (*DBUFS, *FBS, 0, 1, (1 << 64) - 1)
+SIZES: Final = (64, 48, 1, 0, 16, 32, 63, 65, 16384, 16385, 1 << 31, 0xFFFFFFFF)
+CODES: Final = (*FORMATS, 0, 0x3231564E)
+OPERATIONS: Final = (0x10, 0x10, 0x10, 0x11, 0x12, 0x12, 0x12, 0x13, 0x14, 0x14, 0x15, 0x15, 0x15, 0x15, 0x15, 0x16)
+
+
+def requests_of(choices: Choices, directories: list[int]) -> Iterator[bytes]:
+    """64 octets after 64 octets: most are nearly right, some are not at all."""
+    while not choices.over:
+        kind = choices.below(16)
+        if kind == 0:
+            yield choices.number(64).to_bytes(64, "little")
+            continue
+        slot = bytearray(_nearly_right(choices, directories))
+        if kind == 1:
+            slot[choices.below(64)] = choices.number(1)
+        yield bytes(slot)
+
+
+def _nearly_right(choices: Choices, directories: list[int]) -> bytes:
+    """A request: three of four times one that makes sense by itself, with cookies that may be there."""
+    operation = OPERATIONS[choices.below(len(OPERATIONS))]
+    number = choices.number(2)
+    dbuf, fb = DBUFS[choices.below(len(DBUFS))], FBS[choices.below(len(FBS))]
+    if choices.below(4):
+        return displif.encode_request(_right(choices, operation, number, dbuf, fb, directories))
+
+    def cookie() -> int:
+        return COOKIES[choices.below(len(COOKIES))]
+
+    def size() -> int:
+        return SIZES[choices.below(len(SIZES))]
+
+    request: displif.Request
+    match operation:
+        case 0x10:
+            room = (12288, 6144, 49152, 4096, 0, 1, 0xFFFFFFFF)[choices.below(7)]
+            flags = (0, 1, 0xFFFFFFFE, 0xFFFFFFFF)[choices.below(4)]
+            offset = (0, 64, 12287, 0xFFFFFFFF)[choices.below(4)]
+            first = (*directories, 0, 0xFFFFFFFF)[choices.below(len(directories) + 2)]
+            bpp = 8 * choices.below(6)
+            request = displif.DbufCreate(number, cookie(), size(), size(), bpp, room, flags, first, offset)
+        case 0x11:
+            request = displif.DbufDestroy(number, cookie())
+        case 0x12:
+            code = CODES[choices.below(len(CODES))]
+            request = displif.FbAttach(number, cookie(), cookie(), size(), size(), code)
+        case 0x13:
+            request = displif.FbDetach(number, cookie())
+        case 0x14:
+            request = displif.SetConfig(number, cookie(), size(), size(), size(), size(), size())
+        case 0x15:
+            request = displif.PageFlip(number, cookie())
+        case _:
+            room = (256, 4096, 0, 127, 0xFFFFFFFF)[choices.below(5)]
+            first = (*directories, 0, 0xFFFFFFFF)[choices.below(len(directories) + 2)]
+            request = displif.GetEdid(number, room, first)
+    return displif.encode_request(request)
+
+
+def _right(
+    choices: Choices, operation: int, number: int, dbuf: int, fb: int, directories: list[int]
+) -> displif.Request:
+    match operation:
+        case 0x10:
+            shape = ((64, 48, 32), (64, 48, 32), (64, 48, 16), (0, 0, 0))[choices.below(4)]
+            return displif.DbufCreate(number, dbuf, *shape, 12288, choices.below(2), directories[0], 0)
+        case 0x11:
+            return displif.DbufDestroy(number, dbuf)
+        case 0x12:
+            return displif.FbAttach(number, dbuf, fb, 64, 48, CODES[(2, 2, 0)[choices.below(3)]])
+        case 0x13:
+            return displif.FbDetach(number, fb)
+        case 0x14:
+            return displif.SetConfig(number, fb if choices.below(8) else 0, 0, 0, 64, 48, 32)
+        case 0x15:
+            return displif.PageFlip(number, fb)
+        case _:
+            return displif.GetEdid(number, 128, directories[0])
+
+
+async def drive(rig: Rig, slots: Iterator[bytes], limit: int = 1 << 62) -> int:
+    """Send requests over the rings, filled again and again: how many were answered, each with its own id and operation.
+
+    Events must come one for each accepted flip, in order, numbered without a gap.
+    """
+    served = 0
+    numbers = [0] * len(rig.fronts)
+    accepted: list[list[int]] = [[] for _ in rig.fronts]
+    while served < limit:
+        sent: list[list[bytes]] = []
+        for index, front in enumerate(rig.fronts):
+            # Most requests are for connector 0; each round is as long as a ring, or as what is left.
+            batch = [slot for _, slot in zip(range(32 if index == 0 else 8), slots, strict=False)]
+            for slot in batch:
+                front.put(slot)
+            sent.append(batch)
+        if not any(sent):
+            break
+        await rig.settle()
+        assert rig.broken is None, rig.broken
+        for index, front in enumerate(rig.fronts):
+            responses = front.take_responses()
+            assert len(responses) == len(sent[index])
+            for slot, response in zip(sent[index], responses, strict=True):
+                assert (response.id, response.operation) == (int.from_bytes(slot[:2], "little"), slot[2])
+                assert -95 <= response.status <= 0
+                if slot[2] == displif.PageFlip.operation and response.status == 0:
+                    accepted[index].append(int.from_bytes(slot[8:16], "little"))
+            served += len(responses)
+            for event in front.take_events():
+                assert event.id == numbers[index] & 0xFFFF
+                assert event.fb_cookie == accepted[index][numbers[index]]
+                numbers[index] += 1
+            assert len(accepted[index]) - numbers[index] in (0, 1)
+    return served
+
+
+def requests(data: bytes) -> None:
+    """The request path: rings, decoding, buffers, framebuffers, configurations, flips."""
+
+    async def main() -> None:
+        machine = Machine()
+        async with machine.running(), Rig.connected(machine) as rig:
+            await drive(rig, requests_of(Choices(data[:8192]), machine.directories))
+        machine.close()
+
+    trio.run(main)
+
+
+def decode(data: bytes) -> None:
+    """Messages: what is decoded is encoded to the same octets where they mean something."""
+    slot = data[:64].ljust(64, b"\0")
+    request = displif.decode_request(slot)
+    again = displif.encode_request(request)
+    assert displif.decode_request(again) == request
+    displif.decode_response(slot)
+    try:
+        displif.decode_event(slot)
+    except ValueError:
+        assert slot[2] != 0
+    fourcc_name(int.from_bytes(slot[:4], "little"))
+
+
+def directory(data: bytes) -> None:
+    """Page directories: read and filled."""
+    choices = Choices(data)
+    count = 1 + choices.below(5000)
+    reader = DirectoryReader(choices.number(4), count)
+    writer = DirectoryWriter(choices.number(4), list(range(count)))
+    fed = 0
+    for walker in (reader, writer):
+        pages = 0
+        try:
+            while walker.next_ref is not None:
+                page = b"".join(
+                    (choices.below(16) if n == 0 else choices.number(4)).to_bytes(4, "little") for n in range(8)
+                ).ljust(PAGE_SIZE, b"\0")
+                if isinstance(walker, DirectoryReader):
+                    walker.feed(page)
+                else:
+                    offset, octets = walker.feed(page)
+                    assert offset == 4
+                    assert 0 < len(octets) <= PAGE_SIZE - 4
+                pages += 1
+            fed += 1
+        except RequestError:
+            pass
+        assert pages <= -(-count // REFS_PER_PAGE)
+    assert len(reader.refs) <= count
+
+
+class _Page:
+    """A page in which every look finds something else."""
+
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+        self.loads = 0
+
+    def load(self, offset: int) -> int:
+        self.loads += 1
+        value = self._choices.number(1)
+        return value if value < 64 else self._choices.number(4) if value < 96 else 0xFFFFFFFF - value
+
+    def store(self, offset: int, value: int) -> None:
+        assert offset in (0, 4, 8, 12)
+        assert 0 <= value <= 0xFFFFFFFF
+
+    def fence(self) -> None:
+        pass
+
+    def copy(self, offset: int, size: int) -> bytes:
+        assert 64 <= offset <= PAGE_SIZE - size
+        return self._choices.number(8).to_bytes(8, "little") * (size // 8)
+
+    def write(self, offset: int, data: bytes) -> None:
+        assert 64 <= offset <= PAGE_SIZE - len(data)
+
+
+def rings(data: bytes) -> None:
+    """Indices of the control ring and of the event page, which change between any two looks."""
+    choices = Choices(data)
+    page = _Page(choices)
+    try:
+        ring = BackControlRing(page)
+        owed = 0
+        while not choices.over:
+            before = page.loads
+            match choices.below(4):
+                case 0 | 1:
+                    if ring.take() is not None:
+                        owed += 1
+                        assert owed <= 32
+                case 2:
+                    ring.final_check()
+                case _:
+                    if owed:
+                        ring.respond(bytes(64))
+                        owed -= 1
+            assert page.loads - before <= 1, "each index is read once"
+    except FrontendBroken:
+        pass
+    events = BackEventPage(_Page(choices))
+    try:
+        for _ in range(200):
+            if events.space():
+                events.put(bytes(64))
+    except FrontendBroken:
+        pass
+
+
+def store(data: bytes) -> None:
+    """XenStore's stream and the values in it."""
+    choices = Choices(data)
+    decoder = xs.Decoder(limit=1 << 16)
+    at = 0
+    try:
+        while at < len(data):
+            step = 1 + choices.below(64)
+            for packet in decoder.feed(data[at : at + step]):
+                xs.split(packet.payload)
+            at += step
+    except xs.ProtocolError:
+        pass
+    try:
+        xs.parse_perms(data)
+    except xs.ProtocolError:
+        pass
+    for value in (data, data[:10], *data.split(b"\0")[:8]):
+        number = xs.parse_number(value)
+        assert number is None or (value.isdigit() and number == int(value))
+        parse_state(value)
+        text = escape(value.decode("utf-8", "replace"))
+        assert text.isprintable()
+        assert len(text) < 8 * 512
+    assert sanitise(data, len(data) + 1) == sanitise(sanitise(data, len(data) + 1), len(data) + 1)
+
+
+KEYS: Final = ("unique-id", "resolution", "req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel")
+
+
+def keys(data: bytes) -> None:
+    """What a guest publishes in XenStore."""
+    values = data.split(b"\n")
+    home = "/local/domain/1/device/vdispl/0"
+    nodes = {f"{home}/{n // 6}/{KEYS[n % 6]}": value for n, value in enumerate(values[:60])}
+    device = fake_device(nodes)
+    nothing: Any = None
+    driver = DisplayDriver(nothing, nothing, {})
+    reading = driver._read_keys(device, GuestSettings())
+    found = None
+    try:
+        reading.send(None)
+    except Refused as refused:
+        found = []
+        escape(str(refused))
+    except StopIteration as done:
+        found = done.value
+    assert found is not None, "it waits for something"
+    assert len(found) <= 8
+    for key in found:
+        assert key.name.isprintable()
+        assert 1 <= key.width <= 16384
+        assert 1 <= key.height <= 16384
+        assert 0 <= key.req_ring_ref <= 0xFFFFFFFF
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "requests": requests,
+    "decode": decode,
+    "directory": directory,
+    "rings": rings,
+    "store": store,
+    "keys": keys,
+}
+
+SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
+    "requests": (bytes(range(256)) * 4, bytes((5, 0, 0, 0, 0, 0, 0, 0) * 64)),
+    "decode": (bytes((1, 0, 0x10)), bytes((1, 0, 0x15))),
+    "directory": (bytes(64),),
+    "rings": (bytes((1, 1, 2, 3) * 40),),
+    "store": (
+        b"n0\0r1\0",
+        b"\x0f\0\0\0" + bytes(8) + b"\x04\0\0\0a\0b\0",
+        b"4294967295",
+        b"\0\xff\xff\xff\xff\xff\xff\0" + bytes(120),
+    ),
+    "keys": (b"HDMI-A-1\n1920x1080\n8\n1\n9\n2\nDP-1\n800x600\n10\n3\n11\n4",),
+}

@@ -1,0 +1,54 @@
+"""The stage of the hostile tests, and the page that is made of their results."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator
+from pathlib import Path
+
+import pytest
+from hostile.rows import ROWS
+from hostile.stage import Stage
+from scenario.world import descriptors
+
+RESULTS = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    """A world with a good guest that flips, for a bad one. No file may be open afterwards that was not before."""
+    before = descriptors()
+    async with Stage.set(tmp_path) as stage:
+        yield stage
+    assert descriptors() == before
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest) -> dict[str, str]:
+    """How the rows' tests went, of those that ran."""
+    return request.config.stash[RESULTS]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The results of this run."""
+    config.stash[RESULTS] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The page is compared after all rows."""
+    items.sort(key=lambda item: item.name == "test_the_page_is_current")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep a row's result: it holds when its test and what is checked after it have passed."""
+    report = yield
+    name = getattr(item, "originalname", item.name)
+    if name in ROWS:
+        results = item.config.stash[RESULTS]
+        if not report.passed:
+            results[name] = "**fails**"
+        elif report.when == "teardown":
+            results.setdefault(name, "holds")
+    return report

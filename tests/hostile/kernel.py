@@ -1,0 +1,293 @@
+"""/dev/xen/gntdev and /dev/xen/evtchn played on the simulated Xen, so that `xen.host` runs without Xen; and a fault wherever wanted.
+
+Every system call that displbe makes through `displbe/xen` for the daemon's domain is counted by the place that makes it: the lines
+of displbe on the stack. One place can be told to fail, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from struct import Struct
+from types import ModuleType
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from displbe.sim.hypervisor import Domain, Grant, Xen
+from displbe.xen import evtchn, gntdev, host, memory, store
+from displbe.xen.host import Host
+from displbe.xen.port import StoreError
+
+__all__ = ["ERRORS", "Fault", "Kernel"]
+
+_PORTS: Final = Struct("=I")
+_PAIR: Final = Struct("=II")
+_MAP: Final = Struct("=IIQ")
+_IMPORT: Final = Struct("=IIII")
+PAGE: Final = memory.PAGE_SIZE
+
+ERRORS: Final = {
+    "open": errno.EMFILE,
+    "read": errno.EIO,
+    "write": errno.EIO,
+    "close": errno.EIO,
+    "connect": errno.ECONNREFUSED,
+    "ioctl": errno.ENOMEM,
+    "mmap": errno.ENOMEM,
+    "store": errno.EIO,
+}
+"""What a call fails with."""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One place that makes a call, and which of its calls: the call's name, and the lines that lead to it, innermost first."""
+
+    call: str
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.call} at {' < '.join(self.lines[:4])}"
+
+
+class _Module:
+    """A module with some of its functions replaced."""
+
+    def __init__(self, module: ModuleType, **functions: Any) -> None:
+        self._module = module
+        self.__dict__.update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class Kernel:
+    """The kernel under domain 0's daemon. `wanted`: what fails; `places`: where calls were made."""
+
+    def __init__(self, xen: Xen, wanted: Fault | None = None) -> None:
+        self._xen = xen
+        self._domain: Domain = xen.domains[0]
+        self.wanted = wanted
+        self.failed = False
+        self.armed = False
+        self.places: dict[Fault, int] = {}
+        self._reserved: dict[int, dict[int, list[Grant]]] = {}
+        self._evtchns: set[int] = set()
+        self._mapped: dict[int, list[Grant]] = {}
+        self._shared: dict[tuple[int, int], list[int]] = {}
+
+    def host(self, patch: pytest.MonkeyPatch) -> Host:
+        """The real hypervisor adaptor, on this kernel."""
+        self._path = str(self._xen.server.socket_of(0))
+        self._host = Host(self._path)
+        request = self._host.store._request
+
+        async def counted(op: int, *parts: bytes, transaction: Any = None) -> bytes:
+            try:
+                self._count("store")
+            except OSError as error:
+                raise StoreError("EIO") from error
+            return await request(op, *parts, transaction=transaction)
+
+        patch.setattr(self._host.store, "_request", counted)
+        return self._host
+
+    @contextlib.contextmanager
+    def under(self, patch: pytest.MonkeyPatch) -> Iterator[None]:
+        """displbe's modules talk to this kernel while the block lasts."""
+        calls = {"open": self._open, "read": self._read, "write": self._write, "close": self._close}
+        connect = store.connect
+        with patch.context() as patched:
+            for module in (gntdev, evtchn, host, store):
+                patched.setattr(module, "os", _Module(os, **calls))
+            for module in (gntdev, evtchn):
+                patched.setattr(module, "fcntl", _Module(module.fcntl, ioctl=self._ioctl))
+            libc = memory._libc
+            self._libc = libc
+            played = _Module(libc, mmap=self._mmap, munmap=self._munmap, memcpy=libc.memcpy)
+            patched.setattr(memory, "_libc", played)
+
+            def counted(path: str) -> int:
+                if path == self._path:
+                    self._count("connect")
+                return connect(path)
+
+            patched.setattr(store, "connect", counted)
+            yield
+
+    def _count(self, call: str) -> None:
+        """A call is made: raises OSError when it is the wanted one."""
+        if not self.armed:
+            return
+        lines, frame = [], sys._getframe(2)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if "/displbe/" in name and "/displbe/sim/" not in name:
+                lines.append(f"{name.rpartition('/displbe/')[2]}:{frame.f_lineno}")
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        place = Fault(call, tuple(lines))
+        self.places[place] = self.places.get(place, 0) + 1
+        if place == self.wanted and not self.failed:
+            self.failed = True
+            raise OSError(ERRORS[call], os.strerror(ERRORS[call]))
+
+    # Files
+
+    def _ours(self, fd: int) -> bool:
+        """Whether this is a file of the daemon's, not of a guest's XenStore connection."""
+        return fd in self._reserved or fd in self._evtchns or fd == self._host.store._fd
+
+    def _open(self, path: str, flags: int) -> int:
+        self._count("open")
+        if path == "/dev/xen/gntdev":
+            fd = os.memfd_create("gntdev", os.MFD_CLOEXEC)
+            self._reserved[fd] = {}
+        elif path == "/dev/xen/evtchn":
+            fd = os.dup(self._domain.upcall)
+            self._evtchns.add(fd)
+        else:
+            raise FileNotFoundError(errno.ENOENT, path)
+        return fd
+
+    def _close(self, fd: int) -> None:
+        ours = self._ours(fd)
+        self._reserved.pop(fd, None)
+        self._evtchns.discard(fd)
+        os.close(fd)
+        if ours:
+            self._count("close")  # the file is closed all the same, as Linux does it
+
+    def _read(self, fd: int, size: int) -> bytes:
+        if self._ours(fd):
+            self._count("read")
+        if fd in self._evtchns:
+            ports = self._domain.take_fired()
+            if not ports:
+                raise BlockingIOError(errno.EAGAIN, "nothing fired")
+            return b"".join(_PORTS.pack(port) for port in ports)
+        return os.read(fd, size)
+
+    def _write(self, fd: int, data: bytes) -> int:
+        if self._ours(fd):
+            self._count("write")
+        if fd in self._evtchns:
+            for (port,) in _PORTS.iter_unpack(data):
+                self._domain.unmask(port)
+            return len(data)
+        return os.write(fd, data)
+
+    # ioctls
+
+    def _ioctl(self, fd: int, number: int, argument: bytearray) -> int:
+        if number == gntdev.UNMAP_GRANT_REF or number == gntdev.DMABUF_IMP_RELEASE or number == evtchn.UNBIND:
+            # It is done although it fails: what is closed is closed.
+            result = self._do(fd, number, argument)
+            self._count("ioctl")
+            return result
+        self._count("ioctl")
+        return self._do(fd, number, argument)
+
+    def _do(self, fd: int, number: int, argument: bytearray) -> int:
+        handler = {
+            gntdev.MAP_GRANT_REF: self._reserve,
+            gntdev.UNMAP_GRANT_REF: self._unreserve,
+            gntdev.DMABUF_IMP_TO_REFS: self._share,
+            gntdev.DMABUF_IMP_RELEASE: self._unshare,
+            evtchn.BIND_INTERDOMAIN: self._bind,
+            evtchn.UNBIND: self._unbind,
+            evtchn.NOTIFY: self._notify,
+        }.get(number)
+        if handler is None:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return handler(fd, argument)
+
+    def _reserve(self, fd: int, argument: bytearray) -> int:
+        count = _MAP.unpack_from(argument)[0]
+        pairs = [_PAIR.unpack_from(argument, 16 + 8 * n) for n in range(count)]
+        owners = [self._xen.domains.get(domid) for domid, _ in pairs]
+        found = [owner.grants.get(ref) if owner else None for owner, (_, ref) in zip(owners, pairs, strict=True)]
+        grants = [grant for grant in found if grant is not None and grant.domid == 0]
+        index = PAGE * (1 + sum(map(len, self._reserved[fd].values())) + 1000 * len(self._reserved[fd]))
+        # That a reference is wrong is only found when it is mapped.
+        self._reserved[fd][index] = grants if len(grants) == count else []
+        argument[8:16] = index.to_bytes(8, "little")
+        return 0
+
+    def _unreserve(self, fd: int, argument: bytearray) -> int:
+        self._reserved[fd].pop(int.from_bytes(argument[:8], "little"))
+        return 0
+
+    def _share(self, fd: int, argument: bytearray) -> int:
+        buffer, count, domid, _ = _IMPORT.unpack_from(argument)
+        copy = os.dup(buffer)
+        refs = [self._domain.grant(page, domid, memfd=copy) for page in range(count)]
+        argument[16:] = b"".join(ref.to_bytes(4, "little") for ref in refs)
+        self._shared[fd, buffer] = [copy, *refs]
+        return 0
+
+    def _unshare(self, fd: int, argument: bytearray) -> int:
+        found = self._shared.pop((fd, _PAIR.unpack(argument)[0]), None)
+        if found is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        copy, *refs = found
+        os.close(copy)
+        for ref in refs:
+            self._domain.grants.pop(ref, None)
+        return 0
+
+    def _bind(self, fd: int, argument: bytearray) -> int:
+        domid, remote_port = _PAIR.unpack(argument)
+        remote = self._xen.domains.get(domid)
+        if remote is None or remote.offers.get(remote_port) != 0 or remote.peers.get(remote_port):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        port = self._domain.offer(domid)
+        del self._domain.offers[port]
+        self._domain.peers[port] = (remote, remote_port)
+        remote.peers[remote_port] = (self._domain, port)
+        self._domain.raise_port(port)
+        return port
+
+    def _unbind(self, fd: int, argument: bytearray) -> int:
+        peer = self._domain.peers.pop(_PORTS.unpack(argument)[0], None)
+        if peer is not None:
+            peer[0].peers[peer[1]] = None
+        return 0
+
+    def _notify(self, fd: int, argument: bytearray) -> int:
+        peer = self._domain.peers.get(_PORTS.unpack(argument)[0])
+        if peer is not None:
+            peer[0].raise_port(peer[1])
+        return 0
+
+    # Memory
+
+    def _mmap(self, address: Any, size: int, protection: int, flags: int, fd: int, offset: int) -> Any:
+        try:
+            self._count("mmap")
+        except OSError as error:
+            memory._ffi.errno = error.errno or 0
+            return memory._FAILED
+        if fd not in self._reserved:
+            return self._libc.mmap(address, size, protection, flags, fd, offset)
+        grants = self._reserved[fd].get(offset, [])
+        if len(grants) * PAGE != size or not all(grant.writable or not protection & 2 for grant in grants):
+            memory._ffi.errno = errno.EINVAL
+            return memory._FAILED
+        base = self._libc.mmap(memory._ffi.NULL, size, 0, 0x22, -1, 0)
+        for number, grant in enumerate(grants):
+            at = memory._ffi.cast("char *", base) + number * PAGE
+            self._libc.mmap(at, PAGE, protection, 0x11, grant.memfd, grant.page * PAGE)
+            grant.mapped += 1
+        self._mapped[int(memory._ffi.cast("uintptr_t", base))] = grants
+        return base
+
+    def _munmap(self, address: Any, size: int) -> int:
+        for grant in self._mapped.pop(int(memory._ffi.cast("uintptr_t", address)), []):
+            grant.mapped -= 1
+        return int(self._libc.munmap(address, size))

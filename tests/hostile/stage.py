@@ -1,0 +1,226 @@
+"""What a hostile guest plays on: a world, and a well-behaved guest beside it that keeps flipping."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+from scenario.world import World, exchange, flip_on, spec, until
+
+from displbe.backend.guests import GuestSettings
+from displbe.backend.quota import Limits
+from displbe.sim.guest import DisplayBuffer, FrontConnector, Guest
+from displbe.sim.toolstack import ConnectorSpec
+from displbe.wire.displif import DbufCreate, FbAttach, Request, SetConfig, decode_response
+from displbe.wire.formats import fourcc
+from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.port import Ledger
+
+__all__ = [
+    "BAD",
+    "EVENTS",
+    "GOOD",
+    "RINGS",
+    "XR24",
+    "Stage",
+    "attach",
+    "config",
+    "create",
+    "forked",
+    "page_of",
+    "raw_buffer",
+    "status",
+]
+
+BAD: Final = 1
+GOOD: Final = 2
+REFRESH: Final = 250.0
+XR24: Final = fourcc("XR24")
+RINGS: Final = Ledger(ports=2, pages=2)
+"""What one connector costs."""
+EVENTS: Final = 4
+"""Where `in_prod` is in the event page."""
+
+
+class Stage:
+    """The hostile guest's surroundings."""
+
+    def __init__(self, world: World, good: Guest, times: list[float]) -> None:
+        self.world = world
+        self.good = good
+        self.times = times
+        """How long each flip of the good guest took, in seconds."""
+        self.quiet = self.ledger
+        """What is held while only the good guest is there."""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def set(
+        cls,
+        folder: Path,
+        *,
+        limits: Limits | None = None,
+        outputs: list[str] | None = None,
+        settings: GuestSettings | None = None,
+    ) -> AsyncIterator[Stage]:
+        """A stage while the block lasts. At the end the good guest's flips must still go on, and then nothing be held.
+
+        `settings`: what the configuration says of the hostile guest, which is called "hostile".
+        """
+        async with World.running(folder, refresh=REFRESH, limits=limits, outputs=outputs) as world:
+            if settings is not None:
+                await world.stop_daemon()
+                world.settings = msgspec.structs.replace(world.settings, guest={"hostile": settings})
+                await world.start_daemon()
+            async with world.guest(GOOD, spec("good")) as good, flip_on(good) as times:
+                await until(lambda: len(times) > 2)
+                stage = cls(world, good, times)
+                yield stage
+                await stage.still_flips()
+                await until(lambda: stage.ledger == stage.quiet)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the daemon holds now."""
+        now = self.world.hypervisor.ledger
+        return Ledger(now.ports, now.pages, now.buffers, now.buffer_pages)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """What the hostile guest is charged for."""
+        return self.world.held(BAD)
+
+    async def still_flips(self, flips: int = 5) -> None:
+        """The good guest's flips go on, none was late, and each has had one event."""
+        already = len(self.times)
+        await until(lambda: len(self.times) >= already + flips)
+        connector = self.good.display.connectors[0]
+        assert max(self.times) < 1
+        assert connector._next_event_id == len(connector.flips_done)
+        assert set(self.good.display.history) == {2, 4}, "its connection was never touched"
+
+    @contextlib.asynccontextmanager
+    async def booted(self, *connectors: ConnectorSpec, be_alloc: bool = False) -> AsyncIterator[Guest]:
+        """The hostile guest; nothing of its kernel has run yet. Afterwards nothing of it may be left."""
+        async with self.world.booted(BAD, *(connectors or (spec("bad"),))) as guest:
+            tools = self.world.tools
+            tools.write(f"/local/domain/{BAD}/name", "hostile", [("n", 0), ("r", BAD)])
+            tools.write(f"{tools.front(BAD)}/be-alloc", str(int(be_alloc)))
+            yield guest
+        await self.gone()
+
+    @contextlib.asynccontextmanager
+    async def bad(self, *connectors: ConnectorSpec, be_alloc: bool = False) -> AsyncIterator[Guest]:
+        """The hostile guest, connected."""
+        async with self.booted(*connectors, be_alloc=be_alloc) as guest:
+            with trio.fail_after(5):
+                await guest.display.connected.wait()
+            yield guest
+
+    async def gone(self) -> None:
+        """Nothing is left of the hostile guest."""
+        await until(lambda: (BAD, 0) not in self.world.daemon.supervisor.devices)
+        assert self.ledger == self.quiet
+        assert BAD not in self.world.daemon.supervisor._quotas
+
+    async def shut_off(self, guest: Guest) -> None:
+        """The hostile guest's device is shut off; all is given back; its driver connects again, and it works."""
+        display = guest.display
+        with trio.fail_after(5):
+            await display.disconnected.wait()
+        assert display.history[-2:] == [5, 6] or display.history[-1] in (1, 2, 6)
+        with trio.fail_after(5):
+            await display.connected.wait()
+        display.disconnected = trio.Event()
+        assert self.ledger == Ledger(
+            self.quiet.ports + 2 * len(display.connectors),
+            self.quiet.pages + 2 * len(display.connectors),
+            self.quiet.buffers,
+            self.quiet.buffer_pages,
+        )
+        async with flip_on(guest) as times:
+            await until(lambda: len(times) > 2)
+
+    async def refused(self, *reasons: str) -> None:
+        """The hostile guest's device is not connected, and its error node says why."""
+        await until(lambda: self.world.error(BAD))
+        error = self.world.error(BAD) or ""
+        assert any(reason in error for reason in reasons), error
+        assert self.world.state(BAD) == 2
+        assert self.ledger == self.quiet
+
+
+async def status(connector: FrontConnector, request: Request | bytes) -> int:
+    """The status of a request's answer; all else in it is checked: 64 octets, operation echoed, the rest zero."""
+    slot = await exchange(connector, request)
+    answer = decode_response(slot)
+    sent = request[2] if isinstance(request, bytes) else request.operation
+    assert answer.operation == sent
+    assert slot[3:4] + slot[12:] == bytes(53)
+    return answer.status
+
+
+def raw_buffer(guest: Guest, octets: int = 64 * 48 * 4) -> DisplayBuffer:
+    """Pages with a directory, granted."""
+    return DisplayBuffer(guest.domain, octets)
+
+
+def create(buffer: DisplayBuffer, cookie: int = 0x1000, **changes: int) -> DbufCreate:
+    """A right DBUF_CREATE of 64x48, with changes."""
+    fields = {
+        "id": 0,
+        "dbuf_cookie": cookie,
+        "width": 64,
+        "height": 48,
+        "bpp": 32,
+        "buffer_sz": buffer.octets,
+        "flags": 0,
+        "gref_directory": buffer.directory,
+        "data_ofs": 0,
+    }
+    return DbufCreate(**fields | changes)
+
+
+def attach(fb: int, dbuf: int = 0x1000, width: int = 64, height: int = 48, code: int = XR24) -> FbAttach:
+    """FB_ATTACH."""
+    return FbAttach(0, dbuf, fb, width, height, code)
+
+
+def config(fb: int, x: int = 0, y: int = 0, width: int = 64, height: int = 48, bpp: int = 32) -> SetConfig:
+    """SET_CONFIG."""
+    return SetConfig(0, fb, x, y, width, height, bpp)
+
+
+def page_of(guest: Guest, ref: int) -> memoryview:
+    """The memory that a grant names, as the guest sees it."""
+    view = guest.domain.pages(guest.domain.grants[ref].page, 1)
+    assert len(view) == PAGE_SIZE
+    return view
+
+
+@contextlib.contextmanager
+def forked(work: Callable[[], object]) -> Iterator[None]:
+    """A second process that does `work` again and again while the block lasts: another vCPU of the guest."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Python 3.12: this process has threads; the child needs none
+        child = os.fork()
+    if child == 0:
+        try:
+            while os.getppid() != 1:
+                for _ in range(1000):
+                    work()
+        finally:
+            os._exit(1)
+    try:
+        yield
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)

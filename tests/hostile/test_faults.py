@@ -1,0 +1,161 @@
+"""Each system call fails once at each place that makes it: the daemon lives, and nothing is held afterwards.
+
+First the play runs undisturbed on the real `xen.host` over a kernel that is played (kernel.py), and each place that makes a call is noted.
+Then it runs once for each place, whose first call fails.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+from hostile.kernel import Fault, Kernel
+from hostile.stage import config, create, raw_buffer
+from scenario.world import World, descriptors, flip_on, spec, until
+
+from displbe.backend import device, supervisor
+from displbe.backend.guests import GuestSettings
+from displbe.config import HeadlessSettings, Settings
+from displbe.daemon import Daemon
+from displbe.sim import guest as sim_guest
+from displbe.sim.guest import Guest, GuestFailure
+from displbe.sim.hypervisor import Xen
+from displbe.wire.displif import REQ_ALLOC, DbufDestroy, FbAttach, FbDetach, GetEdid, PageFlip
+from displbe.wire.pgdir import encode_directory
+from displbe.wire.xenbus import Next, State, decide
+from displbe.xen.port import Ledger, StoreError
+
+FASTER = 100
+"""How much faster than in real life states follow each other here."""
+
+
+def _hurried(backend: State, frontend: State | None, online: bool, stood: float) -> Next:
+    step = decide(backend, frontend, online, stood * FASTER)
+    return Next(step.state, step.wait / FASTER, step.why)
+
+
+@pytest.fixture
+def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """All waits are short."""
+    monkeypatch.setattr(device, "decide", _hurried)
+    monkeypatch.setattr(device, "RETRY", 0.05)
+    monkeypatch.setattr(supervisor, "RESTART", 0.05)
+    monkeypatch.setattr(sim_guest, "RESPONSE_TIMEOUT", 0.4)
+    monkeypatch.setattr(sim_guest, "FLIP_TIMEOUT", 0.4)
+    return monkeypatch
+
+
+async def play(guest: Guest) -> None:
+    """What makes every kind of call: buffers of both kinds, flips, an EDID, a driver that is removed, a connection left open."""
+    display = guest.display
+    for last in (False, True):
+        with trio.fail_after(2):
+            await display.connected.wait()
+        connector = display.connectors[0]
+        dbuf, fb, buffer = await display.create_framebuffer(64, 48)
+        await display.show(0, fb, 64, 48)
+        for _ in range(2):
+            await connector.flip(fb)
+        page = guest.domain.allocate(1)
+        listing = guest.domain.allocate(1)
+        ref, directory = guest.domain.grant(page, 0), guest.domain.grant(listing, 0)
+        guest.domain.pages(listing, 1)[:] = encode_directory([ref], [directory])[0]
+        await connector.order(GetEdid(0, 128, directory))
+        await connector.order(create(raw_buffer(guest), 1, flags=REQ_ALLOC, gref_directory=directory))
+        await connector.order(FbAttach(0, 1, 2, 64, 48, 0x34325258))
+        await connector.order(config(2))
+        if last:
+            await connector.order(PageFlip(0, 2))
+            return
+        await display.hide(0)
+        await connector.order(FbDetach(0, 2))
+        await connector.order(DbufDestroy(0, 1))
+        await display.destroy_framebuffer(dbuf, fb, buffer)
+        await display.close()
+        await display._switch(State.INITIALISING)
+        display._changed.set()
+
+
+async def works(world: World, domid: int) -> None:
+    """A guest that comes now is served."""
+    async with world.booted(domid, spec(f"screen-{domid}")) as guest:
+        with trio.fail_after(3):
+            await guest.display.connected.wait()
+        async with flip_on(guest) as times:
+            await until(lambda: len(times) > 1)
+
+
+async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> Kernel:
+    """The play, with one fault."""
+    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+        kernel = Kernel(xen, wanted)
+        with kernel.under(patch):
+            settings = Settings(
+                sink="headless",
+                headless=HeadlessSettings(refresh=1000),
+                guest={"hostile": GuestSettings(be_alloc=True)},
+            )
+            world = World(xen, nursery, settings)
+            host = kernel.host(patch)
+            daemon = Daemon(settings, host)
+            await nursery.start(daemon.run)
+            kernel.armed = True
+            try:
+                async with world.booted(1, spec("screen-1")) as guest:
+                    tools = world.tools
+                    tools.write("/local/domain/1/name", "hostile", [("n", 0), ("r", 1)])
+                    tools.write(f"{tools.front(1)}/be-alloc", "1")
+                    await play(guest)
+            except* TOLERATED:
+                assert wanted, "nothing went wrong"
+            await until(lambda: not daemon.supervisor.devices)
+            kernel.armed = False
+            assert host.ledger == Ledger()
+            assert not kernel._mapped
+            assert not kernel._shared
+            assert daemon.supervisor._quotas == {}
+            await works(world, 2)
+            await until(lambda: not daemon.supervisor.devices)
+            assert host.ledger == Ledger()
+            nursery.cancel_scope.cancel()
+    return kernel
+
+
+TOLERATED = (GuestFailure, trio.TooSlowError, StoreError)
+"""What may befall the guest that is served when the call fails."""
+
+
+def attempt(patch: pytest.MonkeyPatch, wanted: Fault | None) -> Kernel:
+    """The play in a world of its own; afterwards no file is open that was not before."""
+    before = descriptors()
+    with tempfile.TemporaryDirectory() as folder, structlog.testing.capture_logs():
+        kernel = trio.run(run, patch, Path(folder), wanted)
+    assert descriptors() == before
+    return kernel
+
+
+def of_a_sink(place: Fault) -> bool:
+    """A call that a sink makes, on memory of its own: the sinks' tests see to that."""
+    callers = [line for line in place.lines if not line.startswith("xen/")]
+    return place.call == "mmap" and callers[:1] != [] and callers[0].startswith("sinks/")
+
+
+def test_each_call_fails_once(patch: pytest.MonkeyPatch) -> None:
+    quiet = attempt(patch, None)
+    places = [place for place in quiet.places if not of_a_sink(place)]
+    assert {place.call for place in places} == {"open", "read", "write", "close", "ioctl", "mmap", "store"}
+    wrong = {}
+    for place in places:
+        try:
+            kernel = attempt(patch, place)
+            assert kernel.failed, "the place was not come to again"
+        except BaseException as error:
+            wrong[str(place)] = repr(error)
+            if os.environ.get("DISPLBE_FAULTS") == "stop":
+                raise
+    print(f"{len(places)} places, {sum(quiet.places.values())} calls")
+    assert not wrong, "\n".join(f"{place}: {error}" for place, error in wrong.items())

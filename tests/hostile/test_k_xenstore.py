@@ -1,0 +1,414 @@
+"""Table K: XenStore."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+from hostile.rows import row
+from hostile.stage import BAD, GOOD, Stage, attach, create, raw_buffer, status
+from scenario.world import World, flip_on, spec, until
+
+from displbe.backend import supervisor
+from displbe.backend.quota import Limits
+from displbe.ops import log as ops_log
+from displbe.sim.guest import FrontConnector, Guest
+from displbe.sim.store import StoreFailure, Tree
+from displbe.sim.toolstack import ConnectorSpec
+from displbe.wire.xenbus import State
+
+FRONT = "device/vdispl/0"
+KEYS = ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel")
+
+
+@asynccontextmanager
+async def publishing(
+    stage: Stage, forge: Callable[[Guest], Awaitable[None]], *connectors: ConnectorSpec
+) -> AsyncIterator[Guest]:
+    """A hostile guest that does `forge` after it has published its rings, and before it says so."""
+    async with stage.booted(*connectors) as bad:
+        switch = bad.display._switch
+
+        async def forged(state: State) -> None:
+            if state is State.INITIALISED:
+                await forge(bad)
+            await switch(state)
+
+        bad.display._switch = forged  # type: ignore[method-assign]
+        yield bad
+
+
+async def honest(stage: Stage, bad: Guest) -> None:
+    """Nothing is wrong any more: the guest, which still waits at 3, is served."""
+    with trio.fail_after(5):
+        await bad.display.connected.wait()
+    assert stage.world.error(BAD) is None
+    async with flip_on(bad) as times:
+        await until(lambda: len(times) > 2)
+
+
+@row(
+    "ring references and ports that are no numbers: abc, -1, 4294967296, 4000 digits, NUL inside, missing",
+    "refused; right ones are served later",
+)
+async def test_k1_wrong_numbers(stage: Stage) -> None:
+    async def nothing(bad: Guest) -> None:
+        await bad.hypervisor.store.remove(f"{FRONT}/0/req-ring-ref")
+
+    async with publishing(stage, nothing) as bad:
+        await stage.refused("no connector")
+        store = bad.hypervisor.store
+        right = {key: getattr(bad.display.connectors[0], key.split("-")[0] + suffix(key)) for key in KEYS}
+        values = (
+            b"abc",
+            b"-1",
+            b"+1",
+            b" 1",
+            b"1 ",
+            b"0x8",
+            b"4294967296",
+            b"9" * 4000,
+            b"8\x009",
+            b"",
+            b"\xff\xfe",
+            "٣".encode(),
+        )
+        for key in KEYS:
+            for value in values if key == "req-ring-ref" else values[:3]:
+                for other, number in right.items():
+                    await store.write(f"{FRONT}/0/{other}", b"%d" % number if other != key else value)
+                shown = repr(value[:64])
+                await until(lambda: shown in (stage.world.error(BAD) or ""))  # noqa: B023 - waited for
+                assert key in (stage.world.error(BAD) or "")
+                assert stage.ledger == stage.quiet
+        for key, number in right.items():
+            await store.write(f"{FRONT}/0/{key}", b"%d" % number)
+        await honest(stage, bad)
+
+
+def suffix(key: str) -> str:
+    """The end of FrontConnector's name for a key."""
+    return "_ref" if key.endswith("ref") else "_port"
+
+
+@row(
+    "500 directories of connectors that the toolstack knows nothing of",
+    "refused: their outputs and sizes must be the toolstack's",
+)
+async def test_k2_500_connectors(stage: Stage) -> None:
+    async def many(bad: Guest) -> None:
+        async with bad.hypervisor.store.transaction() as transaction:
+            for index in range(1, 500):
+                for key in (*KEYS, "unique-id"):
+                    await transaction.write(f"{FRONT}/{index}/{key}", b"9")
+
+    async with publishing(stage, many) as bad:
+        await stage.refused("1/unique-id was written by the guest")
+        for index in range(1, 500):
+            await bad.hypervisor.store.remove(f"{FRONT}/{index}")
+        await honest(stage, bad)
+
+
+@row("nine connectors, all the toolstack's", "the first eight are served, the ninth is not looked at")
+async def test_k2_nine_connectors(stage: Stage) -> None:
+    async with stage.bad(*[spec(f"bad-{n}") for n in range(9)]) as bad:
+        assert stage.held == {"connectors": 8}
+        assert stage.ledger.ports == stage.quiet.ports + 16
+        ninth = bad.display.connectors[8]
+        ninth.ring.put(bytes(64))
+        ninth.channel.notify()
+        await stage.still_flips()
+        assert ninth.ring_page.load(8) == 0
+
+
+@row("more connectors than the guest's limit", "refused; none of them is served")
+async def test_k2_over_the_limit(tmp_path: Path) -> None:
+    async with (
+        Stage.set(tmp_path, limits=Limits(connectors=2)) as stage,
+        stage.booted(*[spec(f"bad-{n}") for n in range(3)]),
+    ):
+        await stage.refused("limit of 2 connectors")
+
+
+@row(
+    "the guest's `backend` names another guest's directory; the daemon is restarted, the guest comes and goes",
+    "never followed: nothing is written there for its sake, and the other guest is served as ever",
+)
+async def test_k3_backend_forged(tmp_path: Path) -> None:
+    async with World.running(tmp_path) as world, world.guest(GOOD, spec("good")) as good:
+        victim = world.tools.back(GOOD)
+        async with world.booted(BAD, spec("bad")) as bad:
+            with trio.fail_after(5):
+                await bad.display.connected.wait()
+            bad.display._on_backend = ignore  # type: ignore[method-assign]
+            store = bad.hypervisor.store
+            await world.kill_daemon()
+            await store.write(f"{FRONT}/backend", victim.encode())
+            await world.start_daemon()
+            with trio.fail_after(5):
+                await good.display.disconnected.wait()
+                await good.display.connected.wait()
+            async with flip_on(good) as times:
+                before, generation = len(good.display.history), node_generation(world, f"{victim}/state")
+                await until(lambda: world.state(BAD) is State.CLOSED)
+                # Whatever its state does now, ours for it is at its own place.
+                for state in (b"1", b"3", b"5", b"6", b"1"):
+                    await store.write(f"{FRONT}/state", state)
+                    await trio.sleep(0.12)
+                already = len(times)
+                await until(lambda: len(times) > already + 5)
+                assert node_generation(world, f"{victim}/state") == generation, "nobody has written it"
+                assert len(good.display.history) == before
+                assert (world.state(GOOD), world.error(GOOD)) == (State.CONNECTED, None)
+
+
+def node_generation(world: World, path: str) -> int:
+    """Changes with every write of a node."""
+    node = world.xen.server.tree.find(path)
+    assert node is not None
+    return node.generation
+
+
+async def ignore(state: State | None) -> None:
+    """Instead of Frontend._on_backend: the driver does nothing."""
+    await trio.lowlevel.checkpoint()
+
+
+@row(
+    "`unique-id` and `resolution` removed with their directory and made anew by the guest, naming another guest's output",
+    "refused",
+)
+async def test_k4_identity_forged(stage: Stage) -> None:
+    async def forge(bad: Guest) -> None:
+        store, connector = bad.hypervisor.store, bad.display.connectors[0]
+        await store.remove(f"{FRONT}/0")
+        await store.write(f"{FRONT}/0/unique-id", b"good")
+        await store.write(f"{FRONT}/0/resolution", b"4096x4096")
+        for key in KEYS:
+            await store.write(f"{FRONT}/0/{key}", b"%d" % getattr(connector, key.split("-")[0] + suffix(key)))
+
+    async with publishing(stage, forge):
+        await stage.refused("0/unique-id was written by the guest")
+        assert set(stage.world.daemon.sink.outputs) == {"good"}  # type: ignore[attr-defined]
+
+
+@row(
+    "`resolution` alone, or `be-alloc`, removed and made anew",
+    "refused where the guest can do it; xenstored forbids the rest",
+)
+async def test_k4_resolution_forged(stage: Stage) -> None:
+    async def forge(bad: Guest) -> None:
+        store, connector = bad.hypervisor.store, bad.display.connectors[0]
+        with pytest.raises(Exception, match="EACCES"):
+            await store.write(f"{FRONT}/0/resolution", b"1x1")
+        with pytest.raises(Exception, match="EACCES"):
+            await store.write(f"{FRONT}/be-alloc", b"1")
+        await store.remove(f"{FRONT}/0")
+        for key in KEYS:
+            await store.write(f"{FRONT}/0/{key}", b"%d" % getattr(connector, key.split("-")[0] + suffix(key)))
+
+    async with publishing(stage, forge):
+        await stage.refused("0/unique-id is missing")
+
+
+@row("an output that another guest has, named by the toolstack's own nodes", "refused")
+async def test_k4_anothers_output(stage: Stage) -> None:
+    async with stage.booted(spec("good")):
+        await stage.refused("taken")
+
+
+@row(
+    "states 1, 3, 4, 6 in a loop, with fresh rings each time",
+    "connections are slowed down to one a second; an honest start works afterwards",
+)
+async def test_k5_state_storm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = 0
+    bind = stage.world.hypervisor.bind
+
+    def count(domid: int, port: int, fired: Callable[[], bool]) -> object:
+        nonlocal bound
+        bound += domid == BAD
+        return bind(domid, port, fired)
+
+    monkeypatch.setattr(stage.world.hypervisor, "bind", count)
+    async with stage.bad() as bad:
+        bad.display._on_backend = ignore  # type: ignore[method-assign]
+        connector: FrontConnector = bad.display.connectors[0]
+        begun = time.monotonic()
+        while time.monotonic() - begun < 2:
+            for state in (b"1", b"3", b"4", b"6"):
+                connector.ring_page.write(0, bytes(4096))
+                await bad.hypervisor.store.write(f"{FRONT}/state", state)
+                await trio.sleep(0.12 if state == b"3" else 0.04)
+        assert bound <= 2 * (5 + 3)
+        del bad.display._on_backend
+        await bad.hypervisor.store.write(f"{FRONT}/state", b"1")
+        await until(lambda: stage.world.state(BAD) is State.INIT_WAIT)
+        bad.display.free_rings()
+        bad.display.state = State.INITIALISING
+        bad.display.connected = trio.Event()
+        bad.display._changed.set()
+        with trio.fail_after(5):
+            await bad.display.connected.wait()
+
+
+@row("states that are none (99, `4 `, empty, 4000 octets), or come out of order", "ignored")
+async def test_k6_no_states(stage: Stage) -> None:
+    async with stage.booted() as bad:
+        store = bad.hypervisor.store
+        bad.display._on_backend = ignore  # type: ignore[method-assign]
+        await trio.sleep(0.02)
+        for value in (
+            b"99",
+            b"4 ",
+            b" 3",
+            b"",
+            b"9",
+            b"-1",
+            b"\x003",
+            b"3\0",
+            b"\xff",
+            b"3" * 4000,
+            b"4",
+            b"7",
+            b"0",
+            b"2",
+        ):
+            await store.write(f"{FRONT}/state", value)
+            await trio.sleep(0.015)
+            assert stage.ledger == stage.quiet
+        await until(lambda: stage.world.state(BAD) is State.INIT_WAIT)
+        del bad.display._on_backend
+        await bad.display._switch(State.INITIALISING)
+        bad.display._changed.set()
+        with trio.fail_after(5):
+            await bad.display.connected.wait()
+        for value in (b"99", b"", b"3" * 4000):
+            await store.write(f"{FRONT}/state", value)
+        await trio.sleep(0.05)
+        assert stage.world.state(BAD) is State.CONNECTED, "the rings are what counts"
+
+
+@row("ring references and ports changed while connected", "not looked at until the next handshake")
+async def test_k7_keys_changed(stage: Stage) -> None:
+    async with stage.bad() as bad, flip_on(bad) as times:
+        for key in KEYS:
+            for value in (b"1", b"rubbish"):
+                await bad.hypervisor.store.write(f"{FRONT}/0/{key}", value)
+        await bad.hypervisor.store.remove(f"{FRONT}/0/req-ring-ref")
+        already = len(times)
+        await until(lambda: len(times) > already + 10)
+        assert stage.world.state(BAD) is State.CONNECTED
+
+
+@row(
+    "values of 4000 octets that are no text, in every node that the guest can write",
+    "refused or ignored; logs and the error node hold printable ASCII, cut",
+)
+async def test_k8_values_that_are_no_text(stage: Stage) -> None:
+    junk = bytes(range(256)) * 15
+
+    async def forge(bad: Guest) -> None:
+        for path in ("version", "0/req-ring-ref", "junk", "0/junk"):
+            await bad.hypervisor.store.write(f"{FRONT}/{path}", junk)
+
+    with structlog.testing.capture_logs() as lines:
+        async with publishing(stage, forge):
+            await stage.refused("req-ring-ref is no number")
+            error = stage.world.error(BAD) or ""
+            assert error.isascii()
+            assert error.isprintable()
+            assert len(error) <= 512
+    assert_harmless(lines)
+
+
+def assert_harmless(lines: list[structlog.typing.EventDict]) -> None:
+    """As the log writes them, no value of a line can do anything to a terminal or forge another line."""
+    assert lines
+    for line in lines:
+        for value in ops_log._escape_values(None, "", dict(line)).values():
+            if isinstance(value, str):
+                assert value.isprintable()
+                assert len(value) <= ops_log.MAX_TEXT + 1
+
+
+@row(
+    "the domain dies and another gets its number at once",
+    "all that was the old one's is let go of before the new one is served",
+)
+async def test_k9_the_same_number(stage: Stage) -> None:
+    world = stage.world
+    world.tools.create_domain(BAD)
+    await world.xen.start_domain(BAD)
+    world.tools.add_display(BAD, [spec("bad")])
+    async with trio.open_nursery() as nursery:
+        old = Guest(world.xen, BAD)
+        await nursery.start(old.hypervisor.run)
+        nursery.start_soon(old.display.run)
+        with trio.fail_after(5):
+            await old.display.connected.wait()
+        buffer = raw_buffer(old)
+        assert await status(old.display.connectors[0], create(buffer)) == 0
+        assert await status(old.display.connectors[0], attach(0x2000)) == 0
+        nursery.cancel_scope.cancel()
+    grants = list(old.domain.grants.values())
+    assert sum(grant.mapped for grant in grants) == 5
+    world.xen.stop_domain(BAD)
+    for path in (world.tools.back(BAD), world.tools.front(BAD)):
+        world.tools.remove(path)
+    world.tools.destroy_domain(BAD)
+    async with stage.bad() as new:
+        assert not any(grant.mapped for grant in grants)
+        assert stage.held == {"connectors": 1}
+        async with flip_on(new) as times:
+            await until(lambda: len(times) > 2)
+
+
+@row(
+    "newlines and escape sequences in `unique-id`, `resolution`, ring references",
+    "refused; escaped in the log and in `error`",
+)
+async def test_k10_forged_log_lines(stage: Stage) -> None:
+    evil = 'x\n{"event": "ready"}\x1b[2J\x1b]0;gone\x07\r'
+    with structlog.testing.capture_logs() as lines:
+        async with stage.booted(spec(evil)) as bad:
+            await stage.refused("unique-id is no name")
+            error = stage.world.error(BAD) or ""
+            assert error.isprintable()
+            assert "\\n" in error
+            tools = stage.world.tools
+            tools.write(f"{tools.front(BAD)}/0/unique-id", "bad")
+            tools.write(f"{tools.front(BAD)}/0/resolution", "64x48" + evil)
+            await until(lambda: "resolution" in (stage.world.error(BAD) or ""))
+            tools.write(f"{tools.front(BAD)}/0/resolution", "64x48")
+            await bad.hypervisor.store.write(f"{FRONT}/0/req-ring-ref", evil.encode())
+            await until(lambda: "req-ring-ref" in (stage.world.error(BAD) or ""))
+            assert (stage.world.error(BAD) or "").isprintable()
+    assert_harmless(lines)
+
+
+@row(
+    "XenStore refuses our own writes for a while: ENOSPC, E2BIG, EAGAIN",
+    "tried again until they succeed; others notice nothing",
+)
+async def test_k11_our_writes_fail(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = ["EAGAIN", "ENOSPC", "E2BIG"]
+    monkeypatch.setattr(supervisor, "RESTART", 0.2)
+    home = stage.world.tools.back(BAD)
+    write = Tree.write
+
+    def full(self: Tree, domid: int, path: str, value: bytes) -> None:
+        if path == f"{home}/state" and value == b"4" and failures:
+            raise StoreFailure(failures.pop())
+        write(self, domid, path, value)
+
+    monkeypatch.setattr(Tree, "write", full)
+    async with stage.bad() as bad:
+        assert not failures
+        async with flip_on(bad) as times:
+            await until(lambda: len(times) > 2)

@@ -1,0 +1,233 @@
+"""The DRM sink on real KMS drivers: two cards, monitors that come and go, other masters, drivers that go, sizes, drawing in place."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from lab.backend import Backend, backend, screens
+from lab.pictures import Picture
+from lab.vkms import vkms
+from lab.vm import Machine, guest_config
+
+# Takes displbe's own file of the card, as a session manager holds one, and drops master through it, until another program has it.
+DROP_MASTER = """
+import ctypes, fcntl, os, sys, time
+pid, node = int(sys.argv[1]), sys.argv[2]
+libc = ctypes.CDLL(None, use_errno=True)
+for name in os.listdir(f"/proc/{pid}/fd"):
+    if os.readlink(f"/proc/{pid}/fd/{name}") == node:
+        theirs = libc.syscall(438, os.pidfd_open(pid), int(name), 0)
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            try:
+                fcntl.ioctl(theirs, 0x641F, 0)
+            except OSError:
+                pass
+            time.sleep(0.005)
+"""
+
+
+def config(drm: str = "") -> str:
+    """displbe's configuration."""
+    return f'sink = "drm"\n[log]\nlevel = "debug"\n[drm]\n{drm}\n'
+
+
+def drawn(width: int, height: int, steps: int) -> Picture:
+    """What domu/draw.c draws."""
+    rgb = bytearray(
+        b"".join(bytes((x * 3 & 255, y * 5 & 255, (x ^ y) & 255)) for y in range(height) for x in range(width))
+    )
+    for step in range(1, steps + 1):
+        square = (0x00FF00 * step & 0xFFFFFF).to_bytes(3, "big") * 80
+        for y in range(50 * step, 50 * step + 60):
+            at = (y * width + 100 * step) * 3
+            rgb[at : at + 240] = square
+    return Picture(width, height, bytes(rgb))
+
+
+def framed(picture: Picture, width: int, height: int) -> Picture:
+    """A picture in the middle of a black screen."""
+    left, top = (width - picture.width) // 2, (height - picture.height) // 2
+    row, stride = picture.width * 3, width * 3
+    rgb = bytearray(stride * height)
+    for y in range(picture.height):
+        at = (top + y) * stride + left * 3
+        rgb[at : at + row] = picture.rgb[y * row : (y + 1) * row]
+    return Picture(width, height, bytes(rgb))
+
+
+@pytest.fixture
+def names(machine: Machine) -> list[str]:
+    """The connectors of the two emulated cards."""
+    return [next(iter(machine.connectors(gpu))) for gpu in machine.gpus]
+
+
+@pytest.fixture(autouse=True)
+def _guests(machine: Machine) -> Iterator[None]:
+    """No guest is left; nor are its pages."""
+    yield
+    for name in ("one", "two"):
+        machine.destroy(name)
+    assert "(null)" not in machine.check("xl list"), "a zombie: its pages are still mapped"
+
+
+def wait_event(displbe: Backend, event: str, timeout: float = 20, count: int = 1, **fields: object) -> None:
+    """Wait for lines in displbe's log."""
+
+    def there() -> bool:
+        lines = [line for line in displbe.events(event) if fields.items() <= line.items()]
+        return len(lines) >= count
+
+    displbe.machine.wait_for(there, timeout, why=f"{event} {fields}")
+
+
+def flips(machine: Machine, name: str) -> list[float]:
+    """The rates of page flips that a guest's modetest has written, in Hz."""
+    return [float(rate) for rate in re.findall(r"freq: ([\d.]+)Hz", machine.console(name))]
+
+
+def goes_on(machine: Machine, name: str) -> float:
+    """A guest's flips go on: their rate since now."""
+    before = len(flips(machine, name))
+    machine.wait_for(lambda: len(flips(machine, name)) > before + 1, 30, why="flips")
+    return flips(machine, name)[-1]
+
+
+def test_two_cards(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:
+    """Two guests on two cards, both without copying; what was on the screens before is there again afterwards, which is nothing."""
+    wanted = reference()
+    with backend(machine, config('zero-copy = "require"')) as displbe:
+        for guest, name in zip(("one", "two"), names, strict=True):
+            machine.create(guest, guest_config("still", screens(name)))
+        for guest, gpu in zip(("one", "two"), machine.gpus, strict=True):
+            machine.wait_console(guest, "guest: drawing", 60)
+            machine.expect_picture(wanted, f"two-cards-{gpu}", gpu)
+        assert [line["path"] for line in displbe.events("output on")] == ["zero copy"] * 2
+
+
+def test_monitors_come_and_go(machine: Machine) -> None:
+    """vkms: a guest starts before its monitor, which comes, goes and comes; another guest's monitor stays. What is shown is right."""
+    with vkms(machine, connectors=2) as card:
+        first, second = card.connectors
+        card.plug(0, False)
+        with backend(machine, config()) as displbe:
+            machine.create("one", guest_config("flip", screens(first)))
+            machine.create("two", guest_config("still", screens(second)))
+            rate = goes_on(machine, "one")
+            print(f"\nwithout a monitor: {rate:.1f} flips/s")
+            assert rate < 75
+            wait_event(displbe, "output dark", connector=first)
+            wait_event(displbe, "output on", connector=second, path="copy")
+            still = card.checksum(1)
+            for count in (1, 2):
+                card.plug(0, True)
+                began = time.monotonic()
+                wait_event(displbe, "output on", 10, count, connector=first)
+                print(f"plugged: picture after at most {time.monotonic() - began:.1f} s")
+                goes_on(machine, "one")
+                card.plug(0, False)
+                wait_event(displbe, "monitor disconnected", 10, count, connector=first)
+                goes_on(machine, "one")
+            assert card.checksum(1) == still
+            assert len(displbe.events("monitor connected")) == 2
+            on = [line["timestamp"] for line in displbe.events("output on") if line["connector"] == first]
+            seen = [line["timestamp"] for line in displbe.events("monitor connected")]
+            print(f"monitors seen at {seen}, pictures at {on}")
+            # The same picture on the other connector has the same checksum.
+            machine.destroy("one")
+            machine.create("one", guest_config("still", screens(first)))
+            card.plug(0, True)
+            machine.wait_console("one", "guest: drawing", 60)
+            machine.wait_for(lambda: card.checksum(0) == still, 20, why="the same picture on both connectors")
+
+
+def test_other_master(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:
+    """Another program has the card when displbe starts; it ends; later it takes the card, draws, and ends again."""
+    plain, wanted = reference(pattern="plain"), reference()
+    modetest = f"exec modetest -D {machine.card().bus} -s {names[0]}:1024x768 -F plain < <(exec sleep 1000)"
+    other = machine.start(modetest)
+    machine.expect_picture(plain, "other-master-first")
+    with backend(machine, config()) as displbe:
+        machine.create("one", guest_config("still", screens(names[0])))
+        machine.wait_console("one", "guest: drawing", 60)
+        wait_event(displbe, "output dark", reason="another program is DRM master")
+        assert machine.screendump() == plain
+        machine.stop(other)
+        machine.expect_picture(wanted, "other-master-ended", timeout=10)
+
+        machine.put("/tmp/drop.py", DROP_MASTER)
+        machine.start(f"python3 /tmp/drop.py {displbe.pid} {machine.card().node}", "/tmp/drop.log")
+        time.sleep(1)
+        other = machine.start(modetest)
+        machine.expect_picture(plain, "other-master-again", timeout=10)
+        wait_event(displbe, "another program has become DRM master: waiting for it to end")
+        machine.stop(other)
+        machine.expect_picture(wanted, "other-master-ended-again", timeout=10)
+        assert len(displbe.events("another program has become DRM master: waiting for it to end")) == 1
+
+
+def test_unbound(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:
+    """The card's driver is unbound and bound again, twice: the guest flips on, its picture returns, the other card's stays.
+
+    In copy mode: Linux's virtio-gpu hangs in the kernel when it is unbound while it holds a dma-buf of someone else's.
+    """
+    wanted, plain = reference(), reference(pattern="plain")
+    device = machine.check(f"cd /sys/class/drm/{machine.card().name}/device; ls -d virtio*").strip()
+    driver = "/sys/bus/virtio/drivers/virtio_gpu"
+    with backend(machine, config('zero-copy = "off"')) as displbe:
+        machine.create("one", guest_config("flip", screens(names[0])))
+        machine.create("two", guest_config("still", screens(names[1])))
+        machine.wait_console("two", "guest: drawing", 60)
+        goes_on(machine, "one")
+        for count in (2, 3):
+            machine.check(f"echo {device} > {driver}/unbind")
+            rate = goes_on(machine, "one")
+            print(f"\nwithout a card: {rate:.1f} flips/s")
+            machine.expect_picture(wanted, "unbound-other", machine.gpus[1])
+            machine.check(f"echo {device} > {driver}/bind")
+            wait_event(displbe, "output on", 10, count, connector=names[0])
+            goes_on(machine, "one")
+            machine.wait_for(lambda: machine.screendump() in (wanted, plain), 10, why="the picture")
+        assert displbe.events("a task of the DRM sink failed") == []
+
+
+def test_size_without_a_mode(machine: Machine, names: list[str]) -> None:
+    """A guest of 1000x700: the monitor has no such mode, and this card's plane neither scales nor leaves a part of the screen free."""
+    with backend(machine, config()) as displbe:
+        machine.create("one", guest_config("draw", screens(names[0], "1000x700"), mode="1000x700", extra="do=2"))
+        machine.wait_console("one", "draw: step 2", 60)
+        wait_event(displbe, "output on", path="copy")
+        seen = machine.screendump()
+        machine.expect_picture(framed(drawn(1000, 700, 2), seen.width, seen.height), "framed", timeout=10)
+        print(f"\n1000x700 in {seen.width}x{seen.height}")
+
+
+def test_drawing_without_flipping(machine: Machine, names: list[str]) -> None:
+    """A guest draws into the frame it shows: each square appears; then nothing changes, which costs next to nothing."""
+    with backend(machine, config('zero-copy = "off"')) as displbe:
+        machine.create("one", guest_config("draw", screens(names[0]), extra="do=4"))
+        for step in range(5):
+            machine.wait_console("one", f"draw: step {step}", 60)
+            if step in (0, 4):
+                machine.expect_picture(drawn(1024, 768, step), f"drawn-{step}", timeout=10)
+        time.sleep(2)
+        before = sum(displbe.cpu_seconds())
+        time.sleep(10)
+        used = (sum(displbe.cpu_seconds()) - before) / 10
+        print(f"\nwatching a frame of 1024x768 that does not change: {100 * used:.1f} % of a CPU (emulated)")
+        assert used < 0.2  # 8 % where nobody else uses this machine: five comparisons and the card's keeper
+
+
+def test_kept(machine: Machine, names: list[str]) -> None:
+    """`on-exit = "keep"`: the last frame stays when the guest has gone, and when displbe has."""
+    with backend(machine, config('on-exit = "keep"')) as displbe:
+        machine.create("one", guest_config("draw", screens(names[0]), extra="do=0"))
+        machine.wait_console("one", "draw: step 0", 60)
+        machine.expect_picture(drawn(1024, 768, 0), "before-keep", timeout=10)
+        assert displbe.events("output on")[-1]["path"] == "zero copy"
+        machine.destroy("one")
+        machine.expect_picture(drawn(1024, 768, 0), "kept-without-guest", timeout=5)
+    machine.expect_picture(drawn(1024, 768, 0), "kept-without-displbe", timeout=5)

@@ -1,0 +1,370 @@
+"""A model of the kernel's mode setting: enough of it to drive the DRM sink without a card, in whatever order things go wrong.
+
+It holds the sink to the kernel's rules: no commit without master, none on a CRTC that is busy, no framebuffer that is not there, an
+event only for what was committed. What pixels do on real drivers is the lab's business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Callable
+from ctypes import c_uint32, c_uint64
+from typing import Any
+
+import msgspec
+
+from displbe.sinks.base import Geometry
+from displbe.sinks.drm import uapi
+from displbe.sinks.drm.device import Card
+from displbe.wire.formats import fourcc
+from displbe.xen.memory import Mapping
+
+XR24 = fourcc("XR24")
+PROPERTIES = [
+    "type",
+    "CRTC_ID",
+    "FB_ID",
+    *("SRC_X", "SRC_Y", "SRC_W", "SRC_H"),
+    *("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H"),
+]
+PROPERTIES += ["ACTIVE", "MODE_ID", "EDID"]
+CONNECTOR, CRTC, PLANE = 10, 20, 30
+"""The first id of each kind."""
+
+
+class Framebuffer(msgspec.Struct):
+    """What AddFB2 made."""
+
+    width: int
+    height: int
+    pitch: int
+    imported: bool
+
+
+class Monitor(msgspec.Struct):
+    """What hangs on a connector."""
+
+    modes: list[tuple[int, int]]
+    edid: bytes = b""
+
+
+class Board:
+    """The hardware: what stays when a card is unbound and bound again, and what is to go wrong."""
+
+    def __init__(self, connectors: int = 1, modes: list[tuple[int, int]] | None = None) -> None:
+        self.monitors: list[Monitor | None] = [Monitor(modes or [(64, 48)]) for _ in range(connectors)]
+        self.can_import = True
+        self.can_scale = False
+        self.can_leave_free = False
+        self.other_master = False
+        self.faults: dict[str, list[int]] = {}
+        """Errnos that the next `import`, `flip`, `modeset`, `test` or `rmfb` fails with."""
+        self.card: ModelCard | None = None
+        self.present = True
+
+    def open(self, path: str) -> Card:
+        """For DrmSink's `open_card`."""
+        if not self.present:
+            raise OSError(errno.ENOENT, "no such device")
+        self.card = ModelCard(self, path)
+        return self.card
+
+    def unbind(self) -> None:
+        """The card goes, under whoever has it open."""
+        self.present = False
+        if self.card is not None:
+            self.card.unplugged = True
+
+    def fault(self, kind: str) -> int:
+        """The errno to fail with now, or 0."""
+        return self.faults[kind].pop(0) if self.faults.get(kind) else 0
+
+
+class ModelCard(Card):
+    """An open card of the model; the kernel's side of it too."""
+
+    def __init__(self, board: Board, path: str) -> None:
+        self.board = board
+        self.unplugged = False
+        self.master = not board.other_master
+        self.fbs: dict[int, Framebuffer] = {}
+        self.blobs: dict[int, bytes] = {}
+        self.objects: dict[int, dict[str, int]] = {}
+        for index in range(len(board.monitors)):
+            self.objects[CONNECTOR + index] = {"CRTC_ID": 0, "EDID": 0}
+            self.objects[CRTC + index] = {"ACTIVE": 0, "MODE_ID": 0}
+            plane = dict.fromkeys(("FB_ID", "CRTC_ID", *PROPERTIES[3:11]), 0)
+            self.objects[PLANE + index] = {"type": uapi.DRM_PLANE_TYPE_PRIMARY, **plane}
+        self.pending: dict[int, int] = {}
+        """CRTC -> user data of the flip that is not on the screen yet."""
+        self.handles: set[int] = set()
+        self.commits = 0
+        self._next = 100
+        self._memory = os.memfd_create("model")
+        self._end: Any = 0
+        self._handlers: dict[int, Callable[[Any], int]] = {
+            getattr(uapi, name): getattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
+            for name in vars(uapi)
+            if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
+        }
+        super().__init__(path)
+
+    def _open(self) -> int:
+        self._end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        return ours.detach()
+
+    def _place(self) -> str:
+        return "/sys/devices/model"
+
+    def close(self) -> None:
+        super().close()
+        self._end.close()
+        os.close(self._memory)
+
+    def try_ioctl(self, number: int, argument: Any) -> int:
+        if self.fd < 0 or self.unplugged:
+            return errno.ENODEV
+        handler = self._handlers.get(number)
+        return handler(argument) if handler is not None else errno.ENOTTY
+
+    def _map(self, offset: int, size: int, writable: bool) -> Mapping:
+        return Mapping(self._memory, [(offset, size)], writable=writable)
+
+    # What a test does
+
+    def vblank(self) -> None:
+        """The next refresh: what was flipped to is on the screen."""
+        for crtc, user_data in list(self.pending.items()):
+            del self.pending[crtc]
+            event = uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, user_data, 0, 0, 0, crtc)
+            if user_data:
+                self._end.send(event)
+
+    def take_master(self) -> None:
+        """Another program becomes master, with our consent (a VT switch) or when we began."""
+        self.master, self.board.other_master = False, True
+
+    def shown(self, index: int = 0) -> dict[str, int]:
+        """A primary plane's state, empty when its CRTC is off."""
+        return self.objects[PLANE + index] if self.objects[CRTC + index]["ACTIVE"] else {}
+
+    # The kernel's side
+
+    def _new(self) -> int:
+        self._next += 1
+        return self._next
+
+    def _set_client_cap(self, _: Any) -> int:
+        return 0
+
+    def _get_cap(self, ask: Any) -> int:
+        ask.value = 3 if ask.capability == uapi.DRM_CAP_PRIME else int(ask.capability == uapi.DRM_CAP_DUMB_BUFFER)
+        return 0
+
+    def _set_master(self, _: Any) -> int:
+        if self.board.other_master:
+            return errno.EBUSY
+        self.master = True
+        return 0
+
+    def _mode_getresources(self, ask: Any) -> int:
+        count = len(self.board.monitors)
+        _fill(ask.crtc_id_ptr, ask.count_crtcs, range(CRTC, CRTC + count))
+        _fill(ask.connector_id_ptr, ask.count_connectors, range(CONNECTOR, CONNECTOR + count))
+        ask.count_crtcs = ask.count_connectors = count
+        return 0
+
+    def _mode_getplaneresources(self, ask: Any) -> int:
+        count = len(self.board.monitors)
+        _fill(ask.plane_id_ptr, ask.count_planes, range(PLANE, PLANE + count))
+        ask.count_planes = count
+        return 0
+
+    def _mode_getplane(self, ask: Any) -> int:
+        ask.possible_crtcs = (1 << len(self.board.monitors)) - 1
+        ask.fb_id = self.objects[ask.plane_id]["FB_ID"]
+        _fill(ask.format_type_ptr, ask.count_format_types, [XR24])
+        ask.count_format_types = 1
+        return 0
+
+    def _mode_getencoder(self, ask: Any) -> int:
+        ask.possible_crtcs = (1 << len(self.board.monitors)) - 1
+        return 0
+
+    def _mode_getconnector(self, ask: Any) -> int:
+        index = ask.connector_id - CONNECTOR
+        monitor = self.board.monitors[index]
+        modes = monitor.modes if monitor is not None else []
+        room, ask.count_modes = ask.count_modes, len(modes)
+        if ask.modes_ptr and room >= len(modes):
+            for number, (width, height) in enumerate(modes):
+                at = ask.modes_ptr + number * ctypes.sizeof(uapi.drm_mode_modeinfo)
+                mode = uapi.drm_mode_modeinfo.from_address(at)
+                mode.hdisplay, mode.vdisplay, mode.vrefresh = width, height, 100
+                mode.type = uapi.DRM_MODE_TYPE_PREFERRED if number == 0 else 0
+        _fill(ask.encoders_ptr, ask.count_encoders, [1])
+        ask.count_encoders = 1
+        ask.connector_type, ask.connector_type_id = 15, index + 1
+        ask.connection = 1 if monitor is not None else 2
+        return 0
+
+    def _mode_obj_getproperties(self, ask: Any) -> int:
+        values = self.objects[ask.obj_id]
+        _fill(ask.props_ptr, ask.count_props, [PROPERTIES.index(name) + 1 for name in values])
+        _fill(ask.prop_values_ptr, ask.count_props, list(values.values()), c_uint64)
+        ask.count_props = len(values)
+        return 0
+
+    def _mode_getproperty(self, ask: Any) -> int:
+        ask.name = PROPERTIES[ask.prop_id - 1].encode()
+        return 0
+
+    def _mode_createpropblob(self, ask: Any) -> int:
+        ask.blob_id = self._new()
+        self.blobs[ask.blob_id] = ctypes.string_at(ask.data, ask.length)
+        return 0
+
+    def _mode_destroypropblob(self, ask: Any) -> int:
+        return 0 if self.blobs.pop(ask.blob_id, None) is not None else errno.ENOENT
+
+    def _prime_fd_to_handle(self, ask: Any) -> int:
+        failed = self.board.fault("import")
+        if failed or not self.board.can_import:
+            return failed or errno.ENODEV
+        ask.handle = self._new()
+        self.handles.add(ask.handle)
+        return 0
+
+    def _gem_close(self, ask: Any) -> int:
+        return 0 if ask.handle in self.handles and not self.handles.remove(ask.handle) else errno.EINVAL  # type: ignore[func-returns-value]
+
+    def _mode_create_dumb(self, ask: Any) -> int:
+        ask.handle = self._new()
+        ask.pitch = ask.width * ask.bpp // 8
+        ask.size = -(-ask.pitch * ask.height // 4096) * 4096
+        self.handles.add(ask.handle)
+        return 0
+
+    def _mode_map_dumb(self, ask: Any) -> int:
+        ask.offset = os.fstat(self._memory).st_size
+        os.ftruncate(self._memory, ask.offset + (1 << 20))
+        return 0
+
+    def _mode_addfb2(self, ask: Any) -> int:
+        if ask.handles[0] not in self.handles:
+            return errno.ENOENT
+        ask.fb_id = self._new()
+        self.fbs[ask.fb_id] = Framebuffer(ask.width, ask.height, ask.pitches[0], True)
+        return 0
+
+    def _mode_rmfb(self, ask: Any) -> int:
+        failed = self.board.fault("rmfb")
+        if failed or self.fbs.pop(ask.value, None) is None:
+            return failed or errno.ENOENT
+        for values in self.objects.values():
+            if values.get("FB_ID") == ask.value:
+                values["FB_ID"] = values["CRTC_ID"] = 0
+        return 0
+
+    def _mode_closefb(self, ask: Any) -> int:
+        return 0
+
+    def _mode_atomic(self, ask: Any) -> int:
+        if not self.master:
+            return errno.EACCES
+        test, event = ask.flags & uapi.DRM_MODE_ATOMIC_TEST_ONLY, ask.flags & uapi.DRM_MODE_PAGE_FLIP_EVENT
+        failed = self.board.fault("test" if test else "flip" if event else "modeset")
+        if failed:
+            return failed
+        after = {identity: dict(values) for identity, values in self.objects.items()}
+        touched = self._apply(ask, after)
+        failed = self._check(after, touched, ask)
+        if failed or test:
+            return failed
+        self.commits += 1
+        self.objects = after
+        for crtc in touched if event else ():
+            self.pending[crtc] = ask.user_data
+        if not ask.flags & uapi.DRM_MODE_ATOMIC_NONBLOCK:
+            self.vblank()
+        return 0
+
+    def _apply(self, ask: Any, after: dict[int, dict[str, int]]) -> set[int]:
+        """The CRTCs that a commit touches, which `after` then shows."""
+        objects = (c_uint32 * ask.count_objs).from_address(ask.objs_ptr)
+        counts = (c_uint32 * ask.count_objs).from_address(ask.count_props_ptr)
+        names = (c_uint32 * sum(counts)).from_address(ask.props_ptr)
+        values = (c_uint64 * sum(counts)).from_address(ask.prop_values_ptr)
+        pairs = iter(zip(names, values, strict=True))
+        touched = set()
+        for identity, count in zip(objects, counts, strict=True):
+            for _ in range(count):
+                name, value = next(pairs)
+                after[identity][PROPERTIES[name - 1]] = value
+            for state in (self.objects, after):
+                touched.add(identity if CRTC <= identity < PLANE else state[identity].get("CRTC_ID", 0))
+        return touched - {0}
+
+    def _check(self, after: dict[int, dict[str, int]], touched: set[int], ask: Any) -> int:
+        event = ask.flags & uapi.DRM_MODE_PAGE_FLIP_EVENT
+        for crtc in touched:
+            state = after[crtc]
+            if crtc in self.pending and ask.flags & uapi.DRM_MODE_ATOMIC_NONBLOCK:
+                return errno.EBUSY
+            if event and not state["ACTIVE"]:
+                return errno.EINVAL
+            if state["MODE_ID"] != self.objects[crtc]["MODE_ID"] and not ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET:
+                return errno.EINVAL
+            driven = any(values.get("CRTC_ID") == crtc for identity, values in after.items() if identity < CRTC)
+            if bool(state["MODE_ID"]) != driven:
+                return errno.EINVAL
+        return next(filter(None, (self._check_plane(after, values) for i, values in after.items() if i >= PLANE)), 0)
+
+    def _check_plane(self, after: dict[int, dict[str, int]], plane: dict[str, int]) -> int:
+        if not plane["FB_ID"]:
+            return errno.EINVAL if plane["CRTC_ID"] else 0
+        fb, blob = self.fbs.get(plane["FB_ID"]), self.blobs.get(after[plane["CRTC_ID"]]["MODE_ID"])
+        if fb is None:
+            return errno.ENOENT
+        if blob is None:
+            return errno.EINVAL
+        mode = uapi.drm_mode_modeinfo.from_buffer_copy(blob)
+        source, target = (plane["SRC_W"] >> 16, plane["SRC_H"] >> 16), (plane["CRTC_W"], plane["CRTC_H"])
+        if source[0] > fb.width or source[1] > fb.height:
+            return errno.ENOSPC
+        if source != target and not self.board.can_scale:
+            return errno.ERANGE
+        whole = (plane["CRTC_X"], plane["CRTC_Y"], *target) == (0, 0, mode.hdisplay, mode.vdisplay)
+        return 0 if whole or self.board.can_leave_free else errno.EINVAL
+
+
+def _fill(address: int, room: int, values: Any, kind: Any = c_uint32) -> None:
+    """Numbers into an array of the caller's that has the room."""
+    numbers = list(values)
+    if address and room >= len(numbers):
+        (kind * len(numbers)).from_address(address)[:] = numbers
+
+
+class Pages:
+    """A guest's pages (xen.port.GuestBuffer)."""
+
+    domid = 1
+
+    def __init__(self, width: int = 64, height: int = 48) -> None:
+        self.geometry = Geometry(width, height, XR24, width * 4, 0)
+        self.size = width * 4 * height
+        self.memory = bytearray(self.size)
+        self._fd = os.memfd_create("guest")
+
+    async def view(self) -> memoryview:
+        return memoryview(self.memory).toreadonly()
+
+    async def dmabuf(self) -> int:
+        return self._fd
+
+    async def aclose(self) -> None:
+        os.close(self._fd)

@@ -1,0 +1,105 @@
+"""The command line, as the shell sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from PIL import Image
+
+from displbe import __version__, cli
+from displbe.config import Settings
+from displbe.daemon import Daemon
+from displbe.sim.hypervisor import Xen
+
+NO_XEN = not any(Path(path).exists() for path in ("/dev/xen/gntdev", "/dev/xen/xenbus", "/run/xenstored/socket"))
+WITHOUT_PILLOW = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.split('.')[0] == 'PIL' else find(name, *rest)
+"""
+
+
+def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run displbe in a process of its own."""
+    code = f"{before}\nimport sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"displbe {__version__}\n")
+
+
+def test_wrong_use() -> None:
+    done = run("--colour")
+    assert done.returncode == 2
+    assert "usage: displbe" in done.stderr
+
+
+def test_a_wrong_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "displbe.toml"
+    path.write_text("[headless]\nrefresh = 'fast'\n")
+    done = run("--config", str(path), "--check")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"displbe: {path}: ")
+    assert "$.headless.refresh" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_configuration(tmp_path: Path) -> None:
+    done = run("--config", str(tmp_path / "nowhere.toml"))
+    assert done.returncode == 2
+    assert "No such file" in done.stderr
+
+
+@pytest.mark.skipif(not NO_XEN, reason="this is a Xen domain")
+@pytest.mark.parametrize("check", [True, False])
+def test_no_xen(tmp_path: Path, check: bool) -> None:
+    path = tmp_path / "displbe.toml"
+    path.write_text("sink = 'headless'\n")
+    done = run("--config", str(path), *(["--check"] if check else []))
+    assert done.returncode == 69
+    assert "there is no XenStore here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo(tmp_path: Path) -> None:
+    picture = tmp_path / "demo.png"
+    done = run("demo", "--frames", "3", "--output", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert "3 frames of 800x600" in done.stdout
+    with Image.open(picture) as image:
+        assert image.size == (800, 600)
+        assert image.getpixel((700, 100)) != image.getpixel((100, 100))
+
+
+def test_a_missing_package_is_said_in_a_sentence() -> None:
+    done = run("demo", before=WITHOUT_PILLOW)
+    assert done.returncode == 69, done.stderr
+    assert done.stderr == "displbe: the headless sink needs PIL: install displbe[headless]\n"
+
+
+async def test_signals_end_the_daemon_in_order(tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        folder = tmp_path / number.name
+        folder.mkdir()
+        async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+            ended = trio.Event()
+
+            async def serve(daemon: Daemon, ended: trio.Event) -> None:
+                await cli._serve(daemon)
+                ended.set()
+
+            nursery.start_soon(serve, Daemon(Settings(sink="headless"), xen.hypervisor(0)), ended)
+            await trio.sleep(0.1)
+            os.kill(os.getpid(), number)
+            with trio.fail_after(3):
+                await ended.wait()

@@ -1,0 +1,32 @@
+"""configs/displbe.toml: explains every key, and its values are the defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from displbe.config import ConfigError, Settings, load
+
+FILE = Path(__file__).parents[2] / "configs" / "displbe.toml"
+
+
+def test_example_is_the_defaults() -> None:
+    """Every table and key that there is, with its default."""
+    assert load(str(FILE)) == Settings()
+    written = tomllib.loads(FILE.read_text())
+    defaults = msgspec.to_builtins(Settings())
+    assert {**written, "guest": {}} == defaults
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["refresh = 121", "refresh = -1", 'scale = "big"', 'on-exit = "explode"', "on_exit = 1", 'zero-copy = "yes"'],
+)
+def test_wrong_values(tmp_path: Path, wrong: str) -> None:
+    """Refused with the key's path."""
+    (tmp_path / "displbe.toml").write_text(f"[drm]\n{wrong}\n")
+    with pytest.raises(ConfigError, match=r"\$\.drm"):
+        load(str(tmp_path / "displbe.toml"))

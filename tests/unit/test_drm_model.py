@@ -1,0 +1,508 @@
+"""The DRM sink on a model of the kernel: orders of events and failures that no lab shows at will."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from unit.drm_model import CRTC, Board, Monitor, Pages
+
+from displbe.config import DrmSettings
+from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
+from displbe.sinks.drm import frames, hotplug, keeper, output, sink
+from displbe.sinks.drm.output import DrmOutput
+from displbe.sinks.drm.sink import DrmSink
+
+WHOLE = Part(0, 0, 64, 48)
+QUICK = {
+    (keeper, "PERIOD"): 0.02,
+    (keeper, "PAUSE"): 0.001,
+    (sink, "LATE_CHECK"): 0.01,
+    (sink, "SEARCH"): 0.02,
+    (output, "LATE"): 0.1,
+    (frames, "LATE"): 0.1,
+    (hotplug, "POLL"): 0.02,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Any:
+    """Everything that happens once a second happens at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), value in QUICK.items():
+            patch.setattr(module, name, value)
+        yield
+
+
+@asynccontextmanager
+async def running(board: Board, devices: Path, **keys: Any) -> AsyncIterator[DrmSink]:
+    """A sink on the board."""
+    (devices / "card0").touch()
+    made = DrmSink(DrmSettings(**keys), board.open, devices)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(made.run)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+class Screen:
+    """An output with a guest's two framebuffers, of which the first is shown, and the flips that have completed."""
+
+    def __init__(self, made: DrmSink, name: str = "Virtual-1") -> None:
+        claimed = made.claim(name, 64, 48)
+        assert isinstance(claimed, DrmOutput)
+        self.output = claimed
+        self.pages = [Pages(), Pages()]
+        self.buffers: list[SinkBuffer] = []
+        self.done: list[int] = []
+        self.output.flipped = self.done.append
+        self.accepted = 0
+
+    async def show(self, part: Part = WHOLE) -> None:
+        """Attach and switch on."""
+        self.buffers = [await self.output.attach(pages, pages.geometry) for pages in self.pages]
+        await self.output.enable(self.buffers[0], part)
+
+    @property
+    def waiting(self) -> bool:
+        """A flip is under way: the caller of the sink waits then."""
+        return len(self.done) < self.accepted
+
+    def flip(self, index: int = 1) -> None:
+        """Flip; the token counts up."""
+        self.output.flip(self.buffers[index], self.accepted)
+        self.accepted += 1
+
+    async def complete(self) -> None:
+        """Wait until the last flip is over, and see that it was over once."""
+        with trio.fail_after(10):
+            while self.waiting:
+                await trio.sleep(0.001)
+        assert self.done == list(range(self.accepted))
+
+    async def close(self) -> None:
+        """As a device does that closes."""
+        for buffer in self.buffers:
+            await buffer.aclose()
+        await self.output.release()
+        for pages in self.pages:
+            await pages.aclose()
+
+
+async def until(what: Callable[[], object]) -> None:
+    """Wait for something."""
+    with trio.fail_after(10):
+        while not what():
+            await trio.sleep(0.001)
+
+
+async def test_zero_copy(tmp_path: Path) -> None:
+    """The guest's own framebuffers are on the plane, a flip is over when the card says so, and at the end nothing is left."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        assert (screen.output.path, card.shown()["SRC_W"]) == ("zero copy", 64 << 16)
+        first = card.shown()["FB_ID"]
+        screen.flip()
+        await trio.lowlevel.checkpoint()
+        assert screen.waiting
+        assert card.shown()["FB_ID"] != first
+        card.vblank()
+        await screen.complete()
+        await screen.close()
+        assert (card.shown(), card.fbs, card.blobs, card.handles) == ({}, {}, {}, set())
+
+
+async def test_copy(tmp_path: Path) -> None:
+    """Each frame is copied into the buffer that is not on the screen."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
+        screen = Screen(made)
+        screen.pages[0].memory[:] = b"a" * screen.pages[0].size
+        screen.pages[1].memory[:] = b"b" * screen.pages[1].size
+        await screen.show()
+        card = board.card
+        assert card is not None
+        ring = screen.output._frames and screen.output._frames.ring
+        assert ring
+        for index, letter in ((1, b"b"), (0, b"a"), (1, b"b")):
+            screen.flip(index)
+            await until(lambda: card.pending)
+            assert card.shown()["FB_ID"] == ring.front.fb
+            assert bytes(ring.front.memory.view[: screen.pages[0].size]) == letter * screen.pages[0].size
+            card.vblank()
+            await screen.complete()
+        await screen.close()
+        assert (card.fbs, card.blobs, card.handles) == ({}, {}, set())
+
+
+async def test_drawn_without_flipping(tmp_path: Path) -> None:
+    """What a guest draws into the frame it shows is shown; while it draws nothing, nothing is committed."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        await until(
+            lambda: screen.output._frames and screen.output._frames.refreshed
+        )  # the first look takes the private copy
+        commits = card.commits
+        await trio.sleep(0.3)
+        assert card.commits == commits
+        for value in (b"x", b"y"):
+            screen.pages[0].memory[1000:1001] = value
+            frames_now = screen.output._frames
+            assert frames_now
+            await until(
+                partial(lambda ring, value: bytes(ring.front.memory.view[1000:1001]) == value, frames_now.ring, value)
+            )
+        assert card.commits == commits + 2
+        screen.flip()
+        await until(lambda: card.pending)
+        card.vblank()
+        await screen.complete()
+        await screen.close()
+
+
+async def test_import_refused(tmp_path: Path) -> None:
+    """A card that does not import: copied. With `require`: refused, and nothing is held."""
+    board = Board()
+    board.can_import = False
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        assert screen.output.path == "copy"
+        await screen.close()
+    async with running(board, tmp_path, zero_copy="require") as made:
+        screen = Screen(made)
+        with pytest.raises(SinkError, match="no zero copy: import dma-buf"):
+            await screen.show()
+        await screen.close()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSPC, errno.ERANGE])
+async def test_scanout_refused(tmp_path: Path, number: int) -> None:
+    """A card that imports a buffer, but does not show it: copied."""
+    board = Board()
+    board.faults["test"] = [number]
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        assert screen.output.path == "copy"
+        assert board.card is not None
+        assert len(board.card.fbs) == 3  # the ring's two, and the other buffer's
+        await screen.close()
+        assert board.card.fbs == {}
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM])
+@pytest.mark.parametrize("zero_copy", ["require", "off"])
+async def test_failed_flip(tmp_path: Path, number: int, zero_copy: str) -> None:
+    """A flip that the kernel refuses is over all the same, and the frame is shown in another way."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        board.faults["flip"] = [number]
+        before = card.shown()["FB_ID"]
+        screen.flip()
+        await until(lambda: card.pending or screen.done)
+        card.vblank()
+        await screen.complete()
+        await until(lambda: card.shown() and card.shown()["FB_ID"] != before and not screen.output.dark)
+        await screen.close()
+
+
+async def test_monitor_unplugged(tmp_path: Path) -> None:
+    """Flips go on without a monitor, at the mode's rate; the monitor that comes back shows the current frame, EDID or none."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        board.monitors[0] = None
+        await until(lambda: screen.output.dark)
+        assert screen.output.dark == "no monitor is connected"
+        assert card.shown() == {}
+        began = trio.current_time()
+        for _ in range(20):
+            screen.flip()
+            await screen.complete()
+        assert trio.current_time() - began > 0.15  # at 100 Hz
+        assert await screen.output.edid() is None
+        board.monitors[0] = Monitor([(128, 96), (64, 48)])
+        await until(card.shown)
+        assert card.fbs[card.shown()["FB_ID"]].width == 64
+        await screen.close()
+
+
+async def test_guest_before_its_monitor(tmp_path: Path) -> None:
+    """An output without a monitor can be claimed, switched on and flipped; an unknown name, or a taken one, cannot be claimed."""
+    board = Board()
+    board.monitors[0] = None
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        screen.flip()
+        await screen.complete()
+        with pytest.raises(OutputUnavailable, match="no connector DP-7; there are: Virtual-1"):
+            made.claim("DP-7", 64, 48)
+        with pytest.raises(OutputUnavailable, match="taken"):
+            made.claim("card0/Virtual-1", 64, 48)
+        board.monitors[0] = Monitor([(64, 48)])
+        await until(lambda: not screen.output.dark)
+        assert screen.output.path == "zero copy"
+        await screen.close()
+
+
+async def test_master(tmp_path: Path) -> None:
+    """Another program was there first; it ends; it comes back; it ends again."""
+    board = Board()
+    board.other_master = True
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        for _ in range(2):
+            assert screen.output.dark
+            screen.flip()
+            await screen.complete()
+            board.other_master = False
+            await until(card.shown)
+            await until(lambda: not screen.output.dark)
+            card.take_master()
+            await until(lambda: screen.output.dark)
+        await screen.close()
+
+
+async def test_another_picture(tmp_path: Path) -> None:
+    """Master was away and is back before we looked: another's picture on our plane gives it away."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        ours = card.shown()["FB_ID"]
+        card.shown()["FB_ID"] = 7
+        await until(lambda: card.shown()["FB_ID"] == ours)
+        await screen.close()
+
+
+@pytest.mark.parametrize("zero_copy", ["require", "off"])
+async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
+    """The card goes and comes back, under another number: the guest's buffers are on it again."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy=zero_copy) as made:
+        screen = Screen(made)
+        await screen.show()
+        old = board.card
+        assert old is not None
+        board.unbind()
+        screen.flip()
+        await screen.complete()
+        await until(lambda: old.fd < 0)
+        (tmp_path / "card0").unlink()
+        assert screen.output.pipe is None
+        screen.flip(0)
+        await screen.complete()
+        with pytest.raises(SinkError, match="the card is gone"):
+            await screen.output.allocate(1)
+        late = await screen.output.attach(Pages(), screen.pages[0].geometry)
+        board.present = True
+        (tmp_path / "card1").touch()
+        await until(lambda: not screen.output.dark)
+        assert board.card is not old
+        assert screen.output.path == ("zero copy" if zero_copy == "require" else "copy")
+        await late.aclose()
+        await screen.close()
+
+
+@pytest.mark.parametrize(
+    ("able", "scale", "target"),
+    [
+        ("scale", "fit", (24, 0, 80, 60)),
+        ("scale", "stretch", (0, 0, 128, 60)),
+        ("nothing", "fit", (18, 6, 64, 48)),
+        ("leave free", "fit", (18, 6, 64, 48)),
+        ("scale", "none", (18, 6, 64, 48)),
+    ],
+)
+async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, int, int, int]) -> None:
+    """A guest whose size is none of the monitor's modes."""
+    board = Board(modes=[(128, 60), (100, 60)])
+    board.can_scale = able == "scale"
+    board.can_leave_free = able != "nothing" and (able, scale) != ("scale", "none")
+    async with running(board, tmp_path, scale=scale, refresh=0) as made:
+        screen = Screen(made)
+        screen.pages[0].memory[:] = b"a" * screen.pages[0].size
+        await screen.show()
+        card = board.card
+        assert card is not None
+        lit = screen.output._lit
+        assert lit is not None
+        assert lit.target == target
+        if board.can_leave_free:
+            assert screen.output.path == "zero copy"
+            assert tuple(card.shown()[name] for name in ("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H")) == target
+        else:
+            assert screen.output.path == "copy"
+            assert lit.ring is not None
+            view, pitch = lit.ring.front.memory.view, lit.ring.front.pitch
+            rows = [bytes(view[row * pitch : (row + 1) * pitch]) for row in range(60)]
+            assert set(rows[:6] + rows[54:]) == {bytes(400)}
+            assert set(rows[6:54]) == {bytes(18 * 4) + b"a" * 256 + bytes(18 * 4)}
+        screen.flip()
+        await until(lambda: card.pending)
+        card.vblank()
+        await screen.complete()
+        await screen.close()
+
+
+async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
+    """Copy mode copies the part that is shown, from where it lies."""
+    board = Board(modes=[(32, 16)])
+    async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
+        screen = Screen(made)
+        memory = screen.pages[0].memory
+        for row in range(48):
+            memory[row * 256 : (row + 1) * 256] = bytes([row] * 128 + [row + 100] * 128)
+        await screen.show(Part(16, 8, 32, 16))
+        lit = screen.output._lit
+        assert lit is not None
+        assert lit.ring is not None
+        shown = bytes(lit.ring.front.memory.view[: 128 * 16])
+        assert shown == b"".join(bytes([row] * 64 + [row + 100] * 64) for row in range(8, 24))
+        await screen.close()
+
+
+@pytest.mark.parametrize("on_exit", ["restore", "keep", "blank"])
+async def test_on_exit(tmp_path: Path, on_exit: str) -> None:
+    """What is on the screen after the guest and we are gone."""
+    board = Board(connectors=2)
+    states: list[Any] = []
+    async with running(board, tmp_path, on_exit=on_exit) as made:
+        card = board.card
+        assert card is not None
+        screen = Screen(made)
+        await screen.show()
+        last = card.shown()["FB_ID"]
+        await screen.close()
+        states.append(card.shown())
+        close = card.close
+
+        def closing() -> None:
+            states.append(card.shown())
+            close()
+
+        card.close = closing  # type: ignore[method-assign]
+    if on_exit == "keep":
+        assert states[0]["FB_ID"] not in (0, last)
+        assert states[1] == states[0]
+    else:
+        assert states == [{}, {}]
+
+
+async def test_connectors_find_their_crtcs(tmp_path: Path) -> None:
+    """Two guests on one card, each on its own CRTC; what was there before is out of their way."""
+    board = Board(connectors=2)
+    async with running(board, tmp_path) as made:
+        first, second = Screen(made, "Virtual-2"), Screen(made)
+        card = board.card
+        assert card is not None
+        card.objects[11]["CRTC_ID"], card.objects[CRTC]["ACTIVE"] = CRTC + 1, 0
+        await first.show()
+        await second.show()
+        assert card.shown(0)
+        assert card.shown(1)
+        for screen in (first, second):
+            screen.flip()
+        card.vblank()
+        await first.complete()
+        await second.complete()
+        await first.close()
+        assert len([index for index in (0, 1) if card.shown(index)]) == 1
+        await second.close()
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("flip"), st.integers(0, 1)),
+    st.tuples(st.just("vblank"), st.just(0)),
+    st.tuples(st.sampled_from(["plug", "master", "card", "remove", "enable", "off", "pause"]), st.integers(0, 1)),
+    st.tuples(
+        st.sampled_from(["flip fails", "modeset fails", "test fails", "rmfb fails", "import fails"]),
+        st.sampled_from([errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM, errno.ENOSPC]),
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ACTIONS, max_size=25), st.sampled_from(["auto", "off"]))
+async def test_every_flip_completes_once(tmp_path: Path, actions: list[tuple[str, int]], zero_copy: str) -> None:
+    """Whatever fails in whatever order: every accepted flip completes exactly once, and at the end nothing is held."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy=zero_copy, refresh=100) as made:
+        screen = Screen(made)
+        await screen.show()
+        on = True
+        for action, value in actions:
+            card = board.card
+            assert card is not None
+            match action:
+                case "flip" if on and not screen.waiting:
+                    screen.flip(value)
+                case "vblank":
+                    card.vblank()
+                case "plug":
+                    board.monitors[0] = Monitor([(64, 48)]) if value else None
+                case "master" if value:
+                    board.other_master = False
+                case "master":
+                    card.take_master()
+                case "card" if value:
+                    board.present = True
+                case "card":
+                    board.unbind()
+                case "remove":
+                    await screen.buffers[value].aclose()
+                    screen.buffers[value] = await screen.output.attach(
+                        screen.pages[value], screen.pages[value].geometry
+                    )
+                case "enable":
+                    try:
+                        await screen.output.enable(screen.buffers[value], WHOLE)
+                    except SinkError:
+                        continue
+                    on = True
+                case "off":
+                    await screen.output.disable()
+                    on = False
+                case "pause":
+                    await trio.sleep(0.03 * value)
+                case _ if action.endswith("fails"):
+                    board.faults.setdefault(action.removesuffix(" fails"), []).append(value)
+            await trio.lowlevel.checkpoint()
+            assert screen.done == list(range(len(screen.done)))
+        await screen.complete()
+        board.faults.clear()
+        await screen.close()
+        await trio.sleep(0.01)
+        assert screen.done == list(range(screen.accepted))
+        if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
+            assert board.card.handles == set()

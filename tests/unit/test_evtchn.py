@@ -1,0 +1,140 @@
+"""Event channels over an evtchn file that a test plays. tests/conformance says the rest, over real ones too."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator
+from functools import partial
+from struct import iter_unpack, pack, unpack
+
+import pytest
+import trio
+import trio.testing
+
+from displbe.xen import evtchn
+from displbe.xen.evtchn import Channel, EventChannels
+from displbe.xen.port import HypervisorError, Ledger
+
+
+class Kernel:
+    """Stands for the fcntl module; the file is one end of a socket, whose other end the test has."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.asked: list[tuple[int, tuple[int, ...]]] = []
+        self.refuses = 0
+        self._next = 40
+
+    def ioctl(self, fd: int, number: int, argument: bytearray | int = 0) -> int:
+        fields = unpack(f"={len(argument) // 4}I", argument) if isinstance(argument, bytearray) else ()
+        self.asked.append((number, fields))
+        if self.refuses:
+            raise OSError(self.refuses, os.strerror(self.refuses))
+        if number == evtchn.BIND_INTERDOMAIN:
+            self._next += 1
+            return self._next
+        return 0
+
+    def fire(self, *ports: int) -> None:
+        """These ports fire, in one go."""
+        self.theirs.send(pack(f"={len(ports)}I", *ports))
+
+    def rearmed(self) -> list[int]:
+        """The ports written back since the last time."""
+        self.theirs.setblocking(False)
+        found = []
+        try:
+            while True:
+                found += [port for (port,) in iter_unpack("=I", self.theirs.recv(1000))]
+        except BlockingIOError:
+            return found
+
+
+@pytest.fixture
+async def kernel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kernel]:
+    kernel = Kernel()
+    monkeypatch.setattr(evtchn, "fcntl", kernel)
+    monkeypatch.setattr("displbe.xen.evtchn.os.open", lambda path, flags: os.dup(kernel.ours.fileno()))
+    kernel.ours.setblocking(False)
+    yield kernel
+    kernel.ours.close()
+    kernel.theirs.close()
+
+
+async def test_ports(kernel: Kernel) -> None:
+    ledger = Ledger()
+    channels = EventChannels(ledger)
+    fired: list[int] = []
+    bound: dict[int, Channel] = {}
+    for remote in (7, 8):
+
+        def note(remote: int = remote) -> bool:
+            fired.append(remote)
+            bound[remote].rearm()
+            return False
+
+        bound[remote] = channels.bind(3, remote, note)
+    assert kernel.asked == [(evtchn.BIND_INTERDOMAIN, (3, 7)), (evtchn.BIND_INTERDOMAIN, (3, 8))]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channels.run)
+        kernel.fire(42, 41, 99)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (fired, kernel.rearmed()) == ([8, 7], [42, 41])
+        bound[7].close()
+        kernel.fire(41, 42)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (fired[2:], kernel.rearmed()) == ([8], [42])
+        bound[8].notify()
+        assert kernel.asked[-2:] == [(evtchn.UNBIND, (41,)), (evtchn.NOTIFY, (42,))]
+        nursery.cancel_scope.cancel()
+    channels.close()
+    assert kernel.asked[-1] == (evtchn.UNBIND, (42,))
+    assert ledger == Ledger()
+
+
+async def test_fired_ports_that_the_kernel_lost(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list was too short (EFBIG): every port is looked at."""
+    channels = EventChannels(Ledger())
+    fired: list[int] = []
+
+    def note(remote: int) -> bool:
+        fired.append(remote)
+        return False
+
+    for remote in (7, 8):
+        channels.bind(3, remote, partial(note, remote))
+    read = os.read
+
+    def overflow(fd: int, size: int) -> bytes:
+        monkeypatch.setattr("displbe.xen.evtchn.os.read", read)
+        read(fd, size)
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr("displbe.xen.evtchn.os.read", overflow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channels.run)
+        kernel.fire(41)
+        await trio.testing.wait_all_tasks_blocked()
+        assert fired == [7, 8]
+        assert kernel.asked[-1] == (evtchn.RESET, ())
+        kernel.fire(42)
+        await trio.testing.wait_all_tasks_blocked()
+        assert fired == [7, 8, 8]
+        nursery.cancel_scope.cancel()
+    channels.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(errno.EINVAL, "event channel 7 of domain 3: Invalid argument"), (errno.EPERM, "SILO")]
+)
+async def test_refused(kernel: Kernel, error: int, said: str) -> None:
+    ledger = Ledger()
+    channels = EventChannels(ledger)
+    kernel.refuses = error
+    with pytest.raises(HypervisorError, match=said) as refused:
+        channels.bind(3, 7, lambda: False)
+    assert refused.value.number == error
+    assert ledger == Ledger()
+    channels.close()

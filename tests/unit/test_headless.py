@@ -1,0 +1,176 @@
+"""The headless sink by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from PIL import Image
+
+from displbe.config import HeadlessSettings
+from displbe.sinks.base import Geometry, OutputUnavailable, Part, SinkError
+from displbe.sinks.headless import HeadlessOutput, HeadlessSink
+from displbe.wire.errors import Errno
+from displbe.wire.formats import fourcc
+
+XR24 = fourcc("XR24")
+WHOLE = Part(0, 0, 4, 2)
+
+
+class Pages:
+    """A guest's buffer."""
+
+    domid = 1
+
+    def __init__(self, content: bytes) -> None:
+        self.content = bytearray(content)
+        self.size = len(content)
+
+    async def view(self) -> memoryview:
+        return memoryview(self.content).toreadonly()
+
+    async def dmabuf(self) -> int:
+        raise AssertionError("no dma-buf is of use here")
+
+    async def aclose(self) -> None:
+        pass
+
+
+def plain(colour: tuple[int, int, int]) -> Pages:
+    """A picture of 4x2 in one colour."""
+    return Pages(bytes((*colour[::-1], 0)) * 8)
+
+
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+SHAPE = Geometry(4, 2, XR24, 16, 0)
+
+
+def claimed(sink: HeadlessSink, name: str = "A") -> HeadlessOutput:
+    """An output with a list of the flips that were shown."""
+    output = sink.claim(name, 4, 2)
+    assert isinstance(output, HeadlessOutput)
+    return output
+
+
+def colour(image: Image.Image | None) -> object:
+    """The colour of the first pixel."""
+    return image.getpixel((0, 0)) if image is not None else None
+
+
+def test_outputs_by_name() -> None:
+    sink = HeadlessSink(HeadlessSettings(outputs=["A", "B"]))
+    output = sink.claim("A", 4, 2)
+    assert sink.claimed("A") is output
+    assert sink.claimed("B") is None
+    with pytest.raises(OutputUnavailable, match="A is taken by another guest"):
+        sink.claim("A", 4, 2)
+    with pytest.raises(OutputUnavailable, match="no output C; there are: A, B"):
+        sink.claim("C", 4, 2)
+
+
+@pytest.mark.parametrize("name", ["../etc/passwd", "a/b", ".hidden", ".."])
+def test_a_name_is_no_path(name: str) -> None:
+    with pytest.raises(OutputUnavailable):
+        HeadlessSink(HeadlessSettings()).claim(name, 4, 2)
+
+
+async def test_a_flip_is_shown_at_the_next_refresh(autojump_clock: trio.testing.MockClock) -> None:
+    sink = HeadlessSink(HeadlessSettings(refresh=50))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(sink.run)
+        output, shown = claimed(sink), list[tuple[int, float]]()
+        output.flipped = lambda token: shown.append((token, trio.current_time()))
+        one, other = [await output.attach(plain(c), SHAPE) for c in (RED, GREEN)]
+        assert output.picture() is None
+        await output.enable(one, WHOLE)
+        assert colour(output.picture()) == RED
+        begun = trio.current_time()
+        for token in range(100):
+            output.flip(other if token % 2 else one, token)
+            await trio.sleep(0.021)
+        assert [token for token, _ in shown] == list(range(100))
+        assert all(abs(time * 50 - round(time * 50)) < 1e-6 for _, time in shown), "it refreshes in steps of 20 ms"
+        assert 2 < trio.current_time() - begun < 2.2
+        assert output.flips == 100
+        await output.release()
+        assert sink.claimed("A") is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_only_the_part_asked_for_is_shown() -> None:
+    sink = HeadlessSink(HeadlessSettings())
+    output = claimed(sink)
+    pixels = b"".join(bytes((n, n, n, 0)) for n in range(8))
+    frame = await output.attach(Pages(pixels), SHAPE)
+    await output.enable(frame, Part(1, 1, 2, 1))
+    image = output.picture()
+    assert image is not None
+    assert image.size == (2, 1)
+    assert image.tobytes() == bytes((5, 5, 5, 6, 6, 6))
+
+
+async def test_a_framebuffer_that_goes_leaves_its_picture() -> None:
+    sink = HeadlessSink(HeadlessSettings())
+    output, shown = claimed(sink), list[int]()
+    output.flipped = shown.append
+    pages = plain(RED)
+    frame = await output.attach(pages, SHAPE)
+    await output.enable(frame, WHOLE)
+    output.flip(frame, 7)
+    await frame.aclose()
+    assert shown == [7]
+    pages.content[:] = bytes(pages.size)
+    assert colour(output.picture()) == RED
+
+
+async def test_no_flip_completes_after_release() -> None:
+    sink = HeadlessSink(HeadlessSettings())
+    output, shown = claimed(sink), list[int]()
+    output.flipped = shown.append
+    frame = await output.attach(plain(RED), SHAPE)
+    await output.enable(frame, WHOLE)
+    output.flip(frame, 7)
+    await frame.aclose()
+    await output.release()
+    output.refresh()
+    assert shown == [7]
+
+
+async def test_pictures_as_files(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "for it"
+    sink = HeadlessSink(HeadlessSettings(directory=str(folder)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(sink.run)
+        output = claimed(sink, "HDMI-A-1")
+        await output.disable()
+        assert list(folder.iterdir()) == [], "there was nothing to show"
+        frame = await output.attach(plain(RED), SHAPE)
+        await output.enable(frame, WHOLE)
+        await output.disable()
+        with Image.open(folder / "HDMI-A-1.png") as image:
+            assert (image.size, colour(image)) == ((4, 2), RED)
+        await output.enable(await output.attach(plain(GREEN), SHAPE), WHOLE)
+        await output.release()
+        with Image.open(folder / "HDMI-A-1.png") as image:
+            assert colour(image) == GREEN
+        assert [path.name for path in folder.iterdir()] == ["HDMI-A-1.png"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_formats_it_cannot_show() -> None:
+    output = claimed(HeadlessSink(HeadlessSettings()))
+    with pytest.raises(SinkError, match="YUYV") as refused:
+        await output.attach(plain(RED), Geometry(4, 2, fourcc("YUYV"), 8, 0))
+    assert refused.value.code is Errno.EINVAL
+
+
+async def test_a_last_row_without_padding() -> None:
+    """The guest's buffer may end with the last pixel, not with the last row's stride."""
+    output = claimed(HeadlessSink(HeadlessSettings()))
+    frame = await output.attach(Pages(bytes(64) + bytes((1, 2, 3, 0)) * 3), Geometry(3, 2, XR24, 64, 0))
+    await output.enable(frame, Part(0, 0, 3, 2))
+    image = output.picture()
+    assert image is not None
+    assert image.tobytes() == bytes(9) + bytes((3, 2, 1)) * 3

@@ -1,0 +1,51 @@
+"""systemd's notifications."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from displbe.ops.health import Health
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
+    """A service manager's socket, and its address as in NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as ear:
+        name = f"displbe-test-{os.getpid()}" if request.param == "abstract" else str(tmp_path / "notify")
+        ear.bind("\0" + name if request.param == "abstract" else name)
+        yield ear, "@" + name if request.param == "abstract" else name
+
+
+def test_it_tells(manager: tuple[socket.socket, str]) -> None:
+    ear, address = manager
+    health = Health({"NOTIFY_SOCKET": address})
+    health.tell("READY=1", "STATUS=serving")
+    assert ear.recv(1000) == b"READY=1\nSTATUS=serving"
+    health.tell("STOPPING=1")
+    assert ear.recv(1000) == b"STOPPING=1"
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    Health({}).tell("READY=1")
+    Health({"NOTIFY_SOCKET": str(tmp_path / "gone")}).tell("READY=1")
+
+
+def test_a_manager_that_does_not_read_holds_nobody_up(manager: tuple[socket.socket, str]) -> None:
+    _, address = manager
+    health = Health({"NOTIFY_SOCKET": address})
+    for _ in range(2000):
+        health.tell("WATCHDOG=1")
+
+
+def test_the_watchdog() -> None:
+    mine, other = str(os.getpid()), str(os.getpid() + 1)
+    assert Health({"WATCHDOG_USEC": "3000000"}).interval == 1.5
+    assert Health({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": mine}).interval == 1.5
+    assert Health({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": other}).interval is None
+    assert Health({"WATCHDOG_USEC": "soon"}).interval is None
+    assert Health({}).interval is None
