@@ -19,5 +19,5 @@ fi
 
 "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
-.venv/bin/python -m pip install -q --group test --group check -e '.[headless]'
+.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm]'
 touch .venv/ready

@@ -97,7 +97,7 @@ def goes_on(machine: Machine, name: str) -> float:
 
 
 def test_two_cards(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:
-    """Two guests on two cards, both without copying; what was on the screens before is there again afterwards, which is nothing."""
+    """Two guests on two cards, both without copying, both pictures right."""
     wanted = reference()
     with backend(machine, config('zero-copy = "require"')) as displbe:
         for guest, name in zip(("one", "two"), names, strict=True):

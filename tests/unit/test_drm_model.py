@@ -238,7 +238,7 @@ async def test_monitor_unplugged(tmp_path: Path) -> None:
         board.monitors[0] = None
         await until(lambda: screen.output.dark)
         assert screen.output.dark == "no monitor is connected"
-        assert card.shown() == {}
+        await until(lambda: card.shown() == {})
         began = trio.current_time()
         for _ in range(20):
             screen.flip()
