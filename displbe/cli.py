@@ -6,9 +6,11 @@ Exit codes: 0 done, 1 the daemon failed, 2 wrong use or configuration, 69 this m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -91,7 +93,8 @@ def _daemon(arguments: argparse.Namespace) -> int:
     if arguments.check:
         _tell_abilities(daemon)
     else:
-        trio.run(_serve, daemon)
+        with _only_one():
+            trio.run(_serve, daemon)
     return OK
 
 
@@ -106,13 +109,24 @@ def _tell_abilities(daemon: Daemon) -> None:
 
 async def _serve(daemon: Daemon) -> None:
     """The daemon, until a signal ends it."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
-        await daemon.run()
-
-
-async def _end_on_signal(scope: trio.CancelScope) -> None:
+    # Outside of what is cancelled: a second signal must not kill what says goodbye.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
+            await daemon.run()
+
+
+async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mark:
+        try:
+            mark.bind("\0displbe")  # in no file system: it goes with the process, however that ends
+        except OSError as error:
+            raise Unavailable("another displbe runs in this domain") from error
+        yield

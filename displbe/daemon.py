@@ -48,9 +48,11 @@ class Daemon:
                     self._health.tell("READY=1", "STATUS=serving")
                     _log.info("ready")
                     task_status.started()
-                    await self._feed_watchdog()
+                    try:
+                        await self._feed_watchdog()
+                    finally:
+                        self._health.tell("STOPPING=1")
             finally:
-                self._health.tell("STOPPING=1")
                 services.cancel()
         _log.info("displbe ends")
 

@@ -12,9 +12,10 @@ command -v edid-decode >/dev/null || need="$need edid-decode"
 [ -e /usr/include/drm/drm_mode.h ] || [ -e /usr/include/libdrm/drm_mode.h ] || need="$need libdrm-dev"
 if [ -n "$need" ]; then
     echo "installing$need"
+    log=$(mktemp)
     # shellcheck disable=SC2086
-    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $need; } >/tmp/displbe-apt.log 2>&1 ||
-        { cat /tmp/displbe-apt.log; exit 1; }
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $need; } >"$log" 2>&1 ||
+        { cat "$log"; exit 1; }
 fi
 
 "$PYTHON" -m venv .venv

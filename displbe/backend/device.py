@@ -109,7 +109,10 @@ class Device:
         if step.state is None or step.wait > 0:
             await self._changed(step.wait)
         elif step.state is State.CONNECTED:
-            await trio.sleep_until(self._not_before)
+            if trio.current_time() < self._not_before:
+                await trio.sleep_until(self._not_before)
+                return  # and look again
+            self._count_connection()
             await self._connect(step)
         else:
             await self._switch(step)
@@ -174,13 +177,15 @@ class Device:
                 await self._verify()
                 await nursery.start(self._driver.serve, self)
                 self._serving = True
-                self._count_connection()
                 await self._report("")
                 await self._switch(step)
                 over = await self._until_over()
                 nursery.cancel_scope.cancel()
         except* (Refused, HypervisorError, FrontendBroken) as group:
-            await self._report(str(_first(group)))
+            first = _first(group)
+            await self._report(str(first))
+            # A frontend that broke a rule before it was served has to begin anew; others may be served when something changes.
+            self._serving = self._serving or isinstance(first, FrontendBroken)
             if not self._serving:
                 await self._changed(RETRY)
         served, self._serving = self._serving, False
@@ -224,12 +229,14 @@ class Device:
         if reason:
             self.log.error("device shut off" if self._serving else "cannot connect", reason=reason)
         try:
-            if await self._read(f"{self.path}/state") is None:
-                return
-            if text:
-                await self.store.write(f"{self.path}/error", text)
-            else:
-                await self.store.remove(f"{self.path}/error")
+            async with self.store.transaction() as transaction:
+                await transaction.read(f"{self.path}/state")  # the toolstack may be removing the directory
+                if text:
+                    await transaction.write(f"{self.path}/error", text)
+                else:
+                    await transaction.remove(f"{self.path}/error")
+        except NoEntry:
+            return
         except (StoreError, StoreLost) as error:
             self.log.warning("cannot write the error node", error=str(error))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError
 
-__all__ = ["GuestSettings", "guest_name"]
+__all__ = ["GuestSettings", "guest_name", "own_domid"]
 
 
 class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -18,12 +19,20 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     """Whether this guest may ask for buffers of ours (`be-alloc=1` in its xl configuration)."""
 
 
+async def own_domid(store: Store) -> int:
+    """Our own domain's id; Dom0 where the store does not say."""
+    try:
+        return parse_number(await store.read("domid"), 0x7FEF) or 0
+    except StoreError:
+        return 0
+
+
 async def guest_name(store: Store, domid: int) -> str:
     """The guest's name, or an empty string where this domain may not read it, or the guest itself could have written it."""
     path = f"/local/domain/{domid}/name"
     try:
-        if (await store.permissions(path))[0][1] == domid:
-            return ""
-        return (await store.read(path)).decode("utf-8", "replace")
+        name = (await store.read(path)).decode("utf-8", "replace")
+        trusted = (await store.permissions(path))[0][1] in (0, await own_domid(store))
+        return name if trusted else ""
     except StoreError:
         return ""

@@ -71,9 +71,13 @@ class Supervisor:
         for domid in await self._list(self._home):
             for number in await self._list(f"{self._home}/{domid}"):
                 pair = parse_number(domid.encode(), 0x7FEF), parse_number(number.encode())
-                if pair[0] is not None and pair[1] is not None:
+                # Without a state there is no device: a node that was written while the toolstack removed the directory.
+                if pair[0] is not None and pair[1] is not None and await self._has_state(domid, number):
                     found.append((pair[0], pair[1]))
         return found
+
+    async def _has_state(self, domid: str, number: str) -> bool:
+        return "state" in await self._list(f"{self._home}/{domid}/{number}")
 
     async def _list(self, path: str) -> list[str]:
         while True:

@@ -261,8 +261,9 @@ class Connector:
     async def _set_config(self, request: SetConfig) -> None:
         """SET_CONFIG: show a framebuffer, or nothing. Raises RequestError, SinkError."""
         if request.fb_cookie == 0:
-            self._shown = None
-            await self.output.disable()
+            if self._shown is not None:
+                self._shown = None
+                await self.output.disable()
             return
         self._check_config(request)
         await trio.sleep(min(self._modesets.take(), MODESET_WAIT))

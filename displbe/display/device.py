@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from displbe.backend.device import Device, Refused, releasing
-from displbe.backend.guests import GuestSettings, guest_name
+from displbe.backend.guests import GuestSettings, guest_name, own_domid
 from displbe.sinks.base import Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
@@ -78,6 +78,9 @@ class DisplayDriver:
                 )
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)
+            # A frontend that has begun anew meanwhile: references may name other pages by now.
+            if await self._read_keys(device, guest) != keys:
+                raise Refused("the frontend has published other rings meanwhile")
             await session.run(task_status)
 
     def _claim(self, device: Device, key: ConnectorKeys, stack: AsyncExitStack) -> Output:
@@ -171,6 +174,8 @@ class DisplayDriver:
         place, but not one with another owner. Raises Refused.
         """
         try:
+            # The value first: the guest can replace a node between the two requests, but never by one with our owner.
+            value = await device.store.read(f"{device.frontend}/{key}")
             owner = (await device.store.permissions(f"{device.frontend}/{key}"))[0][1]
         except NoEntry:
             if missing is not None:
@@ -178,9 +183,9 @@ class DisplayDriver:
             raise Refused(f"{key} is missing") from None
         except StoreError as error:
             raise Refused(f"cannot read {key}: {error}") from error
-        if owner == device.domid:
-            raise Refused(f"{key} was written by the guest")
-        return await self._node(device, key)
+        if owner not in (0, await own_domid(device.store)):
+            raise Refused(f"{key} was written by {'the guest' if owner == device.domid else f'domain {owner}'}")
+        return value
 
 
 def _nothing() -> bool:

@@ -6,11 +6,12 @@ repeated for the same device is written at a bounded rate, and the next one says
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
 
@@ -63,6 +64,23 @@ class RateLimit:
         return event
 
 
+class _Patient:
+    """A stream whose failures (a full disk, a reader that has gone) cost the line, never the guests."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "info") -> None:
     """Set the log up: `auto` is colours where stderr is a terminal, JSON lines else."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
@@ -81,6 +99,6 @@ def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "i
             *final,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Patient(sys.stderr))),
         cache_logger_on_first_use=True,
     )

@@ -144,8 +144,12 @@ class HeadlessOutput(Output):
 
     async def release(self) -> None:
         self.flipped = lambda token: None
-        await self.disable()
-        self._sink.give_back(self.name)
+        try:
+            await self.disable()
+        except OSError as error:
+            _log.warning("cannot write the picture", output=self.name, reason=str(error))
+        finally:
+            self._sink.give_back(self.name)
 
     def _keep(self) -> None:
         if self._shown is not None:

@@ -90,7 +90,7 @@ class SharedMemory:
 
     def copy(self, offset: int, size: int) -> bytes:
         """A private copy of `size` octets."""
-        return bytes(self._memory[offset : offset + size])
+        return self._memory[offset : offset + size].tobytes()
 
     def write(self, offset: int, data: bytes) -> None:
         """Write octets."""

@@ -230,8 +230,10 @@ async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[in
     ask = bytearray(_IMPORT.pack(fd, pages, domid, 0)) + bytearray(4 * pages)
     try:
         await trio.to_thread.run_sync(fcntl.ioctl, gntdev, DMABUF_IMP_TO_REFS, ask)
-    except OSError as error:
+    except BaseException as error:
         os.close(gntdev)
+        if not isinstance(error, OSError):  # cancelled
+            raise
         raise _refused(f"cannot grant a dma-buf of {pages} pages to domain {domid}", error) from error
     try:
         yield array("I", bytes(ask[_IMPORT.size :])).tolist()

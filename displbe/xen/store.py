@@ -32,6 +32,7 @@ XENBUS: Final = "/dev/xen/xenbus"
 _RECONNECT_FIRST: Final = 0.05
 _RECONNECT_LAST: Final = 2.0
 _PATIENCE: Final = 1.0
+_PATIENCE: Final = 1.0
 """Seconds that tidying up may take when xenstored does not answer."""
 _log = structlog.get_logger("displbe.store")
 
@@ -237,7 +238,12 @@ class XenStore:
     async def transaction(self) -> AsyncIterator[_Transaction]:
         """port.Store.transaction"""
         connection = self._connected
-        number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
+        await trio.lowlevel.checkpoint()
+        number = 0
+        with trio.move_on_after(_PATIENCE, shield=True):  # one that was opened must be known, to be ended
+            number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
+        if number == 0:
+            raise StoreLost("XenStore does not answer")
         transaction = _Transaction(self, number, connection)
         under_way = True
         try:

@@ -1,6 +1,6 @@
 """What a page flip costs: `python -m tests.bench`, from the repository's root.
 
-A guest in a process of its own flips as fast as it is answered. The CPU time of this process is taken once with the daemon as the
+A guest in a process of its own flips, with a pause for drawing. The CPU time of this process is taken once with the daemon as the
 backend and once with the plainest loop that makes the same system calls (reference.py), in turns, several times. The daemon may
 cost at most three times as much: all its checks, fairness and other guests' turns included.
 """
@@ -31,7 +31,7 @@ from .output import BenchSink
 from .reference import PlainLoop
 
 ROUNDS: Final = 9
-FLIPS: Final = 2000
+FLIPS: Final = 400
 AT_MOST: Final = 3.0
 
 
@@ -40,22 +40,19 @@ class Side:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._cpu: list[float] = []
+        self.cpu: list[float] = []
+        """Microseconds of CPU per flip."""
         self._wall: list[float] = []
 
     def add(self, cpu: float, wall: float) -> None:
         """One round's seconds."""
-        self._cpu.append(cpu / FLIPS * 1e6)
+        self.cpu.append(cpu / FLIPS * 1e6)
         self._wall.append(wall)
-
-    @property
-    def cost(self) -> float:
-        """Microseconds of CPU per flip."""
-        return statistics.median(self._cpu)
 
     def __str__(self) -> str:
         rate = FLIPS / statistics.median(self._wall)
-        return f"{self.name:12} {self.cost:11.1f} {min(self._cpu):8.1f} {max(self._cpu):8.1f} {rate:10.0f}"
+        middle, best, worst = statistics.median(self.cpu), min(self.cpu), max(self.cpu)
+        return f"{self.name:12} {middle:8.1f} {best:8.1f} {worst:8.1f} {rate:10.0f}"
 
 
 def plain_backend(xen: Xen) -> tuple[PlainLoop, Flipper]:
@@ -128,13 +125,17 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         sides = trio.run(measure, Path(folder))
-    ratio = sides[0].cost / sides[1].cost
-    print(f"{ROUNDS} rounds of {FLIPS} flips each    CPU per flip [µs]")
-    print(f"{'':12} {'median':>11} {'best':>8} {'worst':>8} {'flips/s':>10}")
+    # Of each round by itself: machines have slower and faster moments.
+    ratios = [daemon / plain for daemon, plain in zip(sides[0].cpu, sides[1].cpu, strict=True)]
+    ratio = statistics.median(ratios)
+    print(f"CPU per flip [µs], {ROUNDS} rounds of {FLIPS} flips")
+    print(f"{'':12} {'median':>8} {'best':>8} {'worst':>8} {'flips/s':>10}")
     for side in sides:
         print(side)
-    print(f"{'ratio':12} {ratio:11.2f}   at most {AT_MOST}: {'good' if ratio <= AT_MOST else 'TOO DEAR'}")
+    verdict = "good" if ratio <= AT_MOST else "too dear"
+    print(f"{'ratio':12} {ratio:8.2f} {min(ratios):8.2f} {max(ratios):8.2f}   at most {AT_MOST}: {verdict}")
     return 0 if ratio <= AT_MOST else 1
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

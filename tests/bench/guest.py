@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Sequence
 from struct import Struct
@@ -17,6 +18,8 @@ from displbe.wire.ring import FrontControlRing, FrontEventPage
 
 __all__ = ["Flipper", "GuestProcess"]
 
+DRAWING: Final = 1e-3
+"""Seconds."""
 _COMMAND: Final = Struct("=II")
 
 
@@ -40,13 +43,16 @@ class Flipper:
         self._number = number
 
     def flip(self, count: int) -> None:
-        """So many flips, each after the one before has been answered and shown.
+        """So many flips, each a little after the one before has been answered and shown.
 
         It spins where a kernel would sleep: what it costs to wake another process is not the backend's, and would depend on
-        how fast the backend is.
+        how fast the backend is. And it draws before it flips: so each flip finds the backend asleep, as on a screen.
         """
         pending = self._domain.pending
         for _ in range(count):
+            drawn = time.perf_counter() + DRAWING
+            while time.perf_counter() < drawn:
+                pass
             cookie = self._framebuffers[self._number % 2]
             peer = self._domain.peers[self._port]
             if self._ring.put(encode_request(PageFlip(self._number & 0xFFFF, cookie))) and peer is not None:

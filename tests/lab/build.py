@@ -209,7 +209,7 @@ def build_root(apt: Apt, kernel: Path, made: Path) -> None:
         (root / link).unlink(missing_ok=True)
         (root / link).symlink_to(target)
     compile_python(root)
-    for name, place in (("dom0-init.sh", "init.dom0"), ("agent.py", "agent.py")):
+    for name, place in (("dom0-init.sh", "init.dom0"), ("remote.py", "remote.py")):
         shutil.copy(HERE / "dom0" / name, root / place)
         (root / place).chmod(0o755)
     build_guest(root, kernel, made.parent)

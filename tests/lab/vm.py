@@ -1,6 +1,6 @@
 """Boots the lab, Xen and Dom0 inside qemu-system-aarch64, and drives it: commands, files, guests, pictures of screens.
 
-The agent in Dom0 (`dom0/agent.py`) does one thing at a time; what is to run beside others is started with `start`.
+The remote end in Dom0 (`dom0/remote.py`) does one thing at a time; what is to run beside others is started with `start`.
 To try things by hand: `python3 tests/lab/vm.py` boots and runs each line of its stdin in Dom0.
 """
 
@@ -293,7 +293,7 @@ class Machine:
         stack.callback(self._end_qemu)
         self._monitor = stack.enter_context(self._connect("qmp.sock"))
         self._monitor_text = stack.enter_context(self._monitor.makefile("rb"))
-        self._agent = stack.enter_context(self._connect("agent.sock"))
+        self._remote = stack.enter_context(self._connect("remote.sock"))
         self._pending = bytearray()
         self._monitor_line(30)
         self.qmp("qmp_capabilities")
@@ -316,8 +316,8 @@ class Machine:
         # iommu_platform=on: without it the drivers hand the devices wrong addresses for foreign pages.
         yield from ("-device", "virtio-blk-device,drive=disk,iommu_platform=on")
         yield from ("-device", "virtio-serial-device,iommu_platform=on")
-        yield from ("-chardev", f"socket,id=agent,path={self._work}/agent.sock,server=on,wait=off")
-        yield from ("-device", "virtserialport,chardev=agent,nr=1,name=displbe.agent")
+        yield from ("-chardev", f"socket,id=remote,path={self._work}/remote.sock,server=on,wait=off")
+        yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
         # Linux finds the last virtio-mmio device first.
         for name in reversed(self.gpus):
             yield from ("-device", f"virtio-gpu-device,id={name},iommu_platform=on,blob=on")
@@ -374,9 +374,9 @@ class Machine:
         head = json.dumps({**fields, "size": len(payload)}).encode() + b"\n"
         doing = f"asking Dom0 to {fields['do']} {fields.get('path') or fields.get('command')}"
         self._lost = True  # until its answer is here
-        self._agent.settimeout(ANSWER_MARGIN)
+        self._remote.settimeout(ANSWER_MARGIN)
         try:
-            self._agent.sendall(head + payload)
+            self._remote.sendall(head + payload)
         except OSError as error:
             self._alive(doing)
             raise self._failure(f"{doing}: {error}") from None
@@ -400,16 +400,16 @@ class Machine:
         return fields, payload
 
     def _receive(self, until: float, doing: str) -> None:
-        while not select.select([self._agent], [], [], 1)[0]:
+        while not select.select([self._remote], [], [], 1)[0]:
             self._alive(doing)
             if time.monotonic() > until:
                 raise self._failure(f"no answer while {doing}")
-        data = self._agent.recv(1 << 20)
+        data = self._remote.recv(1 << 20)
         if not data:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._qemu.wait(5)
             self._alive(doing)
-            raise self._failure(f"the agent's line broke while {doing}")
+            raise self._failure(f"the line to Dom0 broke while {doing}")
         self._pending += data
 
 

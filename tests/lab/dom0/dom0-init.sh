@@ -1,5 +1,5 @@
 #!/bin/bash
-# Dom0's /init.dom0 (kernel parameter init=): no systemd, just what Xen needs, then the agent that serves the host.
+# Dom0's /init.dom0 (kernel parameter init=): no systemd, just what Xen needs, then the remote end that serves the host.
 export PATH=/usr/local/bin:/usr/lib/xen-4.20/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 mount -t proc proc /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev 2>/dev/null
 mount -t tmpfs t /run; mount -t tmpfs t /tmp; mkdir -p /dev/pts /dev/shm
@@ -14,10 +14,10 @@ xenconsoled --log=all --log-dir=/var/log/xen        # a guest's console: /var/lo
 port=""                                             # vport0p1, vport1p1: the number follows from the other devices
 for try in {1..50}; do
     for entry in /sys/class/virtio-ports/*; do
-        [ "$(cat $entry/name 2>/dev/null)" = displbe.agent ] && port=/dev/${entry##*/} && break 2
+        [ "$(cat $entry/name 2>/dev/null)" = displbe.remote ] && port=/dev/${entry##*/} && break 2
     done
     sleep 0.2
 done
 export TERM=dumb
-python3 -S -B /agent.py "$port"
+python3 -S -B /remote.py "$port"
 sync; busybox poweroff -f
