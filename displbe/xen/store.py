@@ -32,7 +32,6 @@ XENBUS: Final = "/dev/xen/xenbus"
 _RECONNECT_FIRST: Final = 0.05
 _RECONNECT_LAST: Final = 2.0
 _PATIENCE: Final = 1.0
-_PATIENCE: Final = 1.0
 """Seconds that tidying up may take when xenstored does not answer."""
 _log = structlog.get_logger("displbe.store")
 
