@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lab.vm import LabError, Machine
 
-__all__ = ["Backend", "Held", "backend", "screens"]
+__all__ = ["Backend", "Held", "backend", "no_zombie", "screens"]
 
 TREE = "/root/displbe-tree"
 LOG = "/var/log/displbe.log"
@@ -96,6 +96,11 @@ def backend(machine: Machine, config: str, signal: str = "TERM", code: int = 0) 
     ended = machine.check("cat /run/displbe.exit").strip()
     if ended != str(code):
         raise LabError(f"displbe ended with {ended}:\n{machine.run(f'tail -c 5000 {LOG}').output}")
+
+
+def no_zombie(machine: Machine) -> None:
+    """Every dead guest is gone: one whose pages somebody still maps stays, under the name (null)."""
+    machine.wait_for(lambda: "(null)" not in machine.check("xl list"), 30, why="the end of a dead guest")
 
 
 def screens(connector: str, mode: str = "1024x768", be_alloc: int = 0) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab.backend import Backend, Held, backend, screens
+from lab.backend import Backend, Held, backend, no_zombie, screens
 from lab.pictures import Picture
 from lab.vm import Machine, guest_config
 
@@ -38,7 +38,7 @@ def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
     for name in ("good", "hostile"):
         machine.destroy(name)
     machine.wait_for(lambda: displbe.held() == before, 30, why=f"everything released: {displbe.held()} != {before}")
-    assert "(null)" not in machine.check("xl list"), "a zombie: its pages are still mapped"
+    no_zombie(machine)
 
 
 def hostile(machine: Machine, todo: str, timeout: float) -> list[str]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from lab.backend import backend, screens
+from lab.backend import backend, no_zombie, screens
 from lab.pictures import Picture
 from lab.vm import Machine, guest_config
 
@@ -31,7 +31,7 @@ def test_restart(machine: Machine, reference: Callable[..., Picture], zero_copy:
             machine.expect_picture(wanted, f"after-restart-{zero_copy}")
     finally:
         machine.destroy("restart")
-    assert "(null)" not in machine.check("xl list")
+    no_zombie(machine)
 
 
 def test_killed(machine: Machine, reference: Callable[..., Picture]) -> None:
@@ -54,7 +54,7 @@ def test_killed(machine: Machine, reference: Callable[..., Picture]) -> None:
             assert again.held().grant_mappings
     finally:
         machine.destroy("killed")
-    assert "(null)" not in machine.check("xl list")
+    no_zombie(machine)
 
 
 def test_attach_and_detach(machine: Machine, reference: Callable[..., Picture]) -> None:
@@ -79,4 +79,4 @@ def test_attach_and_detach(machine: Machine, reference: Callable[..., Picture]) 
                 assert max(attached - begun, left - leaving) < 9
     finally:
         machine.destroy("attach")
-    assert "(null)" not in machine.check("xl list")
+    no_zombie(machine)
