@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab.backend import Backend, backend, screens
+from lab.backend import Backend, backend, no_zombie, screens
 from lab.pictures import Picture
 from lab.vkms import vkms
 from lab.vm import Machine, guest_config
@@ -71,7 +71,7 @@ def _guests(machine: Machine) -> Iterator[None]:
     yield
     for name in ("one", "two"):
         machine.destroy(name)
-    assert "(null)" not in machine.check("xl list"), "a zombie: its pages are still mapped"
+    no_zombie(machine)
 
 
 def wait_event(displbe: Backend, event: str, timeout: float = 20, count: int = 1, **fields: object) -> None:
