@@ -156,6 +156,11 @@ class Connector:
             self._resting = True
             self._broken(broken)
             return False
+        except Exception as error:  # a mistake of ours ends this device, never the task that serves all of them
+            self._log.exception("request failed")
+            self._resting = True
+            self._broken(FrontendBroken(f"internal error: {type(error).__name__}"))
+            return False
         return True
 
     def _for_nothing(self) -> None:
