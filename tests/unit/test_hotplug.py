@@ -1,0 +1,63 @@
+"""The kernel's word of monitors that come and go, and what is done where there is none."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from displbe.sinks.drm import hotplug
+
+
+class Monitor:
+    """As much of pyudev's monitor as is used: events that are read one by one from what wakes the reader."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def poll(self, timeout: float) -> bytes | None:
+        assert timeout == 0
+        try:
+            return os.read(self.fd, 1)
+        except BlockingIOError:
+            return None
+
+
+async def test_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst of events is one word, the next event another."""
+    read, write = os.pipe2(os.O_NONBLOCK)
+    monkeypatch.setattr(hotplug, "_monitor", lambda: Monitor(read))
+    told = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hotplug.watch, lambda: told.append(True))
+        for count in (1, 2):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            os.write(write, b"eee")
+            with trio.fail_after(10):
+                while len(told) < count:
+                    await trio.sleep(0.001)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(told) == 2
+        nursery.cancel_scope.cancel()
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize("error", [ImportError("no pyudev"), OSError("no netlink")])
+async def test_polled(error: Exception, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any) -> None:
+    """Without events the connectors are looked at every few seconds."""
+
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(hotplug, "_monitor", refuse)
+    told = []
+    with trio.move_on_after(10 * hotplug.POLL + 0.5):
+        await hotplug.watch(lambda: told.append(trio.current_time()))
+    assert len(told) == 10
