@@ -18,12 +18,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "displbe" / "lab"
+KEPT = 3 * 86400
+"""Seconds that a piece is kept after its last use: branches of the tree need different ones, in turn."""
 
 SUITE = "trixie"
 KERNEL = "7.2"
@@ -161,12 +164,14 @@ def cached(kind: str, ingredients: object, build: Callable[[Path], None]) -> Pat
     done = CACHE / f"{kind}-{digest}"
     if not done.exists():
         for old in CACHE.glob(f"{kind}-*"):
-            shutil.rmtree(old)
+            if time.time() - old.stat().st_mtime > KEPT:
+                shutil.rmtree(old)
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=f".{kind}-") as work:
             made = Path(work) / "made"
             made.mkdir()
             build(made)
             made.rename(done)
+    os.utime(done)
     return done
 
 
@@ -284,6 +289,8 @@ def build() -> Pieces:
         if index.exists():
             known = json.loads(index.read_text())
             if known["key"] == key and all(Path(p).exists() for p in known["pieces"].values()):
+                for path in known["pieces"].values():
+                    os.utime(Path(path).parent)
                 return Pieces(**{name: Path(p) for name, p in known["pieces"].items()})
         pieces = build_all()
         paths = {name: str(p) for name, p in vars(pieces).items()}
