@@ -8,6 +8,7 @@ until the guest has given the buffer up.
 
 from __future__ import annotations
 
+import errno
 from contextlib import AsyncExitStack
 
 import trio
@@ -15,7 +16,7 @@ import trio
 from displbe.sinks.base import Allocation, Output, SinkError
 from displbe.wire.errors import Errno, RequestError
 from displbe.wire.ring import PAGE_SIZE
-from displbe.xen.port import Hypervisor, HypervisorError
+from displbe.xen.port import Hypervisor, HypervisorError, NotOffered
 
 from .directory import fill_directory
 
@@ -58,6 +59,11 @@ class AllocatedBuffer:
         """The memory's own dma-buf."""
         await trio.lowlevel.checkpoint()
         return self._allocation.fd
+
+    async def shm_fd(self) -> tuple[int, int]:
+        """Not of memory that is an output's own."""
+        await trio.lowlevel.checkpoint()
+        raise NotOffered(errno.EOPNOTSUPP, "an output's memory is shared as a dma-buf only")
 
     async def aclose(self) -> None:
         """Revoke the grants and free the memory."""

@@ -12,7 +12,7 @@ import trio
 
 from displbe.backend.device import Device, Refused, releasing
 from displbe.backend.guests import GuestSettings, guest_name, own_domid
-from displbe.sinks.base import Output, OutputUnavailable, Sink
+from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
 from displbe.wire.xs import parse_number
@@ -54,12 +54,14 @@ class DisplayDriver:
 
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve a frontend whose rings are published, until cancelled."""
-        guest = self._guests.get(await guest_name(device.store, device.domid), GuestSettings())
+        name = await guest_name(device.store, device.domid)
+        claimant = Claimant(device.domid, name)
+        guest = self._guests.get(name, GuestSettings())
         keys = await self._read_keys(device, guest)
         be_alloc = guest.be_alloc if await self._trusted(device, "be-alloc", missing=b"0") == b"1" else None
         session = _Session()
         async with releasing() as stack:
-            outputs = [self._claim(device, key, stack) for key in keys]
+            outputs = [self._claim(device, claimant, key, stack) for key in keys]
             buffers = Buffers(
                 self._hypervisor,
                 device.domid,
@@ -83,11 +85,11 @@ class DisplayDriver:
                 raise Refused("the frontend has published other rings meanwhile")
             await session.run(task_status)
 
-    def _claim(self, device: Device, key: ConnectorKeys, stack: AsyncExitStack) -> Output:
+    def _claim(self, device: Device, claimant: Claimant, key: ConnectorKeys, stack: AsyncExitStack) -> Output:
         try:
             device.quota.take("connectors")
             stack.callback(device.quota.give, "connectors")
-            output = self._sink.claim(key.name, key.width, key.height)
+            output = self._sink.claim(key.name, key.width, key.height, claimant)
         except (OutputUnavailable, RequestError) as error:
             raise Refused(str(error)) from error
         stack.push_async_callback(output.release)

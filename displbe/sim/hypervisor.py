@@ -245,6 +245,15 @@ class SimBuffer:
         await trio.lowlevel.checkpoint()
         raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
 
+    async def shm_fd(self) -> tuple[int, int]:
+        await trio.lowlevel.checkpoint()
+        if not all(grant.writable for grant in self._grants):
+            raise HypervisorError(errno.EINVAL, f"cannot share {len(self._grants)} pages of domain {self.domid}")
+        runs = _runs([grant.page for grant in self._grants])
+        if len(runs) > 1:
+            raise NotOffered(errno.EINVAL, "the simulated Xen shares only pages that lie in a row")
+        return os.dup(self._grants[0].memfd), runs[0][0]
+
     async def aclose(self) -> None:
         if self._mapping is not None:
             self._mapping.close()

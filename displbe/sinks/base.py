@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import trio
@@ -15,7 +16,20 @@ import trio
 from displbe.wire.errors import Errno
 from displbe.xen.port import GuestBuffer
 
-__all__ = ["Allocation", "Geometry", "Output", "OutputUnavailable", "Part", "Sink", "SinkBuffer", "SinkError"]
+from .seat import Seats
+
+__all__ = [
+    "NOBODY",
+    "Allocation",
+    "Claimant",
+    "Geometry",
+    "Output",
+    "OutputUnavailable",
+    "Part",
+    "Sink",
+    "SinkBuffer",
+    "SinkError",
+]
 
 
 class SinkError(Exception):
@@ -28,6 +42,17 @@ class SinkError(Exception):
 
 class OutputUnavailable(Exception):
     """There is no such output, or it is taken; the text says which, for the device's `error` node."""
+
+
+class Claimant(msgspec.Struct, frozen=True):
+    """Whose picture an output is to show."""
+
+    domid: int
+    name: str
+    """The guest's name in xl; empty: unknown."""
+
+
+NOBODY: Final = Claimant(0, "")
 
 
 class Geometry(msgspec.Struct, frozen=True):
@@ -127,13 +152,16 @@ class Sink(abc.ABC):
     wants_dmabuf: bool
     """Whether a dma-buf of a guest's pages is of use here; else they are mapped."""
 
+    seats: Seats | None = None
+    """What its compositor's seats say to guests' surfaces; None: it has none."""
+
     @abc.abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve; `started` when outputs can be claimed. Cleans up when cancelled."""
 
     @abc.abstractmethod
-    def claim(self, name: str, width: int, height: int) -> Output:
-        """The output of this name, for a connector of this resolution. Raises OutputUnavailable."""
+    def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
+        """The output of this name, for a guest's connector of this resolution. Raises OutputUnavailable."""
 
     @abc.abstractmethod
     def claimed(self, name: str) -> Output | None:

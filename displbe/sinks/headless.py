@@ -19,7 +19,7 @@ from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.memory import PAGE_SIZE, Mapping
 from displbe.xen.port import GuestBuffer
 
-from .base import Allocation, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
+from .base import NOBODY, Allocation, Claimant, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
 
 __all__ = ["HeadlessOutput", "HeadlessSettings", "HeadlessSink"]
 
@@ -205,7 +205,7 @@ class HeadlessSink(Sink):
             for output in list(self.outputs.values()):
                 output.refresh()
 
-    def claim(self, name: str, width: int, height: int) -> Output:
+    def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
         if self.settings.outputs and name not in self.settings.outputs:
             raise OutputUnavailable(f"no output {name}; there are: {', '.join(self.settings.outputs)}")
         if "/" in name or name.startswith("."):

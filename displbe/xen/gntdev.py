@@ -63,17 +63,22 @@ def _refused(what: str, error: OSError) -> HypervisorError:
     return HypervisorError(error.errno or errno.EIO, f"{what}: {error.strerror}")
 
 
+def _reserve(fd: int, domid: int, refs: Sequence[int]) -> int:
+    """MAP_GRANT_REF: where in the file these pages can be mapped. Raises OSError."""
+    ask = bytearray(_MAP.pack(len(refs), 0, 0))
+    for ref in refs:
+        ask += _PAIR.pack(domid, ref)
+    fcntl.ioctl(fd, MAP_GRANT_REF, ask)
+    return int(_MAP.unpack_from(ask)[2])
+
+
 class _Grants:
     """Granted pages in our address space. Raises OSError when any of them cannot be mapped; then none is."""
 
     def __init__(self, fd: int, domid: int, refs: Sequence[int], *, writable: bool) -> None:
         self._fd = fd
         self._count = len(refs)
-        ask = bytearray(_MAP.pack(self._count, 0, 0))
-        for ref in refs:
-            ask += _PAIR.pack(domid, ref)
-        fcntl.ioctl(fd, MAP_GRANT_REF, ask)
-        self._index = int(_MAP.unpack_from(ask)[2])
+        self._index = _reserve(fd, domid, refs)
         try:
             self._mapping = self._map(writable)
         except OSError:
@@ -137,6 +142,7 @@ class GrantedPages:
         self._lock = trio.Lock()
         self._mapping: _Grants | None = None
         self._dmabuf: int | None = None
+        self._shareable = False
         self._fd = open_gntdev()
         ledger.buffers += 1
         ledger.buffer_pages += len(refs)
@@ -182,6 +188,29 @@ class GrantedPages:
         ask = bytearray(_EXPORT.pack(0, len(self._refs), 0, self.domid)) + array("I", self._refs).tobytes()
         fcntl.ioctl(self._fd, DMABUF_EXP_FROM_REFS, ask)
         return int(_EXPORT.unpack_from(ask)[2])
+
+    async def shm_fd(self) -> tuple[int, int]:
+        """A file with nothing but these pages, at 0. Raises HypervisorError."""
+        return await self._off_loop("share", self._share), 0
+
+    def _share(self) -> int:
+        # Who maps it maps it writable, and may be sorely surprised when that fails: it is tried here first, with a file of its
+        # own, since a file is mapped once (drivers/xen/gntdev.c, gntdev_mmap).
+        if not self._shareable:
+            fd = open_gntdev()
+            try:
+                _Grants(fd, self.domid, self._refs, writable=True).close()
+            finally:
+                _close(fd)
+            self._shareable = True
+        fd = open_gntdev()
+        try:
+            if _reserve(fd, self.domid, self._refs):
+                raise OSError(errno.EIO, "not at the file's beginning")
+        except BaseException:
+            _close(fd)
+            raise
+        return fd
 
     async def aclose(self) -> None:
         """Unmap, close the dma-buf and wait until its last user is gone."""

@@ -138,6 +138,13 @@ class GuestBuffer(Protocol):
     async def dmabuf(self) -> int:
         """A dma-buf of the pages, exported at the first call; the fd stays the buffer's. Raises HypervisorError."""
 
+    async def shm_fd(self) -> tuple[int, int]:
+        """A new file that another process can map the pages from, writable and once, and the octet where they begin in it.
+
+        The file is the caller's to close. What maps it must be gone before `aclose`, which cannot see it.
+        Raises HypervisorError, also where the guest has granted its pages for reading only.
+        """
+
     async def aclose(self) -> None:
         """Let go of the pages; returns when nothing maps them any more. Views must be released before.
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import trio
 
-from displbe.sinks.base import Allocation, Geometry, Output, Part, Sink, SinkBuffer
+from displbe.sinks.base import NOBODY, Allocation, Claimant, Geometry, Output, Part, Sink, SinkBuffer
 from displbe.xen.port import GuestBuffer
 
 __all__ = ["EVENT", "BenchSink"]
@@ -72,7 +72,7 @@ class BenchSink(Sink):
                 assert self._output is not None
                 self._output.flipped(token)
 
-    def claim(self, name: str, width: int, height: int) -> Output:
+    def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
         self._output = _Output(self, name)
         return self._output
 

@@ -10,6 +10,7 @@ import trio
 from conformance.peer import PAGE_SIZE, STRANGER
 from conformance.world import World, descriptors
 
+from displbe.xen.memory import Mapping
 from displbe.xen.port import HypervisorError, Ledger
 
 FRAME = 2025
@@ -143,6 +144,37 @@ async def test_a_buffers_view_is_read_only(world: World) -> None:
     assert view.readonly
     with pytest.raises(TypeError):
         view[0] = 1
+    await buffer.aclose()
+    assert await world.peer.take_back(granted)
+
+
+async def test_a_buffer_for_another_process_to_map(world: World) -> None:
+    granted = world.peer.grant(64)
+    for number, ref in enumerate(granted):
+        world.peer.write(ref, pattern(number))
+    before = descriptors()
+    buffer = await world.hypervisor.map_buffer(world.peer.domid, granted, dmabuf=False)
+    for _ in range(2):  # one after the other, as when a compositor is started again
+        fd, offset = await buffer.shm_fd()
+        mapping = Mapping(fd, [(offset, buffer.size)], writable=True)
+        os.close(fd)
+        assert bytes(mapping.view) == b"".join(map(pattern, range(64)))
+        mapping.view[5 * PAGE_SIZE : 5 * PAGE_SIZE + 4] = b"seen"
+        assert world.peer.read(granted[5], 4) == b"seen"
+        world.peer.write(granted[5], pattern(5))
+        mapping.close()
+    await buffer.aclose()
+    assert descriptors() == before
+    assert await world.peer.take_back(granted)
+
+
+async def test_a_buffer_granted_for_reading_is_for_nobody_else_to_map(world: World) -> None:
+    granted = world.peer.grant(16, writable=False)
+    buffer = await world.hypervisor.map_buffer(world.peer.domid, granted, dmabuf=False)
+    before = descriptors()
+    with pytest.raises(HypervisorError):
+        await buffer.shm_fd()
+    assert descriptors() == before
     await buffer.aclose()
     assert await world.peer.take_back(granted)
 

@@ -363,6 +363,9 @@ class Pages:
     async def view(self) -> memoryview:
         return memoryview(self.memory).toreadonly()
 
+    async def shm_fd(self) -> tuple[int, int]:
+        raise NotImplementedError
+
     async def dmabuf(self) -> int:
         return self._fd
 

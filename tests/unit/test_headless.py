@@ -31,6 +31,9 @@ class Pages:
     async def view(self) -> memoryview:
         return memoryview(self.content).toreadonly()
 
+    async def shm_fd(self) -> tuple[int, int]:
+        raise NotImplementedError
+
     async def dmabuf(self) -> int:
         raise AssertionError("no dma-buf is of use here")
 

@@ -15,11 +15,11 @@ from typing import Any, Final
 import msgspec
 from cffi import FFI
 
+from displbe.sinks.copier import Copier
 from displbe.xen.memory import copy_rows
 
 from .atomic import FLIP, Atomic
 from .buffer import DrmBuffer
-from .copier import Copier
 from .dumb import Dumb, Ring
 from .errors import Busy, DrmError
 

@@ -18,13 +18,13 @@ import structlog
 import trio
 
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
+from displbe.sinks.copier import Copier
 from displbe.wire.errors import Errno, from_host
 from displbe.wire.formats import FORMATS, fourcc_name
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .atomic import FLIP, Pipe
 from .buffer import DrmBuffer
-from .copier import Copier
 from .device import Connector
 from .dumb import DumbAllocation
 from .errors import Busy, CardGone, DrmError, NotMaster

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import structlog
 import trio
 
-from displbe.sinks.base import Output, OutputUnavailable, Sink
+from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.xen.port import Unavailable
 
 from . import hotplug
@@ -194,7 +194,7 @@ class DrmSink(Sink):
 
     # Outputs
 
-    def claim(self, name: str, width: int, height: int) -> Output:
+    def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
         if any(output.name == name for output in self.outputs.values()):
             raise OutputUnavailable(f"connector {name} is taken by another guest")
         named = self._find(name)
