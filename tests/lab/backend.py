@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from lab.vm import LabError, Machine
 
@@ -38,13 +39,18 @@ class Held:
 class Backend:
     """A running displbe."""
 
-    def __init__(self, machine: Machine, group: int) -> None:
+    def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.group = group
 
     @property
     def pid(self) -> int:
-        return self.group
+        """Of the process that runs now."""
+        return int(self.machine.check("cat /run/displbe.pid"))
+
+    def kill(self) -> datetime:
+        """`kill -9`; the time by Dom0's clock, in UTC like the log's."""
+        seconds = float(self.machine.check(f"kill -KILL {self.pid}; date +%s.%N"))
+        return datetime.fromtimestamp(seconds, UTC)
 
     def log(self) -> list[dict[str, object]]:
         """Its log's lines."""
@@ -70,13 +76,18 @@ class Backend:
 
 
 @contextlib.contextmanager
-def backend(machine: Machine, config: str, signal: str = "TERM", code: int = 0) -> Iterator[Backend]:
-    """displbe with a configuration, from its readiness until a signal has ended it, with this exit code."""
+def backend(machine: Machine, config: str) -> Iterator[Backend]:
+    """displbe with a configuration, from its readiness until SIGTERM has ended it with exit code 0.
+
+    Killed meanwhile, it is started again as systemd does: after 200 ms, the log going on.
+    """
     machine.put("/etc/displbe/displbe.toml", config)
     machine.run(f"rm -f {LOG} /run/displbe.exit")
     command = f"{{ cd {TREE}; exec python3 -m displbe --config /etc/displbe/displbe.toml; }}"
-    group = machine.start(f"{command} & echo $! >/run/displbe.pid; wait $!; echo $? >/run/displbe.exit", LOG)
-    running = Backend(machine, 0)
+    once = f"{command} & echo $! >/run/displbe.pid; wait $!; code=$?"
+    again = f"while [ $code = 137 ]; do sleep 0.2; {once}; done"
+    group = machine.start(f"{once}; {again}; echo $code >/run/displbe.exit", LOG)
+    running = Backend(machine)
 
     def ready() -> bool:
         if machine.run("test -e /run/displbe.exit").code == 0:
@@ -85,16 +96,15 @@ def backend(machine: Machine, config: str, signal: str = "TERM", code: int = 0) 
 
     try:
         machine.wait_for(ready, 60, why="displbe's readiness")
-        running.group = int(machine.check("cat /run/displbe.pid"))
         yield running
     finally:
-        machine.run(f"kill -{signal} $(cat /run/displbe.pid)")
+        machine.run("kill -TERM $(cat /run/displbe.pid)")
         try:
-            machine.wait_for("test -e /run/displbe.exit", 20, why=f"displbe's end after SIG{signal}")
+            machine.wait_for("test -e /run/displbe.exit", 20, why="displbe's end after SIGTERM")
         finally:
             machine.run(f"kill -KILL -- -{group}")
     ended = machine.check("cat /run/displbe.exit").strip()
-    if ended != str(code):
+    if ended != "0":
         raise LabError(f"displbe ended with {ended}:\n{machine.run(f'tail -c 5000 {LOG}').output}")
 
 

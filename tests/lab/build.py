@@ -56,6 +56,9 @@ ROOT_PACKAGES = """
     xen-utils-4.20 xenstore-utils libdrm-tests libatomic1
 """.split()  # noqa: SIM905
 
+PYTHON_NEEDS = ("zlib1g", "libexpat1")
+"""The libraries that the suite's Python interpreter loads, beside the C library."""
+
 # gntdev-dmabuf merges neighbouring pages into one segment; without an IOMMU, swiotlb-xen then refuses them, because
 # neighbours in Dom0's memory are no neighbours in the machine's. Segments of one page are what it can map.
 GNTDEV_RE = re.compile(r"sg_alloc_table_from_pages\(sgt, pages, nr_pages, 0,\s*nr_pages << PAGE_SHIFT,\s*GFP_KERNEL\)")
@@ -213,7 +216,7 @@ def build_root(apt: Apt, kernel: Path, made: Path) -> None:
     for link, target in links.items():
         (root / link).unlink(missing_ok=True)
         (root / link).symlink_to(target)
-    compile_python(root)
+    compile_python(apt, root, made.parent)
     for name, place in (("dom0-init.sh", "init.dom0"), ("remote.py", "remote.py")):
         shutil.copy(HERE / "dom0" / name, root / place)
         (root / place).chmod(0o755)
@@ -223,24 +226,26 @@ def build_root(apt: Apt, kernel: Path, made: Path) -> None:
     run(["mke2fs", "-q", "-t", "ext4", "-d", root, made / "dom0.img", "1600M"])
 
 
-def target_python() -> str | None:
-    """A Python on this machine of the version that Dom0 has."""
-    pyenv = sorted(Path.home().glob(f".pyenv/versions/{PYTHON}*/bin/python{PYTHON}"), reverse=True)
-    for candidate in (sys.executable, shutil.which(f"python{PYTHON}"), *map(str, pyenv)):
-        with contextlib.suppress(OSError):
-            asked = [candidate or "", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-            if subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip() == PYTHON:
-                return candidate
-    return None
+def compile_python(apt: Apt, root: Path, work: Path) -> None:
+    """The extract variant compiles no .pyc: without them the imports take three times as long under emulation.
 
-
-def compile_python(root: Path) -> None:
-    """The extract variant compiles no .pyc: without them the imports take three times as long under emulation."""
-    interpreter = target_python()
-    if interpreter:
-        library = root / f"usr/lib/python{PYTHON}"
-        strip = ["-s", str(root), "-p", "/"]
-        run([interpreter, "-m", "compileall", "-q", *strip, library, root / "usr/lib/python3/dist-packages"])
+    Dom0's Python in this machine's own instructions does it, with the libraries of its suite.
+    """
+    host = run(["dpkg", "--print-architecture"]).strip()
+    tools = work / "python"
+    for package in (
+        f"python{PYTHON}-minimal",
+        f"libpython{PYTHON}-minimal",
+        f"libpython{PYTHON}-stdlib",
+        "libc6",
+        *PYTHON_NEEDS,
+    ):
+        apt.fetch(f"{package}:{host}", tools)
+    (loader,) = [found for found in (tools / "usr/lib").glob("*-linux-gnu/ld-linux*") if found.is_file()]
+    interpreter = [loader, "--library-path", loader.parent, tools / f"usr/bin/python{PYTHON}"]
+    library = root / f"usr/lib/python{PYTHON}"
+    places = ["-s", str(root), "-p", "/", library, root / "usr/lib/python3/dist-packages"]
+    run([*interpreter, "-m", "compileall", "-q", *places], env={**os.environ, "PYTHONHOME": str(tools / "usr")})
 
 
 def build_guest(root: Path, kernel: Path, work: Path) -> None:
@@ -313,7 +318,7 @@ def build_all() -> Pieces:
     xen = cached("xen", [apt.version(hypervisor)], build_xen)
     files = [p.read_text() for p in domain_files()]
     versions = [apt.version(f"{p}:arm64") for p in (f"python{PYTHON}", f"xen-utils-{XEN}", "libdrm-tests")]
-    contents = [kernel.name, ROOT_PACKAGES, versions, files, target_python() is not None]
+    contents = [kernel.name, ROOT_PACKAGES, versions, files]
     root = cached("root", contents, lambda made: build_root(apt, kernel / "Image", made))
 
     def build_shim(made: Path) -> None:

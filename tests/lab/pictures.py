@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from struct import pack
 
-__all__ = ["Picture"]
+__all__ = ["Picture", "drawn"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +91,16 @@ class Picture:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.png())
         return path
+
+
+def drawn(width: int, height: int, steps: int) -> Picture:
+    """What domu/draw.c and domu/survive.c draw."""
+    rgb = bytearray(
+        b"".join(bytes((x * 3 & 255, y * 5 & 255, (x ^ y) & 255)) for y in range(height) for x in range(width))
+    )
+    for step in range(1, steps + 1):
+        square = (0x00FF00 * step & 0xFFFFFF).to_bytes(3, "big") * 80
+        for y in range(50 * step, 50 * step + 60):
+            at = (y * width + 100 * step) * 3
+            rgb[at : at + 240] = square
+    return Picture(width, height, bytes(rgb))

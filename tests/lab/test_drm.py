@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from lab.backend import Backend, backend, no_zombie, screens
-from lab.pictures import Picture
+from lab.pictures import Picture, drawn
 from lab.vkms import vkms
 from lab.vm import Machine, guest_config
 
@@ -33,19 +33,6 @@ for name in os.listdir(f"/proc/{pid}/fd"):
 def config(drm: str = "") -> str:
     """displbe's configuration."""
     return f'sink = "drm"\n[log]\nlevel = "debug"\n[drm]\n{drm}\n'
-
-
-def drawn(width: int, height: int, steps: int) -> Picture:
-    """What domu/draw.c draws."""
-    rgb = bytearray(
-        b"".join(bytes((x * 3 & 255, y * 5 & 255, (x ^ y) & 255)) for y in range(height) for x in range(width))
-    )
-    for step in range(1, steps + 1):
-        square = (0x00FF00 * step & 0xFFFFFF).to_bytes(3, "big") * 80
-        for y in range(50 * step, 50 * step + 60):
-            at = (y * width + 100 * step) * 3
-            rgb[at : at + 240] = square
-    return Picture(width, height, bytes(rgb))
 
 
 def framed(picture: Picture, width: int, height: int) -> Picture:

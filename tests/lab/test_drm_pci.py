@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from lab.backend import TREE, backend, screens
 from lab.conftest import OUT, project
-from lab.test_drm import config, drawn
+from lab.pictures import drawn
+from lab.test_drm import config
 from lab.vm import Machine, guest_config
 
 DEVICES = {"bochs-drm": "bochs-display", "cirrus-qemu": "cirrus-vga"}

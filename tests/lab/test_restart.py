@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 
 import pytest
-from lab.backend import backend, no_zombie, screens
-from lab.pictures import Picture
+from lab.backend import Backend, backend, no_zombie, screens
+from lab.pictures import Picture, drawn
 from lab.vm import Machine, guest_config
 
 
@@ -34,24 +36,36 @@ def test_restart(machine: Machine, reference: Callable[..., Picture], zero_copy:
     no_zombie(machine)
 
 
-def test_killed(machine: Machine, reference: Callable[..., Picture]) -> None:
-    """`kill -9` while a guest draws, and a start at once, as a service manager does: the guest's picture is back."""
-    wanted = reference()
-    config = 'sink = "drm"\n'
+def shown_again(displbe: Backend, before: int) -> bool:
+    """More often than before a guest's picture has come onto the screen."""
+    return len(displbe.events("output on")) > before
+
+
+def test_killed(machine: Machine) -> None:
+    """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen.
+
+    The interpreter's start under emulation is most of it, and a start of more than 3 s costs another 3 s: the guest's next request then
+    still goes to the dead daemon. So up to five times, until the limit is met; nothing of the dead daemons stays.
+    """
     connector = next(iter(machine.connectors()))
+    wanted = drawn(1024, 768, 0)
+    took = []
     try:
-        with backend(machine, config, signal="KILL", code=137):
-            machine.create("killed", guest_config("twice", screens(connector), seconds=1))
-            machine.wait_console("killed", "guest: drawing", 60)
+        with backend(machine, 'sink = "drm"\n') as displbe:
+            machine.create("killed", guest_config("survive", screens(connector)))
+            machine.wait_console("killed", "survive: card 1", 60)
             machine.expect_picture(wanted, "before-kill")
-        begun = time.monotonic()
-        with backend(machine, config) as again:
-            started = time.monotonic()
-            machine.wait_for(lambda: again.events("output on"), 60, every=0.1, why="the guest's next frame")
-            shown = time.monotonic()
-            print(f"\nkilled: ready after {started - begun:.1f} s, the guest's next frame after {shown - begun:.1f} s")
+            held = displbe.held()
+            while len(took) < 5 and min(took, default=60) > 5:
+                before = len(displbe.events("output on"))
+                killed = displbe.kill()
+                machine.wait_for(partial(shown_again, displbe, before), 60, why="the guest's next frame")
+                shown = displbe.events("output on")[-1]["timestamp"]
+                took.append((datetime.fromisoformat(str(shown)) - killed).total_seconds())
+            print(f"\nkilled: the guest's next frame after {', '.join(f'{seconds:.1f}' for seconds in took)} s")
             machine.expect_picture(wanted, "after-kill")
-            assert again.held().grant_mappings
+            machine.wait_for(lambda: displbe.held() == held, 20, why="as much held as before")
+            assert min(took) <= 5
     finally:
         machine.destroy("killed")
     no_zombie(machine)

@@ -14,6 +14,7 @@ show() { (sleep "$1"; echo) | modetest -M xendrm-du -s "$2" $3; }
 case $guest in
     still) echo "guest: drawing"; show ${seconds:-600} Virtual-1:$mode "" ;;
     draw) draw $mode ${seconds:-600} ${todo:-0} ;;  # without flipping
+    survive) survive $mode ;;
     flip) echo "guest: flipping"; show ${seconds:-600} Virtual-1:$mode -v ;;
     twice)  # again when the card has gone and come back
         while :; do
