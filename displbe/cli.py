@@ -86,6 +86,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _daemon(arguments: argparse.Namespace) -> int:
     settings = load(arguments.config or CONFIG)
     log.configure(settings.log.format, settings.log.level)
+    if arguments.check:
+        print("configuration: good")
     from displbe.daemon import Daemon
     from displbe.xen.host import Host
 
@@ -100,7 +102,6 @@ def _daemon(arguments: argparse.Namespace) -> int:
 
 def _tell_abilities(daemon: Daemon) -> None:
     abilities = daemon.hypervisor.abilities
-    print("configuration: good")
     print(f"guests' pages as dma-bufs: {'yes' if abilities.dmabuf_export else 'no'}")
     print(f"dma-bufs as guests' pages: {'yes' if abilities.dmabuf_import else 'no'}")
     if abilities.reason:

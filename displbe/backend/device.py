@@ -93,6 +93,7 @@ class Device:
     async def run(self) -> None:
         """Serve until the directory is gone, or the daemon ends."""
         self._serving = False
+        why = "displbe ends"
         try:
             async with self.store.watch(self.frontend, self.mark_dirty):
                 while True:
@@ -100,9 +101,12 @@ class Device:
                     if seen.backend is None:
                         return
                     await self._act(seen)
+        except Exception:
+            why = "an error of displbe's own"
+            raise
         finally:
             with trio.move_on_after(FAREWELL, shield=True):
-                await self._farewell()
+                await self._farewell(why)
 
     async def _act(self, seen: _Seen) -> None:
         step = self._decide(seen)
@@ -148,12 +152,15 @@ class Device:
             await self._dirty.wait()
 
     async def _switch(self, step: Next) -> None:
-        """Write our state: only where there is one, since the toolstack may be removing the directory."""
+        """Write our state: only over the one that the step was chosen by. The toolstack may be removing the directory; the daemon that
+        follows this one may have begun its work.
+        """
         assert step.state is not None
         while True:
             try:
                 async with self.store.transaction() as transaction:
-                    await transaction.read(f"{self.path}/state")
+                    if parse_state(await transaction.read(f"{self.path}/state")) is not self._state:
+                        return
                     if step.state is State.INIT_WAIT:
                         for key, value in self._driver.published.items():
                             await transaction.write(f"{self.path}/{key}", value.encode())
@@ -188,6 +195,8 @@ class Device:
             self._serving = self._serving or isinstance(first, FrontendBroken)
             if not self._serving:
                 await self._changed(RETRY)
+        except* StoreLost:
+            self.log.warning("XenStore was lost while connecting")
         served, self._serving = self._serving, False
         if served and over.state is not None:
             await self._switch(over)
@@ -240,15 +249,18 @@ class Device:
         except (StoreError, StoreLost) as error:
             self.log.warning("cannot write the error node", error=str(error))
 
-    async def _farewell(self) -> None:
-        """The daemon ends: say so, long enough for those who poll to see it."""
+    async def _farewell(self, why: str) -> None:
+        """Nobody serves the device any more: say so, long enough for those who poll to see it."""
         if self._state not in (State.INIT_WAIT, State.CONNECTED, State.CLOSING):
             return
-        if self._state is State.CONNECTED:
-            await self._switch(Next(State.CLOSING, why="displbe ends"))
-        if self._state is State.CLOSING:
-            await trio.sleep(0.1)
-        await self._switch(Next(State.CLOSED, why="displbe ends"))
+        try:
+            if self._state is State.CONNECTED:
+                await self._switch(Next(State.CLOSING, why=why))
+            if self._state is State.CLOSING:
+                await trio.sleep(0.1)
+            await self._switch(Next(State.CLOSED, why=why))
+        except StoreError as error:
+            self.log.warning("cannot say that the device is not served", error=str(error))
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -242,10 +242,11 @@ def compile_python(apt: Apt, root: Path, work: Path) -> None:
     ):
         apt.fetch(f"{package}:{host}", tools)
     (loader,) = [found for found in (tools / "usr/lib").glob("*-linux-gnu/ld-linux*") if found.is_file()]
-    interpreter = [loader, "--library-path", loader.parent, tools / f"usr/bin/python{PYTHON}"]
+    interpreter: list[str | Path] = [loader, "--library-path", loader.parent, tools / f"usr/bin/python{PYTHON}"]
     library = root / f"usr/lib/python{PYTHON}"
-    places = ["-s", str(root), "-p", "/", library, root / "usr/lib/python3/dist-packages"]
-    run([*interpreter, "-m", "compileall", "-q", *places], env={**os.environ, "PYTHONHOME": str(tools / "usr")})
+    places = [library, root / "usr/lib/python3/dist-packages"]
+    compileall: list[str | Path] = ["-m", "compileall", "-q", "-s", root, "-p", "/"]
+    run([*interpreter, *compileall, *places], env={**os.environ, "PYTHONHOME": str(tools / "usr")})
 
 
 def build_guest(root: Path, kernel: Path, work: Path) -> None:

@@ -49,7 +49,7 @@ def test_killed(machine: Machine) -> None:
     """
     connector = next(iter(machine.connectors()))
     wanted = drawn(1024, 768, 0)
-    took = []
+    took: list[float] = []
     try:
         with backend(machine, 'sink = "drm"\n') as displbe:
             machine.create("killed", guest_config("survive", screens(connector)))
