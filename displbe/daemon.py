@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from displbe import __version__
-from displbe.backend.quota import Total
+from displbe.backend.quota import Quotas, Total
 from displbe.backend.supervisor import Supervisor
 from displbe.config import Settings
 from displbe.display.device import DisplayDriver
@@ -29,8 +29,8 @@ class Daemon:
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
         driver = DisplayDriver(hypervisor, self.sink, settings.guest)
-        total = Total(settings.xen.maptrack)
-        self.supervisor = Supervisor(hypervisor.store, "vdispl", driver, settings.limits, total)
+        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack))
+        self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
         self._health = health or Health({})
         self._settings = settings
 

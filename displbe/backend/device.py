@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from displbe.wire.errors import FrontendBroken
-from displbe.wire.xenbus import Next, State, decide, parse_state
+from displbe.wire.xenbus import Next, State, Table, decide, parse_state
 from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost
 
 from .quota import Quota, TokenBucket
@@ -39,8 +39,25 @@ class Driver(Protocol):
     """What is served over a connected device."""
 
     @property
-    def published(self) -> Mapping[str, str]:
+    def backend_kind(self) -> str:
+        """Where its devices are in our own directory: `backend/KIND`."""
+
+    @property
+    def frontend_kind(self) -> str:
+        """Where they are in the guests': `device/KIND`."""
+
+    @property
+    def transitions(self) -> Table:
+        """How its frontends move between states."""
+
+    async def prepare(self, device: Device) -> Mapping[str, str]:
         """Nodes of the backend's directory that a frontend may read, written before state 2."""
+
+    def forget(self, device: Device) -> None:
+        """The device is gone: its directory is no longer there, or the daemon ends."""
+
+    async def is_current(self, device: Device) -> bool:
+        """Whether what is served is still what the frontend has published."""
 
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Map, bind, call `started`, serve until cancelled, release everything.
@@ -69,14 +86,16 @@ async def releasing() -> AsyncIterator[AsyncExitStack]:
 class Device:
     """The device in our directory `backend/KIND/DOMID/NUMBER`."""
 
-    def __init__(self, store: Store, kind: str, domid: int, number: int, driver: Driver, quota: Quota) -> None:
+    def __init__(self, store: Store, driver: Driver, domid: int, number: int, quota: Quota) -> None:
         self.store = store
         self.domid = domid
         self.quota = quota
-        self.path = f"backend/{kind}/{domid}/{number}"
+        self.path = f"backend/{driver.backend_kind}/{domid}/{number}"
         # Identity is what our own directory's place says. The guest's `backend` node is the guest's to write.
-        self.frontend = f"/local/domain/{domid}/device/{kind}/{number}"
-        self.log: Any = structlog.get_logger("displbe.device").bind(domid=domid, device=f"{kind}/{number}")
+        self.frontend = f"/local/domain/{domid}/device/{driver.frontend_kind}/{number}"
+        self.log: Any = structlog.get_logger("displbe.device").bind(
+            domid=domid, device=f"{driver.frontend_kind}/{number}"
+        )
         self._driver = driver
         self._dirty = trio.Event()
         self._state: State | None = None
@@ -105,6 +124,7 @@ class Device:
             why = "an error of displbe's own"
             raise
         finally:
+            self._driver.forget(self)
             with trio.move_on_after(FAREWELL, shield=True):
                 await self._farewell(why)
 
@@ -127,7 +147,7 @@ class Device:
             self._state, self._since = seen.backend, trio.current_time()
         # A 4 under which nothing is served is another daemon's: its rings are not to be touched.
         backend = State.UNKNOWN if seen.backend is State.CONNECTED and not self._serving else seen.backend
-        return decide(backend, seen.frontend, seen.online, trio.current_time() - self._since)
+        return decide(backend, seen.frontend, seen.online, trio.current_time() - self._since, self._driver.transitions)
 
     async def _look(self) -> _Seen:
         """What the store says now; waits while the store cannot be reached."""
@@ -156,14 +176,14 @@ class Device:
         follows this one may have begun its work.
         """
         assert step.state is not None
+        nodes = await self._driver.prepare(self) if step.state is State.INIT_WAIT else {}
         while True:
             try:
                 async with self.store.transaction() as transaction:
                     if parse_state(await transaction.read(f"{self.path}/state")) is not self._state:
                         return
-                    if step.state is State.INIT_WAIT:
-                        for key, value in self._driver.published.items():
-                            await transaction.write(f"{self.path}/{key}", value.encode())
+                    for key, value in nodes.items():
+                        await transaction.write(f"{self.path}/{key}", value.encode())
                     await transaction.write(f"{self.path}/state", b"%d" % step.state)
                 break
             except NoEntry:
@@ -225,6 +245,8 @@ class Device:
             step = self._decide(seen)
             if seen.backend is not State.CONNECTED and step.state in (None, State.CONNECTED):
                 return Next(State.CLOSING, why="our state was overwritten")
+            if not await self._driver.is_current(self):
+                return Next(State.CLOSING, why="the frontend has published other rings")
             if step.state is not None and step.wait == 0:
                 return step
             await self._changed(step.wait)

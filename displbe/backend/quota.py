@@ -10,14 +10,17 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+import structlog
 
 from displbe.wire.errors import Errno, RequestError
 
-__all__ = ["Limits", "Quota", "TokenBucket", "Total"]
+__all__ = ["Limits", "Quota", "Quotas", "TokenBucket", "Total"]
 
 MAPTRACK_SHARE: Final = 0.75
 """What guests' buffers may take of this domain's maptrack; the rest is for rings, other backends, other devices."""
 
+
+_log = structlog.get_logger("displbe.quota")
 
 RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_turn")
 
@@ -81,6 +84,37 @@ class Quota:
         self.used[kind] -= amount
         if kind == "pages":
             self._total.pages -= amount
+
+
+class Quotas:
+    """The quota of each guest that has a device, of whatever kind."""
+
+    def __init__(self, limits: Limits, total: Total) -> None:
+        self.guests: dict[int, Quota] = {}
+        self._devices: dict[int, int] = {}
+        self._limits = limits
+        self._total = total
+
+    def enter(self, domid: int) -> Quota:
+        """One more device of a guest. When the guests' limits together no longer fit, the operator is told before it hurts."""
+        self._devices[domid] = self._devices.get(domid, 0) + 1
+        if domid not in self.guests:
+            self.guests[domid] = Quota(self._limits, self._total)
+            promised = len(self.guests) * self._limits.pages
+            if promised > self._total.limit:
+                _log.warning(
+                    "guests may together ask for more pages than can be mapped",
+                    guests=len(self.guests),
+                    pages_per_guest=self._limits.pages,
+                    mappable=self._total.limit,
+                )
+        return self.guests[domid]
+
+    def leave(self, domid: int) -> None:
+        """One less."""
+        self._devices[domid] -= 1
+        if not self._devices[domid]:
+            del self._devices[domid], self.guests[domid]
 
 
 class TokenBucket:

@@ -15,7 +15,7 @@ from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError, StoreLost
 
 from .device import Device, Driver
-from .quota import Limits, Quota, Total
+from .quota import Quotas
 
 __all__ = ["Supervisor"]
 
@@ -25,17 +25,14 @@ _log = structlog.get_logger("displbe.supervisor")
 
 
 class Supervisor:
-    """All devices of one kind (`vdispl`)."""
+    """All devices of a driver's kind."""
 
-    def __init__(self, store: Store, kind: str, driver: Driver, limits: Limits, total: Total) -> None:
+    def __init__(self, store: Store, driver: Driver, quotas: Quotas) -> None:
         self.devices: dict[tuple[int, int], Device] = {}
         self._store = store
-        self._home = f"backend/{kind}"
-        self._kind = kind
+        self._home = f"backend/{driver.backend_kind}"
         self._driver = driver
-        self._limits = limits
-        self._total = total
-        self._quotas: dict[int, Quota] = {}
+        self._quotas = quotas
         self._dirty = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -89,23 +86,9 @@ class Supervisor:
                 await trio.lowlevel.checkpoint()
 
     def _start(self, nursery: trio.Nursery, domid: int, number: int) -> None:
-        quota = self._quota(domid)
-        device = self.devices[domid, number] = Device(self._store, self._kind, domid, number, self._driver, quota)
+        quota = self._quotas.enter(domid)
+        device = self.devices[domid, number] = Device(self._store, self._driver, domid, number, quota)
         nursery.start_soon(self._serve, device, (domid, number))
-
-    def _quota(self, domid: int) -> Quota:
-        """The guest's quota; when the guests' limits together no longer fit, the operator is told before it hurts."""
-        if domid not in self._quotas:
-            self._quotas[domid] = Quota(self._limits, self._total)
-            promised = len(self._quotas) * self._limits.pages
-            if promised > self._total.limit:
-                _log.warning(
-                    "guests may together ask for more pages than can be mapped",
-                    guests=len(self._quotas),
-                    pages_per_guest=self._limits.pages,
-                    mappable=self._total.limit,
-                )
-        return self._quotas[domid]
 
     async def _serve(self, device: Device, key: tuple[int, int]) -> None:
         """One device's task: whatever goes wrong in it stays in it."""
@@ -121,7 +104,6 @@ class Supervisor:
                     await trio.sleep(RESTART)
         finally:
             del self.devices[key]
-            if not any(domid == device.domid for domid, _ in self.devices):
-                del self._quotas[device.domid]
+            self._quotas.leave(device.domid)
         log.info("device gone")
         self._dirty.set()  # made again meanwhile?

@@ -15,6 +15,7 @@ from displbe.backend.guests import GuestSettings, guest_name, own_domid
 from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
+from displbe.wire.xenbus import TRANSITIONS
 from displbe.wire.xs import parse_number
 from displbe.xen.port import Hypervisor, NoEntry, StoreError
 
@@ -45,12 +46,25 @@ class ConnectorKeys(msgspec.Struct, frozen=True):
 class DisplayDriver:
     """Serves vdispl devices (backend.device.Driver)."""
 
-    published: Final = {"versions": "1,2"}  # XENDISPL_FIELD_BE_VERSIONS
+    backend_kind: Final = "vdispl"
+    frontend_kind: Final = "vdispl"
+    transitions: Final = TRANSITIONS
 
     def __init__(self, hypervisor: Hypervisor, sink: Sink, guests: Mapping[str, GuestSettings] | None = None) -> None:
         self._hypervisor = hypervisor
         self._sink = sink
         self._guests = guests or {}
+
+    async def prepare(self, device: Device) -> Mapping[str, str]:
+        """Our versions of the protocol."""
+        return {"versions": "1,2"}  # XENDISPL_FIELD_BE_VERSIONS
+
+    def forget(self, device: Device) -> None:
+        """Nothing is kept of a device that is not connected."""
+
+    async def is_current(self, device: Device) -> bool:
+        """A Linux display frontend leaves state 4 before it publishes other rings."""
+        return True
 
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve a frontend whose rings are published, until cancelled."""

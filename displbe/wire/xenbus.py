@@ -27,11 +27,11 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
-__all__ = ["TRANSITIONS", "Next", "Rule", "State", "decide", "parse_state"]
+__all__ = ["KEYBOARD_TRANSITIONS", "TRANSITIONS", "Next", "Rule", "State", "Table", "decide", "parse_state"]
 
 
 class State(enum.IntEnum):
@@ -85,7 +85,9 @@ _READY = (
     _OFFLINE_CLOSED,
 )
 
-TRANSITIONS: Final[dict[State, tuple[Rule, ...]]] = {
+Table: TypeAlias = dict[State, tuple[Rule, ...]]
+
+TRANSITIONS: Final[Table] = {
     # States that this backend never writes, found in the store or written there by others: start anew. A 4 that is not
     # ours, since nothing is mapped, is UNKNOWN too: a daemon before us wrote it.
     S.UNKNOWN: _READY,
@@ -123,6 +125,22 @@ TRANSITIONS: Final[dict[State, tuple[Rule, ...]]] = {
 }
 """What our state becomes. A state without a rule that fits stands."""
 
+KEYBOARD_TRANSITIONS: Final[Table] = TRANSITIONS | {
+    S.INIT_WAIT: (
+        Rule(
+            _only(S.INITIALISED, S.CONNECTED),
+            S.CONNECTED,
+            "the frontend has published its page",
+            after=0.1,
+        ),
+        _OFFLINE_CLOSED,
+    ),
+}
+"""The same for `vkbd`, whose Linux frontend (xen-kbdfront) publishes its page from its probe, before it has looked at our state, and
+answers our 2 with its 4. So it may be at 4 before anything was bound. It never goes back to 1: after our 5 it is at 6, keeps its page
+and port, and goes from there to 4 when our 2 comes.
+"""
+
 
 class Next(msgspec.Struct, frozen=True):
     """What to do: go to `state` after `wait` seconds (now when 0), or stay (`state` None)."""
@@ -135,9 +153,11 @@ class Next(msgspec.Struct, frozen=True):
 _STAY: Final = Next()
 
 
-def decide(backend: State, frontend: State | None, online: bool, stood: float) -> Next:
+def decide(
+    backend: State, frontend: State | None, online: bool, stood: float, transitions: Table = TRANSITIONS
+) -> Next:
     """What our state becomes, given how long the present one has stood (seconds). The first rule that fits decides."""
-    for rule in TRANSITIONS[backend]:
+    for rule in transitions[backend]:
         if rule.online == online and frontend in rule.frontend:
             return Next(rule.then, max(0.0, rule.after - stood), rule.why)
     return _STAY

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import structlog
 import trio
 
-from displbe.backend.device import Device
+from displbe.backend.device import Device, Driver
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits, Quota, Total
 from displbe.config import HeadlessSettings
@@ -59,8 +59,7 @@ class FakeStore:
 def fake_device(nodes: dict[str, bytes], limits: Limits = LIMITS, owner: int = 0) -> Device:
     """A device in such a store."""
     store = cast("Store", FakeStore(nodes, owner))
-    driver = cast("Any", None)
-    device = Device(store, "vdispl", GUEST, 0, driver, Quota(limits, Total(1 << 20)))
+    device = Device(store, cast("Driver", DisplayDriver), GUEST, 0, Quota(limits, Total(1 << 20)))
     device.log = SILENT
     return device
 

@@ -127,7 +127,7 @@ class Stage:
         """Nothing is left of the hostile guest."""
         await until(lambda: (BAD, 0) not in self.world.daemon.supervisor.devices)
         assert self.ledger == self.quiet
-        assert BAD not in self.world.daemon.supervisor._quotas
+        assert BAD not in self.world.daemon.quotas.guests
 
     async def shut_off(self, guest: Guest) -> None:
         """The hostile guest's device is shut off; all is given back; its driver connects again, and it works."""

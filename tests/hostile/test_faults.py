@@ -26,15 +26,15 @@ from displbe.sim.guest import Guest, GuestFailure
 from displbe.sim.hypervisor import Xen
 from displbe.wire.displif import REQ_ALLOC, DbufDestroy, FbAttach, FbDetach, GetEdid, PageFlip
 from displbe.wire.pgdir import encode_directory
-from displbe.wire.xenbus import Next, State, decide
+from displbe.wire.xenbus import Next, State, Table, decide
 from displbe.xen.port import Ledger, StoreError
 
 FASTER = 100
 """How much faster than in real life states follow each other here."""
 
 
-def _hurried(backend: State, frontend: State | None, online: bool, stood: float) -> Next:
-    step = decide(backend, frontend, online, stood * FASTER)
+def _hurried(backend: State, frontend: State | None, online: bool, stood: float, transitions: Table) -> Next:
+    step = decide(backend, frontend, online, stood * FASTER, transitions)
     return Next(step.state, step.wait / FASTER, step.why)
 
 
@@ -117,7 +117,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
             assert host.ledger == Ledger()
             assert not kernel._mapped
             assert not kernel._shared
-            assert daemon.supervisor._quotas == {}
+            assert daemon.quotas.guests == {}
             await works(world, 2)
             await until(lambda: not daemon.supervisor.devices)
             assert host.ledger == Ledger()

@@ -126,7 +126,7 @@ class World:
         """Wait until the daemon has seen that no guest is left; then nothing of any guest's may be held."""
         await until(lambda: not self.daemon.supervisor.devices)
         assert self.hypervisor.ledger == Ledger()
-        assert self.daemon.supervisor._quotas == {}
+        assert self.daemon.quotas.guests == {}
         assert not any(grant.mapped for grant in self._grants)
 
     # Guests
