@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from struct import Struct
 from typing import Final
 
+import structlog
 import trio
 
 from .port import HypervisorError, Ledger
@@ -27,6 +28,7 @@ NOTIFY: Final = 0x00044504
 RESET: Final = 0x00004505
 READ_TRIES: Final = 10
 """Failures to read the fired ports, one after the other, until the daemon gives up; after each, every ring is looked at."""
+_log = structlog.get_logger("displbe.evtchn")
 _PORT: Final = Struct("=I")
 _PAIR: Final = Struct("=II")
 
@@ -51,6 +53,15 @@ class Channel(abc.ABC):
     @abc.abstractmethod
     def rearm(self) -> None:
         """Let the port fire again."""
+
+    def call(self) -> bool:
+        """Call the callback. One that raises, against the rule, is called no more: its port's, and no other one's, is the harm."""
+        try:
+            return self.fired()
+        except Exception:
+            _log.exception("a port's callback failed", port=self.port)
+            self.fired = _nothing
+            return False
 
     def close(self) -> None:
         """Unbind the port; a second call does nothing."""
@@ -82,12 +93,12 @@ class ChannelTable(abc.ABC):
         while True:
             if busy:
                 await trio.lowlevel.checkpoint()
-                busy = [channel for channel in busy if channel.fired()]
+                busy = [channel for channel in busy if channel.call()]
             else:
                 await trio.lowlevel.wait_readable(self._fd)
             for port in self._fired():
                 channel = channels.get(port)
-                if channel is not None and channel.fired():
+                if channel is not None and channel.call():
                     busy.append(channel)
 
     def add(self, channel: Channel) -> None:

@@ -15,6 +15,7 @@ from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger
 
 REQ_PROD = 0
+RSP_PROD = 8
 IN_CONS = 0
 
 
@@ -106,6 +107,43 @@ async def test_a_storm_of_notifications_and_of_bad_requests(world: World) -> Non
         assert max(times) < 0.3
         connector.channel.fired = connector._on_response
         connector._on_response()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_mistake_of_ours(world: World, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """Whatever is raised while a guest's request is served, at once or by the connector's task, ends that device only."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    with capture_logs() as logs:
+        async with neighbours(world) as (bad, _):
+            connector = bad.display.connectors[0]
+            _, fb, _ = await bad.display.create_framebuffer(64, 48)
+            await bad.display.show(0, fb, 64, 48)
+            with monkeypatch.context() as patch:
+                patch.setattr(world.output("bad"), "enable" if slow else "flip", fail)
+                with trio.move_on_after(0.5):
+                    await (bad.display.show(0, fb, 64, 48) if slow else connector.flip(fb))
+            await until(lambda: bad.display.history.count(State.CONNECTED) == 2 and bad.display.connected.is_set())
+            assert world.held(1) == {"connectors": 1}
+            async with flip_on(bad) as times:
+                await until(lambda: len(times) > 2)
+    told = {line["event"] for line in logs if line["log_level"] == "error"}
+    assert told == ({"device failed; it is started anew"} if slow else {"request failed", "device shut off"})
+
+
+async def test_a_request_whose_notification_was_lost(world: World) -> None:
+    """The rescue poll finds it, counts it and says so: none should ever be lost."""
+    with capture_logs() as logs:
+        async with neighbours(world) as (bad, _):
+            connector = bad.display.connectors[0]
+            await bad.display.create_framebuffer(64, 48)
+            connector.ring.put(bytes(64))
+            await until(lambda: connector.ring_page.load(RSP_PROD) == connector.ring._req_prod)
+            await until(lambda: 0 in connector._answers)
+            await bad.display.create_framebuffer(64, 48)
+    assert [line["rescued"] for line in logs if line["event"] == "a request waited without a notification"] == [1]
 
 
 async def test_a_guest_that_maps_and_unmaps(world: World) -> None:

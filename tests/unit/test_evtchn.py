@@ -10,6 +10,7 @@ from functools import partial
 from struct import iter_unpack, pack, unpack
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -138,3 +139,37 @@ async def test_refused(kernel: Kernel, error: int, said: str) -> None:
     assert refused.value.number == error
     assert ledger == Ledger()
     channels.close()
+
+
+async def test_a_callback_that_raises_harms_its_own_port_only(kernel: Kernel) -> None:
+    """Against the rule; but all guests hang on the task that calls it."""
+    channels = EventChannels(Ledger())
+    fired: list[str] = []
+    more = [False, True, False]
+
+    def bad() -> bool:
+        fired.append("bad")
+        if len(fired) > 1:
+            raise ZeroDivisionError("a mistake")
+        return True
+
+    def good() -> bool:
+        fired.append("good")
+        return more.pop()
+
+    channels.bind(3, 7, bad)
+    channels.bind(4, 8, good)
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channels.run)
+            kernel.fire(41)
+            await trio.testing.wait_all_tasks_blocked()
+            assert fired == ["bad", "bad"], "at once, and when its turn came again"
+            kernel.fire(41, 42)
+            await trio.testing.wait_all_tasks_blocked()
+            kernel.fire(42)
+            await trio.testing.wait_all_tasks_blocked()
+            assert fired == ["bad", "bad", "good", "good", "good"]
+            nursery.cancel_scope.cancel()
+    channels.close()
+    assert [(line["event"], line["port"]) for line in logs] == [("a port's callback failed", 41)]
