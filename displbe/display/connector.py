@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
+import msgspec
 import trio
 
 from displbe.backend.quota import Limits, TokenBucket
-from displbe.sinks.base import Output, Part, SinkBuffer, SinkError
+from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.wire.displif import (
     DbufCreate,
     DbufDestroy,
@@ -71,7 +72,10 @@ class Connector:
         self._buffers = buffers
         self._log = log
         self._broken = broken
-        self._shown: Framebuffer | None = None
+        self._config: SetConfig | None = None
+        """The last one that was obeyed; None: the connector is off."""
+        self._shape: Geometry | None = None
+        """Of what is shown. The framebuffer itself may be gone already: the connector stays on, and may be flipped."""
         self._resting = True
         self._edid = edid
         self._resolution = resolution
@@ -144,7 +148,7 @@ class Connector:
                     return False
                 self._spurious = 0
                 request = decode_request(slot)
-                if type(request) is PageFlip:
+                if type(request) is PageFlip and not self._reshapes(request):
                     self._respond(request, self._flip(request))
                 elif type(request) in _SLOW:
                     self._resting = True
@@ -200,19 +204,11 @@ class Connector:
         return error.code
 
     def _flip(self, request: PageFlip) -> int:
-        """PG_FLIP: 0, or the negative error number."""
+        """PG_FLIP to a framebuffer of the same shape: 0, or the negative error number."""
         try:
-            framebuffer = self._buffers.framebuffers.get(request.fb_cookie)
-            if framebuffer is None:
-                raise RequestError(Errno.ENOENT, "no such framebuffer")
-            shown = self._shown
-            if shown is None:
+            sink_buffer = self._sink_buffer(self._framebuffer(request.fb_cookie))
+            if self._config is None:
                 raise RequestError(Errno.EINVAL, "the connector is off")
-            if framebuffer is not shown and framebuffer.geometry != shown.geometry:
-                raise RequestError(Errno.EINVAL, "the framebuffer has another shape than the one shown")
-            sink_buffer = framebuffer.on[self._index]
-            if sink_buffer is None:
-                raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
             self._flips.begin()
             try:
                 self.output.flip(sink_buffer, request.fb_cookie)
@@ -221,8 +217,43 @@ class Connector:
                 raise
         except (RequestError, SinkError) as error:
             return -self._refuse(request, error)
-        self._shown = framebuffer
         return 0
+
+    def _reshapes(self, request: PageFlip) -> bool:
+        """Whether this flip changes the shape of what is shown."""
+        framebuffer = self._buffers.framebuffers.get(request.fb_cookie)
+        return framebuffer is not None and self._config is not None and framebuffer.geometry != self._shape
+
+    async def _reshape(self, request: PageFlip) -> None:
+        """PG_FLIP to a framebuffer of another shape. Raises RequestError, SinkError.
+
+        Linux sends nothing else when a framebuffer of another size or format is set in the same mode, as Xorg does when its
+        screen grows by a second monitor: for us that is a mode change, of which the guest expects an event.
+        """
+        assert self._config is not None
+        shape = self._framebuffer(request.fb_cookie).geometry
+        config = msgspec.structs.replace(
+            self._config, fb_cookie=request.fb_cookie, width=shape.width, height=shape.height
+        )
+        self._flips.begin()
+        try:
+            await self._enable(config)
+        except BaseException:
+            self._flips.pending = False
+            raise
+        self._flips.complete(request.fb_cookie)
+
+    def _framebuffer(self, cookie: int) -> Framebuffer:
+        framebuffer = self._buffers.framebuffers.get(cookie)
+        if framebuffer is None:
+            raise RequestError(Errno.ENOENT, "no such framebuffer")
+        return framebuffer
+
+    def _sink_buffer(self, framebuffer: Framebuffer) -> SinkBuffer:
+        sink_buffer = framebuffer.on[self._index]
+        if sink_buffer is None:
+            raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
+        return sink_buffer
 
     async def run(self) -> None:
         """Serve slow requests, and write events that waited for room, until cancelled."""
@@ -265,40 +296,44 @@ class Connector:
 
     async def _set_config(self, request: SetConfig) -> None:
         """SET_CONFIG: show a framebuffer, or nothing. Raises RequestError, SinkError."""
-        if request.fb_cookie == 0:
-            if self._shown is not None:
-                self._shown = None
-                await self.output.disable()
-            return
-        self._check_config(request)
-        await trio.sleep(min(self._modesets.take(), MODESET_WAIT))
-        framebuffer, sink_buffer, part = self._check_config(request)  # connector 0 may have detached it meanwhile
-        await self.output.enable(sink_buffer, part)
-        self._shown = framebuffer
+        if request.fb_cookie:
+            await self._enable(request)
+        elif self._config is not None:
+            self._config = self._shape = None
+            await self._wait_for_turn()
+            await self.output.disable()
 
-    def _check_config(self, request: SetConfig) -> tuple[Framebuffer, SinkBuffer, Part]:
-        """What a SET_CONFIG shows. Raises RequestError."""
-        framebuffer = self._buffers.framebuffers.get(request.fb_cookie)
-        if framebuffer is None:
-            raise RequestError(Errno.ENOENT, "no such framebuffer")
+    async def _enable(self, config: SetConfig) -> None:
+        """Show what a SET_CONFIG says. Raises RequestError, SinkError: what was shown stays."""
+        self._part(config)
+        await self._wait_for_turn()
+        part = self._part(config)  # connector 0 may have detached it meanwhile
+        framebuffer = self._framebuffer(config.fb_cookie)
+        await self.output.enable(self._sink_buffer(framebuffer), part)
+        self._config, self._shape = config, framebuffer.geometry
+
+    async def _wait_for_turn(self) -> None:
+        """Switching on, over or off: each takes the screen its time."""
+        await trio.sleep(min(self._modesets.take(), MODESET_WAIT))
+
+    def _part(self, config: SetConfig) -> Part:
+        """The part of its framebuffer that a SET_CONFIG shows. Raises RequestError."""
+        framebuffer = self._framebuffer(config.fb_cookie)
+        self._sink_buffer(framebuffer)
         shape = framebuffer.geometry
-        if not (request.x < shape.width and request.y < shape.height) or not (
-            1 <= request.width <= shape.width and 1 <= request.height <= shape.height
+        if not (config.x < shape.width and config.y < shape.height) or not (
+            1 <= config.width <= shape.width and 1 <= config.height <= shape.height
         ):
-            asked = f"{request.width}x{request.height} at {request.x},{request.y}"
+            asked = f"{config.width}x{config.height} at {config.x},{config.y}"
             raise RequestError(Errno.EINVAL, f"{asked} of a framebuffer of {shape.width}x{shape.height}")
         # Linux sends the whole framebuffer's size, and where the screen lies in it: what the screen has room for is shown.
         width, height = self._resolution
-        part = Part(
-            request.x,
-            request.y,
-            min(request.width, shape.width - request.x, width),
-            min(request.height, shape.height - request.y, height),
+        return Part(
+            config.x,
+            config.y,
+            min(config.width, shape.width - config.x, width),
+            min(config.height, shape.height - config.y, height),
         )
-        sink_buffer = framebuffer.on[self._index]
-        if sink_buffer is None:
-            raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
-        return framebuffer, sink_buffer, part
 
     async def _get_edid(self, request: GetEdid) -> int:
         return await self._edid(request)
@@ -311,6 +346,7 @@ _SLOW: Final = cast(
         DbufDestroy: Connector._destroy,
         FbAttach: Connector._attach,
         FbDetach: Connector._detach,
+        PageFlip: Connector._reshape,
         SetConfig: Connector._set_config,
         GetEdid: Connector._get_edid,
     },

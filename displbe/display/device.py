@@ -127,7 +127,7 @@ class DisplayDriver:
     async def _read_keys(self, device: Device, guest: GuestSettings) -> list[ConnectorKeys]:
         """The device's connectors, 0 upwards. Raises Refused for a missing or wrong node."""
         found: list[ConnectorKeys] = []
-        while len(found) < MAX_CONNECTORS:
+        while True:
             index = len(found)
             try:
                 await device.store.read(f"{device.frontend}/{index}/req-ring-ref")
@@ -135,6 +135,8 @@ class DisplayDriver:
                 break
             except StoreError as error:
                 raise Refused(f"cannot read connector {index}: {error}") from error
+            if index == MAX_CONNECTORS:
+                raise Refused(f"the frontend has published more than {MAX_CONNECTORS} connectors")
             found.append(await self._read_connector(device, guest, index))
         if not found:
             raise Refused("the frontend has published no connector")

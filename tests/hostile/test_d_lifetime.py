@@ -68,7 +68,10 @@ async def test_d2_destroyed_twice(stage: Stage) -> None:
         buffer.free()
 
 
-@row("FB_DETACH of what is shown, and of what is being flipped to", "0; the picture stays, the flip has its event")
+@row(
+    "FB_DETACH of what is shown, and of what is being flipped to",
+    "0; the picture stays, the flip has its event; the connector stays on and can be flipped",
+)
 async def test_d3_detach_what_is_shown(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -82,6 +85,11 @@ async def test_d3_detach_what_is_shown(stage: Stage) -> None:
         assert picture is not None
         assert picture.getpixel((5, 5)) == (0, 255, 0)
         buffer.free()
+        other = raw_buffer(bad)
+        assert await status(connector, create(other)) == 0
+        assert await status(connector, attach(FB)) == 0
+        assert await status(connector, PageFlip(0, FB)) == 0
+        await until(lambda: connector.flips_done == [FB2, FB])
 
 
 @row("FB_DETACH on connector 0 while connector 1 waits to show that framebuffer", "the waiting SET_CONFIG gets ENOENT")
@@ -211,6 +219,23 @@ async def test_d9_mode_storm(stage: Stage) -> None:
             times.append(time.monotonic() - then)
         assert 0.4 < time.monotonic() - begun < 3
         assert max(times) < 3
+        await stage.still_flips(20)
+
+
+@row(
+    "the connector switched on and off, or flipped between framebuffers of two shapes, as fast as it is answered",
+    "the same",
+)
+async def test_d9_switching_storm(stage: Stage) -> None:
+    async with stage.bad() as bad:
+        connector = bad.display.connectors[0]
+        await showing(bad)
+        assert await status(connector, attach(0x2080, width=32)) == 0
+        storm: list[Request] = [config(0, width=0, height=0), config(FB), PageFlip(0, 0x2080), PageFlip(0, FB)]
+        begun = time.monotonic()
+        for request in storm * 2:
+            assert await status(connector, request) == 0
+        assert 0.4 < time.monotonic() - begun < 3
         await stage.still_flips(20)
 
 

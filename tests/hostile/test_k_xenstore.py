@@ -18,7 +18,7 @@ from displbe.backend import supervisor
 from displbe.backend.quota import Limits
 from displbe.ops import log as ops_log
 from displbe.sim.guest import FrontConnector, Guest
-from displbe.sim.store import StoreFailure, Tree
+from displbe.sim.store import Node, StoreFailure, Tree
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.wire.xenbus import State
 
@@ -114,16 +114,17 @@ async def test_k2_500_connectors(stage: Stage) -> None:
         await honest(stage, bad)
 
 
-@row("nine connectors, all the toolstack's", "the first eight are served, the ninth is not looked at")
-async def test_k2_nine_connectors(stage: Stage) -> None:
-    async with stage.bad(*[spec(f"bad-{n}") for n in range(9)]) as bad:
+@row("nine connectors, all the toolstack's", "refused, even where the guest's limit is higher; none of them is served")
+async def test_k2_nine_connectors(tmp_path: Path) -> None:
+    async with (
+        Stage.set(tmp_path, limits=Limits(connectors=20)) as stage,
+        stage.booted(*[spec(f"bad-{n}") for n in range(9)]) as bad,
+    ):
+        await stage.refused("more than 8 connectors")
+        stage.world.tools.remove(f"{stage.world.tools.front(BAD)}/8")
+        bad.display.connectors.pop().free()
+        await honest(stage, bad)
         assert stage.held == {"connectors": 8}
-        assert stage.ledger.ports == stage.quiet.ports + 16
-        ninth = bad.display.connectors[8]
-        ninth.ring.put(bytes(64))
-        ninth.channel.notify()
-        await stage.still_flips()
-        assert ninth.ring_page.load(8) == 0
 
 
 @row("more connectors than the guest's limit", "refused; none of them is served")
@@ -214,6 +215,64 @@ async def test_k4_resolution_forged(stage: Stage) -> None:
 
     async with publishing(stage, forge):
         await stage.refused("0/unique-id is missing")
+
+
+@row(
+    "`unique-id`, `resolution` or `be-alloc` that belongs to a third domain",
+    "refused: only Dom0's and our own are believed",
+)
+@pytest.mark.parametrize("key", ["0/unique-id", "0/resolution", "be-alloc"])
+async def test_k4_owned_by_a_third_domain(stage: Stage, key: str) -> None:
+    tools = stage.world.tools
+    path = f"{tools.front(BAD)}/{key}"
+
+    async def forge(bad: Guest) -> None:
+        tools.write(path, tools.read(path) or b"", [("n", GOOD), ("r", 0), ("r", BAD)])
+
+    async with publishing(stage, forge) as bad:
+        await stage.refused(f"{key} was written by domain {GOOD}")
+        tools.write(path, tools.read(path) or b"", [("n", 0), ("r", BAD)])
+        await honest(stage, bad)
+
+
+@row(
+    "a node changes hands between our reading of its value and of its owner",
+    "refused; what counts is one state of both",
+)
+@pytest.mark.parametrize("order", ["the toolstack's, then the guest's", "the guest's, then the toolstack's"])
+async def test_k4_changes_hands(stage: Stage, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    """The second order needs a toolstack that writes at that moment. What it wrote is what counts then."""
+    tools = stage.world.tools
+    path = f"{tools.front(BAD)}/0/unique-id"
+    ours, theirs = (b"bad", [("n", 0), ("r", BAD)]), (b"spare", [("n", BAD), ("r", 0)])
+    before, after = (ours, theirs) if order.startswith("the toolstack's") else (theirs, ours)
+    get, changed = Tree.get, False
+
+    def change_hands(self: Tree, domid: int, wanted: str, right: str = "r") -> Node:
+        nonlocal changed
+        node = get(self, domid, wanted, right)
+        if wanted == path and domid == 0 and node.value == before[0] and armed and not changed:
+            changed, seen = True, node.copy()
+            tools.write(path, *after)
+            return seen
+        return node
+
+    armed = False
+
+    async def forge(bad: Guest) -> None:
+        nonlocal armed
+        tools.write(path, *before)
+        armed = True
+
+    monkeypatch.setattr(Tree, "get", change_hands)
+    async with publishing(stage, forge) as bad:
+        await until(lambda: stage.world.error(BAD))
+        assert changed
+        assert stage.world.state(BAD) == State.INIT_WAIT
+        armed = False
+        tools.write(path, *ours)
+        await honest(stage, bad)
+        assert set(stage.world.daemon.sink.outputs) == {"good", "bad"}  # type: ignore[attr-defined]
 
 
 @row("an output that another guest has, named by the toolstack's own nodes", "refused")

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 from scenario.world import World, exchange, flip_on, spec, until
 
 from displbe.sim.guest import FrontConnector, Guest
+from displbe.sinks.base import SinkError
 from displbe.wire import displif
 from displbe.wire.displif import PageFlip, decode_response
 from displbe.wire.errors import Errno
@@ -141,6 +143,56 @@ async def test_a_framebuffer_that_goes_while_it_is_flipped_to(tmp_path: Path) ->
         assert await flip(connector, fbs[1]) == -Errno.ENOENT
         await guest.display.show(0, fbs[0], 64, 48)
         await connector.flip(fbs[0])
+
+
+async def test_what_is_shown_may_go_and_be_followed(world: World) -> None:
+    """Linux may detach what a failed flip has left on the screen (xen_drm_front_kms.c): the connector is still on."""
+    async with showing(world) as (guest, connector, fbs):
+        await connector.order(displif.FbDetach(0, fbs[0]))
+        assert world.output().picture() is not None, "the picture stays"
+        await connector.flip(fbs[1])
+        assert world.output()._shown is not None
+        await guest.display.hide(0)
+        assert await flip(connector, fbs[1]) == -Errno.EINVAL
+
+
+@pytest.mark.parametrize(("width", "height", "format"), [(128, 48, "XR24"), (64, 48, "RG16"), (32, 24, "XR24")])
+async def test_a_flip_to_another_shape(world: World, width: int, height: int, format: str) -> None:
+    """Another framebuffer in the same mode: Linux sends a flip (display_update), whatever the framebuffer's size and format."""
+    async with showing(world) as (guest, connector, fbs):
+        _, fb, buffer = await guest.display.create_framebuffer(width, height, format)
+        buffer.pixels[:] = b"\xff" * len(buffer.pixels)
+        for _ in range(2):
+            await connector.flip(fb)
+            picture = world.output().picture()
+            assert picture is not None
+            assert (picture.size, picture.getcolors()) == (
+                (min(width, 64), min(height, 48)),
+                [(min(width, 64) * min(height, 48), (255, 255, 255))],
+            )
+            await connector.flip(fbs[1])
+        assert connector.flips_done == [fb, fbs[1]] * 2
+        assert connector._next_event_id == 4
+
+
+async def test_a_flip_to_another_shape_that_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with showing(world) as (guest, connector, fbs):
+        _, small, _ = await guest.display.create_framebuffer(32, 24)
+        await connector.order(displif.SetConfig(0, fbs[0], 40, 0, 24, 48, 32))
+        assert await flip(connector, small) == -Errno.EINVAL, "the part that is shown is not in it"
+        await connector.flip(fbs[1])
+        await connector.order(displif.SetConfig(0, fbs[0], 0, 0, 64, 48, 32))
+
+        async def fail(*_: object) -> None:
+            await trio.lowlevel.checkpoint()
+            raise SinkError(Errno.EIO, "no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.output(), "enable", fail)
+            assert await flip(connector, small) == -Errno.EIO
+        await connector.flip(fbs[1])
+        await connector.flip(small)
+        assert connector.flips_done == [fbs[1], fbs[1], small]
 
 
 async def test_a_cookie_is_used_again_at_once(world: World) -> None:

@@ -184,11 +184,7 @@ async def test_a_flip_shows_the_other_buffer(world: World) -> None:
             fbs.append(fb)
         await guest.display.show(0, fbs[0], 16, 16)
         assert_shown(world, "XR24", pictures[0])
-        with pytest.raises(GuestFailure) as other_shape:
-            await guest.display.connectors[0].flip(fbs[1])
-        assert other_shape.value.status == -Errno.EINVAL
-        assert_shown(world, "XR24", pictures[0])
-        await guest.display.show(0, fbs[1], 17, 16)
+        await guest.display.connectors[0].flip(fbs[1])
         assert_shown(world, "XR24", pictures[1])
         _, fb, buffer = await guest.display.create_framebuffer(17, 16)
         draw(buffer, "XR24", pictures[1][::-1], 17 * 4)

@@ -52,7 +52,7 @@ class Buffer(msgspec.Struct, frozen=True):
 
 
 class Framebuffer(msgspec.Struct, frozen=True):
-    """A framebuffer that there is; two of one shape can be flipped to and fro."""
+    """A framebuffer that there is; a flip to one of another shape is a mode change."""
 
     dbuf: int
     shape: tuple[int, ...]
@@ -260,13 +260,16 @@ class Displif(RuleBasedStateMachine):
         code: Errno | int = 0
         if framebuffer is None:
             code = Errno.ENOENT
-        elif screen.shape is None or framebuffer.shape != screen.shape:
+        elif screen.shape is None:
             code = Errno.EINVAL
         elif screen.pending is not None:
             code = Errno.EBUSY
         self.expect(code, PageFlip(0, fb), where)
-        if not code:
+        if not code and framebuffer is not None:
             screen.pending = fb
+            if framebuffer.shape != screen.shape:  # a mode change, shown at once
+                screen.shape = framebuffer.shape
+                screen.complete()
 
     @rule()
     def vblank(self) -> None:
