@@ -58,6 +58,7 @@ class DrmSettings(_Table, frozen=True):
     scale: Literal["fit", "stretch", "none"] = "fit"
     refresh: float = 30.0
     on_exit: Literal["restore", "keep", "blank"] = "restore"
+    seat: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.refresh <= 120:

@@ -78,7 +78,7 @@ class SinkBuffer(abc.ABC):
     """A guest's framebuffer as its output shows it."""
 
     path: str
-    """How the pixels get to the screen: `zero copy` or `copy`."""
+    """How its pixels get to the screen: `zero copy`, `be-alloc` or `copy`."""
 
     @abc.abstractmethod
     async def aclose(self) -> None:
@@ -105,6 +105,10 @@ class Output(abc.ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.path = ""
+        """How frames get to the screen now: `zero copy`, `be-alloc` (without a copy, from the output's own memory), `copy`; or not."""
+        self.reason = ""
+        """Why not in a better way, or not at all; empty: there is nothing better."""
         self.flipped: Callable[[int], None] = lambda token: None
         """Called once per accepted flip, when it is shown or can no longer be; set by who claims the output."""
 

@@ -19,6 +19,7 @@ import msgspec
 from displbe.sinks.base import Geometry
 from displbe.sinks.drm import uapi
 from displbe.sinks.drm.device import Card
+from displbe.sinks.drm.seat import Files
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import Mapping
 
@@ -59,24 +60,35 @@ class Board:
         self.can_import = True
         self.can_scale = False
         self.can_leave_free = False
+        self.must_be_told = False
         self.other_master = False
+        self.privileged = True
+        """We have CAP_SYS_ADMIN."""
         self.faults: dict[str, list[int]] = {}
         """Errnos that the next `import`, `flip`, `modeset`, `test` or `rmfb` fails with."""
-        self.card: ModelCard | None = None
+        self.cards: list[ModelCard] = []
+        self.opened: Callable[[int], None] = lambda fd: None
+        """Called with each new file."""
         self.present = True
 
-    def open(self, path: str) -> Card:
+    def open(self, path: str, files: Files) -> Card:
         """For DrmSink's `open_card`."""
         if not self.present:
             raise OSError(errno.ENOENT, "no such device")
-        self.card = ModelCard(self, path)
-        return self.card
+        card = ModelCard(self, path, files)
+        self.cards.append(card)
+        return card
+
+    @property
+    def card(self) -> ModelCard | None:
+        """What was opened last, of those that are open if any is."""
+        return next((card for card in reversed(self.cards) if card.fd >= 0), self.cards[-1] if self.cards else None)
 
     def unbind(self) -> None:
         """The card goes, under whoever has it open."""
         self.present = False
-        if self.card is not None:
-            self.card.unplugged = True
+        for card in self.cards:
+            card.unplugged = True
 
     def fault(self, kind: str) -> int:
         """The errno to fail with now, or 0."""
@@ -86,10 +98,11 @@ class Board:
 class ModelCard(Card):
     """An open card of the model; the kernel's side of it too."""
 
-    def __init__(self, board: Board, path: str) -> None:
+    def __init__(self, board: Board, path: str, files: Files) -> None:
         self.board = board
         self.unplugged = False
-        self.master = not board.other_master
+        self.master: bool = not board.other_master and not any(card.master for card in board.cards)
+        self.was_master = self.master
         self.fbs: dict[int, Framebuffer] = {}
         self.blobs: dict[int, bytes] = {}
         self.objects: dict[int, dict[str, int]] = {}
@@ -110,18 +123,21 @@ class ModelCard(Card):
             for name in vars(uapi)
             if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
         }
-        super().__init__(path)
+        super().__init__(path, files)
 
     def _open(self) -> int:
         self._end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        return ours.detach()
+        fd = ours.detach()
+        self.board.opened(fd)
+        return fd
 
     def _place(self) -> str:
         return "/sys/devices/model"
 
     def close(self) -> None:
         super().close()
+        self.master = False
         self._end.close()
         os.close(self._memory)
 
@@ -166,9 +182,11 @@ class ModelCard(Card):
         return 0
 
     def _set_master(self, _: Any) -> int:
-        if self.board.other_master:
+        if not (self.board.privileged or self.was_master):
+            return errno.EACCES
+        if self.board.other_master or any(card.master for card in self.board.cards if card is not self):
             return errno.EBUSY
-        self.master = True
+        self.master = self.was_master = True
         return 0
 
     def _mode_getresources(self, ask: Any) -> int:
@@ -239,6 +257,10 @@ class ModelCard(Card):
         self.handles.add(ask.handle)
         return 0
 
+    def _prime_handle_to_fd(self, ask: Any) -> int:
+        ask.fd = os.memfd_create("exported")
+        return 0
+
     def _gem_close(self, ask: Any) -> int:
         return 0 if ask.handle in self.handles and not self.handles.remove(ask.handle) else errno.EINVAL  # type: ignore[func-returns-value]
 
@@ -269,6 +291,9 @@ class ModelCard(Card):
             if values.get("FB_ID") == ask.value:
                 values["FB_ID"] = values["CRTC_ID"] = 0
         return 0
+
+    def _mode_dirtyfb(self, ask: Any) -> int:
+        return 0 if self.board.must_be_told else errno.ENOSYS
 
     def _mode_closefb(self, ask: Any) -> int:
         return 0

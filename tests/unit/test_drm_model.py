@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,12 +14,14 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from unit.drm_model import CRTC, Board, Monitor, Pages
 
 from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
-from displbe.sinks.drm import frames, hotplug, keeper, output, sink
+from displbe.sinks.drm import flip, frames, hotplug, keeper, sink
 from displbe.sinks.drm.output import DrmOutput
+from displbe.sinks.drm.seat import Seat
 from displbe.sinks.drm.sink import DrmSink
 
 WHOLE = Part(0, 0, 64, 48)
@@ -27,7 +30,7 @@ QUICK = {
     (keeper, "PAUSE"): 0.001,
     (sink, "LATE_CHECK"): 0.01,
     (sink, "SEARCH"): 0.02,
-    (output, "LATE"): 0.1,
+    (flip, "LATE"): 0.1,
     (frames, "LATE"): 0.1,
     (hotplug, "POLL"): 0.02,
 }
@@ -49,14 +52,21 @@ def _no_monitor() -> Any:
 
 
 @asynccontextmanager
-async def running(board: Board, devices: Path, **keys: Any) -> AsyncIterator[DrmSink]:
+async def running(board: Board, devices: Path, seat: Seat | None = None, **keys: Any) -> AsyncIterator[DrmSink]:
     """A sink on the board."""
     (devices / "card0").touch()
-    made = DrmSink(DrmSettings(**keys), board.open, devices)
+    made = DrmSink(DrmSettings(**keys), board.open, devices, lambda: seat)
     async with trio.open_nursery() as nursery:
         await nursery.start(made.run)
         yield made
         nursery.cancel_scope.cancel()
+
+
+def copies(screen: Screen) -> frames.Frames:
+    """What copies an output's frames."""
+    found = screen.output._frames
+    assert isinstance(found, frames.Frames)
+    return found
 
 
 class Screen:
@@ -140,8 +150,7 @@ async def test_copy(tmp_path: Path) -> None:
         await screen.show()
         card = board.card
         assert card is not None
-        ring = screen.output._frames and screen.output._frames.ring
-        assert ring
+        ring = copies(screen).ring
         for index, letter in ((1, b"b"), (0, b"a"), (1, b"b")):
             screen.flip(index)
             await until(lambda: card.pending)
@@ -161,18 +170,16 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
         await screen.show()
         card = board.card
         assert card is not None
-        await until(
-            lambda: screen.output._frames and screen.output._frames.refreshed
-        )  # the first look takes the private copy
+        await until(lambda: copies(screen).refreshed)  # the first look takes the private copy
         commits = card.commits
         await trio.sleep(0.3)
         assert card.commits == commits
         for value in (b"x", b"y"):
             screen.pages[0].memory[1000:1001] = value
-            frames_now = screen.output._frames
-            assert frames_now
             await until(
-                partial(lambda ring, value: bytes(ring.front.memory.view[1000:1001]) == value, frames_now.ring, value)
+                partial(
+                    lambda ring, value: bytes(ring.front.memory.view[1000:1001]) == value, copies(screen).ring, value
+                )
             )
         assert card.commits == commits + 2
         screen.flip()
@@ -180,6 +187,85 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
         card.vblank()
         await screen.complete()
         await screen.close()
+
+
+@pytest.mark.parametrize("must_be_told", [True, False])
+async def test_drawn_without_flipping_or_copying(tmp_path: Path, must_be_told: bool) -> None:
+    """Zero copy: a card that has to be told is told, while the guest does not flip; the other one never is."""
+    board = Board()
+    board.must_be_told = must_be_told
+    async with running(board, tmp_path, refresh=100) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        frame, commits = card.shown()["FB_ID"], card.commits
+        if must_be_told:
+            await until(lambda: card.commits > commits + 3)
+        else:
+            await trio.sleep(0.1)
+            assert card.commits == commits
+        assert card.shown()["FB_ID"] == frame
+        for index in (1, 0):
+            screen.flip(index)
+            await until(lambda: card.pending)
+            card.vblank()
+            await screen.complete()
+        await screen.output.enable(screen.buffers[1], WHOLE)
+        other, commits = card.shown()["FB_ID"], card.commits
+        assert other != frame
+        if must_be_told:
+            await until(lambda: card.commits > commits + 3)
+        assert card.shown()["FB_ID"] == other
+        await screen.output.disable()
+        commits = card.commits
+        await trio.sleep(0.1)
+        assert card.commits == commits
+        await screen.close()
+
+
+async def test_paths(tmp_path: Path) -> None:
+    """An output says how frames get to its screen and why, and the log does once per change."""
+    board = Board()
+    with capture_logs() as logs:
+        async with running(board, tmp_path) as made:
+            screen = Screen(made)
+            await screen.show()
+            assert (screen.output.path, screen.output.reason) == ("zero copy", "")
+            await trio.sleep(0.1)
+            board.monitors[0] = None
+            await until(lambda: screen.output.path == "")
+            assert screen.output.reason == "no monitor is connected"
+            board.can_import = False
+            board.monitors[0] = Monitor([(64, 48)])
+            await until(lambda: screen.output.path)
+            late = await screen.output.attach(Pages(), screen.pages[0].geometry)
+            board.faults["flip"] = [errno.EINVAL]
+            screen.flip()
+            await until(lambda: screen.output.path == "copy")
+            assert screen.output.reason == "Virtual-1: flip: Invalid argument"
+            await screen.complete()
+            board.can_import = True
+            for buffer in (*screen.buffers, late):
+                await buffer.aclose()
+            allocation = await screen.output.allocate(3)
+            ours = Pages()
+            os.close(ours._fd)
+            ours._fd = allocation.fd
+            screen.buffers = [await screen.output.attach(ours, ours.geometry)]
+            assert screen.buffers[0].path == "be-alloc"
+            await screen.output.enable(screen.buffers[0], WHOLE)
+            assert (screen.output.path, screen.output.reason) == ("be-alloc", "")
+            await screen.buffers[0].aclose()
+            assert screen.output.reason == "the guest has removed what it showed"
+            screen.buffers.clear()
+            await screen.close()
+            assert (screen.output.path, screen.output.reason) == ("", "off")
+            allocation.close()
+    said = [
+        line["path"] if line["event"] == "output on" else "" for line in logs if str(line["event"])[:7] == "output "
+    ]
+    assert said == ["zero copy", "", "zero copy", "", "copy", "be-alloc", ""]
 
 
 async def test_import_refused(tmp_path: Path) -> None:
@@ -294,6 +380,150 @@ async def test_master(tmp_path: Path) -> None:
             await until(lambda: not screen.output.dark)
             card.take_master()
             await until(lambda: screen.output.dark)
+        await screen.close()
+
+
+async def test_master_without_a_privilege(tmp_path: Path) -> None:
+    """A file that never was master may not ask to be; the first one that is opened when nobody is master becomes it."""
+    board = Board()
+    board.privileged, board.other_master = False, True
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        first = board.card
+        assert first is not None
+        await until(lambda: first.barred)
+        screen.flip()
+        await screen.complete()
+        await trio.sleep(0.1)
+        assert (first.fd >= 0, screen.output.dark) == (True, "another program is DRM master")
+        board.other_master = False
+        await until(lambda: not screen.output.dark)
+        card = board.card
+        assert card is not None
+        assert (card is not first, first.fd, card.master) == (True, -1, True)
+        assert screen.output.path == "zero copy"
+        for _ in range(2):  # it has been master now, and may ask again
+            card.take_master()
+            await until(lambda: screen.output.dark)
+            board.other_master = False
+            await until(lambda: not screen.output.dark)
+            assert board.card is card
+        await screen.close()
+        assert [one.fd for one in board.cards if one is not card] == [-1] * (len(board.cards) - 1)
+
+
+class Manager(Seat):
+    """A session manager of the model's."""
+
+    def __init__(self, board: Board, *, ours: bool = True) -> None:
+        self.active = ours
+        self.board = board
+        self.files: set[int] = set()
+        board.opened = self._opened
+        self.left = False
+        self._changed = trio.Event()
+
+    def connect(self) -> None:
+        """It is there."""
+
+    def manages(self, fd: int) -> bool:
+        return fd in self.files
+
+    def _opened(self, fd: int) -> None:
+        if self.active:
+            self.files.add(fd)
+
+    def close(self, fd: int) -> None:
+        self.files.discard(fd)
+        os.close(fd)
+
+    def leave(self) -> None:
+        self.left = True
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            changed()
+
+    def switch(self, *, ours: bool) -> None:
+        """To another session, or to ours."""
+        self.active = ours
+        self.board.other_master = not ours
+        for card in self.board.cards:
+            if card.fd in self.files:
+                card.master = ours
+        self._changed.set()
+
+
+@pytest.mark.parametrize("zero_copy", ["require", "off"])
+async def test_seat(tmp_path: Path, zero_copy: str) -> None:
+    """The session manager takes the card away and gives it back, in the middle of flips: dark, no attempt to take it, then the picture."""
+    board = Board()
+    manager = Manager(board)
+    async with running(board, tmp_path, manager, zero_copy=zero_copy, refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        for _ in range(3):
+            screen.flip()
+            manager.switch(ours=False)
+            card.vblank()
+            await screen.complete()
+            await until(lambda: screen.output.dark == "another session has the seat")
+            board.other_master = False  # whoever has the seat now may not be quick
+            screen.flip(0)
+            await screen.complete()
+            await trio.sleep(0.05)
+            assert not card.master
+            manager.switch(ours=True)
+            await until(lambda: screen.output.path)
+            assert board.card is card
+            screen.flip()
+            await until(lambda: card.pending)
+            card.vblank()
+            await screen.complete()
+        await screen.close()
+    assert manager.left
+    assert manager.files == set()
+
+
+async def test_seat_that_comes_late(tmp_path: Path) -> None:
+    """A card that was opened as any file is opened anew through the seat when that becomes ours."""
+    board = Board()
+    manager = Manager(board, ours=False)
+    async with running(board, tmp_path, manager) as made:
+        screen = Screen(made)
+        await screen.show()
+        first = board.card
+        assert first is not None
+        assert (screen.output.path, first.managed) == ("zero copy", False)
+        manager.switch(ours=True)
+        await until(lambda: board.card is not first and screen.output.path)
+        assert board.card is not None
+        assert (board.card.managed, first.fd) == (True, -1)
+        await screen.close()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENODEV])
+async def test_revoked(tmp_path: Path, number: int) -> None:
+    """Every ioctl of a revoked file fails: dark, the card is opened anew as soon as that works, and the picture returns."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        board.present = card.master = False
+        card.try_ioctl = lambda *_: number  # type: ignore[method-assign]
+        screen.flip()
+        await screen.complete()
+        await until(lambda: screen.output.dark)
+        board.present = True
+        await until(lambda: screen.output.path)
+        assert board.card is not card
         await screen.close()
 
 
@@ -459,10 +689,13 @@ ACTIONS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(ACTIONS, max_size=25), st.sampled_from(["auto", "off"]))
-async def test_every_flip_completes_once(tmp_path: Path, actions: list[tuple[str, int]], zero_copy: str) -> None:
+@given(st.lists(ACTIONS, max_size=25), st.sampled_from(["auto", "off"]), st.booleans(), st.booleans())
+async def test_every_flip_completes_once(
+    tmp_path: Path, actions: list[tuple[str, int]], zero_copy: str, must_be_told: bool, privileged: bool
+) -> None:
     """Whatever fails in whatever order: every accepted flip completes exactly once, and at the end nothing is held."""
     board = Board()
+    board.must_be_told, board.privileged = must_be_told, privileged
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=100) as made:
         screen = Screen(made)
         await screen.show()

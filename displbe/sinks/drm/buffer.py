@@ -24,6 +24,8 @@ class DrmBuffer(SinkBuffer):
         """The card's framebuffer over the guest's pages; 0: there is none."""
         self.view: memoryview | None = None
         """The guest's pages; None: not mapped."""
+        self.ours = False
+        """The pages are an allocation of the output's (be-alloc)."""
         self.refused = False
         """The card does not show it without a copy."""
         self.closed = False
@@ -32,7 +34,7 @@ class DrmBuffer(SinkBuffer):
     @property
     def path(self) -> str:  # type: ignore[override]
         """How its frames get to the screen."""
-        return "zero copy" if self.fb and not self.refused else "copy"
+        return "copy" if self.refused or not self.fb else "be-alloc" if self.ours else "zero copy"
 
     async def aclose(self) -> None:
         self.closed = True

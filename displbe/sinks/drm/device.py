@@ -21,6 +21,7 @@ from displbe.xen.memory import Mapping
 
 from . import uapi
 from .errors import CardGone, DrmError, drm_error
+from .seat import PLAIN, Files
 
 __all__ = ["Card", "Connector", "Mode", "Plane"]
 
@@ -66,9 +67,12 @@ class Plane(msgspec.Struct, frozen=True):
 class Card:
     """An open card. Raises DrmError or OSError when it cannot be opened, or cannot do what this sink needs."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, files: Files = PLAIN) -> None:
         self.path = path
         self.name = Path(path).name
+        self._files = files
+        self.barred = False
+        """The kernel does not let us ask to be master with this file."""
         self.fd = self._open()
         try:
             self.place = self._place()
@@ -87,7 +91,7 @@ class Card:
             raise
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        return self._files.open(self.path)
 
     def _place(self) -> str:
         """Where in the machine the card is: the same for the card that comes back, under whatever number."""
@@ -97,7 +101,7 @@ class Card:
     def close(self) -> None:
         """Close the device: what is left of ours goes with it, master too. What is asked of the card later fails with CardGone."""
         fd, self.fd = self.fd, -1
-        os.close(fd)
+        self._files.close(fd)
 
     def try_ioctl(self, number: int, argument: Any) -> int:
         """One ioctl: 0, or the errno."""
@@ -123,9 +127,28 @@ class Card:
         ask = uapi.drm_get_cap(capability=uapi.DRM_CAP_DUMB_BUFFER)
         return self.try_ioctl(uapi.DRM_IOCTL_GET_CAP, ask) in (errno.ENODEV, errno.ENXIO, errno.EBADF)
 
+    @property
+    def managed(self) -> bool:
+        """A session manager decides whether this file is master."""
+        return self._files.manages(self.fd)
+
     def become_master(self) -> bool:
-        """Ask for the right to change what is shown; True when we have it, or had it already."""
-        return self.try_ioctl(uapi.DRM_IOCTL_SET_MASTER, 0) == 0
+        """Ask for the right to change what is shown; True when we have it, or had it already.
+
+        drm_master_check_perm() in the kernel: without CAP_SYS_ADMIN only that process may ask which has opened the file, and
+        only when the file has been master before, as the first one that is opened is. A file of a session manager's can be
+        master and yet not ask.
+        """
+        if self.managed:
+            return self._files.active and self._is_master()
+        failed = self.try_ioctl(uapi.DRM_IOCTL_SET_MASTER, 0)
+        self.barred = failed == errno.EACCES
+        return not failed or (self.barred and self._is_master())
+
+    def _is_master(self) -> bool:
+        """Only masters may try commits, here an empty one: whatever else is said of it."""
+        ask = uapi.drm_mode_atomic(flags=uapi.DRM_MODE_ATOMIC_TEST_ONLY)
+        return self.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, ask) not in (errno.EACCES, errno.ENODEV)
 
     def _capability(self, capability: int) -> int:
         ask = uapi.drm_get_cap(capability=capability)
@@ -276,6 +299,10 @@ class Card:
     def leave_framebuffer(self, fb: int) -> None:
         """CLOSEFB: like RmFB, but what is on the screen stays there. Raises DrmError."""
         self.ioctl("leave framebuffer", uapi.DRM_IOCTL_MODE_CLOSEFB, uapi.drm_mode_closefb(fb_id=fb))
+
+    def mark_dirty(self, fb: int) -> bool:
+        """DIRTYFB: the framebuffer on the screen has changed. False: this driver need not be told. May wait for a refresh."""
+        return self.try_ioctl(uapi.DRM_IOCTL_MODE_DIRTYFB, uapi.drm_mode_fb_dirty_cmd(fb_id=fb)) == 0
 
     def import_framebuffer(self, dmabuf: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
         """A framebuffer over a dma-buf's pixels. Raises DrmError. The framebuffer keeps the dma-buf, not a handle of ours:

@@ -95,5 +95,6 @@ class DumbAllocation(Allocation):
         return self._memory.view
 
     def close(self) -> None:
+        fd, self.fd = self.fd, -1
         self._memory.close()
-        os.close(self.fd)
+        os.close(fd)

@@ -22,11 +22,10 @@ from .atomic import FLIP, Atomic
 from .buffer import DrmBuffer
 from .dumb import Dumb, Ring
 from .errors import Busy, DrmError
+from .flip import LATE
 
-__all__ = ["BUSY_RETRY", "LATE", "Cut", "Frames", "copy_frame"]
+__all__ = ["BUSY_RETRY", "Cut", "Frames", "copy_frame"]
 
-LATE: Final = 0.5
-"""Seconds after which a flip whose event does not come is completed all the same: the guest waits 3.1 s."""
 BUSY_RETRY: Final = 0.001
 SLOWEST_LOOK: Final = 0.2
 """Seconds between comparisons of a frame that has not changed for a while."""
@@ -79,6 +78,10 @@ class Frames:
         self._frame: DrmBuffer | None = None
         self._seen: memoryview | None = None
         self._shortest = self._pause = 0.0
+
+    def shows(self, buffer: DrmBuffer) -> bool:
+        """Whether a buffer's frames can go this way."""
+        return buffer.view is not None
 
     def flip(self, buffer: DrmBuffer, stamp: int) -> None:
         """Show another frame; the card's event carries the stamp."""

@@ -13,8 +13,9 @@ import trio
 
 from .device import Card, Connector
 from .errors import DrmError
+from .flip import SERIALS
 from .leaving import Found
-from .output import SERIALS, DrmOutput
+from .output import DrmOutput
 
 if TYPE_CHECKING:
     from .sink import DrmSink
@@ -42,6 +43,9 @@ class Keeper:
         self._stale = True
         self._unreadable = False
         self._found: Found | None = None
+        self._ends = "the card is gone"
+        self.successor: Keeper | None = None
+        """Of the same card, through another file, which is master."""
 
     def look(self, *, probe: bool = False) -> None:
         """Look after the card soon; with `probe`, at what is connected too."""
@@ -55,7 +59,13 @@ class Keeper:
         self.connectors = self.card.probe()
         self._stale = False
         if not self.master:
-            self._log.warning("another program is DRM master: waiting for it to end")
+            self._log.warning(f"{self.why_not_master()}: waiting for it to end")
+
+    def why_not_master(self) -> str:
+        """Who has the right to the screens; empty: we."""
+        if self.master:
+            return ""
+        return "another session has the seat" if self.card.managed else "another program is DRM master"
 
     async def run(self) -> None:
         """Serve until the card is gone, or cancelled; then it is closed."""
@@ -71,7 +81,7 @@ class Keeper:
     async def _close(self) -> None:
         """Nothing uses the card any more, then it is closed: its number and its connectors' names are free for its successor."""
         for output in self._sink.outputs_of(self.card):
-            await output.unmoor()
+            await output.unmoor(self._ends)
         if self._sink.settings.on_exit == "restore" and self._found is not None:
             with suppress(DrmError):  # the program is gone whose picture it was
                 await trio.to_thread.run_sync(self._found.restore)
@@ -106,6 +116,8 @@ class Keeper:
                 self._log.warning("card gone")
                 return
             self._look_at_master()
+            if await self._better_file():
+                return
             if self._stale:
                 await self._probe()
             await self._settle()
@@ -120,7 +132,22 @@ class Keeper:
             self._log.info("DRM master again")
             self._stale = True  # who is not master does not see monitors come and go
         else:
-            self._log.warning("another program has become DRM master: waiting for it to end")
+            self._log.warning(f"{self.why_not_master()} now: waiting for it to end")
+
+    async def _better_file(self) -> bool:
+        """Whether the card is to be opened anew: through the seat, or because a new file is master and ours never will be."""
+        if self._sink.files.active and not self.card.managed:
+            self._ends = "the card is opened through the seat"
+        elif not self.master and self.card.barred:
+            # The first to open a card that has no master becomes it.
+            self.successor = await trio.to_thread.run_sync(self._sink.succeed, self.card.path)
+            if self.successor is None:
+                return False
+            self._ends = "the card is opened anew"
+        else:
+            return False
+        self._log.info(self._ends)
+        return True
 
     async def _probe(self) -> None:
         self._stale = False

@@ -19,6 +19,7 @@ from .device import Card, Connector
 from .errors import DrmError
 from .keeper import Keeper
 from .output import DrmOutput
+from .seat import PLAIN, Files, Seat, find_seat
 
 __all__ = ["DrmSettings", "DrmSink", "NoCard"]
 
@@ -50,18 +51,30 @@ class DrmSettings(Protocol):
 
     @property
     def refresh(self) -> float:
-        """How often a second a copied frame is looked at for what the guest draws without flipping; 0: never."""
+        """How often a second what the guest draws without flipping is looked for, or the card told of; 0: never."""
 
     @property
     def on_exit(self) -> str:
         """`restore`, `keep` or `blank`."""
 
+    @property
+    def seat(self) -> str:
+        """`auto` or `off`: whether cards are opened through libseat where there is a session manager."""
+
 
 class DrmSink(Sink):
-    """DRM master of one or more cards. `open_card` and `devices` are others in tests."""
+    """DRM master of one or more cards. `open_card`, `devices` and `seat` are others in tests."""
 
-    def __init__(self, settings: DrmSettings, open_card: Callable[[str], Card] = Card, devices: Path = DEVICES) -> None:
+    def __init__(
+        self,
+        settings: DrmSettings,
+        open_card: Callable[[str, Files], Card] = Card,
+        devices: Path = DEVICES,
+        seat: Callable[[], Seat | None] = find_seat,
+    ) -> None:
         self.settings = settings
+        self._seat = seat() if settings.seat == "auto" else None
+        self.files: Files = self._seat or PLAIN
         self.wants_dmabuf = settings.zero_copy != "off"
         self.outputs: dict[int, DrmOutput] = {}
         self._open_card = open_card
@@ -77,6 +90,16 @@ class DrmSink(Sink):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Raises NoCard."""
+        if self._seat is None:
+            await self._run(task_status)
+            return
+        await trio.to_thread.run_sync(self._seat.connect)
+        try:
+            await self._run(task_status)
+        finally:
+            self._seat.leave()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         refusals: list[str] = []
         found = await trio.to_thread.run_sync(self._open_new, refusals)
         if not found:
@@ -89,6 +112,8 @@ class DrmSink(Sink):
                 nursery.start_soon(hotplug.watch, self._changed)
                 nursery.start_soon(self._search)
                 nursery.start_soon(self._check_late)
+                if self._seat is not None:
+                    nursery.start_soon(self._seat.run, self._look_all)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
@@ -114,7 +139,7 @@ class DrmSink(Sink):
 
     def _open(self, path: Path, node: tuple[int, int]) -> Keeper:
         try:
-            card = self._open_card(str(path))
+            card = self._open_card(str(path), self.files)
             try:
                 keeper = Keeper(self, card)
                 keeper.first_look()
@@ -146,7 +171,25 @@ class DrmSink(Sink):
             await keeper.run()
         finally:
             del self._keepers[keeper.card.path]
+            if keeper.successor is not None:
+                self._start(keeper.successor)
             self._search_now.set()
+
+    def succeed(self, path: str) -> Keeper | None:
+        """In a worker thread: the card through another file, if that one is master."""
+        try:
+            card = self._open_card(path, self.files)
+        except (DrmError, OSError):
+            return None
+        try:
+            if card.become_master():
+                keeper = Keeper(self, card)
+                keeper.first_look()
+                return keeper
+        except DrmError as error:
+            _log.debug("card not opened anew", card=card.name, reason=str(error))
+        card.close()
+        return None
 
     async def _search(self) -> None:
         """Open cards that come, or come back."""
@@ -171,10 +214,15 @@ class DrmSink(Sink):
         if keeper is not None:
             keeper.look()
 
-    def is_master(self, card: Card) -> bool:
-        """Whether the screens of a card are ours to change."""
+    def _look_all(self) -> None:
+        """The right to the cards may have changed."""
+        for keeper in self._keepers.values():
+            keeper.look()
+
+    def why_not_master(self, card: Card) -> str:
+        """Why the screens of a card are not ours to change; empty: they are."""
         keeper = self._keepers.get(card.path)
-        return keeper is not None and keeper.master
+        return "the card is gone" if keeper is None else keeper.why_not_master()
 
     def outputs_of(self, card: Card) -> list[DrmOutput]:
         """The claimed outputs that are on this card."""

@@ -38,6 +38,8 @@ class Lit(msgspec.Struct, frozen=True):
     ring: Ring | None
     """Frames are copied into these; None: zero copy."""
     cut: Cut | None
+    must_be_told: bool = False
+    """The card shows what is drawn into the frame on the screen only when it is told that the frame has changed."""
 
 
 class Stage:
@@ -100,7 +102,8 @@ class Stage:
 
     def _direct(self, buffer: DrmBuffer, part: Part, placement: Placement) -> Lit:
         source = part.x, part.y, *placement.shown
-        return self._show(Scene(buffer.fb, source, placement.mode, placement.target), placement.target, None, None)
+        lit = self._show(Scene(buffer.fb, source, placement.mode, placement.target), placement.target, None, None)
+        return msgspec.structs.replace(lit, must_be_told=self.pipe.card.mark_dirty(buffer.fb))
 
     def _copied(self, buffer: DrmBuffer, part: Part, placement: Placement) -> Lit:
         mode, target, size = placement.mode, placement.target, placement.shown

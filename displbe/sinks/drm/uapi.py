@@ -155,6 +155,16 @@ class drm_mode_fb_cmd2(ctypes.Structure):
     )
 
 
+class drm_mode_fb_dirty_cmd(ctypes.Structure):
+    _fields_ = (
+        ("fb_id", c_uint32),
+        ("flags", c_uint32),
+        ("color", c_uint32),
+        ("num_clips", c_uint32),
+        ("clips_ptr", c_uint64),
+    )
+
+
 class drm_mode_create_dumb(ctypes.Structure):
     _fields_ = (
         ("height", c_uint32),
@@ -216,6 +226,7 @@ DRM_IOCTL_MODE_GETCONNECTOR: Final = _iowr(0xA7, ctypes.sizeof(drm_mode_get_conn
 DRM_IOCTL_MODE_GETPROPERTY: Final = _iowr(0xAA, ctypes.sizeof(drm_mode_get_property))
 DRM_IOCTL_MODE_GETPROPBLOB: Final = _iowr(0xAC, ctypes.sizeof(drm_mode_get_blob))
 DRM_IOCTL_MODE_RMFB: Final = _iowr(0xAF, ctypes.sizeof(c_uint32))
+DRM_IOCTL_MODE_DIRTYFB: Final = _iowr(0xB1, ctypes.sizeof(drm_mode_fb_dirty_cmd))
 DRM_IOCTL_MODE_CREATE_DUMB: Final = _iowr(0xB2, ctypes.sizeof(drm_mode_create_dumb))
 DRM_IOCTL_MODE_MAP_DUMB: Final = _iowr(0xB3, ctypes.sizeof(drm_mode_map_dumb))
 DRM_IOCTL_MODE_GETPLANERESOURCES: Final = _iowr(0xB5, ctypes.sizeof(drm_mode_get_plane_res))

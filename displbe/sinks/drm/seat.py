@@ -1,0 +1,191 @@
+"""Cards through libseat, where a session manager (seatd, logind) hands out the right to them: on a VT switch it takes that right away,
+and gives it back.
+
+What libseat can do beyond that stays unused: its backends that take a virtual terminal by themselves are never chosen. Its calls wait for
+the session manager, so they are made in worker threads, one at a time. Without the library, or a session manager that answers, cards
+are simply opened.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+import trio
+from cffi import FFI
+
+__all__ = ["PLAIN", "Files", "Seat", "find_seat"]
+
+LIBRARY: Final = "libseat.so.1"
+RETRY: Final = 5.0
+"""Seconds between attempts to reach a session manager that is not there."""
+ENABLE_WAIT: Final = 1000
+"""Milliseconds at most until a new seat says whether it is ours now."""
+
+_log = structlog.get_logger("displbe.drm")
+_ffi: Final = FFI()
+# libseat.h
+_ffi.cdef("""
+struct libseat;
+struct libseat_seat_listener {
+    void (*enable_seat)(struct libseat *seat, void *userdata);
+    void (*disable_seat)(struct libseat *seat, void *userdata);
+};
+struct libseat *libseat_open_seat(const struct libseat_seat_listener *listener, void *userdata);
+int libseat_disable_seat(struct libseat *seat);
+int libseat_close_seat(struct libseat *seat);
+int libseat_open_device(struct libseat *seat, const char *path, int *fd);
+int libseat_close_device(struct libseat *seat, int device_id);
+int libseat_get_fd(struct libseat *seat);
+int libseat_dispatch(struct libseat *seat, int timeout);
+void libseat_set_log_level(int level);
+""")
+
+
+class Files:
+    """How device nodes are opened: as any file."""
+
+    active = False
+    """There is a seat, and it is ours."""
+
+    def open(self, path: str) -> int:
+        """Open a card. Raises OSError."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def close(self, fd: int) -> None:
+        """Close what `open` has given."""
+        os.close(fd)
+
+    def manages(self, fd: int) -> bool:
+        """Whether a session manager decides if this file is DRM master, and not we."""
+        return False
+
+
+PLAIN: Final = Files()
+
+
+class Seat(Files):
+    """A seat, lost and found again. `open` and `close` wait: for worker threads."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._library.libseat_set_log_level(0)  # what fails is told here
+        self._seat: Any = None
+        self._devices: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._asked_to_leave = False
+        self._said = ""
+        # Kept: they live as long as C may call them.
+        self._callbacks = (
+            _ffi.callback("void(struct libseat *, void *)", self._enabled),
+            _ffi.callback("void(struct libseat *, void *)", self._disabled),
+        )
+        self._listener = _ffi.new("struct libseat_seat_listener *", self._callbacks)
+
+    def _enabled(self, seat: Any, userdata: Any) -> None:
+        self.active = True
+
+    def _disabled(self, seat: Any, userdata: Any) -> None:
+        self.active = False
+        self._asked_to_leave = True
+
+    # In worker threads
+
+    def connect(self) -> None:
+        """Reach the session manager, and learn whether the seat is ours. Nothing happens where there is none."""
+        with self._lock:
+            seat = self._library.libseat_open_seat(self._listener, _ffi.NULL)
+            if seat == _ffi.NULL:
+                self._say("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
+                return
+            self._seat = seat
+            self._say("seat opened", "")
+            if not self.active:
+                self._dispatch(ENABLE_WAIT)
+
+    def _say(self, event: str, reason: str) -> None:
+        if self._said != event:
+            self._said = event
+            _log.info(event, reason=reason or None)
+
+    def _dispatch(self, timeout: int) -> None:
+        """Take what the session manager says, and agree."""
+        if self._library.libseat_dispatch(self._seat, timeout) < 0:
+            self._lose()
+            return
+        if self._asked_to_leave:
+            self._asked_to_leave = False
+            self._library.libseat_disable_seat(self._seat)
+
+    def _lose(self) -> None:
+        self._say("seat lost", os.strerror(_ffi.errno))
+        self.active = False
+        self._devices.clear()
+        seat, self._seat = self._seat, None
+        self._library.libseat_close_seat(seat)
+
+    def _take_events(self) -> None:
+        with self._lock:
+            if self._seat is not None:
+                self._dispatch(0)
+
+    def open(self, path: str) -> int:
+        with self._lock:
+            if not self.active:
+                return super().open(path)
+            fd = _ffi.new("int *")
+            device = self._library.libseat_open_device(self._seat, path.encode(), fd)
+            if device < 0:
+                raise OSError(_ffi.errno, os.strerror(_ffi.errno), path)
+            self._devices[int(fd[0])] = device
+            return int(fd[0])
+
+    def close(self, fd: int) -> None:
+        with self._lock:
+            device = self._devices.pop(fd, None)
+            if device is not None and self._seat is not None:
+                self._library.libseat_close_device(self._seat, device)
+            os.close(fd)
+
+    def manages(self, fd: int) -> bool:
+        return fd in self._devices
+
+    def leave(self) -> None:
+        """Give the seat back."""
+        with self._lock:
+            if self._seat is not None:
+                self.active = False
+                self._devices.clear()
+                seat, self._seat = self._seat, None
+                self._library.libseat_close_seat(seat)
+
+    # In the loop
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Serve; `changed` is called when the seat has become ours, or another's."""
+        while True:
+            if self._seat is None:
+                await trio.sleep(RETRY)
+                await trio.to_thread.run_sync(self.connect)
+            else:
+                with suppress(OSError):
+                    await trio.lowlevel.wait_readable(self._library.libseat_get_fd(self._seat))
+                before = self.active
+                await trio.to_thread.run_sync(self._take_events)
+                if self.active != before:
+                    _log.info("the seat is ours" if self.active else "the seat is another session's")
+            changed()
+
+
+def find_seat() -> Seat | None:
+    """libseat, where it is installed."""
+    # Of libseat's backends those that ask a session manager.
+    os.environ.setdefault("LIBSEAT_BACKEND", "logind" if "XDG_SESSION_ID" in os.environ else "seatd")
+    try:
+        return Seat(_ffi.dlopen(LIBRARY))
+    except OSError:
+        return None
