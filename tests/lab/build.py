@@ -53,7 +53,7 @@ ROOT_PACKAGES = """
     base-files base-passwd bash coreutils util-linux libc-bin grep sed gawk busybox-static procps strace
     python3 python3-cffi python3-trio python3-structlog python3-pyxs python3-msgspec python3-pyudev
     python3-pytest python3-pytest-trio python3-hypothesis
-    xen-utils-4.20 xenstore-utils libdrm-tests libatomic1
+    xen-utils-4.20 xenstore-utils libdrm-tests libatomic1 seatd libseat1
 """.split()  # noqa: SIM905
 
 PYTHON_NEEDS = ("zlib1g", "libexpat1")

@@ -6,12 +6,15 @@ They have no screen to look at; what a CRTC shows is known by the checksum that 
 from __future__ import annotations
 
 import contextlib
+import zlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lab.pictures import Picture
 from lab.vm import Machine
 
-__all__ = ["Vkms", "vkms"]
+__all__ = ["Vkms", "checksum_of", "encoded", "vkms"]
 
 MAKE = """
 mountpoint -q /sys/kernel/config || mount -t configfs c /sys/kernel/config
@@ -62,3 +65,32 @@ def vkms(machine: Machine, name: str = "lab", connectors: int = 1) -> Iterator[V
         yield Vkms(machine, name, made[0], tuple(sorted(entry.partition("-")[2] for entry in made[1:])))
     finally:
         machine.run(REMOVE.format(name=name))
+
+
+def checksum_of(picture: Picture, fourcc: str = "XR24") -> str:
+    """What `Vkms.checksum` says of a screen that shows this picture out of a buffer of this format.
+
+    drivers/gpu/drm/vkms/vkms_composer.c: crc32_le from 0 over the rows, each pixel four u16: alpha, red, green, blue. They come from
+    fewer bits by fixed-point arithmetic (vkms_formats.c): of 8 bits v * 257, of 5 bits v * (65535 / 31), rounded.
+    """
+    bits = (5, 6, 5) if fourcc == "RG16" else (8, 8, 8)
+    pixels = array("H", [0xFFFF]) * (4 * picture.width * picture.height)
+    for channel, width in enumerate(bits):
+        ratio = (0xFFFF << 32) // ((1 << width) - 1)
+        levels = [((value >> 8 - width) * ratio + (1 << 31)) >> 32 for value in range(256)]
+        pixels[channel + 1 :: 4] = array("H", [levels[value] for value in picture.rgb[channel::3]])
+    return f"0x{~zlib.crc32(pixels.tobytes(), 0xFFFFFFFF) & 0xFFFFFFFF:08x}"
+
+
+def encoded(picture: Picture, fourcc: str, stride: int) -> bytes:
+    """A picture's pixels as they lie in a buffer (little endian)."""
+    red, green, blue = (picture.rgb[channel::3] for channel in range(3))
+    if fourcc == "RG16":
+        pixels = array("H", [r >> 3 << 11 | g >> 2 << 5 | b >> 3 for r, g, b in zip(red, green, blue, strict=True)])
+        data = pixels.tobytes()
+    else:
+        packed = bytearray(b"\xff" * (4 * picture.width * picture.height))
+        packed[0::4], packed[1::4], packed[2::4] = blue, green, red
+        data = bytes(packed)
+    row = len(data) // picture.height
+    return b"".join(data[at : at + row].ljust(stride, b"\x55") for at in range(0, len(data), row))

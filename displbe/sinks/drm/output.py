@@ -24,8 +24,8 @@ from displbe.xen.port import GuestBuffer
 from .atomic import Pipe
 from .attached import Attached
 from .buffer import DrmBuffer
-from displbe.wire.errors import Errno, from_host
-from displbe.xen.port import GuestBuffer
+from .device import Connector, Mode
+from .direct import Direct
 from .dumb import DumbAllocation
 from .errors import Busy, CardGone, DrmError, NotMaster
 from .flip import Flip

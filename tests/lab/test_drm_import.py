@@ -1,0 +1,90 @@
+"""Dma-bufs that are nobody's guest's: udmabufs through the DRM sink, on a screen and on vkms; offsets, pitches, formats, borders."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab.backend import TREE
+from lab.pictures import Picture
+from lab.test_drm import drawn, framed
+from lab.vkms import checksum_of, encoded, vkms
+from lab.vm import Machine
+
+SCRIPT = Path(__file__).parent / "importing.py"
+
+
+@contextlib.contextmanager
+def shown(
+    machine: Machine, connector: str, picture: Picture, fourcc: str, stride: int, offset: int, **settings: object
+) -> Iterator[dict[str, object]]:
+    """A picture in an udmabuf on a connector, while the block lasts: the path that it took."""
+    machine.put("/tmp/importing.py", SCRIPT.read_text())
+    machine.put("/tmp/pixels", bytes(offset) + encoded(picture, fourcc, stride))
+    geometry = picture.width, picture.height, fourcc, stride, offset
+    asked = {"settings": settings, "connector": connector, "geometry": geometry, "file": "/tmp/pixels"}
+    command = f"PYTHONPATH={TREE} exec python3 /tmp/importing.py '{json.dumps(asked)}'"
+    group = machine.start(command, "/tmp/importing.log")
+    said: list[dict[str, object]] = []
+
+    def ready() -> bool:
+        log = machine.run("cat /tmp/importing.log").output
+        assert "Traceback" not in log, log
+        lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        said[:] = [line for line in lines if line["event"] == "shown"]
+        return bool(said)
+
+    try:
+        machine.wait_for(ready, 60, why="the picture")
+        yield said[0]
+    finally:
+        machine.stop(group)
+
+
+@pytest.mark.parametrize(("stride", "offset"), [(4096, 0), (4096 + 256, 0), (4096, 8192), (4096 + 64, 4096 + 128)])
+def test_on_a_screen(machine: Machine, stride: int, offset: int) -> None:
+    """virtio-gpu: pitch and offset are kept."""
+    name = next(iter(machine.connectors()))
+    picture = drawn(1024, 768, 3)
+    with shown(machine, name, picture, "XR24", stride, offset) as said:
+        print(f"\npitch {stride}, offset {offset}: {said}")
+        machine.expect_picture(picture, f"udmabuf-{stride}-{offset}", timeout=10)
+        assert said["path"] == "zero copy"
+
+
+@pytest.mark.parametrize("fourcc", ["XR24", "AR24", "RG16"])
+@pytest.mark.parametrize("more", [0, 64])
+def test_formats(machine: Machine, fourcc: str, more: int) -> None:
+    """vkms takes more formats, and tells by a checksum which pixels it showed. (It counts offsets twice, and the kernel crashes then.)"""
+    picture = drawn(640, 480, 2)
+    octets = 2 if fourcc == "RG16" else 4
+    with (
+        vkms(machine) as card,
+        shown(machine, card.connectors[0], picture, fourcc, 640 * octets + more, 0) as said,
+    ):
+        assert said["path"] == "zero copy", said
+        assert card.checksum() == checksum_of(picture, fourcc)
+
+
+@pytest.mark.parametrize("scale", ["fit", "none"])
+def test_borders(machine: Machine, scale: str) -> None:
+    """vkms leaves a part of the screen free, but does not scale: without a copy, and with black borders."""
+    picture = drawn(600, 440, 2)
+    with (
+        vkms(machine) as card,
+        shown(machine, card.connectors[0], picture, "XR24", 2400, 0, scale=scale) as said,
+    ):
+        assert said["path"] == "zero copy", said
+        assert card.checksum() == checksum_of(framed(picture, 640, 480))
+
+
+def test_refused(machine: Machine) -> None:
+    """A pitch that is no multiple of a pixel: the driver refuses, the frame is copied, the reason is told."""
+    picture = drawn(1024, 768, 1)
+    name = next(iter(machine.connectors()))
+    with shown(machine, name, picture, "XR24", 4097, 0) as said:
+        print(f"\npitch 4097: {said}")
+        machine.expect_picture(picture, "udmabuf-odd", timeout=10)
