@@ -27,6 +27,7 @@ from displbe.sinks import registry
 from displbe.xen.port import Ledger
 
 from .guest import Flipper, GuestProcess
+from . import steps
 from .output import BenchSink
 from .reference import PlainLoop
 
@@ -121,20 +122,22 @@ async def boot(xen: Xen, nursery: trio.Nursery) -> Guest:
 
 
 def main() -> int:
-    """Print the table: 1 when the daemon is too dear."""
+    """Print the tables: 1 when the daemon is too dear, or holds its loop for too long."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+        quick = steps.report(Path(folder))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         sides = trio.run(measure, Path(folder))
     # Of each round by itself: machines have slower and faster moments.
     ratios = [daemon / plain for daemon, plain in zip(sides[0].cpu, sides[1].cpu, strict=True)]
     ratio = statistics.median(ratios)
-    print(f"CPU per flip [µs], {ROUNDS} rounds of {FLIPS} flips")
+    print(f"\nCPU per flip [µs], {ROUNDS} rounds of {FLIPS} flips")
     print(f"{'':12} {'median':>8} {'best':>8} {'worst':>8} {'flips/s':>10}")
     for side in sides:
         print(side)
     verdict = "good" if ratio <= AT_MOST else "too dear"
     print(f"{'ratio':12} {ratio:8.2f} {min(ratios):8.2f} {max(ratios):8.2f}   at most {AT_MOST}: {verdict}")
-    return 0 if ratio <= AT_MOST else 1
+    return 0 if quick and ratio <= AT_MOST else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""How long the loop is held while a guest makes a framebuffer of 1920x1080: 2025 grant references, in two pages of its directory.
+
+Whatever a guest does, the others' flips wait no longer than the longest step of one of the daemon's tasks. A step's time is the CPU time of
+the loop's thread: what other programs of this machine take away does not count. Of each round the longest step counts, of all rounds
+the median.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from displbe.config import HeadlessSettings, Settings
+from displbe.daemon import Daemon
+from displbe.sim.guest import Guest
+from displbe.sim.hypervisor import Xen
+from displbe.sim.toolstack import ConnectorSpec
+
+__all__ = ["Steps", "report"]
+
+ROUNDS: Final = 15
+SIZE: Final = (1920, 1080)
+AT_MOST: Final = 5e-3
+"""Seconds."""
+_ours: Final = ContextVar("_ours", default=False)
+
+
+class Steps(trio.abc.Instrument):
+    """The longest step of the daemon's tasks, and how many there were, since `clear`."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.count = 0
+        self.longest = 0.0
+        self.task = ""
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if not task.context.get(_ours, False):
+            return
+        took = time.thread_time() - self._began
+        self.count += 1
+        if took > self.longest:
+            self.longest, self.task = took, task.name.rpartition(".")[2]
+
+
+async def _start(nursery: trio.Nursery, run: Callable[..., object]) -> None:
+    """Start the daemon such that its tasks are known."""
+    _ours.set(True)
+    await nursery.start(run)
+    _ours.set(False)
+
+
+async def measure(folder: Path) -> list[tuple[float, int, str]]:
+    """Of each round: the longest step in seconds, the number of steps, the task of the longest."""
+    steps, found = Steps(), []
+    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+        settings = Settings(sink="headless", headless=HeadlessSettings(refresh=100))
+        await _start(nursery, Daemon(settings, xen.hypervisor(0)).run)
+        async with Guest.booted(xen, 1, ConnectorSpec("BENCH-1", *SIZE)) as guest:
+            await guest.display.connected.wait()
+            trio.lowlevel.add_instrument(steps)
+            for _ in range(ROUNDS + 1):
+                steps.clear()
+                dbuf, framebuffer, buffer = await guest.display.create_framebuffer(*SIZE)
+                await guest.display.show(0, framebuffer, *SIZE)
+                await guest.display.hide(0)
+                await guest.display.destroy_framebuffer(dbuf, framebuffer, buffer)
+                found.append((steps.longest, steps.count, steps.task))
+            trio.lowlevel.remove_instrument(steps)
+        nursery.cancel_scope.cancel()
+    return found[1:]  # the first is for caches
+
+
+def report(folder: Path) -> bool:
+    """Print the figure; False when the loop is held for too long."""
+    found = trio.run(measure, folder)
+    longest = [seconds for seconds, _, _ in found]
+    middle = statistics.median(longest)
+    good = middle <= AT_MOST
+    print(
+        f"longest step of the loop [ms CPU] while a guest makes, shows and destroys a framebuffer of {SIZE[0]}x{SIZE[1]}"
+    )
+    print(f"{'':12} {'median':>8} {'best':>8} {'worst':>8} {'steps':>10}")
+    figures = f"{middle * 1e3:8.2f} {min(longest) * 1e3:8.2f} {max(longest) * 1e3:8.2f}"
+    print(f"{'displbe':12} {figures} {sum(count for _, count, _ in found):10}   in {max(found)[2]}")
+    print(f"{'':12} at most {AT_MOST * 1e3:.0f}: {'good' if good else 'too long'}")
+    return good
