@@ -9,14 +9,13 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
-import msgspec
 import structlog
 import trio
 from PIL import Image
 
-from displbe.wire.errors import Errno
+from displbe.wire.errors import Errno, from_host
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, copy_rows
 from displbe.xen.port import GuestBuffer
 
 from .base import NOBODY, Allocation, Claimant, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
@@ -61,17 +60,21 @@ class _Frame(SinkBuffer):
         self._output = output
 
     async def aclose(self) -> None:
-        self._output.forget(self)
-        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(shield=True):
+            await self._output.forget(self)
 
 
 class _Memory(Allocation):
-    """Plain memory: there is no card whose memory it could be. Its fd is a memfd, which only the simulated Xen takes."""
+    """Plain memory: there is no card whose memory it could be. Its fd is a memfd, which only the simulated Xen takes. Raises OSError."""
 
     def __init__(self, pages: int) -> None:
         self.fd = os.memfd_create("displbe", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, pages * PAGE_SIZE)
-        self._mapping = Mapping(self.fd, [(0, pages * PAGE_SIZE)], writable=False)
+        try:
+            os.ftruncate(self.fd, pages * PAGE_SIZE)
+            self._mapping = Mapping(self.fd, [(0, pages * PAGE_SIZE)], writable=False)
+        except OSError:
+            os.close(self.fd)
+            raise
 
     def view(self) -> memoryview:
         return self._mapping.view
@@ -91,6 +94,8 @@ class HeadlessOutput(Output):
         self._next: tuple[_Frame, int] | None = None
         self._part = Part(0, 0, 0, 0)
         self._last: Image.Image | None = None
+        self._copying = trio.Lock()
+        self.reason = "off"
         self.flips = 0
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
@@ -103,12 +108,12 @@ class HeadlessOutput(Output):
         self.refresh()  # a flip under way comes before what is asked for now
         self._shown = buffer
         self._part = part
+        self.path, self.reason = "copy", "there is no screen"
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
         self.refresh()
-        self._keep()
-        self._shown = None
+        await self._take_off()
         if self._sink.settings.directory:
             await trio.to_thread.run_sync(self.write, Path(self._sink.settings.directory) / f"{self.name}.png")
 
@@ -124,15 +129,23 @@ class HeadlessOutput(Output):
             self.flips += 1
             self.flipped(token)
 
-    def forget(self, frame: _Frame) -> None:
-        """A buffer goes: keep its picture if it is on the screen, complete a flip that waits for it."""
+    async def forget(self, frame: _Frame) -> None:
+        """A buffer goes: keep its picture if it is on the screen, complete a flip that waits for it. Nothing reads it afterwards."""
         if self._next is not None and self._next[0] is frame:
             _, token = self._next
             self._next = None
             self.flipped(token)
-        if self._shown is frame:
-            self._keep()
-            self._shown = None
+        await self._take_off(frame)
+
+    async def _take_off(self, frame: _Frame | None = None) -> None:
+        """What is shown (if it is this) goes from the screen; its picture stays. Off the loop: frames are large."""
+        async with self._copying:
+            shown = self._shown
+            if shown is None or frame not in (None, shown):
+                return
+            self._last = await trio.to_thread.run_sync(_image, shown.view, shown.geometry, self._part)
+            if self._shown is shown:  # nothing was flipped to meanwhile
+                self._shown, self.path, self.reason = None, "", "off"
 
     async def edid(self) -> bytes | None:
         await trio.lowlevel.checkpoint()
@@ -140,7 +153,10 @@ class HeadlessOutput(Output):
 
     async def allocate(self, pages: int) -> Allocation:
         await trio.lowlevel.checkpoint()
-        return _Memory(pages)
+        try:
+            return _Memory(pages)
+        except OSError as error:
+            raise SinkError(from_host(error.errno), f"no memory: {error.strerror}") from error
 
     async def release(self) -> None:
         self.flipped = lambda token: None
@@ -151,14 +167,10 @@ class HeadlessOutput(Output):
         finally:
             self._sink.give_back(self.name)
 
-    def _keep(self) -> None:
-        if self._shown is not None:
-            x, y, width, height = msgspec.structs.astuple(self._part)
-            self._last = _image(self._shown.view, self._shown.geometry).crop((x, y, x + width, y + height))
-
     def picture(self) -> Image.Image | None:
         """What is shown, or was shown last; None when nothing ever was."""
-        self._keep()
+        if self._shown is not None:
+            self._last = _image(self._shown.view, self._shown.geometry, self._part)
         return self._last
 
     def write(self, path: Path) -> None:
@@ -170,12 +182,14 @@ class HeadlessOutput(Output):
             os.replace(part, path)
 
 
-def _image(view: memoryview, geometry: Geometry) -> Image.Image:
-    """A private copy of the pixels."""
-    mode, raw = _RAW_MODES[geometry.fourcc]
-    octets = geometry.stride * (geometry.height - 1) + geometry.width * FORMATS[geometry.fourcc].bits // 8
-    data = bytes(view[geometry.offset : geometry.offset + octets]).ljust(geometry.stride * geometry.height, b"\0")
-    return Image.frombytes(mode, (geometry.width, geometry.height), data, "raw", raw, geometry.stride, 1)
+def _image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
+    """A private copy of a part's pixels."""
+    mode, raw = _RAW_MODES[shape.fourcc]
+    octets = FORMATS[shape.fourcc].bits // 8
+    row = part.width * octets
+    data = memoryview(bytearray(row * part.height))
+    copy_rows(data, row, view[shape.offset + part.y * shape.stride + part.x * octets :], shape.stride, row, part.height)
+    return Image.frombytes(mode, (part.width, part.height), data, "raw", raw, row, 1)
 
 
 class HeadlessSink(Sink):

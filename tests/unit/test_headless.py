@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -10,6 +14,7 @@ import trio.testing
 from PIL import Image
 
 from displbe.config import HeadlessSettings
+from displbe.sinks import headless
 from displbe.sinks.base import Geometry, OutputUnavailable, Part, SinkError
 from displbe.sinks.headless import HeadlessOutput, HeadlessSink
 from displbe.wire.errors import Errno
@@ -177,3 +182,47 @@ async def test_a_last_row_without_padding() -> None:
     image = output.picture()
     assert image is not None
     assert image.tobytes() == bytes(9) + bytes((3, 2, 1)) * 3
+
+
+async def test_memory_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest gets the reason, and nothing is held."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    output = claimed(HeadlessSink(HeadlessSettings()))
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(headless, "Mapping", refuse)
+    with pytest.raises(SinkError, match="no memory") as refused:
+        await output.allocate(3)
+    assert refused.value.code is Errno.ENOMEM
+    assert os.listdir("/proc/self/fd") == before
+
+
+async def test_a_frame_that_goes_while_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages may be unmapped as soon as `aclose` returns: no copy runs then, whoever wanted it."""
+    output = claimed(HeadlessSink(HeadlessSettings()))
+    copies, copying, going = list[bool](), threading.Event(), threading.Event()
+    image = headless._image
+
+    def slow(*arguments: Any) -> Image.Image:
+        copying.set()
+        going.wait(5)
+        made = image(*arguments)
+        copies.append(True)
+        return made
+
+    monkeypatch.setattr(headless, "_image", slow)
+    frame = await output.attach(plain(RED), SHAPE)
+    await output.enable(frame, WHOLE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(output.disable)
+        await trio.to_thread.run_sync(copying.wait)
+        assert (output.path, copies) == ("copy", [])
+        nursery.start_soon(frame.aclose)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        going.set()
+        await frame.aclose()
+        assert copies == [True]
+    assert (output.path, output.reason) == ("", "off")
+    assert colour(output.picture()) == RED
