@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
@@ -56,7 +56,7 @@ class Steps(trio.abc.Instrument):
             self.longest, self.task = took, task.name.rpartition(".")[2]
 
 
-async def _start(nursery: trio.Nursery, run: Callable[..., object]) -> None:
+async def _start(nursery: trio.Nursery, run: Callable[..., Awaitable[object]]) -> None:
     """Start the daemon such that its tasks are known."""
     _ours.set(True)
     await nursery.start(run)

@@ -76,14 +76,15 @@ class Backend:
 
 
 @contextlib.contextmanager
-def backend(machine: Machine, config: str) -> Iterator[Backend]:
+def backend(machine: Machine, config: str, prefix: str = "") -> Iterator[Backend]:
     """displbe with a configuration, from its readiness until SIGTERM has ended it with exit code 0.
 
-    Killed meanwhile, it is started again as systemd does: after 200 ms, the log going on.
+    Killed meanwhile, it is started again as systemd does: after 200 ms, the log going on. `prefix`: a command that becomes
+    displbe, as `setpriv`.
     """
     machine.put("/etc/displbe/displbe.toml", config)
     machine.run(f"rm -f {LOG} /run/displbe.exit")
-    command = f"{{ cd {TREE}; exec python3 -m displbe --config /etc/displbe/displbe.toml; }}"
+    command = f"{{ cd {TREE}; exec {prefix} python3 -m displbe --config /etc/displbe/displbe.toml; }}"
     once = f"{command} & echo $! >/run/displbe.pid; wait $!; code=$?"
     again = f"while [ $code = 137 ]; do sleep 0.2; {once}; done"
     group = machine.start(f"{once}; {again}; echo $code >/run/displbe.exit", LOG)

@@ -1,4 +1,4 @@
-"""The DRM sink on real KMS drivers: two cards, monitors that come and go, other masters, drivers that go, sizes, drawing in place."""
+"""The DRM sink on real KMS drivers: two cards, monitors that come and go, drivers that go, sizes, drawing in place."""
 
 from __future__ import annotations
 
@@ -11,23 +11,6 @@ from lab.backend import Backend, backend, no_zombie, screens
 from lab.pictures import Picture, drawn
 from lab.vkms import checksum_of, vkms
 from lab.vm import Machine, guest_config
-
-# Takes displbe's own file of the card, as a session manager holds one, and drops master through it, until another program has it.
-DROP_MASTER = """
-import ctypes, fcntl, os, sys, time
-pid, node = int(sys.argv[1]), sys.argv[2]
-libc = ctypes.CDLL(None, use_errno=True)
-for name in os.listdir(f"/proc/{pid}/fd"):
-    if os.readlink(f"/proc/{pid}/fd/{name}") == node:
-        theirs = libc.syscall(438, os.pidfd_open(pid), int(name), 0)
-        until = time.monotonic() + 5
-        while time.monotonic() < until:
-            try:
-                fcntl.ioctl(theirs, 0x641F, 0)
-            except OSError:
-                pass
-            time.sleep(0.005)
-"""
 
 
 def config(drm: str = "") -> str:
@@ -129,31 +112,6 @@ def test_monitors_come_and_go(machine: Machine, reference: Callable[..., Picture
             card.plug(0, True)
             machine.wait_console("one", "guest: drawing", 60)
             machine.wait_for(lambda: card.checksum(0) == still, 20, why="the same picture on both connectors")
-
-
-def test_other_master(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:
-    """Another program has the card when displbe starts; it ends; later it takes the card, draws, and ends again."""
-    plain, wanted = reference(pattern="plain"), reference()
-    modetest = f"exec modetest -D {machine.card().bus} -s {names[0]}:1024x768 -F plain < <(exec sleep 1000)"
-    other = machine.start(modetest)
-    machine.expect_picture(plain, "other-master-first")
-    with backend(machine, config()) as displbe:
-        machine.create("one", guest_config("still", screens(names[0])))
-        machine.wait_console("one", "guest: drawing", 60)
-        wait_event(displbe, "output dark", reason="another program is DRM master")
-        assert machine.screendump() == plain
-        machine.stop(other)
-        machine.expect_picture(wanted, "other-master-ended", timeout=10)
-
-        machine.put("/tmp/drop.py", DROP_MASTER)
-        machine.start(f"python3 /tmp/drop.py {displbe.pid} {machine.card().node}", "/tmp/drop.log")
-        time.sleep(1)
-        other = machine.start(modetest)
-        machine.expect_picture(plain, "other-master-again", timeout=10)
-        wait_event(displbe, "another program has become DRM master: waiting for it to end")
-        machine.stop(other)
-        machine.expect_picture(wanted, "other-master-ended-again", timeout=10)
-        assert len(displbe.events("another program has become DRM master: waiting for it to end")) == 1
 
 
 def test_unbound(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:

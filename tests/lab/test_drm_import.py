@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from lab.backend import TREE
-from lab.pictures import Picture
-from lab.test_drm import drawn, framed
+from lab.pictures import Picture, drawn
+from lab.test_drm import framed
 from lab.vkms import checksum_of, encoded, vkms
 from lab.vm import Machine
 
@@ -79,12 +79,3 @@ def test_borders(machine: Machine, scale: str) -> None:
     ):
         assert said["path"] == "zero copy", said
         assert card.checksum() == checksum_of(framed(picture, 640, 480))
-
-
-def test_refused(machine: Machine) -> None:
-    """A pitch that is no multiple of a pixel: the driver refuses, the frame is copied, the reason is told."""
-    picture = drawn(1024, 768, 1)
-    name = next(iter(machine.connectors()))
-    with shown(machine, name, picture, "XR24", 4097, 0) as said:
-        print(f"\npitch 4097: {said}")
-        machine.expect_picture(picture, "udmabuf-odd", timeout=10)
