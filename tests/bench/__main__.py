@@ -26,8 +26,8 @@ from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks import registry
 from displbe.xen.port import Ledger
 
-from .guest import Flipper, GuestProcess
 from . import steps
+from .guest import Flipper, GuestProcess
 from .output import BenchSink
 from .reference import PlainLoop
 

@@ -50,6 +50,10 @@ class Memory:
         """The udmabuf."""
         return self._fd
 
+    async def shm_fd(self) -> tuple[int, int]:
+        """Of no use to this sink."""
+        raise NotImplementedError
+
     async def aclose(self) -> None:
         """Close it."""
         os.close(self._fd)
