@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -75,6 +74,7 @@ class Seat(Files):
         self._library = library
         self._library.libseat_set_log_level(0)  # what fails is told here
         self._seat: Any = None
+        self._events = -1
         self._devices: dict[int, int] = {}
         self._lock = threading.Lock()
         self._asked_to_leave = False
@@ -88,10 +88,12 @@ class Seat(Files):
 
     def _enabled(self, seat: Any, userdata: Any) -> None:
         self.active = True
+        _log.info("the seat is ours")
 
     def _disabled(self, seat: Any, userdata: Any) -> None:
         self.active = False
         self._asked_to_leave = True
+        _log.info("the seat is another session's")
 
     # In worker threads
 
@@ -103,6 +105,8 @@ class Seat(Files):
                 self._say("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
                 return
             self._seat = seat
+            # A file of our own: libseat closes its one as soon as an answer fails, perhaps while the loop waits for it.
+            self._events = os.dup(self._library.libseat_get_fd(seat))
             self._say("seat opened", "")
             if not self.active:
                 self._dispatch(ENABLE_WAIT)
@@ -112,26 +116,30 @@ class Seat(Files):
             self._said = event
             _log.info(event, reason=reason or None)
 
-    def _dispatch(self, timeout: int) -> None:
-        """Take what the session manager says, and agree."""
-        if self._library.libseat_dispatch(self._seat, timeout) < 0:
-            self._lose()
-            return
+    def _dispatch(self, milliseconds: int) -> None:
+        """Take what the session manager says. (With a time of 0, libseat does not notice that it has gone.)"""
+        if self._library.libseat_dispatch(self._seat, milliseconds) < 0:
+            self._say("seat lost", os.strerror(_ffi.errno))
+            self._let_go()
+        else:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Whoever is to have the seat waits for our word."""
         if self._asked_to_leave:
             self._asked_to_leave = False
             self._library.libseat_disable_seat(self._seat)
 
-    def _lose(self) -> None:
-        self._say("seat lost", os.strerror(_ffi.errno))
+    def _let_go(self) -> None:
         self.active = False
         self._devices.clear()
         seat, self._seat = self._seat, None
+        os.close(self._events)
         self._library.libseat_close_seat(seat)
 
     def _take_events(self) -> None:
         with self._lock:
-            if self._seat is not None:
-                self._dispatch(0)
+            self._dispatch(1)
 
     def open(self, path: str) -> int:
         with self._lock:
@@ -139,8 +147,10 @@ class Seat(Files):
                 return super().open(path)
             fd = _ffi.new("int *")
             device = self._library.libseat_open_device(self._seat, path.encode(), fd)
+            failed = _ffi.errno
+            self._agree()
             if device < 0:
-                raise OSError(_ffi.errno, os.strerror(_ffi.errno), path)
+                raise OSError(failed, os.strerror(failed), path)
             self._devices[int(fd[0])] = device
             return int(fd[0])
 
@@ -149,6 +159,7 @@ class Seat(Files):
             device = self._devices.pop(fd, None)
             if device is not None and self._seat is not None:
                 self._library.libseat_close_device(self._seat, device)
+                self._agree()
             os.close(fd)
 
     def manages(self, fd: int) -> bool:
@@ -158,27 +169,23 @@ class Seat(Files):
         """Give the seat back."""
         with self._lock:
             if self._seat is not None:
-                self.active = False
-                self._devices.clear()
-                seat, self._seat = self._seat, None
-                self._library.libseat_close_seat(seat)
+                self._let_go()
 
     # In the loop
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Serve; `changed` is called when the seat has become ours, or another's."""
         while True:
+            before = self.active
             if self._seat is None:
                 await trio.sleep(RETRY)
                 await trio.to_thread.run_sync(self.connect)
             else:
-                with suppress(OSError):
-                    await trio.lowlevel.wait_readable(self._library.libseat_get_fd(self._seat))
-                before = self.active
+                with trio.move_on_after(RETRY):
+                    await trio.lowlevel.wait_readable(self._events)
                 await trio.to_thread.run_sync(self._take_events)
-                if self.active != before:
-                    _log.info("the seat is ours" if self.active else "the seat is another session's")
-            changed()
+            if self.active != before:
+                changed()
 
 
 def find_seat() -> Seat | None:

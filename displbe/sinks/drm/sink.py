@@ -25,6 +25,8 @@ __all__ = ["DrmSettings", "DrmSink", "NoCard"]
 
 DEVICES: Final = Path("/dev/dri")
 LATE_CHECK: Final = 0.25
+LEAVING: Final = 2.0
+"""Seconds that a session manager may take to hear that we end."""
 SEARCH: Final = 1.0
 """Seconds between searches for the card of an output that has none."""
 _log = structlog.get_logger("displbe.drm")
@@ -97,7 +99,8 @@ class DrmSink(Sink):
         try:
             await self._run(task_status)
         finally:
-            self._seat.leave()
+            with trio.move_on_after(LEAVING, shield=True):
+                await trio.to_thread.run_sync(self._seat.leave, abandon_on_cancel=True)
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         refusals: list[str] = []

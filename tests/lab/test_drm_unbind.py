@@ -1,0 +1,56 @@
+"""A card's driver is unbound while it scans a guest's pages out, in a machine of its own: the kernel does not let that program end.
+
+Linux 7.2's virtio-gpu waits for the device's word before it lets a foreign dma-buf go (virtgpu_dma_buf_free_obj), also of a
+device that has been taken away: for ever, in whichever thread closes the file. There is no sign of it before, so displbe can only see to
+it that nobody else waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from lab.backend import TREE, backend, screens
+from lab.conftest import OUT, project
+from lab.test_drm import config, goes_on, wait_event
+from lab.vm import LabError, Machine, guest_config, reference_picture
+
+
+@pytest.fixture(scope="module")
+def computer() -> Iterator[Machine]:
+    """Xen and Dom0 with two cards."""
+    with Machine(out=OUT / "unbind", gpus=("gpu0", "gpu1")) as running:
+        running.put_tree(project(), TREE)
+        yield running
+
+
+def test_unbound_without_copies(computer: Machine) -> None:
+    """The other guest's screen goes on; the card that comes back shows the picture again; displbe cannot end."""
+    with pytest.raises(LabError, match="end after SIGTERM"):
+        unbind_and_bind(computer)
+
+
+def unbind_and_bind(computer: Machine) -> None:
+    """One guest's card goes and comes back."""
+    wanted = reference_picture(computer)
+    names = [next(iter(computer.connectors(gpu))) for gpu in computer.gpus]
+    device = computer.check(f"cd /sys/class/drm/{computer.card().name}/device; ls -d virtio*").strip()
+    driver = "/sys/bus/virtio/drivers/virtio_gpu"
+    with backend(computer, config('zero-copy = "require"')) as displbe:
+        computer.create("one", guest_config("still", screens(names[0])))
+        computer.create("two", guest_config("flip", screens(names[1])))
+        computer.wait_console("one", "guest: drawing", 60)
+        computer.expect_picture(wanted, "before-unbind", timeout=10)
+        goes_on(computer, "two")
+        unbind = computer.run(f"timeout 20 bash -c 'echo {device} > {driver}/unbind'", 40)
+        print(f"\nunbind: {unbind}")
+        wait_event(displbe, "card gone")
+        print(f"the other guest: {goes_on(computer, 'two'):.1f} flips/s")
+        wait_event(displbe, "the card's driver hangs: it does not let its file be closed")
+        tasks = f"for t in /proc/{displbe.pid}/task/*; do cat $t/wchan; echo; grep State $t/status; done"
+        print(computer.run(tasks).output)
+        bind = computer.run(f"timeout 20 bash -c 'echo {device} > {driver}/bind'", 40)
+        print(f"bind: {bind}")
+        wait_event(displbe, "output on", 10, 2, connector=names[0])
+        computer.expect_picture(wanted, "after-bind", timeout=10)
+        print(f"the other guest: {goes_on(computer, 'two'):.1f} flips/s")
