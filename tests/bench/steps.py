@@ -53,7 +53,7 @@ class Steps(trio.abc.Instrument):
         took = time.thread_time() - self._began
         self.count += 1
         if took > self.longest:
-            self.longest, self.task = took, task.name.rpartition(".")[2]
+            self.longest, self.task = took, task.name.removeprefix("displbe.")
 
 
 async def _start(nursery: trio.Nursery, run: Callable[..., Awaitable[object]]) -> None:

@@ -1,6 +1,7 @@
-"""Runs in Dom0: shows an udmabuf through displbe's DRM sink, as it would a guest's pages, until it is ended.
+"""Runs in Dom0: shows a dma-buf through displbe's DRM sink, as it would a guest's pages, until it is ended.
 
-Its argument is JSON: the sink's settings, a connector, the geometry, and a file with the buffer's octets.
+Its argument is JSON: the sink's settings, a connector, the geometry, a file with the buffer's octets, and whose the dma-buf is: empty
+for an udmabuf, `ours` for memory of the output's own (be-alloc), else a card's node for a dumb buffer of that card.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import trio
 
 from displbe.config import DrmSettings
 from displbe.sinks.base import Geometry, Part
+from displbe.sinks.drm.device import Card
+from displbe.sinks.drm.dumb import DumbAllocation
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.formats import fourcc
 
@@ -26,28 +29,28 @@ UDMABUF_FLAGS_CLOEXEC = 1
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 
 
+def pages_of(content: bytes) -> int:
+    """Whole pages."""
+    return -(-len(content) // mmap.PAGESIZE)
+
+
 class Memory:
-    """Whole pages as an udmabuf (xen.port.GuestBuffer)."""
+    """A dma-buf of whole pages (xen.port.GuestBuffer)."""
 
     domid = 0
 
-    def __init__(self, content: bytes) -> None:
-        self.size = -(-len(content) // mmap.PAGESIZE) * mmap.PAGESIZE
-        memfd = os.memfd_create("pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(memfd, self.size)
-        os.pwrite(memfd, content, 0)
-        fcntl.fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK)
-        self._view = memoryview(mmap.mmap(memfd, self.size, access=mmap.ACCESS_READ))
-        with open("/dev/udmabuf", "rb") as device:
-            ask = bytearray(struct.pack("=IIQQ", memfd, UDMABUF_FLAGS_CLOEXEC, 0, self.size))
-            self._fd: int = fcntl.ioctl(device, UDMABUF_CREATE, ask)
+    def __init__(self, fd: int, content: bytes) -> None:
+        self._fd = fd
+        self.size = pages_of(content) * mmap.PAGESIZE
+        self._map = mmap.mmap(fd, self.size)
+        self._map[: len(content)] = content
 
     async def view(self) -> memoryview:
         """The pages."""
-        return self._view
+        return memoryview(self._map).toreadonly()
 
     async def dmabuf(self) -> int:
-        """The udmabuf."""
+        """The dma-buf."""
         return self._fd
 
     async def shm_fd(self) -> tuple[int, int]:
@@ -59,6 +62,16 @@ class Memory:
         os.close(self._fd)
 
 
+def udmabuf(pages: int) -> int:
+    """Pages of nobody's in particular."""
+    memfd = os.memfd_create("pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memfd, pages * mmap.PAGESIZE)
+    fcntl.fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK)
+    ask = bytearray(struct.pack("=IIQQ", memfd, UDMABUF_FLAGS_CLOEXEC, 0, pages * mmap.PAGESIZE))
+    with open("/dev/udmabuf", "rb") as device:
+        return int(fcntl.ioctl(device, UDMABUF_CREATE, ask))
+
+
 async def show(asked: dict[str, Any]) -> None:
     """Show it."""
     sink = DrmSink(DrmSettings(**asked["settings"]))
@@ -66,7 +79,17 @@ async def show(asked: dict[str, Any]) -> None:
         await nursery.start(sink.run)
         width, height, code, stride, offset = asked["geometry"]
         output = sink.claim(asked["connector"], width, height)
-        memory = Memory(open(asked["file"], "rb").read())  # noqa: ASYNC230, SIM115
+        content = open(asked["file"], "rb").read()  # noqa: ASYNC230, SIM115
+        match asked["memory"]:
+            case "":
+                fd = udmabuf(pages_of(content))
+            case "ours":
+                allocation = await output.allocate(pages_of(content))
+                fd = allocation.fd
+            case node:
+                other = DumbAllocation(Card(node), pages_of(content))
+                fd = other.fd
+        memory = Memory(fd, content)
         frame = await output.attach(memory, Geometry(width, height, fourcc(code), stride, offset))
         await output.enable(frame, Part(0, 0, width, height))
         print(json.dumps({"event": "shown", "path": output.path, "reason": output.reason}), flush=True)

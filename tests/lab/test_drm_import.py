@@ -1,4 +1,4 @@
-"""Dma-bufs that are nobody's guest's: udmabufs through the DRM sink, on a screen and on vkms; offsets, pitches, formats, borders."""
+"""Dma-bufs of no guest: udmabufs and dumb buffers through the DRM sink, on a screen and on vkms; offsets, pitches, formats, borders."""
 
 from __future__ import annotations
 
@@ -19,13 +19,26 @@ SCRIPT = Path(__file__).parent / "importing.py"
 
 @contextlib.contextmanager
 def shown(
-    machine: Machine, connector: str, picture: Picture, fourcc: str, stride: int, offset: int, **settings: object
+    machine: Machine,
+    connector: str,
+    picture: Picture,
+    fourcc: str,
+    stride: int,
+    offset: int = 0,
+    memory: str = "",
+    **settings: object,
 ) -> Iterator[dict[str, object]]:
-    """A picture in an udmabuf on a connector, while the block lasts: the path that it took."""
+    """A picture in a dma-buf on a connector, while the block lasts: the path that it took."""
     machine.put("/tmp/importing.py", SCRIPT.read_text())
     machine.put("/tmp/pixels", bytes(offset) + encoded(picture, fourcc, stride))
     geometry = picture.width, picture.height, fourcc, stride, offset
-    asked = {"settings": settings, "connector": connector, "geometry": geometry, "file": "/tmp/pixels"}
+    asked = {
+        "settings": settings,
+        "connector": connector,
+        "geometry": geometry,
+        "file": "/tmp/pixels",
+        "memory": memory,
+    }
     command = f"PYTHONPATH={TREE} exec python3 /tmp/importing.py '{json.dumps(asked)}'"
     group = machine.start(command, "/tmp/importing.log")
     said: list[dict[str, object]] = []
@@ -55,6 +68,34 @@ def test_on_a_screen(machine: Machine, stride: int, offset: int) -> None:
         assert said["path"] == "zero copy"
 
 
+def test_our_own_memory(machine: Machine) -> None:
+    """A dumb buffer of the card's own, as be-alloc hands it out: on virtio-gpu and on vkms."""
+    name = next(iter(machine.connectors()))
+    picture = drawn(1024, 768, 1)
+    with shown(machine, name, picture, "XR24", 4096, memory="ours") as said:
+        machine.expect_picture(picture, "dumb-ours", timeout=10)
+        assert said["path"] == "be-alloc"
+    picture = drawn(640, 480, 1)
+    with vkms(machine) as card, shown(machine, card.connectors[0], picture, "XR24", 2560, memory="ours") as said:
+        assert card.checksum() == checksum_of(picture)
+        assert said["path"] == "be-alloc"
+
+
+def test_memory_of_another_card(machine: Machine) -> None:
+    """A dumb buffer of one card on another one's screen, whichever way these two can do it: the picture is right."""
+    name = next(iter(machine.connectors()))
+    with vkms(machine) as card:
+        picture = drawn(1024, 768, 2)
+        with shown(machine, name, picture, "XR24", 4096, memory=f"/dev/dri/{card.card}") as said:
+            print(f"\nvkms' memory on virtio-gpu: {said}")
+            machine.expect_picture(picture, "dumb-vkms", timeout=10)
+        picture = drawn(640, 480, 2)
+        theirs = machine.card().node
+        with shown(machine, card.connectors[0], picture, "XR24", 2560, memory=theirs) as said:
+            print(f"virtio-gpu's memory on vkms: {said}")
+            assert card.checksum() == checksum_of(picture)
+
+
 @pytest.mark.parametrize("fourcc", ["XR24", "AR24", "RG16"])
 @pytest.mark.parametrize("more", [0, 64])
 def test_formats(machine: Machine, fourcc: str, more: int) -> None:
@@ -63,7 +104,7 @@ def test_formats(machine: Machine, fourcc: str, more: int) -> None:
     octets = 2 if fourcc == "RG16" else 4
     with (
         vkms(machine) as card,
-        shown(machine, card.connectors[0], picture, fourcc, 640 * octets + more, 0) as said,
+        shown(machine, card.connectors[0], picture, fourcc, 640 * octets + more) as said,
     ):
         assert said["path"] == "zero copy", said
         assert card.checksum() == checksum_of(picture, fourcc)
@@ -75,7 +116,7 @@ def test_borders(machine: Machine, scale: str) -> None:
     picture = drawn(600, 440, 2)
     with (
         vkms(machine) as card,
-        shown(machine, card.connectors[0], picture, "XR24", 2400, 0, scale=scale) as said,
+        shown(machine, card.connectors[0], picture, "XR24", 2400, scale=scale) as said,
     ):
         assert said["path"] == "zero copy", said
         assert card.checksum() == checksum_of(framed(picture, 640, 480))

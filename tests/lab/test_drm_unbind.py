@@ -7,6 +7,7 @@ it that nobody else waits.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -49,6 +50,12 @@ def unbind_and_bind(computer: Machine) -> None:
         wait_event(displbe, "the card's driver hangs: it does not let its file be closed")
         tasks = f"for t in /proc/{displbe.pid}/task/*; do cat $t/wchan; echo; grep State $t/status; done"
         print(computer.run(tasks).output)
+        before, began = computer.check(f"cat /proc/{displbe.pid}/stat"), time.monotonic()
+        print(f"the other guest: {goes_on(computer, 'two'):.1f} flips/s")
+        time.sleep(5)
+        print(before, computer.check(f"cat /proc/{displbe.pid}/stat"), time.monotonic() - began)
+        print(computer.run("top -b -n 1 | head -n 20").output)
+        print(computer.run(f"timeout 3 strace -c -f -p {displbe.pid}").output)
         bind = computer.run(f"timeout 20 bash -c 'echo {device} > {driver}/bind'", 40)
         print(f"bind: {bind}")
         wait_event(displbe, "output on", 10, 2, connector=names[0])
