@@ -6,23 +6,28 @@ so that one guest could take all of it (XSA-300).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import structlog
+import trio
 
 from displbe.wire.errors import Errno, RequestError
 
-__all__ = ["Limits", "Quota", "Quotas", "TokenBucket", "Total"]
+__all__ = ["REQUEST_BURST", "Limits", "Quota", "Quotas", "TokenBucket", "Total"]
 
 MAPTRACK_SHARE: Final = 0.75
 """What guests' buffers may take of this domain's maptrack; the rest is for rings, other backends, other devices."""
 
 
+REQUEST_BURST: Final = 0.25
+"""Seconds' worth of requests that a guest may send at once."""
+
 _log = structlog.get_logger("displbe.quota")
 
-RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_turn")
+RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_second", "requests_per_turn")
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -39,6 +44,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """Of each connector, after a burst of eight; a mode change takes the screen tens of milliseconds."""
     reconnects_per_second: float = 1.0
     """Of each device, after a burst of five: a connection costs us maps and binds, and a guest nothing."""
+    requests_per_second: float = 2000.0
+    """After a quarter of a second's worth at once: eight screens at 240 flips a second. One that maps or sets a mode counts for eight."""
     requests_per_turn: int = 8
     """Requests of one ring that are served before the other rings have their turn."""
 
@@ -62,6 +69,8 @@ class Quota:
     def __init__(self, limits: Limits, total: Total) -> None:
         self.limits = limits
         self.used = dict.fromkeys(("pages", "buffers", "framebuffers", "connectors", "alloc_pages"), 0)
+        rate = limits.requests_per_second
+        self.requests = TokenBucket(rate * REQUEST_BURST, rate, trio.current_time)
         self._total = total
 
     def take(self, kind: str, amount: int = 1) -> None:
@@ -125,11 +134,11 @@ class TokenBucket:
         self._rate = rate
         self._clock = clock
         self._tokens = burst
-        self._then = clock()
+        self._then = -math.inf
 
-    def take(self) -> float:
-        """Take one: 0, or the seconds to wait first."""
+    def take(self, amount: float = 1) -> float:
+        """Take so many: 0, or the seconds to wait first."""
         now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - 1
+        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - amount
         self._then = now
         return max(0.0, -self._tokens / self._rate)

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import msgspec
 import trio
 
-from displbe.backend.quota import Limits, TokenBucket
+from displbe.backend.quota import Quota, TokenBucket
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.wire.displif import (
     DbufCreate,
@@ -42,6 +42,10 @@ SPURIOUS_LAST: Final = 1.0
 """Seconds until a port is armed again that has been notified for nothing: the first time, and at most."""
 MODESET_WAIT: Final = 2.0
 """Seconds that a guest's SET_CONFIG may be held back; its answer is due after 3 s."""
+SLOW_COST: Final = 8
+"""Requests that a slow one counts for."""
+THROTTLED: Final = 0.01
+"""Seconds that a ring rests at least whose guest asks for too much: a wake-up for each request would help nobody."""
 STUCK_RETRY: Final = 0.02
 """Seconds between looks at an event page that had no room: its frontend never says that it has read."""
 
@@ -63,7 +67,7 @@ class Connector:
         buffers: Buffers,
         edid: Callable[[GetEdid], Awaitable[int]],
         resolution: tuple[int, int],
-        limits: Limits,
+        quota: Quota,
         log: Any,
         broken: Callable[[FrontendBroken], None],
     ) -> None:
@@ -79,10 +83,13 @@ class Connector:
         self._resting = True
         self._edid = edid
         self._resolution = resolution
-        self._budget = limits.requests_per_turn
-        self._modesets = TokenBucket(8, limits.modesets_per_second, trio.current_time)
+        self._budget = quota.limits.requests_per_turn
+        self._requests = quota.requests
+        self._modesets = TokenBucket(8, quota.limits.modesets_per_second, trio.current_time)
         self._spurious = 0
         self._postponed = False
+        """Not looked at for `_pause` seconds, notified or not."""
+        self._pause = 0.0
         self._rearm_wanted = trio.Event()
         self._seen_waiting: int | None = None
         self.rescued = 0
@@ -126,12 +133,11 @@ class Connector:
         if waiting is not None and waiting == self._seen_waiting:
             self.rescued += 1
             self._log.error("a request waited without a notification", rescued=self.rescued)
-            self._postponed = True
-            self._rearm_wanted.set()
+            self._postpone(0)
         self._seen_waiting = waiting
 
     def _serve(self, *, notified: bool) -> bool:
-        if self._resting:
+        if self._resting or self._postponed:
             return False
         ring = self._ring
         try:
@@ -149,13 +155,19 @@ class Connector:
                 self._spurious = 0
                 request = decode_request(slot)
                 if type(request) is PageFlip and not self._reshapes(request):
+                    wait = self._requests.take()
                     self._respond(request, self._flip(request))
                 elif type(request) in _SLOW:
+                    wait = self._requests.take(SLOW_COST)
                     self._resting = True
                     self._slow_in.send_nowait(request)
-                    return False
                 else:
+                    wait = self._requests.take()
                     self._respond(request, -self._refuse(request, RequestError(Errno.EOPNOTSUPP, "no such operation")))
+                if wait:
+                    self._postpone(max(wait, THROTTLED))
+                if self._resting or wait:
+                    return False
         except FrontendBroken as broken:
             self._resting = True
             self._broken(broken)
@@ -174,16 +186,21 @@ class Connector:
         self._spurious += 1
         if self._spurious <= SPURIOUS_FREE:
             self._channel.rearm()
-        elif not self._postponed:
-            self._postponed = True
-            self._rearm_wanted.set()
+        else:
+            exponent = min(self._spurious - SPURIOUS_FREE, 10)
+            self._postpone(min(SPURIOUS_FIRST * 2**exponent, SPURIOUS_LAST))
+
+    def _postpone(self, seconds: float) -> None:
+        """Look at the ring later, and not before. The port stays masked."""
+        self._postponed = True
+        self._pause = seconds
+        self._rearm_wanted.set()
 
     async def _rearm_late(self) -> None:
         while True:
             await self._rearm_wanted.wait()
             self._rearm_wanted = trio.Event()
-            exponent = min(max(self._spurious - SPURIOUS_FREE, 0), 10)
-            await trio.sleep(min(SPURIOUS_FIRST * 2**exponent, SPURIOUS_LAST))
+            await trio.sleep(self._pause)
             self._postponed = False
             while self.resume():
                 await trio.lowlevel.checkpoint()

@@ -90,7 +90,7 @@ class DisplayDriver:
                 log = device.log.bind(connector=key.name)
                 edid = partial(answer_edid, self._hypervisor, device.domid, output, key.name, key.width, key.height)
                 connector = Connector(
-                    index, output, buffers, edid, (key.width, key.height), device.quota.limits, log, session.broken
+                    index, output, buffers, edid, (key.width, key.height), device.quota, log, session.broken
                 )
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)

@@ -26,9 +26,10 @@ class _Frame(SinkBuffer):
 
 
 class _Output(Output):
-    def __init__(self, sink: BenchSink, name: str) -> None:
+    def __init__(self, sink: BenchSink, name: str, number: int) -> None:
         super().__init__(name)
         self._commits = sink.commits
+        self._number = number
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
         await trio.lowlevel.checkpoint()
@@ -42,7 +43,7 @@ class _Output(Output):
 
     def flip(self, buffer: SinkBuffer, token: int) -> None:
         # The atomic commit. The card answers at once.
-        os.write(self._commits, EVENT.pack(FLIP_COMPLETE, EVENT.size, token, 0, 0, 0, 0))
+        os.write(self._commits, EVENT.pack(FLIP_COMPLETE, EVENT.size, token, 0, 0, 0, self._number))
 
     async def edid(self) -> bytes | None:
         await trio.lowlevel.checkpoint()
@@ -56,25 +57,24 @@ class _Output(Output):
 
 
 class BenchSink(Sink):
-    """One card with one output: a pipe stands for its file, which is given commits and gives events."""
+    """One card: a pipe stands for its file, which is given commits and gives events."""
 
     wants_dmabuf = False
 
     def __init__(self, settings: Any) -> None:
         self._events, self.commits = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._output: Output | None = None
+        self._outputs: list[Output] = []
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
         while True:
             await trio.lowlevel.wait_readable(self._events)
-            for _, _, token, *_ in EVENT.iter_unpack(os.read(self._events, 1024)):
-                assert self._output is not None
-                self._output.flipped(token)
+            for _, _, token, *_, number in EVENT.iter_unpack(os.read(self._events, 1024)):
+                self._outputs[number].flipped(token)
 
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
-        self._output = _Output(self, name)
-        return self._output
+        self._outputs.append(_Output(self, name, len(self._outputs)))
+        return self._outputs[-1]
 
     def claimed(self, name: str) -> Output | None:
-        return self._output
+        return next((output for output in self._outputs if output.name == name), None)

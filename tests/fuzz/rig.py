@@ -33,7 +33,9 @@ __all__ = ["GUEST", "LIMITS", "PAGES", "FakeStore", "Front", "Machine", "Rig", "
 GUEST: Final = 1
 PAGES: Final = 12
 """Pages of the guest's one buffer, of which every directory lists some."""
-LIMITS: Final = Limits(pages=64, buffers=6, framebuffers=9, alloc_pages=24, modesets_per_second=1e9)
+LIMITS: Final = Limits(
+    pages=64, buffers=6, framebuffers=9, alloc_pages=24, modesets_per_second=1e9, requests_per_second=1e9
+)
 SILENT: Final[Any] = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger("critical"))
 
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from hostile.rows import row
 from hostile.stage import BAD, EVENTS, Stage, attach, config, create, forked, page_of, raw_buffer, status
 from scenario.world import spec, until
 
+from displbe.backend.quota import REQUEST_BURST, Limits
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import SimChannel
 from displbe.wire.displif import (
@@ -30,6 +32,7 @@ from displbe.wire.ring import EVENT_SLOTS, REQUEST_SLOTS, BackControlRing
 REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT, SLOTS = 0, 4, 8, 12, 64
 IN_CONS = 0
 NOTHING = UnknownRequest(0, 0x55)
+UNHURRIED = Limits(requests_per_second=1e9)
 
 
 async def one_flip(guest: Guest) -> int:
@@ -69,7 +72,7 @@ async def test_a1_impossible_request_index(stage: Stage) -> None:
 
 
 @row("slots rewritten by another vCPU while they are parsed", "each request is answered as one consistent copy of it")
-async def test_a2_slot_rewritten(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What each operation gets with these fields; or with cookies 0, when a copy still has an old answer's octets.
     expected = {
         0x10: {-Errno.EINVAL},
@@ -79,7 +82,7 @@ async def test_a2_slot_rewritten(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
         0x15: {-Errno.ENOENT},
         0xEE: {-Errno.EOPNOTSUPP},
     }
-    async with stage.bad() as bad:
+    async with Stage.set(tmp_path, limits=UNHURRIED) as stage, stage.bad() as bad:
         variants = [
             encode_request(request)
             for request in (
@@ -237,7 +240,10 @@ def ours(stage: Stage, connector: FrontConnector) -> SimChannel:
     return channel
 
 
-@row("the ring full of requests all the time", "a few requests in a turn, then the others have theirs")
+@row(
+    "the ring full of requests all the time",
+    "a few requests in a turn, then the others have theirs; not more than 2000 a second",
+)
 async def test_a7_request_flood(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -245,7 +251,7 @@ async def test_a7_request_flood(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
         connector.channel.fired = lambda: False
         page[SLOTS : SLOTS + 64 * REQUEST_SLOTS] = encode_request(NOTHING) * REQUEST_SLOTS
         host, (_, port) = stage.world.hypervisor.domain, bad.domain.peers[connector.req_port] or (None, 0)
-        before = connector.ring_page.load(RSP_PROD)
+        before, begun = connector.ring_page.load(RSP_PROD), time.monotonic()
 
         def fill() -> None:
             connector.ring_page.store(REQ_PROD, connector.ring_page.load(RSP_PROD) + REQUEST_SLOTS & 0xFFFFFFFF)
@@ -254,7 +260,9 @@ async def test_a7_request_flood(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
         with forked(fill):
             await trio.sleep(0.5)
             await stage.still_flips(20)
-        assert connector.ring_page.load(RSP_PROD) - before > 500
+        limits = stage.world.settings.limits
+        most = limits.requests_per_second * (time.monotonic() - begun + REQUEST_BURST) + limits.requests_per_turn
+        assert 500 < connector.ring_page.load(RSP_PROD) - before <= most
 
 
 @row("eight requests at a time, or 32, with one notification each time", "served at once: taken for no storm")

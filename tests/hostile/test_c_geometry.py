@@ -205,8 +205,8 @@ async def test_c10_too_many(tmp_path: Path) -> None:
 
 
 @row("a thousand times: create, attach, destroy, of one pixel, the ring always full", "served; nothing grows")
-async def test_c10_storm(stage: Stage) -> None:
-    async with stage.bad() as bad:
+async def test_c10_storm(tmp_path: Path) -> None:
+    async with Stage.set(tmp_path, limits=Limits(requests_per_second=1e9)) as stage, stage.bad() as bad:
         connector = bad.display.connectors[0]
         buffer = raw_buffer(bad, 4096)
         connector.channel.fired = lambda: False
