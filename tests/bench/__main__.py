@@ -149,6 +149,5 @@ def main() -> int:
     return 0 if good else 1
 
 
-
 if __name__ == "__main__":
     sys.exit(main())
