@@ -52,7 +52,7 @@ HOST_PACKAGES = {
 ROOT_PACKAGES = """
     base-files base-passwd bash coreutils util-linux libc-bin grep sed gawk busybox-static procps strace
     python3 python3-cffi python3-trio python3-structlog python3-pyxs python3-msgspec python3-pyudev
-    python3-pytest python3-pytest-trio python3-hypothesis
+    python3-pil python3-pytest python3-pytest-trio python3-hypothesis
     xen-utils-4.20 xenstore-utils libdrm-tests libatomic1 seatd libseat1
 """.split()  # noqa: SIM905
 
@@ -217,7 +217,7 @@ def build_root(apt: Apt, kernel: Path, made: Path) -> None:
         (root / link).unlink(missing_ok=True)
         (root / link).symlink_to(target)
     compile_python(apt, root, made.parent)
-    for name, place in (("dom0-init.sh", "init.dom0"), ("remote.py", "remote.py")):
+    for name, place in (("dom0-init.sh", "init.dom0"), ("domd-init.sh", "init.domd"), ("remote.py", "remote.py")):
         shutil.copy(HERE / "dom0" / name, root / place)
         (root / place).chmod(0o755)
     build_guest(root, kernel, made.parent)

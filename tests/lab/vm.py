@@ -77,6 +77,8 @@ class Machine:
     pieces: Pieces | None = None
     gpus: Sequence[str] = ("gpu0",)
     devices: Sequence[str] = ()
+    second_disk: bool = False
+    """Whether there is a copy of Dom0's disk, `/dev/vdb`, for another domain to boot from."""
     bootargs: str = ""
     xenargs: str = ""
     memory: int = 2048
@@ -311,14 +313,15 @@ class Machine:
         yield from ("-kernel", str(pieces.xen), "-append", xen)
         boot = boot.replace(",", ",,")
         yield from ("-device", f"guest-loader,addr=0x60000000,kernel={pieces.kernel},bootargs={boot}")
-        yield from ("-drive", f"file={pieces.disk},if=none,id=disk,format=raw,cache=unsafe,snapshot=on")
         yield from ("-global", "virtio-mmio.force-legacy=false")
-        # iommu_platform=on: without it the drivers hand the devices wrong addresses for foreign pages.
-        yield from ("-device", "virtio-blk-device,drive=disk,iommu_platform=on")
+        # Linux finds the last virtio-mmio device first.
+        for disk in ("disk2", "disk1") if self.second_disk else ("disk1",):
+            yield from ("-drive", f"file={pieces.disk},if=none,id={disk},format=raw,cache=unsafe,snapshot=on")
+            # iommu_platform=on: without it the drivers hand the devices wrong addresses for foreign pages.
+            yield from ("-device", f"virtio-blk-device,drive={disk},iommu_platform=on")
         yield from ("-device", "virtio-serial-device,iommu_platform=on")
         yield from ("-chardev", f"socket,id=remote,path={self._work}/remote.sock,server=on,wait=off")
         yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
-        # Linux finds the last virtio-mmio device first.
         for name in reversed(self.gpus):
             yield from ("-device", f"virtio-gpu-device,id={name},iommu_platform=on,blob=on")
         for device in self.devices:

@@ -1,0 +1,148 @@
+"""displbe in a driver domain: a second domain that XenStore gives no more rights than any guest, and the guest's screen is there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+from lab.backend import LOG, TREE
+from lab.conftest import OUT, project
+from lab.pictures import Picture, drawn
+from lab.vm import LabError, Machine, guest_config
+from PIL import Image
+
+CONFIG = 'sink = "headless"\n[headless]\ndirectory = "/run/pictures"\noutputs = ["Virtual-1"]\n'
+SCREEN = "vdispl=['backend=domd,be-alloc=0,connectors=Virtual-1:1024x768']"
+
+
+class DriverDomain:
+    """The domain `domd`, which boots from Dom0's second disk. It is told what to do through XenStore, and answers on its console."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._asked = 0
+        machine.check("mkdir -p /mnt && mount /dev/vdb /mnt")
+        machine.put_tree(project(), f"/mnt{TREE}")
+        machine.put("/mnt/etc/displbe/displbe.toml", CONFIG)
+        machine.check("umount /mnt")
+        # What the toolstack's own script does needs more tools than this root has.
+        script = (
+            '#!/bin/sh\n[ "$1" = add ] && xenstore-write $XENBUS_PATH/physical-device $(stat -L -c %t:%T /dev/vdb) '
+        )
+        machine.put("/root/block-domd", script + "$XENBUS_PATH/hotplug-status connected\nexit 0\n")
+        machine.check("chmod +x /root/block-domd")
+        boot = "console=hvc0 root=/dev/xvda rw quiet vkms.create_default_dev=0 init=/init.domd"
+        self.domid = machine.create(
+            "domd",
+            f'type="pvh"\nkernel="/domu/vmlinuz"\nmemory=512\nvcpus=1\ndriver_domain=1\nextra={json.dumps(boot)}\n'
+            'disk=["format=raw,vdev=xvda,access=rw,backendtype=phy,script=/root/block-domd,target=/dev/vdb"]\n',
+        )
+        machine.wait_console("domd", "domd: up", 90)
+
+    def run(self, command: str, timeout: float = 60) -> str:
+        """The output of a bash command that must succeed there."""
+        self._asked += 1
+        node = f"/local/domain/{self.domid}/data/run"
+        self.machine.check(f"xenstore-write {node} {json.dumps(f'{self._asked} {command}')}")
+        end = f"domd: end {self._asked} "
+        console = self.machine.wait_console("domd", end, timeout)
+        said, _, code = console.partition(f"domd: begin {self._asked}\n")[2].rpartition(end)
+        if not code.startswith("0"):
+            raise LabError(f"in the driver domain: {command}: exit {code}\n{said[-4000:]}")
+        return said
+
+    def log(self) -> str:
+        """displbe's log there."""
+        return self.run(f"cat {LOG}")
+
+    def wait_log(self, text: str, timeout: float = 60) -> None:
+        """Wait for a line of displbe's log."""
+        self.run(
+            f"for try in {{1..{timeout * 2:.0f}}}; do grep -q {text!r} {LOG} && exit 0; sleep 0.5; done; exit 1",
+            timeout + 30,
+        )
+
+    def held(self) -> str:
+        """What displbe holds of guests, as the kernel counts it: fds, mappings, ports."""
+        pid = "$(cat /run/displbe.pid)"
+        return self.run(
+            f"ls /proc/{pid}/fd | wc -l; grep -c xen/gntdev /proc/{pid}/maps; grep -c evtchn:python3 /proc/interrupts; true"
+        )
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A machine of its own: three domains need more memory. Xen's usual policy on Arm, SILO, lets guests share nothing."""
+    with Machine(out=OUT / "domd", memory=3072, second_disk=True, xenargs="xsm=dummy") as running:
+        try:
+            yield running
+        finally:
+            running.keep_logs()
+
+
+@pytest.fixture(scope="module")
+def domd(machine: Machine) -> Iterator[DriverDomain]:
+    """The driver domain with displbe at work."""
+    domain = DriverDomain(machine)
+    start = f"cd {TREE}; echo $$ >/run/displbe.pid; exec python3 -m displbe --config /etc/displbe/displbe.toml"
+    domain.run(f"mkdir -p /var/log; ({start}) >{LOG} 2>&1 & sleep 0.1")
+    domain.wait_log("ready")
+    yield domain
+    print(f"\ndriver domain: displbe's log\n{domain.log()}")
+
+
+def png(domd: DriverDomain, name: str) -> Picture:
+    """The picture that the headless sink has written there."""
+    packed = base64.b64decode(domd.run(f"base64 -w0 /run/pictures/{name}.png; echo"))
+    with Image.open(io.BytesIO(packed)) as image:
+        rgb = image.convert("RGB")
+        return Picture(rgb.width, rgb.height, rgb.tobytes())
+
+
+def test_picture_and_detach(machine: Machine, domd: DriverDomain) -> None:
+    """A guest's picture is shown there; the toolstack's detach is answered in time, and nothing stays mapped."""
+    idle = domd.held()
+    try:
+        machine.create("shown", guest_config("survive", SCREEN))
+        machine.wait_console("shown", "survive: card 1", 90)
+        assert domd.held() != idle
+        number = machine.check("xl vdispl-list shown").splitlines()[1].split()[0]
+        begun = time.monotonic()
+        machine.check(f"xl vdispl-detach shown {number}")
+        took = time.monotonic() - begun
+        print(f"\ndriver domain: detached in {took:.1f} s")
+        assert took < 9  # libxl gives a backend 10 s, and then removes what it still uses
+        domd.run("for try in {1..40}; do test -e /run/pictures/Virtual-1.png && exit 0; sleep 0.5; done; exit 1")
+        seen = png(domd, "Virtual-1")
+        seen.save(OUT / "domd" / "driver-domain.png")
+        assert seen.differs(drawn(1024, 768, 0)) == 0
+        until = time.monotonic() + 30
+        while domd.held() != idle and time.monotonic() < until:
+            time.sleep(0.5)
+        assert domd.held() == idle
+    finally:
+        machine.destroy("shown")
+
+
+def test_death_of_a_guest(machine: Machine, domd: DriverDomain) -> None:
+    """A guest is destroyed, another one shuts itself down: noticed without `@releaseDomain`, which a driver domain may not watch."""
+    idle = domd.held()
+    for turn in range(2):
+        machine.create("dying", guest_config("survive", SCREEN))
+        machine.wait_console("dying", "survive: card 1", 90)
+        machine.destroy("dying")
+        until = time.monotonic() + 30
+        while domd.held() != idle and time.monotonic() < until:
+            time.sleep(0.5)
+        assert domd.held() == idle, f"after the {turn + 1}. guest"
+    machine.wait_for(lambda: "(null)" not in machine.check("xl list"), 30, why="the end of a dead guest")
+    listed = machine.check(f"xenstore-ls /local/domain/{domd.domid}/backend || true")
+    assert not re.search(r"vdispl = \"\"\n\s+\d+", listed), listed
+    log = domd.log()
+    assert "Traceback" not in log
+    assert '"level": "error"' not in log
