@@ -19,6 +19,7 @@ from displbe.wire.errors import FrontendBroken
 from displbe.wire.xenbus import Next, State, Table, decide, parse_state
 from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost
 
+from .guests import own_domid
 from .quota import Quota, TokenBucket
 
 __all__ = ["Device", "Driver", "Refused", "releasing"]
@@ -27,6 +28,8 @@ RETRY: Final = 1.0
 """Seconds after which a refused connection is tried again without being told of a change (a monitor, another guest's output)."""
 RECONNECT_BURST: Final = 5
 """Connections that a guest gets before `reconnects-per-second` holds."""
+LAST_WORD: Final = 0.2
+"""Seconds that the state of a device that has ended stands, for the toolstack to see."""
 FAREWELL: Final = 2.0
 """Seconds that saying goodbye may take when the daemon ends."""
 
@@ -130,7 +133,9 @@ class Device:
 
     async def _act(self, seen: _Seen) -> None:
         step = self._decide(seen)
-        if step.state is None or step.wait > 0:
+        if seen.backend is State.CLOSED and not seen.online and await own_domid(self.store) != 0:
+            await self._remove()
+        elif step.state is None or step.wait > 0:
             await self._changed(step.wait)
         elif step.state is State.CONNECTED:
             if trio.current_time() < self._not_before:
@@ -195,6 +200,23 @@ class Device:
                     raise
         self._state, self._since = step.state, trio.current_time()
         self.log.info("state", to=step.state.name.lower(), because=step.why)
+
+    async def _remove(self) -> None:
+        """The device has ended, and our domain is not the toolstack's: there the toolstack waits 10 s for us to remove our directory
+        (libxl_device.c, device_destroy_be_watch_cb); in Dom0 it does so itself.
+        """
+        await trio.sleep(max(0.0, self._since + LAST_WORD - trio.current_time()))
+        home, _, number = self.path.rpartition("/")
+        try:
+            async with self.store.transaction() as transaction:
+                state = parse_state(await transaction.read(f"{self.path}/state"))
+                if state is State.CLOSED and await transaction.read(f"{self.path}/online") == b"0":
+                    # The guest's last device takes the guest's directory along: nobody else would, and a domain's nodes are counted.
+                    alone = await transaction.children(home) == [number]
+                    await transaction.remove(home if alone else self.path)
+        except (StoreError, StoreLost) as error:
+            self.log.debug("directory not removed", error=str(error))
+            await trio.sleep(LAST_WORD)  # somebody else changed it: look again
 
     async def _connect(self, step: Next) -> None:
         """Serve the frontend until the table says that it is over."""

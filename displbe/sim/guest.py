@@ -29,7 +29,6 @@ RESPONSE_TIMEOUT: Final = 3.0
 """XEN_DRM_FRONT_WAIT_BACK_MS"""
 FLIP_TIMEOUT: Final = 3.1
 """FRAME_DONE_TO_MS"""
-BACKEND: Final = 0
 
 
 class GuestFailure(Exception):
@@ -51,8 +50,8 @@ class DisplayBuffer:
         self._directory_count = directory_pages(self._count)
         self._directory = domain.allocate(self._directory_count)
         self.pixels = domain.pages(self._first, self._count)[:octets]
-        self.refs = [domain.grant(self._first + n, BACKEND, writable=False) for n in range(self._count)]
-        self._directory_refs = [domain.grant(self._directory + n, BACKEND) for n in range(self._directory_count)]
+        self.refs = [domain.grant(self._first + n, domain.backend, writable=False) for n in range(self._count)]
+        self._directory_refs = [domain.grant(self._directory + n, domain.backend) for n in range(self._directory_count)]
         for n, page in enumerate(encode_directory(self.refs, self._directory_refs)):
             domain.pages(self._directory + n, 1)[:] = page
         self.directory = self._directory_refs[0]
@@ -74,7 +73,7 @@ class BorrowedBuffer:
         self._count = pages_of(octets)
         self._pages = directory_pages(self._count)
         self._first = domain.allocate(self._pages)
-        self._refs = [domain.grant(self._first + n, BACKEND) for n in range(self._pages)]
+        self._refs = [domain.grant(self._first + n, domain.backend) for n in range(self._pages)]
         for n, page in enumerate(encode_directory([0] * self._count, self._refs)):
             domain.pages(self._first + n, 1)[:] = page
         self.directory = self._refs[0]
@@ -86,7 +85,7 @@ class BorrowedBuffer:
         for n in range(self._pages):
             page = bytes(self._domain.pages(self._first + n, 1))
             refs += struct.unpack_from(f"<{REFS_PER_PAGE}I", page, 4)[: self._count - len(refs)]
-        self._mapped = hypervisor.map_shared(BACKEND, refs)
+        self._mapped = hypervisor.map_shared(self._domain.backend, refs)
         return await self._mapped.view()
 
     async def free(self) -> None:
@@ -104,10 +103,10 @@ class FrontConnector:
     def __init__(self, domain: Domain, hypervisor: SimHypervisor) -> None:
         self._domain = domain
         self._pages = domain.allocate(2)
-        self.req_ref = domain.grant(self._pages, BACKEND)
-        self.evt_ref = domain.grant(self._pages + 1, BACKEND)
-        self.req_port = domain.offer(BACKEND)
-        self.evt_port = domain.offer(BACKEND)
+        self.req_ref = domain.grant(self._pages, domain.backend)
+        self.evt_ref = domain.grant(self._pages + 1, domain.backend)
+        self.req_port = domain.offer(domain.backend)
+        self.evt_port = domain.offer(domain.backend)
         self.ring_page = SharedMemory(domain.pages(self._pages, 1))
         self.event_page = SharedMemory(domain.pages(self._pages + 1, 1))
         self.ring = FrontControlRing(self.ring_page)
@@ -312,24 +311,25 @@ class Frontend:
 class Guest:
     """A domain with a frontend. The toolstack has made its nodes before."""
 
-    def __init__(self, xen: Xen, domid: int) -> None:
+    def __init__(self, xen: Xen, domid: int, backend: int = 0) -> None:
         self.xen = xen
         self.domain = xen.domains[domid]
+        self.domain.backend = backend
         self.hypervisor = xen.hypervisor(domid)
         self.display = Frontend(self)
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def booted(cls, xen: Xen, domid: int, *connectors: ConnectorSpec) -> AsyncIterator[Guest]:
+    async def booted(cls, xen: Xen, domid: int, *connectors: ConnectorSpec, backend: int = 0) -> AsyncIterator[Guest]:
         """`xl create`: a domain with one vdispl device whose kernel runs while the block lasts. It is destroyed at the end."""
         tools = Toolstack(xen.server)
         tools.create_domain(domid)
         await xen.start_domain(domid)
-        tools.add_display(domid, connectors)
-        await tools.wait_state(tools.back(domid), State.INIT_WAIT, timeout=10)
+        tools.add_display(domid, connectors, backend=backend)
+        await tools.wait_state(tools.back(domid, 0, backend), State.INIT_WAIT, timeout=10)
         try:
             async with trio.open_nursery() as nursery:
-                guest = cls(xen, domid)
+                guest = cls(xen, domid, backend)
                 await nursery.start(guest.hypervisor.run)
                 nursery.start_soon(guest.display.run)
                 yield guest
@@ -337,7 +337,7 @@ class Guest:
         finally:
             with trio.move_on_after(12, shield=True):
                 xen.stop_domain(domid)
-                await tools.remove_display(domid)
+                await tools.remove_display(domid, backend=backend)
                 tools.destroy_domain(domid)
 
 

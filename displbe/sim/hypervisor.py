@@ -49,6 +49,8 @@ class Domain:
 
     def __init__(self, domid: int) -> None:
         self.domid = domid
+        self.backend = 0
+        """The domain that serves its PV devices."""
         self.memfd = os.memfd_create(f"dom{domid}", os.MFD_CLOEXEC)
         os.ftruncate(self.memfd, MEMORY_PAGES * PAGE_SIZE)
         self.memory = mmap.mmap(self.memfd, MEMORY_PAGES * PAGE_SIZE)

@@ -46,13 +46,15 @@ class Toolstack:
             self._server.tree.remove(0, path)
             self._server.fire([path])
 
-    def create_domain(self, domid: int) -> None:
-        """A domain's home, which it owns; its `device` directory is Dom0's."""
+    def create_domain(self, domid: int, *, driver: bool = False) -> None:
+        """A domain's home; its `device` directory is Dom0's, a driver domain's `backend` its own."""
         self.write(f"/local/domain/{domid}", "", [("n", 0), ("r", domid)])
         self.write(f"/local/domain/{domid}/domid", str(domid))
         self.write(f"/local/domain/{domid}/data", "", [("n", domid)])
         self.write(f"/local/domain/{domid}/error", "", [("n", domid)])
         self.write(f"/local/domain/{domid}/device", "", [("n", 0), ("r", domid)])
+        if driver:
+            self.write(f"/local/domain/{domid}/backend", "", [("n", domid)])
 
     def add_display(
         self,
@@ -100,15 +102,21 @@ class Toolstack:
         return state
 
     async def remove_display(self, domid: int, number: int = 0, *, backend: int = 0) -> None:
-        """`xl vdispl-detach`, and the end of a domain: ask the backend for 6, for at most 10 s, then remove the nodes."""
+        """`xl vdispl-detach`, and the end of a domain: ask the backend for 6, for at most 10 s, then remove the nodes.
+
+        A driver domain has another 10 s to remove its own.
+        """
         front, back = self.front(domid, number), self.back(domid, number, backend)
         if self.read(f"{back}/state") is not None:
             self.write(f"{back}/online", "0")
             if self.read(f"{back}/state") != b"6":
                 self.write(f"{back}/state", "5")
             await self.wait_state(back, State.CLOSED, timeout=10)
+            if backend:
+                await self.wait_state(back, None, timeout=10)
         self.remove(front)
-        self.remove(back)
+        if not backend:
+            self.remove(back)
 
     def destroy_domain(self, domid: int) -> None:
         """The home of a dead domain goes."""
