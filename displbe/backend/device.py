@@ -206,14 +206,11 @@ class Device:
         (libxl_device.c, device_destroy_be_watch_cb); in Dom0 it does so itself.
         """
         await trio.sleep(max(0.0, self._since + LAST_WORD - trio.current_time()))
-        home, _, number = self.path.rpartition("/")
         try:
             async with self.store.transaction() as transaction:
                 state = parse_state(await transaction.read(f"{self.path}/state"))
                 if state is State.CLOSED and await transaction.read(f"{self.path}/online") == b"0":
-                    # The guest's last device takes the guest's directory along: nobody else would, and a domain's nodes are counted.
-                    alone = await transaction.children(home) == [number]
-                    await transaction.remove(home if alone else self.path)
+                    await transaction.remove(self.path)  # those above it are the toolstack's
         except (StoreError, StoreLost) as error:
             self.log.debug("directory not removed", error=str(error))
             await trio.sleep(LAST_WORD)  # somebody else changed it: look again

@@ -46,15 +46,13 @@ class Toolstack:
             self._server.tree.remove(0, path)
             self._server.fire([path])
 
-    def create_domain(self, domid: int, *, driver: bool = False) -> None:
-        """A domain's home; its `device` directory is Dom0's, a driver domain's `backend` its own."""
+    def create_domain(self, domid: int) -> None:
+        """A domain's home, which it owns; its `device` directory is Dom0's."""
         self.write(f"/local/domain/{domid}", "", [("n", 0), ("r", domid)])
         self.write(f"/local/domain/{domid}/domid", str(domid))
         self.write(f"/local/domain/{domid}/data", "", [("n", domid)])
         self.write(f"/local/domain/{domid}/error", "", [("n", domid)])
         self.write(f"/local/domain/{domid}/device", "", [("n", 0), ("r", domid)])
-        if driver:
-            self.write(f"/local/domain/{domid}/backend", "", [("n", domid)])
 
     def add_display(
         self,

@@ -191,22 +191,22 @@ class XenStore:
         """port.Store.read"""
         return await self._request(Op.READ, path.encode() + NUL, transaction=transaction)
 
-    async def children(self, path: str, transaction: _Transaction | None = None) -> list[str]:
+    async def children(self, path: str) -> list[str]:
         """port.Store.children: C xenstored refuses a long listing, oxenstored sends it and knows no parts."""
         try:
-            payload = await self._request(Op.DIRECTORY, path.encode() + NUL, transaction=transaction)
+            payload = await self._request(Op.DIRECTORY, path.encode() + NUL)
         except StoreError as error:
             if str(error) != "E2BIG":
                 raise
-            payload = await self._list_parts(path, transaction)
+            payload = await self._list_parts(path)
         return [name.decode("utf-8", "replace") for name in xs.split(payload)]
 
-    async def _list_parts(self, path: str, transaction: _Transaction | None) -> bytes:
+    async def _list_parts(self, path: str) -> bytes:
         """The directory piece by piece, from the start again whenever it changes meanwhile."""
         generation, listing = b"", b""
         while True:
             offset = str(len(listing)).encode()
-            payload = await self._request(xs.DIRECTORY_PART, path.encode() + NUL, offset + NUL, transaction=transaction)
+            payload = await self._request(xs.DIRECTORY_PART, path.encode() + NUL, offset + NUL)
             now, _, part = payload.partition(NUL)
             if listing and now != generation:
                 listing = b""
@@ -283,9 +283,6 @@ class _Transaction:
 
     async def read(self, path: str) -> bytes:
         return await self._store.read(path, self)
-
-    async def children(self, path: str) -> list[str]:
-        return await self._store.children(path, self)
 
     async def write(self, path: str, value: bytes) -> None:
         await self._store.write(path, value, self)

@@ -15,7 +15,7 @@ from lab.pictures import Picture, drawn
 from lab.vm import LabError, Machine, guest_config
 from PIL import Image
 
-CONFIG = 'sink = "headless"\n[headless]\ndirectory = "/run/pictures"\noutputs = ["Virtual-1"]\n'
+CONFIG = 'sink = "headless"\n[log]\nlevel = "debug"\n[headless]\ndirectory = "/run/pictures"\noutputs = ["Virtual-1"]\n'
 SCREEN = "vdispl=['backend=domd,be-alloc=0,connectors=Virtual-1:1024x768']"
 
 
