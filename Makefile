@@ -34,7 +34,7 @@ bench: .venv/ready
 lab: .venv/ready
 	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 tests/lab
 
-.venv/ready: pyproject.toml tests/setup.sh
+.venv/ready: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml
 	PYTHON=$(PYTHON) sh tests/setup.sh
 
 soak: .venv/ready

@@ -11,7 +11,16 @@ import msgspec
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 
-__all__ = ["ConfigError", "DrmSettings", "HeadlessSettings", "LogSettings", "Settings", "XenSettings", "load"]
+__all__ = [
+    "ConfigError",
+    "DrmSettings",
+    "HeadlessSettings",
+    "LogSettings",
+    "Settings",
+    "WaylandSettings",
+    "XenSettings",
+    "load",
+]
 
 
 class ConfigError(Exception):
@@ -65,16 +74,43 @@ class DrmSettings(_Table, frozen=True):
             raise ValueError("refresh is a number of looks per second, 0 (never) to 120")
 
 
+class WaylandSettings(_Table, frozen=True):
+    """`[wayland]`"""
+
+    display: str = ""
+    dmabuf: Literal["auto", "always", "never"] = "auto"
+    shell: Literal["auto", "xdg"] = "auto"
+    title: str = "{guest}: {connector}"
+    app_id: str = "displbe.{guest}.{connector}"
+    scale: Literal["fit", "stretch", "none"] = "fit"
+    refresh: float = 30.0
+    on_close: Literal["ignore", "detach"] = "ignore"
+    outputs: dict[str, str] = {}
+    surfaces: dict[str, int] = {}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.refresh <= 120:
+            raise ValueError("refresh is a number of looks per second, 0 (never) to 120")
+        for template in (self.title, self.app_id):
+            try:
+                template.format(guest="", connector="")
+            except (LookupError, ValueError) as error:
+                raise ValueError(f"{template!r}: only {{guest}} and {{connector}} can be filled in") from error
+        if any(not 0 <= number < 1 << 32 for number in self.surfaces.values()):
+            raise ValueError("surfaces are ivi ids, numbers of 32 bits")
+
+
 class Settings(_Table, frozen=True):
     """The whole file."""
 
-    sink: Literal["drm", "headless"] = "drm"
+    sink: Literal["drm", "wayland", "headless"] = "drm"
     log: LogSettings = LogSettings()
     xen: XenSettings = XenSettings()
     limits: Limits = Limits()
     guest: dict[str, GuestSettings] = {}
     headless: HeadlessSettings = HeadlessSettings()
     drm: DrmSettings = DrmSettings()
+    wayland: WaylandSettings = WaylandSettings()
 
 
 def load(path: str) -> Settings:

@@ -9,6 +9,8 @@ command -v cc >/dev/null || need="$need gcc libc6-dev"
 [ -e /usr/include/xen/io/displif.h ] || need="$need libxen-dev"
 command -v edid-decode >/dev/null || need="$need edid-decode"
 [ -e /usr/include/linux/limits.h ] || need="$need linux-libc-dev"
+[ -d /usr/share/wayland-protocols ] || need="$need wayland-protocols"
+command -v weston >/dev/null || need="$need weston"
 [ -e /usr/include/drm/drm_mode.h ] || [ -e /usr/include/libdrm/drm_mode.h ] || need="$need libdrm-dev"
 if [ -n "$need" ]; then
     echo "installing$need"
@@ -20,5 +22,5 @@ fi
 
 "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
-.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm]'
+.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm,wayland]'
 touch .venv/ready

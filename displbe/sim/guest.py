@@ -42,7 +42,7 @@ class GuestFailure(Exception):
 class DisplayBuffer:
     """A display buffer in the guest's memory, granted to the backend."""
 
-    def __init__(self, domain: Domain, octets: int) -> None:
+    def __init__(self, domain: Domain, octets: int, *, writable: bool = True) -> None:
         self.octets = octets
         self._domain = domain
         self._count = pages_of(octets)
@@ -50,7 +50,8 @@ class DisplayBuffer:
         self._directory_count = directory_pages(self._count)
         self._directory = domain.allocate(self._directory_count)
         self.pixels = domain.pages(self._first, self._count)[:octets]
-        self.refs = [domain.grant(self._first + n, domain.backend, writable=False) for n in range(self._count)]
+        # Writable, as Linux's frontend grants them (drivers/xen/xen-front-pgdir-shbuf.c).
+        self.refs = [domain.grant(self._first + n, domain.backend, writable=writable) for n in range(self._count)]
         self._directory_refs = [domain.grant(self._directory + n, domain.backend) for n in range(self._directory_count)]
         for n, page in enumerate(encode_directory(self.refs, self._directory_refs)):
             domain.pages(self._directory + n, 1)[:] = page

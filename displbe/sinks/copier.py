@@ -74,9 +74,14 @@ class Copier:
 
         self.do(begin)
 
+    @property
+    def resting(self) -> bool:
+        """Everything given so far is done."""
+        return self._given == self._done
+
     async def idle(self) -> None:
         """Return when everything given so far is done, and the watch is over."""
-        if self._given == self._done and self._look is None:
+        if self.resting and self._look is None:
             return
         done = trio.Event()
 

@@ -15,6 +15,7 @@ __all__ = ["SINKS", "MissingPackage", "make_sink"]
 SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "headless": ("displbe.sinks.headless", "HeadlessSink", ("PIL",)),
     "drm": ("displbe.sinks.drm.sink", "DrmSink", ()),
+    "wayland": ("displbe.sinks.wayland.sink", "WaylandSink", ("pywayland",)),
 }
 """Name -> (module, class, packages it needs); the extra of pyproject.toml that brings them has the sink's name."""
 

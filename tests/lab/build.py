@@ -54,6 +54,7 @@ ROOT_PACKAGES = """
     python3 python3-cffi python3-trio python3-structlog python3-pyxs python3-msgspec python3-pyudev
     python3-pil python3-pytest python3-pytest-trio python3-hypothesis
     xen-utils-4.20 xenstore-utils libdrm-tests libatomic1 seatd libseat1
+    weston libgl1-mesa-dri python3-pywayland udev xkb-data
 """.split()  # noqa: SIM905
 
 PYTHON_NEEDS = ("zlib1g", "libexpat1")

@@ -1,0 +1,1 @@
+"""A client of a Wayland compositor: Weston, or any with xdg-shell or ivi-application."""

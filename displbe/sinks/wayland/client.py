@@ -1,0 +1,225 @@
+"""One guest's connection to the compositor, made again whenever it is lost.
+
+A guest's surfaces share a connection, and no two guests do: what a compositor finds wrong costs only the guest that it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import trio
+
+from displbe.sinks.base import Claimant, SinkError
+from displbe.sinks.seat import Seats
+
+from .buffers import WaylandBuffer, offer
+from .conn import Connection, Lost, Proxy, connect
+from .output import WaylandOutput
+from .session import Session
+
+if TYPE_CHECKING:
+    from .sink import WaylandSettings
+
+__all__ = ["Client"]
+
+SEARCH: Final = 0.5
+"""Seconds between looks for the compositor's socket."""
+FIRST_PAUSE: Final = 0.1
+LAST_PAUSE: Final = 5.0
+"""Seconds until a connection that was lost is made again: the first time, and at most while each lives shortly."""
+LIVES: Final = 5.0
+"""Seconds after which a connection counts as good."""
+
+
+class Client:
+    """A guest as a Wayland client. `path` is the compositor's socket; `opened` is `conn.connect` but in tests."""
+
+    def __init__(
+        self,
+        claimant: Claimant,
+        settings: WaylandSettings,
+        path: str,
+        seats: Seats,
+        gone: Callable[[Client], None],
+        opened: Callable[[str], Connection] = connect,
+    ) -> None:
+        self.claimant = claimant
+        self.settings = settings
+        self.seats = seats
+        self.outputs: dict[str, WaylandOutput] = {}
+        self.session: Session | None = None
+        self.connections = 0
+        self._path = path
+        self._gone = gone
+        self._opened = opened
+        self._log: Any = structlog.get_logger("displbe.wayland").bind(domid=claimant.domid, guest=claimant.name)
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._look = trio.Event()
+        # Held while a buffer is offered or taken back: what the compositor objects to has one cause then.
+        self._offering = trio.Lock()
+
+    @property
+    def conn(self) -> Connection:
+        """The connection, while there is one."""
+        assert self.session is not None
+        return self.session.conn
+
+    @property
+    def period(self) -> float:
+        """Seconds between two refreshes of the compositor's outputs, or what they would be."""
+        return self.session.screens.period if self.session is not None else 1 / 60
+
+    # Outputs
+
+    def claim(self, name: str, width: int, height: int) -> WaylandOutput:
+        """A surface for a connector."""
+        output = self.outputs[name] = WaylandOutput(self, name, width, height)
+        if self.settings.refresh > 0:
+            self.start_soon(output.watch, self.settings.refresh)
+        return output
+
+    def give_back(self, output: WaylandOutput) -> None:
+        """An output is free again; with the last one, the connection ends."""
+        del self.outputs[output.name]
+        if not self.outputs:
+            self._scope.cancel()
+            self._gone(self)
+
+    def start_soon(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Start a task that lives no longer than this client, and whose failure is nobody else's."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._alone, work, arguments)
+
+    async def _alone(self, work: Callable[..., Awaitable[None]], arguments: tuple[Any, ...]) -> None:
+        try:
+            await work(*arguments)
+        except Exception:
+            self._log.exception("a task of the Wayland sink failed")
+
+    def look(self) -> None:
+        """There are buffers that the compositor has not been offered."""
+        self._look.set()
+
+    # The connection
+
+    async def run(self) -> None:
+        """Be connected until the last output is given back."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for output in self.outputs.values():
+                    if self.settings.refresh > 0:
+                        self.start_soon(output.watch, self.settings.refresh)
+                await self._stay_connected()
+
+    async def _stay_connected(self) -> None:
+        pause, waiting = FIRST_PAUSE, False
+        while True:
+            try:
+                conn = self._opened(self._path)
+            except OSError as error:
+                if not waiting:
+                    self._log.info("waiting for the compositor", socket=self._path, reason=error.strerror)
+                waiting = True
+                await trio.sleep(SEARCH)
+                continue
+            waiting = False
+            began = trio.current_time()
+            await self._serve(conn)
+            pause = FIRST_PAUSE if trio.current_time() - began > LIVES else min(2 * pause, LAST_PAUSE)
+            await trio.sleep(pause)
+
+    async def _serve(self, conn: Connection) -> None:
+        """One connection, from its beginning to its end."""
+        session = Session(conn, self.settings.shell, self._changed, self._find)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(conn.run, session.appeared, session.disappeared)
+                await conn.sync()  # what the globals say of themselves has come, too
+                await self._begin(session)
+                await self._offer_all(session)
+        except* Lost as lost:
+            self._log.warning("the compositor is lost", reason=str(_leaf(lost)))
+        except* Exception:
+            self._log.exception("a connection to the compositor failed")
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._end(session)
+
+    async def _begin(self, session: Session) -> None:
+        if session.missing:
+            raise Lost(f"the compositor offers no {session.missing}")
+        self.session = session
+        self.connections += 1
+        self._log.info(
+            "connected to the compositor",
+            outputs=session.screens.names,
+            shells=[name for name, proxy in (("xdg", session.wm_base), ("ivi", session.ivi)) if proxy is not None],
+            presentation=session.presentation is not None,
+            dmabuf=session.dmabuf is not None,
+        )
+        for output in list(self.outputs.values()):
+            output.connected()
+
+    async def _end(self, session: Session) -> None:
+        session.conn.lost.set()
+        session.close()
+        self.session = None
+        for output in list(self.outputs.values()):
+            for buffer in output.buffers:
+                if buffer.way == "dmabuf" and buffer.busy and not buffer.proved and self.settings.dmabuf == "auto":
+                    # It may have been the end of a compositor that cannot draw it after all.
+                    buffer.refused["dmabuf"] = "the compositor was lost before it had shown it"
+            await output.disconnected()
+        await session.conn.aclose()
+
+    async def _offer_all(self, session: Session) -> None:
+        """Offer the compositor what it has not got, one at a time. Raises Lost."""
+        while True:
+            self._look = trio.Event()
+            for output in list(self.outputs.values()):
+                for buffer in list(output.buffers):
+                    if not buffer.settled.is_set() and not buffer.closed:
+                        await self._offer(session, output, buffer)
+            await self._look.wait()
+
+    async def _offer(self, session: Session, output: WaylandOutput, buffer: WaylandBuffer) -> None:
+        async with self._offering:
+            if buffer.closed:
+                return
+            try:
+                await offer(session, buffer, self.settings.dmabuf)
+            except SinkError as error:
+                buffer.failure = error
+                buffer.settled.set()
+                return
+        output.settled(buffer)
+
+    async def take_back(self, buffer: WaylandBuffer) -> None:
+        """Return when the compositor has nothing of a buffer any more."""
+        async with self._offering:
+            session, made = self.session, buffer.wl
+            buffer.cold()
+            if session is not None and made is not None:
+                session.conn.destroy(made)
+                try:
+                    await session.conn.sync()
+                except Lost:
+                    pass
+
+    def _changed(self) -> None:
+        """The compositor has other outputs, or takes other formats."""
+        for output in self.outputs.values():
+            output.screens_changed()
+
+    def _find(self, surface: Proxy) -> WaylandOutput | None:
+        return next((o for o in self.outputs.values() if surface is not None and o.surface is surface), None)
+
+
+def _leaf(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group

@@ -1,0 +1,138 @@
+"""The build's own step: modules for the Wayland protocols that pywayland or Debian's package of it lacks, made from their XML.
+
+pywayland has a scanner, but what it writes differs between its versions; these modules fit all of them, from 0.4.18.
+"""
+
+from __future__ import annotations
+
+import keyword
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+HERE = Path(__file__).parent
+TARGET = HERE / "displbe/sinks/wayland/protocol"
+OURS = HERE / "protocol/wayland"
+PROTOCOLS = {
+    "xdg_shell": ("stable/xdg-shell/xdg-shell.xml",),
+    "viewporter": ("stable/viewporter/viewporter.xml",),
+    "presentation_time": ("stable/presentation-time/presentation-time.xml",),
+    # It has moved with wayland-protocols 1.35.
+    "linux_dmabuf": (
+        "stable/linux-dmabuf/linux-dmabuf-v1.xml",
+        "unstable/linux-dmabuf/linux-dmabuf-unstable-v1.xml",
+    ),
+    "xdg_output": ("unstable/xdg-output/xdg-output-unstable-v1.xml",),
+    "ivi_application": ("ivi-application.xml",),
+}
+KINDS = {
+    "int": "Int",
+    "uint": "Uint",
+    "fixed": "Fixed",
+    "string": "String",
+    "object": "Object",
+    "new_id": "NewId",
+    "array": "Array",
+    "fd": "FileDescriptor",
+}
+
+
+class CustomBuildHook(BuildHookInterface[Any]):
+    """Called by hatchling for a wheel, an sdist and an editable installation."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        folders = [OURS, *xml_folders()]
+        TARGET.mkdir(exist_ok=True)
+        made = {"__init__": '"""Made by hatch_build.py: do not edit."""\n'}
+        for module, places in PROTOCOLS.items():
+            found = [folder / place for place in places for folder in folders if (folder / place).exists()]
+            if found:
+                made[module] = generate(ET.parse(found[0]).getroot())
+            elif not (TARGET / f"{module}.py").exists():  # an sdist brings them along
+                raise FileNotFoundError(
+                    f"{places[0]} is missing: install wayland-protocols (Debian's package, or your system's)"
+                )
+        for module, text in made.items():
+            (TARGET / f"{module}.py").write_text(text)
+
+
+def xml_folders() -> Iterator[Path]:
+    """Where wayland-protocols may be installed."""
+    if shutil.which("pkg-config"):
+        ask = ["pkg-config", "--variable=pkgdatadir", "wayland-protocols"]
+        told = subprocess.run(ask, check=False, capture_output=True, text=True).stdout.strip()
+        if told:
+            yield Path(told)
+    yield from (Path("/usr/share/wayland-protocols"), Path("/usr/local/share/wayland-protocols"))
+
+
+def generate(protocol: ET.Element) -> str:
+    """A protocol's module."""
+    interfaces = protocol.findall("interface")
+    own = {entry.attrib["name"] for entry in interfaces}
+    used = {arg.attrib["interface"] for arg in protocol.iter("arg") if "interface" in arg.attrib}
+    lines = [f'"""{protocol.attrib["name"]}: made by hatch_build.py from its XML, do not edit."""', ""]
+    lines += ["from pywayland.protocol_core import Argument, ArgumentType, Interface, Proxy"]
+    if used - own:
+        lines.append(f"from pywayland.protocol.wayland import {', '.join(map(class_name, sorted(used - own)))}")
+    for entry in interfaces:  # all of them first: their messages name each other
+        lines += ["", "", f"class {class_name(entry.attrib['name'])}(Interface):"]
+        lines += [f"    name = {entry.attrib['name']!r}", f"    version = {entry.attrib['version']}"]
+        for enum in entry.findall("enum"):
+            lines += ["", f"    class {enum.attrib['name']}:"]
+            for value in enum.findall("entry"):
+                lines.append(f"        {python_name(value.attrib['name'])} = {value.attrib['value']}")
+    for entry in interfaces:
+        lines += messages(entry)
+    for entry in interfaces:
+        name = class_name(entry.attrib["name"])
+        lines += ["", "", f"{name}._gen_c()", f"{name}.proxy_class = {name}Proxy"]
+    return "\n".join(lines) + "\n"
+
+
+def messages(entry: ET.Element) -> Iterator[str]:
+    """An interface's requests, as methods of its proxy, and its events."""
+    name = class_name(entry.attrib["name"])
+    yield from ("", "", f"class {name}Proxy(Proxy):", f"    interface = {name}")
+    for opcode, request in enumerate(entry.findall("request")):
+        args = request.findall("arg")
+        given = [python_name(arg.attrib["name"]) for arg in args if arg.attrib["type"] != "new_id"]
+        made = [class_name(arg.attrib["interface"]) for arg in args if arg.attrib["type"] == "new_id"]
+        yield from ("", f"    @{name}.request({signature(request)})")
+        yield f"    def {python_name(request.attrib['name'])}(self{''.join(f', {arg}' for arg in given)}):"
+        call = ", ".join([str(opcode), *made, *given])
+        yield f"        return self._marshal_constructor({call})" if made else f"        self._marshal({call})"
+        if request.get("type") == "destructor":
+            yield "        self._destroy()"
+    yield from ("", "", f"class {name}Events:", '    """What the compositor says."""')
+    for event in entry.findall("event"):
+        yield from ("", f"    @{name}.event({signature(event)})", f"    def {python_name(event.attrib['name'])}(self):")
+        yield "        raise NotImplementedError"
+
+
+def signature(message: ET.Element) -> str:
+    """The arguments as pywayland's decorators take them."""
+    parts = []
+    for arg in message.findall("arg"):
+        text = f"ArgumentType.{KINDS[arg.attrib['type']]}"
+        if arg.get("allow-null") == "true":
+            text += ", nullable=True"
+        if "interface" in arg.attrib:
+            text += f", interface={class_name(arg.attrib['interface'])}"
+        parts.append(f"Argument({text})")
+    if "since" in message.attrib:
+        parts.append(f"version={message.attrib['since']}")
+    return ", ".join(parts)
+
+
+def class_name(interface: str) -> str:
+    return "".join(part.capitalize() for part in interface.split("_"))
+
+
+def python_name(name: str) -> str:
+    return f"_{name}" if keyword.iskeyword(name) or not name.isidentifier() else name
