@@ -78,6 +78,7 @@ class WaylandSettings(_Table, frozen=True):
     """`[wayland]`"""
 
     display: str = ""
+    zero_copy: Literal["auto", "off"] = "auto"
     dmabuf: Literal["auto", "always", "never"] = "auto"
     shell: Literal["auto", "xdg"] = "auto"
     title: str = "{guest}: {connector}"

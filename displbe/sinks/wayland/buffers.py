@@ -20,11 +20,12 @@ from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import GuestBuffer, HypervisorError
 
-from .conn import Proxy, Refused
+from .conn import Proxy
 from .convert import CONVERTED
 
 if TYPE_CHECKING:
     from .session import Session
+    from .sink import WaylandSettings
 
 __all__ = ["Unsuitable", "WaylandBuffer", "can_copy", "offer", "shm_format"]
 
@@ -102,20 +103,23 @@ class WaylandBuffer(SinkBuffer):
         await self._remove(self)
 
 
-async def offer(session: Session, buffer: WaylandBuffer, dmabuf: str) -> None:
+async def offer(session: Session, buffer: WaylandBuffer, settings: WaylandSettings) -> None:
     """Make the compositor's buffer, in the first way that is suitable. Raises SinkError when there is none, conn.Lost."""
     reasons: list[str] = []
     made: Proxy = None
     for way, work in (("dmabuf", _as_dmabuf), ("shm", _as_shm)):
         try:
+            if settings.zero_copy == "off":
+                raise Unsuitable("the configuration says so")
             if way in buffer.refused:
                 raise Unsuitable(buffer.refused[way])
-            made = await work(session, buffer, dmabuf)
+            made = await work(session, buffer, settings.dmabuf)
         except (Unsuitable, HypervisorError) as error:
             reasons.append(f"no {way}: {error}")
-        except Refused:
+        except BaseException:  # Lost, or cancelled for it
             # Only one buffer at a time is offered over a connection, with nothing else new to the compositor.
-            buffer.refused[way] = "the compositor ended the connection for it"
+            if session.conn.refused:
+                buffer.refused[way] = "the compositor ended the connection for it"
             raise
         else:
             break

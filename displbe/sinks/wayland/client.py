@@ -57,6 +57,7 @@ class Client:
         self._log: Any = structlog.get_logger("displbe.wayland").bind(domid=claimant.domid, guest=claimant.name)
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._to_start: list[tuple[Callable[..., Awaitable[None]], tuple[Any, ...]]] = []
         self._look = trio.Event()
         # Held while a buffer is offered or taken back: what the compositor objects to has one cause then.
         self._offering = trio.Lock()
@@ -90,7 +91,9 @@ class Client:
 
     def start_soon(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Start a task that lives no longer than this client, and whose failure is nobody else's."""
-        if self._nursery is not None:
+        if self._nursery is None:
+            self._to_start.append((work, arguments))
+        else:
             self._nursery.start_soon(self._alone, work, arguments)
 
     async def _alone(self, work: Callable[..., Awaitable[None]], arguments: tuple[Any, ...]) -> None:
@@ -110,9 +113,8 @@ class Client:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                for output in self.outputs.values():
-                    if self.settings.refresh > 0:
-                        self.start_soon(output.watch, self.settings.refresh)
+                for work, arguments in self._to_start:
+                    self.start_soon(work, *arguments)
                 await self._stay_connected()
 
     async def _stay_connected(self) -> None:
@@ -191,7 +193,7 @@ class Client:
             if buffer.closed:
                 return
             try:
-                await offer(session, buffer, self.settings.dmabuf)
+                await offer(session, buffer, self.settings)
             except SinkError as error:
                 buffer.failure = error
                 buffer.settled.set()

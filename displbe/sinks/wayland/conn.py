@@ -180,7 +180,7 @@ class Connection:
     async def wait(self, event: trio.Event) -> None:
         """Wait for something that the compositor will cause. Raises Lost."""
         if self.lost.is_set():
-            raise Lost("the connection is gone")
+            raise self._gone()
         async with trio.open_nursery() as nursery:
 
             async def end() -> None:
@@ -191,7 +191,10 @@ class Connection:
             await event.wait()
             nursery.cancel_scope.cancel()
         if not event.is_set():
-            raise Lost("the connection is gone")
+            raise self._gone()
+
+    def _gone(self) -> Lost:
+        return Refused("the compositor has refused a request") if self.refused else Lost("the connection is gone")
 
     def _ask(self, answered: Callable[[], None]) -> None:
         callback = self.keep(self._display.sync())

@@ -81,6 +81,8 @@ class WaylandOutput(Output):
         self._unseen = False
         self._hidden = False
         self._copies: Copies | None = None
+        self._old_copies: list[Copies] = []
+        """Of another shape: one of them may be on the screen until the next commit."""
         self._copier: Copier | None = None
         self._no_copy_free = False
         # Held by whoever reads guests' pages in a thread, and by who takes them away.
@@ -343,6 +345,8 @@ class WaylandOutput(Output):
             conn.on(callback, "done", lambda _: self._on_shown(callback, serial))
         surface.commit()
         conn.flush()
+        while self._old_copies:
+            self._old_copies.pop().close()
         before, self._attached = self._attached, frame
         if isinstance(before, WaylandBuffer) and before is not frame and before.busy:
             self._old = before
@@ -435,7 +439,8 @@ class WaylandOutput(Output):
             if self._copier is not None and not self._copier.resting:
                 self._client.start_soon(self._copy_after, buffer)
                 return
-            self._drop_copies()
+            if copies is not None:
+                self._old_copies.append(copies)
             copies = self._copies = Copies(session, buffer.geometry, part, self._on_copy_free)
         frame = copies.take()
         if frame is None:
@@ -473,10 +478,11 @@ class WaylandOutput(Output):
             self._show()
 
     def _drop_copies(self) -> None:
-        copies, self._copies = self._copies, None
-        self._no_copy_free = False
-        if copies is not None:
-            copies.close()
+        if self._copies is not None:
+            self._old_copies.append(self._copies)
+        self._copies, self._no_copy_free = None, False
+        while self._old_copies:
+            self._old_copies.pop().close()
 
     async def _copies_done(self) -> None:
         if self._copier is not None:

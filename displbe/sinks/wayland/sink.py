@@ -29,6 +29,10 @@ class WaylandSettings(Protocol):
         """The compositor's socket: a path, or a name in $XDG_RUNTIME_DIR; empty: what $WAYLAND_DISPLAY says."""
 
     @property
+    def zero_copy(self) -> str:
+        """`auto` or `off`."""
+
+    @property
     def dmabuf(self) -> str:
         """`auto`, `always` or `never`."""
 

@@ -1,0 +1,728 @@
+"""The Wayland sink against a compositor that keeps the protocols' rules: ways, order, release, hiding, loss."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import trio
+from sinks.compositor import CORE, FakeCompositor, Surface
+
+from displbe.config import WaylandSettings
+from displbe.sinks.base import Claimant, Geometry, OutputUnavailable, Part, SinkError
+from displbe.sinks.wayland import client as client_module
+from displbe.sinks.wayland import feedback
+from displbe.sinks.wayland import output as output_module
+from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.sink import WaylandSink, socket_path
+from displbe.wire.errors import Errno
+from displbe.wire.formats import fourcc
+from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.port import HypervisorError
+
+GUEST = Claimant(1, "cockpit")
+WIDTH, HEIGHT = 64, 48
+WHOLE = Part(0, 0, WIDTH, HEIGHT)
+
+
+class Pages:
+    """A guest's buffer (port.GuestBuffer)."""
+
+    def __init__(self, octets: int, *, shared: bool = True) -> None:
+        self.domid = GUEST.domid
+        self.size = -(-octets // PAGE_SIZE) * PAGE_SIZE
+        self.fd = os.memfd_create("guest")
+        os.ftruncate(self.fd, self.size)
+        self._mapping = Mapping(self.fd, [(0, self.size)], writable=True)
+        self.memory = self._mapping.view
+        self.shared = shared
+        self.views = 0
+
+    async def view(self) -> memoryview:
+        await trio.lowlevel.checkpoint()
+        self.views += 1
+        return self.memory.toreadonly()
+
+    async def dmabuf(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return self.fd
+
+    async def shm_fd(self) -> tuple[int, int]:
+        await trio.lowlevel.checkpoint()
+        if not self.shared:
+            raise HypervisorError(22, "granted for reading only")
+        return os.dup(self.fd), 0
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        self._mapping.close()
+        os.close(self.fd)
+
+
+async def until(what: Callable[[], object]) -> None:
+    """Wait until a function says yes."""
+    with trio.fail_after(5):
+        while not what():
+            await trio.sleep(0.002)
+
+
+class Stage:
+    """A sink, a compositor, and a claimed output."""
+
+    def __init__(self, sink: WaylandSink, compositor: FakeCompositor) -> None:
+        self.sink = sink
+        self.compositor = compositor
+        self.flipped: list[int] = []
+        self._files: list[Pages] = []
+
+    def claim(self, name: str = "HDMI-A-1", claimant: Claimant = GUEST) -> WaylandOutput:
+        output = self.sink.claim(name, WIDTH, HEIGHT, claimant)
+        assert isinstance(output, WaylandOutput)
+        output.flipped = self.flipped.append
+        return output
+
+    async def connected(self, claimant: Claimant = GUEST) -> None:
+        await until(lambda: self.sink.clients[claimant].session)
+
+    async def attach(
+        self,
+        output: WaylandOutput,
+        *,
+        code: str = "XR24",
+        stride: int = WIDTH * 4,
+        offset: int = 0,
+        colour: bytes = b"\0\0\0\0",
+        octets: int | None = None,
+        shared: bool = True,
+        width: int = WIDTH,
+        height: int = HEIGHT,
+    ) -> WaylandBuffer:
+        pages = Pages(offset + stride * height if octets is None else octets, shared=shared)
+        pages.memory[:] = (colour * (pages.size // len(colour) + 1))[: pages.size]
+        self._files.append(pages)
+        made = await output.attach(pages, Geometry(width, height, fourcc(code), stride, offset))
+        assert isinstance(made, WaylandBuffer)
+        return made
+
+    async def lit(self, name: str = "HDMI-A-1", **how: Any) -> tuple[WaylandOutput, WaylandBuffer, WaylandBuffer]:
+        """An output that shows the first of two buffers."""
+        output = self.claim(name)
+        await self.connected()
+        first = await self.attach(output, colour=b"\1\2\3\0", **how)
+        second = await self.attach(output, colour=b"\4\5\6\0", **how)
+        await output.enable(first, WHOLE)
+        await until(lambda: output.dark == "" and output.shown)
+        return output, first, second
+
+    @property
+    def surface(self) -> Surface:
+        (surface,) = self.compositor.client.surfaces.values()
+        return surface
+
+    async def flip(self, output: WaylandOutput, buffer: WaylandBuffer, token: int) -> None:
+        """Flip, and wait for its end."""
+        output.flip(buffer, token)
+        await until(lambda: token in self.flipped)
+
+    def close(self) -> None:
+        for pages in self._files:
+            pages.close()
+
+
+@contextlib.asynccontextmanager
+async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> AsyncIterator[Stage]:
+    """At the end everything is given back, and no file is open that was not."""
+    before = os.listdir("/proc/self/fd")
+    compositor = compositor or FakeCompositor()
+    async with trio.open_nursery() as nursery:
+        compositor.nursery = nursery
+        sink = WaylandSink(WaylandSettings(**{"refresh": 0.0, **settings}), compositor.opened)
+        await nursery.start(sink.run)
+        stage = Stage(sink, compositor)
+        yield stage
+        for client in list(sink.clients.values()):
+            for output in list(client.outputs.values()):
+                for buffer in list(output.buffers):
+                    await buffer.aclose()
+                await output.release()
+        assert sink.clients == {}
+        compositor.crash()
+        nursery.cancel_scope.cancel()
+    stage.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+# The three ways
+
+
+async def test_the_compositor_maps_the_guests_pages() -> None:
+    async with staged() as stage:
+        output, first, second = await stage.lit()
+        assert (first.way, first.path) == ("shm", "zero copy")
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.row(0) == b"\1\2\3\0" * WIDTH
+        await stage.flip(output, second, 7)
+        assert stage.surface.shown.row(HEIGHT - 1) == b"\4\5\6\0" * WIDTH
+        assert stage.flipped == [7]
+
+
+@pytest.mark.parametrize("offset", [0, 64, 8192])
+async def test_an_offset_is_the_buffers_in_the_pool(offset: int) -> None:
+    async with staged() as stage:
+        _output, first, _ = await stage.lit(offset=offset, stride=WIDTH * 4 + 32)
+        assert first.way == "shm"
+        assert stage.surface.shown is not None
+        assert (stage.surface.shown.offset, stage.surface.shown.stride) == (offset, WIDTH * 4 + 32)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"code": "RG24", "stride": WIDTH * 3}, "no RG24"),
+        ({"stride": WIDTH * 4 + 2}, "not aligned"),
+        ({"offset": 2}, "not aligned"),
+        ({"shared": False}, "reading only"),
+        ({"stride": 6000, "octets": 6000 * (HEIGHT - 1) + WIDTH * 4}, "last row"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_what_wl_shm_cannot_say_is_copied(how: dict[str, Any], said: str) -> None:
+    async with staged() as stage:
+        output, first, second = await stage.lit(**how)
+        assert (first.way, first.path) == ("copy", "copy")
+        assert said in first.reason
+        for token in range(10):
+            await stage.flip(output, (second, first)[token % 2], token)
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.kind == 1
+        assert stage.flipped == list(range(10))
+
+
+async def test_a_compositor_that_cannot_map_costs_one_connection() -> None:
+    compositor = FakeCompositor()
+    compositor.cannot_map = True
+
+    def one_chance(client: Any) -> None:
+        compositor.cannot_map = len(compositor.clients) == 1
+
+    compositor.on_client = one_chance
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        await stage.connected()
+        first = await stage.attach(output)
+        await output.enable(first, WHOLE)
+        await until(lambda: output.dark == "")
+        assert first.way == "copy"
+        assert "ended the connection for it" in first.reason
+        assert len(compositor.clients) == 2
+
+
+async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
+    compositor.dmabuf_formats = [fourcc("XR24")]
+    compositor.main_device = os.makedev(226, 128)
+    asked: list[int] = []
+
+    def gpu(device: int) -> str:
+        asked.append(device)
+        return ""
+
+    monkeypatch.setattr(feedback, "gpu_that_does_dma", gpu)
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit(code="AR24", offset=4096)
+        assert asked == [compositor.main_device]
+        assert (first.way, second.way) == ("dmabuf", "dmabuf")
+        assert isinstance(first.guest, Pages)
+        inode = os.fstat(first.guest.fd).st_ino
+        assert compositor.client.dmabufs[0] == (inode, 0, 4096, WIDTH * 4, 0, WIDTH, HEIGHT, fourcc("XR24"))
+        await stage.flip(output, second, 1)
+        await second.aclose()
+        assert compositor.client.of("zwp_linux_buffer_params_v1") == []
+        assert len(compositor.client.of("wl_buffer")) == 1
+
+
+@pytest.mark.parametrize("version", [3, 4])
+async def test_a_dmabuf_is_not_for_who_draws_in_software(version: int) -> None:
+    """No main device known, or one that is no GPU: `auto` shares the pages, `always` obeys."""
+    for wish, wanted in (("auto", "shm"), ("always", "dmabuf"), ("never", "shm")):
+        compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": version})
+        compositor.dmabuf_formats = [fourcc("XR24")]
+        async with staged(compositor, dmabuf=wish) as stage:
+            _, first, _ = await stage.lit()
+            assert first.way == wanted, wish
+            assert wish == "always" or "no dmabuf" in first.reason
+
+
+async def test_a_refused_import_falls_back() -> None:
+    compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 3})
+    compositor.dmabuf_formats = [fourcc("XR24")]
+    compositor.imports = False
+    async with staged(compositor, dmabuf="always") as stage:
+        _, first, _ = await stage.lit()
+        assert first.way == "shm"
+        assert "cannot import" in first.reason
+
+
+async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pywayland gives what an event brings to just any connection; one guest's end must not take another's buffers along."""
+    monkeypatch.setattr(feedback, "gpu_that_does_dma", lambda device: "")
+    compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
+    compositor.dmabuf_formats = [fourcc("XR24")]
+    async with staged(compositor) as stage:
+        outputs, buffers = [], []
+        for n in (1, 2, 3):
+            output = stage.claim(f"O-{n}", Claimant(n, f"guest {n}"))
+            outputs.append(output)
+            await stage.connected(Claimant(n, f"guest {n}"))
+            buffers.append(await stage.attach(output))
+            await output.enable(buffers[-1], WHOLE)
+            await until(lambda output=output: output.dark == "")  # type: ignore[misc]
+        await buffers[0].aclose()
+        await outputs[0].release()
+        await until(lambda: compositor.clients[0].closed)
+        for token, (output, buffer) in enumerate(zip(outputs[1:], buffers[1:], strict=True)):
+            await stage.flip(output, buffer, token)
+            assert len([c for c in compositor.clients if not c.closed]) == 2
+        await buffers[1].aclose()
+        await until(lambda: compositor.clients[1].of("wl_buffer") == [])
+
+
+@pytest.mark.parametrize("code", ["RG24", "RG16", "XR15", "AR12"])
+async def test_converted_frames(code: str) -> None:
+    octets = {"RG24": 3}.get(code, 2)
+    white = b"\xff" * octets
+    async with staged() as stage:
+        output = stage.claim()
+        await stage.connected()
+        buffer = await stage.attach(output, code=code, stride=WIDTH * octets, colour=white)
+        await output.enable(buffer, WHOLE)
+        await until(lambda: output.dark == "")
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.row(HEIGHT // 2) == b"\xff" * (4 * WIDTH)
+
+
+async def test_a_format_that_cannot_be_shown() -> None:
+    async with staged() as stage:
+        output = stage.claim()
+        await stage.connected()
+        with pytest.raises(SinkError) as refused:
+            await stage.attach(output, code="YUYV", stride=WIDTH * 2)
+        assert refused.value.code == Errno.EINVAL
+        assert output.buffers == set()
+        with pytest.raises(SinkError) as none:
+            await output.allocate(1)
+        assert none.value.code == Errno.EOPNOTSUPP
+
+
+# Flips
+
+
+async def test_a_flip_ends_when_it_is_shown_and_the_last_frame_is_free() -> None:
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        compositor.shows_at_once = compositor.releases = False
+        surface = stage.surface
+        before = surface.commits
+        output.flip(second, 1)
+        await until(lambda: surface.commits == before + 1)
+        number = surface.frames[0]
+        compositor.refresh()
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert stage.flipped == []
+        compositor.client.event(number, "release")
+        await until(lambda: stage.flipped == [1])
+        output.flip(first, 2)
+        await until(lambda: surface.commits == before + 2)
+        compositor.client.event(surface.frames[1], "release")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert stage.flipped == [1]
+        compositor.refresh()
+        await until(lambda: stage.flipped == [1, 2])
+        assert output.late == 0
+
+
+async def test_frame_callbacks_where_there_is_no_presentation() -> None:
+    compositor = FakeCompositor({name: version for name, version in CORE.items() if name != "wp_presentation"})
+    async with staged(compositor) as stage:
+        output, _first, second = await stage.lit()
+        compositor.shows_at_once = False
+        output.flip(second, 1)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert stage.flipped == []
+        compositor.refresh()
+        await until(lambda: stage.flipped == [1])
+
+
+async def test_a_hidden_surface_flips_by_the_timer() -> None:
+    """Not faster than the screen, with the newest frame at the compositor, and by its events again once it is seen."""
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        compositor.shows_at_once = False
+        surface = stage.surface
+        await stage.flip(output, second, 0)
+        assert output.late == 1
+        began = trio.current_time()
+        for token in range(1, 13):
+            await stage.flip(output, (second, first)[token % 2], token)
+        assert trio.current_time() - began > 10 / 60
+        assert output.late == 1
+        await until(lambda: surface.shown_number == surface.frames[-1])
+        assert surface.commits > 6
+        assert len(compositor.client.of("wp_presentation_feedback")) <= surface.commits
+        compositor.shows_at_once = True
+        compositor.refresh()
+        await until(lambda: not output._hidden)
+        shown = output.shown
+        await stage.flip(output, first, 99)
+        assert output.shown == shown + 1
+
+
+async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
+    compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        compositor.shows_at_once = False
+        compositor.client.configure(stage.surface, WIDTH, HEIGHT, (9,))
+        await until(lambda: output._window is not None and output._window.suspended)
+        for token in range(5):
+            await stage.flip(output, (second, first)[token % 2], token)
+        assert output.late == 0
+
+
+async def test_a_discarded_frame_ends_its_flip_no_sooner_than_the_screen() -> None:
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        compositor.shows_at_once = False
+        began = trio.current_time()
+        for token in range(12):
+            output.flip((second, first)[token % 2], token)
+            await until(lambda: stage.surface.waiting)
+            surface = stage.surface
+            surface.superseded, surface.waiting = surface.waiting, []
+            compositor.discard(compositor.client, surface)
+            await until(lambda token=token: token in stage.flipped)  # type: ignore[misc]
+        assert trio.current_time() - began > 10 / 60
+        assert output.late == 0
+
+
+async def test_a_compositor_that_stands_still() -> None:
+    """Flips go on, nothing piles up, and the newest frame is shown when it goes on."""
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        client, surface = compositor.client, stage.surface
+        await stage.flip(output, second, 0)
+        client.stopped = True
+        asked, objects = len(client.asked), stage.sink.clients[GUEST].conn.objects
+        for token in range(1, 30):
+            await stage.flip(output, (second, first)[token % 2], token)
+        assert stage.sink.clients[GUEST].conn.objects <= objects + 3
+        client.stopped = False
+        await until(lambda: len(client.asked) > asked)
+        await until(lambda: surface.shown is not None and surface.shown.row(0) == b"\1\2\3\0" * WIDTH)
+        await until(lambda: not output._hidden)
+        await stage.flip(output, second, 100)
+        assert surface.shown is not None
+        assert surface.shown.row(0) == b"\4\5\6\0" * WIDTH
+
+
+async def test_a_buffer_attached_while_the_compositor_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.05)
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, _first, _second = await stage.lit()
+        compositor.client.stopped = True
+        third = await stage.attach(output, colour=b"\7\7\7\0")
+        assert third.way == ""
+        await output.enable(third, WHOLE)
+        await stage.flip(output, third, 1)
+        compositor.client.stopped = False
+        await until(lambda: stage.surface.shown is not None and stage.surface.shown.row(0) == b"\7\7\7\0" * WIDTH)
+
+
+async def test_pages_stay_the_compositors_until_it_has_let_go() -> None:
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        assert compositor.client.mapped == 2
+        done = trio.Event()
+
+        async def close() -> None:
+            await first.aclose()
+            done.set()
+
+        compositor.client.stopped = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close)
+            await trio.sleep(0.1)
+            assert not done.is_set()
+            compositor.client.stopped = False
+            with trio.fail_after(5):
+                await done.wait()
+        assert compositor.client.mapped == 1
+        assert output.dark
+        await stage.flip(output, second, 1)
+        await until(lambda: stage.surface.shown is not None and output.dark == "")
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.row(0) == b"\4\5\6\0" * WIDTH
+
+
+async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.05)
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        _, first, _ = await stage.lit()
+        compositor.client.stopped = True
+        with trio.fail_after(2):
+            await first.aclose()
+
+
+async def test_off_and_on_again() -> None:
+    async with staged() as stage:
+        output, first, second = await stage.lit()
+        output.flip(second, 1)
+        await output.disable()
+        assert stage.flipped == [1]
+        await until(lambda: not stage.compositor.client.surfaces)
+        with pytest.raises(SinkError):
+            output.flip(first, 2)
+        await output.enable(first, WHOLE)
+        await until(lambda: output.dark == "")
+
+
+async def test_a_part_of_a_framebuffer() -> None:
+    async with staged() as stage:
+        output, first, second = await stage.lit()
+        await output.enable(second, Part(8, 4, 20, 10))
+        await until(lambda: stage.surface.source == (8, 4, 20, 10))
+        assert stage.surface.size == (20, 10)
+        await stage.flip(output, first, 1)
+        await output.enable(first, WHOLE)
+        await until(lambda: stage.surface.source is None)
+        assert stage.surface.size == (WIDTH, HEIGHT)
+
+
+async def test_a_part_of_a_copied_frame() -> None:
+    async with staged(zero_copy="off") as stage:
+        output, first, second = await stage.lit()
+        assert (first.way, "configuration" in first.reason) == ("copy", True)
+        assert isinstance(second.guest, Pages)
+        second.guest.memory[(4 * WIDTH + 8) * 4 : (4 * WIDTH + 8) * 4 + 4] = b"\x99\x98\x97\0"
+        await output.enable(second, Part(8, 4, 20, 10))
+        await until(lambda: stage.surface.shown is not None and stage.surface.shown.size == (20, 10))
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.row(0)[:8] == b"\x99\x98\x97\0\4\5\6\0"
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+async def test_what_is_drawn_without_flipping_is_shown(zero_copy: str) -> None:
+    async with staged(refresh=100.0, zero_copy=zero_copy) as stage:
+        _, first, _ = await stage.lit()
+        await trio.sleep(0.5)
+        before = stage.surface.commits
+        await trio.sleep(0.3)
+        assert stage.surface.commits == before, "nothing has changed"
+        assert isinstance(first.guest, Pages)
+        first.guest.memory[100:104] = b"new!"
+        await until(lambda: stage.surface.commits > before)
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.row(0)[100:104] == b"new!"
+
+
+# Shells
+
+
+async def test_a_window_has_a_name() -> None:
+    async with staged() as stage:
+        await stage.lit("DP-3")
+        assert (stage.surface.title, stage.surface.app_id) == ("cockpit: DP-3", "displbe.cockpit.DP-3")
+        assert stage.surface.fullscreen is None
+
+
+@pytest.mark.parametrize("outputs", [{}, {"HDMI-A-1": "eDP-1"}])
+async def test_a_connector_fills_the_output_of_its_name(outputs: dict[str, str]) -> None:
+    compositor = FakeCompositor({"wl_output": 4, **CORE})
+    compositor.screen = outputs.get("HDMI-A-1", "HDMI-A-1")
+    compositor.first_size = (1024, 768, (2,))
+    async with staged(compositor, outputs=outputs) as stage:
+        await stage.lit()
+        assert stage.surface.fullscreen == compositor.client.of("wl_output")[0]
+        assert stage.surface.size == (1024, 768)
+
+
+@pytest.mark.parametrize(
+    ("scale", "states", "asked", "size"),
+    [
+        ("fit", (2,), (1000, 300), (400, 300)),
+        ("fit", (2,), (100, 300), (100, 75)),
+        ("stretch", (2,), (1000, 300), (1000, 300)),
+        ("none", (2,), (1000, 300), (WIDTH, HEIGHT)),
+        ("none", (2,), (32, 300), (32, 24)),
+        ("fit", (1,), (1000, 300), (1000, 300)),
+        ("none", (1, 4), (33, 7), (33, 7)),
+        ("fit", (5, 7), (500, 500), (500, 500)),
+        ("fit", (3,), (100, 100), (100, 75)),
+        ("fit", (), (0, 0), (WIDTH, HEIGHT)),
+    ],
+)
+async def test_configured_sizes(
+    scale: str, states: tuple[int, ...], asked: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """At the start and later; the compositor ends the connection where a maximised or full-screen size is not kept."""
+    compositor = FakeCompositor()
+    compositor.first_size = (*asked, states)
+    async with staged(compositor, scale=scale) as stage:
+        output, _first, second = await stage.lit()
+        assert stage.surface.size == size
+        compositor.client.configure(stage.surface, 0, 0, ())
+        await until(lambda: stage.surface.size == (WIDTH, HEIGHT))
+        compositor.client.configure(stage.surface, *asked, states)
+        await until(lambda: stage.surface.size == size)
+        await stage.flip(output, second, 1)
+        assert len(compositor.clients) == 1
+
+
+@pytest.mark.parametrize("policy", ["ignore", "detach"])
+async def test_closing(policy: str) -> None:
+    async with staged(on_close=policy) as stage:
+        output, first, second = await stage.lit()
+        stage.compositor.client.event(stage.surface.toplevel, "close")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        await until(lambda: bool(stage.compositor.client.surfaces) == (policy == "ignore"))
+        await stage.flip(output, second, 1)
+        assert bool(stage.compositor.client.surfaces) == (policy == "ignore")
+        await output.disable()
+        await output.enable(first, WHOLE)
+        await until(lambda: output.dark == "")
+
+
+async def test_ivi_surfaces() -> None:
+    compositor = FakeCompositor({**CORE, "ivi_application": 1})
+    compositor.first_size = (800, 600, ())
+    async with staged(compositor, surfaces={"DP-1": 77}) as stage:
+        output, _, second = await stage.lit("1000")
+        assert (stage.surface.role, stage.surface.ivi_id) == ("ivi", 1000)
+        await until(lambda: stage.surface.size == (800, 600))
+        await stage.flip(output, second, 1)
+        other = stage.claim("DP-1")
+        buffer = await stage.attach(other)
+        await other.enable(buffer, WHOLE)
+        await until(lambda: other.dark == "")
+        assert {surface.ivi_id for surface in compositor.client.surfaces.values()} == {1000, 77}
+        third = stage.claim("DP-2")
+        buffer = await stage.attach(third)
+        await third.enable(buffer, WHOLE)
+        await until(lambda: third.dark == "")
+        assert {surface.role for surface in compositor.client.surfaces.values()} == {"ivi", "xdg"}
+
+
+async def test_no_shell_for_it() -> None:
+    compositor = FakeCompositor({**{n: v for n, v in CORE.items() if n != "xdg_wm_base"}, "ivi_application": 1})
+    async with staged(compositor) as stage:
+        output = stage.claim("DP-2")
+        await stage.connected()
+        buffer = await stage.attach(output)
+        await output.enable(buffer, WHOLE)
+        assert "ivi-application" in output.dark
+        await stage.flip(output, buffer, 1)
+
+
+# The connection
+
+
+async def test_a_compositor_that_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SEARCH", 0.01)
+    compositor = FakeCompositor()
+    compositor.there = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        buffer = await stage.attach(output, colour=b"\1\2\3\0")
+        await output.enable(buffer, WHOLE)
+        for token in range(3):
+            await stage.flip(output, buffer, token)
+        compositor.there = True
+        await until(lambda: output.dark == "")
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.row(0) == b"\1\2\3\0" * WIDTH
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+async def test_a_compositor_that_crashes_and_comes_back(monkeypatch: pytest.MonkeyPatch, zero_copy: str) -> None:
+    monkeypatch.setattr(client_module, "SEARCH", 0.01)
+    compositor = FakeCompositor()
+    async with staged(compositor, zero_copy=zero_copy) as stage:
+        output, first, second = await stage.lit()
+        for turn in range(3):
+            output.flip(second, 10 * turn)
+            compositor.crash()
+            await until(lambda turn=turn: 10 * turn in stage.flipped)  # type: ignore[misc]
+            for token in range(10 * turn + 1, 10 * turn + 4):
+                await stage.flip(output, (second, first)[token % 2], token)
+            compositor.there = True
+            await until(lambda: output.dark == "")
+            await until(lambda: stage.surface.shown is not None)
+        assert stage.surface.shown is not None
+        assert first.way == ("shm" if zero_copy == "auto" else "copy")
+
+
+async def test_one_guests_error_is_no_other_guests() -> None:
+    compositor = FakeCompositor()
+    other = Claimant(2, "other")
+    async with staged(compositor) as stage:
+        output, _, second = await stage.lit()
+        theirs = stage.claim("DP-1", other)
+        await stage.connected(other)
+        buffer = await stage.attach(theirs)
+        await theirs.enable(buffer, WHOLE)
+        await until(lambda: theirs.dark == "")
+        client = compositor.clients[1]
+        client.event(1, "error", 1, 0, "no reason")
+        client.close()
+        await until(lambda: len(compositor.clients) == 3)
+        await until(lambda: theirs.dark == "")
+        await stage.flip(output, second, 1)
+        assert not compositor.clients[0].closed
+        assert output.shown >= 2
+
+
+async def test_a_compositor_that_offers_nothing() -> None:
+    compositor = FakeCompositor({"wl_compositor": 4})
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        await until(lambda: len(compositor.clients) > 2)
+        assert stage.sink.clients[GUEST].session is None
+        buffer = await stage.attach(output)
+        await output.enable(buffer, WHOLE)
+        await stage.flip(output, buffer, 1)
+
+
+async def test_names() -> None:
+    async with staged() as stage:
+        stage.claim("A")
+        with pytest.raises(OutputUnavailable, match="taken"):
+            stage.claim("A", Claimant(2, "other"))
+        assert stage.sink.claimed("A") is not None
+        assert stage.sink.claimed("B") is None
+
+
+@pytest.mark.parametrize(
+    ("display", "environment", "path"),
+    [
+        ("", {"XDG_RUNTIME_DIR": "/run/user/7", "WAYLAND_DISPLAY": "wayland-3"}, "/run/user/7/wayland-3"),
+        ("", {"XDG_RUNTIME_DIR": "/run/user/7"}, "/run/user/7/wayland-0"),
+        ("", {}, f"/run/user/{os.getuid()}/wayland-0"),
+        ("w", {"XDG_RUNTIME_DIR": "/x", "WAYLAND_DISPLAY": "y"}, "/x/w"),
+        ("/a/b", {"XDG_RUNTIME_DIR": "/x"}, "/a/b"),
+    ],
+)
+def test_the_sockets_place(display: str, environment: dict[str, str], path: str) -> None:
+    assert socket_path(display, environment) == path
