@@ -72,6 +72,11 @@ async def until(what: Callable[[], object]) -> None:
             await trio.sleep(0.002)
 
 
+async def on_screen(output: WaylandOutput) -> None:
+    """Wait until the compositor has shown the output's last frame."""
+    await until(lambda: output.dark == "" and not output._unseen)
+
+
 class Stage:
     """A sink, a compositor, and a claimed output."""
 
@@ -117,7 +122,7 @@ class Stage:
         first = await self.attach(output, colour=b"\1\2\3\0", **how)
         second = await self.attach(output, colour=b"\4\5\6\0", **how)
         await output.enable(first, WHOLE)
-        await until(lambda: output.dark == "" and output.shown)
+        await on_screen(output)
         return output, first, second
 
     @property
@@ -217,7 +222,7 @@ async def test_a_compositor_that_cannot_map_costs_one_connection() -> None:
         await stage.connected()
         first = await stage.attach(output)
         await output.enable(first, WHOLE)
-        await until(lambda: output.dark == "")
+        await on_screen(output)
         assert first.way == "copy"
         assert "ended the connection for it" in first.reason
         assert len(compositor.clients) == 2
@@ -282,7 +287,7 @@ async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
             await stage.connected(Claimant(n, f"guest {n}"))
             buffers.append(await stage.attach(output))
             await output.enable(buffers[-1], WHOLE)
-            await until(lambda output=output: output.dark == "")  # type: ignore[misc]
+            await on_screen(output)
         await buffers[0].aclose()
         await outputs[0].release()
         await until(lambda: compositor.clients[0].closed)
@@ -302,7 +307,7 @@ async def test_converted_frames(code: str) -> None:
         await stage.connected()
         buffer = await stage.attach(output, code=code, stride=WIDTH * octets, colour=white)
         await output.enable(buffer, WHOLE)
-        await until(lambda: output.dark == "")
+        await on_screen(output)
         assert stage.surface.shown is not None
         assert stage.surface.shown.row(HEIGHT // 2) == b"\xff" * (4 * WIDTH)
 
@@ -496,7 +501,7 @@ async def test_off_and_on_again() -> None:
         with pytest.raises(SinkError):
             output.flip(first, 2)
         await output.enable(first, WHOLE)
-        await until(lambda: output.dark == "")
+        await on_screen(output)
 
 
 async def test_a_part_of_a_framebuffer() -> None:
@@ -602,7 +607,7 @@ async def test_closing(policy: str) -> None:
         assert bool(stage.compositor.client.surfaces) == (policy == "ignore")
         await output.disable()
         await output.enable(first, WHOLE)
-        await until(lambda: output.dark == "")
+        await on_screen(output)
 
 
 async def test_ivi_surfaces() -> None:
@@ -616,12 +621,12 @@ async def test_ivi_surfaces() -> None:
         other = stage.claim("DP-1")
         buffer = await stage.attach(other)
         await other.enable(buffer, WHOLE)
-        await until(lambda: other.dark == "")
+        await on_screen(other)
         assert {surface.ivi_id for surface in compositor.client.surfaces.values()} == {1000, 77}
         third = stage.claim("DP-2")
         buffer = await stage.attach(third)
         await third.enable(buffer, WHOLE)
-        await until(lambda: third.dark == "")
+        await on_screen(third)
         assert {surface.role for surface in compositor.client.surfaces.values()} == {"ivi", "xdg"}
 
 
@@ -650,7 +655,7 @@ async def test_a_compositor_that_comes_late(monkeypatch: pytest.MonkeyPatch) -> 
         for token in range(3):
             await stage.flip(output, buffer, token)
         compositor.there = True
-        await until(lambda: output.dark == "")
+        await on_screen(output)
         assert stage.surface.shown is not None
         assert stage.surface.shown.row(0) == b"\1\2\3\0" * WIDTH
 
@@ -668,7 +673,7 @@ async def test_a_compositor_that_crashes_and_comes_back(monkeypatch: pytest.Monk
             for token in range(10 * turn + 1, 10 * turn + 4):
                 await stage.flip(output, (second, first)[token % 2], token)
             compositor.there = True
-            await until(lambda: output.dark == "")
+            await on_screen(output)
             await until(lambda: stage.surface.shown is not None)
         assert stage.surface.shown is not None
         assert first.way == ("shm" if zero_copy == "auto" else "copy")
@@ -683,12 +688,12 @@ async def test_one_guests_error_is_no_other_guests() -> None:
         await stage.connected(other)
         buffer = await stage.attach(theirs)
         await theirs.enable(buffer, WHOLE)
-        await until(lambda: theirs.dark == "")
+        await on_screen(theirs)
         client = compositor.clients[1]
         client.event(1, "error", 1, 0, "no reason")
         client.close()
         await until(lambda: len(compositor.clients) == 3)
-        await until(lambda: theirs.dark == "")
+        await on_screen(theirs)
         await stage.flip(output, second, 1)
         assert not compositor.clients[0].closed
         assert output.shown >= 2
