@@ -23,7 +23,15 @@ def test_example_is_the_defaults() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["refresh = 121", "refresh = -1", 'scale = "big"', 'on-exit = "explode"', "on_exit = 1", 'zero-copy = "yes"'],
+    [
+        "refresh = 121",
+        "refresh = -1",
+        'scale = "big"',
+        'on-exit = "explode"',
+        "on_exit = 1",
+        'seat = "seat0"',
+        'zero-copy = "yes"',
+    ],
 )
 def test_wrong_values(tmp_path: Path, wrong: str) -> None:
     """Refused with the key's path."""

@@ -427,6 +427,9 @@ class Manager(Seat):
     def connect(self) -> None:
         """It is there."""
 
+    def offers(self, path: str) -> bool:
+        return self.active
+
     def manages(self, fd: int) -> bool:
         return fd in self.files
 

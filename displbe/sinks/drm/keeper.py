@@ -136,7 +136,7 @@ class Keeper:
 
     async def _better_file(self) -> bool:
         """Whether the card is to be opened anew: through the seat, or because a new file is master and ours never will be."""
-        if self._sink.files.active and not self.card.managed:
+        if self._sink.files.offers(self.card.path) and not self.card.managed:
             self._ends = "the card is opened through the seat"
         elif not self.master and self.card.barred:
             # The first to open a card that has no master becomes it.

@@ -59,6 +59,10 @@ class Files:
         """Close what `open` has given."""
         os.close(fd)
 
+    def offers(self, path: str) -> bool:
+        """Whether a session manager would open this card now."""
+        return False
+
     def manages(self, fd: int) -> bool:
         """Whether a session manager decides if this file is DRM master, and not we."""
         return False
@@ -76,6 +80,7 @@ class Seat(Files):
         self._seat: Any = None
         self._events = -1
         self._devices: dict[int, int] = {}
+        self._refused: set[str] = set()
         self._lock = threading.Lock()
         self._asked_to_leave = False
         self._said = ""
@@ -105,6 +110,7 @@ class Seat(Files):
                 self._say("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
                 return
             self._seat = seat
+            self._refused.clear()
             # A file of our own: libseat closes its one as soon as an answer fails, perhaps while the loop waits for it.
             self._events = os.dup(self._library.libseat_get_fd(seat))
             self._say("seat opened", "")
@@ -143,14 +149,17 @@ class Seat(Files):
 
     def open(self, path: str) -> int:
         with self._lock:
-            if not self.active:
+            if not self.offers(path):
                 return super().open(path)
             fd = _ffi.new("int *")
             device = self._library.libseat_open_device(self._seat, path.encode(), fd)
             failed = _ffi.errno
             self._agree()
             if device < 0:
-                raise OSError(failed, os.strerror(failed), path)
+                if self.active:
+                    self._refused.add(path)
+                    _log.warning("the session manager does not open this card", card=path, reason=os.strerror(failed))
+                return super().open(path)
             self._devices[int(fd[0])] = device
             return int(fd[0])
 
@@ -161,6 +170,9 @@ class Seat(Files):
                 self._library.libseat_close_device(self._seat, device)
                 self._agree()
             os.close(fd)
+
+    def offers(self, path: str) -> bool:
+        return self.active and path not in self._refused
 
     def manages(self, fd: int) -> bool:
         return fd in self._devices

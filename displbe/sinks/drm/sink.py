@@ -156,6 +156,9 @@ class DrmSink(Sink):
         return keeper
 
     def _start(self, keeper: Keeper) -> None:
+        if self._nursery is None:  # it was opened while we end
+            keeper.card.close()
+            return
         self._keepers[keeper.card.path] = keeper
         for index, connector in enumerate(keeper.connectors):
             self._places.setdefault(connector.name, (keeper.card.place, index))
