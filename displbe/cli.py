@@ -43,8 +43,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command")
     demo = commands.add_parser("demo", help="a simulated Xen with a guest that draws; needs no Xen")
-    demo.add_argument("--output", metavar="FILE", default="displbe-demo.png", help="where the picture goes")
-    demo.add_argument("--frames", type=int, default=120, help="page flips before the picture is taken")
+    demo.add_argument(
+        "--output", metavar="FILE", default="displbe-demo.png", help="where the picture goes without a window"
+    )
+    demo.add_argument("--frames", type=int, help="page flips before it ends")
+    demo.add_argument("--no-window", action="store_true", help="a picture, also where DISPLAY names an X server")
     return parser.parse_args(argv)
 
 
@@ -79,7 +82,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from displbe.demo import run_demo  # what it imports may be missing, which is said in a sentence
 
     log.configure()
-    trio.run(run_demo, arguments.output, arguments.frames)
+    trio.run(run_demo, arguments.output, arguments.frames, not arguments.no_window)
     return OK
 
 

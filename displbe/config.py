@@ -18,6 +18,7 @@ __all__ = [
     "LogSettings",
     "Settings",
     "WaylandSettings",
+    "X11Settings",
     "XenSettings",
     "load",
 ]
@@ -101,10 +102,24 @@ class WaylandSettings(_Table, frozen=True):
             raise ValueError("surfaces are ivi ids, numbers of 32 bits")
 
 
+class X11Settings(_Table, frozen=True):
+    """`[x11]`"""
+
+    display: str = ""
+    scale: Literal["fit", "stretch", "none"] = "fit"
+    fullscreen: bool = False
+    on_close: Literal["iconify", "detach", "ignore"] = "iconify"
+    refresh: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.refresh <= 1000:
+            raise ValueError("refresh is a number of refreshes per second, 1 to 1000")
+
+
 class Settings(_Table, frozen=True):
     """The whole file."""
 
-    sink: Literal["drm", "wayland", "headless"] = "drm"
+    sink: Literal["drm", "wayland", "x11", "headless"] = "drm"
     log: LogSettings = LogSettings()
     xen: XenSettings = XenSettings()
     limits: Limits = Limits()
@@ -112,6 +127,7 @@ class Settings(_Table, frozen=True):
     headless: HeadlessSettings = HeadlessSettings()
     drm: DrmSettings = DrmSettings()
     wayland: WaylandSettings = WaylandSettings()
+    x11: X11Settings = X11Settings()
 
 
 def load(path: str) -> Settings:

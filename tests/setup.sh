@@ -12,6 +12,8 @@ command -v edid-decode >/dev/null || need="$need edid-decode"
 [ -d /usr/share/wayland-protocols ] || need="$need wayland-protocols"
 command -v weston >/dev/null || need="$need weston"
 [ -e /usr/include/drm/drm_mode.h ] || [ -e /usr/include/libdrm/drm_mode.h ] || need="$need libdrm-dev"
+command -v Xvfb >/dev/null || need="$need xvfb"
+command -v systemd-analyze >/dev/null || need="$need systemd"
 if [ -n "$need" ]; then
     echo "installing$need"
     log=$(mktemp)
@@ -22,5 +24,5 @@ fi
 
 "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
-.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm,wayland]'
+.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm,wayland,x11]'
 touch .venv/ready

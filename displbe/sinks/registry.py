@@ -16,6 +16,7 @@ SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "headless": ("displbe.sinks.headless", "HeadlessSink", ("PIL",)),
     "drm": ("displbe.sinks.drm.sink", "DrmSink", ()),
     "wayland": ("displbe.sinks.wayland.sink", "WaylandSink", ("pywayland",)),
+    "x11": ("displbe.sinks.x11.sink", "X11Sink", ("xcffib",)),
 }
 """Name -> (module, class, packages it needs); the extra of pyproject.toml that brings them has the sink's name."""
 

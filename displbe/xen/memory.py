@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cffi import FFI
 
-__all__ = ["PAGE_SIZE", "Mapping", "copy_rows"]
+__all__ = ["PAGE_SIZE", "Mapping", "copy_rows", "same_rows"]
 
 PAGE_SIZE: Final = 4096
 _PROT_READ: Final = 1
@@ -23,7 +23,8 @@ _MAP_ANONYMOUS: Final = 0x20
 
 _ffi: Final = FFI()
 _ffi.cdef(
-    "void *mmap(void *, size_t, int, int, int, long long); int munmap(void *, size_t); void *memcpy(void *, const void *, size_t);"
+    "void *mmap(void *, size_t, int, int, int, long long); int munmap(void *, size_t);"
+    "void *memcpy(void *, const void *, size_t); int memcmp(const void *, const void *, size_t);"
 )
 _libc: Final[Any] = _ffi.dlopen(None)
 _FAILED: Final = _ffi.cast("void *", -1)
@@ -72,10 +73,7 @@ def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, ro
 
     Raises ValueError when either side is too small.
     """
-    if rows < 1 or row < 1 or min(to_stride, of_stride) < row:
-        raise ValueError("image of an impossible shape")
-    if len(to) < to_stride * (rows - 1) + row or len(of) < of_stride * (rows - 1) + row:
-        raise ValueError("image larger than its memory")
+    _check_rows(to, to_stride, of, of_stride, row, rows)
     target = _ffi.cast("char *", _ffi.from_buffer(to))
     source = _ffi.cast("char *", _ffi.from_buffer(of))
     if to_stride == of_stride:
@@ -85,3 +83,23 @@ def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, ro
         _libc.memcpy(target, source, row)
         target += to_stride
         source += of_stride
+
+
+def same_rows(one: memoryview, one_stride: int, other: memoryview, other_stride: int, row: int, rows: int) -> bool:
+    """Whether two images of `rows` rows of `row` octets are the same. The interpreter runs on meanwhile.
+
+    Raises ValueError when either side is too small.
+    """
+    _check_rows(one, one_stride, other, other_stride, row, rows)
+    a = _ffi.cast("const char *", _ffi.from_buffer(one))
+    b = _ffi.cast("const char *", _ffi.from_buffer(other))
+    if one_stride == other_stride == row:
+        return bool(_libc.memcmp(a, b, row * rows) == 0)
+    return all(_libc.memcmp(a + n * one_stride, b + n * other_stride, row) == 0 for n in range(rows))
+
+
+def _check_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
+    if rows < 1 or row < 1 or min(to_stride, of_stride) < row:
+        raise ValueError("image of an impossible shape")
+    if len(to) < to_stride * (rows - 1) + row or len(of) < of_stride * (rows - 1) + row:
+        raise ValueError("image larger than its memory")

@@ -29,7 +29,12 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run displbe in a process of its own."""
     code = f"{before}\nimport sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        env={name: value for name, value in os.environ.items() if name != "DISPLAY"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

@@ -1,0 +1,71 @@
+"""X servers and worlds whose daemon shows its guests there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from scenario.world import World, descriptors
+from sinks.x11.xvfb import User, Xvfb
+
+from displbe.config import Settings, X11Settings
+from displbe.sim.hypervisor import Xen
+from displbe.sinks.x11.output import X11Output
+from displbe.sinks.x11.sink import X11Sink
+from displbe.xen.port import Ledger
+
+Worlds = Callable[..., contextlib.AbstractAsyncContextManager[World]]
+
+
+@pytest.fixture(scope="session")
+def xvfb() -> Iterator[Xvfb]:
+    """A server for the tests that do it no harm."""
+    with Xvfb.running() as server:
+        yield server
+
+
+@pytest.fixture
+def user(xvfb: Xvfb) -> Iterator[User]:
+    """Who sits before it."""
+    with User.of(xvfb) as user:
+        user.focus(1)  # PointerRoot
+        user.point(639, 479)
+        yield user
+
+
+@pytest.fixture
+def worlds(tmp_path: Path) -> Worlds:
+    """`worlds(display, key=value, …)`: a simulated Xen with a daemon; at the end nothing may be held, nor a file be open."""
+
+    @contextlib.asynccontextmanager
+    async def world(display: str, **settings: Any) -> AsyncIterator[World]:
+        before = descriptors()
+        configured = Settings(sink="x11", x11=X11Settings(display=display, refresh=250.0, **settings))
+        async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
+            made = World(xen, nursery, configured)
+            await made.start_daemon()
+            yield made
+            await made.settled()
+            await made.stop_daemon()
+            assert made.hypervisor.ledger == Ledger()
+            nursery.cancel_scope.cancel()
+        assert descriptors() == before
+
+    return world
+
+
+def sink_of(world: World) -> X11Sink:
+    """The daemon's."""
+    assert isinstance(world.daemon.sink, X11Sink)
+    return world.daemon.sink
+
+
+def output_of(world: World, name: str = "HDMI-A-1") -> X11Output:
+    """An output that a guest has."""
+    found = world.daemon.sink.claimed(name)
+    assert isinstance(found, X11Output)
+    return found

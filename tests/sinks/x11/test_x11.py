@@ -1,0 +1,431 @@
+"""The X11 sink against a real X server, looked at from outside: pictures, flips, windows, keys."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import trio
+from PIL import Image, ImageChops
+from scenario.world import spec, until
+from sinks.x11.conftest import Worlds, output_of, sink_of
+from sinks.x11.xvfb import User, Xvfb
+
+from displbe.sim.guest import DisplayBuffer, Guest, GuestFailure
+from displbe.sinks.seat import (
+    KeyboardEnter,
+    KeyboardKey,
+    KeyboardLeave,
+    PointerAxis,
+    PointerButton,
+    PointerEnter,
+    PointerFrame,
+    PointerLeave,
+    PointerMotion,
+    SeatEvent,
+)
+from displbe.sinks.x11 import server as server_module
+from displbe.wire.formats import FORMATS, fourcc
+
+WIDTH, HEIGHT = 96, 64
+RAW = {"XR24": "BGRX", "AR24": "BGRX", "RG16": "BGR;16", "XR15": "BGR;15", "AR15": "BGR;15"}
+"""Pillow's names for the formats."""
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def as_shown(pixels: bytes, name: str = "XR24", width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """What a screen makes of them."""
+    return Image.frombytes("RGB", (width, height), pixels, "raw", RAW[name])
+
+
+def the_window(user: User) -> int:
+    """The only one on the screen."""
+    (window,) = user.windows()
+    return window
+
+
+def at(user: User, left: int, top: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    return user.picture().crop((left, top, left + width, top + height))
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return ImageChops.difference(one, other).getbbox() is None
+
+
+async def framebuffer(guest: Guest, seed: int, name: str = "XR24") -> tuple[int, DisplayBuffer, bytes]:
+    """A framebuffer of noise: its cookie, its buffer, its pixels."""
+    _, fb, buffer = await guest.display.create_framebuffer(WIDTH, HEIGHT, name)
+    pixels = noise(WIDTH * HEIGHT * FORMATS[fourcc(name)].bits // 8, seed)
+    buffer.pixels[: len(pixels)] = pixels
+    return fb, buffer, pixels
+
+
+async def show(guest: Guest, seed: int = 1, name: str = "XR24") -> tuple[int, DisplayBuffer, bytes]:
+    """The same, on the screen."""
+    made = await framebuffer(guest, seed, name)
+    await guest.display.show(0, made[0], WIDTH, HEIGHT, FORMATS[fourcc(name)].bits)
+    return made
+
+
+async def seen(user: User, picture: Image.Image, left: int = 0, top: int = 0) -> None:
+    """Wait until this is on the screen."""
+    await until(lambda: same(at(user, left, top, *picture.size), picture), 10)
+
+
+@pytest.mark.parametrize("name", RAW)
+async def test_formats(worlds: Worlds, xvfb: Xvfb, user: User, name: str) -> None:
+    """What a guest draws is what its window shows, pixel by pixel; the colours of fewer bits as near as they can be."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        _, _, pixels = await show(guest, 1, name)
+        wanted = as_shown(pixels, name)
+
+        def there() -> bool:
+            difference = max(ImageChops.difference(at(user, 0, 0), wanted).tobytes())
+            return difference <= (0 if FORMATS[fourcc(name)].bits == 32 else 8)
+
+        await until(there, 10)
+
+
+@pytest.mark.parametrize("name", ["RG24", "YUYV"])
+async def test_formats_that_x_has_not(worlds: Worlds, xvfb: Xvfb, name: str) -> None:
+    """They are refused when the framebuffer is attached, where the guest can choose another."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        await until(lambda: sink_of(world).server is not None)
+        with pytest.raises(GuestFailure):
+            await guest.display.create_framebuffer(WIDTH, HEIGHT, name)
+
+
+async def test_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """Every flip completes once, in order, and after each the window shows its frame."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        frames = [await framebuffer(guest, seed) for seed in range(3)]
+        await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
+        await seen(user, as_shown(frames[0][2]))
+        for turn in range(1, 31):
+            fb, _, pixels = frames[turn % 3]
+            await guest.display.connectors[0].flip(fb)
+            assert same(at(user, 0, 0), as_shown(pixels)), turn
+        assert guest.display.connectors[0].flips_done == [frames[turn % 3][0] for turn in range(1, 31)]
+        assert (output_of(world).shown, output_of(world).late) == (30, 0)
+
+
+async def test_drawing_without_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """A guest that draws into what is shown (Xorg, a text console) is seen to."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        _, buffer, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        for seed in range(5, 8):
+            pixels = noise(len(pixels), seed)
+            buffer.pixels[: len(pixels)] = pixels
+            await seen(user, as_shown(pixels))
+
+
+async def told(user: User, message: tuple[int, tuple[int, ...]]) -> None:
+    """Wait until the window manager is told this."""
+    with trio.fail_after(5):
+        while message not in user.heard():
+            await trio.sleep(0.01)
+
+
+BLACK = (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "window", "where"),
+    [
+        ("fit", (WIDTH * 2, HEIGHT * 2), (0, 0, WIDTH * 2, HEIGHT * 2)),
+        ("fit", (WIDTH * 3, HEIGHT * 2), (WIDTH // 2, 0, WIDTH * 2, HEIGHT * 2)),
+        ("fit", (WIDTH, HEIGHT * 2), (0, HEIGHT // 2, WIDTH, HEIGHT)),
+        ("stretch", (WIDTH * 3, HEIGHT * 2), (0, 0, WIDTH * 3, HEIGHT * 2)),
+        ("none", (WIDTH * 3, HEIGHT * 2), (WIDTH, HEIGHT // 2, WIDTH, HEIGHT)),
+    ],
+)
+async def test_sizes(
+    worlds: Worlds, xvfb: Xvfb, user: User, scale: str, window: tuple[int, int], where: tuple[int, int, int, int]
+) -> None:
+    """In a window of another size, the picture lies where it should, and all around it is black."""
+    async with worlds(xvfb.display, scale=scale) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        _, buffer, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        # Four areas of colour: their middles are the same however they are scaled.
+        upper = b"\x10\x20\xf0\0" * (WIDTH // 2) + b"\x10\xf0\x20\0" * (WIDTH // 2)
+        lower = b"\xf0\x20\x10\0" * (WIDTH // 2) + b"\xf0\xf0\xf0\0" * (WIDTH // 2)
+        buffer.pixels[: len(pixels)] = upper * (HEIGHT // 2) + lower * (HEIGHT // 2)
+        user.resize(the_window(user), *window)
+        small = as_shown(bytes(buffer.pixels[: len(pixels)]))
+        left, top, width, height = where
+        wanted = Image.new("RGB", window, BLACK)
+        wanted.paste(small.resize((width, height), Image.Resampling.NEAREST), (left, top))
+
+        def there() -> bool:
+            got = at(user, 0, 0, *window)
+            corners = [(fx, fy) for fx in (0.25, 0.75) for fy in (0.25, 0.75)]
+            middles = [(left + int(width * fx), top + int(height * fy)) for fx, fy in corners]
+            borders = [(0, 0), (window[0] - 1, 0), (0, window[1] - 1), (window[0] - 1, window[1] - 1)]
+            return all(got.getpixel(point) == wanted.getpixel(point) for point in (*middles, *borders))
+
+        await until(there, 10)
+
+
+async def test_off_and_on(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """A screen that its guest switches off is black; its window stays, for the key that switches it on."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        fb, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        window = the_window(user)
+        await guest.display.hide(0)
+        await seen(user, Image.new("RGB", (WIDTH, HEIGHT), BLACK))
+        assert the_window(user) == window
+        await guest.display.show(0, fb, WIDTH, HEIGHT)
+        await seen(user, as_shown(pixels))
+    assert user.windows() == []
+
+
+async def test_buffer_goes(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """The last frame stays when its buffer goes, and the guest may show another of another size."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        dbuf, fb, buffer = await guest.display.create_framebuffer(WIDTH, HEIGHT)
+        pixels = noise(WIDTH * HEIGHT * 4, 3)
+        buffer.pixels[: len(pixels)] = pixels
+        await guest.display.show(0, fb, WIDTH, HEIGHT)
+        await seen(user, as_shown(pixels))
+        await guest.display.destroy_framebuffer(dbuf, fb, buffer)
+        user.resize(the_window(user), WIDTH + 1, HEIGHT)  # uncovered, it is drawn again
+        user.resize(the_window(user), WIDTH, HEIGHT)
+        await seen(user, as_shown(pixels))
+        _, small, other = await guest.display.create_framebuffer(40, 30)
+        other.pixels[: 40 * 30 * 4] = noise(40 * 30 * 4, 4)
+        await guest.display.show(0, small, 40, 30)
+        await seen(user, as_shown(noise(40 * 30 * 4, 4), width=40, height=30))
+        assert user.core.GetGeometry(the_window(user)).reply().width == 40
+
+
+async def test_two_guests(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """Each has a window of its own; a second claim of the same output is refused."""
+    async with (
+        worlds(xvfb.display) as world,
+        world.guest(1, spec("ONE", WIDTH, HEIGHT)) as one,
+        world.guest(2, spec("TWO", WIDTH, HEIGHT)) as two,
+    ):
+        await show(one, 1)
+        await show(two, 2)
+        await until(lambda: len(user.windows()) == 2)
+        titles = sorted(user.property(window, "_NET_WM_NAME") for window in user.windows())
+        assert [title.split(b": ")[1] for title in titles] == [b"ONE", b"TWO"]
+
+
+async def test_no_server_yet(worlds: Worlds) -> None:
+    """Without a server the daemon is ready, a guest runs; the picture is there when the server is."""
+    with Xvfb.running() as chosen:
+        number = chosen.number
+    async with worlds(f":{number}") as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        fb, _, pixels = await show(guest)
+        for _ in range(5):
+            await guest.display.connectors[0].flip(fb)
+        with Xvfb.running(number) as server, User.of(server) as user:
+            await seen(user, as_shown(pixels))
+
+
+async def test_server_killed(worlds: Worlds) -> None:
+    """The server crashes: the guest's flips go on, and its picture is back when the server is, time after time."""
+    with Xvfb.running() as first:
+        number = first.number
+        async with worlds(first.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+            frames = [await framebuffer(guest, seed) for seed in range(2)]
+            await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
+            with User.of(first) as user:
+                await seen(user, as_shown(frames[0][2]))
+            first.kill()
+            for turn in range(1, 8):
+                await guest.display.connectors[0].flip(frames[turn % 2][0])
+            for _ in range(2):
+                with Xvfb.running(number) as again:
+                    with User.of(again) as user:
+                        await seen(user, as_shown(frames[1][2]))
+                    again.kill()
+                    await guest.display.connectors[0].flip(frames[1][0])
+
+
+async def test_server_hangs(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops answering: flips complete by the timer. It goes on: the newest frame is there."""
+    monkeypatch.setattr(server_module, "HANG", 1000.0)
+    with Xvfb.running() as server:
+        async with worlds(server.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+            frames = [await framebuffer(guest, seed) for seed in range(2)]
+            await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
+            with User.of(server) as user:
+                await seen(user, as_shown(frames[0][2]))
+                server.hang()
+                for turn in range(1, 10):
+                    await guest.display.connectors[0].flip(frames[turn % 2][0])
+                assert output_of(world).late == 1
+                server.go_on()
+                await seen(user, as_shown(frames[1][2]))
+                await guest.display.connectors[0].flip(frames[0][0])
+                await seen(user, as_shown(frames[0][2]))
+
+
+async def test_server_hangs_for_long(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not read must not pile up: a server that hangs counts as lost, and is connected again when it goes on."""
+    monkeypatch.setattr(server_module, "HANG", 0.2)
+    with Xvfb.running() as server:
+        async with worlds(server.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+            frames = [await framebuffer(guest, seed) for seed in range(2)]
+            await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
+            await until(lambda: output_of(world)._black is False)
+            connected = sink_of(world).server
+            server.hang()
+            await guest.display.connectors[0].flip(frames[1][0])
+            await until(lambda: sink_of(world).server is None, 10)
+            for turn in range(5):
+                await guest.display.connectors[0].flip(frames[turn % 2][0])
+            server.go_on()
+            with User.of(server) as user:
+                await seen(user, as_shown(frames[0][2]))
+                assert len(user.windows()) == 1
+            assert sink_of(world).server is not connected
+
+
+async def test_window_manager(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """What the window tells of itself, and its answer to the manager's question whether it hangs."""
+    async with (
+        worlds(xvfb.display, fullscreen=True, scale="none") as world,
+        world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
+    ):
+        _, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        window = the_window(user)
+        assert user.property(window, "_NET_WM_STATE") == user.atom("_NET_WM_STATE_FULLSCREEN").to_bytes(4, "little")
+        assert user.property(window, "WM_CLASS") == b"displbe\0displbe\0"
+        size = b"".join(value.to_bytes(4, "little") for value in (WIDTH, HEIGHT))
+        assert user.property(window, "WM_NORMAL_HINTS")[20:36] == size * 2
+        user.manage()
+        user.message(window, "_NET_WM_PING", 77, window)
+        answer = (user.atom("WM_PROTOCOLS"), (user.atom("_NET_WM_PING"), 77, window, 0, 0))
+        await told(user, answer)
+
+
+@pytest.mark.parametrize("policy", ["ignore", "detach", "iconify"])
+async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> None:
+    """The user closes the window: the guest runs on, whatever becomes of the window."""
+    async with (
+        worlds(xvfb.display, on_close=policy) as world,
+        world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
+    ):
+        fb, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        window = the_window(user)
+        user.manage()
+        user.message(window, "WM_DELETE_WINDOW")
+        if policy == "detach":
+            await until(lambda: not user.windows())
+        elif policy == "iconify":
+            await told(user, (user.atom("WM_CHANGE_STATE"), (3, 0, 0, 0, 0)))
+        for _ in range(5):
+            await guest.display.connectors[0].flip(fb)
+        assert (user.windows() == []) == (policy == "detach")
+        await guest.display.show(0, fb, WIDTH, HEIGHT)
+        await seen(user, as_shown(pixels))
+
+
+class Heard(list[SeatEvent]):
+    """What a guest's seats were told, without the frames."""
+
+    def hear(self, event: SeatEvent) -> None:
+        """For Seats.listening."""
+        if not isinstance(event, PointerFrame):
+            self.append(event)
+
+    async def expect(self, *events: SeatEvent, do: Callable[[], None] = lambda: None) -> None:
+        """Do something, and hear just this of it."""
+        self.clear()
+        do()
+        await until(lambda: len(self) >= len(events))
+        await trio.sleep(0.02)
+        assert list(self) == list(events)
+
+
+async def test_keyboard(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """Keys reach the guest whose window has the focus, by Linux's codes; what is down when it comes or goes is told."""
+    heard = Heard()
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
+            _, _, pixels = await show(guest)
+            await seen(user, as_shown(pixels))
+            window = the_window(user)
+            user.key(42, True)  # left shift, before the window has the focus
+            await heard.expect(KeyboardEnter((42,)), do=lambda: user.focus(window))
+            await heard.expect(KeyboardKey(42, False), do=lambda: user.key(42, False))
+            await heard.expect(KeyboardKey(30, True), do=lambda: user.key(30, True))
+            await trio.sleep(1)  # the server repeats the key; the guest hears nothing of that
+            assert heard == [KeyboardKey(30, True)]
+            await heard.expect(KeyboardLeave(), do=lambda: user.focus(user.root))
+            await heard.expect(do=lambda: user.key(30, False))
+
+
+async def test_pointer(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """Places are the picture's, wherever it lies in the window; buttons and wheel are Linux's."""
+    heard = Heard()
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
+            _, _, pixels = await show(guest)
+            await seen(user, as_shown(pixels))
+            window = the_window(user)
+            user.resize(window, WIDTH * 3, HEIGHT * 2)  # twice as large, black at both sides
+            await until(lambda: user.picture().getpixel((WIDTH * 2, HEIGHT)) != BLACK)
+            size = WIDTH * 2, HEIGHT * 2
+            inside = WIDTH // 2 + 30, 50
+            await heard.expect(PointerEnter(30, 50, *size), do=lambda: user.point(*inside))
+            await heard.expect(PointerMotion(0, 60, *size), do=lambda: user.point(3, 60))  # on the border
+            await heard.expect(PointerMotion(30, 50, *size), do=lambda: user.point(*inside))
+            for number, code in ((1, 0x110), (2, 0x112), (3, 0x111), (8, 0x113), (9, 0x114)):
+                await heard.expect(PointerButton(code, True), do=partial(user.button, number, True))
+                await heard.expect(PointerButton(code, False), do=partial(user.button, number, False))
+            for number, turned in ((4, (120, 0)), (5, (-120, 0)), (6, (0, -120)), (7, (0, 120))):
+                await heard.expect(PointerAxis(*turned), do=partial(user.button, number, True))
+                await heard.expect(do=partial(user.button, number, False))
+            # Out of the window with a button down: the pointer is left when that is let go.
+            await heard.expect(PointerButton(0x110, True), do=partial(user.button, 1, True))
+            await heard.expect(PointerMotion(WIDTH * 2, HEIGHT * 2, *size), do=lambda: user.point(500, 400))
+            await heard.expect(PointerButton(0x110, False), PointerLeave(), do=lambda: user.button(1, False))
+
+
+async def test_keyboard_without_window_manager(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """Where nobody has the focus, keys go to the window under the pointer, and go with the pointer."""
+    heard = Heard()
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
+            _, _, pixels = await show(guest)
+            await seen(user, as_shown(pixels))
+            await heard.expect(PointerEnter(5, 5, WIDTH, HEIGHT), do=lambda: user.point(5, 5))
+            await heard.expect(KeyboardEnter(()), KeyboardKey(30, True), do=lambda: user.key(30, True))
+            await heard.expect(KeyboardLeave(), PointerLeave(), do=lambda: user.point(500, 400))
+            user.key(30, False)
+
+
+@pytest.mark.parametrize("how", ["server", "guest", "detach"])
+async def test_focus_is_lost_with_the_window(worlds: Worlds, how: str) -> None:
+    """A key that is down when the window goes is let go, whatever took it away."""
+    heard = Heard()
+    with Xvfb.running() as server, User.of(server) as user:
+        async with worlds(server.display, on_close="detach") as world:
+            with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
+                async with world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+                    _, _, pixels = await show(guest)
+                    await seen(user, as_shown(pixels))
+                    user.focus(the_window(user))
+                    await heard.expect(KeyboardEnter(()), KeyboardKey(30, True), do=lambda: user.key(30, True))
+                    heard.clear()
+                    if how == "server":
+                        server.kill()
+                    elif how == "detach":
+                        user.message(the_window(user), "WM_DELETE_WINDOW")
+                    if how != "guest":
+                        await until(lambda: KeyboardLeave() in heard)
+                await until(lambda: KeyboardLeave() in heard)
+                assert heard == [KeyboardLeave()]

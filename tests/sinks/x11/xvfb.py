@@ -1,0 +1,166 @@
+"""An X server on this machine (Xvfb), and a client of it that looks, types and points."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import xcffib
+import xcffib.xproto as x
+import xcffib.xtest
+from PIL import Image
+
+__all__ = ["User", "Xvfb"]
+
+SIZE = (640, 480)
+KEY_PRESS, KEY_RELEASE, BUTTON_PRESS, BUTTON_RELEASE, MOTION_NOTIFY = range(2, 7)
+"""The protocol's numbers of events."""
+
+
+class Xvfb:
+    """A server; `number` is its display's, chosen by itself where it is None."""
+
+    def __init__(self, number: int | None = None, depth: int = 24) -> None:
+        read, write = os.pipe()
+        screen = ["-screen", "0", f"{SIZE[0]}x{SIZE[1]}x{depth}"]
+        display = [] if number is None else [f":{number}"]
+        command = ["Xvfb", *display, "-displayfd", str(write), *screen, "-nolisten", "tcp", "-noreset", "-ac"]
+        self.process = subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL)
+        os.close(write)
+        with open(read) as said:
+            told = said.readline()
+        if not told.strip():
+            self.process.wait()
+            raise RuntimeError(f"Xvfb ended with {self.process.returncode}")
+        self.number = int(told)
+
+    @property
+    def display(self) -> str:
+        """Its name for clients."""
+        return f":{self.number}"
+
+    def hang(self) -> None:
+        """It does nothing any more."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """It does again."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """It crashes. Its socket and its lock stay behind, as they do."""
+        self.process.kill()
+        self.process.wait()
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, number: int | None = None, depth: int = 24) -> Iterator[Xvfb]:
+        """A server while the block lasts."""
+        server = cls(number, depth)
+        try:
+            yield server
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+            server.process.terminate()
+            server.process.wait()
+
+
+class User:
+    """Who sits before the screen."""
+
+    def __init__(self, server: Xvfb) -> None:
+        self.connection = xcffib.connect(server.display)
+        self.screen = self.connection.get_setup().roots[self.connection.pref_screen]
+        self.root = self.screen.root
+        self.test = self.connection(xcffib.xtest.key)
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, server: Xvfb) -> Iterator[User]:
+        """A user while the block lasts."""
+        user = cls(server)
+        try:
+            yield user
+        finally:
+            user.connection.disconnect()
+
+    @property
+    def core(self) -> Any:
+        """The core protocol."""
+        return self.connection.core
+
+    def windows(self) -> list[int]:
+        """The windows on the screen that can be seen."""
+        children = list(self.core.QueryTree(self.root).reply().children)
+        return [w for w in children if self.core.GetWindowAttributes(w).reply().map_state == x.MapState.Viewable]
+
+    def picture(self) -> Image.Image:
+        """The whole screen."""
+        image = self.core.GetImage(x.ImageFormat.ZPixmap, self.root, 0, 0, *SIZE, 0xFFFFFFFF).reply()
+        return Image.frombytes("RGB", SIZE, bytes(image.data.buf()), "raw", "BGRX")
+
+    def resize(self, window: int, width: int, height: int) -> None:
+        """As a window manager does."""
+        self.core.ConfigureWindow(window, x.ConfigWindow.Width | x.ConfigWindow.Height, [width, height])
+        self.done()
+
+    def atom(self, name: str) -> int:
+        """An atom."""
+        return int(self.core.InternAtom(False, len(name), name).reply().atom)
+
+    def property(self, window: int, name: str) -> bytes:
+        """A window's property."""
+        got = self.core.GetProperty(False, window, self.atom(name), 0, 0, 1000).reply()
+        return bytes(got.value.buf())
+
+    def message(self, window: int, protocol: str, *words: int) -> None:
+        """WM_PROTOCOLS, as from a window manager."""
+        data = (self.atom(protocol), *words, *(0,) * (4 - len(words)))
+        event = struct.pack("=BBHII5I", 33, 32, 0, window, self.atom("WM_PROTOCOLS"), *data)
+        self.core.SendEvent(False, window, 0, event)
+        self.done()
+
+    def manage(self) -> None:
+        """Hear what windows ask the window manager for."""
+        mask = x.EventMask.SubstructureNotify
+        self.core.ChangeWindowAttributes(self.root, x.CW.EventMask, [mask])
+        self.done()
+
+    def heard(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The client messages to the root window since: type and words."""
+        self.done()
+        messages = []
+        while (event := self.connection.poll_for_event()) is not None:
+            if isinstance(event, x.ClientMessageEvent):
+                messages.append((int(event.type), tuple(int(word) for word in event.data.data32)))
+        return messages
+
+    def focus(self, window: int) -> None:
+        """Give a window the keyboard."""
+        self.core.SetInputFocus(x.InputFocus.PointerRoot, window, 0)
+        self.done()
+
+    def key(self, code: int, down: bool) -> None:
+        """A key by Linux's number."""
+        self._fake(KEY_PRESS if down else KEY_RELEASE, code + 8)
+
+    def button(self, number: int, down: bool) -> None:
+        """A button by X's number."""
+        self._fake(BUTTON_PRESS if down else BUTTON_RELEASE, number)
+
+    def point(self, to_x: int, to_y: int) -> None:
+        """Move the pointer there."""
+        self._fake(MOTION_NOTIFY, 0, to_x, to_y)
+
+    def _fake(self, kind: int, detail: int, to_x: int = 0, to_y: int = 0) -> None:
+        self.test.FakeInput(kind, detail, 0, self.root, to_x, to_y, 0)
+        self.done()
+
+    def done(self) -> None:
+        """Wait until the server has done all that."""
+        self.core.GetInputFocus().reply()
