@@ -50,6 +50,7 @@ class X11Output(Output):
 
     def __init__(self, sink: X11Sink, name: str, claimant: Claimant) -> None:
         super().__init__(name)
+        self.reason = "off"
         self.shown = 0
         """Flips whose frames the server has read."""
         self.late = 0
@@ -204,7 +205,18 @@ class X11Output(Output):
                 self._log.exception("window failed")
                 await trio.sleep(AFTER_MISTAKE)
                 changed = True
+            self.path, self.reason = self._how()
             pause = FASTEST_LOOK if asked or changed else min(SLOWEST_LOOK, pause * 1.25)
+
+    def _how(self) -> tuple[str, str]:
+        """The path and its reason."""
+        if self._part is None:
+            return "", "off"
+        if self._sink.server is None:
+            return "", "there is no X server"
+        if self._window is None or not self._window.visible:
+            return "", "the window is closed, or an icon"
+        return "copy", "an X server maps no guest's pages"
 
     async def _update(self) -> bool:
         """Make the window show what the guest shows. Whether that was something else than before."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from PIL import Image
 from scenario.world import until
 from sinks.x11.xvfb import User, Xvfb
@@ -22,12 +24,19 @@ def environment(display: str) -> dict[str, str]:
 async def test_window(xvfb: Xvfb, user: User, tmp_path: Path) -> None:
     """The guest's moving bars are in a window; the demonstration ends by itself, and its window with it."""
     command = [*COMMAND, "--frames", "90"]
-    with subprocess.Popen(command, env=environment(xvfb.display), cwd=tmp_path, stdout=subprocess.PIPE) as demo:
+    async with trio.open_nursery() as nursery:
+        start = partial(
+            trio.run_process, command, env=environment(xvfb.display), cwd=tmp_path, capture_stdout=True, check=True
+        )
+        done: list[subprocess.CompletedProcess[bytes]] = []
+
+        async def run() -> None:
+            done.append(await start())
+
+        nursery.start_soon(run)
         await until(lambda: colours(user) > 6, 20)
-        out, _ = demo.communicate(timeout=40)
-    assert demo.returncode == 0
-    assert "90 frames of 800x600 flipped; the window is closed" in out.decode()
-    assert not list(tmp_path.iterdir())
+    assert b"90 frames of 800x600 flipped; the window is closed" in done[0].stdout
+    assert not (tmp_path / "displbe-demo.png").exists()
     await until(lambda: not user.windows())
 
 
