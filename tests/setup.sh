@@ -14,6 +14,8 @@ command -v weston >/dev/null || need="$need weston"
 [ -e /usr/include/drm/drm_mode.h ] || [ -e /usr/include/libdrm/drm_mode.h ] || need="$need libdrm-dev"
 command -v Xvfb >/dev/null || need="$need xvfb"
 command -v systemd-analyze >/dev/null || need="$need systemd"
+command -v seatd >/dev/null || need="$need seatd"
+"$PYTHON" -c 'import ctypes; ctypes.CDLL("libseat.so.1")' 2>/dev/null || need="$need libseat1"
 if [ -n "$need" ]; then
     echo "installing$need"
     log=$(mktemp)

@@ -1,31 +1,169 @@
-"""Who hears what a compositor's seats say."""
+"""sinks/drm/seat.py with the real libseat and seatd: a seat without virtual terminals, whose clients switch between them."""
 
 from __future__ import annotations
 
-from displbe.sinks.seat import KeyboardKey, SeatEvent, Seats
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cffi import FFI
+from structlog.testing import capture_logs
+
+from displbe.sinks.drm import seat
+from displbe.sinks.drm.seat import Seat, find_seat
+
+# Its socket's place is fixed; where a namespace can be had, it is nobody else's.
+SEATD = """
+if unshare -m mount -t tmpfs t /run 2>/dev/null; then
+    exec unshare -m sh -c 'mount -t tmpfs t /run; exec seatd -n 1 -l debug'
+fi
+exec seatd -n 1 -l debug
+"""
+_ffi = FFI()
+_ffi.cdef("int libseat_switch_session(void *seat, int session);")
 
 
-def test_only_who_listens_for_that_guest_and_connector_hears() -> None:
-    seats = Seats()
-    heard: list[tuple[str, SeatEvent]] = []
-    key = KeyboardKey(30, True)
-    with seats.listening(1, "A", lambda event: heard.append(("1A", event))):
-        with seats.listening(1, "B", lambda event: heard.append(("1B", event))):
-            for domid in (1, 2):
-                for name in ("A", "B"):
-                    seats.tell(domid, name, key)
-        seats.tell(1, "B", key)
-    seats.tell(1, "A", key)
-    assert heard == [("1A", key), ("1B", key)]
+class Seatd:
+    """The session manager."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self.start()
+
+    def start(self) -> None:
+        """Until it can be reached."""
+        environment = {**os.environ, "SEATD_VTBOUND": "0"}
+        nothing = subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            ["sh", "-c", SEATD], stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, env=environment
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.read(1), "seatd does not start"
+        self._patch.setenv("SEATD_SOCK", f"/proc/{self._process.pid}/root/run/seatd.sock")
+
+    def end(self) -> None:
+        """At once."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
-def test_one_listeners_mistake_is_nobody_elses() -> None:
-    seats = Seats()
-    heard: list[SeatEvent] = []
+@pytest.fixture
+def seatd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seatd]:
+    """seatd, as long as the test does not end it."""
+    monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
+    monkeypatch.setattr(seat, "RETRY", 0.05)
+    monkeypatch.setattr(seat, "ENABLE_WAIT", 50)
+    running = Seatd(monkeypatch)
+    yield running
+    running.end()
 
-    def fail(event: SeatEvent) -> None:
-        raise ZeroDivisionError
 
-    with seats.listening(1, "A", fail), seats.listening(1, "A", heard.append):
-        seats.tell(1, "A", KeyboardKey(30, False))
-    assert heard == [KeyboardKey(30, False)]
+def client() -> Seat:
+    """libseat, which must be there."""
+    found = find_seat()
+    assert found is not None, "no libseat: tests/setup.sh installs it"
+    return found
+
+
+@asynccontextmanager
+async def running(*clients: Seat) -> AsyncIterator[list[Seat]]:
+    """Clients of seatd; what is given grows by each that has been told of a change."""
+    changes: list[Seat] = []
+    async with trio.open_nursery() as nursery:
+        for one in clients:
+            await trio.to_thread.run_sync(one.connect)
+            nursery.start_soon(one.run, lambda one=one: changes.append(one))
+        yield changes
+        nursery.cancel_scope.cancel()
+    for one in clients:
+        one.leave()
+
+
+async def until(what: Callable[[], object]) -> None:
+    """Wait for something."""
+    with trio.fail_after(10):
+        while not what():
+            await trio.sleep(0.005)
+
+
+async def test_switched_away_and_back(seatd: Seatd) -> None:
+    """The second client has the seat when the first one has agreed, and the other way round."""
+    none, first, second = client(), client(), client()
+    library: Any = _ffi.dlopen(seat.LIBRARY)
+    none.connect()
+    none.leave()  # session 0, to which seatd switches nobody
+    async with running(first, second) as changes:
+        assert (first.active, second.active) == (True, False)
+        for turn in range(3):
+            has, gets = (second, first) if turn % 2 else (first, second)
+            changes.clear()
+            with has._lock:
+                library.libseat_switch_session(_ffi.cast("void *", has._seat), 1 + (turn + 1) % 2)
+            await until(lambda gets=gets: gets.active)  # type: ignore[misc]
+            assert not has.active
+            await until(lambda: len(changes) == 2)
+
+
+async def test_the_other_one_leaves(seatd: Seatd) -> None:
+    """A seat that was another's becomes ours."""
+    first, second = client(), client()
+    async with running(first, second) as changes:
+        first.leave()
+        await until(lambda: second.active and second in changes)
+
+
+async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
+    """A file that is none of its devices is opened without it, and not asked for again."""
+    (tmp_path / "card0").touch()
+    node = str(tmp_path / "card0")
+    one = client()
+    async with running(one):
+        assert one.offers(node)
+        with capture_logs() as logs:
+            fd = one.open(node)
+            assert os.path.samestat(os.fstat(fd), os.stat(node))
+            assert (one.manages(fd), one.offers(node)) == (False, False)
+            os.close(one.open(node))
+        assert [line["reason"] for line in logs] == ["No such file or directory"]
+        one.close(fd)
+
+
+async def test_it_dies(seatd: Seatd) -> None:
+    """The loss is noticed once, and costs nothing; a new one is found."""
+    one = client()
+    with capture_logs() as logs:
+        async with running(one) as changes:
+            seatd.end()
+            await until(lambda: not one.active and changes)
+            await trio.sleep(0.3)
+            assert len(changes) == 1
+            seatd.start()
+            await until(lambda: one.active and len(changes) == 2)
+    assert [line["event"] for line in logs] == [
+        *("seat opened", "the seat is ours", "seat lost", "no seat: cards are opened without a session manager"),
+        *("seat opened", "the seat is ours"),
+    ]
+
+
+async def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Files are opened as any file; without the library there is no seat at all."""
+    monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
+    monkeypatch.setenv("SEATD_SOCK", str(tmp_path / "none"))
+    one = client()
+    one.connect()
+    assert not one.active
+    node = tmp_path / "card0"
+    node.touch()
+    fd = one.open(str(node))
+    assert not one.manages(fd)
+    one.close(fd)
+    one.leave()
+    monkeypatch.setattr(seat, "LIBRARY", "libnone.so.1")
+    assert find_seat() is None

@@ -145,7 +145,8 @@ class Seat(Files):
 
     def _take_events(self) -> None:
         with self._lock:
-            self._dispatch(1)
+            if self._seat is not None:
+                self._dispatch(1)
 
     def open(self, path: str) -> int:
         with self._lock:
