@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "DrmSettings",
     "HeadlessSettings",
+    "InputSettings",
     "LogSettings",
     "Settings",
     "WaylandSettings",
@@ -46,6 +47,22 @@ class XenSettings(_Table, frozen=True):
     """xenstored's socket or the xenbus device; empty: the one that is there."""
     maptrack: int = 262144
     """Pages that this domain can map of others (Xen's gnttab_max_maptrack_frames, 1024 by default, times 256)."""
+
+
+class InputSettings(_Table, frozen=True):
+    """`[input]`"""
+
+    devices: list[str] = []
+    grab: bool = True
+    focus: str = ""
+    repeat_delay: float = 0.5
+    repeat_rate: float = 25.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.repeat_delay <= 10:
+            raise ValueError("repeat-delay is a number of seconds, up to 10")
+        if not 0 <= self.repeat_rate <= 100:
+            raise ValueError("repeat-rate is a number of repetitions per second, 0 (none) to 100")
 
 
 class HeadlessSettings(_Table, frozen=True):
@@ -124,6 +141,7 @@ class Settings(_Table, frozen=True):
     xen: XenSettings = XenSettings()
     limits: Limits = Limits()
     guest: dict[str, GuestSettings] = {}
+    input: InputSettings = InputSettings()
     headless: HeadlessSettings = HeadlessSettings()
     drm: DrmSettings = DrmSettings()
     wayland: WaylandSettings = WaylandSettings()

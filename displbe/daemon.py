@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import structlog
 import trio
@@ -12,9 +13,13 @@ from displbe.backend.quota import Quotas, Total
 from displbe.backend.supervisor import Supervisor
 from displbe.config import Settings
 from displbe.display.device import DisplayDriver
+from displbe.input.device import InputDriver
+from displbe.input.feed import Repeats
+from displbe.input.focus import Focus
+from displbe.input.sources.evdev import Evdev, Nodes, SystemNodes
 from displbe.ops.health import Health
 from displbe.sinks.base import Sink
-from displbe.sinks.registry import make_sink
+from displbe.sinks.registry import MissingPackage, make_sink
 from displbe.xen.port import Hypervisor
 
 __all__ = ["Daemon"]
@@ -23,14 +28,23 @@ _log = structlog.get_logger("displbe.daemon")
 
 
 class Daemon:
-    """A hypervisor, a sink, and the guests between them. Raises sinks.registry.MissingPackage."""
+    """A hypervisor, a sink, input devices, and the guests between them. Raises sinks.registry.MissingPackage."""
 
-    def __init__(self, settings: Settings, hypervisor: Hypervisor, health: Health | None = None) -> None:
+    def __init__(
+        self, settings: Settings, hypervisor: Hypervisor, health: Health | None = None, nodes: Nodes | None = None
+    ) -> None:
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
         driver = DisplayDriver(hypervisor, self.sink, settings.guest)
         self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack))
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
+        self.focus = Focus(settings.input.focus)
+        self.evdev = Evdev(settings.input, self.focus, nodes or _system_nodes(settings))
+        repeats = Repeats(
+            settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
+        )
+        keyboards = InputDriver(hypervisor, self.focus, self.evdev, self.sink.seats, settings.guest, repeats)
+        self.inputs = Supervisor(hypervisor.store, keyboards, self.quotas)
         self._health = health or Health({})
         self._settings = settings
 
@@ -45,6 +59,7 @@ class Daemon:
             try:
                 async with trio.open_nursery() as guests:
                     await guests.start(self.supervisor.run)
+                    await guests.start(self.inputs.run)
                     self._health.tell("READY=1", "STATUS=serving")
                     _log.info("ready")
                     task_status.started()
@@ -62,6 +77,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.hypervisor.run)
                 await nursery.start(self.sink.run)
+                await nursery.start(self.evdev.run)
                 scope.shield = True  # not before: what waits to be there must not keep the daemon from ending
                 task_status.started(scope)
 
@@ -81,3 +97,11 @@ class Daemon:
             dmabuf_import=abilities.dmabuf_import,
             reason=abilities.reason or None,
         )
+
+
+def _system_nodes(settings: Settings) -> Nodes:
+    """This machine's devices. Raises MissingPackage where guests may have some and nothing can open them."""
+    named = settings.input.devices or any(guest.input for guest in settings.guest.values())
+    if named and find_spec("evdev") is None:
+        raise MissingPackage("guests' input devices need evdev: install displbe[input]")
+    return SystemNodes()

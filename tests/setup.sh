@@ -8,6 +8,8 @@ need=""
 command -v cc >/dev/null || need="$need gcc libc6-dev"
 [ -e /usr/include/xen/io/displif.h ] || need="$need libxen-dev"
 command -v edid-decode >/dev/null || need="$need edid-decode"
+# evdev comes as source, and is compiled here.
+"$PYTHON" -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null || need="$need python3-dev"
 [ -e /usr/include/linux/limits.h ] || need="$need linux-libc-dev"
 [ -d /usr/share/wayland-protocols ] || need="$need wayland-protocols"
 command -v weston >/dev/null || need="$need weston"
@@ -26,5 +28,5 @@ fi
 
 "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
-.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm,wayland,x11]'
+.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm,wayland,x11,input]'
 touch .venv/ready

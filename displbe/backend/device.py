@@ -181,9 +181,9 @@ class Device:
         follows this one may have begun its work.
         """
         assert step.state is not None
-        nodes = await self._driver.prepare(self) if step.state is State.INIT_WAIT else {}
         while True:
             try:
+                nodes = await self._driver.prepare(self) if step.state is State.INIT_WAIT else {}
                 async with self.store.transaction() as transaction:
                     if parse_state(await transaction.read(f"{self.path}/state")) is not self._state:
                         return

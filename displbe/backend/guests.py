@@ -17,6 +17,8 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     """The outputs of its connectors, in their order, whatever XenStore says; empty: what XenStore says."""
     be_alloc: bool = False
     """Whether this guest may ask for buffers of ours (`be-alloc=1` in its xl configuration)."""
+    input: str = ""
+    """The devices of its keyboard, pointer and touch screen (`K:…;P:…;T:…`), whatever XenStore says; empty: what XenStore says."""
 
 
 async def own_domid(store: Store) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import trio
@@ -21,6 +21,7 @@ from displbe.xen.evtchn import Channel
 from displbe.xen.port import StoreError
 
 from .hypervisor import Domain, SimBuffer, SimHypervisor, Xen
+from .keyboard import InputFrontend
 from .toolstack import ConnectorSpec, Toolstack
 
 __all__ = ["BorrowedBuffer", "DisplayBuffer", "FrontConnector", "Frontend", "Guest", "GuestFailure", "draw_bars"]
@@ -318,27 +319,49 @@ class Guest:
         self.domain.backend = backend
         self.hypervisor = xen.hypervisor(domid)
         self.display = Frontend(self)
+        self.input = InputFrontend(self.domain, self.hypervisor)
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def booted(cls, xen: Xen, domid: int, *connectors: ConnectorSpec, backend: int = 0) -> AsyncIterator[Guest]:
-        """`xl create`: a domain with one vdispl device whose kernel runs while the block lasts. It is destroyed at the end."""
+    async def booted(
+        cls,
+        xen: Xen,
+        domid: int,
+        *connectors: ConnectorSpec,
+        vkb: Mapping[str, str] | None = None,
+        name: str = "",
+        backend: int = 0,
+    ) -> AsyncIterator[Guest]:
+        """`xl create`: a domain whose kernel runs while the block lasts. It is destroyed at the end.
+
+        It has a vdispl device with these connectors, if there are any, and a vkbd device with these nodes, unless None.
+        """
         tools = Toolstack(xen.server)
         tools.create_domain(domid)
         await xen.start_domain(domid)
-        tools.add_display(domid, connectors, backend=backend)
-        await tools.wait_state(tools.back(domid, 0, backend), State.INIT_WAIT, timeout=10)
+        if name:
+            tools.write(f"/local/domain/{domid}/name", name, [("n", 0), ("r", domid)])
+        if vkb is not None:
+            tools.add_input(domid, vkb, backend=backend)
+            await tools.wait_state(tools.vinput(domid, 0, backend), State.INIT_WAIT, timeout=10)
+        if connectors:
+            tools.add_display(domid, connectors, backend=backend)
+            await tools.wait_state(tools.back(domid, 0, backend), State.INIT_WAIT, timeout=10)
         try:
             async with trio.open_nursery() as nursery:
                 guest = cls(xen, domid, backend)
                 await nursery.start(guest.hypervisor.run)
-                nursery.start_soon(guest.display.run)
+                if connectors:
+                    nursery.start_soon(guest.display.run)
+                if vkb is not None:
+                    nursery.start_soon(guest.input.run)
                 yield guest
                 nursery.cancel_scope.cancel()
         finally:
             with trio.move_on_after(12, shield=True):
                 xen.stop_domain(domid)
                 await tools.remove_display(domid, backend=backend)
+                await tools.remove_input(domid, backend=backend)
                 tools.destroy_domain(domid)
 
 

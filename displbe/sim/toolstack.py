@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import trio
@@ -84,12 +84,43 @@ class Toolstack:
         self.write(f"{back}/online", "1")
         self.write(f"{back}/state", "1")
 
+    def add_input(
+        self, domid: int, nodes: Mapping[str, str], number: int = 0, *, backend: int = 0, kind: str = "vinput"
+    ) -> None:
+        """A vkb device with these nodes in the backend's directory (libxl_vkb.c); `kind` "vkbd": QEMU is its backend."""
+        front, back = self.keyboard(domid, number), f"/local/domain/{backend}/backend/{kind}/{domid}/{number}"
+        guests: Perms = [("n", domid), ("r", backend)]
+        ours: Perms = [("n", backend), ("r", domid)]
+        if self.read(f"/local/domain/{domid}/device/vkbd") is None:
+            self.write(f"/local/domain/{domid}/device/vkbd", "", [("n", 0), ("r", domid)])
+        self.write(front, "", guests)
+        self.write(f"{front}/backend", back)
+        self.write(f"{front}/backend-id", str(backend))
+        self.write(f"{front}/state", "1")
+        tree = {"": "", "frontend": front, "frontend-id": str(domid), "online": "1", "state": "1", **nodes}
+        for key, value in tree.items():  # the state is there with the directory: libxl writes all in one transaction
+            self._server.tree.write(0, f"{back}/{key}".rstrip("/"), value.encode())
+            self._server.tree.set_perms(0, f"{back}/{key}".rstrip("/"), ours)
+        self._server.fire([f"{back}/{key}".rstrip("/") for key in tree])
+
+    async def remove_input(self, domid: int, number: int = 0, *, backend: int = 0) -> None:
+        """The end of a vkb device."""
+        await self._remove(self.keyboard(domid, number), self.vinput(domid, number, backend))
+
+    def keyboard(self, domid: int, number: int = 0) -> str:
+        """A vkbd frontend's directory."""
+        return f"/local/domain/{domid}/device/vkbd/{number}"
+
+    def vinput(self, domid: int, number: int = 0, backend: int = 0) -> str:
+        """A vkbd backend's directory."""
+        return f"/local/domain/{backend}/backend/vinput/{domid}/{number}"
+
     def front(self, domid: int, number: int = 0) -> str:
-        """The frontend's directory."""
+        """A vdispl frontend's directory."""
         return f"/local/domain/{domid}/device/vdispl/{number}"
 
     def back(self, domid: int, number: int = 0, backend: int = 0) -> str:
-        """The backend's directory."""
+        """A vdispl backend's directory."""
         return f"/local/domain/{backend}/backend/vdispl/{domid}/{number}"
 
     async def wait_state(self, path: str, *states: State | None, timeout: float = 5.0) -> State | None:
@@ -104,7 +135,9 @@ class Toolstack:
 
         A driver domain has another 10 s to remove its own.
         """
-        front, back = self.front(domid, number), self.back(domid, number, backend)
+        await self._remove(self.front(domid, number), self.back(domid, number, backend))
+
+    async def _remove(self, front: str, back: str) -> None:
         if self.read(f"{back}/state") is not None:
             self.write(f"{back}/online", "0")
             if self.read(f"{back}/state") != b"6":

@@ -52,7 +52,7 @@ HOST_PACKAGES = {
 ROOT_PACKAGES = """
     base-files base-passwd bash coreutils util-linux libc-bin grep sed gawk busybox-static procps strace
     python3 python3-cffi python3-trio python3-structlog python3-pyxs python3-msgspec python3-pyudev
-    python3-pil python3-pytest python3-pytest-trio python3-hypothesis
+    python3-evdev python3-pil python3-pytest python3-pytest-trio python3-hypothesis
     xen-utils-4.20 xenstore-utils libdrm-tests libatomic1 seatd libseat1
     weston libgl1-mesa-dri python3-pywayland udev xkb-data
 """.split()  # noqa: SIM905

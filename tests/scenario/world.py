@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,15 +15,18 @@ from displbe.backend import device as backend_device
 from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
-from displbe.config import HeadlessSettings, Settings
+from displbe.config import HeadlessSettings, InputSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
+from displbe.sim.keyboard import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks.headless import HeadlessOutput
 from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request
 from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger
+
+from .devices import SimNodes
 
 __all__ = ["REFRESH", "World", "descriptors", "exchange", "flip_on", "spec", "until"]
 
@@ -50,6 +53,7 @@ class World:
         self.xen = xen
         self.tools = Toolstack(xen.server)
         self.settings = settings
+        self.nodes = SimNodes()
         self._nursery = nursery
         self._grants: list[Grant] = []
 
@@ -63,10 +67,17 @@ class World:
         refresh: float = REFRESH,
         limits: Limits | None = None,
         guests: dict[str, GuestSettings] | None = None,
+        input: InputSettings | None = None,
     ) -> AsyncIterator[World]:
         """A world while the block lasts. At its end all guests are gone, and nothing of theirs may be held."""
         screens = HeadlessSettings(outputs=outputs or [], refresh=refresh)
-        settings = Settings(sink="headless", headless=screens, limits=limits or Limits(), guest=guests or {})
+        settings = Settings(
+            sink="headless",
+            headless=screens,
+            limits=limits or Limits(),
+            guest=guests or {},
+            input=input or InputSettings(),
+        )
         async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
             world = cls(xen, nursery, settings)
             await world.start_daemon()
@@ -82,7 +93,7 @@ class World:
         """Start a daemon; it is the first one, or the one before has ended."""
         hypervisor = self.xen.hypervisor(0)
         self.hypervisor: SimHypervisor = hypervisor
-        self.daemon = Daemon(self.settings, hypervisor)
+        self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes)
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         await self._nursery.start(self._run_daemon)
@@ -124,7 +135,7 @@ class World:
 
     async def settled(self) -> None:
         """Wait until the daemon has seen that no guest is left; then nothing of any guest's may be held."""
-        await until(lambda: not self.daemon.supervisor.devices)
+        await until(lambda: not self.daemon.supervisor.devices and not self.daemon.inputs.devices)
         assert self.hypervisor.ledger == Ledger()
         assert self.daemon.quotas.guests == {}
         assert not any(grant.mapped for grant in self._grants)
@@ -132,9 +143,11 @@ class World:
     # Guests
 
     @contextlib.asynccontextmanager
-    async def booted(self, domid: int, *connectors: ConnectorSpec) -> AsyncIterator[Guest]:
+    async def booted(
+        self, domid: int, *connectors: ConnectorSpec, vkb: Mapping[str, str] | None = None, name: str = ""
+    ) -> AsyncIterator[Guest]:
         """A guest from its creation to its end. Nothing of its kernel has run yet."""
-        async with Guest.booted(self.xen, domid, *connectors) as guest:
+        async with Guest.booted(self.xen, domid, *connectors, vkb=vkb, name=name) as guest:
             try:
                 yield guest
             finally:
@@ -147,6 +160,17 @@ class World:
             with trio.fail_after(5):
                 await guest.display.connected.wait()
             yield guest
+
+    @contextlib.asynccontextmanager
+    async def typist(self, domid: int, unique_id: str, name: str = "", **nodes: str) -> AsyncIterator[InputFrontend]:
+        """The input driver of a guest that is connected, with more nodes of its vkb line (`feature_abs_pointer="1"`)."""
+        vkb = {"unique-id": unique_id, **{key.replace("_", "-"): value for key, value in nodes.items()}}
+        async with self.booted(domid, vkb=vkb, name=name) as guest:
+            with trio.fail_after(5):
+                await guest.input.connected.wait()
+            yield guest.input
+            assert guest.input.oops is None
+            assert guest.input.warnings == []
 
     def state(self, domid: int) -> State:
         """Our state, as it stands in XenStore."""

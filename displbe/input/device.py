@@ -1,0 +1,355 @@
+"""A vkbd device: what XenStore says of it, and the frontend served while it is connected.
+
+Its backend directory is `vinput` (libxl's `backend-type=linux`); `vkbd` there is QEMU's, and left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import trio
+
+from displbe.backend.device import Device, Refused, releasing
+from displbe.backend.guests import GuestSettings, guest_name, own_domid
+from displbe.backend.storms import Storms
+from displbe.sinks.seat import Seats
+from displbe.wire.errors import FrontendBroken
+from displbe.wire.kbdif import RAW_MAX, BackKbdPage
+from displbe.wire.xenbus import KEYBOARD_TRANSITIONS, State, parse_state
+from displbe.wire.xs import parse_number
+from displbe.xen.port import EventChannel, Hypervisor, NoEntry, StoreError, StoreLost
+
+from .features import DEFAULT_HEIGHT, DEFAULT_WIDTH, Features
+from .feed import Feed, Repeats
+from .focus import Claim, Focus
+from .names import Binding, Role, parse_unique_id
+from .sources.evdev import Evdev
+from .sources.wayland import listening
+
+__all__ = ["InputDriver"]
+
+CONTACTS: Final = 10
+"""Fingers of a touch screen where the toolstack says nothing."""
+MAX_CONTACTS: Final = 256
+"""`contact_id` is a u8."""
+MAX_SIZE: Final = 0x7FFFFFFF
+"""Positions are s32."""
+RESCUE: Final = 0.1
+"""Seconds between looks for events that the guest was not woken for."""
+LAST_WORDS: Final = 0.3
+"""Seconds that a guest has to take the releases of its keys before its page is let go."""
+
+
+class _Keys(msgspec.Struct, frozen=True):
+    """What the frontend has published."""
+
+    page_gref: int
+    event_channel: int
+
+
+class InputDriver:
+    """Serves vkbd devices (backend.device.Driver)."""
+
+    backend_kind: Final = "vinput"
+    frontend_kind: Final = "vkbd"
+    transitions: Final = KEYBOARD_TRANSITIONS
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        focus: Focus,
+        evdev: Evdev,
+        seats: Seats | None,
+        guests: Mapping[str, GuestSettings] | None = None,
+        repeats: Repeats | None = None,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._focus = focus
+        self._evdev = evdev
+        self._seats = seats
+        self._guests = guests or {}
+        self._repeats = repeats or Repeats()
+        self._claims: dict[str, Claim] = {}
+        self._served: dict[str, _Keys] = {}
+
+    # Before the guest is connected, and after
+
+    async def prepare(self, device: Device) -> Mapping[str, str]:
+        """The features that the toolstack has not written: while the frontend, which reads them once, has not begun."""
+        try:
+            claim = await self._claim(device)
+        except Refused as error:
+            device.log.warning("no input", reason=str(error))
+            return {}
+        if parse_state(await _read(device, f"{device.frontend}/state")) is not State.INITIALISING:
+            return {}
+        nodes = await self._offers(device, claim)
+        return {key: value for key, value in nodes.items() if await _read(device, f"{device.path}/{key}") is None}
+
+    async def _offers(self, device: Device, claim: Claim) -> dict[str, str]:
+        """What we can do for this guest."""
+        roles = {binding.role for binding in claim.bindings}
+        size = await _display_size(device)
+        nodes: dict[str, str] = {}
+        of_window = any(binding.role is Role.POINTER and not binding.is_device for binding in claim.bindings)
+        if of_window or (Role.POINTER in roles and await self._evdev.is_absolute(claim)):
+            nodes |= {"feature-abs-pointer": "1", "feature-raw-pointer": "1"}
+        if size is not None:
+            nodes |= {"width": str(size[0]), "height": str(size[1])}
+        if Role.TOUCH in roles:
+            width, height = size or (DEFAULT_WIDTH, DEFAULT_HEIGHT)
+            nodes |= {
+                "feature-multi-touch": "1",
+                "multi-touch-width": str(width),
+                "multi-touch-height": str(height),
+                "multi-touch-num-contacts": str(CONTACTS),
+            }
+        return nodes
+
+    async def _claim(self, device: Device) -> Claim:
+        """The devices that a guest names. It has them as long as its own is there, connected or not. Raises Refused."""
+        claim = self._claims.get(device.path)
+        if claim is None:
+            name = await guest_name(device.store, device.domid)
+            settings = self._guests.get(name, GuestSettings())
+            number = int(device.path.rpartition("/")[2])
+            bindings = await self._bindings(device, settings)
+            allowed = frozenset(binding.id for binding in bindings) if settings.input else frozenset[str]()
+            claim = self._claims[device.path] = Claim(
+                name or str(device.domid), device.domid, number, bindings, allowed
+            )
+            self._focus.arrive(claim)
+        return claim
+
+    async def _bindings(self, device: Device, settings: GuestSettings) -> tuple[Binding, ...]:
+        """By the configuration, else by the toolstack. Raises Refused."""
+        text = settings.input
+        if not text:
+            text = (await _read_trusted(device, "unique-id") or b"").decode("utf-8", "replace")
+        if not text:
+            raise Refused("unique-id is missing: which devices are this guest's?")
+        try:
+            return parse_unique_id(text)
+        except ValueError as error:
+            raise Refused(f"unique-id: {error}") from error
+
+    def forget(self, device: Device) -> None:
+        """The device is gone."""
+        claim = self._claims.pop(device.path, None)
+        if claim is not None:
+            self._focus.leave(claim)
+
+    async def is_current(self, device: Device) -> bool:
+        """After a resume the guest has another page and another channel, and says so without leaving its state for long."""
+        served = self._served.get(device.path)
+        try:
+            return served is None or served == await _read_keys(device)
+        except (Refused, StoreLost):
+            return True  # it is about to go, which its state says; or this is asked again
+
+    # While it is connected
+
+    async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve a frontend whose page is published, until cancelled."""
+        claim = await self._claim(device)
+        if self._seats is None and any(not binding.is_device for binding in claim.bindings):
+            names = ", ".join(binding.id for binding in claim.bindings if not binding.is_device)
+            raise Refused(f"unique-id names {names}, but this sink's screens have no input of their own")
+        keys = await _read_keys(device)
+        features = await _read_features(device)
+        async with releasing() as stack:
+            page = self._hypervisor.map_page(device.domid, keys.page_gref, writable=True)
+            stack.callback(page.close)
+            session = _Session(BackKbdPage(page), features, self._repeats, device)
+            channel = self._hypervisor.bind(device.domid, keys.event_channel, session.kicked)
+            stack.callback(channel.close)
+            session.channel = channel
+            # A frontend that has begun anew meanwhile: references may name other pages by now.
+            if await _read_keys(device) != keys:
+                raise Refused("the frontend has published another page meanwhile")
+            self._served[device.path] = keys
+            stack.callback(self._served.pop, device.path)
+            if session.page.used:
+                session.feed.release_everything()
+            try:
+                with self._listening(claim, session.feed):
+                    await session.run(task_status)
+            finally:
+                with trio.move_on_after(LAST_WORDS, shield=True):
+                    await session.end()
+
+    def _listening(self, claim: Claim, feed: Feed) -> contextlib.ExitStack:
+        """Let the guest have what is its own, while the block lasts."""
+        stack = contextlib.ExitStack()
+
+        def detach() -> None:
+            claim.feed = None
+            self._focus.changed()
+
+        claim.feed = feed
+        stack.callback(detach)
+        if self._seats is not None:
+            stack.enter_context(listening(self._seats, claim, feed))
+        self._focus.changed()
+        return stack
+
+
+class _Session:
+    """A connected device at work."""
+
+    channel: EventChannel
+
+    def __init__(self, page: BackKbdPage, features: Features, repeats: Repeats, device: Device) -> None:
+        self.page = page
+        self._log = device.log
+        self.feed = Feed(page, features, repeats, self._wake, self._break)
+        self._storms = Storms(self._rearm)
+        self._seen = page.taken()
+        self._failed = trio.Event()
+        self._reason = FrontendBroken("")
+        self._open = True
+
+    def _wake(self) -> None:
+        self.channel.notify()
+
+    def _rearm(self) -> None:
+        self.channel.rearm()
+
+    def _break(self, reason: FrontendBroken) -> None:
+        """The frontend broke a rule: the device ends, this device only."""
+        self._reason = reason
+        self._failed.set()
+
+    def kicked(self) -> bool:
+        """The guest has notified: it has taken events, most likely."""
+        if not self._open or self._failed.is_set():
+            return False
+        try:
+            self.page.drain()
+            self.page.room()
+            self.feed.flush()
+            taken = self.page.taken()
+            moved = 0 < (taken - self._seen) & 0xFFFFFFFF < 0x80000000
+            if moved:
+                self._seen = taken
+            # What it sends over its own ring, which nobody has asked for, is no reason to be listened to sooner.
+            self._storms.notified(for_nothing=not moved)
+        except FrontendBroken as broken:
+            self._break(broken)
+        except Exception as error:  # a mistake of ours ends this device, never the task that serves all of them
+            self._log.exception("input failed")
+            self._break(FrontendBroken(f"internal error: {type(error).__name__}"))
+        return False
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until cancelled. Raises FrontendBroken."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.feed.repeat)
+            nursery.start_soon(self._storms.run)
+            nursery.start_soon(self._rescue)
+            task_status.started()
+            await self._failed.wait()
+            raise self._reason
+
+    async def _rescue(self) -> None:
+        """Wake a guest that has not taken anything for a while, though it was woken: a frontend that does not answer."""
+        before = None
+        while True:
+            await trio.sleep(RESCUE)
+            now = self.page.taken() if self.page.is_waiting() else None
+            if now is not None and now == before:
+                self.channel.notify()
+            before = now
+
+    async def end(self) -> None:
+        """Tell the guest that nothing is held any more, and give it the time to take that."""
+        try:
+            if not self._failed.is_set():
+                self.feed.leave_all()
+                while self.feed.outbox.waiting and not self._failed.is_set():
+                    await trio.sleep(0.01)
+                    self.feed.flush()
+        finally:
+            self._open = False
+
+
+# What XenStore says
+
+
+async def _read(device: Device, path: str) -> bytes | None:
+    """A node; None when it is missing or not ours to read."""
+    try:
+        return await device.store.read(path)
+    except StoreError:
+        return None
+
+
+async def _read_trusted(device: Device, key: str) -> bytes | None:
+    """A node of our own directory, which the guest may not write. None when it is missing. Raises Refused."""
+    path = f"{device.path}/{key}"
+    try:
+        value = await device.store.read(path)
+        (_, owner), *others = permissions = await device.store.permissions(path)
+    except NoEntry:
+        return None
+    except StoreError as error:
+        raise Refused(f"cannot read {key}: {error}") from error
+    if owner not in (0, await own_domid(device.store)):
+        raise Refused(f"{key} was written by {'the guest' if owner == device.domid else f'domain {owner}'}")
+    if permissions[0][0] in "wb" or any(domid == device.domid and letter in "wb" for letter, domid in others):
+        raise Refused(f"{key} may be written by the guest")
+    return value
+
+
+async def _number(device: Device, key: str, default: int, most: int) -> int:
+    """A number of our own directory as Linux's frontend reads it: what is no number is the default. At most `most`."""
+    number = parse_number(await _read_trusted(device, key) or b"")
+    return default if number is None else min(number, most)
+
+
+async def _read_features(device: Device) -> Features:
+    """What the frontend has made of itself: from what it found in our directory, and what it asks for. Raises Refused."""
+
+    async def asked(key: str) -> bool:
+        return await _read(device, f"{device.frontend}/{key}") == b"1"
+
+    async def flag(key: str) -> bool:
+        return (await _read_trusted(device, key) or b"0") != b"0"
+
+    absolute = await flag("feature-abs-pointer") and await asked("request-abs-pointer")
+    raw = absolute and await flag("feature-raw-pointer") and await asked("request-raw-pointer")
+    width = await _number(device, "width", DEFAULT_WIDTH, MAX_SIZE)
+    height = await _number(device, "height", DEFAULT_HEIGHT, MAX_SIZE)
+    touch = await flag("feature-multi-touch") and await asked("request-multi-touch")
+    return Features(
+        keyboard=not await flag("feature-disable-keyboard"),
+        pointer=not await flag("feature-disable-pointer"),
+        absolute=absolute,
+        width=RAW_MAX + 1 if raw else max(1, width),
+        height=RAW_MAX + 1 if raw else max(1, height),
+        contacts=await _number(device, "multi-touch-num-contacts", 1, MAX_CONTACTS) if touch else 0,
+        touch_width=max(1, await _number(device, "multi-touch-width", DEFAULT_WIDTH, MAX_SIZE)),
+        touch_height=max(1, await _number(device, "multi-touch-height", DEFAULT_HEIGHT, MAX_SIZE)),
+    )
+
+
+async def _read_keys(device: Device) -> _Keys:
+    """Raises Refused."""
+    numbers = []
+    for key in ("page-gref", "event-channel"):
+        value = await _read(device, f"{device.frontend}/{key}")
+        number = parse_number(value or b"")
+        if number is None:
+            raise Refused(f"{key} is no number: {(value or b'')[:64]!r}")
+        numbers.append(number)
+    return _Keys(*numbers)
+
+
+async def _display_size(device: Device) -> tuple[int, int] | None:
+    """The size of the guest's first screen, where the toolstack gave it one."""
+    value = await _read(device, f"/local/domain/{device.domid}/device/vdispl/0/0/resolution")
+    sides = [parse_number(side, 16384) for side in (value or b"").split(b"x")]
+    return (sides[0], sides[1]) if len(sides) == 2 and sides[0] and sides[1] else None

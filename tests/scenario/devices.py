@@ -1,0 +1,187 @@
+"""Input devices that are only simulated, as evdev shows them: what is written to one can be read from whoever has it open.
+
+As in the kernel (drivers/input/input.c, evdev.c), only changes are seen, a reader that is too slow loses its events and finds
+SYN_DROPPED, and a device that is unplugged cannot be read any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from displbe.input.translate import (
+    ABS_MT_SLOT,
+    ABS_MT_TRACKING_ID,
+    EV_ABS,
+    EV_KEY,
+    EV_SYN,
+    SYN_DROPPED,
+    SYN_REPORT,
+    Description,
+    Slot,
+    State,
+)
+
+__all__ = ["SimDevice", "SimNodes"]
+
+BUFFER: Final = 64
+"""Events that an open device keeps."""
+
+
+class SimDevice:
+    """A device that can do what `description` says."""
+
+    def __init__(self, name: str, description: Description, *, repeats: bool = True) -> None:
+        self.name = name
+        self.description = description
+        self.repeats = repeats
+        self.keys: set[int] = set()
+        self.axes: dict[int, int] = dict.fromkeys(description.axes, 0)
+        self.slots: list[dict[int, int]] = [{ABS_MT_TRACKING_ID: -1} for _ in range(description.slots)]
+        self.readers: list[SimNode] = []
+
+    def emit(self, *events: tuple[int, int, int]) -> None:
+        """Events of one frame; SYN_REPORT is added. What is no change is not passed on."""
+        frame = [event for event in events if self._changes(*event)]
+        if frame:
+            grabbed = [reader for reader in self.readers if reader.grabbed]
+            for reader in grabbed or self.readers:
+                reader.push([*frame, (EV_SYN, SYN_REPORT, 0)])
+
+    def _changes(self, kind: int, code: int, value: int) -> bool:
+        if kind == EV_KEY and value != 2:
+            changed = (code in self.keys) != bool(value)
+            (self.keys.add if value else self.keys.discard)(code)
+            return changed
+        if kind == EV_ABS:
+            if code >= ABS_MT_SLOT and self.slots:
+                return self._changes_slot(code, value)
+            if code < ABS_MT_SLOT:
+                changed = self.axes.get(code) != value
+                self.axes[code] = value
+                return changed
+        return True
+
+    def _changes_slot(self, code: int, value: int) -> bool:
+        if code == ABS_MT_SLOT:
+            changed = self.axes.get(code) != value
+            self.axes[code] = value
+            return changed
+        slot = self.slots[self.axes[ABS_MT_SLOT]]
+        changed = slot.get(code, 0) != value
+        slot[code] = value
+        return changed
+
+
+class SimNode:
+    """A device that somebody has open (input.sources.evdev.Node)."""
+
+    def __init__(self, device: SimDevice) -> None:
+        self.name = device.name
+        self.description = device.description
+        self.repeats = device.repeats
+        self.grabbed = False
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._device: SimDevice | None = device
+        self._events: deque[tuple[int, int, int]] = deque()
+        device.readers.append(self)
+
+    def push(self, events: list[tuple[int, int, int]]) -> None:
+        """A frame comes in (evdev_pass_values)."""
+        for event in events:
+            self._events.append(event)
+            if len(self._events) >= BUFFER:
+                self._events = deque([(EV_SYN, SYN_DROPPED, 0), event])
+        os.eventfd_write(self.fd, 1)
+
+    def unplug(self) -> None:
+        """The device has gone."""
+        self._device = None
+        os.eventfd_write(self.fd, 1)
+
+    def read(self) -> Iterable[tuple[int, int, int]]:
+        """Node.read"""
+        self._need()
+        os.eventfd_read(self.fd)
+        found = list(self._events)
+        self._events.clear()
+        if not found:
+            raise BlockingIOError(errno.EAGAIN, "nothing to read")
+        return found
+
+    def state(self) -> State:
+        """Node.state; EVIOCGKEY takes the key events that wait away."""
+        device = self._need()
+        self._events = deque(event for event in self._events if event[0] != EV_KEY)
+        names = {ABS_MT_TRACKING_ID: "tracking", 53: "x", 54: "y", 48: "major", 49: "minor", 52: "orientation"}
+        slots = [Slot(**{names[code]: value for code, value in slot.items()}) for slot in device.slots]
+        return State(keys=frozenset(device.keys), axes=dict(device.axes), slots=slots)
+
+    def grab(self) -> None:
+        """Node.grab"""
+        if any(reader.grabbed for reader in self._need().readers):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        self.grabbed = True
+
+    def close(self) -> None:
+        """Node.close"""
+        if self._device is not None:
+            self._device.readers.remove(self)
+        os.close(self.fd)
+
+    def _need(self) -> SimDevice:
+        if self._device is None:
+            raise OSError(errno.ENODEV, "No such device")
+        return self._device
+
+
+class SimNodes:
+    """The devices that are plugged in (input.sources.evdev.Nodes)."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, SimDevice] = {}
+        self.links: dict[str, str] = {}
+        """Other paths of devices, as udev makes them."""
+        self.opened = 0
+
+    def plug(self, path: str, device: SimDevice) -> SimDevice:
+        """Plug a device in."""
+        self.devices[path] = device
+        return device
+
+    def unplug(self, path: str) -> None:
+        """Pull it out; its keys are up then."""
+        device = self.devices.pop(path)
+        for reader in device.readers:
+            reader.unplug()
+        device.readers.clear()
+        device.keys.clear()
+
+    def paths(self) -> list[str]:
+        """Nodes.paths"""
+        return sorted(self.devices)
+
+    def resolve(self, path: str) -> list[str]:
+        """Nodes.resolve"""
+        there = {name: name for name in self.devices} | self.links
+        found = {target for name, target in there.items() if fnmatch.fnmatchcase(name, path)}
+        return sorted(found & self.devices.keys())
+
+    def name(self, path: str) -> str:
+        """Nodes.name"""
+        return self.devices[path].name if path in self.devices else ""
+
+    def is_absolute(self, path: str) -> bool:
+        """Nodes.is_absolute"""
+        return path in self.devices and bool(self.devices[path].description.is_absolute)
+
+    def open(self, path: str) -> SimNode:
+        """Nodes.open"""
+        if path not in self.devices:
+            raise OSError(errno.ENOENT, "No such file or directory")
+        self.opened += 1
+        return SimNode(self.devices[path])
