@@ -105,7 +105,7 @@ class Toolstack:
 
     async def remove_input(self, domid: int, number: int = 0, *, backend: int = 0) -> None:
         """The end of a vkb device."""
-        await self._remove(self.keyboard(domid, number), self.vinput(domid, number, backend))
+        await self._remove(self.keyboard(domid, number), self.vinput(domid, number, backend), backend)
 
     def keyboard(self, domid: int, number: int = 0) -> str:
         """A vkbd frontend's directory."""
@@ -135,9 +135,9 @@ class Toolstack:
 
         A driver domain has another 10 s to remove its own.
         """
-        await self._remove(self.front(domid, number), self.back(domid, number, backend))
+        await self._remove(self.front(domid, number), self.back(domid, number, backend), backend)
 
-    async def _remove(self, front: str, back: str) -> None:
+    async def _remove(self, front: str, back: str, backend: int) -> None:
         if self.read(f"{back}/state") is not None:
             self.write(f"{back}/online", "0")
             if self.read(f"{back}/state") != b"6":
