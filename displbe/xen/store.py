@@ -292,5 +292,9 @@ class _Transaction:
 
 
 def find(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
-    """Where XenStore is to be reached: the socket in Dom0, the device in a driver domain."""
-    return next((path for path in paths if Path(path).exists()), None)
+    """Where XenStore is to be reached: the socket in Dom0, the device in a driver domain, and for who may not use the socket.
+
+    Where there are only such that we may not use, one of them: to open it says what is wrong.
+    """
+    there = [path for path in paths if Path(path).exists()]
+    return next((path for path in there if os.access(path, os.R_OK | os.W_OK)), there[-1] if there else None)
