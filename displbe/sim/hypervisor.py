@@ -273,7 +273,7 @@ class SimHypervisor:
     def __init__(self, xen: Xen, domain: Domain) -> None:
         self.domain = domain
         self.ledger = Ledger()
-        self.abilities = Abilities(False, True, "the simulated Xen exports no dma-bufs")
+        self.abilities = Abilities(False, xen.sharing, "the simulated Xen exports no dma-bufs")
         self.store = XenStore(str(xen.server.socket_of(domain.domid)))
         self.channels = SimChannels(xen, domain, self.ledger)
         self._xen = xen
@@ -323,6 +323,8 @@ class SimHypervisor:
     async def share_dmabuf(self, domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
         """A memfd stands for the dma-buf."""
         await trio.lowlevel.checkpoint()
+        if not self.abilities.dmabuf_import:
+            raise NotOffered(errno.ENOTTY, "this simulated Xen has no dma-bufs at all")
         if os.fstat(fd).st_size != pages * PAGE_SIZE:
             raise HypervisorError(errno.EINVAL, f"cannot grant a dma-buf of {pages} pages to domain {domid}")
         memory = os.dup(fd)
@@ -347,11 +349,12 @@ def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class Xen:
-    """The machine: its domains and its XenStore, which listens under `folder`."""
+    """The machine: its domains and its XenStore, which listens under `folder`. `sharing`: whether it can grant a dma-buf."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, sharing: bool = True) -> None:
         self.server = StoreServer(folder)
         self.domains: dict[int, Domain] = {}
+        self.sharing = sharing
         self._nursery: trio.Nursery | None = None
 
     @contextlib.asynccontextmanager

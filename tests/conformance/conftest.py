@@ -1,8 +1,7 @@
-"""The worlds of the suite: the simulated Xen anywhere, the real one where DISPLBE_HOST=1 says that this is a Dom0 with time for us."""
+"""Makes the worlds of the suite (world.py)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,19 +9,18 @@ from pathlib import Path
 import pytest
 import trio
 from conformance.peer import HostPeer, SimPeer
-from conformance.world import World, descriptors
+from conformance.world import HOST, WORLDS, World, descriptors, fitting
 
 from displbe.sim.hypervisor import Xen
 from displbe.xen.host import Host
 from displbe.xen.port import Ledger
 
-HOST = os.environ.get("DISPLBE_HOST") == "1"
 HOME = "data/displbe-conformance"
 
 
 @asynccontextmanager
-async def _simulated(folder: Path) -> AsyncIterator[World]:
-    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+async def _simulated(folder: Path, sharing: bool) -> AsyncIterator[World]:
+    async with Xen(folder, sharing=sharing).running() as xen, trio.open_nursery() as nursery:
         await xen.start_domain(1)
         ours, theirs = xen.hypervisor(0), xen.hypervisor(1)
         await nursery.start(theirs.run)
@@ -32,7 +30,7 @@ async def _simulated(folder: Path) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def _real(folder: Path) -> AsyncIterator[World]:
+async def _real() -> AsyncIterator[World]:
     host, peer = Host(), HostPeer()
     try:
         async with trio.open_nursery() as nursery:
@@ -44,12 +42,28 @@ async def _real(folder: Path) -> AsyncIterator[World]:
         peer.close()
 
 
-@pytest.fixture(params=["host" if HOST else "sim"])
+def pytest_configure(config: pytest.Config) -> None:
+    """The suite's own mark."""
+    config.addinivalue_line("markers", "abilities(dmabuf_export=…, dmabuf_import=…): of the worlds that a test is for")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test in the first world that it is for. test_worlds.py says which tests have none in this run."""
+    if "world" in metafunc.fixturenames:
+        worlds = fitting(metafunc.function)[:1]
+        elsewhere = "for a simulated Xen" if HOST else "for a real Xen: tests/lab"
+        nowhere = pytest.param("", id="elsewhere", marks=pytest.mark.skip(reason=elsewhere))
+        metafunc.parametrize("world", worlds or [nowhere], indirect=True)
+
+
+@pytest.fixture
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """A hypervisor that runs, and a peer. At the end nothing may be held, and no file be open that was not before."""
     before = descriptors()
-    make = _real if request.param == "host" else _simulated
-    async with make(tmp_path) as world:
+    abilities = WORLDS[request.param]
+    async with _real() if HOST else _simulated(tmp_path, abilities.dmabuf_import) as world:
+        found = world.hypervisor.abilities
+        assert (found.dmabuf_export, found.dmabuf_import) == (abilities.dmabuf_export, abilities.dmabuf_import)
         yield world
         assert world.hypervisor.ledger == Ledger(), "the test has left something open"
     assert descriptors() == before

@@ -246,9 +246,8 @@ async def test_buffers_at_once(world: World) -> None:
 # dma-bufs: only some hosts have them, and say so. They are exported writable: of pages granted so.
 
 
+@pytest.mark.abilities(dmabuf_export=False)
 async def test_a_dmabuf_where_there_is_none(world: World) -> None:
-    if world.hypervisor.abilities.dmabuf_export:
-        pytest.skip("this host has dma-bufs")
     assert world.hypervisor.abilities.reason
     granted, refs = scattered(world, 4)
     before = descriptors()
@@ -264,9 +263,8 @@ async def test_a_dmabuf_where_there_is_none(world: World) -> None:
     assert await world.peer.take_back(granted)
 
 
+@pytest.mark.abilities(dmabuf_import=False)
 async def test_no_sharing_of_dmabufs_where_there_is_none(world: World) -> None:
-    if world.hypervisor.abilities.dmabuf_import:
-        pytest.skip("this host has dma-bufs")
     with pytest.raises(HypervisorError):
         async with world.hypervisor.share_dmabuf(world.peer.domid, 0, 1):
             pytest.fail("shared")
@@ -282,9 +280,8 @@ async def test_sharing_what_is_no_dmabuf(world: World) -> None:
     os.close(file)
 
 
+@pytest.mark.abilities(dmabuf_export=True)
 async def test_a_dmabuf(world: World) -> None:
-    if not world.hypervisor.abilities.dmabuf_export:
-        pytest.skip(world.hypervisor.abilities.reason)
     granted, refs = scattered(world, FRAME, writable=True)
     before = descriptors()
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=True)
@@ -299,9 +296,8 @@ async def test_a_dmabuf(world: World) -> None:
     assert await world.peer.take_back(granted)
 
 
+@pytest.mark.abilities(dmabuf_export=True)
 async def test_a_dmabuf_of_a_mapped_buffer(world: World) -> None:
-    if not world.hypervisor.abilities.dmabuf_export:
-        pytest.skip(world.hypervisor.abilities.reason)
     granted, refs = scattered(world, 16, writable=True)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
     assert os.lseek(await buffer.dmabuf(), 0, os.SEEK_END) == 16 * PAGE_SIZE
@@ -311,9 +307,8 @@ async def test_a_dmabuf_of_a_mapped_buffer(world: World) -> None:
     assert await world.peer.take_back(granted)
 
 
+@pytest.mark.abilities(dmabuf_export=True)
 async def test_closing_waits_for_whoever_holds_the_dmabuf(world: World) -> None:
-    if not world.hypervisor.abilities.dmabuf_export:
-        pytest.skip(world.hypervisor.abilities.reason)
     granted, refs = scattered(world, 16, writable=True)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=True)
     held = os.dup(await buffer.dmabuf())
@@ -335,9 +330,8 @@ async def test_closing_waits_for_whoever_holds_the_dmabuf(world: World) -> None:
     assert await world.peer.take_back(granted)
 
 
+@pytest.mark.abilities(dmabuf_export=True)
 async def test_a_bad_reference_leaves_nothing_exported(world: World) -> None:
-    if not world.hypervisor.abilities.dmabuf_export:
-        pytest.skip(world.hypervisor.abilities.reason)
     granted, refs = scattered(world, 64, writable=True)
     before = descriptors()
     with pytest.raises(HypervisorError):

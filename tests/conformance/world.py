@@ -1,17 +1,35 @@
-"""What a test of the suite gets."""
+"""The worlds of the suite: the simulated Xen anywhere, the real one where DISPLBE_HOST=1 says that this is a Dom0 with time for us;
+and what a test of the suite gets.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Callable
+from typing import Any, Final
 
 import trio
 from conformance.peer import Peer
 
-from displbe.xen.port import Hypervisor, Store
+from displbe.xen.port import Abilities, Hypervisor, Store
 
-__all__ = ["Listener", "World", "descriptors"]
+__all__ = ["HOST", "WORLDS", "Listener", "World", "descriptors", "fitting"]
+
+HOST: Final = os.environ.get("DISPLBE_HOST") == "1"
+WORLDS: Final[dict[str, Abilities]] = (
+    {"host": Abilities(True, True)}
+    if HOST
+    else {"sim": Abilities(False, True), "sim without dma-bufs": Abilities(False, False)}
+)
+"""Those of this run, with the abilities that they must have. The lab's kernel has both kinds of dma-bufs."""
+
+
+def fitting(test: Callable[..., Any]) -> list[str]:
+    """The worlds of this run that have the abilities that a test is marked with."""
+    marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "abilities"]
+    wanted: dict[str, bool] = {key: value for mark in marks for key, value in mark.kwargs.items()}
+    return [name for name, has in WORLDS.items() if all(getattr(has, key) is wanted[key] for key in wanted)]
 
 
 def descriptors() -> int:
