@@ -1,9 +1,11 @@
 """be-alloc: a display buffer in our memory, granted to the guest (displif.h, XENDISPL_DBUF_FLG_REQ_ALLOC).
 
 The output allocates; the pages are granted writable; their references are written into the guest's page directory, where a
-guest's own buffer would have them. Xen calls this mode experimental and does not support it against hostile guests (XSA-363): a
-guest that never unmaps keeps our pages. So it is off unless the configuration allows it for that guest, and the pages are charged
-until the guest has given the buffer up.
+guest's own buffer would have them. Xen calls this mode experimental and does not support it against hostile guests (XSA-363), for a
+reason: when a guest has not unmapped a page, its grant cannot be revoked, the kernel puts it on a list to try again
+(gnttab_end_foreign_access in drivers/xen/gntdev-dmabuf.c) and says nothing of it to us. The memory is freed nevertheless, and the guest
+still maps what is there next. So it is off unless the configuration allows it for that guest. The pages are charged until the guest
+has given the buffer up; what it keeps beyond that, nobody can know.
 """
 
 from __future__ import annotations
