@@ -67,8 +67,8 @@ class Board:
         self.faults: dict[str, list[int]] = {}
         """Errnos that the next `import`, `flip`, `modeset`, `test` or `rmfb` fails with."""
         self.cards: list[ModelCard] = []
-        self.opened: Callable[[int], None] = lambda fd: None
-        """Called with each new file."""
+        self.opened: Callable[[int, Files], None] = lambda fd, files: None
+        """Called with each new file, and who opened it."""
         self.present = True
 
     def open(self, path: str, files: Files) -> Card:
@@ -129,7 +129,7 @@ class ModelCard(Card):
         self._end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         fd = ours.detach()
-        self.board.opened(fd)
+        self.board.opened(fd, self._files)
         return fd
 
     def _place(self) -> str:

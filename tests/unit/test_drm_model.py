@@ -21,7 +21,7 @@ from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import flip, frames, hotplug, keeper, sink
 from displbe.sinks.drm.output import DrmOutput
-from displbe.sinks.drm.seat import Seat
+from displbe.sinks.drm.seat import Files, Seat
 from displbe.sinks.drm.sink import DrmSink
 
 WHOLE = Part(0, 0, 64, 48)
@@ -433,8 +433,8 @@ class Manager(Seat):
     def manages(self, fd: int) -> bool:
         return fd in self.files
 
-    def _opened(self, fd: int) -> None:
-        if self.active:
+    def _opened(self, fd: int, files: Files) -> None:
+        if self.active and files is self:
             self.files.add(fd)
 
     def close(self, fd: int) -> None:
@@ -491,6 +491,27 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
         await screen.close()
     assert manager.left
     assert manager.files == set()
+
+
+async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
+    """A session manager asks once for a card's mastership, when it opens it: it is asked again when nobody is master."""
+    board = Board()
+    board.privileged, board.other_master = False, True
+    manager = Manager(board)
+    async with running(board, tmp_path, manager) as made:
+        screen = Screen(made)
+        await screen.show()
+        first = board.card
+        assert first is not None
+        await trio.sleep(0.1)
+        assert (first.managed, screen.output.dark) == (True, "another program is DRM master")
+        assert first.fd >= 0
+        board.other_master = False
+        await until(lambda: screen.output.path)
+        assert board.card is not None
+        assert board.card.managed
+        assert manager.files == {board.card.fd}
+        await screen.close()
 
 
 async def test_seat_that_comes_late(tmp_path: Path) -> None:

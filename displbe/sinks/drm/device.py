@@ -140,6 +140,7 @@ class Card:
         master and yet not ask.
         """
         if self.managed:
+            self.barred = self._files.active
             return self._files.active and self._is_master()
         failed = self.try_ioctl(uapi.DRM_IOCTL_SET_MASTER, 0)
         self.barred = failed == errno.EACCES

@@ -65,7 +65,9 @@ class Keeper:
         """Who has the right to the screens; empty: we."""
         if self.master:
             return ""
-        return "another session has the seat" if self.card.managed else "another program is DRM master"
+        if self.card.managed and not self._sink.files.active:
+            return "another session has the seat"
+        return "another program is DRM master"
 
     async def run(self) -> None:
         """Serve until the card is gone, or cancelled; then it is closed."""
@@ -140,9 +142,13 @@ class Keeper:
             self._ends = "the card is opened through the seat"
         elif not self.master and self.card.barred:
             # The first to open a card that has no master becomes it.
-            self.successor = await trio.to_thread.run_sync(self._sink.succeed, self.card.path)
-            if self.successor is None:
-                return False
+            if self.card.managed:  # the session manager would give us the same file again while we have it
+                if not await trio.to_thread.run_sync(self._sink.has_no_master, self.card.path):
+                    return False
+            else:
+                self.successor = await trio.to_thread.run_sync(self._sink.succeed, self.card.path)
+                if self.successor is None:
+                    return False
             self._ends = "the card is opened anew"
         else:
             return False

@@ -170,7 +170,7 @@ class Seat(Files):
             if device is not None and self._seat is not None:
                 self._library.libseat_close_device(self._seat, device)
                 self._agree()
-            os.close(fd)
+        os.close(fd)  # not under the lock: a driver may hang here
 
     def offers(self, path: str) -> bool:
         return self.active and path not in self._refused
@@ -192,11 +192,11 @@ class Seat(Files):
             before = self.active
             if self._seat is None:
                 await trio.sleep(RETRY)
-                await trio.to_thread.run_sync(self.connect)
+                await trio.to_thread.run_sync(self.connect, abandon_on_cancel=True)
             else:
                 with trio.move_on_after(RETRY):
                     await trio.lowlevel.wait_readable(self._events)
-                await trio.to_thread.run_sync(self._take_events)
+                await trio.to_thread.run_sync(self._take_events, abandon_on_cancel=True)
             if self.active != before:
                 changed()
 

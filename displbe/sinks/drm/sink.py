@@ -95,7 +95,7 @@ class DrmSink(Sink):
         if self._seat is None:
             await self._run(task_status)
             return
-        await trio.to_thread.run_sync(self._seat.connect)
+        await trio.to_thread.run_sync(self._seat.connect, abandon_on_cancel=True)
         try:
             await self._run(task_status)
         finally:
@@ -196,6 +196,17 @@ class DrmSink(Sink):
             _log.debug("card not opened anew", card=card.name, reason=str(error))
         card.close()
         return None
+
+    def has_no_master(self, path: str) -> bool:
+        """In a worker thread: whether who opens the card now becomes its master."""
+        try:
+            card = self._open_card(path, PLAIN)
+        except (DrmError, OSError):
+            return False
+        try:
+            return card.become_master()
+        finally:
+            card.close()
 
     async def _search(self) -> None:
         """Open cards that come, or come back."""
