@@ -13,6 +13,7 @@ from displbe.backend.quota import Limits
 
 __all__ = [
     "ConfigError",
+    "ControlSettings",
     "DrmSettings",
     "HeadlessSettings",
     "InputSettings",
@@ -63,6 +64,13 @@ class InputSettings(_Table, frozen=True):
             raise ValueError("repeat-delay is a number of seconds, up to 10")
         if not 0 <= self.repeat_rate <= 100:
             raise ValueError("repeat-rate is a number of repetitions per second, 0 (none) to 100")
+
+
+class ControlSettings(_Table, frozen=True):
+    """`[control]`"""
+
+    socket: str = "/run/displbe/control"
+    group: str = ""
 
 
 class HeadlessSettings(_Table, frozen=True):
@@ -140,6 +148,7 @@ class Settings(_Table, frozen=True):
     log: LogSettings = LogSettings()
     xen: XenSettings = XenSettings()
     limits: Limits = Limits()
+    control: ControlSettings = ControlSettings()
     guest: dict[str, GuestSettings] = {}
     input: InputSettings = InputSettings()
     headless: HeadlessSettings = HeadlessSettings()

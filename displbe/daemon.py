@@ -11,13 +11,16 @@ import trio
 from displbe import __version__
 from displbe.backend.quota import Quotas, Total
 from displbe.backend.supervisor import Supervisor
+from displbe.commands import Commands
 from displbe.config import Settings
 from displbe.display.device import DisplayDriver
 from displbe.input.device import InputDriver
 from displbe.input.feed import Repeats
 from displbe.input.focus import Focus
 from displbe.input.sources.evdev import Evdev, Nodes, SystemNodes
+from displbe.ops.control import Control
 from displbe.ops.health import Health
+from displbe.ops.lag import Lag
 from displbe.sinks.base import Sink
 from displbe.sinks.registry import MissingPackage, make_sink
 from displbe.xen.port import Hypervisor
@@ -35,7 +38,7 @@ class Daemon:
     ) -> None:
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
-        driver = DisplayDriver(hypervisor, self.sink, settings.guest)
+        self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest)
         self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack))
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
         self.focus = Focus(settings.input.focus)
@@ -45,6 +48,17 @@ class Daemon:
         )
         keyboards = InputDriver(hypervisor, self.focus, self.evdev, self.sink.seats, settings.guest, repeats)
         self.inputs = Supervisor(hypervisor.store, keyboards, self.quotas)
+        self._lag = Lag()
+        self.commands = Commands(
+            hypervisor,
+            self.sink,
+            settings.sink,
+            driver,
+            [self.supervisor, self.inputs],
+            self.quotas,
+            self.focus,
+            self._lag,
+        )
         self._health = health or Health({})
         self._settings = settings
 
@@ -75,6 +89,8 @@ class Daemon:
         """XenStore, event channels and screens: they outlive the guests' tasks, which say goodbye through them."""
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._lag.run)
+                await nursery.start(Control(self._settings.control, self.commands.table()).run)
                 await nursery.start(self.hypervisor.run)
                 await nursery.start(self.sink.run)
                 await nursery.start(self.evdev.run)

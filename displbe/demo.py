@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from displbe.config import HeadlessSettings, Settings, X11Settings
+from displbe.config import ControlSettings, HeadlessSettings, Settings, X11Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import Frontend, Guest, draw_bars
 from displbe.sim.hypervisor import Xen
@@ -19,6 +19,7 @@ from displbe.sim.toolstack import ConnectorSpec
 
 __all__ = ["run_demo"]
 
+NO_CONTROL: Final = ControlSettings(socket="")
 CONNECTOR: Final = ConnectorSpec("DEMO-1", 800, 600)
 FRAMES: Final = 120
 FRAMES_IN_WINDOW: Final = 600
@@ -31,11 +32,11 @@ async def run_demo(output: str, frames: int | None, window: bool) -> None:
     """Boot a guest, let it flip so many frames in a window, or without one and then write what its output shows."""
     display = await _display() if window else ""
     if display:
-        settings = Settings(sink="x11", x11=X11Settings(display=display, on_close="detach"))
+        settings = Settings(sink="x11", control=NO_CONTROL, x11=X11Settings(display=display, on_close="detach"))
         frames = frames or FRAMES_IN_WINDOW
         print(f"a window on {display} shows the guest's screen for {frames / settings.x11.refresh:.0f} s", flush=True)
     else:
-        settings = Settings(sink="headless", headless=HeadlessSettings(outputs=[CONNECTOR.name]))
+        settings = Settings(sink="headless", control=NO_CONTROL, headless=HeadlessSettings(outputs=[CONNECTOR.name]))
         frames = frames or FRAMES
     with tempfile.TemporaryDirectory(prefix="displbe-demo-") as folder:
         async with Xen(Path(folder)).running() as xen, trio.open_nursery() as nursery:

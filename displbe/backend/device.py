@@ -7,22 +7,24 @@ guest's is held when our state says so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 import trio
 
+from displbe.ops import status
+from displbe.ops.text import escape
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.xenbus import Next, State, Table, decide, parse_state
 from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost
 
-from .guests import own_domid
+from .guests import guest_name, own_domid
 from .quota import Quota, TokenBucket
 
-__all__ = ["Device", "Driver", "Refused", "releasing"]
+__all__ = ["Device", "Driver", "Refused", "Served", "releasing"]
 
 RETRY: Final = 1.0
 """Seconds after which a refused connection is tried again without being told of a change (a monitor, another guest's output)."""
@@ -36,6 +38,13 @@ FAREWELL: Final = 2.0
 
 class Refused(Exception):
     """The device cannot be connected as it stands in XenStore; the text goes to its `error` node."""
+
+
+class Served(Protocol):
+    """A part of a connected device, such as a connector."""
+
+    def status(self) -> status.Connector:
+        """What the operator is told of it."""
 
 
 class Driver(Protocol):
@@ -93,6 +102,12 @@ class Device:
         self.store = store
         self.domid = domid
         self.quota = quota
+        self.kind = driver.frontend_kind
+        self.number = number
+        self.name = ""
+        """The guest's name in xl; empty: not known."""
+        self.parts: Sequence[Served] = ()
+        """What is served, or was when the device was connected last; set by the driver."""
         self.path = f"backend/{driver.backend_kind}/{domid}/{number}"
         # Identity is what our own directory's place says. The guest's `backend` node is the guest's to write.
         self.frontend = f"/local/domain/{domid}/device/{driver.frontend_kind}/{number}"
@@ -102,7 +117,14 @@ class Device:
         self._driver = driver
         self._dirty = trio.Event()
         self._state: State | None = None
-        self._since = 0.0
+        self._since = trio.current_time()
+        self._frontend_state: State | None = None
+        self._frontend_since = self._since
+        self._connected = 0
+        self._shut_off = 0
+        self._reason = ""
+        self._reason_at = 0.0
+        self._kicked = False
         self._error: bytes | None = None
         self._connections: TokenBucket | None = None
         self._not_before = 0.0
@@ -112,11 +134,35 @@ class Device:
         """Something may have changed."""
         self._dirty.set()
 
+    def kick(self) -> None:
+        """End the connection there is; the frontend may connect anew."""
+        self._kicked = True
+        self.mark_dirty()
+
+    def status(self) -> status.Device:
+        """What the operator is told."""
+        now = trio.current_time()
+        return status.Device(
+            kind=self.kind,
+            number=self.number,
+            backend=_name(self._state),
+            backend_age=now - self._since,
+            frontend=_name(self._frontend_state),
+            frontend_age=now - self._frontend_since,
+            connections=self._connected,
+            shut_off=self._shut_off,
+            error=escape(self._reason),
+            error_age=now - self._reason_at if self._reason else None,
+            connectors=tuple(part.status() for part in self.parts) if self._serving else (),
+        )
+
     async def run(self) -> None:
         """Serve until the directory is gone, or the daemon ends."""
         self._serving = False
         why = "displbe ends"
         try:
+            with suppress(StoreLost):
+                self.name = await guest_name(self.store, self.domid)
             async with self.store.watch(self.frontend, self.mark_dirty):
                 while True:
                     seen = await self._look()
@@ -161,7 +207,10 @@ class Device:
             try:
                 backend = parse_state(await self._read(f"{self.path}/state"))
                 online = await self._read(f"{self.path}/online") != b"0"
-                return _Seen(backend, parse_state(await self._read(f"{self.frontend}/state")), online)
+                frontend = parse_state(await self._read(f"{self.frontend}/state"))
+                if frontend is not self._frontend_state:
+                    self._frontend_state, self._frontend_since = frontend, trio.current_time()
+                return _Seen(backend, frontend, online)
             except StoreLost:
                 await trio.lowlevel.checkpoint()
 
@@ -221,8 +270,11 @@ class Device:
         try:
             async with trio.open_nursery() as nursery:
                 await self._verify()
+                self.name = await guest_name(self.store, self.domid)
+                self._kicked = False
                 await nursery.start(self._driver.serve, self)
                 self._serving = True
+                self._connected += 1
                 await self._report("")
                 await self._switch(step)
                 over = await self._until_over()
@@ -264,6 +316,8 @@ class Device:
             step = self._decide(seen)
             if seen.backend is not State.CONNECTED and step.state in (None, State.CONNECTED):
                 return Next(State.CLOSING, why="our state was overwritten")
+            if self._kicked:
+                return Next(State.CLOSING, why="the operator has ended the connection")
             if not await self._driver.is_current(self):
                 return Next(State.CLOSING, why="the frontend has published other rings")
             if step.state is not None and step.wait == 0:
@@ -277,6 +331,8 @@ class Device:
             return
         self._error = text
         if reason:
+            self._reason, self._reason_at = reason, trio.current_time()
+            self._shut_off += self._serving
             self.log.error("device shut off" if self._serving else "cannot connect", reason=reason)
         try:
             async with self.store.transaction() as transaction:
@@ -302,6 +358,10 @@ class Device:
             await self._switch(Next(State.CLOSED, why=why))
         except StoreError as error:
             self.log.warning("cannot say that the device is not served", error=str(error))
+
+
+def _name(state: State | None) -> str:
+    return "missing" if state is None else state.name.lower()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

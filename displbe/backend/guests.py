@@ -19,6 +19,8 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     """Whether this guest may ask for buffers of ours (`be-alloc=1` in its xl configuration)."""
     input: str = ""
     """The devices of its keyboard, pointer and touch screen (`K:…;P:…;T:…`), whatever XenStore says; empty: what XenStore says."""
+    screenshot: bool = True
+    """Whether an operator may have a picture of what it shows (`displbectl screenshot`)."""
 
 
 async def own_domid(store: Store) -> int:

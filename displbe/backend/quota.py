@@ -101,21 +101,21 @@ class Quotas:
     def __init__(self, limits: Limits, total: Total) -> None:
         self.guests: dict[int, Quota] = {}
         self._devices: dict[int, int] = {}
-        self._limits = limits
-        self._total = total
+        self.limits = limits
+        self.total = total
 
     def enter(self, domid: int) -> Quota:
         """One more device of a guest. When the guests' limits together no longer fit, the operator is told before it hurts."""
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
-            self.guests[domid] = Quota(self._limits, self._total)
-            promised = len(self.guests) * self._limits.pages
-            if promised > self._total.limit:
+            self.guests[domid] = Quota(self.limits, self.total)
+            promised = sum(quota.limits.pages for quota in self.guests.values())
+            if promised > self.total.limit:
                 _log.warning(
                     "guests may together ask for more pages than can be mapped",
                     guests=len(self.guests),
-                    pages_per_guest=self._limits.pages,
-                    mappable=self._total.limit,
+                    pages_per_guest=self.limits.pages,
+                    mappable=self.total.limit,
                 )
         return self.guests[domid]
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import trio
 
 from displbe.backend.quota import Quota
-from displbe.sinks.base import Geometry, Output, SinkBuffer, SinkError
+from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, FbAttach, FbDetach
 from displbe.wire.errors import Errno, RequestError
 from displbe.wire.formats import FORMATS, fourcc_name, likely_stride, stride
 from displbe.wire.pgdir import pages_of
 from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.memory import copy_rows
 from displbe.xen.port import GuestBuffer, Hypervisor, HypervisorError
 
 from .allocated import AllocatedBuffer
@@ -218,6 +220,23 @@ class Buffers:
             if framebuffer is None:
                 raise RequestError(Errno.ENOENT, "no such framebuffer")
             await self._detach(framebuffer)
+
+    async def picture(self, cookie: int, part: Part) -> tuple[Geometry, bytes]:
+        """A copy of a part of a framebuffer; it is not taken away meanwhile. Raises RequestError, HypervisorError."""
+        async with self._lock:
+            framebuffer = self.framebuffers.get(cookie)
+            if framebuffer is None:
+                raise RequestError(Errno.ENOENT, "no such framebuffer")
+            shape = framebuffer.geometry
+            bits = FORMATS[shape.fourcc].bits
+            row = stride(part.width, bits)
+            view = await framebuffer.dbuf.buffer.view()
+            start = shape.offset + part.y * shape.stride + part.x * bits // 8
+            picture = bytearray(row * part.height)
+            copy = partial(copy_rows, memoryview(picture), row, view[start:], shape.stride, row, part.height)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(copy)
+            return Geometry(part.width, part.height, shape.fourcc, row, 0), bytes(picture)
 
     async def _detach(self, framebuffer: Framebuffer) -> None:
         # Out of the table first: no flip can choose it while it goes.

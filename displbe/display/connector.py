@@ -13,6 +13,8 @@ import msgspec
 import trio
 
 from displbe.backend.quota import Quota, TokenBucket
+from displbe.ops import status
+from displbe.ops.text import escape
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.wire.displif import (
     DbufCreate,
@@ -27,11 +29,14 @@ from displbe.wire.displif import (
     encode_response,
 )
 from displbe.wire.errors import Errno, FrontendBroken, RequestError
+from displbe.wire.formats import fourcc_name
 from displbe.wire.ring import BackControlRing, BackEventPage
 from displbe.xen.port import EventChannel
 
 from .buffers import Buffers, Framebuffer
 from .flips import Flips
+from .times import clock
+from .trace import Trace
 
 __all__ = ["Connector"]
 
@@ -46,6 +51,8 @@ SLOW_COST: Final = 8
 """Requests that a slow one counts for."""
 THROTTLED: Final = 0.01
 """Seconds that a ring rests at least whose guest asks for too much: a wake-up for each request would help nobody."""
+DARK_PERIOD: Final = 1 / 60
+"""Seconds that a flip takes while the operator has switched the screen off."""
 STUCK_RETRY: Final = 0.02
 """Seconds between looks at an event page that had no room: its frontend never says that it has read."""
 
@@ -72,7 +79,7 @@ class Connector:
         broken: Callable[[FrontendBroken], None],
     ) -> None:
         self.output = output
-        self._index = index
+        self.index = index
         self._buffers = buffers
         self._log = log
         self._broken = broken
@@ -81,6 +88,7 @@ class Connector:
         self._shape: Geometry | None = None
         """Of what is shown. The framebuffer itself may be gone already: the connector stays on, and may be flipped."""
         self._resting = True
+        self.at_work = False
         self._edid = edid
         self._resolution = resolution
         self._budget = quota.limits.requests_per_turn
@@ -95,7 +103,15 @@ class Connector:
         self.rescued = 0
         self._slow_in, self._slow_out = trio.open_memory_channel[Request](1)
         self._stuck = trio.Event()
-        self.served = 0
+        self.trace = Trace()
+        self._refused = 0
+        self._error = ""
+        self._error_at = 0.0
+        self._latest = 0
+        """The cookie of the framebuffer that is shown, or will be as soon as the flip under way is done."""
+        self._blanked = False
+        self._dark_flip = trio.Event()
+        self._switching = trio.Lock()
 
     def start(
         self, ring: BackControlRing, channel: EventChannel, events: BackEventPage, event_channel: EventChannel
@@ -106,10 +122,12 @@ class Connector:
         self._flips = Flips(events, event_channel, self._late, self._broken)
         self.output.flipped = self._flips.complete
         self._resting = False
+        self.at_work = True
 
     def stop(self) -> None:
         """Touch the shared pages no more: they are about to go."""
         self._resting = True
+        self.at_work = False
         self.output.flipped = _ignore
 
     def _late(self) -> None:
@@ -153,6 +171,7 @@ class Connector:
                         self._channel.rearm()
                     return False
                 self._spurious = 0
+                self.trace.request(slot)
                 request = decode_request(slot)
                 if type(request) is PageFlip and not self._reshapes(request):
                     wait = self._requests.take()
@@ -206,11 +225,14 @@ class Connector:
                 await trio.lowlevel.checkpoint()
 
     def _respond(self, request: Request, status: int, edid_sz: int = 0) -> None:
-        self.served += 1
+        self.trace.answer(status, edid_sz)
         if self._ring.respond(encode_response(request.id, request.operation, status, edid_sz)):
             self._channel.notify()
 
     def _refuse(self, request: Request, error: RequestError | SinkError) -> Errno:
+        self._refused += 1
+        self._error = f"{type(request).__name__}: {error} ({error.code.name})"
+        self._error_at = clock()
         self._log.warning(
             "request refused",
             request=type(request).__name__,
@@ -227,19 +249,31 @@ class Connector:
             if self._config is None:
                 raise RequestError(Errno.EINVAL, "the connector is off")
             self._flips.begin()
-            try:
-                self.output.flip(sink_buffer, request.fb_cookie)
-            except SinkError:
-                self._flips.pending = False
-                raise
+            if self._blanked:
+                self._dark_flip.set()
+            else:
+                self._flip_output(sink_buffer, request.fb_cookie)
         except (RequestError, SinkError) as error:
             return -self._refuse(request, error)
+        self._latest = request.fb_cookie
         return 0
+
+    def _flip_output(self, sink_buffer: SinkBuffer, cookie: int) -> None:
+        try:
+            self.output.flip(sink_buffer, cookie)
+        except SinkError:
+            self._flips.pending = False
+            raise
 
     def _reshapes(self, request: PageFlip) -> bool:
         """Whether this flip changes the shape of what is shown."""
         framebuffer = self._buffers.framebuffers.get(request.fb_cookie)
-        return framebuffer is not None and self._config is not None and framebuffer.geometry != self._shape
+        return (
+            framebuffer is not None
+            and self._config is not None
+            and framebuffer.geometry != self._shape
+            and not self._blanked
+        )
 
     async def _reshape(self, request: PageFlip) -> None:
         """PG_FLIP to a framebuffer of another shape. Raises RequestError, SinkError.
@@ -247,11 +281,7 @@ class Connector:
         Linux sends nothing else when a framebuffer of another size or format is set in the same mode, as Xorg does when its
         screen grows by a second monitor: for us that is a mode change, of which the guest expects an event.
         """
-        assert self._config is not None
-        shape = self._framebuffer(request.fb_cookie).geometry
-        config = msgspec.structs.replace(
-            self._config, fb_cookie=request.fb_cookie, width=shape.width, height=shape.height
-        )
+        config = self._config_of(request.fb_cookie)
         self._flips.begin()
         try:
             await self._enable(config)
@@ -260,6 +290,12 @@ class Connector:
             raise
         self._flips.complete(request.fb_cookie)
 
+    def _config_of(self, cookie: int) -> SetConfig:
+        """The configuration there is, for another framebuffer. Raises RequestError."""
+        assert self._config is not None
+        shape = self._framebuffer(cookie).geometry
+        return msgspec.structs.replace(self._config, fb_cookie=cookie, width=shape.width, height=shape.height)
+
     def _framebuffer(self, cookie: int) -> Framebuffer:
         framebuffer = self._buffers.framebuffers.get(cookie)
         if framebuffer is None:
@@ -267,16 +303,49 @@ class Connector:
         return framebuffer
 
     def _sink_buffer(self, framebuffer: Framebuffer) -> SinkBuffer:
-        sink_buffer = framebuffer.on[self._index]
+        sink_buffer = framebuffer.on[self.index]
         if sink_buffer is None:
             raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
         return sink_buffer
+
+    def status(self) -> status.Connector:
+        """What the operator is told."""
+        return status.Connector(
+            index=self.index,
+            output=escape(self.output.name),
+            resolution="{}x{}".format(*self._resolution),
+            shown=self._shown(),
+            path=self.output.path,
+            reason=escape(self.output.reason),
+            blanked=self._blanked,
+            flips=self._flips.times.status(pending=self._flips.pending),
+            requests=self.trace.count,
+            refused=self._refused,
+            error=escape(self._error),
+            error_age=clock() - self._error_at if self._error else None,
+            rescued=self.rescued,
+        )
+
+    async def picture(self) -> tuple[Geometry, bytes]:
+        """A copy of what the guest shows, whether or not its screen is on. Raises RequestError, HypervisorError."""
+        if self._config is None:
+            raise RequestError(Errno.EINVAL, "the connector is off")
+        part = self._part(self._config_of(self._latest))
+        return await self._buffers.picture(self._latest, part)
+
+    def _shown(self) -> str:
+        config, shape = self._config, self._shape
+        if config is None or shape is None:
+            return ""
+        size = f"{shape.width}x{shape.height} {escape(fourcc_name(shape.fourcc))}"
+        return f"{size} from {config.x},{config.y}" if config.x or config.y else size
 
     async def run(self) -> None:
         """Serve slow requests, and write events that waited for room, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deliver_late)
             nursery.start_soon(self._rearm_late)
+            nursery.start_soon(self._complete_dark)
             async for request in self._slow_out:
                 self._respond(request, *await self._slow(request))
                 self._resting = False
@@ -286,7 +355,7 @@ class Connector:
     async def _slow(self, request: Request) -> tuple[int, int]:
         """Serve a slow request: its status, and the size of the EDID that was asked for."""
         try:
-            if self._index and isinstance(request, GENERIC):
+            if self.index and isinstance(request, GENERIC):
                 raise RequestError(Errno.EINVAL, "this request belongs on the ring of connector 0")
             return 0, await _SLOW[type(request)](self, request) or 0
         except (RequestError, SinkError) as error:
@@ -318,16 +387,54 @@ class Connector:
         elif self._config is not None:
             self._config = self._shape = None
             await self._wait_for_turn()
-            await self.output.disable()
+            async with self._switching:
+                await self.output.disable()
 
     async def _enable(self, config: SetConfig) -> None:
         """Show what a SET_CONFIG says. Raises RequestError, SinkError: what was shown stays."""
         self._part(config)
         await self._wait_for_turn()
+        async with self._switching:
+            await self._show(config)
+
+    async def _show(self, config: SetConfig) -> None:
         part = self._part(config)  # connector 0 may have detached it meanwhile
         framebuffer = self._framebuffer(config.fb_cookie)
-        await self.output.enable(self._sink_buffer(framebuffer), part)
+        if not self._blanked:
+            await self.output.enable(self._sink_buffer(framebuffer), part)
         self._config, self._shape = config, framebuffer.geometry
+        self._latest = config.fb_cookie
+
+    async def blank(self) -> None:
+        """Switch the screen off, whatever the guest shows, until `unblank`. The guest does not notice."""
+        async with self._switching:
+            if not self._blanked:
+                self._blanked = True
+                await self.output.disable()
+
+    async def unblank(self) -> None:
+        """Show again what the guest shows. Raises SinkError."""
+        async with self._switching:
+            if not self._blanked:
+                return
+            self._blanked = False
+            if self._config is None:
+                return
+            try:
+                await self._show(self._config_of(self._latest))
+            except RequestError:
+                self._shape = None  # the framebuffer is gone: the next flip switches the screen on
+            except SinkError:
+                self._blanked = True
+                raise
+
+    async def _complete_dark(self) -> None:
+        """Flips of a guest whose screen the operator has switched off are over at the next refresh that there would be."""
+        while True:
+            await self._dark_flip.wait()
+            self._dark_flip = trio.Event()
+            await trio.sleep(DARK_PERIOD)
+            self._flips.complete(self._latest)
 
     async def _wait_for_turn(self) -> None:
         """Switching on, over or off: each takes the screen its time."""

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from displbe.backend.device import Device, Refused, releasing
-from displbe.backend.guests import GuestSettings, guest_name, own_domid
+from displbe.backend.guests import GuestSettings, own_domid
 from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
@@ -53,7 +53,11 @@ class DisplayDriver:
     def __init__(self, hypervisor: Hypervisor, sink: Sink, guests: Mapping[str, GuestSettings] | None = None) -> None:
         self._hypervisor = hypervisor
         self._sink = sink
-        self._guests = guests or {}
+        self.guests = guests or {}
+
+    def settings_of(self, name: str) -> GuestSettings:
+        """What the configuration says of a guest."""
+        return self.guests.get(name, GuestSettings())
 
     async def prepare(self, device: Device) -> Mapping[str, str]:
         """Our versions of the protocol."""
@@ -68,9 +72,8 @@ class DisplayDriver:
 
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve a frontend whose rings are published, until cancelled."""
-        name = await guest_name(device.store, device.domid)
-        claimant = Claimant(device.domid, name)
-        guest = self._guests.get(name, GuestSettings())
+        claimant = Claimant(device.domid, device.name)
+        guest = self.settings_of(device.name)
         keys = await self._read_keys(device, guest)
         be_alloc = guest.be_alloc if await self._trusted(device, "be-alloc", missing=b"0") == b"1" else None
         session = _Session()
@@ -94,6 +97,7 @@ class DisplayDriver:
                 )
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)
+            device.parts = session.connectors
             # A frontend that has begun anew meanwhile: references may name other pages by now.
             if await self._read_keys(device, guest) != keys:
                 raise Refused("the frontend has published other rings meanwhile")

@@ -13,6 +13,8 @@ from displbe.wire.errors import Errno, FrontendBroken, RequestError
 from displbe.wire.ring import BackEventPage
 from displbe.xen.port import EventChannel
 
+from .times import FlipTimes, clock
+
 __all__ = ["Flips"]
 
 
@@ -34,13 +36,15 @@ class Flips:
         self.pending = False
         """A flip was accepted and its event is not written yet."""
         self._unwritten: int | None = None
-        self.completed = 0
+        self.times = FlipTimes()
+        self._begun = 0.0
 
     def begin(self) -> None:
         """A flip is to be asked of the output. Raises RequestError EBUSY while one is under way."""
         if self.pending:
             raise RequestError(Errno.EBUSY, "a page flip is under way")
         self.pending = True
+        self._begun = clock()
 
     def complete(self, cookie: int) -> None:
         """The flip to this framebuffer is on the screen, or can no longer be: its event."""
@@ -62,6 +66,6 @@ class Flips:
         self._next_id += 1
         self._unwritten = None
         self.pending = False
-        self.completed += 1
         self._channel.notify()
+        self.times.add(self._begun)
         return True

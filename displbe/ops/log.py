@@ -15,9 +15,10 @@ from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
 
-__all__ = ["RateLimit", "configure", "escape"]
+from .text import escape
 
-MAX_TEXT: Final = 512
+__all__ = ["RateLimit", "configure", "dropped"]
+
 BURST: Final = 20
 """Lines of one kind from one device that are written at once…"""
 RATE: Final = 1.0
@@ -25,12 +26,6 @@ RATE: Final = 1.0
 MAX_KINDS: Final = 1024
 
 Event = MutableMapping[str, Any]
-
-
-def escape(text: str) -> str:
-    """Printable ASCII of at most 512 characters: control characters, escape sequences and the like as \\xNN."""
-    safe = "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in text[:MAX_TEXT])
-    return safe if len(text) <= MAX_TEXT else safe + "…"
 
 
 def _escape_values(logger: Any, method: str, event: Event) -> Event:
@@ -62,6 +57,11 @@ class RateLimit:
         if suppressed:
             event["suppressed"] = suppressed
         return event
+
+
+def dropped() -> int:
+    """Lines that were lost because the log's reader was too slow."""
+    return 0
 
 
 class _Patient:

@@ -7,7 +7,7 @@ of one guest. An output turns a guest's buffer into something it can show, in th
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -162,6 +162,10 @@ class Sink(abc.ABC):
     @abc.abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve; `started` when outputs can be claimed. Cleans up when cancelled."""
+
+    def abilities(self) -> Mapping[str, str]:
+        """What its driver or compositor can do, for the operator: name and answer, in words."""
+        return {}
 
     @abc.abstractmethod
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:

@@ -7,32 +7,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import structlog
 import trio
 from PIL import Image
 
 from displbe.wire.errors import Errno, from_host
-from displbe.wire.formats import FORMATS, fourcc, fourcc_name
-from displbe.xen.memory import PAGE_SIZE, Mapping, copy_rows
+from displbe.wire.formats import fourcc_name
+from displbe.xen.memory import PAGE_SIZE, Mapping
 from displbe.xen.port import GuestBuffer
 
 from .base import NOBODY, Allocation, Claimant, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
+from .picture import RAW_MODES, image
 
 __all__ = ["HeadlessOutput", "HeadlessSettings", "HeadlessSink"]
 
 _log = structlog.get_logger("displbe.headless")
-
-# Pillow's names for the layouts of DRM's little-endian formats.
-_RAW_MODES: Final[dict[int, tuple[str, str]]] = {
-    fourcc("XR24"): ("RGB", "BGRX"),
-    fourcc("AR24"): ("RGB", "BGRX"),
-    fourcc("RG24"): ("RGB", "BGR"),
-    fourcc("RG16"): ("RGB", "BGR;16"),
-    fourcc("XR15"): ("RGB", "BGR;15"),
-    fourcc("AR15"): ("RGB", "BGR;15"),
-}
 
 
 class HeadlessSettings(Protocol):
@@ -99,7 +90,7 @@ class HeadlessOutput(Output):
         self.flips = 0
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        if geometry.fourcc not in _RAW_MODES:
+        if geometry.fourcc not in RAW_MODES:
             raise SinkError(Errno.EINVAL, f"format {fourcc_name(geometry.fourcc)} cannot be shown here")
         return _Frame(self, await buffer.view(), geometry)
 
@@ -143,7 +134,7 @@ class HeadlessOutput(Output):
             shown = self._shown
             if shown is None or frame not in (None, shown):
                 return
-            self._last = await trio.to_thread.run_sync(_image, shown.view, shown.geometry, self._part)
+            self._last = await trio.to_thread.run_sync(image, shown.view, shown.geometry, self._part)
             if self._shown is shown:  # nothing was flipped to meanwhile
                 self._shown, self.path, self.reason = None, "", "off"
 
@@ -170,7 +161,7 @@ class HeadlessOutput(Output):
     def picture(self) -> Image.Image | None:
         """What is shown, or was shown last; None when nothing ever was."""
         if self._shown is not None:
-            self._last = _image(self._shown.view, self._shown.geometry, self._part)
+            self._last = image(self._shown.view, self._shown.geometry, self._part)
         return self._last
 
     def write(self, path: Path) -> None:
@@ -180,16 +171,6 @@ class HeadlessOutput(Output):
             part = path.with_suffix(".part")
             picture.save(part, "PNG")
             os.replace(part, path)
-
-
-def _image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
-    """A private copy of a part's pixels."""
-    mode, raw = _RAW_MODES[shape.fourcc]
-    octets = FORMATS[shape.fourcc].bits // 8
-    row = part.width * octets
-    data = memoryview(bytearray(row * part.height))
-    copy_rows(data, row, view[shape.offset + part.y * shape.stride + part.x * octets :], shape.stride, row, part.height)
-    return Image.frombytes(mode, (part.width, part.height), data, "raw", raw, row, 1)
 
 
 class HeadlessSink(Sink):

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 import trio
 
-from displbe.config import Settings
+from displbe.config import ControlSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import SimChannels, Xen
@@ -91,7 +91,9 @@ async def measure(folder: Path) -> tuple[Side, Side]:
     daemon_side, plain_side = Side("displbe"), Side("plain loop")
     registry.SINKS["headless"] = (BenchSink.__module__, BenchSink.__name__, ())
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
-        await nursery.start(Daemon(Settings(sink="headless"), xen.hypervisor(0)).run)
+        await nursery.start(
+            Daemon(Settings(sink="headless", control=ControlSettings(socket="")), xen.hypervisor(0)).run
+        )
         for domid in (2, 3):
             await xen.start_domain(domid)
         plain, plain_guest = plain_backend(xen)

@@ -10,7 +10,7 @@ import trio
 from displbe.backend.device import Refused
 from displbe.backend.guests import GuestSettings
 from displbe.display.device import DisplayDriver
-from displbe.ops.log import escape
+from displbe.ops.text import escape
 from displbe.wire import displif, xs
 from displbe.wire.edid import sanitise
 from displbe.wire.errors import FrontendBroken, RequestError

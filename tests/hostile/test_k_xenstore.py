@@ -17,6 +17,7 @@ from scenario.world import World, flip_on, spec, until
 from displbe.backend import supervisor
 from displbe.backend.quota import Limits
 from displbe.ops import log as ops_log
+from displbe.ops.text import MAX_TEXT
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.store import Node, StoreFailure, Tree
 from displbe.sim.toolstack import ConnectorSpec
@@ -393,7 +394,7 @@ def assert_harmless(lines: list[structlog.typing.EventDict]) -> None:
         for value in ops_log._escape_values(None, "", dict(line)).values():
             if isinstance(value, str):
                 assert value.isprintable()
-                assert len(value) <= ops_log.MAX_TEXT + 1
+                assert len(value) <= MAX_TEXT + 1
 
 
 @row(

@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
-from displbe.config import Settings
+from displbe.config import ControlSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import Frontend, Guest
 from displbe.sim.hypervisor import Xen
@@ -277,7 +277,7 @@ async def test_the_daemon_is_told_to_end_before_its_screen_is_there(tmp_path: Pa
         await trio.sleep_forever()
 
     async with Xen(tmp_path).running() as xen:
-        daemon = Daemon(Settings(sink="headless"), xen.hypervisor(0))
+        daemon = Daemon(Settings(sink="headless", control=ControlSettings(socket="")), xen.hypervisor(0))
         daemon.sink.run = wait_for_a_screen  # type: ignore[method-assign]
         with trio.fail_after(2), trio.move_on_after(0.1) as scope:
             await daemon.run()

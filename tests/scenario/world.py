@@ -15,7 +15,7 @@ from displbe.backend import device as backend_device
 from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
-from displbe.config import HeadlessSettings, InputSettings, Settings
+from displbe.config import ControlSettings, HeadlessSettings, InputSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
@@ -77,6 +77,7 @@ class World:
             limits=limits or Limits(),
             guest=guests or {},
             input=input or InputSettings(),
+            control=ControlSettings(socket=str(folder / "control")),
         )
         async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
             world = cls(xen, nursery, settings)

@@ -13,7 +13,7 @@ import trio
 from PIL import Image
 
 from displbe import __version__, cli
-from displbe.config import Settings
+from displbe.config import ControlSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.hypervisor import Xen
 
@@ -103,7 +103,9 @@ async def test_signals_end_the_daemon_in_order(tmp_path: Path) -> None:
                 await cli._serve(daemon)
                 ended.set()
 
-            nursery.start_soon(serve, Daemon(Settings(sink="headless"), xen.hypervisor(0)), ended)
+            nursery.start_soon(
+                serve, Daemon(Settings(sink="headless", control=ControlSettings(socket="")), xen.hypervisor(0)), ended
+            )
             await trio.sleep(0.1)
             os.kill(os.getpid(), number)
             with trio.fail_after(3):

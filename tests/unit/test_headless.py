@@ -14,7 +14,7 @@ import trio.testing
 from PIL import Image
 
 from displbe.config import HeadlessSettings
-from displbe.sinks import headless
+from displbe.sinks import headless, picture
 from displbe.sinks.base import Geometry, OutputUnavailable, Part, SinkError
 from displbe.sinks.headless import HeadlessOutput, HeadlessSink
 from displbe.wire.errors import Errno
@@ -203,7 +203,7 @@ async def test_a_frame_that_goes_while_it_is_copied(monkeypatch: pytest.MonkeyPa
     """Its pages may be unmapped as soon as `aclose` returns: no copy runs then, whoever wanted it."""
     output = claimed(HeadlessSink(HeadlessSettings()))
     copies, copying, going = list[bool](), threading.Event(), threading.Event()
-    image = headless._image
+    image = picture.image
 
     def slow(*arguments: Any) -> Image.Image:
         copying.set()
@@ -212,7 +212,7 @@ async def test_a_frame_that_goes_while_it_is_copied(monkeypatch: pytest.MonkeyPa
         copies.append(True)
         return made
 
-    monkeypatch.setattr(headless, "_image", slow)
+    monkeypatch.setattr(headless, "image", slow)
     frame = await output.attach(plain(RED), SHAPE)
     await output.enable(frame, WHOLE)
     async with trio.open_nursery() as nursery:

@@ -10,7 +10,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from displbe.ops.log import BURST, MAX_KINDS, MAX_TEXT, RateLimit, configure, escape
+from displbe.ops.log import BURST, MAX_KINDS, RateLimit, configure
+from displbe.ops.text import MAX_TEXT, escape
 
 
 @pytest.fixture

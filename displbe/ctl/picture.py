@@ -1,0 +1,31 @@
+"""A guest's picture as a PNG file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .client import Failure
+
+__all__ = ["write_png"]
+
+
+def write_png(path: str, facts: dict[str, int | float | str], pixels: bytes) -> None:
+    """Write what the daemon has answered, under its name only when it is whole. Raises Failure."""
+    try:
+        from displbe.sinks.base import Geometry, Part
+        from displbe.sinks.picture import RAW_MODES, image
+    except ImportError as error:
+        raise Failure("PNG files need Pillow: install displbe[headless]") from error
+    try:
+        width, height, fourcc, stride = (int(facts[key]) for key in ("width", "height", "fourcc", "stride"))
+        if fourcc not in RAW_MODES:
+            raise Failure("a picture of this pixel format cannot be written")
+        part = Path(f"{path}.part")
+        whole = Part(0, 0, width, height)
+        image(memoryview(pixels), Geometry(width, height, fourcc, stride, 0), whole).save(part, "PNG")
+        os.replace(part, path)
+    except (KeyError, ValueError) as error:
+        raise Failure(f"this is not displbe's answer: {error}") from error
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,154 @@
+"""The status as people read it, 80 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from displbe.ops.status import Connector, Device, Guest, Status
+from displbe.ops.text import escape
+
+__all__ = ["WIDTH", "status_lines", "top_lines"]
+
+WIDTH = 80
+PAGE = 4096
+
+
+def _cut(text: str, width: int) -> str:
+    text = escape(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _age(seconds: float | None) -> str:
+    """A length of time in at most five characters."""
+    if seconds is None:
+        return "never"
+    if seconds < 1:
+        return f"{max(0, round(seconds * 1000))}ms"
+    for limit, unit, name in ((100, 1, "s"), (6000, 60, "m"), (360000, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds / unit)}{name}"
+    return f"{int(seconds / 86400)}d"
+
+
+def _milliseconds(seconds: float) -> str:
+    """In at most five characters; what is no matter of milliseconds has its unit."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.1f}"
+    return f"{seconds * 1000:.0f}" if seconds < 10 else _age(seconds)
+
+
+def _pages(pages: int) -> str:
+    return f"{pages * PAGE / (1 << 20):.1f}".removesuffix(".0")
+
+
+def _wrap(indent: str, label: str, text: str) -> Iterator[str]:
+    """A labelled text over as many lines as it takes."""
+    room = WIDTH - len(indent) - 10
+    words = escape(text)
+    while len(words) > room:
+        space = words.rfind(" ", 0, room + 1)
+        end = space if space > 0 else room
+        yield f"{indent}{label:10}{words[:end]}"
+        words, label = words[end:].lstrip(), ""
+    yield f"{indent}{label:10}{words}"
+
+
+def status_lines(status: Status) -> Iterator[str]:
+    """`displbectl status`."""
+    mapped = f"{_pages(status.mapped.used)} of {_pages(status.mapped.limit)} MiB mapped"
+    lag = f"loop at most {_milliseconds(status.loop.lag)} ms late"
+    yield _cut(f"displbe {status.version}, {status.sink}, up {_age(status.uptime)}, {mapped}, {lag}", WIDTH)
+    if status.loop.log_dropped:
+        yield f"{status.loop.log_dropped} lines of the log were lost: its reader is too slow"
+    for name, answer in (status.abilities.host | status.abilities.sink).items():
+        yield from _wrap("  ", "", f"{name}: {answer}")
+    if status.focus:
+        yield _cut(f"shared input devices: for {status.focus}", WIDTH)
+    if not status.guests:
+        yield "no guest has a device here"
+    for guest in status.guests:
+        yield ""
+        yield from _guest_lines(guest)
+
+
+def _guest_lines(guest: Guest) -> Iterator[str]:
+    held = [
+        f"{usage.used} of {usage.limit} {kind.replace('_', ' ')}" for kind, usage in guest.quota.items() if usage.used
+    ]
+    yield _cut(f"guest {guest.name or '(no name)'}, domain {guest.domid}", WIDTH)
+    yield from _wrap("  ", "holds", ", ".join(held) or "nothing")
+    for device in guest.devices:
+        yield from _device_lines(device)
+
+
+def _device_lines(device: Device) -> Iterator[str]:
+    ours = f"backend {device.backend} for {_age(device.backend_age)}"
+    theirs = f"frontend {device.frontend} for {_age(device.frontend_age)}"
+    yield f"  {device.kind} {device.number}: {ours}, {theirs}"
+    if device.connections > 1 or device.shut_off:
+        yield from _wrap("    ", "history", f"connected {device.connections} times, shut off {device.shut_off} times")
+    if device.error:
+        yield from _wrap("    ", "error", f"{device.error} ({_age(device.error_age)} ago)")
+    for connector in device.connectors:
+        yield from _connector_lines(connector)
+
+
+def _connector_lines(connector: Connector) -> Iterator[str]:
+    shown = f"shows {connector.shown}" if connector.shown else "switched off by the guest"
+    yield _cut(f"    connector {connector.index} on {connector.output}, {connector.resolution}: {shown}", WIDTH)
+    indent = " " * 6
+    path = connector.path or "not on the screen"
+    if connector.blanked:
+        path = "blanked by the operator (displbectl unblank)"
+        yield from _wrap(indent, "path", path)
+    else:
+        yield from _wrap(indent, "path", f"{path}: {connector.reason}" if connector.reason else path)
+    yield from _wrap(indent, "flips", _flips(connector))
+    asked = f"{connector.requests} served, {connector.refused} refused"
+    if connector.rescued:
+        asked += f", {connector.rescued} found without a notification"
+    yield from _wrap(indent, "requests", asked)
+    if connector.error:
+        yield from _wrap(indent, "error", f"{connector.error} ({_age(connector.error_age)} ago)")
+
+
+def _flips(connector: Connector) -> str:
+    flips = connector.flips
+    if not flips.shown:
+        return "none yet" + (", one under way" if flips.pending else "")
+    text = f"last {_age(flips.age)} ago, {flips.fps_1s:.1f}/s, {flips.fps_60s:.1f}/s in a minute"
+    if flips.latency is not None:
+        took = [_milliseconds(value) for value in (flips.latency.p50, flips.latency.p99, flips.latency.max)]
+        text += ", took {} ms (p99 {}, max {})".format(*took)
+    return text
+
+
+HEADING = (
+    f"{'GUEST':12} {'OUTPUT':11} {'STATE':11} {'PATH':9} {'FPS':>5} {'LAST':>5} {'P50':>5} {'P99':>5} {'MAPPED':>6}"
+)
+
+
+def top_lines(status: Status) -> Iterator[str]:
+    """`displbectl top`: a line for each connector; MAPPED is the guest's, in MiB."""
+    yield _cut(f"displbe: {status.summary()}", WIDTH)
+    yield HEADING
+    for guest in status.guests:
+        name = guest.name or str(guest.domid)
+        pages = guest.quota.get("pages")
+        mapped = _pages(pages.used) if pages is not None else ""
+        for device in guest.devices:
+            if not device.connectors:
+                where = f"{device.kind} {device.number}"
+                yield f"{_cut(name, 12):12} {_cut(where, 11):11} {_cut(device.backend, 11):11} {_cut(device.error, 42)}"
+            for connector in device.connectors:
+                yield _top_line(name, connector, mapped)
+
+
+def _top_line(name: str, connector: Connector, mapped: str) -> str:
+    flips = connector.flips
+    state = "blanked" if connector.blanked else "off" if not connector.shown else "on" if connector.path else "dark"
+    if state == "on" and flips.age is not None and flips.age > 1:
+        state = "still"
+    took = [_milliseconds(flips.latency.p50), _milliseconds(flips.latency.p99)] if flips.latency else ["", ""]
+    start = f"{_cut(name, 12):12} {_cut(connector.output, 11):11} {state:11} {_cut(connector.path or '-', 9):9}"
+    return _cut(f"{start} {flips.fps_1s:5.1f} {_age(flips.age):>5} {took[0]:>5} {took[1]:>5} {mapped:>6}", WIDTH)

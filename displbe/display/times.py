@@ -1,0 +1,70 @@
+"""When a connector's flips were shown and how long they took. On the flip's path: stores into places that are there already."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left
+from typing import Final
+
+from displbe.ops.status import Flips, Latency
+
+__all__ = ["FlipTimes", "clock"]
+
+KEPT: Final = 8192
+"""Flips that are remembered: one minute at 136 a second. A power of two."""
+SAMPLE: Final = 1000
+"""The last ones, of which the latencies are told."""
+BUCKETS: Final = 16
+"""Of a histogram: at most 0.25 ms, 0.5 ms, … 4 s, and all others."""
+_MASK: Final = KEPT - 1
+clock: Final = time.monotonic
+
+
+class FlipTimes:
+    """The last flips of one connection."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self._buckets = [0] * BUCKETS
+        self._since = clock()
+        self._shown = array("d", bytes(8 * KEPT))
+        self._took = array("d", bytes(8 * KEPT))
+
+    def add(self, begun: float) -> None:
+        """A flip that was asked for at `begun` is shown now."""
+        now = clock()
+        took = now - begun
+        at = self.count & _MASK
+        self.count += 1
+        self._shown[at] = now
+        self._took[at] = took
+        self.total += took
+        # The number of binary digits of the quarters of milliseconds that have begun.
+        self._buckets[min(int(took * 4000).bit_length(), BUCKETS - 1)] += 1
+
+    def _rate(self, now: float, seconds: float) -> float:
+        """Flips per second in the last so many seconds, or since there is a memory of them."""
+        kept = range(max(0, self.count - KEPT), self.count)
+        start = max(now - seconds, self._since if kept.start == 0 else self._shown[kept.start & _MASK])
+        found = bisect_left(kept, start, key=lambda index: self._shown[index & _MASK])
+        return (len(kept) - found) / max(now - start, 0.001)
+
+    def status(self, *, pending: bool) -> Flips:
+        """All of it, as it is now."""
+        now = clock()
+        last = range(max(0, self.count - SAMPLE), self.count)
+        took = sorted(self._took[index & _MASK] for index in last)
+        latency = Latency(took[len(took) // 2], took[len(took) * 99 // 100], took[-1]) if took else None
+        age = now - self._shown[(self.count - 1) & _MASK] if self.count else None
+        return Flips(
+            shown=self.count,
+            age=age,
+            fps_1s=self._rate(now, 1),
+            fps_60s=self._rate(now, 60),
+            latency=latency,
+            pending=pending,
+            total_latency=self.total,
+            buckets=tuple(self._buckets),
+        )

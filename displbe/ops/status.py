@@ -1,0 +1,140 @@
+"""What the daemon says of itself: the tree behind `displbectl status`, the metrics and systemd's STATUS line.
+
+Each object that knows a part of it makes that part; the names of the fields are those of the JSON (protocol/control.md). Times are
+seconds, ages count back from the moment of the answer. Whatever a guest may have written has been escaped.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Abilities", "Connector", "Device", "Flips", "Guest", "Latency", "Loop", "Status", "Usage"]
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """From a flip's request to its event, in seconds, of the last 1,000 flips of a connection."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+class Flips(msgspec.Struct, frozen=True):
+    """Page flips of one connector since its guest has connected."""
+
+    shown: int
+    age: float | None
+    """Since the last one; None: there was none."""
+    fps_1s: float
+    fps_60s: float
+    latency: Latency | None
+    pending: bool
+    """One is under way."""
+    total_latency: float = 0.0
+    buckets: tuple[int, ...] = ()
+    """How many took at most 0.25 ms, 0.5 ms, 1 ms, … each twice the one before; the last are all others."""
+
+
+class Connector(msgspec.Struct, frozen=True):
+    """One connector of a guest and the output that shows it."""
+
+    index: int
+    output: str
+    resolution: str
+    """What the toolstack gave the connector."""
+    shown: str
+    """Size, format and place of what the guest shows; empty: it has switched the connector off."""
+    path: str
+    """How frames get to the screen: `zero copy`, `be-alloc`, `copy`; empty: they do not."""
+    reason: str
+    """Why not in a better way, or not at all."""
+    blanked: bool
+    """By the operator."""
+    flips: Flips
+    requests: int
+    refused: int
+    error: str
+    """The last refused request; empty: none was."""
+    error_age: float | None
+    rescued: int
+    """Requests that were found without a notification; there should be none."""
+
+
+class Device(msgspec.Struct, frozen=True):
+    """One PV device."""
+
+    kind: str
+    number: int
+    backend: str
+    """Our state."""
+    backend_age: float
+    frontend: str
+    """The guest's state."""
+    frontend_age: float
+    connections: int
+    shut_off: int
+    """How often it was shut off for a broken rule."""
+    error: str
+    """Why it is not connected, or was shut off last; empty: never."""
+    error_age: float | None
+    connectors: tuple[Connector, ...]
+    """Those of the connection there is."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a guest holds, and may hold, of one kind."""
+
+    used: int
+    limit: int
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """A guest and all its devices."""
+
+    domid: int
+    name: str
+    """In xl; empty: not known."""
+    quota: dict[str, Usage]
+    devices: tuple[Device, ...]
+
+
+class Abilities(msgspec.Struct, frozen=True):
+    """What host, driver and compositor can do, in words: name and answer."""
+
+    host: dict[str, str]
+    sink: dict[str, str]
+
+
+class Loop(msgspec.Struct, frozen=True):
+    """The loop that serves all rings."""
+
+    lag: float
+    """The most that it was late in the last minute."""
+    log_dropped: int
+    """Lines that the log had no room for."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The daemon."""
+
+    version: str
+    uptime: float
+    sink: str
+    mapped: Usage
+    """Pages of all guests."""
+    loop: Loop
+    abilities: Abilities
+    focus: str
+    """The guest that has the input devices which several name; empty: the one that came first."""
+    guests: tuple[Guest, ...]
+
+    def summary(self) -> str:
+        """One line for systemd."""
+        devices = [device for guest in self.guests for device in guest.devices]
+        connected = sum(device.backend == "connected" for device in devices)
+        flips = sum(connector.flips.fps_1s for device in devices for connector in device.connectors)
+        off = sum(device.backend != "connected" and bool(device.error) for device in devices)
+        line = (
+            f"serving {len(self.guests)} guests, {connected} of {len(devices)} devices connected, {flips:.0f} flips/s"
+        )
+        return f"{line}, {off} with an error" if off else line

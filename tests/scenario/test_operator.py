@@ -1,0 +1,293 @@
+"""The operator: the real displbectl, in a process of its own, asks and tells the daemon while guests are served."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import trio
+from PIL import Image
+from scenario.world import World, flip_on, spec, until
+
+from displbe.backend.guests import GuestSettings
+from displbe.ctl.tables import WIDTH
+from displbe.sim.guest import Guest as SimGuest
+from displbe.wire.displif import FbDetach, PageFlip
+
+
+async def ctl(world: World, *arguments: str, code: int = 0) -> str:
+    """Run displbectl: what it says."""
+    command = [sys.executable, "-W", "error", "-c", "import sys; from displbe.ctl.main import main; sys.exit(main())"]
+    done = await trio.run_process(
+        [*command, "--socket", world.settings.control.socket, *arguments],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+    said, complaint = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == code, complaint
+    assert bool(complaint) == bool(code), complaint
+    return complaint or said
+
+
+async def asked(world: World) -> Any:
+    """`displbectl status --json`."""
+    return json.loads(await ctl(world, "status", "--json"))
+
+
+def name(world: World, domid: int, name: str) -> None:
+    """Name a guest, as the toolstack does."""
+    world.tools.write(f"/local/domain/{domid}/name", name, [("n", 0), ("r", domid)])
+
+
+async def more(times: list[float], count: int) -> None:
+    """Wait for so many more flips."""
+    wanted = len(times) + count
+    await until(lambda: len(times) > wanted)
+
+
+def colour(guest: SimGuest, buffer: memoryview, pixel: bytes) -> None:
+    """Fill a buffer of 64x48."""
+    buffer[:] = pixel * (64 * 48)
+
+
+async def test_status_of_nobody(world: World) -> None:
+    said = await ctl(world, "status")
+    assert "no guest has a device here" in said
+    assert (await asked(world))["guests"] == []
+    assert "serving 0 guests" in await ctl(world, "top", "--count", "1")
+
+
+async def test_status(world: World) -> None:
+    async with world.booted(1, spec(), spec("DP-1", 1920, 1080)) as guest:
+        name(world, 1, "cock\x1b[2Jpit")
+        await guest.display.connected.wait()
+        async with flip_on(guest) as times:
+            await until(lambda: len(times) > 20)
+            status = await asked(world)
+            text = await ctl(world, "status")
+            top = await ctl(world, "top", "--count", "1")
+    (told,) = status["guests"]
+    assert (told["domid"], told["name"]) == (1, "cock\\x1b[2Jpit")
+    assert told["quota"]["pages"] == {"used": 6, "limit": 65536}
+    assert told["quota"]["framebuffers"] == {"used": 2, "limit": 128}
+    (device,) = told["devices"]
+    assert (device["backend"], device["frontend"], device["connections"]) == ("connected", "connected", 1)
+    assert 0 <= device["backend_age"] < 60
+    first, second = device["connectors"]
+    assert (first["output"], first["shown"], first["path"]) == ("HDMI-A-1", "64x48 XR24", "copy")
+    assert first["flips"]["shown"] > 20
+    assert first["flips"]["age"] < 5
+    assert 0 < first["flips"]["latency"]["p50"] <= first["flips"]["latency"]["p99"] <= first["flips"]["latency"]["max"]
+    assert first["flips"]["fps_60s"] > 0
+    assert (second["resolution"], second["shown"], second["flips"]["shown"]) == ("1920x1080", "", 0)
+    for said in (text, top):
+        assert "cock\\x1b[2Jpit"[:11] in said
+        assert all(line.isprintable() and len(line) <= WIDTH for line in said.splitlines())
+    assert "shows 64x48 XR24" in text
+    assert "switched off by the guest" in text
+
+
+async def test_why_a_screen_is_black(world: World) -> None:
+    async with world.guest(1), world.booted(2, spec()):
+        await until(lambda: world.error(2))
+        status = await asked(world)
+        (device,) = status["guests"][1]["devices"]
+        assert device["error"] == "output HDMI-A-1 is taken by another guest"
+        assert device["backend"] == "init_wait"
+        assert device["frontend"] == "initialised"
+        assert "output HDMI-A-1 is taken by another guest" in await ctl(world, "status")
+        assert "1 of 2 devices connected, 0 flips/s, 1 with an error" in await ctl(world, "top", "--count", "1")
+
+
+async def test_a_refused_request_is_told_in_words(world: World) -> None:
+    async with world.guest(1) as guest:
+        await guest.display.connectors[0].ask(PageFlip(0, 99))
+        connector = (await asked(world))["guests"][0]["devices"][0]["connectors"][0]
+        assert (connector["requests"], connector["refused"]) == (1, 1)
+        assert connector["error"] == "PageFlip: no such framebuffer (ENOENT)"
+        assert "no such framebuffer" in await ctl(world, "status")
+
+
+async def test_a_shut_off_device_and_its_trace(world: World) -> None:
+    async with world.guest(1) as guest:
+        connector = guest.display.connectors[0]
+        await connector.ask(PageFlip(0, 99))
+        connector.ring_page.store(0, 5000)  # an impossible index
+        connector.channel.notify()
+        await until(lambda: world.error(1))
+        assert "-> ENOENT after" in await ctl(world, "trace", "1")
+        device = (await asked(world))["guests"][0]["devices"][0]
+        assert device["shut_off"] == 1
+        assert "impossible request index" in device["error"]
+        with trio.fail_after(10):
+            await guest.display.disconnected.wait()
+            await guest.display.connected.wait()
+        device = (await asked(world))["guests"][0]["devices"][0]
+        assert (device["backend"], device["connections"], device["shut_off"]) == ("connected", 2, 1)
+
+
+async def test_trace(world: World) -> None:
+    async with world.guest(1, spec(), spec("DP-1")) as guest:
+        async with flip_on(guest) as times:
+            await until(lambda: len(times) > 5)
+        lines = (await ctl(world, "trace", "1")).splitlines()
+        assert [line.split()[1] for line in lines[:5]] == ["DBUF_CREATE", "FB_ATTACH"] * 2 + ["SET_CONFIG"]
+        assert sum("PG_FLIP" in line and "-> ok after" in line for line in lines) == len(times)
+        assert await ctl(world, "trace", "1", "--connector", "DP-1") == ""
+        assert await ctl(world, "trace", "1", "--connector", "1") == ""
+        assert "no such connector; there are: HDMI-A-1, DP-1" in await ctl(
+            world, "trace", "1", "--connector", "2", code=1
+        )
+
+
+async def test_screenshot(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "pictures" / "shot.png"
+    os.mkdir(path.parent)
+    async with world.guest(1) as guest:
+        assert "the connector is off" in await ctl(world, "screenshot", "1", str(path), code=1)
+        buffers = [await guest.display.create_framebuffer(64, 48) for _ in range(2)]
+        colour(guest, buffers[0][2].pixels, b"\x10\x20\x30\0")
+        colour(guest, buffers[1][2].pixels, b"\x40\x50\x60\0")
+        await guest.display.show(0, buffers[0][1], 64, 48)
+        for wanted, following in (((0x30, 0x20, 0x10), 1), ((0x60, 0x50, 0x40), 0), ((0x30, 0x20, 0x10), 0)):
+            assert "64x48" in await ctl(world, "screenshot", "1", "--connector", "HDMI-A-1", str(path))
+            with Image.open(path) as image:
+                assert image.size == (64, 48)
+                assert image.getcolors() == [(64 * 48, wanted)]
+            await guest.display.connectors[0].flip(buffers[following][1])
+        nowhere = str(tmp_path / "no" / "where.png")
+        assert "No such file" in await ctl(world, "screenshot", "1", nowhere, code=1)
+        assert sorted(os.listdir(tmp_path / "pictures")) == ["shot.png"]
+        await guest.display.connectors[0].order(FbDetach(0, buffers[0][1]))
+        assert "no such framebuffer" in await ctl(world, "screenshot", "1", str(path), code=1)
+
+
+async def test_a_guest_of_whom_there_are_no_pictures(tmp_path: Path) -> None:
+    guests = {"cluster": GuestSettings(screenshot=False)}
+    async with World.running(tmp_path, guests=guests) as world, world.booted(1, spec()) as guest:
+        name(world, 1, "cluster")
+        await guest.display.connected.wait()
+        said = await ctl(world, "screenshot", "cluster", str(tmp_path / "shot.png"), code=1)
+        assert "the configuration allows no screenshots of this guest" in said
+        assert "allows no screenshots" in await ctl(world, "screenshot", "1", str(tmp_path / "shot.png"), code=1)
+
+
+async def test_blank_and_unblank(world: World) -> None:
+    async with world.guest(1) as guest:
+        async with flip_on(guest) as times:
+            await until(lambda: len(times) > 3)
+            for _ in range(2):
+                await ctl(world, "blank", "1")
+                assert world.output()._shown is None
+                await more(times, 5)  # the guest does not notice
+                assert world.output()._shown is None
+                connector = (await asked(world))["guests"][0]["devices"][0]["connectors"][0]
+                assert connector["blanked"]
+                assert connector["refused"] == 0
+            assert "blanked by the operator" in await ctl(world, "status")
+            await ctl(world, "unblank", "1")
+            await more(times, 5)
+            assert world.output()._shown is not None
+        assert guest.display.connectors[0]._next_event_id == len(times)
+
+
+async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
+    """Modes set, screens switched off and framebuffers taken away under a blanked screen."""
+    async with world.guest(1) as guest:
+        display = guest.display
+        small = await display.create_framebuffer(32, 32)
+        large = await display.create_framebuffer(64, 48)
+        await ctl(world, "blank", "1")
+        await display.show(0, small[1], 32, 32)
+        assert world.output()._shown is None
+        await display.connectors[0].flip(large[1])
+        await ctl(world, "unblank", "1")
+        shown = world.output().picture()
+        assert shown is not None
+        assert shown.size == (64, 48)
+        await ctl(world, "blank", "1")
+        await display.connectors[0].order(FbDetach(0, large[1]))
+        await ctl(world, "unblank", "1")
+        assert world.output()._shown is None
+        await display.connectors[0].flip(small[1])
+        await until(lambda: world.output()._shown is not None)
+        await ctl(world, "blank", "1")
+        await display.hide(0)
+        await ctl(world, "unblank", "1")
+        assert world.output()._shown is None
+        await display.show(0, small[1], 32, 32)
+        assert world.output()._shown is not None
+
+
+async def test_kick(world: World) -> None:
+    async with world.guest(1) as guest, world.guest(2, spec("DP-1")) as other, flip_on(other) as times:
+        await ctl(world, "kick", "1")
+        with trio.fail_after(10):
+            await guest.display.disconnected.wait()
+            await guest.display.connected.wait()
+        await more(times, 5)
+        assert (await asked(world))["guests"][0]["devices"][0]["connections"] == 2
+        assert (await asked(world))["guests"][1]["devices"][0]["connections"] == 1
+        assert "the guest is not connected" not in await ctl(world, "blank", "1")
+
+
+async def test_focus(world: World) -> None:
+    async with world.guest(1), world.guest(2, spec("DP-1")):
+        await ctl(world, "focus", "2")
+        assert world.daemon.focus.first == "2"
+        assert "shared input devices: for 2" in await ctl(world, "status")
+
+
+async def test_who_is_meant(world: World) -> None:
+    assert "no guest cockpit; there is none" in await ctl(world, "kick", "cockpit", code=1)
+    async with world.booted(1, spec()) as guest, world.booted(2, spec("DP-1")) as second, world.booted(3, spec("DP-1")):
+        name(world, 1, "twin")
+        name(world, 2, "twin")
+        await guest.display.connected.wait()
+        await second.display.connected.wait()
+        await until(lambda: world.error(3))
+        assert "more than one guest is called twin" in await ctl(world, "kick", "twin", code=1)
+        assert "no guest cockpit; there are: 3, twin" in await ctl(world, "kick", "cockpit", code=1)
+        assert "never been connected" in await ctl(world, "trace", "3", code=1)
+        assert "no guest ; there are" in await ctl(world, "kick", "", code=1)
+        await ctl(world, "blank", "2", "--connector", "0")
+
+
+async def test_no_daemon(world: World, tmp_path: Path) -> None:
+    code = "import sys; from displbe.ctl.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--socket", str(tmp_path / "nowhere"), "status"]
+    done = await trio.run_process(command, capture_stderr=True, check=False)
+    assert done.returncode == 1
+    assert b"displbe does not run here" in done.stderr
+
+
+async def test_a_client_that_floods_costs_the_guests_nothing(world: World) -> None:
+    """Guests flip on while eight clients ask without end, and nobody of them reads."""
+    socket = world.settings.control.socket
+
+    async def flood() -> None:
+        async with await trio.open_unix_socket(socket) as client:
+            with trio.move_on_after(1):
+                try:
+                    while True:
+                        await client.send_all(b'{"version":1,"command":"status"}\n' * 100)
+                except trio.BrokenResourceError:
+                    pass
+
+    async with world.guest(1) as guest, flip_on(guest) as times:
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(flood)
+        assert len(times) > 20
+        assert guest.display.connectors[0]._next_event_id == len(guest.display.connectors[0].flips_done)
+        with trio.fail_after(30):
+            while True:  # the floods' connections may take a moment to be noticed as gone
+                try:
+                    await asked(world)
+                    break
+                except AssertionError:
+                    await trio.sleep(0.1)

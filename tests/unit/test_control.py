@@ -1,0 +1,400 @@
+"""The control socket: its requests parsed, and clients that would harm it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from displbe.config import ControlSettings
+from displbe.ops import control
+from displbe.ops.control import MAX_CLIENTS, MAX_LINE, Answer, CommandError, Control, Lines, Request, parse_request
+
+LINE = st.binary(max_size=200).filter(lambda line: b"\n" not in line)
+LARGE = bytes(range(256)) * 16384  # far more than a socket holds
+
+
+# Parsing
+
+
+@given(st.lists(LINE), LINE, st.data())
+def test_lines_come_out_whole_however_they_come_in(lines: list[bytes], rest: bytes, data: st.DataObject) -> None:
+    octets = b"".join(line + b"\n" for line in lines) + rest
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=20)))
+    parser = Lines()
+    found: list[bytes] = []
+    for start, end in zip([0, *cuts], [*cuts, len(octets)], strict=True):
+        found += parser.feed(octets[start:end])
+    assert found == lines
+    assert parser.feed(b"\n") == [rest]
+
+
+@given(st.integers(1, 3 * MAX_LINE), st.integers(1, 5000))
+def test_a_line_without_end_is_refused_before_it_grows(length: int, piece: int) -> None:
+    parser = Lines()
+    octets = b"x" * length
+    fed = 0
+    try:
+        for start in range(0, length, piece):
+            assert parser.feed(octets[start : start + piece]) == []
+            fed = start + piece
+    except CommandError:
+        assert fed + piece > MAX_LINE
+    else:
+        assert length <= MAX_LINE
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_any_octets_are_a_request_or_refused(line: bytes) -> None:
+    try:
+        request = parse_request(line)
+    except CommandError:
+        return
+    assert request.version == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["version", "command", "guest", "connector", "colour"]), JSON | st.just(1)))
+def test_any_json_is_a_request_or_refused(document: dict[str, Any]) -> None:
+    text = {key: document.get(key) for key in ("command", "guest", "connector") if key in document}
+    good = (
+        "colour" not in document
+        and document.get("version") == 1
+        and type(document["version"]) is not bool
+        and "command" in document
+        and all(isinstance(value, str) for value in text.values())
+    )
+    try:
+        line = msgspec.json.encode(document)
+    except (UnicodeEncodeError, OverflowError):
+        return
+    if good:
+        assert parse_request(line) == Request(1, **text)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(CommandError):
+            parse_request(line)
+
+
+@given(st.text(), st.text(), st.text())
+def test_requests_come_back(command: str, guest: str, connector: str) -> None:
+    request = Request(1, command, guest, connector)
+    try:
+        line = msgspec.json.encode(request)
+    except UnicodeEncodeError:
+        return
+    assert parse_request(line) == request
+
+
+def test_deep_json_is_refused() -> None:
+    with pytest.raises(CommandError):
+        parse_request(b'{"version":1,"command":' + b"[" * 4000)
+
+
+# The socket
+
+
+class Served:
+    """A control socket with a few commands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: list[Request] = []
+        self.release = trio.Event()
+        self.control = Control(
+            ControlSettings(socket=str(path)),
+            {"say": self._say, "fail": self._fail, "break": self._break, "screenshot": self._large, "wait": self._wait},
+        )
+
+    async def _say(self, request: Request) -> Answer:
+        self.asked.append(request)
+        return Answer(request.guest.encode(), {"length": len(request.guest)})
+
+    async def _fail(self, request: Request) -> Answer:
+        raise CommandError("it cannot be done")
+
+    async def _break(self, request: Request) -> Answer:
+        raise ZeroDivisionError
+
+    async def _large(self, request: Request) -> Answer:
+        return Answer(LARGE)
+
+    async def _wait(self, request: Request) -> Answer:
+        await self.release.wait()
+        return Answer()
+
+    async def connect(self) -> trio.SocketStream:
+        """A client."""
+        return await trio.open_unix_socket(self.path)
+
+    async def ask(self, command: str, guest: str = "") -> tuple[dict[str, Any], bytes]:
+        """What a client of its own gets."""
+        async with await self.connect() as client:
+            await client.send_all(line(command, guest))
+            return await answer(client)
+
+
+def line(command: str, guest: str = "") -> bytes:
+    """A request."""
+    return json.dumps({"version": 1, "command": command, "guest": guest}).encode() + b"\n"
+
+
+async def answer(client: trio.SocketStream) -> tuple[dict[str, Any], bytes]:
+    """An answer: its line, and what follows."""
+    octets = b""
+    with trio.fail_after(20):
+        while b"\n" not in octets:
+            more = await client.receive_some()
+            assert more, "the connection was ended"
+            octets += more
+        head, _, body = octets.partition(b"\n")
+        facts = json.loads(head)
+        while len(body) < facts.get("octets", 0):
+            body += await client.receive_some()
+    return facts, body
+
+
+async def ended(client: trio.SocketStream) -> bool:
+    """Whether the other side ends the connection, soon."""
+    with trio.move_on_after(10):
+        try:
+            while await client.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            pass
+        return True
+    return False
+
+
+@pytest.fixture
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    """A socket that is served."""
+    monkeypatch.setattr(control, "PACE", 0.0)
+    monkeypatch.setattr(control, "ACCEPT_PACE", 0.0)
+    made = Served(tmp_path / "control")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(made.control.run)
+        yield made
+        nursery.cancel_scope.cancel()
+    assert not made.path.exists()
+    assert made.control._clients == 0
+
+
+async def test_answers(served: Served) -> None:
+    assert await served.ask("say", "cockpit\x1b") == ({"ok": True, "octets": 8, "facts": {"length": 8}}, b"cockpit\x1b")
+    assert await served.ask("fail") == ({"ok": False, "error": "it cannot be done"}, b"")
+    assert await served.ask("wait\n")
+    head, _ = await served.ask("dance")
+    assert not head["ok"]
+    assert "there are: break, fail, say, screenshot, wait" in head["error"]
+    assert (await served.ask("screenshot"))[1] == LARGE
+
+
+async def test_many_requests_on_one_connection(served: Served) -> None:
+    async with await served.connect() as client:
+        for number in range(50):
+            await client.send_all(line("say", str(number)))
+            assert (await answer(client))[1] == str(number).encode()
+        await client.send_all(line("fail"))
+        assert not (await answer(client))[0]["ok"]
+        await client.send_all(line("say"))
+        assert (await answer(client))[0]["ok"]
+
+
+async def test_who_may_connect(served: Served) -> None:
+    mode = os.stat(served.path).st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o660
+
+
+async def test_a_socket_left_by_a_daemon_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    for _ in range(2):  # the second finds what the first has left
+        with trio.socket.socket(trio.socket.AF_UNIX) as left:
+            if not path.exists():
+                await left.bind(str(path))
+        async with trio.open_nursery() as nursery:
+            made = Served(path)
+            await nursery.start(made.control.run)
+            assert (await made.ask("say"))[0]["ok"]
+            nursery.cancel_scope.cancel()
+        assert not path.exists()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    path.write_text("precious")
+    await Control(ControlSettings(socket=str(path)), {}).run()
+    assert path.read_text() == "precious"
+
+
+async def test_where_no_socket_can_be(tmp_path: Path) -> None:
+    await Control(ControlSettings(socket=str(tmp_path / "nowhere" / "control")), {}).run()
+    await Control(ControlSettings(socket=str(tmp_path / "control"), group="no such group"), {}).run()
+    await Control(ControlSettings(socket=""), {}).run()
+
+
+async def test_a_group(tmp_path: Path) -> None:
+    import grp
+
+    name = grp.getgrgid(os.getgid()).gr_name
+    async with trio.open_nursery() as nursery:
+        path = tmp_path / "control"
+        await nursery.start(Control(ControlSettings(socket=str(path), group=name), {}).run)
+        assert os.stat(path).st_gid == os.getgid()
+        nursery.cancel_scope.cancel()
+
+
+async def test_another_daemons_socket_stays(served: Served) -> None:
+    await Control(ControlSettings(socket=str(served.path)), {}).run()
+    assert (await served.ask("say"))[0]["ok"]
+
+
+async def test_a_successors_socket_stays(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        first, second = Served(tmp_path / "control"), Served(tmp_path / "control")
+        scope = trio.CancelScope()
+
+        async def run_first(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await first.control.run(task_status=task_status)
+
+        await nursery.start(run_first)
+        os.unlink(first.path)
+        await nursery.start(second.control.run)
+        scope.cancel()
+        await trio.sleep(0.05)
+        assert (await second.ask("say"))[0]["ok"]
+        nursery.cancel_scope.cancel()
+
+
+# Clients that would do harm
+
+
+async def test_rubbish_ends_the_connection(served: Served) -> None:
+    for rubbish in (b"\0\xff\n", b"{}\n", b'{"version": 2, "command": "say"}\n', b"x" * (MAX_LINE + 1), b"\n" * 10):
+        async with await served.connect() as client:
+            await client.send_all(rubbish)
+            assert not (await answer(client))[0]["ok"]
+            assert await ended(client)
+    assert (await served.ask("say"))[0]["ok"]
+
+
+async def test_half_a_line_and_gone(served: Served) -> None:
+    for octets in (b"", b'{"version"', line("screenshot"), line("wait") * 3):
+        async with await served.connect() as client:
+            await client.send_all(octets)
+    served.release.set()
+    assert (await served.ask("say"))[0]["ok"]
+
+
+async def test_a_client_that_hangs_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "IDLE", 0.05)
+    async with await served.connect() as client:
+        await client.send_all(b'{"version"')
+        assert await ended(client)
+    assert (await served.ask("say"))[0]["ok"]
+
+
+async def test_a_client_that_takes_no_answer_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "STALLED", 0.05)
+    async with await served.connect() as client:
+        await client.send_all(line("screenshot"))
+        assert (await served.ask("say"))[0]["ok"]  # others are served meanwhile
+        with trio.fail_after(10):
+            while served.control._clients:
+                await trio.sleep(0.01)
+
+
+async def test_a_client_that_takes_an_answer_by_drops_is_dropped(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TOO_LONG", 0.2)
+    async with await served.connect() as client:
+        await client.send_all(line("screenshot"))
+        taken = 0
+        with trio.fail_after(20):
+            while more := await client.receive_some(1000):
+                taken += len(more)
+                await trio.sleep(0.01)
+        assert taken < len(LARGE)
+    assert (await served.ask("say"))[0]["ok"]
+
+
+async def test_only_so_many_clients(served: Served) -> None:
+    clients = [await served.connect() for _ in range(MAX_CLIENTS)]
+    for client in clients:  # all are served
+        await client.send_all(line("say"))
+        assert (await answer(client))[0]["ok"]
+    async with await served.connect() as late:
+        assert await ended(late)
+    await clients.pop().aclose()
+    with trio.fail_after(10):
+        while served.control._clients == MAX_CLIENTS:
+            await trio.sleep(0.01)
+    assert (await served.ask("say"))[0]["ok"]
+    for client in clients:
+        await client.aclose()
+
+
+async def test_a_flood_is_served_at_a_bounded_rate(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "PACE", 0.02)
+
+    async def flood(client: trio.SocketStream) -> None:
+        with trio.move_on_after(0.5):
+            try:
+                while True:
+                    await client.send_all(line("say", "flood") * 50)
+            except trio.BrokenResourceError:
+                pass
+
+    clients = [await served.connect() for _ in range(4)]
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(flood, client)
+    count, seconds = len(served.asked), trio.current_time() - begun
+    assert count <= seconds / 0.02 + len(clients) + 1
+    for client in clients:
+        await client.aclose()
+
+
+async def test_a_mistake_of_ours_ends_one_connection(served: Served) -> None:
+    async with await served.connect() as client:
+        await client.send_all(line("break"))
+        assert await ended(client)
+    assert (await served.ask("say"))[0]["ok"]
+
+
+async def test_no_more_files(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMFILE at accept: it is tried again."""
+    real = trio.SocketListener.accept
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+
+    async def accept(self: trio.SocketListener) -> trio.SocketStream:
+        client = await real(self)
+        if failures:
+            client.socket.close()
+            raise failures.pop()
+        return client
+
+    monkeypatch.setattr(trio.SocketListener, "accept", accept)
+    # The first connection may have been accepted before, by the call that was under way.
+    async with await served.connect(), await served.connect():
+        assert (await served.ask("say"))[0]["ok"]
+    assert not failures
