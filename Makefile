@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check unit lint bench fuzz fuzz-short lab soak clean
+.PHONY: demo test check unit lint bench fuzz fuzz-short lab soak wheel deb man clean
 
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
 
-test: check fuzz-short bench lab
+test: check fuzz-short bench wheel deb lab
 
 check: lint unit
 
@@ -36,6 +36,17 @@ lab: .venv/ready
 
 .venv/ready: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml
 	PYTHON=$(PYTHON) sh tests/setup.sh
+
+# Sdist and wheel in out/dist, and the tests against that wheel.
+wheel: .venv/ready
+	$(BIN)/python packaging/wheel.py
+
+# The Debian package in out/deb, built and checked in a Debian 13 of its own.
+deb: .venv/ready
+	$(BIN)/python packaging/deb.py
+
+man: .venv/ready
+	$(BIN)/python packaging/manual.py man out/man
 
 soak: .venv/ready
 	DISPLBE_CYCLES=500 $(BIN)/python -m pytest -q -s tests/lab/test_hostile.py

@@ -24,7 +24,7 @@ from displbe.xen.port import Unavailable
 if TYPE_CHECKING:
     from displbe.daemon import Daemon
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 OK: Final = 0
 FAILED: Final = 1
@@ -34,26 +34,27 @@ UNAVAILABLE: Final = 69
 CONFIG: Final = "/etc/displbe/displbe.toml"
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="displbe", description="Shows Xen guests' paravirtual displays.")
-    parser.add_argument("--version", action="version", version=f"displbe {__version__}")
-    parser.add_argument("--config", metavar="FILE", help=f"the configuration (default: {CONFIG})")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The arguments there are."""
+    top = argparse.ArgumentParser(prog="displbe", description="Shows Xen guests' paravirtual displays.")
+    top.add_argument("--version", action="version", version=f"displbe {__version__}")
+    top.add_argument("--config", metavar="FILE", help=f"the configuration (default: {CONFIG})")
+    top.add_argument(
         "--check", action="store_true", help="check the configuration and what this machine offers, then end"
     )
-    commands = parser.add_subparsers(dest="command")
+    commands = top.add_subparsers(dest="command")
     demo = commands.add_parser("demo", help="a simulated Xen with a guest that draws; needs no Xen")
     demo.add_argument(
         "--output", metavar="FILE", default="displbe-demo.png", help="where the picture goes without a window"
     )
     demo.add_argument("--frames", type=int, help="page flips before it ends")
     demo.add_argument("--no-window", action="store_true", help="a picture, also where DISPLAY names an X server")
-    return parser.parse_args(argv)
+    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run displbe: the exit code."""
-    arguments = _arguments(argv)
+    arguments = parser().parse_args(argv)
     try:
         return _demo(arguments) if arguments.command == "demo" else _daemon(arguments)
     except ConfigError as error:

@@ -16,6 +16,7 @@ command -v weston >/dev/null || need="$need weston"
 [ -e /usr/include/drm/drm_mode.h ] || [ -e /usr/include/libdrm/drm_mode.h ] || need="$need libdrm-dev"
 command -v Xvfb >/dev/null || need="$need xvfb"
 command -v systemd-analyze >/dev/null || need="$need systemd"
+command -v groff >/dev/null || need="$need groff-base"
 command -v seatd >/dev/null || need="$need seatd"
 "$PYTHON" -c 'import ctypes; ctypes.CDLL("libseat.so.1")' 2>/dev/null || need="$need libseat1"
 if [ -n "$need" ]; then
@@ -28,5 +29,5 @@ fi
 
 "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
-.venv/bin/python -m pip install -q --group test --group check -e '.[headless,drm,wayland,x11,input]'
+.venv/bin/python -m pip install -q --group test --group check --group pack -e '.[headless,drm,wayland,x11,input]'
 touch .venv/ready

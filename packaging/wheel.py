@@ -1,0 +1,50 @@
+"""make wheel: sdist and wheel, and the tests against that wheel, installed where nothing else of this tree is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[1]
+OUT = TREE / "out" / "dist"
+EXTRAS = "headless,drm,wayland,x11,input,metrics"
+BESIDE = ("configs", "docs", "hatch_build.py", "packaging", "protocol", "pyproject.toml", "systemd", "tests")
+"""What the tests look at, which is no part of the wheel."""
+TESTS = ("tests/unit", "tests/scenario", "tests/sinks/x11")
+
+
+def run(*command: str | Path, cwd: Path = TREE) -> None:
+    subprocess.run([str(part) for part in command], cwd=cwd, check=True)
+
+
+def build() -> Path:
+    """The sdist, and the wheel made from it."""
+    shutil.rmtree(OUT, ignore_errors=True)
+    run(sys.executable, "-m", "build", "--outdir", OUT)
+    (wheel,) = OUT.glob("*.whl")
+    return wheel
+
+
+def test(wheel: Path, arguments: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="displbe-wheel-") as folder:
+        place = Path(folder)
+        python = place / "venv/bin/python"
+        run(sys.executable, "-m", "venv", place / "venv")
+        run(python, "-m", "pip", "install", "-q", "--upgrade", "pip>=25.1")
+        group = f"{TREE / 'pyproject.toml'}:test"
+        run(python, "-m", "pip", "install", "-q", "--group", group, f"displbe[{EXTRAS}] @ {wheel.as_uri()}")
+        tests = place / "tree"
+        tests.mkdir()
+        for name in BESIDE:
+            whole = TREE / name
+            (shutil.copytree if whole.is_dir() else shutil.copy)(whole, tests / name)
+        run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or TESTS), cwd=tests)
+        where = "import displbe, sys; sys.exit(0 if displbe.__file__.startswith(sys.prefix) else displbe.__file__)"
+        run(python, "-c", where, cwd=tests)
+
+
+if __name__ == "__main__":
+    test(build(), sys.argv[1:])
