@@ -121,7 +121,7 @@ def fields(of: type) -> dict[str, tuple[str, Any, Any]]:
     found = {}
     for entry in msgspec.structs.fields(of):
         made = entry.default_factory
-        default = entry.default if made is msgspec.NODEFAULT else made()  # type: ignore[operator]
+        default = entry.default if made is msgspec.NODEFAULT else made()
         found[entry.encode_name] = entry.name, types[entry.name], default
     return found
 
