@@ -67,3 +67,11 @@ def test_the_package_has_the_version() -> None:
     """packaging/debian/changelog begins with displbe.__version__."""
     changelog = (TREE / "packaging" / "debian" / "changelog").read_text("utf-8")
     assert re.findall(r"^displbe \((.*)\) ", changelog)[0] == __version__
+
+
+def test_links_lead_somewhere() -> None:
+    """Those of the README and of docs/ to other files."""
+    for document in (TREE / "README.md", *(TREE / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text("utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"

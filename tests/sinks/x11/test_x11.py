@@ -112,7 +112,7 @@ async def test_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
             assert same(at(user, 0, 0), as_shown(pixels)), turn
         assert guest.display.connectors[0].flips_done == [frames[turn % 3][0] for turn in range(1, 31)]
         assert (output_of(world).shown, output_of(world).late) == (30, 0)
-        assert output_of(world).path == "copy"
+        await until(lambda: output_of(world).path == "copy")
 
 
 async def test_drawing_without_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
@@ -330,7 +330,7 @@ async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> Non
         for _ in range(5):
             await guest.display.connectors[0].flip(fb)
         assert (user.windows() == []) == (policy == "detach")
-        assert output_of(world).path == ("" if policy == "detach" else "copy")
+        await until(lambda: output_of(world).path == ("" if policy == "detach" else "copy"))
         await guest.display.show(0, fb, WIDTH, HEIGHT)
         await seen(user, as_shown(pixels))
 
