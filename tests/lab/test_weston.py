@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
-from lab.pictures import Picture
+from lab.pictures import Picture, drawn
 from lab.vm import Machine, guest_config
 from lab.weston import SOCKET, Weston, weston
+
+LINES = 12
+"""modetest writes a line for 60 flips."""
 
 
 def config(wayland: str = "") -> str:
@@ -48,14 +53,160 @@ def released(displbe: Backend, compositor: Weston, idle: Held) -> None:
     machine.wait_for(lambda: compositor.mappings() == 0, 10, why="Weston's mappings of guests' pages to end")
 
 
-def test_picture(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
-    """What a guest draws is what the monitor shows, and Weston maps the guest's own pages."""
-    with weston(machine) as compositor, backend(machine, config()) as displbe:
+def flips(machine: Machine, name: str = "one") -> list[float]:
+    """The rates of page flips that a guest's modetest has written, in Hz."""
+    return [float(rate) for rate in re.findall(r"freq: ([\d.]+)Hz", machine.console(name))]
+
+
+def goes_on(machine: Machine, name: str = "one") -> float:
+    """A guest's flips go on: their rate since now."""
+    before = len(flips(machine, name))
+    machine.wait_for(lambda: len(flips(machine, name)) > before + 1, 30, why="flips")
+    return flips(machine, name)[-1]
+
+
+@pytest.mark.parametrize("renderer", ["pixman", "gl"])
+def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: str) -> None:
+    """What a guest draws is what the monitor shows, and Weston maps the guest's own pages.
+
+    Also where Weston draws by GL: in software here, so that it must not be given a dma-buf.
+    """
+    with weston(machine, renderer=renderer) as compositor, backend(machine, config()) as displbe:
         idle = displbe.held()
         machine.create("one", guest_config("still", screen(machine)))
         machine.wait_console("one", "guest: drawing", 60)
-        machine.expect_picture(pictures[0], "weston-shm")
+        machine.expect_picture(pictures[0], f"weston-{renderer}")
         assert way(displbe) == "shm"
-        assert compositor.mappings() == 1
+        print("\n", displbe.events("framebuffer attached")[-1]["reason"])
+        assert compositor.mappings() == (1 if renderer == "pixman" else compositor.mappings())
+        assert compositor.imports() == 0
         machine.destroy("one")
         released(displbe, compositor, idle)
+        assert compositor.running
+
+
+def test_drawing_without_flipping(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+    """A guest draws into the frame it shows: what it draws appears."""
+    with weston(machine), backend(machine, config()):
+        machine.create("one", guest_config("draw", screen(machine), extra="do=3"))
+        machine.wait_console("one", "draw: step 3", 60)
+        machine.expect_picture(drawn(1024, 768, 3), "weston-drawn")
+
+
+def test_killed_stopped_and_started_again(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+    """The guest flips on without Weston, and its picture returns with it."""
+    with weston(machine) as compositor, backend(machine, config()) as displbe:
+        machine.create("one", guest_config("flip", screen(machine)))
+        print(f"\nshown: {goes_on(machine):.1f} flips/s")
+        for turn in (1, 2):
+            compositor.kill()
+            rate = goes_on(machine)
+            print(f"without Weston: {rate:.1f} flips/s")
+            assert 30 < rate < 75
+            began = time.monotonic()
+            compositor.start()
+            machine.wait_for(lambda: machine.screendump() in pictures, 20, why="the picture")
+            print(f"picture {time.monotonic() - began:.1f} s after Weston was started")
+            goes_on(machine)
+            assert len(displbe.events("connected to the compositor")) == turn + 1
+        memory = displbe.memory()
+        compositor.signal("STOP")
+        rate = goes_on(machine)
+        rate = goes_on(machine)
+        print(f"Weston stopped: {rate:.1f} flips/s, {displbe.memory() - memory} kB more resident")
+        assert 30 < rate < 75
+        assert displbe.memory() - memory < 1024
+        compositor.signal("CONT")
+        goes_on(machine)
+        machine.wait_for(lambda: machine.screendump() in pictures, 20, why="the picture")
+        assert len(displbe.events("connected to the compositor")) == 3
+        assert "timed-out" not in machine.console("one")
+
+
+def test_a_compositor_that_comes_later(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+    """displbe and the guest are there first."""
+    with backend(machine, config()) as displbe:
+        machine.run(f"rm -f {SOCKET}")
+        machine.create("one", guest_config("still", screen(machine)))
+        machine.wait_console("one", "guest: drawing", 60)
+        assert displbe.events("waiting for the compositor")
+        with weston(machine):
+            machine.expect_picture(pictures[0], "weston-later")
+
+
+def test_ivi_shell(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+    """The connector's name is the surface's id. Weston's controller tiles surfaces."""
+    with weston(machine, shell="ivi"), backend(machine, config()) as displbe:
+        machine.create("one", guest_config("still", screens("5001")))
+        machine.wait_console("one", "guest: drawing", 60)
+        machine.wait_for(lambda: displbe.events("output on"), 30, why="the surface")
+        assert displbe.events("output on")[-1]["role"] == "ivi-application"
+        wanted = pictures[0].colours()
+
+        def there() -> bool:
+            return wanted <= machine.screendump(name="weston-ivi").colours()
+
+        machine.wait_for(there, 30, why="the picture's colours")
+
+
+def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+    """Odd strides, oversized framebuffers, floods: Weston lives, and so does the other guest's window, whose picture returns."""
+    with weston(machine, shell="desktop") as compositor, backend(machine, config()) as displbe:
+        idle = displbe.held()
+        machine.create("one", guest_config("flip", screen(machine)))
+        quiet = goes_on(machine)
+        shapes = "do=shapes:3,flood:10 initcall_blacklist=xen_drv_init"
+        machine.create("hostile", guest_config("hostile", screens("their-window"), extra=shapes))
+        console = machine.wait_console("hostile", "guest: done", 240)
+        lines = re.findall(r"hostile: (.*)", console)
+        print("\n" + "\n".join(lines))
+        shown, refused, silent = map(int, re.findall(r"\d+", lines[0]))
+        assert (shown, refused, silent) == (18, 12, 0)
+        machine.screendump(name="weston-hostile")
+        machine.destroy("hostile")
+        after = goes_on(machine)
+        print(f"the other guest: {quiet:.1f} flips/s before, {after:.1f} after, {min(flips(machine)):.1f} at worst")
+        machine.wait_for(lambda: machine.screendump(name="weston-after-hostile") in pictures, 20, why="the picture")
+        assert compositor.running
+        connected = [line["guest"] for line in displbe.events("connected to the compositor")]
+        assert connected.count("one") == 1
+        assert "timed-out" not in machine.console("one")
+        machine.destroy("one")
+        released(displbe, compositor, idle)
+
+
+def cost(machine: Machine, displbe: Backend, mode: str) -> tuple[float, float]:
+    """A guest that flips for a while: flips per second, and milliseconds of displbe's CPU per flip."""
+    machine.create("one", guest_config("flip", screen(machine, mode), mode=mode))
+    machine.wait_console("one", "freq:", 60, count=2)
+    before, began = displbe.cpu_seconds(), time.monotonic()
+    seen = len(flips(machine))
+    machine.wait_for(lambda: len(flips(machine)) >= seen + LINES, 120, why="flips")
+    used = [after - before for after, before in zip(displbe.cpu_seconds(), before, strict=True)]
+    rates = flips(machine)[seen:]
+    count = 60 * len(rates)
+    rate = sorted(rates)[len(rates) // 2]
+    print(
+        f"{mode} {way(displbe)}: {rate:.1f} flips/s, CPU per flip {1000 * used[0] / count:.2f} + {1000 * used[1] / count:.2f} ms"
+        f" (user + system), {displbe.memory() // 1024} MB resident, {time.monotonic() - began:.0f} s"
+    )
+    assert "timed-out" not in machine.console("one")
+    machine.destroy("one")
+    return rate, 1000 * sum(used) / count
+
+
+def test_figures(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+    """Without a copy a flip costs the same whatever its size, and at most 0.6 of one with a copy; all in one run."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    print()
+    with weston(machine):
+        for zero_copy, modes in (("auto", ("640x480", "1024x768", "1920x1080")), ("off", ("1024x768",))):
+            with backend(machine, config(f'zero-copy = "{zero_copy}"\nscale = "none"\nrefresh = 0')) as displbe:
+                for mode in modes:
+                    found[zero_copy, mode] = cost(machine, displbe, mode)
+    small, large = found["auto", "640x480"][1], found["auto", "1920x1080"][1]
+    ratio = found["auto", "1024x768"][1] / found["off", "1024x768"][1]
+    print(f"1920x1080 costs {large / small:.2f} of 640x480; without a copy costs {ratio:.2f} of with one")
+    assert found["auto", "1024x768"][0] >= 55
+    assert 0.9 < large / small < 1.1
+    assert ratio <= 0.6

@@ -25,6 +25,37 @@ mode={mode}
 {more}
 """
 
+# What Weston's own controller for ivi-shell wants to be told: it places surfaces by their ids.
+IVI = """
+[ivi-shell]
+ivi-shell-user-interface=/usr/lib/aarch64-linux-gnu/weston-ivi-shell-user-interface
+cursor-theme=default
+cursor-size=32
+base-layer-id=1000
+base-layer-id-offset=10000
+workspace-background-layer-id=2000
+workspace-layer-id=3000
+application-layer-id=4000
+transition-duration=300
+background-image=/usr/share/weston/background.png
+background-id=1001
+panel-image=/usr/share/weston/background.png
+panel-id=1002
+surface-id-offset=10
+tiling-image=/usr/share/weston/tiling.png
+tiling-id=1003
+sidebyside-image=/usr/share/weston/sidebyside.png
+sidebyside-id=1004
+fullscreen-image=/usr/share/weston/fullscreen.png
+fullscreen-id=1005
+random-image=/usr/share/weston/random.png
+random-id=1006
+home-image=/usr/share/weston/home.png
+home-id=1007
+workspace-background-color=0x99000000
+workspace-background-id=2001
+"""
+
 
 class Weston:
     """A running Weston, which can be ended and started again."""
@@ -32,7 +63,8 @@ class Weston:
     def __init__(self, machine: Machine, renderer: str, shell: str, output: str, mode: str, more: str) -> None:
         self.machine = machine
         self.output = output
-        core = "" if shell != "ivi-shell.so" else "modules=hmi-controller.so"
+        core = "modules=hmi-controller.so" if shell == "ivi" else ""
+        more = IVI if shell == "ivi" else more
         machine.put("/etc/weston.ini", INI.format(core=core, output=output, mode=mode, more=more))
         self._command = (
             f"export XDG_RUNTIME_DIR={FOLDER} LIBSEAT_BACKEND=noop; exec weston --backend=drm --renderer={renderer}"

@@ -4,6 +4,7 @@
  *   hostile index            connect, then claim an impossible number of requests
  *   hostile cycle TIMES      connect and leave, again and again
  *   hostile storm SECONDS    change the frontend's state as fast as XenStore takes it
+ *   hostile shapes TIMES     framebuffers of odd strides, offsets and sizes, shown and flipped
  *   hostile forge NAME       replace the toolstack's unique-id by NAME, then ask to be connected
  *
  * Each prints one line that begins with "hostile:".
@@ -185,6 +186,70 @@ static void flood(double seconds)
     printf("hostile: flood: %lu answered with 0, %lu with an error, backend state %d\n", good, refused, backend_state());
 }
 
+/* One request and its answer's status; -9999: none came. */
+static int ask(uint32_t *request)
+{
+    static uint16_t id;
+    uint32_t produced = ring.memory[0];
+    request[0] = (request[0] << 16) | ++id;
+    for (int i = 0; i < 16; i++) ring.memory[16 + 16 * (produced & 31) + i] = request[i];
+    __sync_synchronize();
+    ring.memory[0] = produced + 1;
+    notify(ring_port);
+    for (double until = now() + 5; now() < until; usleep(1000)) {
+        events.memory[0] = events.memory[1];
+        if (ring.memory[2] == produced + 1) return (int32_t)ring.memory[16 + 16 * (produced & 31) + 1];
+    }
+    return -9999;
+}
+
+static struct { uint32_t width, height, bits, offset, octets, format, fb_width, fb_height; } shape[] = {
+    { 16384, 16384, 32, 0, 262144, 0x34325258, 16384, 16384 }, /* far larger than its pages */
+    { 256, 256, 32, 0, 262144, 0x34325258, 256, 257 },         /* the framebuffer larger than its buffer */
+    { 61, 50, 16, 0, 61 * 2 * 50, 0x36314752, 61, 50 },        /* RG16, a stride that is no multiple of 4 */
+    { 33, 99, 24, 0, 33 * 3 * 99, 0x34324752, 33, 99 },        /* RG24, an odd one */
+    { 200, 100, 32, 2, 80002, 0x34325258, 200, 100 },          /* an odd offset */
+    { 200, 100, 32, 4096, 84096, 0x34325258, 100, 50 },
+    { 1, 1, 32, 0, 4, 0x34325258, 1, 1 },
+    { 0, 0, 0, 0, 262144, 0x34325258, 1, 60000 },
+    { 512, 127, 32, 0, 262144, 0x56595559, 512, 127 },         /* YUYV of 32 bits */
+    { 127, 512, 16, 68, 68 + 127 * 2 * 512, 0x32315241, 126, 511 }, /* AR12 */
+};
+
+static void shapes(int times)
+{
+    enum { PAGES = 64, COUNT = sizeof shape / sizeof shape[0] };
+    static struct page pages[PAGES];
+    struct page directory = grant();
+    int shown = 0, refused = 0, silent = 0;
+    for (int i = 0; i < PAGES; i++) {
+        pages[i] = grant();
+        directory.memory[1 + i] = pages[i].ref;
+        memset((void *)pages[i].memory, i * 3, 4096);
+    }
+    for (int turn = 0; turn < times * COUNT; turn++) {
+        int i = turn % COUNT, status[4] = { 0 };
+        uint32_t create[16] = { 0x10, 0, 7, 0, shape[i].width, shape[i].height, shape[i].bits, shape[i].octets, 0,
+                                directory.ref, shape[i].offset };
+        uint32_t attach[16] = { 0x12, 0, 7, 0, 9, 0, shape[i].fb_width, shape[i].fb_height, shape[i].format };
+        uint32_t show[16] = { 0x14, 0, 9, 0, 0, 0, shape[i].fb_width, shape[i].fb_height, 32 };
+        status[0] = ask(create);
+        status[1] = ask(attach);
+        status[2] = ask(show);
+        for (int flip = 0; flip < 5; flip++, usleep(40000)) {
+            uint32_t again[16] = { 0x15, 0, 9, 0 };
+            status[3] = ask(again);
+        }
+        uint32_t off[16] = { 0x14 }, detach[16] = { 0x13, 0, 9, 0 }, destroy[16] = { 0x11, 0, 7, 0 };
+        silent += (ask(off) == -9999) + (ask(detach) == -9999) + (ask(destroy) == -9999);
+        for (int n = 0; n < 4; n++) silent += status[n] == -9999;
+        if (status[3] == 0) shown++; else refused++;
+    }
+    for (int i = 0; i < PAGES; i++) end_grant(&pages[i]);
+    end_grant(&directory);
+    printf("hostile: shapes: %d shown, %d refused, %d requests without an answer\n", shown, refused, silent);
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -219,6 +284,10 @@ int main(int argc, char **argv)
         for (double until = now() + number; now() < until; changes++) set("state", states[changes % 9]);
         set("state", 6);
         printf("hostile: storm: %lu states\n", changes);
+    } else if (!strcmp(what, "shapes")) {
+        if (connect_frontend(20) < 0) die("not connected");
+        shapes((int)number);
+        leave(10);
     } else if (!strcmp(what, "forge") && argc > 2) {
         char error[300] = "", path[300];
         set("state", 1);

@@ -1,0 +1,156 @@
+"""A real Weston without a screen, on this machine: started, stopped, ended, photographed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import trio
+from PIL import Image
+
+__all__ = ["IVI", "Weston", "weston"]
+
+PLAIN: Final = """
+[shell]
+startup-animation=none
+close-animation=none
+animation=none
+locking=false
+"""
+"""A desktop that shows at once what it is given."""
+
+IVI: Final = """
+[core]
+shell=ivi-shell.so
+modules=hmi-controller.so
+[ivi-shell]
+ivi-shell-user-interface={interface}
+cursor-theme=default
+cursor-size=32
+base-layer-id=1000
+base-layer-id-offset=10000
+workspace-background-layer-id=2000
+workspace-layer-id=3000
+application-layer-id=4000
+transition-duration=10
+background-image={image}
+background-id=1001
+panel-image={image}
+panel-id=1002
+surface-id-offset=10
+tiling-image={image}
+tiling-id=1003
+sidebyside-image={image}
+sidebyside-id=1004
+fullscreen-image={image}
+fullscreen-id=1005
+random-image={image}
+random-id=1006
+home-image={image}
+home-id=1007
+workspace-background-color=0x99000000
+workspace-background-id=2001
+"""
+"""What Weston's controller for ivi-shell wants to be told."""
+
+
+def version() -> int:
+    """Its major version: options are called otherwise since 12."""
+    said = subprocess.run(["weston", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"weston (\d+)", said)
+    assert found is not None
+    return int(found[1])
+
+
+class Weston:
+    """Weston with a screen of 1024x768 named `headless`, which can be ended and started again."""
+
+    def __init__(self, folder: Path, ini: str = PLAIN) -> None:
+        self.folder = folder
+        self.socket = folder / "wayland-test"
+        self._process: trio.Process | None = None
+        self._environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "WAYLAND_DISPLAY": "wayland-test"}
+        self._log = folder / "weston.log"
+        new = version() >= 12
+        images = sorted(Path("/usr/share/weston").glob("*.png"))
+        interface = next(Path("/usr").glob("lib*/**/weston-ivi-shell-user-interface"), "")
+        config = folder / "weston.ini"
+        config.write_text(ini.format(image=images[0] if images else "", interface=interface))
+        self._command = [
+            "weston",
+            f"--backend=headless{'' if new else '-backend.so'}",
+            "--renderer=pixman" if new else "--use-pixman",
+            "--width=1024",
+            "--height=768",
+            "--socket=wayland-test",
+            "--idle-time=0",
+            "--debug",
+            f"--config={config}",
+        ]
+
+    async def start(self) -> None:
+        """Start it; it listens when this returns."""
+        self.socket.unlink(missing_ok=True)
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            self._process = await trio.lowlevel.open_process(
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        finally:
+            os.close(log)
+        with trio.fail_after(30):
+            while not self.socket.exists():
+                assert self._process.poll() is None, self._log.read_text()
+                await trio.sleep(0.02)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    async def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            with trio.CancelScope(shield=True):
+                await self._process.wait()
+            self._process = None
+
+    async def screenshot(self) -> Image.Image:
+        """What is on its screen."""
+        for old in self.folder.glob("wayland-screenshot*.png"):
+            old.unlink()
+        with trio.fail_after(60):
+            await trio.run_process(["weston-screenshooter"], cwd=self.folder, env=self._environment)
+        (made,) = self.folder.glob("wayland-screenshot*.png")
+        with Image.open(made) as picture:
+            return picture.convert("RGB")
+
+    def mapped(self, what: str) -> int:
+        """How many mappings of files of this name it has."""
+        return sum(what in line for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines())
+
+    def files(self) -> int:
+        """How many files it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+
+@contextlib.asynccontextmanager
+async def weston(folder: Path, ini: str = PLAIN) -> AsyncIterator[Weston]:
+    """Weston while the block lasts."""
+    made = Weston(folder, ini)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.end()

@@ -1,0 +1,197 @@
+"""Simulated guests as windows of a real Weston: what it shows, and what happens when it goes, stands still and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from PIL import Image
+from sinks.headless_weston import IVI, Weston, weston
+
+from displbe.config import Settings, WaylandSettings
+from displbe.daemon import Daemon
+from displbe.sim.guest import Guest, draw_bars
+from displbe.sim.hypervisor import Xen
+from displbe.sim.toolstack import ConnectorSpec
+from displbe.sinks.wayland.output import WaylandOutput
+from displbe.xen.port import Ledger
+
+SIZE = 1024, 768
+
+
+class Player:
+    """A guest that shows bars, and flips between them and their other half."""
+
+    def __init__(self, daemon: Daemon, guest: Guest, name: str) -> None:
+        self.daemon = daemon
+        self.guest = guest
+        self.name = name
+        self.flips = 0
+        self.framebuffers: list[tuple[int, Any]] = []
+
+    async def show(self, width: int = SIZE[0], height: int = SIZE[1]) -> None:
+        for phase in (0.0, 0.5):
+            _, fb, buffer = await self.guest.display.create_framebuffer(width, height)
+            draw_bars(buffer.pixels, width, height, phase)
+            self.framebuffers.append((fb, buffer))
+        await self.guest.display.show(0, self.framebuffers[0][0], width, height)
+
+    async def flip(self, times: int) -> None:
+        for _ in range(times):
+            self.flips += 1
+            await self.guest.display.connectors[0].flip(self.framebuffers[self.flips % 2][0])
+
+    @property
+    def output(self) -> WaylandOutput:
+        found = self.daemon.sink.claimed(self.name)
+        assert isinstance(found, WaylandOutput)
+        return found
+
+    async def on_screen(self) -> None:
+        """Wait until the compositor says that it shows something."""
+        with trio.fail_after(30):
+            while self.output.dark or not self.output.shown:
+                await trio.sleep(0.01)
+
+    def picture(self, width: int = SIZE[0], height: int = SIZE[1]) -> Image.Image:
+        """What it shows."""
+        data = bytes(self.framebuffers[self.flips % 2][1].pixels)
+        return Image.frombytes("RGB", (width, height), data, "raw", "BGRX")
+
+
+async def expect(compositor: Weston, wanted: Image.Image) -> None:
+    """The whole screen shows this, soon."""
+    with trio.fail_after(30):
+        while (await compositor.screenshot()).tobytes() != wanted.tobytes():
+            await trio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def playing(folder: Path, compositor: Weston, name: str, **wayland: Any) -> AsyncIterator[Player]:
+    """A daemon with a guest; at the end nothing is held."""
+    settings = Settings(sink="wayland", wayland=WaylandSettings(display=str(compositor.socket), **wayland))
+    async with Xen(folder / "xen").running() as xen, trio.open_nursery() as nursery:
+        hypervisor = xen.hypervisor(0)
+        daemon = Daemon(settings, hypervisor)
+        await nursery.start(daemon.run)
+        async with Guest.booted(xen, 1, ConnectorSpec(name, *SIZE)) as guest:
+            with trio.fail_after(10):
+                await guest.display.connected.wait()
+            yield Player(daemon, guest, name)
+        with trio.fail_after(30):
+            while hypervisor.ledger != Ledger():
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "xen").mkdir()
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("zero_copy", "way"), [("auto", "shm"), ("off", "copy")])
+async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str, way: str) -> None:
+    """The connector has the output's name; the whole screenshot is the guest's, pixel by pixel."""
+    async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
+        await player.show()
+        await player.on_screen()
+        assert {buffer.way for buffer in player.output.buffers} == {way}
+        await expect(compositor, player.picture())
+        await player.flip(5)
+        await expect(compositor, player.picture())
+        assert player.output.late == 0
+        assert compositor.mapped("memfd:dom1") == (2 if way == "shm" else 0)
+    assert player.daemon.sink.claimed("headless") is None
+
+
+async def test_a_window(folder: Path) -> None:
+    """A smaller guest with another connector: somewhere on the desktop there is its picture."""
+    async with weston(folder) as compositor, playing(folder, compositor, "VM-1") as player:
+        await player.show(320, 200)
+        await player.on_screen()
+        shot, wanted = await compositor.screenshot(), player.picture(320, 200)
+        at = shot.tobytes().find(wanted.tobytes()[: 320 * 3])
+        assert at >= 0
+        top, left = at // (3 * SIZE[0]), at // 3 % SIZE[0]
+        assert shot.crop((left, top, left + 320, top + 200)).tobytes() == wanted.tobytes()
+
+
+async def test_scaled_to_the_screen(folder: Path) -> None:
+    """Half the size, stretched: each pixel is four."""
+    async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:
+        await player.show(512, 384)
+        await player.on_screen()
+        wanted = player.picture(512, 384).resize(SIZE, Image.Resampling.NEAREST)
+        shot = await compositor.screenshot()
+        # Within the bars, away from their edges, however Weston interpolates.
+        points = [(x, y) for x in range(64, SIZE[0], 128) for y in range(10, 500, 50)]
+        assert [shot.getpixel(at) for at in points] == [wanted.getpixel(at) for at in points]
+
+
+async def test_killed_and_started_again(folder: Path) -> None:
+    async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:
+        await player.show()
+        await player.flip(5)
+        for _ in range(2):
+            await compositor.end()
+            with trio.fail_after(20):
+                await player.flip(20)
+            assert player.output.dark
+            shown = player.output.shown
+            await compositor.start()
+            with trio.fail_after(20):
+                while player.output.shown == shown:
+                    await player.flip(1)
+            await expect(compositor, player.picture())
+
+
+async def test_stopped_and_continued(folder: Path) -> None:
+    async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:
+        await player.show()
+        await player.flip(5)
+        compositor.send(signal.SIGSTOP)
+        objects = player.output._client.conn.objects
+        began = trio.current_time()
+        with trio.fail_after(20):
+            await player.flip(60)
+        assert trio.current_time() - began > 0.9, "no faster than a screen"
+        assert player.output._client.conn.objects <= objects + 4
+        compositor.send(signal.SIGCONT)
+        shown = player.output.shown
+        with trio.fail_after(20):
+            while player.output.shown == shown:
+                await player.flip(1)
+        await expect(compositor, player.picture())
+        assert player.output._client.connections == 1
+
+
+async def test_there_before_the_compositor(folder: Path) -> None:
+    compositor = Weston(folder)
+    async with playing(folder, compositor, "headless") as player:
+        await player.show()
+        await player.flip(3)
+        assert player.output.dark
+        await compositor.start()
+        try:
+            await player.on_screen()
+            await expect(compositor, player.picture())
+        finally:
+            await compositor.end()
+
+
+async def test_ivi_shell(folder: Path) -> None:
+    """The connector's name is the surface's id; the controller places it and gives it a size, and it is shown."""
+    async with weston(folder, IVI) as compositor, playing(folder, compositor, "5001") as player:
+        await player.show()
+        await player.on_screen()
+        assert player.output._window is not None
+        assert player.output._window.role == "ivi-application"
+        await player.flip(5)
+        assert player.output.late == 0
