@@ -30,6 +30,7 @@ fuzz-short: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.windows
 
 lab: .venv/ready
 	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 tests/lab

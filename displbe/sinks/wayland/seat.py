@@ -221,6 +221,7 @@ class SeatDevices:
         on(touch, "cancel", self._on_touch_cancel)
 
     def _on_touch_down(self, serial: int, time: int, surface: Proxy, finger: int, x: float, y: float) -> None:
+        self._on_touch_up(serial, time, finger)
         touched = self._find(surface)
         if touched is not None:
             name = next(self.touches)

@@ -1,0 +1,139 @@
+"""Buffers that come and go at a real compositor: `python -m tests.bench.windows [CYCLES]`.
+
+A guest's buffer is attached, shown in every tenth cycle, and taken back, ten thousand times against a headless Weston. Then neither
+this process nor Weston may have a file, a mapping or an object more than before, nor a MiB more of memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import structlog
+import trio
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sinks.headless_weston import Weston, weston
+
+from displbe.config import WaylandSettings
+from displbe.sinks.base import Claimant, Geometry, Part
+from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.sink import WaylandSink
+from displbe.wire.formats import fourcc
+
+CYCLES: Final = 10_000
+WARM_UP: Final = 1_000
+WIDTH, HEIGHT = 320, 200
+GUEST: Final = Claimant(1, "bench")
+
+
+class Pages:
+    """A guest's buffer (port.GuestBuffer): its memory stands in a file."""
+
+    domid = 1
+    size = -(-WIDTH * HEIGHT * 4 // 4096) * 4096
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("guest-of-the-bench", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.size)
+
+    async def view(self) -> memoryview:
+        raise NotImplementedError
+
+    async def dmabuf(self) -> int:
+        raise NotImplementedError
+
+    async def shm_fd(self) -> tuple[int, int]:
+        await trio.lowlevel.checkpoint()
+        return os.dup(self.fd), 0
+
+    async def aclose(self) -> None:
+        os.close(self.fd)
+        await trio.lowlevel.checkpoint()
+
+
+class Held(NamedTuple):
+    """What is held by us, and by Weston."""
+
+    files: int
+    mappings: int
+    objects: int
+    theirs: int
+    their_mappings: int
+
+    @classmethod
+    def now(cls, output: WaylandOutput, compositor: Weston) -> Held:
+        files = len(os.listdir("/proc/self/fd"))
+        mappings = Path("/proc/self/maps").read_text().count("guest-of-the-bench")
+        objects = output._client.conn.objects
+        return cls(files, mappings, objects, compositor.files(), compositor.mapped("guest-of-the-bench"))
+
+
+def memory(pid: int | str) -> int:
+    """A process's resident memory, kB."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0])
+
+
+async def cycle(output: WaylandOutput, number: int) -> None:
+    """A buffer comes, is shown perhaps, and goes."""
+    pages = Pages()
+    buffer = await output.attach(pages, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
+    assert output.buffers
+    if number % 10 == 0:
+        await output.enable(buffer, Part(0, 0, WIDTH, HEIGHT))
+        output.flip(buffer, number)
+    await buffer.aclose()
+    await pages.aclose()
+
+
+async def measure(folder: Path, cycles: int) -> bool:
+    """Print what is left over: whether that is nothing."""
+    good = True
+    async with weston(folder) as compositor, trio.open_nursery() as nursery:
+        sink = WaylandSink(WaylandSettings(display=str(compositor.socket), refresh=0.0))
+        await nursery.start(sink.run)
+        output = sink.claim("BENCH-1", WIDTH, HEIGHT, GUEST)
+        assert isinstance(output, WaylandOutput)
+        while output._client.session is None:
+            await trio.sleep(0.01)
+        for number in range(WARM_UP):
+            await cycle(output, number)
+        gc.collect()
+        before, ours, theirs = Held.now(output, compositor), memory("self"), memory(compositor.pid)
+        began = time.perf_counter()
+        for number in range(cycles):
+            await cycle(output, number)
+        took = time.perf_counter() - began
+        gc.collect()
+        after = Held.now(output, compositor)
+        grown = memory("self") - ours, memory(compositor.pid) - theirs
+        print(f"{cycles} buffers attached and taken back in {took:.1f} s, {took / cycles * 1e6:.0f} µs each")
+        for name, one, other in zip(Held._fields, before, after, strict=True):
+            print(f"{name:16} {one:6} before {other:6} after")
+            good &= one == other
+        print(f"{'resident memory':16} {grown[0]:+6} kB here, {grown[1]:+6} kB in Weston; at most 1024 here")
+        good &= grown[0] <= 1024 and output._client.connections == 1
+        await output.release()
+        nursery.cancel_scope.cancel()
+    return good
+
+
+def main() -> int:
+    """1 when something is left over."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
+    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+        good = trio.run(measure, Path(folder), cycles)
+    print("nothing left over" if good else "something is left over")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

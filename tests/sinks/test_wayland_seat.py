@@ -1,0 +1,305 @@
+"""What a compositor's seat says reaches the guest whose surface has the focus, and nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sinks.compositor import CORE, Client, FakeCompositor, Surface
+from sinks.test_wayland import GUEST, HEIGHT, WHOLE, WIDTH, Stage, on_screen, staged, until
+
+from displbe.sinks.base import Claimant
+from displbe.sinks.seat import (
+    KeyboardEnter,
+    KeyboardKey,
+    KeyboardLeave,
+    PointerAxis,
+    PointerButton,
+    PointerEnter,
+    PointerFrame,
+    PointerLeave,
+    PointerMotion,
+    SeatEvent,
+    TouchCancel,
+    TouchDown,
+    TouchFrame,
+    TouchMotion,
+    TouchUp,
+)
+
+SIZE = WIDTH, HEIGHT
+DEVICES = "wl_keyboard", "wl_pointer", "wl_touch"
+
+
+class Seat:
+    """The seat of the compositor, and what the guest hears of it."""
+
+    def __init__(self, stage: Stage, heard: list[SeatEvent]) -> None:
+        self.stage = stage
+        self.heard = heard
+        self.client: Client = stage.compositor.client
+        self.surface: Surface = stage.surface
+
+    async def says(self, device: str, name: str, *arguments: object, fds: tuple[int, ...] = ()) -> None:
+        """An event of a device; the client has dealt with it when this returns."""
+        self.client.event(self.client.device(device), name, *arguments, fds=fds)
+        await self.settled()
+
+    async def settled(self) -> None:
+        await self.stage.sink.clients[GUEST].conn.sync()
+
+    def take(self) -> list[SeatEvent]:
+        """What was heard since the last time."""
+        heard = self.heard[:]
+        self.heard.clear()
+        return heard
+
+
+@contextlib.asynccontextmanager
+async def seated(version: int = 8) -> AsyncIterator[Seat]:
+    compositor = FakeCompositor({**CORE, "wl_seat": version})
+    async with staged(compositor) as stage:
+        heard: list[SeatEvent] = []
+        assert stage.sink.seats is not None
+        with stage.sink.seats.listening(GUEST.domid, "HDMI-A-1", heard.append):
+            await stage.lit()
+            await until(lambda: all(compositor.client.of(device) for device in DEVICES))
+            yield Seat(stage, heard)
+
+
+async def test_keyboard() -> None:
+    async with seated() as seat:
+        await seat.says("wl_keyboard", "key", 1, 0, 30, 1)
+        assert seat.take() == [], "no focus yet"
+        await seat.says("wl_keyboard", "enter", 2, seat.surface.number, struct.pack("=2I", 29, 42))
+        await seat.says("wl_keyboard", "key", 3, 0, 30, 1)
+        await seat.says("wl_keyboard", "key", 4, 0, 30, 2)
+        await seat.says("wl_keyboard", "key", 5, 0, 30, 0)
+        await seat.says("wl_keyboard", "leave", 6, seat.surface.number)
+        await seat.says("wl_keyboard", "key", 7, 0, 31, 1)
+        assert seat.take() == [KeyboardEnter((29, 42)), KeyboardKey(30, True), KeyboardKey(30, False), KeyboardLeave()]
+
+
+async def test_pointer() -> None:
+    async with seated() as seat:
+        await seat.says("wl_pointer", "enter", 1, seat.surface.number, 10.5, 20.25)
+        await seat.says("wl_pointer", "frame")
+        await seat.says("wl_pointer", "motion", 0, -3.0, 99.0)
+        await seat.says("wl_pointer", "button", 2, 0, 0x110, 1)
+        await seat.says("wl_pointer", "frame")
+        await seat.says("wl_pointer", "leave", 3, seat.surface.number)
+        assert seat.take() == [
+            PointerEnter(10.5, 20.25, *SIZE),
+            PointerFrame(),
+            PointerMotion(-3.0, 99.0, *SIZE),
+            PointerButton(0x110, True),
+            PointerFrame(),
+            PointerLeave(),
+        ]
+        assert seat.client.requests("wl_pointer", "set_cursor") == [(1, 0, 0, 0)]
+
+
+async def test_positions_are_those_of_the_scaled_surface() -> None:
+    async with seated() as seat:
+        seat.client.configure(seat.surface, 128, 96, (1,))
+        await until(lambda: seat.surface.size == (128, 96))
+        await seat.says("wl_pointer", "enter", 1, seat.surface.number, 127.0, 95.0)
+        assert seat.take() == [PointerEnter(127.0, 95.0, 128, 96)]
+
+
+@pytest.mark.parametrize("version", [1, 5, 8])
+async def test_wheel(version: int) -> None:
+    """One detent down, and one to the right, as each version of the protocol says it; then a bit of a touchpad."""
+    async with seated(version) as seat:
+        await seat.says("wl_pointer", "enter", 1, seat.surface.number, 0.0, 0.0)
+        seat.take()
+        for axis in (0, 1):
+            if version >= 8:
+                await seat.says("wl_pointer", "axis_value120", axis, 120)
+            elif version >= 5:
+                await seat.says("wl_pointer", "axis_discrete", axis, 1)
+            await seat.says("wl_pointer", "axis", 0, axis, 10.0)
+        if version >= 5:
+            await seat.says("wl_pointer", "frame")
+        turned = [event for event in seat.take() if isinstance(event, PointerAxis)]
+        assert sum(event.vertical for event in turned) == -120
+        assert sum(event.horizontal for event in turned) == 120
+        for _ in range(10):
+            await seat.says("wl_pointer", "axis", 0, 0, -0.125)
+            if version >= 5:
+                await seat.says("wl_pointer", "frame")
+        turned = [event for event in seat.take() if isinstance(event, PointerAxis)]
+        assert sum(event.vertical for event in turned) == 15
+
+
+async def test_touch() -> None:
+    async with seated() as seat:
+        await seat.says("wl_touch", "down", 1, 0, seat.surface.number, 0, 1.0, 2.0)
+        await seat.says("wl_touch", "down", 2, 0, seat.surface.number, 1, 3.0, 4.0)
+        await seat.says("wl_touch", "frame")
+        await seat.says("wl_touch", "motion", 0, 1, 5.0, 6.0)
+        await seat.says("wl_touch", "up", 3, 0, 0)
+        await seat.says("wl_touch", "cancel")
+        await seat.says("wl_touch", "motion", 0, 1, 7.0, 8.0)
+        down = seat.heard[0]
+        assert isinstance(down, TouchDown)
+        first = down.id
+        assert seat.take() == [
+            TouchDown(first, 1.0, 2.0, *SIZE),
+            TouchDown(first + 1, 3.0, 4.0, *SIZE),
+            TouchFrame(),
+            TouchMotion(first + 1, 5.0, 6.0, *SIZE),
+            TouchUp(first),
+            TouchFrame(),
+            TouchCancel(),
+        ]
+
+
+async def focus_everything(seat: Seat) -> None:
+    await seat.says("wl_keyboard", "enter", 1, seat.surface.number, b"")
+    await seat.says("wl_pointer", "enter", 2, seat.surface.number, 1.0, 1.0)
+    await seat.says("wl_touch", "down", 3, 0, seat.surface.number, 0, 1.0, 2.0)
+    seat.take()
+
+
+LEFT = [KeyboardLeave(), PointerLeave(), TouchCancel()]
+
+
+async def test_a_surface_that_goes_has_been_left() -> None:
+    async with seated() as seat:
+        await focus_everything(seat)
+        (output,) = seat.stage.sink.clients[GUEST].outputs.values()
+        number = seat.surface.number
+        await output.disable()
+        assert seat.take() == LEFT
+        # What was on its way when the surface went names it still.
+        await seat.says("wl_keyboard", "leave", 4, number)
+        await seat.says("wl_pointer", "motion", 0, 3.0, 3.0)
+        await seat.says("wl_touch", "up", 5, 0, 0)
+        assert seat.take() == []
+
+
+async def test_a_compositor_that_goes_has_taken_the_focus_along() -> None:
+    async with seated() as seat:
+        await focus_everything(seat)
+        seat.stage.compositor.crash()
+        await until(lambda: seat.heard == LEFT)
+
+
+async def test_devices_that_go() -> None:
+    async with seated() as seat:
+        await focus_everything(seat)
+        (number,) = seat.client.of("wl_seat")
+        seat.client.event(number, "capabilities", 0)
+        await seat.settled()
+        assert sorted(map(repr, seat.take())) == sorted(map(repr, LEFT))
+        await until(lambda: not any(seat.client.of(device) for device in DEVICES))
+        seat.client.event(number, "capabilities", 7)
+        await until(lambda: all(seat.client.of(device) for device in DEVICES))
+        await seat.says("wl_keyboard", "enter", 9, seat.surface.number, b"")
+        assert seat.take() == [KeyboardEnter(())]
+
+
+async def test_another_guest_hears_nothing() -> None:
+    other = Claimant(2, "other")
+    async with seated() as seat:
+        heard: list[SeatEvent] = []
+        assert seat.stage.sink.seats is not None
+        with seat.stage.sink.seats.listening(2, "DP-1", heard.append):
+            output = seat.stage.claim("DP-1", other)
+            await seat.stage.connected(other)
+            buffer = await seat.stage.attach(output)
+            await output.enable(buffer, WHOLE)
+            await on_screen(output)
+            client = seat.stage.compositor.clients[1]
+            await until(lambda: client.of("wl_keyboard"))
+            await seat.says("wl_keyboard", "enter", 1, seat.surface.number, b"")
+            await seat.says("wl_keyboard", "key", 2, 0, 30, 1)
+            assert heard == []
+            (theirs,) = client.surfaces.values()
+            client.event(client.device("wl_keyboard"), "enter", 3, theirs.number, b"")
+            await until(lambda: heard == [KeyboardEnter(())])
+            assert seat.take() == [KeyboardEnter(()), KeyboardKey(30, True)]
+
+
+FINGERS = st.integers(0, 3)
+SAYINGS = st.one_of(
+    st.sampled_from([("enter",), ("leave",), ("cancel",), ("frame",)]),
+    st.tuples(st.sampled_from(["down", "up", "motion"]), FINGERS),
+    st.tuples(st.just("axis"), st.integers(0, 1), st.integers(-2000, 2000)),
+)
+
+
+class Model:
+    """What a guest must hear of the wheel, and may hear of fingers."""
+
+    def __init__(self) -> None:
+        self.inside = False
+        self.turning = [0, 0]
+        self.turned = [0, 0]
+
+    def says(self, word: str, *values: int) -> None:
+        if word in ("enter", "leave"):
+            self.inside, self.turning = word == "enter", [0, 0]
+        elif word == "axis":
+            self.turning[values[0]] += values[1]
+        elif word == "frame":
+            if self.inside:
+                self.turned = [a + b for a, b in zip(self.turned, self.turning, strict=True)]
+            self.turning = [0, 0]
+
+    def check(self, heard: list[SeatEvent]) -> None:
+        fingers: set[int] = set()
+        for event in heard:
+            match event:
+                case TouchDown(id=name):
+                    assert name not in fingers
+                    fingers.add(name)
+                case TouchMotion(id=name):
+                    assert name in fingers
+                case TouchUp(id=name):
+                    fingers.remove(name)
+                case TouchCancel():
+                    assert fingers
+                    fingers.clear()
+        turns = [event for event in heard if isinstance(event, PointerAxis)]
+        assert [-sum(turn.vertical for turn in turns), sum(turn.horizontal for turn in turns)] == self.turned
+
+
+@settings(max_examples=30, deadline=None)
+@given(sayings=st.lists(SAYINGS, max_size=40))
+def test_what_is_heard_makes_sense(sayings: list[tuple[str, *tuple[int, ...]]]) -> None:
+    """Whatever a compositor says, in whatever order: fingers come down before they move or go, and the wheel's turns add up."""
+
+    async def play() -> None:
+        model = Model()
+        async with seated() as seat:
+            number = seat.surface.number
+            for word, *values in sayings:
+                model.says(word, *values)
+                match word:
+                    case "enter":
+                        await seat.says("wl_pointer", "enter", 1, number, 1.0, 1.0)
+                    case "leave":
+                        await seat.says("wl_pointer", "leave", 1, number)
+                    case "frame":
+                        await seat.says("wl_pointer", "frame")
+                        await seat.says("wl_touch", "frame")
+                    case "cancel":
+                        await seat.says("wl_touch", "cancel")
+                    case "down":
+                        await seat.says("wl_touch", "down", 1, 0, number, values[0], 1.0, 1.0)
+                    case "up":
+                        await seat.says("wl_touch", "up", 1, 0, values[0])
+                    case "motion":
+                        await seat.says("wl_touch", "motion", 0, values[0], 2.0, 2.0)
+                    case "axis":
+                        await seat.says("wl_pointer", "axis_value120", values[0], values[1])
+            model.check(seat.take())
+
+    trio.run(play)

@@ -1,0 +1,116 @@
+"""Parts of the Wayland sink that need no compositor: conversions, sizes, which GPU does DMA."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from displbe.sinks.wayland.convert import CONVERTED, convert
+from displbe.sinks.wayland.feedback import gpu_that_does_dma
+from displbe.sinks.wayland.window import fit
+from displbe.wire.formats import fourcc
+
+DEPTHS = {
+    "RG24": (8, 8, 8),
+    "RG16": (5, 6, 5),
+    "XR15": (5, 5, 5),
+    "AR15": (5, 5, 5),
+    "XR12": (4, 4, 4),
+    "AR12": (4, 4, 4),
+}
+"""Bits of red, green and blue (drm_fourcc.h)."""
+
+
+def test_the_formats() -> None:
+    assert set(CONVERTED) == {fourcc(name) for name in DEPTHS}
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+@given(data=st.data())
+def test_conversion(name: str, data: st.DataObject) -> None:
+    """Pixel by pixel, by arithmetic; strides of both sides are free, and nothing beside the picture is touched."""
+    octets = 3 if name == "RG24" else 2
+    width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    of_stride = width * octets + data.draw(st.integers(0, 5))
+    to_stride = width * 4 + data.draw(st.integers(0, 8))
+    source = data.draw(st.binary(min_size=of_stride * height, max_size=of_stride * height))
+    target = bytearray(b"\x5a" * (to_stride * height))
+    convert(fourcc(name), memoryview(target), to_stride, memoryview(source), of_stride, width * octets, height)
+    red, green, blue = DEPTHS[name]
+    for y in range(height):
+        for x in range(width):
+            at = y * of_stride + x * octets
+            value = int.from_bytes(source[at : at + octets], "little")
+            parts = (value, blue), (value >> blue, green), (value >> (blue + green), red)
+            exact = [(part & (1 << bits) - 1) * 255 / ((1 << bits) - 1) for part, bits in parts]
+            made = target[y * to_stride + 4 * x : y * to_stride + 4 * x + 4]
+            assert all(abs(a - b) <= 1 for a, b in zip(made, exact, strict=False))
+            assert made[3] == 255
+        assert set(target[y * to_stride + 4 * width : (y + 1) * to_stride]) <= {0x5A}
+
+
+SIDES = st.integers(1, 16384)
+
+
+@given(width=SIDES, height=SIDES, into_width=SIDES, into_height=SIDES)
+def test_fitting(width: int, height: int, into_width: int, into_height: int) -> None:
+    """It touches two sides, leaves none, and keeps its shape to a pixel."""
+    made_width, made_height = fit(width, height, into_width, into_height)
+    assert 1 <= made_width <= into_width
+    assert 1 <= made_height <= into_height
+    assert made_width == into_width or made_height == into_height
+    if made_width == into_width:
+        assert abs(made_height - into_width * height / width) < 1 or made_height == 1
+    else:
+        assert abs(made_width - into_height * width / height) < 1 or made_width == 1
+
+
+class Sysfs:
+    """A machine with one DRM device."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.device = root / "devices/gpu"
+        (self.device / "drm/card0").mkdir(parents=True)
+        (root / "dev/char/226:128").mkdir(parents=True)
+        (root / "dev/char/226:128/device").symlink_to(self.device)
+
+    def on(self, bus: str) -> None:
+        (self.root / "bus" / bus).mkdir(parents=True)
+        (self.device / "subsystem").symlink_to(self.root / "bus" / bus)
+
+    def verdict(self) -> str:
+        return gpu_that_does_dma(os.makedev(226, 128), self.root)
+
+
+@pytest.mark.parametrize(
+    ("bus", "has", "said"),
+    [
+        ("pci", ["drm/renderD128"], ""),
+        ("platform", ["drm/renderD128", "of_node"], ""),
+        ("platform", ["drm/renderD128"], "platform bus"),  # vgem
+        ("faux", ["drm/renderD128"], "faux bus"),  # vkms
+        ("pci", [], "no render node"),  # a server's display controller
+        ("platform", ["of_node"], "no render node"),
+        ("virtio", ["drm/renderD128"], "virtio bus"),
+        ("pci", ["drm/renderD128", "virtio0"], "virtual"),
+        ("platform", ["drm/renderD128", "of_node", "virtio3"], "virtual"),
+        ("usb", ["drm/renderD128"], "usb bus"),
+    ],
+)
+def test_which_gpu_does_dma(tmp_path: Path, bus: str, has: list[str], said: str) -> None:
+    machine = Sysfs(tmp_path)
+    machine.on(bus)
+    for name in has:
+        (machine.device / name).mkdir()
+    assert said in machine.verdict()
+    assert bool(machine.verdict()) == bool(said)
+
+
+def test_an_unknown_device(tmp_path: Path) -> None:
+    assert "unknown" in gpu_that_does_dma(os.makedev(226, 129), tmp_path)
+    assert gpu_that_does_dma(0, tmp_path)
