@@ -39,7 +39,7 @@ class Daemon:
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
         self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest)
-        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack))
+        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack // self.sink.mappings))
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
         self.focus = Focus(settings.input.focus)
         self.evdev = Evdev(settings.input, self.focus, nodes or _system_nodes(settings))

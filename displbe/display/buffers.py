@@ -79,6 +79,7 @@ class Buffers:
         *,
         be_alloc: bool | None,
         dmabuf: bool,
+        shared: bool,
         log: Any,
     ) -> None:
         self.framebuffers: dict[int, Framebuffer] = {}
@@ -89,6 +90,7 @@ class Buffers:
         self._outputs = outputs
         self._be_alloc = be_alloc
         self._dmabuf = dmabuf and hypervisor.abilities.dmabuf_export
+        self._shared = shared
         self._lock = trio.Lock()
         self._log = log
 
@@ -144,12 +146,20 @@ class Buffers:
         return pages_of(request.buffer_sz)
 
     async def _map(self, refs: Sequence[int]) -> GuestBuffer:
-        """The pages, as a dma-buf where that is of use and can be had, else mapped. Raises RequestError."""
+        """The pages, as a dma-buf or for the compositor to map where that is of use and can be had, else mapped.
+
+        Raises RequestError.
+        """
         if self._dmabuf:
             try:
                 return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=True)
             except HypervisorError as error:
                 self._log.warning("no dma-buf of this buffer: its frames are copied", reason=str(error))
+        if self._shared:
+            try:
+                return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=False, shared=True)
+            except HypervisorError as error:
+                self._log.debug("nobody else can map this buffer: its frames are copied", reason=str(error))
         try:
             return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=False)
         except HypervisorError as error:

@@ -86,6 +86,7 @@ class DisplayDriver:
                 outputs,
                 be_alloc=be_alloc,
                 dmabuf=self._sink.wants_dmabuf,
+                shared=self._sink.wants_shared,
                 log=device.log,
             )
             stack.push_async_callback(buffers.aclose)

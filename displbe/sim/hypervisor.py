@@ -305,11 +305,11 @@ class SimHypervisor:
         mapping = Mapping(grant.memfd, [(grant.page * PAGE_SIZE, PAGE_SIZE)], writable=writable)
         return SimPage(mapping, grant, self.ledger)
 
-    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool) -> SimBuffer:
+    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool, shared: bool = False) -> SimBuffer:
         await trio.lowlevel.checkpoint()
         if dmabuf:
             raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
-        grants = self._grants(domid, refs, writable=False)
+        grants = self._grants(domid, refs, writable=shared)
         mapping = Mapping(grants[0].memfd, _runs([grant.page for grant in grants]), writable=False)
         return SimBuffer(domid, mapping, grants, self.ledger)
 

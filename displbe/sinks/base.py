@@ -156,6 +156,12 @@ class Sink(abc.ABC):
     wants_dmabuf: bool
     """Whether a dma-buf of a guest's pages is of use here; else they are mapped."""
 
+    wants_shared: bool = False
+    """Whether another process maps guests' pages, if it can (GuestBuffer.shm_fd); they need not be mapped here then."""
+
+    mappings: int = 1
+    """How often a guest's page may be mapped at a time."""
+
     seats: Seats | None = None
     """What its compositor's seats say to guests' surfaces; None: it has none."""
 

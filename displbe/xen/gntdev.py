@@ -148,14 +148,19 @@ class GrantedPages:
         ledger.buffer_pages += len(refs)
 
     @classmethod
-    async def open(cls, domid: int, refs: Sequence[int], ledger: Ledger, *, dmabuf: bool) -> GrantedPages:
-        """Map or export at once. Raises HypervisorError; nothing is held then."""
+    async def open(
+        cls, domid: int, refs: Sequence[int], ledger: Ledger, *, dmabuf: bool, shared: bool = False
+    ) -> GrantedPages:
+        """Map, export or try at once. Raises HypervisorError; nothing is held then."""
         try:
             self = cls(domid, refs, ledger)
         except OSError as error:
             raise _refused("cannot open gntdev", error) from error
         try:
-            await (self.dmabuf() if dmabuf else self.view())
+            if shared:
+                await self._off_loop("share", self._try_share)
+            else:
+                await (self.dmabuf() if dmabuf else self.view())
         except BaseException:
             self._end()
             raise
@@ -193,16 +198,19 @@ class GrantedPages:
         """A file with nothing but these pages, at 0. Raises HypervisorError."""
         return await self._off_loop("share", self._share), 0
 
-    def _share(self) -> int:
+    def _try_share(self) -> None:
         # Who maps it maps it writable, and may be sorely surprised when that fails: it is tried here first, with a file of its
         # own, since a file is mapped once (drivers/xen/gntdev.c, gntdev_mmap).
+        fd = open_gntdev()
+        try:
+            _Grants(fd, self.domid, self._refs, writable=True).close()
+        finally:
+            _close(fd)
+        self._shareable = True
+
+    def _share(self) -> int:
         if not self._shareable:
-            fd = open_gntdev()
-            try:
-                _Grants(fd, self.domid, self._refs, writable=True).close()
-            finally:
-                _close(fd)
-            self._shareable = True
+            self._try_share()
         fd = open_gntdev()
         try:
             if _reserve(fd, self.domid, self._refs):

@@ -63,9 +63,9 @@ class Host:
         """port.Hypervisor.map_page"""
         return gntdev.map_page(self._gntdev, domid, ref, self.ledger, writable=writable)
 
-    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool) -> GrantedPages:
+    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool, shared: bool = False) -> GrantedPages:
         """port.Hypervisor.map_buffer"""
-        return await GrantedPages.open(domid, refs, self.ledger, dmabuf=dmabuf)
+        return await GrantedPages.open(domid, refs, self.ledger, dmabuf=dmabuf, shared=shared)
 
     def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
         """port.Hypervisor.share_dmabuf"""

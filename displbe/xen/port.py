@@ -198,10 +198,10 @@ class Hypervisor(Protocol):
     def map_page(self, domid: int, ref: int, *, writable: bool) -> Page:
         """Map one page. Raises HypervisorError. One hypercall: short enough for the loop."""
 
-    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool) -> GuestBuffer:
-        """Map many pages (dmabuf False) or export them (True), off the loop. Raises HypervisorError; nothing stays then.
+    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool, shared: bool = False) -> GuestBuffer:
+        """Map many pages, or export them (`dmabuf`), or make sure that another process can map them (`shared`), off the loop.
 
-        The other way stays open: a buffer that was exported can be mapped later, and the other way round.
+        Raises HypervisorError; nothing stays then. The other ways stay open: a buffer that was exported can be mapped later.
         """
 
     def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:

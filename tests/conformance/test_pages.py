@@ -148,12 +148,13 @@ async def test_a_buffers_view_is_read_only(world: World) -> None:
     assert await world.peer.take_back(granted)
 
 
-async def test_a_buffer_for_another_process_to_map(world: World) -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+async def test_a_buffer_for_another_process_to_map(world: World, mapped: bool) -> None:
     granted = world.peer.grant(64)
     for number, ref in enumerate(granted):
         world.peer.write(ref, pattern(number))
     before = descriptors()
-    buffer = await world.hypervisor.map_buffer(world.peer.domid, granted, dmabuf=False)
+    buffer = await world.hypervisor.map_buffer(world.peer.domid, granted, dmabuf=False, shared=not mapped)
     for _ in range(2):  # one after the other, as when a compositor is started again
         fd, offset = await buffer.shm_fd()
         mapping = Mapping(fd, [(offset, buffer.size)], writable=True)
@@ -163,6 +164,7 @@ async def test_a_buffer_for_another_process_to_map(world: World) -> None:
         assert world.peer.read(granted[5], 4) == b"seen"
         world.peer.write(granted[5], pattern(5))
         mapping.close()
+    assert bytes((await buffer.view())[:8]) == pattern(0)[:8]
     await buffer.aclose()
     assert descriptors() == before
     assert await world.peer.take_back(granted)
@@ -174,8 +176,11 @@ async def test_a_buffer_granted_for_reading_is_for_nobody_else_to_map(world: Wor
     before = descriptors()
     with pytest.raises(HypervisorError):
         await buffer.shm_fd()
+    with pytest.raises(HypervisorError):
+        await world.hypervisor.map_buffer(world.peer.domid, granted, dmabuf=False, shared=True)
     assert descriptors() == before
     await buffer.aclose()
+    assert world.hypervisor.ledger == Ledger()
     assert await world.peer.take_back(granted)
 
 

@@ -189,6 +189,12 @@ async def test_there_before_the_compositor(folder: Path) -> None:
 async def test_ivi_shell(folder: Path) -> None:
     """The connector's name is the surface's id; the controller places it and gives it a size, and it is shown."""
     async with weston(folder, IVI) as compositor, playing(folder, compositor, "5001") as player:
+        # The controller passes over surfaces that come before its own user interface, which shows images.
+        images = 0
+        with trio.fail_after(30):
+            while images == 0 or images != compositor.mapped("weston-shared"):
+                images = compositor.mapped("weston-shared")
+                await trio.sleep(0.5)
         await player.show()
         await player.on_screen()
         assert player.output._window is not None
