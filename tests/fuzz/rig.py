@@ -181,6 +181,7 @@ class Rig:
             values |= {key: b"%d" % port for key, port in ports}
             nodes |= {f"{home}/device/vdispl/0/{index}/{key}": value for key, value in values.items()}
         rig = cls(machine, fronts, fake_device(nodes))
+        rig.device.name = "fuzz"
         async with trio.open_nursery() as nursery:
             await nursery.start(rig._serve)
             yield rig
