@@ -6,18 +6,20 @@ repeated for the same device is written at a bounded rate, and the next one says
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
 import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any, Final, Literal, TextIO, cast
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
 
 import structlog
 
 from .text import escape
+from .writer import LineWriter
 
-__all__ = ["RateLimit", "configure", "dropped"]
+__all__ = ["RateLimit", "configure", "dropped", "flush", "set_level"]
 
 BURST: Final = 20
 """Lines of one kind from one device that are written at once…"""
@@ -59,30 +61,45 @@ class RateLimit:
         return event
 
 
+class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]
+    """What is behind every logger of ours. Loggers are made once and kept; `set_level` changes what all of them do."""
+
+
+def set_level(level: str) -> None:
+    """From now on, write lines of this level and above. A line below it costs one call of a function that does nothing."""
+    for name, method in vars(
+        structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
+    ).items():
+        if not name.startswith("__"):
+            setattr(_Logger, name, method)
+
+
+_writer: LineWriter | None = None
+
+
 def dropped() -> int:
     """Lines that were lost because the log's reader was too slow."""
-    return 0
+    return _writer.dropped if _writer is not None else 0
 
 
-class _Patient:
-    """A stream whose failures (a full disk, a reader that has gone) cost the line, never the guests."""
+def flush() -> None:
+    """Wait until what was logged is written; not for ever."""
+    if _writer is not None:
+        _writer.flush()
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
 
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError):
-            return 0
+def _lost_json(count: int) -> str:
+    entry = {"count": count, "event": "lines lost: the log's reader is too slow", "level": "warning"}
+    return json.dumps(entry | {"timestamp": datetime.now(UTC).isoformat()})
 
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
+
+def _lost_console(count: int) -> str:
+    return f"{count} lines lost: the log's reader is too slow"
 
 
 def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "info") -> None:
     """Set the log up: `auto` is colours where stderr is a terminal, JSON lines else."""
+    global _writer  # noqa: PLW0603
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     final: list[Any]
     if console:
@@ -90,6 +107,9 @@ def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "i
     else:
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         final = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
+    flush()
+    writer = _writer = LineWriter(sys.stderr, _lost_console if console else _lost_json)
+    set_level(level)
     structlog.configure(
         processors=[
             RateLimit(),
@@ -98,7 +118,7 @@ def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "i
             _escape_values,
             *final,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Patient(sys.stderr))),
+        wrapper_class=_Logger,
+        logger_factory=lambda *arguments: writer,
         cache_logger_on_first_use=True,
     )

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from typing import TextIO, cast
 
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from displbe.ops import log, writer
 from displbe.ops.log import BURST, MAX_KINDS, RateLimit, configure
 from displbe.ops.text import MAX_TEXT, escape
+from displbe.ops.writer import LineWriter
+
+
+class Log:
+    """The log, and what it has written."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
+        self._captured = captured
+
+    def written(self) -> str:
+        """All of it since the last call."""
+        log.flush()
+        return self._captured.readouterr().err
 
 
 @pytest.fixture
-def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[Log]:
     """What is configured here is not for other tests."""
-    yield capsys
+    yield Log(capsys)
     structlog.reset_defaults()
 
 
@@ -39,10 +58,10 @@ def test_escapes() -> None:
     assert escape("x" * 5000) == "x" * MAX_TEXT + "…"
 
 
-def test_json_lines(configured: pytest.CaptureFixture[str]) -> None:
+def test_json_lines(configured: Log) -> None:
     configure("json")
     structlog.get_logger().warning("refused", name='evil"\n{"event": "forged"}', raw=b"\xff\n\x1b", number=7)
-    (line,) = configured.readouterr().err.splitlines()
+    (line,) = configured.written().splitlines()
     entry = json.loads(line)
     assert (entry["event"], entry["level"], entry["number"]) == ("refused", "warning", 7)
     assert entry["name"] == 'evil"\\n{"event": "forged"}'
@@ -50,39 +69,39 @@ def test_json_lines(configured: pytest.CaptureFixture[str]) -> None:
     assert entry["timestamp"].endswith("Z")
 
 
-def test_exceptions_are_told_without_the_values_of_variables(configured: pytest.CaptureFixture[str]) -> None:
+def test_exceptions_are_told_without_the_values_of_variables(configured: Log) -> None:
     configure("json")
     secret = "pixels"
     try:
         raise ZeroDivisionError(secret[:0] + "why")
     except ZeroDivisionError:
         structlog.get_logger().exception("device failed")
-    (line,) = configured.readouterr().err.splitlines()
+    (line,) = configured.written().splitlines()
     assert "ZeroDivisionError" in line
     assert "why" in line
     assert "pixels" not in line
 
 
-def test_console(configured: pytest.CaptureFixture[str]) -> None:
+def test_console(configured: Log) -> None:
     configure("console")
     structlog.get_logger().info("state", name="a\x1b[2Jb")
-    told = configured.readouterr().err
+    told = configured.written()
     assert "state" in told
     assert "\x1b[2J" not in told
 
 
-def test_auto_is_json_where_there_is_no_terminal(configured: pytest.CaptureFixture[str]) -> None:
+def test_auto_is_json_where_there_is_no_terminal(configured: Log) -> None:
     configure()
     structlog.get_logger().info("state")
-    assert json.loads(configured.readouterr().err)["event"] == "state"
+    assert json.loads(configured.written())["event"] == "state"
 
 
-def test_levels(configured: pytest.CaptureFixture[str]) -> None:
+def test_levels(configured: Log) -> None:
     configure("json", "warning")
     logger = structlog.get_logger()
     logger.info("not this")
     logger.warning("this")
-    assert [json.loads(line)["event"] for line in configured.readouterr().err.splitlines()] == ["this"]
+    assert [json.loads(line)["event"] for line in configured.written().splitlines()] == ["this"]
 
 
 class Clock:
@@ -135,3 +154,117 @@ def test_it_remembers_no_more_than_so_many(clock: Clock) -> None:
     for domid in range(3 * MAX_KINDS):
         assert passes(limit, domid=domid)
     assert len(limit._buckets) <= MAX_KINDS + 1
+
+
+def test_a_level_changes_for_loggers_that_are_there(configured: Log) -> None:
+    configure("json", "warning")
+    early, bound = structlog.get_logger("a"), structlog.get_logger("b").bind(domid=1)
+    early.info("not this")
+    bound.info("nor this")
+    log.set_level("debug")
+    early.debug("this")
+    bound.debug("and this")
+    log.set_level("error")
+    early.warning("but not this")
+    assert [json.loads(line)["event"] for line in configured.written().splitlines()] == ["this", "and this"]
+
+
+class Pipe:
+    """A pipe whose reader may take its time, as a stream."""
+
+    def __init__(self) -> None:
+        self.reader, self.fd = os.pipe()
+
+    def fileno(self) -> int:
+        """Where it is written to."""
+        return self.fd
+
+    def read(self) -> list[str]:
+        """All lines that are written within a moment."""
+        os.set_blocking(self.reader, False)
+        octets = b""
+        quiet = 0
+        while quiet < 20:
+            try:
+                octets += os.read(self.reader, 1 << 20)
+                quiet = 0
+            except BlockingIOError:
+                time.sleep(0.01)
+                quiet += 1
+        return octets.decode().splitlines()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """A pipe that nobody reads."""
+    made = Pipe()
+    yield made
+    os.close(made.reader)  # a thread that writes gets EPIPE, and lives on
+    os.close(made.fd)
+
+
+def test_a_reader_that_stalls_costs_lines_and_no_time(pipe: Pipe) -> None:
+    lines = LineWriter(cast("TextIO", pipe), lambda count: f"lost {count}")
+    wanted = 10 * writer.ROOM
+    for number in range(wanted):
+        lines.msg(f"{number} " + "x" * 100)  # would block for ever
+    assert 0 < lines.dropped < wanted
+    assert not lines.flush(0.05)
+    told = pipe.read()
+    assert lines.flush(10)
+    told += pipe.read()
+    numbers = [int(line.split()[0]) for line in told if not line.startswith("lost")]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == wanted - lines.dropped
+    assert sum(int(line.split()[1]) for line in told if line.startswith("lost")) == lines.dropped
+
+
+def test_a_reader_that_is_gone_costs_lines(pipe: Pipe) -> None:
+    os.close(pipe.reader)
+    lines = LineWriter(cast("TextIO", pipe), str)
+    for _ in range(10):
+        lines.msg("x")
+        assert lines.flush(10)
+    pipe.reader = os.open("/dev/null", os.O_RDONLY)
+
+
+def test_a_file_that_does_not_block(pipe: Pipe) -> None:
+    os.set_blocking(pipe.fd, False)
+    lines = LineWriter(cast("TextIO", pipe), str)
+    for _ in range(500):
+        lines.msg("x" * 999)
+    told: list[str] = []
+    while len(told) < 500:
+        told += pipe.read()
+    assert told == ["x" * 999] * 500
+
+
+def test_what_waits_is_written_at_the_end() -> None:
+    code = """
+import structlog
+from displbe.ops import log
+log.configure("json")
+for number in range(1000):
+    structlog.get_logger().info("line %d" % number)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == [
+        f"line {number}" for number in range(1000)
+    ]
+
+
+def test_a_stalled_reader_does_not_keep_the_process() -> None:
+    code = """
+import structlog
+from displbe.ops import log
+log.configure("json")
+for number in range(5000):
+    structlog.get_logger().info("line", number=number, domid=number, text="x" * 400)
+"""
+    reader, end = os.pipe()
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stderr=end, timeout=60, check=False)
+        assert done.returncode == 0
+    finally:
+        os.close(reader)
+        os.close(end)
