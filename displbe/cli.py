@@ -100,7 +100,7 @@ def _daemon(arguments: argparse.Namespace) -> int:
         _tell_abilities(daemon)
     else:
         with _only_one():
-            trio.run(_serve, daemon)
+            trio.run(_serve, daemon, arguments.config or CONFIG)
     return OK
 
 
@@ -112,18 +112,21 @@ def _tell_abilities(daemon: Daemon) -> None:
         print(f"because: {abilities.reason}")
 
 
-async def _serve(daemon: Daemon) -> None:
-    """The daemon, until a signal ends it."""
+async def _serve(daemon: Daemon, config: str) -> None:
+    """The daemon, until a signal ends it. SIGHUP has it read its configuration again."""
     # Outside of what is cancelled: a second signal must not kill what says goodbye.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(_obey, signals, nursery.cancel_scope, daemon, config)
             await daemon.run()
 
 
-async def _end_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
+async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Daemon, config: str) -> None:
+    async for number in signals:
+        if number == signal.SIGHUP:
+            daemon.reload(config)
+        else:
+            scope.cancel()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ __all__ = [
     "WaylandSettings",
     "X11Settings",
     "XenSettings",
+    "differences",
     "load",
 ]
 
@@ -39,6 +40,7 @@ class LogSettings(_Table, frozen=True):
 
     format: Literal["auto", "json", "console"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
+    traces: str = ""
 
 
 class XenSettings(_Table, frozen=True):
@@ -169,3 +171,18 @@ def load(path: str) -> Settings:
         return msgspec.convert(document, Settings)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def differences(before: Settings, after: Settings) -> list[str]:
+    """The keys whose values differ, as `table.key`; of guests, `guest.NAME`."""
+    found = []
+    for table in msgspec.structs.fields(Settings):
+        old, new = getattr(before, table.name), getattr(after, table.name)
+        if isinstance(old, msgspec.Struct):
+            keys = [key for key in msgspec.structs.fields(old) if getattr(old, key.name) != getattr(new, key.name)]
+            found += [f"{table.encode_name}.{key.encode_name}" for key in keys]
+        elif isinstance(old, dict):
+            found += [f"{table.encode_name}.{key}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+        elif old != new:
+            found.append(table.encode_name)
+    return found

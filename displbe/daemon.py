@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from importlib.util import find_spec
+from typing import Final
 
+import msgspec
 import structlog
 import trio
 
@@ -12,21 +15,27 @@ from displbe import __version__
 from displbe.backend.quota import Quotas, Total
 from displbe.backend.supervisor import Supervisor
 from displbe.commands import Commands
-from displbe.config import Settings
+from displbe.config import ConfigError, Settings, differences, load
 from displbe.display.device import DisplayDriver
 from displbe.input.device import InputDriver
 from displbe.input.feed import Repeats
 from displbe.input.focus import Focus
 from displbe.input.sources.evdev import Evdev, Nodes, SystemNodes
+from displbe.ops import log
 from displbe.ops.control import Control
 from displbe.ops.health import Health
 from displbe.ops.lag import Lag
+from displbe.ops.traces import TraceFiles
 from displbe.sinks.base import Sink
 from displbe.sinks.registry import MissingPackage, make_sink
 from displbe.xen.port import Hypervisor
 
 __all__ = ["Daemon"]
 
+STATUS_PERIOD: Final = 5.0
+"""Seconds between two STATUS lines."""
+RELOADABLE: Final = ("log.level", "limits.", "guest.", "input.focus")
+"""Keys whose change needs no restart: limits hold for guests that come later, guests' settings from their next connection on."""
 _log = structlog.get_logger("displbe.daemon")
 
 
@@ -38,15 +47,17 @@ class Daemon:
     ) -> None:
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
-        self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest)
         self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack // self.sink.mappings))
+        self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, TraceFiles(settings.log.traces))
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
         self.focus = Focus(settings.input.focus)
         self.evdev = Evdev(settings.input, self.focus, nodes or _system_nodes(settings))
         repeats = Repeats(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )
-        keyboards = InputDriver(hypervisor, self.focus, self.evdev, self.sink.seats, settings.guest, repeats)
+        self._keyboards = keyboards = InputDriver(
+            hypervisor, self.focus, self.evdev, self.sink.seats, settings.guest, repeats
+        )
         self.inputs = Supervisor(hypervisor.store, keyboards, self.quotas)
         self._lag = Lag()
         self.commands = Commands(
@@ -75,6 +86,7 @@ class Daemon:
                     await guests.start(self.supervisor.run)
                     await guests.start(self.inputs.run)
                     self._health.tell("READY=1", "STATUS=serving")
+                    guests.start_soon(self._tell_status)
                     _log.info("ready")
                     task_status.started()
                     try:
@@ -102,6 +114,39 @@ class Daemon:
         while True:
             await trio.sleep(self._health.interval or math.inf)
             self._health.tell("WATCHDOG=1")
+
+    async def _tell_status(self) -> None:
+        """What `systemctl status` shows."""
+        while self._health.listening:
+            self._health.tell(f"STATUS={(await self.commands.status()).summary()}")
+            await trio.sleep(STATUS_PERIOD)
+
+    def reload(self, path: str) -> None:
+        """Read the configuration again, and apply what can be applied without touching guests that are connected."""
+        self._health.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._apply(load(path))
+        except ConfigError as error:
+            _log.error("configuration not reloaded", reason=str(error))
+        self._health.tell("READY=1")
+
+    def _apply(self, wanted: Settings) -> None:
+        changed = differences(self._settings, wanted)
+        applied = [key for key in changed if key.startswith(RELOADABLE)]
+        log.set_level(wanted.log.level)
+        self.quotas.limits = wanted.limits
+        self._driver.guests = self._keyboards.guests = wanted.guest
+        if "input.focus" in changed:
+            self.focus.give(wanted.input.focus)
+        # What was not applied stays as it was, so that it is told again the next time.
+        self._settings = msgspec.structs.replace(
+            self._settings,
+            limits=wanted.limits,
+            guest=wanted.guest,
+            log=msgspec.structs.replace(self._settings.log, level=wanted.log.level),
+            input=msgspec.structs.replace(self._settings.input, focus=wanted.input.focus),
+        )
+        _log.warning("configuration reloaded", applied=applied, takes_a_restart=sorted(set(changed) - set(applied)))
 
     def _log_abilities(self) -> None:
         abilities = self.hypervisor.abilities

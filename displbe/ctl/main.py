@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ __all__ = ["main"]
 
 SOCKET: Final = "/run/displbe/control"
 CONFIG: Final = "/etc/displbe/displbe.toml"
+TRACE: Final = "the last 4,096 requests of a connector and their answers"
 CLEAR: Final = "\x1b[H\x1b[J"
 """Cursor home, and clear from there."""
 
@@ -58,7 +60,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--count", type=int, default=0, metavar="N", help="looks, then end (default: for ever)")
     made = command("screenshot", _screenshot, "what a guest shows, as a PNG file")
     made.add_argument("file", metavar="FILE.png")
-    made = command("trace", _trace, "the last 4,096 requests of a connector and their answers")
+    made = commands.add_parser("trace", help=TRACE, description=TRACE)
+    made.set_defaults(run=_trace)
+    which = made.add_mutually_exclusive_group(required=True)
+    which.add_argument("guest", metavar="GUEST", nargs="?", default="", help="its name in xl, or its domain number")
+    which.add_argument("--file", metavar="FILE", default="", help="a trace that was kept when a device was shut off")
+    made.add_argument(
+        "--connector", metavar="C", default="", help="the name of its output, or its number (default: the first)"
+    )
     command("focus", _tell, "give a guest the keyboard and pointer")
     command("blank", _tell, "switch a guest's screens off; the guest does not notice")
     command("unblank", _tell, "switch them on again")
@@ -133,12 +142,25 @@ def _screenshot(arguments: argparse.Namespace) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from .trace import trace_lines
+    from displbe.display.trace import trace_lines
 
-    facts, records = _ask(arguments)
+    facts, records = _ask(arguments) if arguments.guest else _trace_file(arguments.file)
+    if "reason" in facts:
+        print(f"{facts['guest']}, {facts['connector']}: shut off: {facts['reason']}")
     for line in trace_lines(records, float(facts["epoch"])):
         print(line)
     return 0
+
+
+def _trace_file(path: str) -> tuple[dict[str, int | float | str], bytes]:
+    from displbe.ops.traces import read_trace
+
+    try:
+        return read_trace(Path(path).read_bytes())
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from error
+    except (ValueError, msgspec.DecodeError) as error:
+        raise Failure(f"{path}: {error}") from error
 
 
 def _tell(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
@@ -12,6 +12,8 @@ import trio
 
 from displbe.backend.device import Device, Refused, releasing
 from displbe.backend.guests import GuestSettings, own_domid
+from displbe.ops.text import escape
+from displbe.ops.traces import TraceFiles
 from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
@@ -22,9 +24,12 @@ from displbe.xen.port import Hypervisor, NoEntry, StoreError
 from .buffers import Buffers
 from .connector import Connector
 from .edid import answer_edid
+from .trace import RECORD, Trace, trace_lines
 
 __all__ = ["DisplayDriver"]
 
+LOGGED: Final = 8
+"""Requests of each connector that are in the log when a device is shut off."""
 MAX_CONNECTORS: Final = 8
 MAX_NAME: Final = 64
 RESCUE: Final = 0.25
@@ -50,7 +55,14 @@ class DisplayDriver:
     frontend_kind: Final = "vdispl"
     transitions: Final = TRANSITIONS
 
-    def __init__(self, hypervisor: Hypervisor, sink: Sink, guests: Mapping[str, GuestSettings] | None = None) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        sink: Sink,
+        guests: Mapping[str, GuestSettings] | None = None,
+        traces: TraceFiles | None = None,
+    ) -> None:
+        self._traces = traces or TraceFiles("")
         self._hypervisor = hypervisor
         self._sink = sink
         self.guests = guests or {}
@@ -76,7 +88,7 @@ class DisplayDriver:
         guest = self.settings_of(device.name)
         keys = await self._read_keys(device, guest)
         be_alloc = guest.be_alloc if await self._trusted(device, "be-alloc", missing=b"0") == b"1" else None
-        session = _Session()
+        session = _Session(partial(self._keep_traces, device))
         async with releasing() as stack:
             outputs = [self._claim(device, claimant, key, stack) for key in keys]
             buffers = Buffers(
@@ -103,6 +115,19 @@ class DisplayDriver:
             if await self._read_keys(device, guest) != keys:
                 raise Refused("the frontend has published other rings meanwhile")
             await session.run(task_status)
+
+    def _keep_traces(self, device: Device, connectors: list[Connector], reason: FrontendBroken) -> None:
+        for connector in connectors:
+            records, epoch = connector.trace.octets(), Trace.epoch()
+            last = list(trace_lines(records[-LOGGED * RECORD.size :], epoch))
+            device.log.warning("last requests", connector=connector.output.name, requests=last)
+            facts: dict[str, int | float | str] = {
+                "guest": escape(device.name) or str(device.domid),
+                "connector": escape(connector.output.name),
+                "epoch": epoch,
+                "reason": escape(str(reason)),
+            }
+            self._traces.keep(f"domain{device.domid}-{device.number}-{connector.index}", facts, records)
 
     def _claim(self, device: Device, claimant: Claimant, key: ConnectorKeys, stack: AsyncExitStack) -> Output:
         try:
@@ -218,15 +243,18 @@ def _nothing() -> bool:
 class _Session:
     """A connected device: its connectors at work."""
 
-    def __init__(self) -> None:
+    def __init__(self, shut_off: Callable[[list[Connector], FrontendBroken], None]) -> None:
         self.connectors: list[Connector] = []
+        self._shut_off = shut_off
         self._failed = trio.Event()
         self._reason = FrontendBroken("")
 
     def broken(self, reason: FrontendBroken) -> None:
         """The frontend broke a rule that leaves nothing to answer: the device ends, this device only."""
-        self._reason = reason
-        self._failed.set()
+        if not self._failed.is_set():
+            self._reason = reason
+            self._failed.set()
+            self._shut_off(self.connectors, reason)
 
     async def _rescue(self) -> None:
         """Look now and then for requests whose notification was lost. None should ever be; each is counted and logged."""

@@ -1,20 +1,26 @@
 """The last requests of a control ring and what was answered, for who wants to know what a guest did: `displbectl trace`.
 
 On the path of every request: two stores into a record that is there already. A record keeps the request's 64 octets as they were read;
-who prints them decodes them (protocol/control.md has the layout).
+who prints them decodes them: protocol/control.md has the layout.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from datetime import datetime
 from struct import Struct
 from typing import Final
 
-from displbe.wire.displif import MESSAGE_SIZE
+import msgspec
+
+from displbe.wire.displif import MESSAGE_SIZE, Operation, UnknownRequest, decode_request
+from displbe.wire.errors import Errno
+from displbe.wire.formats import fourcc_name
 
 from .times import clock
 
-__all__ = ["RECORD", "Trace"]
+__all__ = ["RECORD", "Trace", "trace_lines"]
 
 KEPT: Final = 4096
 """Requests. A power of two."""
@@ -55,3 +61,32 @@ class Trace:
     def epoch() -> float:
         """What to add to a record's times to have seconds since 1970."""
         return time.time() - clock()
+
+
+def trace_lines(octets: bytes, epoch: float) -> Iterator[str]:
+    """A line for each request; `epoch` makes its times seconds since 1970."""
+    for read, answered, status, edid_sz, slot in RECORD.iter_unpack(octets):
+        request = decode_request(slot)
+        when = datetime.fromtimestamp(read + epoch).strftime("%H:%M:%S.%f")
+        if isinstance(request, UnknownRequest):
+            said = f"operation {request.operation:#x}"
+        else:
+            fields = msgspec.structs.asdict(request)
+            said = " ".join([Operation(request.operation).name, *(f"{k}={_value(k, v)}" for k, v in fields.items())])
+        answer = f"{_answer(status, edid_sz)} after {(answered - read) * 1e6:.0f} us" if answered else "not answered"
+        yield f"{when} {said} -> {answer}"
+
+
+def _value(key: str, value: int) -> str:
+    if key == "pixel_format":
+        return fourcc_name(value)
+    return f"{value:#x}" if key.endswith("cookie") else str(value)
+
+
+def _answer(status: int, edid_sz: int) -> str:
+    if status == 0:
+        return f"ok, {edid_sz} octets" if edid_sz else "ok"
+    try:
+        return Errno(-status).name
+    except ValueError:
+        return str(status)

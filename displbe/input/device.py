@@ -70,7 +70,7 @@ class InputDriver:
         self._focus = focus
         self._evdev = evdev
         self._seats = seats
-        self._guests = guests or {}
+        self.guests = guests or {}
         self._repeats = repeats or Repeats()
         self._claims: dict[str, Claim] = {}
         self._served: dict[str, _Keys] = {}
@@ -114,7 +114,7 @@ class InputDriver:
         claim = self._claims.get(device.path)
         if claim is None:
             name = await guest_name(device.store, device.domid)
-            settings = self._guests.get(name, GuestSettings())
+            settings = self.guests.get(name, GuestSettings())
             number = int(device.path.rpartition("/")[2])
             bindings = await self._bindings(device, settings)
             allowed = frozenset(binding.id for binding in bindings) if settings.input else frozenset[str]()

@@ -20,6 +20,11 @@ class Health:
         self.interval = int(microseconds) / 2e6 if microseconds.isdigit() and mine else None
         """Seconds between two signs of life: half of what systemd waits; None when it does not watch."""
 
+    @property
+    def listening(self) -> bool:
+        """Whether a manager is there."""
+        return bool(self._address)
+
     def tell(self, *lines: str) -> None:
         """Send lines such as READY=1. A manager that does not listen is no error."""
         if not self._address:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 from PIL import Image
 from scenario.world import World, flip_on, spec, until
@@ -49,6 +50,12 @@ async def more(times: list[float], count: int) -> None:
     await until(lambda: len(times) > wanted)
 
 
+async def connected(guest: SimGuest) -> None:
+    """Wait for a guest's display."""
+    with trio.fail_after(10):
+        await guest.display.connected.wait()
+
+
 def colour(guest: SimGuest, buffer: memoryview, pixel: bytes) -> None:
     """Fill a buffer of 64x48."""
     buffer[:] = pixel * (64 * 48)
@@ -64,7 +71,7 @@ async def test_status_of_nobody(world: World) -> None:
 async def test_status(world: World) -> None:
     async with world.booted(1, spec(), spec("DP-1", 1920, 1080)) as guest:
         name(world, 1, "cock\x1b[2Jpit")
-        await guest.display.connected.wait()
+        await connected(guest)
         async with flip_on(guest) as times:
             await until(lambda: len(times) > 20)
             status = await asked(world)
@@ -125,9 +132,31 @@ async def test_a_shut_off_device_and_its_trace(world: World) -> None:
         assert "impossible request index" in device["error"]
         with trio.fail_after(10):
             await guest.display.disconnected.wait()
-            await guest.display.connected.wait()
+            await connected(guest)
         device = (await asked(world))["guests"][0]["devices"][0]
         assert (device["backend"], device["connections"], device["shut_off"]) == ("connected", 2, 1)
+
+
+async def test_a_trace_is_kept_when_a_device_is_shut_off(tmp_path: Path) -> None:
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    async with World.running(tmp_path, traces=str(folder)) as world:
+        with structlog.testing.capture_logs() as lines:
+            async with world.guest(1) as guest:
+                connector = guest.display.connectors[0]
+                await connector.ask(PageFlip(0, 99))
+                connector.ring_page.store(0, 5000)  # an impossible index
+                connector.channel.notify()
+                await until(lambda: any(name.endswith(".trace") for name in os.listdir(folder)))
+        (line,) = [line for line in lines if line["event"] == "last requests"]
+        assert len(line["requests"]) == 1
+        assert "PG_FLIP" in line["requests"][0]
+        (kept,) = os.listdir(folder)
+        text = await ctl(world, "trace", "--file", str(folder / kept))
+        assert "1, HDMI-A-1: shut off: impossible request index" in text
+        assert "PG_FLIP id=0 fb_cookie=0x63 -> ENOENT after" in text
+        assert "this is no trace" in await ctl(world, "trace", "--file", "/etc/passwd", code=1)
+        assert "No such file" in await ctl(world, "trace", "--file", str(folder / "none"), code=1)
 
 
 async def test_trace(world: World) -> None:
@@ -170,7 +199,7 @@ async def test_a_guest_of_whom_there_are_no_pictures(tmp_path: Path) -> None:
     guests = {"cluster": GuestSettings(screenshot=False)}
     async with World.running(tmp_path, guests=guests) as world, world.booted(1, spec()) as guest:
         name(world, 1, "cluster")
-        await guest.display.connected.wait()
+        await connected(guest)
         said = await ctl(world, "screenshot", "cluster", str(tmp_path / "shot.png"), code=1)
         assert "the configuration allows no screenshots of this guest" in said
         assert "allows no screenshots" in await ctl(world, "screenshot", "1", str(tmp_path / "shot.png"), code=1)
@@ -228,7 +257,7 @@ async def test_kick(world: World) -> None:
         await ctl(world, "kick", "1")
         with trio.fail_after(10):
             await guest.display.disconnected.wait()
-            await guest.display.connected.wait()
+            await connected(guest)
         await more(times, 5)
         assert (await asked(world))["guests"][0]["devices"][0]["connections"] == 2
         assert (await asked(world))["guests"][1]["devices"][0]["connections"] == 1
@@ -244,17 +273,18 @@ async def test_focus(world: World) -> None:
 
 async def test_who_is_meant(world: World) -> None:
     assert "no guest cockpit; there is none" in await ctl(world, "kick", "cockpit", code=1)
-    async with world.booted(1, spec()) as guest, world.booted(2, spec("DP-1")) as second, world.booted(3, spec("DP-1")):
+    async with world.booted(1, spec()) as guest, world.booted(2, spec("DP-1")) as second:
         name(world, 1, "twin")
         name(world, 2, "twin")
-        await guest.display.connected.wait()
-        await second.display.connected.wait()
-        await until(lambda: world.error(3))
-        assert "more than one guest is called twin" in await ctl(world, "kick", "twin", code=1)
-        assert "no guest cockpit; there are: 3, twin" in await ctl(world, "kick", "cockpit", code=1)
-        assert "never been connected" in await ctl(world, "trace", "3", code=1)
-        assert "no guest ; there are" in await ctl(world, "kick", "", code=1)
-        await ctl(world, "blank", "2", "--connector", "0")
+        await connected(guest)
+        await connected(second)
+        async with world.booted(3, spec("DP-1")):
+            await until(lambda: world.error(3))
+            assert "more than one guest is called twin" in await ctl(world, "kick", "twin", code=1)
+            assert "no guest cockpit; there are: 3, twin" in await ctl(world, "kick", "cockpit", code=1)
+            assert "never been connected" in await ctl(world, "trace", "3", code=1)
+            assert "no guest ; there are" in await ctl(world, "kick", "", code=1)
+            await ctl(world, "blank", "2", "--connector", "0")
 
 
 async def test_no_daemon(world: World, tmp_path: Path) -> None:

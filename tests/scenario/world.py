@@ -15,7 +15,7 @@ from displbe.backend import device as backend_device
 from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
-from displbe.config import ControlSettings, HeadlessSettings, InputSettings, Settings
+from displbe.config import ControlSettings, HeadlessSettings, InputSettings, LogSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
@@ -67,6 +67,7 @@ class World:
         refresh: float = REFRESH,
         limits: Limits | None = None,
         guests: dict[str, GuestSettings] | None = None,
+        traces: str = "",
         input: InputSettings | None = None,
     ) -> AsyncIterator[World]:
         """A world while the block lasts. At its end all guests are gone, and nothing of theirs may be held."""
@@ -77,6 +78,7 @@ class World:
             limits=limits or Limits(),
             guest=guests or {},
             input=input or InputSettings(),
+            log=LogSettings(traces=traces),
             control=ControlSettings(socket=str(folder / "control")),
         )
         async with Xen(folder).running() as xen, trio.open_nursery() as nursery:

@@ -100,7 +100,7 @@ async def test_signals_end_the_daemon_in_order(tmp_path: Path) -> None:
             ended = trio.Event()
 
             async def serve(daemon: Daemon, ended: trio.Event) -> None:
-                await cli._serve(daemon)
+                await cli._serve(daemon, "")
                 ended.set()
 
             nursery.start_soon(

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from displbe.ctl.trace import trace_lines
 from displbe.display import trace
-from displbe.display.trace import KEPT, RECORD, Trace
+from displbe.display.trace import KEPT, RECORD, Trace, trace_lines
 from displbe.wire.displif import DbufCreate, FbAttach, GetEdid, PageFlip, UnknownRequest, encode_request
 from displbe.wire.formats import fourcc
 

@@ -1,0 +1,159 @@
+"""SIGHUP and systemd: the configuration read again, what it does and does not change, and what the service manager is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+from scenario.world import World, flip_on, spec, until
+
+from displbe import cli, daemon
+from displbe.backend.guests import GuestSettings
+from displbe.config import ControlSettings, Settings, differences, load
+from displbe.daemon import Daemon
+from displbe.ops.health import Health
+from displbe.sim.guest import Guest
+from displbe.sim.hypervisor import Xen
+
+
+class Manager:
+    """systemd's ear."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.heard: list[str] = []
+
+    async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Hear what is said, for ever."""
+        await self._socket.bind(str(self.path))
+        task_status.started()
+        with self._socket:
+            while True:
+                self.heard += (await self._socket.recv(4096)).decode().splitlines()
+
+    def last(self, key: str) -> str:
+        """The last value of KEY=…"""
+        return next((line.partition("=")[2] for line in reversed(self.heard) if line.startswith(f"{key}=")), "")
+
+
+@pytest.fixture
+async def manager(tmp_path: Path) -> AsyncIterator[Manager]:
+    """A service manager."""
+    made = Manager(tmp_path / "notify")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(made.listen)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "STATUS_PERIOD", 0.02)
+    config = tmp_path / "displbe.toml"
+    config.write_text("sink = 'headless'\n[control]\nsocket = ''\n")
+    async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
+        made = Daemon(load(str(config)), xen.hypervisor(0), Health({"NOTIFY_SOCKET": str(manager.path)}))
+        nursery.start_soon(cli._serve, made, str(config))
+        await until(lambda: "READY=1" in manager.heard)
+        assert manager.last("STATUS").startswith("serving")
+        async with Guest.booted(xen, 1, spec()) as guest:
+            with trio.fail_after(10):
+                await guest.display.connected.wait()
+            await until(lambda: manager.last("STATUS") == "serving 1 guests, 1 of 1 devices connected, 0 flips/s")
+            async with flip_on(guest) as times:
+                await until(lambda: len(times) > 3)
+                del manager.heard[:]
+                config.write_text("sink = 'headless'\n[control]\nsocket = ''\n[limits]\npages = 7\n")
+                os.kill(os.getpid(), signal.SIGHUP)
+                await until(lambda: "READY=1" in manager.heard)
+                assert manager.heard.index("RELOADING=1") < manager.heard.index("READY=1")
+                assert manager.last("MONOTONIC_USEC").isdigit()
+                assert made.quotas.limits.pages == 7
+                wanted = len(times) + 3
+                await until(lambda: len(times) > wanted)  # nobody notices
+            assert guest.display.history.count(guest.display.history[-1]) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: "STOPPING=1" in manager.heard)
+
+
+def said(lines: list[Any]) -> dict[str, Any]:
+    """What the log says of the one reload."""
+    (line,) = [line for line in lines if "configuration" in line["event"]]
+    return dict(line)
+
+
+async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
+    config = tmp_path / "displbe.toml"
+    path = world.settings.control.socket
+    same = f"sink = 'headless'\n[control]\nsocket = '{path}'\n[headless]\nrefresh = 1000\n"
+    config.write_text(same)
+    with structlog.testing.capture_logs() as lines:
+        world.daemon.reload(str(config))
+    assert said(lines) == {
+        "event": "configuration reloaded",
+        "log_level": "warning",
+        "applied": [],
+        "takes_a_restart": [],
+    }
+    more = (
+        same.replace("1000", "60").replace("headless'\n", "drm'\n", 1) + "[limits]\npages = 5\n[input]\nfocus = 'a'\n"
+    )
+    config.write_text(more + "[guest.a]\nconnectors = ['DP-1']\n[log]\nlevel = 'info'\n")
+    for applied in (["guest.a", "input.focus", "limits.pages"], []):  # what takes a restart is told each time
+        with structlog.testing.capture_logs() as lines:
+            world.daemon.reload(str(config))
+        line = said(lines)
+        assert sorted(line["applied"]) == applied
+        assert line["takes_a_restart"] == ["headless.refresh", "sink"]
+    assert world.daemon.focus.first == "a"
+    async with world.booted(1, spec()) as guest:
+        world.tools.write("/local/domain/1/name", "a", [("n", 0), ("r", 1)])
+        with trio.fail_after(10):
+            await guest.display.connected.wait()
+        assert world.daemon.sink.claimed("DP-1") is not None
+        assert world.device(1).quota.limits.pages == 5
+
+
+async def test_limits_are_for_guests_that_come_later(world: World, tmp_path: Path) -> None:
+    config = tmp_path / "displbe.toml"
+    config.write_text("[limits]\nframebuffers = 1\n")
+    async with world.guest(1) as early:
+        world.daemon.reload(str(config))
+        for _ in range(2):
+            await early.display.create_framebuffer(64, 48)
+        async with world.guest(2, spec("DP-1")):
+            assert world.device(1).quota.limits.framebuffers == 128
+            assert world.device(2).quota.limits.framebuffers == 1
+
+
+async def test_a_wrong_configuration_changes_nothing(world: World, tmp_path: Path) -> None:
+    config = tmp_path / "displbe.toml"
+    for text in ("[limits]\npages = 'many'\n", "[limits\n", None):
+        if text is None:
+            config.unlink()
+        else:
+            config.write_text(text)
+        before = world.daemon.quotas.limits
+        with structlog.testing.capture_logs() as lines:
+            world.daemon.reload(str(config))
+        assert said(lines)["event"] == "configuration not reloaded"
+        assert str(config) in said(lines)["reason"]
+        assert world.daemon.quotas.limits is before
+
+
+def test_differences() -> None:
+    before = Settings(guest={"a": GuestSettings(), "b": GuestSettings()})
+    after = Settings(
+        sink="headless",
+        guest={"b": GuestSettings(be_alloc=True), "c": GuestSettings()},
+        control=ControlSettings(socket="/elsewhere"),
+    )
+    assert differences(before, after) == ["sink", "control.socket", "guest.a", "guest.b", "guest.c"]
+    assert differences(before, before) == []
