@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from struct import Struct
 from types import ModuleType
 from typing import Any, Final
@@ -18,6 +19,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+import displbe
 from displbe.sim.hypervisor import Domain, Grant, Xen
 from displbe.xen import evtchn, gntdev, host, memory, store
 from displbe.xen.host import Host
@@ -42,6 +44,9 @@ ERRORS: Final = {
     "store": errno.EIO,
 }
 """What a call fails with."""
+
+
+OURS: Final = f"{Path(displbe.__file__).parent}/"
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -126,8 +131,8 @@ class Kernel:
         lines, frame = [], sys._getframe(2)
         while frame is not None:
             name = frame.f_code.co_filename
-            if "/displbe/" in name and "/displbe/sim/" not in name:
-                lines.append(f"{name.rpartition('/displbe/')[2]}:{frame.f_lineno}")
+            if name.startswith(OURS) and not name.startswith(f"{OURS}sim/"):
+                lines.append(f"{name.removeprefix(OURS)}:{frame.f_lineno}")
             if frame.f_back is None:
                 break
             frame = frame.f_back
