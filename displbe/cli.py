@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
         "--output", metavar="FILE", default="displbe-demo.png", help="where the picture goes without a window"
     )
     demo.add_argument("--frames", type=int, help="page flips before it ends")
-    demo.add_argument("--no-window", action="store_true", help="a picture, also where DISPLAY names an X server")
+    demo.add_argument(
+        "--no-window", action="store_true", help="a picture, also where there is a Wayland compositor or an X server"
+    )
     return top
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from displbe.config import ControlSettings, HeadlessSettings, Settings, X11Settings
+from displbe.config import ControlSettings, HeadlessSettings, Settings, WaylandSettings, X11Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import Frontend, Guest, draw_bars
 from displbe.sim.hypervisor import Xen
@@ -25,38 +25,53 @@ FRAMES: Final = 120
 FRAMES_IN_WINDOW: Final = 600
 """At 60 Hz: two seconds where nobody looks, ten where somebody does."""
 PATIENCE: Final = 3.0
-"""Seconds that an X server may take to answer."""
+"""Seconds that a compositor or an X server may take to answer."""
 
 
 async def run_demo(output: str, frames: int | None, window: bool) -> None:
     """Boot a guest, let it flip so many frames in a window, or without one and then write what its output shows."""
-    display = await _display() if window else ""
-    if display:
-        settings = Settings(sink="x11", control=NO_CONTROL, x11=X11Settings(display=display, on_close="detach"))
+    settings = (await _on_wayland() or await _on_x11()) if window else None
+    if settings is not None:
+        display = getattr(settings, settings.sink).display
         frames = frames or FRAMES_IN_WINDOW
-        print(f"a window on {display} shows the guest's screen for {frames / settings.x11.refresh:.0f} s", flush=True)
+        print(f"a window on {display} shows the guest's screen, for some {frames / 60:.0f} s", flush=True)
     else:
-        settings = Settings(sink="headless", control=NO_CONTROL, headless=HeadlessSettings(outputs=[CONNECTOR.name]))
         frames = frames or FRAMES
+    headless = Settings(sink="headless", headless=HeadlessSettings(outputs=[CONNECTOR.name]))
     with tempfile.TemporaryDirectory(prefix="displbe-demo-") as folder:
         async with Xen(Path(folder)).running() as xen, trio.open_nursery() as nursery:
-            daemon = Daemon(settings, xen.hypervisor(0))
+            daemon = Daemon(settings or headless, xen.hypervisor(0))
             await nursery.start(daemon.run)
             async with Guest.booted(xen, 1, CONNECTOR) as guest:
                 await guest.display.connected.wait()
                 await _draw(guest.display, frames)
-                if not display:
+                if settings is None:
                     _write(daemon, output)
             nursery.cancel_scope.cancel()
-    where = f"the last one is in {output}" if not display else "the window is closed"
+    where = f"the last one is in {output}" if settings is None else "the window is closed"
     print(f"{frames} frames of {CONNECTOR.width}x{CONNECTOR.height} flipped; {where}")
 
 
-async def _display() -> str:
-    """The X server to show a window on; empty: there is none."""
+async def _on_wayland() -> Settings | None:
+    """A window of the Wayland compositor that the environment names; None: there is none."""
+    name = os.environ.get("WAYLAND_DISPLAY", "")
+    if not name or find_spec("pywayland") is None:
+        return None
+    path = os.path.join(os.environ.get("XDG_RUNTIME_DIR", "/"), name)
+    try:
+        with trio.fail_after(PATIENCE):
+            await (await trio.open_unix_socket(path)).aclose()
+    except (OSError, trio.TooSlowError) as error:
+        print(f"no window: {path}: {error or 'no answer'}")
+        return None
+    return Settings(sink="wayland", wayland=WaylandSettings(display=path))
+
+
+async def _on_x11() -> Settings | None:
+    """A window of the X server that the environment names; None: there is none."""
     display = os.environ.get("DISPLAY", "")
     if not display or find_spec("xcffib") is None:
-        return ""
+        return None
     from displbe.sinks.x11.server import Refused, Server  # an extra: it may be missing
 
     with trio.move_on_after(PATIENCE):
@@ -64,11 +79,11 @@ async def _display() -> str:
             server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
         except Refused as error:
             print(f"no window: {error}")
-            return ""
+            return None
         server.close()
-        return display
+        return Settings(sink="x11", x11=X11Settings(display=display, on_close="detach"))
     print(f"no window: {display} does not answer")
-    return ""
+    return None
 
 
 def _write(daemon: Daemon, output: str) -> None:

@@ -1,10 +1,12 @@
-"""make deb: the Debian package, built in a Debian 13 of its own and looked at by its lintian. Needs root, on Debian 12 or 13.
+"""make deb: the Debian package, built in a Debian 13 of its own, looked at by its lintian, and tried: installed there, its unit runs the
+demonstration under a systemd of its own, as the unit's user with the unit's restrictions. Needs root, on Debian 12 or 13.
 
 That Debian lies in the user's cache folder, under a name made from what is in it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -20,7 +22,55 @@ sys.path.insert(0, str(TREE / "tests"))
 from lab.build import SUITE, Apt, cached, host_tools, only_one, run  # noqa: E402
 
 OUT = TREE / "out" / "deb"
-TOOLS = ("debhelper", "dh-python", "fakeroot", "lintian")
+TOOLS = ("debhelper", "dh-python", "fakeroot", "lintian", "man-db", "python3-pil", "systemd")
+BOOT = """
+set -e
+root=$0
+mount --make-rprivate /
+mount --bind $root $root
+mount -t proc proc $root/proc
+mount -t sysfs sysfs $root/sys
+mount -t tmpfs tmpfs $root/run
+mount -t tmpfs tmpfs $root/dev
+mkdir $root/dev/shm
+for node in null zero full random urandom tty; do touch $root/dev/$node; mount --bind /dev/$node $root/dev/$node; done
+mount -t tmpfs tmpfs $root/sys/fs/cgroup
+mount -t cgroup2 cgroup $root/sys/fs/cgroup
+exec chroot $root env -i container=deb PATH=/usr/sbin:/usr/bin LANG=C.UTF-8 \\
+    /usr/lib/systemd/systemd --system --unit=try.service --log-target=console --show-status=no
+"""
+"""A systemd in name spaces of its own, whose only task is try.service, and to end with it."""
+TRY = """
+[Unit]
+DefaultDependencies=no
+SuccessAction=exit
+FailureAction=exit
+FailureActionExitStatus=1
+[Service]
+Type=oneshot
+StandardOutput=file:/tmp/try.log
+StandardError=inherit
+ExecStart=/bin/sh -ex /tmp/try.sh
+"""
+STEPS = """
+dpkg -i /tmp/displbe.deb
+man -w displbe displbe.toml displbectl
+systemctl start displbe || { systemctl status --no-pager -l displbe; journalctl --no-pager -n 50 || true; exit 1; }
+systemctl show -p Result displbe | grep -x Result=success
+test "$(stat -c %U:%a /var/lib/displbe/demo.png)" = displbe:600
+"""
+INSTEAD = """
+[Unit]
+ConditionPathExists=
+DefaultDependencies=no
+[Service]
+Type=oneshot
+WatchdogSec=0
+Restart=no
+ExecStart=
+ExecStart=/usr/bin/displbe demo --no-window --output /var/lib/displbe/demo.png
+"""
+"""What the unit does in place of serving guests, where there is no Xen."""
 
 
 def build_depends() -> list[str]:
@@ -48,6 +98,47 @@ def inside(root: Path, *command: str) -> None:
     subprocess.run(["unshare", "--mount", "--pid", "--fork", "sh", "-c", enter, str(root), *command], check=True)
 
 
+def try_package(root: Path, deb: Path) -> None:
+    """Install it and run its unit. Raises SystemExit with what was said."""
+    drop_in = root / "etc/systemd/system/displbe.service.d"
+    drop_in.mkdir(parents=True, exist_ok=True)
+    (drop_in / "try.conf").write_text(INSTEAD)
+    (root / "etc/systemd/system/try.service").write_text(TRY)
+    (root / "tmp/try.sh").write_text(STEPS)
+    shutil.copy(deb, root / "tmp/displbe.deb")
+    log = root / "tmp/try.log"
+    log.unlink(missing_ok=True)
+    try:
+        spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc"]
+        done = subprocess.run(
+            [*spaces, "sh", "-c", BOOT, str(root)], check=False, capture_output=True, text=True, timeout=300
+        )
+        if done.returncode != 0:
+            told = log.read_text() if log.exists() else ""
+            raise SystemExit(f"deb: the package does not do: exit {done.returncode}\n{told}{done.stdout}{done.stderr}")
+    finally:
+        inside(root, "dpkg", "-P", "displbe")
+        shutil.rmtree(drop_in)
+        shutil.rmtree(root / "var/lib/displbe", ignore_errors=True)
+
+
+def key() -> str:
+    """Of all that goes into the package."""
+    digest = hashlib.sha256()
+    for name in sorted(sources()):
+        digest.update(f"{name}\0".encode() + (TREE / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def built() -> Path:
+    """The package of this tree as it is, made when it is not there yet."""
+    made = OUT / "key"
+    if not made.exists() or made.read_text() != key():
+        build([])
+    (deb,) = OUT.glob("*.deb")
+    return deb
+
+
 def sources() -> list[str]:
     """The files of the tree: those that git knows, and new ones; without git, all but what building leaves."""
     try:
@@ -70,27 +161,37 @@ def copy_tree(to: Path) -> None:
 
 
 def build(arguments: Sequence[str]) -> None:
+    """Build it, into out/deb. Raises SystemExit, or CalledProcessError of a step that has said why."""
     host_tools()
     with only_one():
         apt = Apt()
-        key = [apt.version("debhelper"), packages(), Path(__file__).read_text()]
-        base = cached("deb", key, lambda made: make_root(made, apt.source)) / "root"
-    with tempfile.TemporaryDirectory(prefix="displbe-deb-", dir=base / "tmp") as work:
-        place = Path(work)
-        copy_tree(place / "displbe")
-        os.chmod(place, 0o755)
-        there = f"/tmp/{place.name}"
-        inside(base, "sh", "-c", f"cd {there}/displbe && dpkg-buildpackage -us -uc {' '.join(arguments)}")
-        changes = [path.name for path in place.glob("*.changes")]
-        strict = "--allow-root --fail-on=error,warning --display-info --pedantic --tag-display-limit=0"
-        lint = f"cd {there} && lintian {strict} {' '.join(changes)}"
-        inside(base, "sh", "-c", lint)
-        shutil.rmtree(OUT, ignore_errors=True)
-        OUT.mkdir(parents=True)
-        for path in place.iterdir():
-            if path.is_file():
-                shutil.copy(path, OUT)
+        made_of = [apt.version("debhelper"), packages()]
+        base = cached("deb", made_of, lambda made: make_root(made, apt.source)) / "root"
+        with tempfile.TemporaryDirectory(prefix="displbe-deb-", dir=base / "tmp") as work:
+            build_in(base, Path(work), arguments)
     print(*sorted(str(path.relative_to(TREE)) for path in OUT.glob("*.deb")))
+
+
+def build_in(base: Path, place: Path, arguments: Sequence[str]) -> None:
+    """The steps, in a folder of the Debian that builds."""
+    made_of = key()
+    copy_tree(place / "displbe")
+    os.chmod(place, 0o755)
+    there = f"/tmp/{place.name}"
+    inside(base, "sh", "-c", f"cd {there}/displbe && dpkg-buildpackage -us -uc {' '.join(arguments)}")
+    (changes,) = place.glob("*.changes")
+    print("deb: lintian", file=sys.stderr, flush=True)
+    strict = "--allow-root --fail-on=error,warning --display-info --pedantic --tag-display-limit=0"
+    inside(base, "sh", "-c", f"cd {there} && lintian {strict} {changes.name}")
+    print("deb: installing it, and running its unit", file=sys.stderr, flush=True)
+    (deb,) = place.glob("*.deb")
+    try_package(base, deb)
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    for path in place.iterdir():
+        if path.is_file():
+            shutil.copy(path, OUT)
+    (OUT / "key").write_text(made_of)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     code = f"{before}\nimport sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
-        env={name: value for name, value in os.environ.items() if name != "DISPLAY"},
+        env={name: value for name, value in os.environ.items() if "DISPLAY" not in name},
         capture_output=True,
         text=True,
         timeout=60,

@@ -59,10 +59,12 @@ def test_each_point_left_has_its_reason() -> None:
 
 
 def test_who_it_is() -> None:
-    """The user that sysusers.d makes, without capabilities, in groups that udev's own rules give devices to."""
+    """The user that sysusers.d makes, without capabilities, in groups that udev's own rules give devices to, and that are made."""
     unit = settings()
     (user,) = unit["User"]
-    assert re.search(rf"^u {user} - ", (SYSTEMD / "displbe.sysusers").read_text(), re.M)
+    made = (SYSTEMD / "displbe.sysusers").read_text()
+    assert re.findall(r"^u (\S+) - ", made, re.M) == [user]
+    assert re.findall(r"^g (\S+) -$", made, re.M) == unit["SupplementaryGroups"][0].split()
     assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == [""]
     assert unit["SupplementaryGroups"] == ["video render input"]
 

@@ -1,10 +1,11 @@
-"""`displbe demo` where there is an X server, or only the name of one."""
+"""`displbe demo` where there is an X server or a Wayland compositor, or only the name of one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,8 @@ COMMAND = [sys.executable, "-W", "error", "-m", "displbe", "demo"]
 
 
 def environment(display: str) -> dict[str, str]:
-    return {**os.environ, "DISPLAY": display}
+    others = {name: value for name, value in os.environ.items() if "DISPLAY" not in name}
+    return {**others, "DISPLAY": display}
 
 
 async def test_window(xvfb: Xvfb, user: User, tmp_path: Path) -> None:
@@ -56,3 +58,47 @@ def test_no_server(display: str, tmp_path: Path) -> None:
     assert "demo.png" in done.stdout
     with Image.open(tmp_path / "demo.png") as image:
         assert image.size == (800, 600)
+
+
+def test_wayland(tmp_path: Path) -> None:
+    """A window of the compositor that runs here."""
+    tmp_path.chmod(0o700)
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    command = ["weston", "--backend=headless-backend.so", "--socket=wayland-demo", "--idle-time=0", "--no-config"]
+    with open(tmp_path / "weston.log", "wb") as log:
+        weston = subprocess.Popen(command, env={**environment(""), **runtime}, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 20
+        while not (tmp_path / "wayland-demo").exists() and weston.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        done = subprocess.run(
+            [*COMMAND, "--frames", "30"],
+            env={**environment(""), **runtime, "WAYLAND_DISPLAY": "wayland-demo"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        weston.terminate()
+        weston.wait()
+    assert done.returncode == 0, done.stderr + (tmp_path / "weston.log").read_text()
+    assert "30 frames of 800x600 flipped; the window is closed" in done.stdout
+    assert '"event": "output on"' in done.stderr
+
+
+def test_no_compositor(tmp_path: Path) -> None:
+    """It says so, and there is a picture."""
+    names = {"XDG_RUNTIME_DIR": str(tmp_path), "WAYLAND_DISPLAY": "wayland-7"}
+    done = subprocess.run(
+        [*COMMAND, "--frames", "3"],
+        env={**environment(""), **names},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith(f"no window: {tmp_path}/wayland-7: ")
+    assert (tmp_path / "displbe-demo.png").exists()

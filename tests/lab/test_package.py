@@ -1,0 +1,183 @@
+"""The Debian package in Dom0, with Debian's Python, and systemd itself over it: the unit as it is, its user, its devices by the udev rules.
+
+systemd is not Dom0's init here: it runs in name spaces of its own, and does to the service all that it does elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab.backend import no_zombie, screens
+from lab.pictures import Picture
+from lab.vm import LabError, Machine, guest_config
+
+TREE = Path(__file__).resolve().parents[2]
+BOOT = """
+mount --make-rprivate /
+mount -t proc proc /proc
+mount -t tmpfs tmpfs /run/systemd
+mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup /sys/fs/cgroup
+exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+    /usr/lib/systemd/systemd --system --unit=lab.target --log-target=console --show-status=no
+"""
+TARGET = "[Unit]\nDescription=Nothing but what is asked for\nDefaultDependencies=no\n"
+# What the unit is ordered after is started by Dom0's own init here; a service that begins early needs no basic.target.
+ORDER = "[Unit]\nDefaultDependencies=no\n"
+# Emulated, a start takes fifteen times as long, and a turn of the loop may.
+SLOW = "[Service]\nWatchdogSec=30s\nTimeoutStopSec=60s\n"
+CAPABILITIES = r"Cap(?:Inh|Prm|Eff|Bnd|Amb):\t0+\n"
+
+
+class Service:
+    """displbe.service."""
+
+    def __init__(self, machine: Machine, manager: int) -> None:
+        self.machine = machine
+        self._enter = f"nsenter -t {manager} -m -p -C -r -w"
+
+    def systemctl(self, command: str, timeout: float = 90) -> str:
+        """What systemctl says. Raises LabError."""
+        return self.machine.check(f"{self._enter} systemctl --no-pager {command} displbe.service", timeout)
+
+    def ask(self, name: str) -> str:
+        """One of the service's."""
+        return self.systemctl(f"show --value -p {name}").strip()
+
+    @property
+    def pid(self) -> int:
+        """In Dom0's own name space."""
+        return int(self.machine.check("pgrep -o -u displbe"))
+
+
+@pytest.fixture(scope="module")
+def package(machine: Machine) -> Iterator[None]:
+    """The package, installed by dpkg; udev, with the rules in it, and the groups that udev's package would have made."""
+    spec = importlib.util.spec_from_file_location("deb", TREE / "packaging" / "deb.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["deb"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    machine.put("/tmp/displbe.deb", module.built().read_bytes())
+    machine.check("systemd-sysusers")
+    if machine.run("test -e /run/udev/control").code != 0:
+        machine.check("/usr/lib/systemd/systemd-udevd --daemon; udevadm trigger; udevadm settle", 90)
+    # Dom0's packages are there without dpkg's knowing: nothing ran their scripts.
+    machine.check("dpkg --force-depends --force-confnew -i /tmp/displbe.deb && udevadm settle", 180)
+    yield
+    machine.check("dpkg --force-depends -P displbe", 120)
+    machine.check("chown root:root /dev/xen/{gntdev,evtchn,xenbus}; chmod 600 /dev/xen/{gntdev,evtchn,xenbus}")
+
+
+@pytest.fixture(scope="module")
+def service(machine: Machine, package: None, reference: Callable[..., Picture]) -> Iterator[Service]:
+    """The service, started; the picture to compare with is drawn before."""
+    reference()
+    drop_in = "/etc/systemd/system/displbe.service.d/lab.conf"
+    for path, text in (
+        ("/root/boot-systemd.sh", BOOT),
+        ("/etc/systemd/system/lab.target", TARGET),
+        (drop_in, ORDER + SLOW),
+        ("/etc/displbe/displbe.toml", 'sink = "drm"\n'),
+    ):
+        machine.put(path, text)
+    group = machine.start(
+        "exec unshare --mount --pid --fork --cgroup bash /root/boot-systemd.sh", "/var/log/systemd.log"
+    )
+    try:
+        find = "pgrep -f -- '--unit=lab[.]target'"
+        machine.wait_for(find, 30, why="systemd")
+        manager = int(machine.check(find).split()[-1])
+        made = Service(machine, manager)
+        machine.wait_for(lambda: ready(made), 60, why="systemd's readiness")
+        try:
+            made.systemctl("start", 120)
+        except LabError as error:
+            raise LabError(f"{error}\n{machine.run('tail -c 5000 /var/log/systemd.log').output}") from error
+        yield made
+        made.systemctl("stop", 120)
+        assert made.ask("Result") == "success"
+        machine.run(f"kill -KILL {manager}")
+    finally:
+        machine.run(f"kill -KILL -- -{group}; rm -f {drop_in} /etc/systemd/system/lab.target")
+
+
+def ready(service: Service) -> bool:
+    try:
+        return bool(service.ask("LoadState") == "loaded")
+    except LabError:
+        return False
+
+
+def test_files(machine: Machine, package: None) -> None:
+    """The package's files are Dom0's, the program is Debian's Python's, and a user without rights may read the version and the pages."""
+    machine.check("dpkg -V displbe")
+    assert machine.check("head -n 1 /usr/bin/displbe").strip() == "#!/usr/bin/python3"
+    as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+    assert machine.check(f"cd /; {as_nobody} /usr/bin/displbe --version").startswith("displbe ")
+    assert machine.check(f"cd /; {as_nobody} /usr/bin/displbectl --version").startswith("displbectl ")
+    machine.check("zcat /usr/share/man/man8/displbe.8.gz /usr/share/man/man1/displbectl.1.gz | grep -q 'SH OPTIONS'")
+
+
+def test_devices(machine: Machine, package: None) -> None:
+    """udev has given Xen's devices to the group, by the package's rules; privcmd to nobody."""
+    listed = machine.check("stat -c '%n %G %a' /dev/xen/{gntdev,evtchn,xenbus,privcmd} /dev/dri/card0")
+    assert listed.splitlines() == [
+        *(f"/dev/xen/{name} displbe 660" for name in ("gntdev", "evtchn", "xenbus")),
+        "/dev/xen/privcmd root 600",
+        "/dev/dri/card0 video 660",
+    ]
+
+
+def test_user(machine: Machine, service: Service) -> None:
+    """It is its own user, in the groups of the unit, without any capability, under systemd's filter of system calls."""
+    status = machine.check(f"cat /proc/{service.pid}/status")
+    user, group = machine.check("id -u displbe; id -g displbe").split()
+    assert re.search(rf"^Uid:(\t{user}){{4}}$", status, re.M)
+    assert re.search(rf"^Gid:(\t{group}){{4}}$", status, re.M)
+    groups = machine.check("getent group video render input displbe | cut -d: -f3").split()
+    (theirs,) = re.findall(r"^Groups:\t(.*)$", status, re.M)
+    assert sorted(theirs.split()) == sorted(groups)
+    assert len(re.findall(CAPABILITIES, status)) == 5
+    assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
+    assert re.search(r"^Seccomp:\t2$", status, re.M)
+    mounts = machine.check(f"cat /proc/{service.pid}/mounts")
+    assert re.search(r"^\S+ / \S+ ro[, ]", mounts, re.M)
+
+
+def test_picture(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
+    """A guest's picture without a copy, by that user; and displbectl tells of it."""
+    connector = next(iter(machine.connectors()))
+    machine.create("still", guest_config("still", screens(connector)))
+    try:
+        machine.wait_console("still", "guest: drawing", 60)
+        machine.expect_picture(reference(), "guest-package")
+        told = machine.check("displbectl status")
+        assert re.search(r"^guest still, domain \d+$", told, re.M)
+        assert "path      zero copy" in told
+    finally:
+        machine.destroy("still")
+    no_zombie(machine)
+
+
+def test_killed(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
+    """After kill -9 systemd starts it again, and the guest that ran on has its picture back."""
+    connector = next(iter(machine.connectors()))
+    machine.create("still", guest_config("twice", screens(connector), seconds=20))
+    try:
+        machine.wait_console("still", "guest: drawing", 60)
+        machine.expect_picture(reference(), "guest-package-before")
+        before = service.pid
+        machine.check(f"kill -KILL {before}")
+        machine.wait_for(lambda: service.ask("NRestarts") == "1", 60, why="the restart")
+        machine.wait_for(lambda: service.ask("ActiveState") == "active", 90, why="displbe's readiness")
+        assert service.pid != before
+        machine.wait_console("still", "guest: drawing", 120, count=2)
+        machine.expect_picture(reference(), "guest-package-after")
+    finally:
+        machine.destroy("still")
+    no_zombie(machine)

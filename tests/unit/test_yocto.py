@@ -1,0 +1,50 @@
+"""The Yocto recipe against the tree: bitbake is not here, so names, versions and checksums are looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+
+from displbe import __version__
+
+TREE = Path(__file__).resolve().parents[2]
+YOCTO = TREE / "packaging" / "yocto"
+
+
+def recipe() -> tuple[Path, str]:
+    (found,) = (YOCTO / "recipes-graphics" / "displbe").glob("*.bb")
+    return found, found.read_text()
+
+
+def test_version() -> None:
+    assert recipe()[0].name == f"displbe_{__version__}.bb"
+
+
+def test_licence() -> None:
+    (told,) = re.findall(r"file://LICENSE;md5=(\w+)", recipe()[1])
+    assert told == hashlib.md5((TREE / "LICENSE").read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def test_files() -> None:
+    """All of systemd/ is installed, from where it is."""
+    installed = set(re.findall(r"\$\{S\}/(\S+) ", recipe()[1]))
+    assert all((TREE / name).exists() for name in installed)
+    assert {f"systemd/{path.name}" for path in (TREE / "systemd").iterdir() if path.is_file()} <= installed
+    assert (recipe()[0].parent / "../../../..").resolve() == TREE
+
+
+def test_dependencies() -> None:
+    """Those of pyproject.toml."""
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=]", entry)[0] for entry in project["dependencies"]}
+    (listed,) = re.findall(r'RDEPENDS:\$\{PN\} = "(.*?)"', recipe()[1], re.S)
+    assert {f"python3-{name}" for name in needed} <= set(listed.split())
+
+
+def test_groups() -> None:
+    """Those of the unit, and the user's own."""
+    (unit,) = re.findall(r"^SupplementaryGroups=(.*)$", (TREE / "systemd/displbe.service").read_text(), re.M)
+    (made,) = re.findall(r'^GROUPADD_PARAM:\$\{PN\} = "(.*)"$', recipe()[1], re.M)
+    assert {part.split()[-1] for part in made.split(";")} == {"displbe", *unit.split()}
