@@ -18,6 +18,7 @@ __all__ = [
     "HeadlessSettings",
     "InputSettings",
     "LogSettings",
+    "MetricsSettings",
     "Settings",
     "WaylandSettings",
     "X11Settings",
@@ -73,6 +74,22 @@ class ControlSettings(_Table, frozen=True):
 
     socket: str = "/run/displbe/control"
     group: str = ""
+
+
+class MetricsSettings(_Table, frozen=True):
+    """`[metrics]`"""
+
+    textfile: str = ""
+    interval: float = 15.0
+    socket: str = ""
+    listen: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.interval <= 3600:
+            raise ValueError("interval is a number of seconds, 1 to 3600")
+        host, colon, port = self.listen.rpartition(":")
+        if self.listen and not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError("listen is HOST:PORT")
 
 
 class HeadlessSettings(_Table, frozen=True):
@@ -151,6 +168,7 @@ class Settings(_Table, frozen=True):
     xen: XenSettings = XenSettings()
     limits: Limits = Limits()
     control: ControlSettings = ControlSettings()
+    metrics: MetricsSettings = MetricsSettings()
     guest: dict[str, GuestSettings] = {}
     input: InputSettings = InputSettings()
     headless: HeadlessSettings = HeadlessSettings()

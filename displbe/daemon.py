@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from importlib.util import find_spec
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -29,6 +29,9 @@ from displbe.ops.traces import TraceFiles
 from displbe.sinks.base import Sink
 from displbe.sinks.registry import MissingPackage, make_sink
 from displbe.xen.port import Hypervisor
+
+if TYPE_CHECKING:
+    from displbe.ops.metrics import Metrics
 
 __all__ = ["Daemon"]
 
@@ -70,6 +73,7 @@ class Daemon:
             self.focus,
             self._lag,
         )
+        self._metrics = _metrics(settings, self.commands)
         self._health = health or Health({})
         self._settings = settings
 
@@ -102,6 +106,8 @@ class Daemon:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._lag.run)
+                if self._metrics is not None:
+                    nursery.start_soon(self._metrics.run)
                 await nursery.start(Control(self._settings.control, self.commands.table()).run)
                 await nursery.start(self.hypervisor.run)
                 await nursery.start(self.sink.run)
@@ -158,6 +164,18 @@ class Daemon:
             dmabuf_import=abilities.dmabuf_import,
             reason=abilities.reason or None,
         )
+
+
+def _metrics(settings: Settings, commands: Commands) -> Metrics | None:
+    """Where figures are wanted. Raises MissingPackage."""
+    wanted = settings.metrics
+    if not (wanted.textfile or wanted.socket or wanted.listen):
+        return None
+    if find_spec("prometheus_client") is None:
+        raise MissingPackage("metrics need prometheus-client: install displbe[metrics]")
+    from displbe.ops.metrics import Metrics
+
+    return Metrics(wanted, commands.status)
 
 
 def _system_nodes(settings: Settings) -> Nodes:

@@ -7,11 +7,7 @@ are short and served at a bounded rate, nothing is read while an answer is under
 from __future__ import annotations
 
 import contextlib
-import errno
-import grp
-import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from struct import Struct
@@ -20,6 +16,8 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 import trio
+
+from .listen import unix_listener
 
 __all__ = [
     "VERSION",
@@ -146,36 +144,16 @@ class Control:
             task_status.started()
             return
         path = Path(self._settings.socket)
-        try:
-            listener = self._listen(path)
-        except (OSError, KeyError) as error:
-            _log.error("no control socket", path=str(path), reason=str(error))
-            task_status.started()
-            return
-        mine = os.stat(path)
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                listener = stack.enter_context(unix_listener(path, self._settings.group))
+            except (OSError, KeyError) as error:
+                _log.error("no control socket", path=str(path), reason=str(error))
+                task_status.started()
+                return
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 await self._accept(listener, nursery)
-        finally:
-            listener.socket.close()
-            _remove(path, mine)
-
-    def _listen(self, path: Path) -> trio.SocketListener:
-        """Raises OSError; KeyError for an unknown group."""
-        if _is_left(path):
-            path.unlink()
-        ear = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            ear.bind(str(path))
-            if self._settings.group:
-                os.chown(path, -1, grp.getgrnam(self._settings.group).gr_gid)
-            os.chmod(path, 0o660)
-            ear.listen(MAX_CLIENTS)
-        except BaseException:
-            ear.close()
-            raise
-        return trio.SocketListener(trio.socket.from_stdlib_socket(ear))
 
     async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         while True:
@@ -243,27 +221,6 @@ class Control:
             await _send(client, Head(False, str(error)), b"")
         else:
             await _send(client, Head(True, octets=len(answer.body), facts=answer.facts), answer.body)
-
-
-def _is_left(path: Path) -> bool:
-    """Whether there is the socket of a daemon that was killed. Raises OSError when somebody listens there."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            probe.connect(str(path))
-    except FileNotFoundError:
-        return False
-    except ConnectionRefusedError:
-        return True
-    raise OSError(errno.EADDRINUSE, "another displbe listens there")
-
-
-def _remove(path: Path, mine: os.stat_result) -> None:
-    """Remove our socket from the file system; not a successor's."""
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.stat(path), mine):
-            path.unlink()
 
 
 LARGE: Final = frozenset({"screenshot", "trace"})

@@ -30,9 +30,10 @@ class Flips(msgspec.Struct, frozen=True):
     latency: Latency | None
     pending: bool
     """One is under way."""
-    total_latency: float = 0.0
-    buckets: tuple[int, ...] = ()
-    """How many took at most 0.25 ms, 0.5 ms, 1 ms, … each twice the one before; the last are all others."""
+    total_latency: float
+    """Of all flips, in seconds."""
+    buckets: tuple[int, ...]
+    """How many took at most 0.25 ms, 0.5 ms, 1 ms, … each twice the one before, 16 in all; the last are all others."""
 
 
 class Connector(msgspec.Struct, frozen=True):

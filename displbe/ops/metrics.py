@@ -1,0 +1,259 @@
+"""The status as Prometheus reads it: in a file for node_exporter's textfile collector, over a UNIX socket, or, when asked for, over TCP.
+
+The series are bounded: of guests 64, of their connectors those that there are; a guest is named as in xl, escaped and cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+import trio
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import CollectorRegistry
+
+from .listen import unix_listener
+from .status import Connector, Device, Guest, Status
+
+__all__ = ["Metrics", "MetricsSettings", "families"]
+
+MAX_GUESTS: Final = 64
+MAX_NAME: Final = 64
+FIRST_BUCKET: Final = 0.00025
+"""Seconds; status.Flips.buckets says how they go on."""
+PATIENCE: Final = 5.0
+"""Seconds that a client has for its request, and for its answer."""
+MAX_REQUEST: Final = 8192
+MAX_CLIENTS: Final = 4
+FRESH: Final = 1.0
+"""Seconds that an answer serves for further clients."""
+_log = structlog.get_logger("displbe.metrics")
+
+
+class MetricsSettings(Protocol):
+    """`[metrics]` of the configuration, which configs/displbe.toml explains."""
+
+    @property
+    def textfile(self) -> str:
+        """A file, NAME.prom; empty: none."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two versions of it."""
+
+    @property
+    def socket(self) -> str:
+        """A UNIX socket that speaks HTTP; empty: none."""
+
+    @property
+    def listen(self) -> str:
+        """HOST:PORT; empty: no TCP."""
+
+
+def _labels(guest: Guest, guests: list[Guest]) -> str:
+    """What a guest is called: its name where it is its alone, else its domain's number."""
+    name = guest.name[:MAX_NAME]
+    alone = sum(other.name[:MAX_NAME] == name for other in guests) == 1
+    return name if name and alone else str(guest.domid)
+
+
+def families(status: Status) -> Iterator[Metric]:
+    """All there is to measure."""
+    guests = list(status.guests[:MAX_GUESTS])
+    named = [(_labels(guest, guests), guest) for guest in guests]
+    devices = [(dom, device) for dom, guest in named for device in guest.devices]
+    connectors = [(dom, connector) for dom, device in devices for connector in device.connectors]
+    yield from _of_the_daemon(status)
+    yield from _of_guests(named)
+    yield from _of_devices(devices)
+    yield from _of_connectors(connectors)
+    yield _latencies(connectors)
+
+
+def _of_the_daemon(status: Status) -> Iterator[Metric]:
+    build = GaugeMetricFamily("displbe_build_info", "The daemon's version and sink.", labels=["version", "sink"])
+    build.add_metric([status.version, status.sink], 1)
+    yield build
+    yield GaugeMetricFamily("displbe_uptime_seconds", "Since the daemon has started.", status.uptime)
+    yield GaugeMetricFamily(
+        "displbe_loop_lag_seconds", "How late the loop that serves the rings was at most in a minute.", status.loop.lag
+    )
+    yield CounterMetricFamily("displbe_log_lines_dropped", "Lines of the log that were lost.", status.loop.log_dropped)
+    yield GaugeMetricFamily("displbe_grants_mapped_pages", "Pages of all guests.", status.mapped.used)
+    yield GaugeMetricFamily("displbe_grants_mappable_pages", "What all guests may have mapped.", status.mapped.limit)
+    yield GaugeMetricFamily("displbe_guests", "Guests that have a device.", len(status.guests))
+
+
+def _of_guests(guests: list[tuple[str, Guest]]) -> Iterator[Metric]:
+    used = GaugeMetricFamily("displbe_quota_used_ratio", "Held of what a guest may hold.", labels=["dom", "kind"])
+    for dom, guest in guests:
+        for kind, usage in guest.quota.items():
+            used.add_metric([dom, kind], usage.used / usage.limit if usage.limit else 0.0)
+    yield used
+
+
+def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
+    labels = ["dom", "kind", "number"]
+    connected = GaugeMetricFamily("displbe_device_connected", "Whether the guest is served.", labels=labels)
+    connections = CounterMetricFamily("displbe_connections", "How often it has connected.", labels=labels)
+    shut_off = CounterMetricFamily("displbe_ring_shutoff", "How often it broke a rule and was shut off.", labels=labels)
+    for dom, device in devices:
+        values = [dom, device.kind, str(device.number)]
+        connected.add_metric(values, device.backend == "connected")
+        connections.add_metric(values, device.connections)
+        shut_off.add_metric(values, device.shut_off)
+    yield from (connected, connections, shut_off)
+
+
+def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
+    labels = ["dom", "conn"]
+    flips = CounterMetricFamily("displbe_flips", "Page flips that were shown.", labels=labels)
+    rate = GaugeMetricFamily("displbe_flips_per_second", "In the last second.", labels=labels)
+    age = GaugeMetricFamily("displbe_last_flip_age_seconds", "Since the last page flip.", labels=labels)
+    wanted = GaugeMetricFamily("displbe_connector_on", "Whether the guest shows something.", labels=labels)
+    lit = GaugeMetricFamily("displbe_connector_lit", "Whether it is on the screen.", labels=[*labels, "path"])
+    requests = CounterMetricFamily("displbe_requests", "Requests read.", labels=labels)
+    refused = CounterMetricFamily("displbe_requests_refused", "Those that were refused.", labels=labels)
+    rescued = CounterMetricFamily(
+        "displbe_rescue_polls", "Requests found without a notification; there should be none.", labels=labels
+    )
+    for dom, connector in connectors:
+        values = [dom, connector.output]
+        flips.add_metric(values, connector.flips.shown)
+        rate.add_metric(values, connector.flips.fps_1s)
+        if connector.flips.age is not None:
+            age.add_metric(values, connector.flips.age)
+        wanted.add_metric(values, bool(connector.shown))
+        lit.add_metric([*values, connector.path or "none"], bool(connector.path) and not connector.blanked)
+        requests.add_metric(values, connector.requests)
+        refused.add_metric(values, connector.refused)
+        rescued.add_metric(values, connector.rescued)
+    yield from (flips, rate, age, wanted, lit, requests, refused, rescued)
+
+
+def _latencies(connectors: list[tuple[str, Connector]]) -> Metric:
+    family = HistogramMetricFamily(
+        "displbe_flip_latency_seconds", "From a page flip's request to its event.", labels=["dom", "conn"]
+    )
+    for dom, connector in connectors:
+        buckets, total = [], 0
+        for place, count in enumerate(connector.flips.buckets):
+            total += count
+            last = place == len(connector.flips.buckets) - 1
+            buckets.append(("+Inf" if last else f"{FIRST_BUCKET * 2**place:g}", float(total)))
+        family.add_metric([dom, connector.output], buckets, connector.flips.total_latency)
+    return family
+
+
+class _One(CollectorRegistry):
+    """A registry of one family, so that each can be written by itself."""
+
+    def __init__(self, family: Metric) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
+
+
+class Metrics:
+    """Answers whoever is to be answered. `look` gives the status."""
+
+    def __init__(self, settings: MetricsSettings, look: Callable[[], Awaitable[Status]]) -> None:
+        self._settings = settings
+        self._look = look
+        self._clients = trio.CapacityLimiter(MAX_CLIENTS)
+        self._making = trio.Lock()
+        self._text = b""
+        self._made = float("-inf")
+
+    async def run(self) -> None:
+        """Serve until cancelled. What cannot be opened is told, and missing."""
+        async with trio.open_nursery() as nursery:
+            if self._settings.textfile:
+                nursery.start_soon(self._write_file, Path(self._settings.textfile))
+            if self._settings.socket:
+                nursery.start_soon(self._serve_unix, Path(self._settings.socket))
+            if self._settings.listen:
+                nursery.start_soon(self._serve_tcp, self._settings.listen)
+
+    async def text(self) -> bytes:
+        """The exposition format. Each family is written by itself: the rings have their turn between."""
+        async with self._making:
+            if trio.current_time() - self._made >= FRESH:
+                pieces = []
+                for family in families(await self._look()):
+                    pieces.append(generate_latest(_One(family)))
+                    await trio.lowlevel.checkpoint()
+                self._text, self._made = b"".join(pieces), trio.current_time()
+            return self._text
+
+    async def _write_file(self, path: Path) -> None:
+        while True:
+            text = await self.text()
+            try:
+                await trio.to_thread.run_sync(_replace, path, text)
+            except OSError as error:
+                _log.warning("cannot write the metrics", file=str(path), reason=str(error))
+            await trio.sleep(self._settings.interval)
+
+    async def _serve_unix(self, path: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                listener = stack.enter_context(unix_listener(path))
+            except OSError as error:
+                _log.error("no socket for metrics", path=str(path), reason=str(error))
+                return
+            await trio.serve_listeners(self._answer, [listener])
+
+    async def _serve_tcp(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            listeners = await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
+        except OSError as error:
+            _log.error("no port for metrics", address=address, reason=str(error))
+            return
+        await trio.serve_listeners(self._answer, listeners)
+
+    async def _answer(self, client: trio.SocketStream) -> None:
+        """One client, one answer."""
+        try:
+            async with client, self._clients:
+                with trio.fail_after(PATIENCE):
+                    line = await _request_line(client)
+                if line.split(b"?")[0] not in (b"GET /metrics", b"GET /"):
+                    text, kind, status = b"only /metrics is here\n", "text/plain", "404 Not Found"
+                else:
+                    text, kind, status = await self.text(), CONTENT_TYPE_LATEST, "200 OK"
+                head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+                with trio.fail_after(PATIENCE):
+                    await client.send_all(head.encode() + text)
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            pass
+        except Exception:
+            _log.exception("metrics could not be told")
+
+
+async def _request_line(client: trio.SocketStream) -> bytes:
+    """METHOD and path of a request, all of which has been read. Raises trio.BrokenResourceError when there is none."""
+    octets = b""
+    while b"\r\n\r\n" not in octets and b"\n\n" not in octets:
+        more = await client.receive_some(MAX_REQUEST)
+        octets += more
+        if not more or len(octets) > MAX_REQUEST:
+            raise trio.BrokenResourceError
+    words = octets.splitlines()[0].split(b" ")
+    return b" ".join(words[:2])
+
+
+def _replace(path: Path, text: bytes) -> None:
+    """In a thread: the file is whole at any time. Its reader is somebody else."""
+    part = path.with_suffix(".part")
+    part.write_bytes(text)
+    os.chmod(part, 0o644)
+    os.replace(part, path)

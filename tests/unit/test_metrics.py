@@ -1,0 +1,217 @@
+"""The figures for Prometheus, read back by its own parser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given
+from prometheus_client.parser import text_string_to_metric_families
+from unit.statuses import STATUS
+
+from displbe.config import MetricsSettings
+from displbe.ops import metrics
+from displbe.ops.metrics import MAX_CLIENTS, MAX_GUESTS, Metrics
+from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Latency, Loop, Status, Usage
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
+
+
+def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> Guest:
+    """A guest that flips."""
+    flips = Flips(44, 0.01, 60.0, 59.0, Latency(0.016, 0.02, 5.0), False, 6.5, BUCKETS)
+    connectors = tuple(
+        Connector(i, output, "64x48", "64x48 XR24", "copy", "", False, flips, 50, 2, "why", 1.0, 0)
+        for i, output in enumerate(outputs)
+    )
+    device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
+    return Guest(domid, name, {"pages": Usage(6, 12)}, (device,))
+
+
+def status(*guests: Guest) -> Status:
+    """What the daemon says."""
+    return Status("0.1.0", 5.0, "drm", Usage(6, 196608), Loop(0.001, 4), Abilities({}, {}), "", guests)
+
+
+def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Name and labels' values, in the order of the labels' names -> value."""
+    found: dict[tuple[str, tuple[str, ...]], float] = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            key = sample.name, tuple(value for _, value in sorted(sample.labels.items()))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def written(told: Status) -> bytes:
+    """The text."""
+
+    async def look() -> Status:
+        return told
+
+    return trio.run(Metrics(MetricsSettings(), look).text)
+
+
+def test_what_is_told() -> None:
+    found = samples(written(status(guest(3, "cockpit", ("HDMI-A-1", "DP-1")), guest(4, ""))))
+    assert found["displbe_build_info", ("drm", "0.1.0")] == 1
+    assert found["displbe_flips_total", ("HDMI-A-1", "cockpit")] == 44
+    assert found["displbe_flips_total", ("DP-1", "cockpit")] == 44
+    assert found["displbe_flips_total", ("HDMI-A-1", "4")] == 44
+    assert found["displbe_last_flip_age_seconds", ("HDMI-A-1", "4")] == 0.01
+    assert found["displbe_connector_lit", ("HDMI-A-1", "4", "copy")] == 1
+    assert found["displbe_quota_used_ratio", ("cockpit", "pages")] == 0.5
+    assert found["displbe_ring_shutoff_total", ("cockpit", "vdispl", "0")] == 1
+    assert found["displbe_connections_total", ("cockpit", "vdispl", "0")] == 3
+    assert found["displbe_requests_refused_total", ("DP-1", "cockpit")] == 2
+    assert found["displbe_log_lines_dropped_total", ()] == 4
+    assert found["displbe_flip_latency_seconds_sum", ("DP-1", "cockpit")] == 6.5
+    bounds = {labels[2]: value for (name, labels), value in found.items() if name.endswith("_bucket") and "4" in labels}
+    assert [bounds[f"{0.00025 * 2**n:g}"] for n in range(15)] == [0, 0, 1, 1, 1, 1, 1, 41, 43, 43, 43, 43, 43, 43, 43]
+    assert bounds["+Inf"] == 44
+
+
+def test_two_guests_of_one_name() -> None:
+    found = samples(written(status(guest(1, "twin"), guest(2, "twin"))))
+    assert {labels[1] for (name, labels) in found if name == "displbe_flips_total"} == {"1", "2"}
+
+
+def test_series_are_bounded() -> None:
+    few = samples(written(status(*(guest(n, f"guest {n} " + "x" * 500) for n in range(MAX_GUESTS)))))
+    many = samples(written(status(*(guest(n, f"guest {n} " + "x" * 500) for n in range(3 * MAX_GUESTS)))))
+    assert len(few) == len(many)
+    assert all(len(label) <= 64 for _, labels in many for label in labels)
+
+
+@given(STATUS)
+def test_whatever_there_is_can_be_parsed(told: Status) -> None:
+    samples(written(told))
+
+
+def test_the_examples_name_what_there_is() -> None:
+    """Alert rules and dashboard."""
+    told = {name for name, _ in samples(written(status(guest(1, "cluster"))))}
+    for file in ("alerts.yml", "grafana.json"):
+        text = (CONFIGS / file).read_text("utf-8")
+        named = set(re.findall(r"\bdisplbe_\w+", text))
+        assert named
+        assert named <= told, file
+    panels = json.loads((CONFIGS / "grafana.json").read_text("utf-8"))["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+# Where it is told
+
+
+class Told:
+    """A daemon whose figures are asked for."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def look(self) -> Status:
+        """One more look."""
+        self.looks += 1
+        await trio.lowlevel.checkpoint()
+        return status(guest(1, "cockpit"))
+
+
+async def http(stream: trio.SocketStream, request: bytes) -> bytes:
+    """All that comes for a request."""
+    answer = b""
+    async with stream:
+        with trio.fail_after(10), contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(request)
+            while more := await stream.receive_some():
+                answer += more
+    return answer
+
+
+async def until_there(path: Path) -> None:
+    """Wait for a file."""
+    with trio.fail_after(10):
+        while not await trio.Path(path).exists():
+            await trio.sleep(0.005)
+
+
+async def test_a_textfile(tmp_path: Path) -> None:
+    path = tmp_path / "displbe.prom"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Metrics(MetricsSettings(textfile=str(path)), Told().look).run)
+        await until_there(path)
+        assert samples(await trio.Path(path).read_bytes())["displbe_flips_total", ("HDMI-A-1", "cockpit")] == 44
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o644
+        assert os.listdir(tmp_path) == ["displbe.prom"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_written_or_opened_harms_nobody(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "none" / "x")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = MetricsSettings(textfile=nowhere, socket=nowhere, listen=f"127.0.0.1:{port}")
+        with trio.move_on_after(0.2) as scope:
+            await Metrics(settings, Told().look).run()
+        assert scope.cancelled_caught  # the textfile is tried again
+
+
+async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics"
+    told = Told()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Metrics(MetricsSettings(socket=str(path)), told.look).run)
+        await until_there(path)
+        for _ in range(5):
+            answer = await http(await trio.open_unix_socket(path), b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain")
+            assert f"Content-Length: {len(body)}".encode() in head
+            assert samples(body)["displbe_flips_total", ("HDMI-A-1", "cockpit")] == 44
+        assert told.looks < 5  # an answer serves for a while
+        assert b"404" in await http(await trio.open_unix_socket(path), b"GET /secret HTTP/1.0\r\n\r\n")
+        assert b"404" in await http(await trio.open_unix_socket(path), b"POST /metrics HTTP/1.0\r\n\r\n")
+        assert await http(await trio.open_unix_socket(path), b"x" * 20000) == b""
+        monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+        idle = [await trio.open_unix_socket(path) for _ in range(MAX_CLIENTS)]
+        assert await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n")
+        for client in idle:
+            assert await http(client, b"GET") == b""
+        nursery.cancel_scope.cancel()
+
+
+async def test_tcp_when_asked_for() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Metrics(MetricsSettings(listen=f"127.0.0.1:{port}"), Told().look).run)
+        answer = b""
+        with trio.fail_after(10):
+            while not answer:
+                try:
+                    answer = await http(await trio.open_tcp_stream("127.0.0.1", port), b"GET /metrics HTTP/1.0\r\n\r\n")
+                except OSError:
+                    await trio.sleep(0.01)
+        assert b"displbe_flips_total" in answer
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"listen": "9487"}, {"listen": ":9487"}, {"listen": "a:b"}, {"listen": "a:0"}, {"interval": 0.1}]
+)
+def test_wrong_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, MetricsSettings)
