@@ -123,7 +123,7 @@ class Toolstack:
         """A vdispl backend's directory."""
         return f"/local/domain/{backend}/backend/vdispl/{domid}/{number}"
 
-    async def wait_state(self, path: str, *states: State | None, timeout: float = 5.0) -> State | None:
+    async def wait_state(self, path: str, *states: State | None, timeout: float = 30.0) -> State | None:
         """Wait until `path`/state is one of these (None: missing). Raises trio.TooSlowError."""
         with trio.fail_after(timeout):
             while (state := parse_state(self.read(f"{path}/state"))) not in states:

@@ -127,7 +127,7 @@ async def test_d4_flip_to_nothing(stage: Stage) -> None:
         other = Frontend(bad, 1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other.run)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await other.connected.wait()
             buffer = raw_buffer(bad)
             assert await status(other.connectors[0], create(buffer, 0x9000)) == 0
@@ -203,7 +203,7 @@ async def test_d8_closed_while_flipping(stage: Stage) -> None:
             assert stage.ledger == stage.quiet
             await bad.display._switch(State.INITIALISING)
             bad.display._changed.set()
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await bad.display.connected.wait()
 
 

@@ -83,7 +83,7 @@ async def play(guest: Guest) -> None:
 async def works(world: World, domid: int) -> None:
     """A guest that comes now is served."""
     async with world.booted(domid, spec(f"screen-{domid}")) as guest:
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             await guest.display.connected.wait()
         async with flip_on(guest) as times:
             await until(lambda: len(times) > 1)
@@ -118,7 +118,10 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
             assert not kernel._mapped
             assert not kernel._shared
             assert daemon.quotas.guests == {}
-            await works(world, 2)
+            with patch.context() as patient:
+                for name in ("RESPONSE_TIMEOUT", "FLIP_TIMEOUT"):
+                    patient.setattr(sim_guest, name, 3.0)
+                await works(world, 2)
             await until(lambda: not daemon.supervisor.devices)
             assert host.ledger == Ledger()
             nursery.cancel_scope.cancel()

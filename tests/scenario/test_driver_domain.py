@@ -42,7 +42,7 @@ async def test_guest_of_a_driver_domain(tmp_path: Path) -> None:
         tools = Toolstack(xen.server)
         for _ in range(2):
             async with Guest.booted(xen, 1, spec(), backend=DRIVER) as guest:
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     await guest.display.connected.wait()
                 fb = (await guest.display.create_framebuffer(64, 48))[1]
                 await guest.display.show(0, fb, 64, 48)

@@ -20,7 +20,7 @@ from displbe.xen.port import Ledger
 RSP_PROD = 8
 
 
-async def seen(display: Frontend, *states: State, timeout: float = 5.0) -> None:
+async def seen(display: Frontend, *states: State, timeout: float = 30.0) -> None:
     """Wait until the guest has seen these states of ours last."""
     await until(lambda: tuple(display.history[-len(states) :]) == states, timeout)
 

@@ -39,7 +39,7 @@ def spec(name: str = "HDMI-A-1", width: int = 64, height: int = 48) -> Connector
     return ConnectorSpec(name, width, height)
 
 
-async def until(what: Callable[[], object], timeout: float = 5.0) -> None:
+async def until(what: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until a function says yes."""
     with trio.fail_after(timeout):
         while not what():
@@ -160,7 +160,7 @@ class World:
     async def guest(self, domid: int, *connectors: ConnectorSpec) -> AsyncIterator[Guest]:
         """A guest whose display is connected."""
         async with self.booted(domid, *(connectors or (spec(),))) as guest:
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await guest.display.connected.wait()
             yield guest
 
@@ -169,7 +169,7 @@ class World:
         """The input driver of a guest that is connected, with more nodes of its vkb line (`feature_abs_pointer="1"`)."""
         vkb = {"unique-id": unique_id, **{key.replace("_", "-"): value for key, value in nodes.items()}}
         async with self.booted(domid, vkb=vkb, name=name) as guest:
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await guest.input.connected.wait()
             yield guest.input
             assert guest.input.oops is None
