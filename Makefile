@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check unit lint bench fuzz fuzz-short lab soak wheel deb man clean
+.PHONY: demo test check unit lint bench fuzz fuzz-short lab wheel deb man clean
 
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
@@ -48,9 +48,6 @@ deb: .venv/ready
 
 man: .venv/ready
 	$(BIN)/python packaging/manual.py man out/man
-
-soak: .venv/ready
-	DISPLBE_CYCLES=500 $(BIN)/python -m pytest -q -s tests/lab/test_hostile.py
 
 clean:
 	rm -rf .venv out displbe-demo.png

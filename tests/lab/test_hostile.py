@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
 from lab.pictures import Picture
+from lab.vkms import Vkms, vkms
 from lab.vm import Machine, guest_config
 
 CONFIG = """
@@ -16,8 +17,9 @@ sink = "drm"
 [limits]
 reconnects-per-second = 1000.0
 """
-CYCLES = int(os.environ.get("DISPLBE_CYCLES", "60"))
-"""Connections in a row; `make soak` makes 500 of them."""
+CYCLES = 500
+"""Connections, on all screens together."""
+EINVAL = 22
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,14 @@ def pictures(reference: Callable[..., Picture]) -> tuple[Picture, Picture]:
 
 
 @pytest.fixture(scope="module")
-def displbe(machine: Machine, pictures: tuple[Picture, Picture]) -> Iterator[Backend]:
+def card(machine: Machine) -> Iterator[Vkms]:
+    """Two more screens."""
+    with vkms(machine, connectors=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def displbe(machine: Machine, card: Vkms, pictures: tuple[Picture, Picture]) -> Iterator[Backend]:
     with backend(machine, CONFIG) as running:
         yield running
 
@@ -41,12 +50,18 @@ def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
     no_zombie(machine)
 
 
-def hostile(machine: Machine, todo: str, timeout: float) -> list[str]:
-    """A guest on the second screen that does these things: its lines."""
-    connector = next(iter(machine.connectors("gpu1")))
-    machine.create(
-        "hostile", guest_config("hostile", screens(connector), extra=f"do={todo} initcall_blacklist=xen_drv_init")
-    )
+def start(machine: Machine, todo: str, *connectors: str) -> None:
+    """A guest on the second screen, or with a device for each of these, that does these things."""
+    names = connectors or (next(iter(machine.connectors("gpu1"))),)
+    devices = ",".join(f"'backend=0,be-alloc=0,connectors={name}:1024x768'" for name in names)
+    # privcmd: the kernel keeps its own guest from asking Xen for what it likes; a hostile one does not.
+    extra = f"do={todo} initcall_blacklist=xen_drv_init xen_privcmd.unrestricted=1"
+    machine.create("hostile", guest_config("hostile", f"vdispl=[{devices}]", extra=extra))
+
+
+def hostile(machine: Machine, todo: str, timeout: float, *connectors: str) -> list[str]:
+    """The same, to its end: its lines."""
+    start(machine, todo, *connectors)
     console = machine.wait_console("hostile", "guest: done", timeout)
     lines = re.findall(r"hostile: (.*)", console)
     print("\n" + "\n".join(lines))
@@ -71,7 +86,7 @@ def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pic
     lines = hostile(machine, f"flood:15,index:0,storm:5,flood:5,forge:{first},forge:{second}", 180)
     floods = [tuple(map(int, re.findall(r"\d+", line))) for line in lines if line.startswith("flood")]
     assert len(floods) == 2
-    assert all(refused > 200 and state == 4 for *_, refused, state in floods), floods
+    assert all(refused > 50 and state == 4 for *_, refused, state in floods), floods
     assert "index: shut off, back again" in lines
     forged = [line for line in lines if line.startswith("forge")]
     assert len(forged) == 2
@@ -90,16 +105,63 @@ def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pic
     assert not displbe.events("a request waited without a notification")
 
 
-def test_connect_and_leave(machine: Machine, displbe: Backend, idle: Held) -> None:
-    """Many connections one after the other: the memory and all that is held are back where they were."""
-    hostile(machine, "cycle:20", 120)
-    machine.destroy("hostile")
-    machine.wait_for(lambda: displbe.held() == idle, 30, why="everything released")
-    memory = displbe.memory()
-    lines = hostile(machine, f"cycle:{CYCLES}", 60 + 3 * CYCLES)
-    assert lines == [f"cycle: {CYCLES} times"]
-    machine.destroy("hostile")
-    machine.wait_for(lambda: displbe.held() == idle, 30, why="everything released")
-    grown = displbe.memory() - memory
-    print(f"{CYCLES} connections: {grown} kB more resident memory")
+def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle: Held) -> None:
+    """500 connections on four screens at once, each fourth left with a buffer and a framebuffer (a dma-buf, on two of the screens): the
+    memory and all that is held are back where they were.
+    """
+    names = [next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1")] + list(card.connectors)
+    memory = 0
+    for times in (15, CYCLES // len(names)):
+        begun = time.monotonic()
+        lines = hostile(machine, f"cycle:{times}:{len(names)}", 60 + 3 * CYCLES, *names)
+        assert lines == [f"cycle: {times * len(names)} times"]
+        seconds = time.monotonic() - begun
+        machine.destroy("hostile")
+        machine.wait_for(lambda: displbe.held() == idle, 30, why="everything released")
+        grown, memory = displbe.memory() - memory, displbe.memory()
+    print(f"{CYCLES} connections in {seconds:.0f} s: {grown} kB more resident memory; {idle}")
     assert grown < 1024
+
+
+def test_destroyed_while_connecting(machine: Machine, displbe: Backend, idle: Held) -> None:
+    """A8: a guest that dies while it connects and leaves, at whatever moment: all is let go of, each time."""
+    for turn in range(6):
+        start(machine, "cycle:1000")
+        machine.wait_console("hostile", "guest: up", 60)
+        time.sleep(1 + 0.17 * turn)
+        machine.destroy("hostile")
+        machine.wait_for(lambda: displbe.held() == idle, 30, why="everything released")
+    assert hostile(machine, "cycle:1", 60) == ["cycle: 1 times"]
+    assert not displbe.events("device failed; it is started anew")
+
+
+def test_wrong_grants(machine: Machine, displbe: Backend, idle: Held) -> None:
+    """B4: a grant that is there to receive a page, or that is free, maps as nothing; Xen itself says so."""
+    lines = hostile(machine, "grants:0", 60)
+    assert lines == [
+        f"grants: transfer: {-EINVAL}",
+        f"grants: transfer directory: {-EINVAL}",
+        f"grants: free: {-EINVAL}",
+        "grants: good: 0",
+    ]
+
+
+def test_paused(machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture]) -> None:
+    """D12: `xl pause` of a guest that flips: the screen keeps its last frame, nothing is done for it; it goes on when unpaused."""
+    first = next(iter(machine.connectors("gpu0")))
+    machine.create("good", guest_config("flip", screens(first)))
+    machine.wait_console("good", "freq:", 60, count=3)
+    machine.check("xl pause good")
+    time.sleep(1)
+    held, cpu, frame = displbe.held(), sum(displbe.cpu_seconds()), machine.screendump()
+    time.sleep(5)
+    assert frame in pictures
+    assert machine.screendump(name="paused") == frame
+    assert displbe.held() == held
+    idle_cost = sum(displbe.cpu_seconds()) - cpu
+    print(f"\npaused for 5 s: {idle_cost:.2f} s of CPU time")
+    machine.check("xl unpause good")
+    before = len(rates(machine))
+    machine.wait_console("good", "freq:", 60, count=before + 5)
+    assert rates(machine)[-1] > 0
+    assert not displbe.events("device failed; it is started anew")

@@ -9,7 +9,11 @@ mount -t xenfs x /proc/xen
 ln -s /proc/self/fd /dev/fd; for n in stdin stdout stderr; do ln -s /proc/self/fd/$((i++)) /dev/$n; done
 ulimit -c 0
 mkdir -p /run/lock /run/xen /run/xenstored /var/lib/xenstored /var/log/xen /var/lib/xen
-xenstored --pid-file /run/xen/xenstored.pid; sleep 0.5; xen-init-dom0
+case " $(cat /proc/cmdline) " in                    # the one written in C, or the one written in OCaml
+    *" lab.store=oxenstored "*) oxenstored --pid-file /run/xen/xenstored.pid;;
+    *) xenstored --pid-file /run/xen/xenstored.pid;;
+esac
+sleep 0.5; xen-init-dom0
 xenconsoled --log=all --log-dir=/var/log/xen        # a guest's console: /var/log/xen/guest-NAME.log
 port=""                                             # vport0p1, vport1p1: the number follows from the other devices
 for try in {1..50}; do

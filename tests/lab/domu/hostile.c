@@ -2,7 +2,9 @@
  *
  *   hostile flood SECONDS    connect, then keep the ring full of random requests, notifying for each
  *   hostile index            connect, then claim an impossible number of requests
- *   hostile cycle TIMES      connect and leave, again and again
+ *   hostile cycle TIMES:N    connect and leave, each fourth time with a buffer and a framebuffer; again and again, on N devices at once
+ *   hostile grants           create buffers of grants that are for transfer only, that are free, that are good
+ *   hostile limits           attach framebuffers that a graphics card may not be able to show, and one that it is
  *   hostile storm SECONDS    change the frontend's state as fast as XenStore takes it
  *   hostile shapes TIMES     framebuffers of odd strides, offsets and sizes, shown and flipped
  *   hostile forge NAME       replace the toolstack's unique-id by NAME, then ask to be connected
@@ -11,53 +13,69 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { XS_READ = 2, XS_WRITE = 11, XS_RM = 13, XS_ERROR = 16 };
+enum { XS_READ = 2, XS_WATCH = 4, XS_WRITE = 11, XS_RM = 13, XS_WATCH_EVENT = 15, XS_ERROR = 16 };
 #define FRONT "device/vdispl/0"
 
+static char front[32] = FRONT;
+static int patience = 5; /* milliseconds between looks at the backend's state, where it is not watched */
 static int xenbus, gntalloc, evtchn;
 static char backend[256];
 
 static void die(const char *what) { printf("hostile: %s: %s\n", what, strerror(errno)); exit(1); }
 
-/* One XenStore request; the reply's payload in `out`, or -1. */
-static int xs(uint32_t type, const char *path, const char *value, char *out, size_t room)
+static void get(void *to, size_t size)
 {
-    char message[1024], reply[4096];
-    size_t length = strlen(path) + 1 + (value ? strlen(value) : 0);
-    uint32_t head[4] = { type, 1, 0, (uint32_t)length };
-    memcpy(message, head, 16);
-    strcpy(message + 16, path);
-    if (value) memcpy(message + 16 + strlen(path) + 1, value, strlen(value));
-    if (write(xenbus, message, 16 + length) < 0) die("xenbus write");
-    size_t have = 0;
-    while (have < 16 || have < 16 + ((uint32_t *)reply)[3]) {
-        ssize_t got = read(xenbus, reply + have, sizeof reply - have);
+    for (size_t have = 0; have < size;) {
+        ssize_t got = read(xenbus, (char *)to + have, size - have);
         if (got <= 0) die("xenbus read");
         have += (size_t)got;
     }
-    uint32_t *answer = (uint32_t *)reply;
-    if (answer[0] == XS_ERROR) return -1;
+}
+
+/* A message: its type, its payload as a string in `out`. */
+static uint32_t get_message(char *out, size_t room)
+{
+    char payload[4097];
+    uint32_t head[4];
+    get(head, 16);
+    get(payload, head[3]);
+    payload[head[3]] = 0;
     if (out) {
-        size_t size = answer[3] < room - 1 ? answer[3] : room - 1;
-        memcpy(out, reply + 16, size);
-        out[size] = 0;
+        memcpy(out, payload, head[3] < room ? head[3] + 1 : room);
+        out[room - 1] = 0;
     }
-    return 0;
+    return head[0];
+}
+
+/* One XenStore request; the reply's payload in `out`, or -1. */
+static int xs(uint32_t type, const char *path, const char *value, char *out, size_t room)
+{
+    char message[1024];
+    size_t length = strlen(path) + 1 + (value ? strlen(value) : 0) + (type == XS_WATCH);
+    uint32_t head[4] = { type, 1, 0, (uint32_t)length }, answer;
+    memcpy(message, head, 16);
+    strcpy(message + 16, path);
+    if (value) strcpy(message + 16 + strlen(path) + 1, value);
+    if (write(xenbus, message, 16 + length) < 0) die("xenbus write");
+    while ((answer = get_message(out, room)) == XS_WATCH_EVENT) {}
+    return answer == XS_ERROR ? -1 : 0;
 }
 
 static void set(const char *key, unsigned value)
 {
     char path[128], text[16];
-    snprintf(path, sizeof path, FRONT "/%s", key);
+    snprintf(path, sizeof path, "%s/%s", front, key);
     snprintf(text, sizeof text, "%u", value);
     if (xs(XS_WRITE, path, text, 0, 0) < 0) printf("hostile: cannot write %s\n", key);
 }
@@ -82,7 +100,8 @@ static int wait_backend(int state, int other, double seconds)
     double until = now() + seconds;
     while ((backend_state() == state) == other) {
         if (now() > until) return -1;
-        usleep(5000);
+        struct pollfd event = { xenbus, POLLIN, 0 };
+        if (poll(&event, 1, patience) > 0) get_message(0, 0);
     }
     return 0;
 }
@@ -250,6 +269,154 @@ static void shapes(int times)
     printf("hostile: shapes: %d shown, %d refused, %d requests without an answer\n", shown, refused, silent);
 }
 
+/* A request of these fields, from octet 8 on: its answer's status. */
+static int ask_fields(uint8_t operation, const uint32_t *fields, unsigned count)
+{
+    uint32_t request[16] = { operation };
+    memcpy(request + 2, fields, 4 * count);
+    int status = ask(request);
+    if (status == -9999) { errno = ETIMEDOUT; die("no answer"); }
+    return status;
+}
+
+/* DBUF_CREATE of just this size. */
+static int create_buffer(uint32_t cookie, uint32_t width, uint32_t height, uint32_t bpp, uint32_t directory)
+{
+    uint32_t fields[] = { cookie, 0, width, height, bpp, width * height * bpp / 8, 0, directory, 0 };
+    return ask_fields(0x10, fields, 9);
+}
+
+static int attach_framebuffer(uint32_t cookie, uint32_t buffer, uint32_t width, uint32_t height, const char *format)
+{
+    uint32_t fields[] = { buffer, 0, cookie, 0, width, height, 0 };
+    memcpy(&fields[6], format, 4);
+    return ask_fields(0x12, fields, 7);
+}
+
+static int destroy_buffer(uint32_t cookie)
+{
+    uint32_t fields[] = { cookie, 0 };
+    return ask_fields(0x11, fields, 2);
+}
+
+static struct page pages[64];
+static unsigned page_count;
+
+/* A directory of so many pages: all of them granted. */
+static struct page *directory_of(unsigned count)
+{
+    struct page *directory = &pages[page_count++];
+    *directory = grant();
+    directory->memory[0] = 0;
+    for (unsigned i = 0; i < count; i++) {
+        struct page *page = &pages[page_count++];
+        *page = grant();
+        directory->memory[1 + i] = page->ref;
+    }
+    return directory;
+}
+
+static void end_pages(void) { while (page_count) end_grant(&pages[--page_count]); }
+
+static int cycle(int device, int times)
+{
+    char key[300];
+    int done = 0;
+    snprintf(front, sizeof front, "device/vdispl/%d", device);
+    snprintf(key, sizeof key, "%s/backend", front);
+    if (xs(XS_READ, key, 0, backend, sizeof backend) < 0) die("no backend");
+    snprintf(key, sizeof key, "%s/state", backend);
+    patience = xs(XS_WATCH, key, "backend", 0, 0) < 0 ? 20 : 500;
+    while (done < times && connect_frontend(60) == 0) {
+        int wrong = 0;
+        if (done % 4 == 0) {
+            uint32_t directory = directory_of(1)->ref;
+            wrong = create_buffer(0x1000, 32, 32, 32, directory) || attach_framebuffer(0x2000, 0x1000, 32, 32, "XR24");
+        }
+        if (leave(60) || wrong) break;
+        end_pages();
+        done++;
+    }
+    return done;
+}
+
+/* So many devices at once, each in a process of its own. */
+static void cycles(int times, int devices)
+{
+    int results[2];
+    if (pipe(results) < 0) die("pipe");
+    for (int device = 0; device < devices; device++)
+        if (fork() == 0) {
+            xenbus = open("/dev/xen/xenbus", O_RDWR);
+            gntalloc = open("/dev/xen/gntalloc", O_RDWR);
+            evtchn = open("/dev/xen/evtchn", O_RDWR);
+            int done = cycle(device, times);
+            exit(write(results[1], &done, sizeof done) != sizeof done);
+        }
+    int all = 0, done;
+    for (int device = 0; device < devices; device++)
+        if (read(results[0], &done, sizeof done) == sizeof done) all += done;
+    while (wait(0) > 0) {}
+    printf("hostile: cycle: %d times\n", all);
+}
+
+/* A grant that only receives a page (GTF_accept_transfer). The kernel makes no such grants: an unused frame of the grant table
+ * is put in the place of a page of ours, where its entries can be written. */
+static uint32_t transfer_grant(void)
+{
+    enum { FRAME = 8, PER_FRAME = 512 };
+    uint64_t entry = 0;
+    volatile uint32_t *memory = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED || mlock((void *)memory, 4096) < 0) die("mlock");
+    memory[0] = 1;
+    int pagemap = open("/proc/self/pagemap", O_RDONLY), privcmd = open("/dev/xen/privcmd", O_RDWR);
+    if (pagemap < 0 || privcmd < 0) die("pagemap, privcmd");
+    if (pread(pagemap, &entry, 8, (off_t)((uintptr_t)memory / 4096 * 8)) != 8) die("pagemap");
+    struct { uint16_t domid, size; uint32_t space; uint64_t index, frame; } place =
+        { 0x7ff0, 0, 1, FRAME, entry & 0x7fffffffffffff }; /* DOMID_SELF, XENMAPSPACE_grant_table */
+    struct { uint64_t number, arguments[5]; } call = { 12, { 7, (uintptr_t)&place } }; /* XENMEM_add_to_physmap */
+    if (ioctl(privcmd, 0x00305000, &call) < 0) die("add_to_physmap");
+    enum { ENTRY = 5 };
+    memory[2 * ENTRY + 1] = 0;
+    __sync_synchronize();
+    memory[2 * ENTRY] = 2; /* GTF_accept_transfer, for domain 0 */
+    return FRAME * PER_FRAME + ENTRY;
+}
+
+static void grants(void)
+{
+    uint32_t transfer = transfer_grant();
+    struct page *directory = directory_of(1);
+    uint32_t good = directory->memory[1];
+    struct { const char *name; uint32_t in_directory, directory; } cases[] = {
+        { "transfer", transfer, directory->ref }, { "transfer directory", good, transfer },
+        { "free", 8 * 512 + 7, directory->ref }, { "good", good, directory->ref },
+    };
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        directory->memory[1] = cases[i].in_directory;
+        int status = create_buffer(0x1000 + 64 * i, 32, 32, 32, cases[i].directory);
+        printf("hostile: grants: %s: %d\n", cases[i].name, status);
+        if (status == 0) destroy_buffer(0x1000 + 64 * i);
+    }
+    end_pages();
+}
+
+static void limits(void)
+{
+    struct { uint32_t width, height, bpp; const char *format; } cases[] = {
+        { 16384, 1, 32, "XR24" }, { 64, 64, 16, "RG16" }, { 64, 64, 32, "XR24" },
+    };
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint32_t width = cases[i].width, height = cases[i].height, bpp = cases[i].bpp;
+        struct page *directory = directory_of((width * height * bpp / 8 + 4095) / 4096);
+        int created = create_buffer(0x1000, width, height, bpp, directory->ref);
+        int status = attach_framebuffer(0x2000, 0x1000, width, height, cases[i].format);
+        printf("hostile: limits: %ux%u %s: %d %d\n", width, height, cases[i].format, created, status);
+        destroy_buffer(0x1000);
+        end_pages();
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -275,9 +442,12 @@ int main(int argc, char **argv)
         printf("hostile: index: %s, %s\n", shut ? "still connected" : "shut off", again ? "gone for good" : "back again");
         leave(10);
     } else if (!strcmp(what, "cycle")) {
-        int times = 0;
-        while (times < number && connect_frontend(20) == 0 && leave(20) == 0) times++;
-        printf("hostile: cycle: %d times\n", times);
+        const char *devices = argc > 2 ? strchr(argv[2], ':') : 0;
+        cycles((int)number, devices ? atoi(devices + 1) : 1);
+    } else if (!strcmp(what, "grants") || !strcmp(what, "limits")) {
+        if (connect_frontend(20) < 0) die("not connected");
+        if (*what == 'g') grants(); else limits();
+        leave(10);
     } else if (!strcmp(what, "storm")) {
         const unsigned states[] = { 1, 3, 4, 6, 5, 3, 7, 1, 99 };
         unsigned long changes = 0;
