@@ -482,13 +482,26 @@ async def test_pages_stay_the_compositors_until_it_has_let_go() -> None:
 
 
 async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.05)
+    """Nor again for each buffer; when it goes on, it has let go of everything."""
+    monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.5)
+    monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
-        _, first, _ = await stage.lit()
-        compositor.client.stopped = True
-        with trio.fail_after(2):
-            await first.aclose()
+        output, *two = await stage.lit()
+        client = compositor.client
+        client.stopped = True
+        others = [await stage.attach(output) for _ in range(4)]
+        began = trio.current_time()
+        for buffer in (*others, *two):
+            await buffer.aclose()
+        assert trio.current_time() - began < 2 * 0.5
+        client.stopped = False
+        await until(lambda: not client.buffers and client.mapped == 0)
+        again = await stage.attach(output)
+        await again.settled.wait()
+        await again.aclose()
+        assert client.mapped == 0
+        assert len(compositor.clients) == 1
 
 
 async def test_off_and_on_again() -> None:

@@ -96,7 +96,7 @@ class WaylandBuffer(SinkBuffer):
 
     def cold(self) -> None:
         """The connection is gone."""
-        self.wl, self.way, self.busy, self.settled = None, "", False, trio.Event()
+        self.wl, self.way, self.busy, self.failure, self.settled = None, "", False, None, trio.Event()
 
     async def aclose(self) -> None:
         self.closed = True

@@ -59,6 +59,7 @@ class Client:
         self._nursery: trio.Nursery | None = None
         self._to_start: list[tuple[Callable[..., Awaitable[None]], tuple[Any, ...]]] = []
         self._look = trio.Event()
+        self._stands_still: Session | None = None
         # Held while a buffer is offered or taken back: what the compositor objects to has one cause then.
         self._offering = trio.Lock()
 
@@ -198,19 +199,48 @@ class Client:
                 buffer.failure = error
                 buffer.settled.set()
                 return
+            if buffer.closed:  # by a guest that has not waited
+                self._drop(buffer)
+                return
         output.settled(buffer)
 
-    async def take_back(self, buffer: WaylandBuffer) -> None:
-        """Return when the compositor has nothing of a buffer any more."""
-        async with self._offering:
-            session, made = self.session, buffer.wl
-            buffer.cold()
-            if session is not None and made is not None:
-                session.conn.destroy(made)
-                try:
-                    await session.conn.sync()
-                except Lost:
-                    pass
+    async def take_back(self, buffer: WaylandBuffer, patience: float) -> bool:
+        """Return True when the compositor has nothing of a buffer any more, False when it does not say so for so many seconds.
+
+        One that has not said so the last time is not waited for again until it has.
+        """
+        session = self.session
+        with trio.move_on_after(0.0 if session is not None and session is self._stands_still else patience):
+            async with self._offering:
+                await self._take_back(buffer)
+            self._stands_still = None
+            return True
+        self._drop(buffer)
+        if session is not None and self._stands_still is not session:
+            self._stands_still = session
+            session.conn.ask(self._goes_on)
+        return False
+
+    def _goes_on(self) -> None:
+        """A compositor that stood still has answered."""
+        self._stands_still = None
+
+    async def _take_back(self, buffer: WaylandBuffer) -> None:
+        if self._drop(buffer) and self.session is not None:
+            try:
+                await self.session.conn.sync()
+            except Lost:
+                pass
+
+    def _drop(self, buffer: WaylandBuffer) -> bool:
+        """Tell the compositor that a buffer goes; False: it has nothing of it."""
+        made = buffer.wl
+        buffer.cold()
+        if self.session is None or made is None:
+            return False
+        self.session.conn.destroy(made)
+        self.session.conn.flush()
+        return True
 
     def _changed(self) -> None:
         """The compositor has other outputs, or takes other formats."""

@@ -174,7 +174,7 @@ class Connection:
     async def sync(self) -> None:
         """Return when the compositor has dealt with everything asked so far. Raises Lost."""
         done = trio.Event()
-        self._ask(done.set)
+        self.ask(done.set)
         await self.wait(done)
 
     async def wait(self, event: trio.Event) -> None:
@@ -196,7 +196,8 @@ class Connection:
     def _gone(self) -> Lost:
         return Refused("the compositor has refused a request") if self.refused else Lost("the connection is gone")
 
-    def _ask(self, answered: Callable[[], None]) -> None:
+    def ask(self, answered: Callable[[], None]) -> None:
+        """Call this when the compositor has dealt with everything asked so far."""
         callback = self.keep(self._display.sync())
 
         def done(_: int) -> None:
@@ -221,7 +222,7 @@ class Connection:
             self._probing = False
             answered()
 
-        self._ask(here)
+        self.ask(here)
 
     async def aclose(self) -> None:
         """Disconnect. Nothing may be asked of any object of this connection afterwards."""

@@ -39,8 +39,8 @@ LATE: Final = 0.25
 """Seconds after which a flip of which the compositor says nothing is completed by us; the surface counts as hidden then."""
 ATTACH_PATIENCE: Final = 1.0
 """Seconds that a guest waits for the compositor to take its buffer; its answer is due after 3 s."""
-RELEASE_PATIENCE: Final = 20.0
-"""Seconds that a guest waits for a compositor that stands still to let go of its pages. It has long given up by then."""
+RELEASE_PATIENCE: Final = 4.0
+"""Seconds that a guest waits for a compositor that stands still to let go of its pages: it gives up itself after 3 s."""
 SLOWEST_LOOK: Final = 0.2
 """Seconds between looks at a frame that has not changed for a while."""
 SAY_AGAIN: Final = 10.0
@@ -139,10 +139,8 @@ class WaylandOutput(Output):
                 self._close_window("the guest has removed what it showed")
                 if self._current is not None:
                     self._show()
-            with trio.move_on_after(RELEASE_PATIENCE) as patience:
-                await self._client.take_back(buffer)
-            if patience.cancelled_caught:
-                self._log.error("the compositor stands still and may still map pages that the guest takes back")
+            if not await self._client.take_back(buffer, RELEASE_PATIENCE):
+                self._say("the compositor stands still, and may map pages that the guest takes back", "", level="error")
             buffer.view = None
 
     # Switching
@@ -244,7 +242,7 @@ class WaylandOutput(Output):
 
     def _on_configured(self) -> None:
         if self._attached is None or self._size != self._destination():
-            self._show(again=True)
+            self._show()
         elif self._window is not None:
             self._window.surface.commit()  # what was acknowledged takes effect with a commit
 
@@ -258,6 +256,7 @@ class WaylandOutput(Output):
                 self._complete_by_timer()
 
     def _darken(self, why: str) -> None:
+        self.path, self.reason = "", why
         if why != self.dark:
             self.dark = why
             if why != "off":
@@ -294,8 +293,8 @@ class WaylandOutput(Output):
         if not self._show():
             self._complete_by_timer()
 
-    def _show(self, *, again: bool = False) -> bool:
-        """Give the surface the current frame. False: that cannot be done now. `again`: it may have that one already."""
+    def _show(self) -> bool:
+        """Give the surface the current frame. False: that cannot be done now, or nobody sees it."""
         session, buffer, part = self._client.session, self._current, self._part
         if session is None or buffer is None or part is None or self._detached:
             return False
@@ -351,10 +350,11 @@ class WaylandOutput(Output):
         if isinstance(before, WaylandBuffer) and before is not frame and before.busy:
             self._old = before
         frame.busy = self._unseen = True
+        self.path = "copy" if isinstance(frame, Copy) else frame.path
+        self.reason = self._current.reason if self._current is not None else ""
         if self.dark:
             self.dark = ""
-            path = "copy" if isinstance(frame, Copy) else frame.path
-            self._log.info("output on", role=window.role, size=self._size, path=path)
+            self._log.info("output on", role=window.role, size=self._size, path=self.path)
 
     def _place(self, window: Window, frame: WaylandBuffer | Copy, part: Part) -> None:
         """Which part of the buffer is shown, and how large."""
@@ -507,7 +507,7 @@ class WaylandOutput(Output):
                 pause = min(max(shortest, SLOWEST_LOOK), pause * 1.25)
                 continue
             digest, pause = looked, shortest
-            self._show(again=True)
+            self._show()
 
     async def _digest(self) -> tuple[WaylandBuffer, int] | None:
         """What the current frame looks like, in a number."""

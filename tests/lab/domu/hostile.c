@@ -262,7 +262,7 @@ static void shapes(int times)
         uint32_t off[16] = { 0x14 }, detach[16] = { 0x13, 0, 9, 0 }, destroy[16] = { 0x11, 0, 7, 0 };
         silent += (ask(off) == -9999) + (ask(detach) == -9999) + (ask(destroy) == -9999);
         for (int n = 0; n < 4; n++) silent += status[n] == -9999;
-        if (status[3] == 0) shown++; else refused++;
+        if (status[2] == 0) shown++; else refused++;
     }
     for (int i = 0; i < PAGES; i++) end_grant(&pages[i]);
     end_grant(&directory);
