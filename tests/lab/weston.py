@@ -28,7 +28,7 @@ mode={mode}
 # What Weston's own controller for ivi-shell wants to be told: it places surfaces by their ids.
 IVI = """
 [ivi-shell]
-ivi-shell-user-interface=/usr/lib/aarch64-linux-gnu/weston-ivi-shell-user-interface
+ivi-shell-user-interface=/usr/libexec/weston-ivi-shell-user-interface
 cursor-theme=default
 cursor-size=32
 base-layer-id=1000

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WaylandOutput"]
 
-LATE: Final = 0.25
+LATE: Final = 0.2
 """Seconds after which a flip of which the compositor says nothing is completed by us; the surface counts as hidden then."""
 ATTACH_PATIENCE: Final = 1.0
 """Seconds that a guest waits for the compositor to take its buffer; its answer is due after 3 s."""

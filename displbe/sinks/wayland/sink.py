@@ -18,7 +18,8 @@ from .output import WaylandOutput
 
 __all__ = ["WaylandSettings", "WaylandSink", "socket_path"]
 
-LATE_CHECK: Final = 0.1
+LATE_CHECK: Final = 0.25
+"""Seconds between looks for flips of which the compositor says nothing."""
 
 
 class WaylandSettings(Protocol):

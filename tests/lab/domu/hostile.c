@@ -6,7 +6,7 @@
  *   hostile grants           create buffers of grants that are for transfer only, that are free, that are good
  *   hostile limits           attach framebuffers that a graphics card may not be able to show, and one that it is
  *   hostile storm SECONDS    change the frontend's state as fast as XenStore takes it
- *   hostile shapes TIMES     framebuffers of odd strides, offsets and sizes, shown and flipped
+ *   hostile windows TIMES    framebuffers of odd strides, offsets and sizes, shown and flipped
  *   hostile forge NAME       replace the toolstack's unique-id by NAME, then ask to be connected
  *
  * Each prints one line that begins with "hostile:".
@@ -206,7 +206,7 @@ static void flood(double seconds)
 }
 
 /* One request and its answer's status; -9999: none came. */
-static int ask(uint32_t *request)
+static int send_request(uint32_t *request)
 {
     static uint16_t id;
     uint32_t produced = ring.memory[0];
@@ -222,7 +222,7 @@ static int ask(uint32_t *request)
     return -9999;
 }
 
-static struct { uint32_t width, height, bits, offset, octets, format, fb_width, fb_height; } shape[] = {
+static struct { uint32_t width, height, bits, offset, octets, format, fb_width, fb_height; } window[] = {
     { 16384, 16384, 32, 0, 262144, 0x34325258, 16384, 16384 }, /* far larger than its pages */
     { 256, 256, 32, 0, 262144, 0x34325258, 256, 257 },         /* the framebuffer larger than its buffer */
     { 61, 50, 16, 0, 61 * 2 * 50, 0x36314752, 61, 50 },        /* RG16, a stride that is no multiple of 4 */
@@ -235,9 +235,9 @@ static struct { uint32_t width, height, bits, offset, octets, format, fb_width, 
     { 127, 512, 16, 68, 68 + 127 * 2 * 512, 0x32315241, 126, 511 }, /* AR12 */
 };
 
-static void shapes(int times)
+static void windows(int times)
 {
-    enum { PAGES = 64, COUNT = sizeof shape / sizeof shape[0] };
+    enum { PAGES = 64, COUNT = sizeof window / sizeof window[0] };
     static struct page pages[PAGES];
     struct page directory = grant();
     int shown = 0, refused = 0, silent = 0;
@@ -248,25 +248,25 @@ static void shapes(int times)
     }
     for (int turn = 0; turn < times * COUNT; turn++) {
         int i = turn % COUNT, status[4] = { 0 };
-        uint32_t create[16] = { 0x10, 0, 7, 0, shape[i].width, shape[i].height, shape[i].bits, shape[i].octets, 0,
-                                directory.ref, shape[i].offset };
-        uint32_t attach[16] = { 0x12, 0, 7, 0, 9, 0, shape[i].fb_width, shape[i].fb_height, shape[i].format };
-        uint32_t show[16] = { 0x14, 0, 9, 0, 0, 0, shape[i].fb_width, shape[i].fb_height, 32 };
-        status[0] = ask(create);
-        status[1] = ask(attach);
-        status[2] = ask(show);
+        uint32_t create[16] = { 0x10, 0, 7, 0, window[i].width, window[i].height, window[i].bits, window[i].octets, 0,
+                                directory.ref, window[i].offset };
+        uint32_t attach[16] = { 0x12, 0, 7, 0, 9, 0, window[i].fb_width, window[i].fb_height, window[i].format };
+        uint32_t show[16] = { 0x14, 0, 9, 0, 0, 0, window[i].fb_width, window[i].fb_height, 32 };
+        status[0] = send_request(create);
+        status[1] = send_request(attach);
+        status[2] = send_request(show);
         for (int flip = 0; flip < 5; flip++, usleep(40000)) {
             uint32_t again[16] = { 0x15, 0, 9, 0 };
-            status[3] = ask(again);
+            status[3] = send_request(again);
         }
         uint32_t off[16] = { 0x14 }, detach[16] = { 0x13, 0, 9, 0 }, destroy[16] = { 0x11, 0, 7, 0 };
-        silent += (ask(off) == -9999) + (ask(detach) == -9999) + (ask(destroy) == -9999);
+        silent += (send_request(off) == -9999) + (send_request(detach) == -9999) + (send_request(destroy) == -9999);
         for (int n = 0; n < 4; n++) silent += status[n] == -9999;
         if (status[2] == 0) shown++; else refused++;
     }
     for (int i = 0; i < PAGES; i++) end_grant(&pages[i]);
     end_grant(&directory);
-    printf("hostile: shapes: %d shown, %d refused, %d requests without an answer\n", shown, refused, silent);
+    printf("hostile: windows: %d shown, %d refused, %d requests without an answer\n", shown, refused, silent);
 }
 
 /* A request of these fields, from octet 8 on: its answer's status. */
@@ -454,9 +454,9 @@ int main(int argc, char **argv)
         for (double until = now() + number; now() < until; changes++) set("state", states[changes % 9]);
         set("state", 6);
         printf("hostile: storm: %lu states\n", changes);
-    } else if (!strcmp(what, "shapes")) {
+    } else if (!strcmp(what, "windows")) {
         if (connect_frontend(20) < 0) die("not connected");
-        shapes((int)number);
+        windows((int)number);
         leave(10);
     } else if (!strcmp(what, "forge") && argc > 2) {
         char error[300] = "", path[300];
