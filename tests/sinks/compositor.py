@@ -67,6 +67,7 @@ class Buffer:
         self.size = size
         self.stride = stride
         self.kind = kind
+        self.dmabuf: int | None = None
         self.held = False
         """It is shown, or about to be."""
 
@@ -134,6 +135,7 @@ class Client:
         self.stopped = False
         self.closed = False
         self._fds: list[int] = []
+        self._imported: list[int] = []
         self._in = bytearray()
         self._next = 0xFF000000
         self._serial = 0
@@ -173,7 +175,8 @@ class Client:
             self.closed = True
             trio.lowlevel.notify_closing(self.end)
             self.end.close()
-            for fd in self._fds:
+            held = [buffer.dmabuf for buffer in self.buffers.values() if buffer.dmabuf is not None]
+            for fd in (*self._fds, *self._imported, *held):
                 os.close(fd)
             self.buffers.clear()
             self.surfaces.clear()
@@ -331,7 +334,9 @@ class Client:
     def _wl_buffer_destroy(self, number: int) -> None:
         for surface in self.surfaces.values():
             assert surface.shown is not self.buffers[number], "destroyed while it is shown"
-        del self.buffers[number]
+        dmabuf = self.buffers.pop(number).dmabuf
+        if dmabuf is not None:
+            os.close(dmabuf)
         self._unmap(number)
 
     def _unmap(self, ending: int = 0) -> None:
@@ -367,7 +372,7 @@ class Client:
         self, _: int, fd: int, plane: int, offset: int, stride: int, high: int, low: int
     ) -> None:
         self.dmabufs.append((os.fstat(fd).st_ino, plane, offset, stride, high << 32 | low))
-        os.close(fd)
+        self._imported.append(fd)
 
     def _zwp_linux_buffer_params_v1_create(self, params: int, width: int, height: int, code: int, flags: int) -> None:
         self.dmabufs[-1] += (width, height, code)
@@ -375,8 +380,10 @@ class Client:
             number, self._next = self._next, self._next + 1
             self.objects[number] = "wl_buffer"
             self.buffers[number] = Buffer(None, 0, (width, height), 0, code)
+            self.buffers[number].dmabuf = self._imported.pop()
             self.event(params, "created", number)
         else:
+            os.close(self._imported.pop())
             self.event(params, "failed")
 
     def _zwp_linux_buffer_params_v1_create_immed(self, params: int, *_: Any) -> None:

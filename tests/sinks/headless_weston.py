@@ -14,7 +14,7 @@ from typing import Final
 import trio
 from PIL import Image
 
-__all__ = ["IVI", "Weston", "weston"]
+__all__ = ["IVI", "Weston", "version", "weston"]
 
 PLAIN: Final = """
 [shell]
@@ -71,7 +71,7 @@ def version() -> int:
 class Weston:
     """Weston with a screen of 1024x768 named `headless`, which can be ended and started again."""
 
-    def __init__(self, folder: Path, ini: str = PLAIN) -> None:
+    def __init__(self, folder: Path, ini: str = PLAIN, renderer: str = "pixman") -> None:
         self.folder = folder
         self.socket = folder / "wayland-test"
         self._process: trio.Process | None = None
@@ -85,7 +85,7 @@ class Weston:
         self._command = [
             "weston",
             f"--backend=headless{'' if new else '-backend.so'}",
-            "--renderer=pixman" if new else "--use-pixman",
+            f"--renderer={renderer}" if new else f"--use-{renderer}",
             "--width=1024",
             "--height=768",
             "--socket=wayland-test",
@@ -146,9 +146,9 @@ class Weston:
 
 
 @contextlib.asynccontextmanager
-async def weston(folder: Path, ini: str = PLAIN) -> AsyncIterator[Weston]:
+async def weston(folder: Path, ini: str = PLAIN, renderer: str = "pixman") -> AsyncIterator[Weston]:
     """Weston while the block lasts."""
-    made = Weston(folder, ini)
+    made = Weston(folder, ini, renderer)
     await made.start()
     try:
         yield made

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import signal
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,18 @@ from typing import Any
 import pytest
 import trio
 from PIL import Image
-from sinks.headless_weston import IVI, Weston, weston
+from sinks.headless_weston import IVI, Weston, version, weston
 
 from displbe.config import Settings, WaylandSettings
 from displbe.daemon import Daemon
 from displbe.sim.guest import Guest, draw_bars
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
+from displbe.sinks.base import Claimant, Geometry, Part
+from displbe.sinks.wayland.buffers import WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.sink import WaylandSink
+from displbe.wire.formats import fourcc
 from displbe.xen.port import Ledger
 
 SIZE = 1024, 768
@@ -201,3 +208,60 @@ async def test_ivi_shell(folder: Path) -> None:
         assert player.output._window.role == "ivi-application"
         await player.flip(5)
         assert player.output.late == 0
+
+
+class Imported:
+    """A guest's buffer (port.GuestBuffer) that is a udmabuf: a dma-buf that software can read, which Xen's is not."""
+
+    domid = 1
+
+    def __init__(self, size: int, colour: bytes) -> None:
+        self.size = size
+        self._memory = os.memfd_create("udmabuf", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._memory, size)
+        os.write(self._memory, colour * (size // len(colour)))
+        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        device = os.open("/dev/udmabuf", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # linux/udmabuf.h: UDMABUF_CREATE of { memfd, flags, offset, size }.
+            self._fd = fcntl.ioctl(device, 0x40187542, bytearray(struct.pack("=IIQQ", self._memory, 0, 0, size)))
+        finally:
+            os.close(device)
+
+    async def view(self) -> memoryview:
+        raise NotImplementedError
+
+    async def dmabuf(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._fd
+
+    async def shm_fd(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        os.close(self._fd)
+        os.close(self._memory)
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/udmabuf") or version() < 14, reason="needs /dev/udmabuf and Weston 14")
+async def test_a_dmabuf(folder: Path) -> None:
+    """Weston's GL renderer imports a dma-buf, and shows it."""
+    async with weston(folder, renderer="gl") as compositor, trio.open_nursery() as nursery:
+        sink = WaylandSink(WaylandSettings(display=str(compositor.socket), dmabuf="always", refresh=0.0))
+        await nursery.start(sink.run)
+        output = sink.claim("headless", *SIZE, Claimant(1, "guest"))
+        assert isinstance(output, WaylandOutput)
+        pages = Imported(SIZE[0] * SIZE[1] * 4, b"\x10\x80\xf0\0")
+        buffer = await output.attach(pages, Geometry(*SIZE, fourcc("XR24"), SIZE[0] * 4, 0))
+        await output.enable(buffer, Part(0, 0, *SIZE))
+        with trio.fail_after(30):
+            while output.dark or not output.shown:
+                await trio.sleep(0.01)
+        assert isinstance(buffer, WaylandBuffer)
+        assert buffer.way == "dmabuf"
+        await expect(compositor, Image.new("RGB", SIZE, (0xF0, 0x80, 0x10)))
+        await buffer.aclose()
+        await pages.aclose()
+        await output.release()
+        nursery.cancel_scope.cancel()
