@@ -224,7 +224,7 @@ class Imported:
         device = os.open("/dev/udmabuf", os.O_RDWR | os.O_CLOEXEC)
         try:
             # linux/udmabuf.h: UDMABUF_CREATE of { memfd, flags, offset, size }.
-            self._fd = fcntl.ioctl(device, 0x40187542, bytearray(struct.pack("=IIQQ", self._memory, 0, 0, size)))
+            self._fd: int = fcntl.ioctl(device, 0x40187542, bytearray(struct.pack("=IIQQ", self._memory, 0, 0, size)))
         finally:
             os.close(device)
 
