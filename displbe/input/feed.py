@@ -224,4 +224,5 @@ class Feed:
 
 
 def _pixel(fraction: float, size: int) -> int:
+    """Both ends of a range are ends of the screen, and a range of `size` steps has a pixel for each."""
     return min(max(int(fraction * size), 0), size - 1)

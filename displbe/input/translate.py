@@ -56,9 +56,9 @@ class Axis(msgspec.Struct, frozen=True):
     maximum: int
 
     def fraction(self, value: int) -> float:
-        """Where a value lies: 0 to 1, 1 excluded. A value outside the range, which the kernel lets pass, is moved to its end."""
-        span = self.maximum - self.minimum + 1
-        return (min(max(value, self.minimum), self.maximum) - self.minimum + 0.5) / span if span > 0 else 0.0
+        """Where a value lies: 0 to 1. (A value outside the range, which the kernel lets pass, is less or more.)"""
+        span = self.maximum - self.minimum
+        return (value - self.minimum) / span if span > 0 else 0.0
 
 
 class Slot(msgspec.Struct):

@@ -20,7 +20,7 @@ from displbe.xen.port import StoreError
 
 from .hypervisor import Domain, SimHypervisor
 
-__all__ = ["InputFrontend", "Oops"]
+__all__ = ["InputCore", "InputFrontend", "Oops"]
 
 KEYBOARD: Final = frozenset((*range(1, 240), *range(0x160, 0x2FF)))
 POINTER: Final = frozenset(range(0x110, 0x118))
@@ -30,12 +30,10 @@ class Oops(Exception):
     """The guest's kernel would have dereferenced a null pointer, or written where it should not."""
 
 
-class InputFrontend:
-    """The input driver of a guest: one vkbd device."""
+class InputCore:
+    """The guest's input devices: what its programs see of the events that its driver takes (drivers/input/input.c)."""
 
-    def __init__(self, domain: Domain, hypervisor: SimHypervisor, number: int = 0) -> None:
-        self.state = State.INITIALISING
-        self.connected = trio.Event()
+    def __init__(self) -> None:
         self.events: list[InEvent] = []
         """All events, as they came."""
         self.pressed: set[int] = set()
@@ -48,15 +46,86 @@ class InputFrontend:
         self.warnings: list[InEvent] = []
         """What the kernel would have thrown away, or complained of."""
         self.oops: Oops | None = None
+        self.has_keyboard = self.has_pointer = True
+        self.absolute = False
+        self.size = (800, 600)
+        self.contacts = 0
+
+    def handle(self, event: InEvent) -> None:
+        """xenkbd_handle_event"""
+        self.events.append(event)
+        match event:
+            case kbdif.Key():
+                self._handle_key(event)
+            case kbdif.Motion(x, y, z):
+                if not self.has_pointer or self.absolute:
+                    self.warnings.append(event)
+                else:
+                    self.moved[0] += x
+                    self.moved[1] += y
+                    self.wheel -= z
+            case kbdif.Position(x, y, z):
+                if not self.has_pointer or not self.absolute or not (0 <= x <= self.size[0] and 0 <= y <= self.size[1]):
+                    self.warnings.append(event)
+                else:
+                    self.position = x, y
+                    self.wheel -= z
+            case _:
+                self._handle_touch(event)
+
+    def _handle_key(self, event: kbdif.Key) -> None:
+        if not self.has_pointer:
+            self.oops = Oops("a key without a pointer")
+            return
+        if event.keycode in POINTER:
+            pass
+        elif not self.has_keyboard:
+            self.oops = Oops("a key without a keyboard")
+            return
+        elif event.keycode > 0x2FF:
+            self.oops = Oops(f"keycode {event.keycode}")
+            return
+        elif event.keycode not in KEYBOARD:
+            self.warnings.append(event)
+            return
+        if not event.pressed:
+            self.pressed.discard(event.keycode)
+        elif event.keycode in self.pressed:
+            self.repeats.append(event.keycode)
+        else:
+            self.pressed.add(event.keycode)
+
+    def _handle_touch(self, event: InEvent) -> None:
+        assert not isinstance(event, (kbdif.Key, kbdif.Motion, kbdif.Position))
+        if not self.contacts:
+            self.warnings.append(event)
+            return
+        if event.contact_id >= self.contacts:
+            self.oops = Oops(f"contact {event.contact_id} of {self.contacts}")
+            return
+        if isinstance(event, kbdif.TouchDown):
+            self.fingers[event.contact_id] = event.abs_x, event.abs_y
+        elif isinstance(event, kbdif.TouchUp):
+            self.fingers.pop(event.contact_id, None)
+        elif isinstance(event, kbdif.TouchMotion):
+            if event.contact_id not in self.fingers:
+                self.warnings.append(event)
+            else:
+                self.fingers[event.contact_id] = event.abs_x, event.abs_y
+
+
+class InputFrontend(InputCore):
+    """The input driver of a guest: one vkbd device."""
+
+    def __init__(self, domain: Domain, hypervisor: SimHypervisor, number: int = 0) -> None:
+        super().__init__()
+        self.state = State.INITIALISING
+        self.connected = trio.Event()
         self.reads = True
         """Whether it takes events when it is notified."""
         self.kicks = 0
         """Notifications it got that had a reason."""
         self.history: list[State] = []
-        self.has_keyboard = self.has_pointer = True
-        self.absolute = False
-        self.size = (800, 600)
-        self.contacts = 0
         self.page: FrontKbdPage
         self.memory: SharedMemory
         self.channel: Channel
@@ -159,67 +228,5 @@ class InputFrontend:
         if found:
             self.kicks += 1
             for slot in found:
-                event = kbdif.decode_event(slot)
-                self.events.append(event)
-                self._handle(event)
+                self.handle(kbdif.decode_event(slot))
             self.channel.notify()
-
-    def _handle(self, event: InEvent) -> None:
-        match event:
-            case kbdif.Key():
-                self._handle_key(event)
-            case kbdif.Motion(x, y, z):
-                if not self.has_pointer or self.absolute:
-                    self.warnings.append(event)
-                else:
-                    self.moved[0] += x
-                    self.moved[1] += y
-                    self.wheel -= z
-            case kbdif.Position(x, y, z):
-                if not self.has_pointer or not self.absolute or not (0 <= x <= self.size[0] and 0 <= y <= self.size[1]):
-                    self.warnings.append(event)
-                else:
-                    self.position = x, y
-                    self.wheel -= z
-            case _:
-                self._handle_touch(event)
-
-    def _handle_key(self, event: kbdif.Key) -> None:
-        if not self.has_pointer:
-            self.oops = Oops("a key without a pointer")
-            return
-        if event.keycode in POINTER:
-            pass
-        elif not self.has_keyboard:
-            self.oops = Oops("a key without a keyboard")
-            return
-        elif event.keycode > 0x2FF:
-            self.oops = Oops(f"keycode {event.keycode}")
-            return
-        elif event.keycode not in KEYBOARD:
-            self.warnings.append(event)
-            return
-        if not event.pressed:
-            self.pressed.discard(event.keycode)
-        elif event.keycode in self.pressed:
-            self.repeats.append(event.keycode)
-        else:
-            self.pressed.add(event.keycode)
-
-    def _handle_touch(self, event: InEvent) -> None:
-        assert not isinstance(event, (kbdif.Key, kbdif.Motion, kbdif.Position))
-        if not self.contacts:
-            self.warnings.append(event)
-            return
-        if event.contact_id >= self.contacts:
-            self.oops = Oops(f"contact {event.contact_id} of {self.contacts}")
-            return
-        if isinstance(event, kbdif.TouchDown):
-            self.fingers[event.contact_id] = event.abs_x, event.abs_y
-        elif isinstance(event, kbdif.TouchUp):
-            self.fingers.pop(event.contact_id, None)
-        elif isinstance(event, kbdif.TouchMotion):
-            if event.contact_id not in self.fingers:
-                self.warnings.append(event)
-            else:
-                self.fingers[event.contact_id] = event.abs_x, event.abs_y

@@ -21,7 +21,7 @@ class Source:
 
 
 class Receiver(Protocol):
-    """A guest's input, for the sources. Fractions are from 0 to 1, 1 excluded, of the width or height."""
+    """A guest's input, for the sources. Fractions are from 0 to 1 of the width or height."""
 
     def key(self, source: Source, code: int, value: int) -> None:
         """A key or button, by Linux's number: 1 down, 0 up, 2 still down."""

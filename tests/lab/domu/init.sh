@@ -9,7 +9,7 @@ done
 mode=${mode:-1024x768}
 echo "guest: up"
 tries=0
-while [ "$guest" != hostile ] && [ "$guest" != idle ] && [ ! -e /dev/dri/card0 ] && [ $tries -lt 300 ]; do usleep 100000; tries=$((tries+1)); done
+while [ "$guest" != hostile ] && [ "$guest" != idle ] && [ "$guest" != input ] && [ ! -e /dev/dri/card0 ] && [ $tries -lt 300 ]; do usleep 100000; tries=$((tries+1)); done
 show() { (sleep "$1"; echo) | modetest -M xendrm-du -s "$2" $3; }
 case $guest in
     still) echo "guest: drawing"; show ${seconds:-600} Virtual-1:$mode "" ;;
@@ -26,6 +26,10 @@ case $guest in
     hostile)  # do=WHAT:NUMBER,WHAT:NUMBER…: in place of the kernel's own driver, which initcall_blacklist keeps away
         IFS=,
         for part in $todo; do hostile ${part%%:*} ${part#*:}; done ;;
+    input)  # do=print, do=sum, do=reboot: what programs read from the input devices
+        case $todo in sum) events sum;; *) events print;; esac
+        [ "$todo" = reboot ] && reboot -f ;;
+    inputflip) events sum & echo "guest: flipping"; show ${seconds:-600} Virtual-1:$mode -v ;;
     reboot) show 1 Virtual-1:$mode -v; echo "guest: rebooting"; reboot -f ;;
     poweroff) show 1 Virtual-1:$mode -v; echo "guest: powering off"; poweroff -f ;;
 esac

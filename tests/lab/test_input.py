@@ -1,0 +1,303 @@
+"""Linux guests with an unmodified xen-kbdfront: what is injected into Dom0's input devices is what the guest's programs read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from lab.backend import Backend, Held, backend, no_zombie, screens
+from lab.vm import LabError, Machine, guest_config
+
+HERE = Path(__file__).resolve().parent
+FIFO: Final = "/run/devices"
+LOG: Final = "/var/log/devices.log"
+
+SYN, KEY, REL, ABS = range(4)
+KEY_A, KEY_B, KEY_POWER, BTN_LEFT, BTN_RIGHT, BTN_TOUCH = 30, 48, 116, 0x110, 0x111, 0x14A
+REL_X, REL_Y, REL_HWHEEL, REL_WHEEL, REL_WHEEL_HI_RES = 0, 1, 6, 8, 11
+ABS_X, ABS_Y, SLOT, MAJOR, MT_X, MT_Y, TRACKING = 0, 1, 47, 48, 53, 54, 57
+
+KEYBOARD, POINTER, TOUCH = "Xen Virtual Keyboard", "Xen Virtual Pointer", "Xen Virtual Multi-touch"
+Frame = list[tuple[int, int, int]]
+CONFIG: Final = """sink = "drm"
+[input]
+devices = ["name=lab *"]
+"""
+
+
+class Devices:
+    """Dom0's simulated input devices (devices.py)."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._ids = itertools.count(1)
+        machine.put("/root/devices.py", (HERE / "devices.py").read_text())
+        machine.run(f"rm -f {FIFO}")
+        self.group = machine.start(f"exec python3 /root/devices.py {FIFO}", LOG)
+        machine.wait_for(f"grep -q ready {LOG}", 60, why="the simulated devices")
+
+    def order(self, timeout: float = 30, **fields: object) -> float:
+        """Do something: the seconds that it took."""
+        number = next(self._ids)
+        self._machine.put("/tmp/order", json.dumps({**fields, "id": number}) + "\n")
+        self._machine.check(f"cat /tmp/order >{FIFO}")
+
+        def done() -> str:
+            said = self._machine.run(f"cat {LOG}").output
+            if "Traceback" in said:
+                raise LabError(said)
+            found = re.search(rf"^done {number} ([\d.]+)$", said, re.M)
+            return found[1] if found else ""
+
+        self._machine.wait_for(done, timeout, why=f"device order {number}")
+        return float(done())
+
+    def plug(self, name: str, kind: str) -> None:
+        """Plug a device in."""
+        self.order(do="plug", name=name, kind=kind)
+
+    def unplug(self, name: str) -> None:
+        """Pull it out."""
+        self.order(do="unplug", name=name)
+
+    def emit(self, name: str, *frames: Frame) -> None:
+        """Events, SYN_REPORT after each frame. A little apart: the kernel's own repetition is not wanted here."""
+        self.order(do="emit", name=name, frames=frames, rate=100)
+
+
+@pytest.fixture(scope="module")
+def devices(machine: Machine) -> Iterator[Devices]:
+    found = Devices(machine)
+    for name, kind in (
+        ("lab keyboard", "keyboard"),
+        ("lab mouse", "mouse"),
+        ("lab tablet", "tablet"),
+        ("lab touch", "touch"),
+        ("lab touch A", "touch A"),
+        ("lab plain keyboard", "plain keyboard"),
+    ):
+        found.plug(name, kind)
+    yield found
+    machine.stop(found.group)
+
+
+@pytest.fixture(scope="module")
+def displbe(machine: Machine, devices: Devices) -> Iterator[Backend]:
+    with backend(machine, CONFIG) as running:
+        yield running
+
+
+@pytest.fixture
+def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
+    """What displbe holds without guests; it must hold no more afterwards."""
+    before = displbe.held()
+    yield before
+    machine.destroy("input")
+    machine.wait_for(lambda: displbe.held() == before, 20, why=f"everything released: {displbe.held()} != {before}")
+    no_zombie(machine)
+
+
+def vkb(unique_id: str, more: str = "") -> str:
+    """The line of an xl configuration that gives a guest input."""
+    return f"vkb=['backend=0,backend-type=linux,unique-id={unique_id}{more}']"
+
+
+def boot(machine: Machine, displbe: Backend, *lines: str, how: str = "print", work: str = "input") -> None:
+    """A guest whose programs read its devices, and whose devices displbe has."""
+    opened = len(displbe.events("device opened"))
+    machine.create("input", guest_config(work, "\n".join(lines), extra=f"do={how}"))
+    machine.wait_console("input", "events: ready", 60)
+    machine.wait_for(lambda: len(displbe.events("device opened")) > opened, 20, why="an open device")
+    connected(machine)
+
+
+def connected(machine: Machine) -> None:
+    """Wait until the guest's input is connected."""
+    state = "xenstore-read /local/domain/0/backend/vinput/$(xl domid input)/0/state"
+    machine.wait_for(f'test "$({state})" = 4', 30, why="the connection")
+
+
+def expect(machine: Machine, name: str, *wanted: tuple[int, int, int]) -> None:
+    """Wait until the guest has read these events from a device, all it has read of it, SYN_REPORT left out."""
+    lines = [f"{kind} {code} {value}" for kind, code, value in wanted]
+
+    def read() -> list[str]:
+        found = re.findall(rf"^input: {name}: (\d+ \d+ -?\d+)$", machine.console("input"), re.M)
+        return [line for line in found if not line.startswith("0 ")]
+
+    try:
+        machine.wait_for(lambda: len(read()) >= len(lines), 20)
+        time.sleep(0.3)
+    finally:
+        assert read() == lines
+
+
+# Those that start and end displbe by themselves come first: the others share one.
+
+
+def held_down(machine: Machine, displbe: Backend, devices: Devices) -> None:
+    """A guest with a key down."""
+    boot(machine, displbe, vkb("K:name=lab plain keyboard"))
+    devices.emit("lab plain keyboard", [(KEY, KEY_A, 1)])
+    machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 1", 20)
+
+
+def goes_on(machine: Machine, displbe: Backend, devices: Devices, opened: int) -> None:
+    """The guest has been told that the key is up; it is let go in fact, and the next one comes as ever."""
+    machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 0", 40)
+    machine.wait_for(lambda: len(displbe.events("device opened")) > opened, 30, why="an open device")
+    devices.emit("lab plain keyboard", [(KEY, KEY_A, 0)], [(KEY, KEY_B, 1)], [(KEY, KEY_B, 0)])
+    machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_B} 0", 20)
+
+
+def test_nothing_sticks_when_displbe_ends(machine: Machine, devices: Devices) -> None:
+    """SIGTERM while a key is down: it is let go before displbe ends. The next displbe serves the same guest."""
+    try:
+        with backend(machine, CONFIG) as displbe:
+            held_down(machine, displbe, devices)
+        machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 0", 20)
+        with backend(machine, CONFIG) as displbe:
+            goes_on(machine, displbe, devices, opened=0)
+    finally:
+        machine.destroy("input")
+    no_zombie(machine)
+
+
+def test_nothing_sticks_when_displbe_is_killed(machine: Machine, devices: Devices) -> None:
+    """SIGKILL while a key is down: the displbe that comes next does not know it, and tells the guest that all keys are up."""
+    try:
+        with backend(machine, CONFIG) as displbe:
+            held_down(machine, displbe, devices)
+            displbe.kill()
+            goes_on(machine, displbe, devices, opened=1)
+    finally:
+        machine.destroy("input")
+    no_zombie(machine)
+
+
+def test_keyboard_and_mouse(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+    """Keys, a relative pointer, buttons, the wheel: each event as it was injected."""
+    boot(machine, displbe, vkb("K:name=lab keyboard;P:name=lab mouse"))
+    devices.emit("lab keyboard", [(KEY, KEY_A, 1)], [(KEY, KEY_B, 1)], [(KEY, KEY_A, 0)], [(KEY, KEY_B, 0)])
+    expect(machine, KEYBOARD, (KEY, KEY_A, 1), (KEY, KEY_B, 1), (KEY, KEY_A, 0), (KEY, KEY_B, 0))
+    devices.emit(
+        "lab mouse",
+        [(REL, REL_X, 5), (REL, REL_Y, -3)],
+        [(REL, REL_WHEEL, 1), (REL, REL_WHEEL_HI_RES, 120)],
+        [(REL, REL_WHEEL_HI_RES, 60)],
+        [(REL, REL_HWHEEL, 4)],
+        [(REL, REL_WHEEL, -2), (REL, REL_WHEEL_HI_RES, -240)],
+        [(REL, REL_X, -7), (KEY, BTN_LEFT, 1)],
+        [(KEY, BTN_LEFT, 0)],
+    )
+    expect(
+        machine,
+        POINTER,
+        *((REL, REL_X, 5), (REL, REL_Y, -3), (REL, REL_WHEEL, 1), (REL, REL_WHEEL, -2)),
+        *((REL, REL_X, -7), (KEY, BTN_LEFT, 1), (KEY, BTN_LEFT, 0)),
+    )
+
+
+def test_absolute_pointer(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+    """A tablet of 32768 steps on a screen of 1024x768, whose size displbe has told the guest."""
+    connector = next(iter(machine.connectors()))
+    boot(machine, displbe, vkb("K:name=lab plain keyboard;P:name=lab tablet"), screens(connector))
+    devices.emit(
+        "lab tablet",
+        [(ABS, ABS_X, 16384), (ABS, ABS_Y, 8192)],
+        [(ABS, ABS_X, 32767), (ABS, ABS_Y, 32767), (KEY, BTN_RIGHT, 1)],
+        [(KEY, BTN_RIGHT, 0)],
+        [(REL, REL_WHEEL, -1)],
+    )
+    expect(
+        machine,
+        POINTER,
+        *((ABS, ABS_X, 512), (ABS, ABS_Y, 192), (ABS, ABS_X, 1023), (ABS, ABS_Y, 767)),
+        *((KEY, BTN_RIGHT, 1), (KEY, BTN_RIGHT, 0), (REL, REL_WHEEL, -1)),
+    )
+
+
+def test_repeats(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+    """A keyboard that does not repeat its keys: displbe does, until the key is up."""
+    boot(machine, displbe, vkb("K:name=lab plain keyboard"))
+    devices.emit("lab plain keyboard", [(KEY, KEY_A, 1)])
+    machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 2", 20, count=3)
+    devices.emit("lab plain keyboard", [(KEY, KEY_A, 0)])
+    machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 0", 20)
+    time.sleep(1)
+    assert machine.console("input").rstrip().endswith(f"input: {KEYBOARD}: 1 {KEY_A} 0\ninput: {KEYBOARD}: 0 0 0")
+
+
+def test_touch(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+    """Two fingers of multi-touch type B, one of which has another's number after it."""
+    size = ",feature-multi-touch=1,multi-touch-width=1024,multi-touch-height=512,multi-touch-num-contacts=3"
+    boot(machine, displbe, vkb("T:name=lab touch", size))
+    devices.emit(
+        "lab touch",
+        [(ABS, SLOT, 0), (ABS, TRACKING, 7), (ABS, MT_X, 2048), (ABS, MT_Y, 1024), (KEY, BTN_TOUCH, 1)],
+        [(ABS, SLOT, 1), (ABS, TRACKING, 8), (ABS, MT_X, 4095), (ABS, MT_Y, 4095)],
+        [(ABS, SLOT, 0), (ABS, MT_X, 2052)],
+        [(ABS, TRACKING, -1)],
+        [(ABS, SLOT, 1), (ABS, TRACKING, -1), (KEY, BTN_TOUCH, 0)],
+    )
+    expect(
+        machine,
+        TOUCH,
+        # The first finger; ABS_X, ABS_Y and BTN_TOUCH are what the guest's kernel makes of the touches.
+        *(
+            (ABS, TRACKING, 0),
+            (ABS, MT_X, 512),
+            (ABS, MT_Y, 128),
+            (KEY, BTN_TOUCH, 1),
+            (ABS, ABS_X, 512),
+            (ABS, ABS_Y, 128),
+        ),
+        *((ABS, SLOT, 1), (ABS, TRACKING, 1), (ABS, MT_X, 1023), (ABS, MT_Y, 511)),
+        *((ABS, SLOT, 0), (ABS, MT_X, 513), (ABS, ABS_X, 513)),
+        *((ABS, TRACKING, -1), (ABS, ABS_X, 1023), (ABS, ABS_Y, 511)),
+        *((ABS, SLOT, 1), (ABS, TRACKING, -1), (KEY, BTN_TOUCH, 0)),
+    )
+
+
+def test_touch_without_numbers(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+    """Multi-touch type A: each frame has all fingers, without numbers."""
+    size = ",feature-multi-touch=1,multi-touch-width=4096,multi-touch-height=4096,multi-touch-num-contacts=2"
+    boot(machine, displbe, vkb("T:name=lab touch A", size))
+    both: Frame = [(ABS, MT_X, 100), (ABS, MT_Y, 100), (SYN, 2, 0), (ABS, MT_X, 3000), (ABS, MT_Y, 3000), (SYN, 2, 0)]
+    left: Frame = [(ABS, MT_X, 3010), (ABS, MT_Y, 3010), (SYN, 2, 0)]
+    devices.emit("lab touch A", both, left, [(SYN, 2, 0)])
+    machine.wait_console("input", f"input: {TOUCH}: {ABS} {TRACKING} -1", 20, count=2)
+    found = re.findall(
+        rf"^input: {TOUCH}: {ABS} ({SLOT}|{MT_X}|{MT_Y}|{TRACKING}) (-?\d+)$", machine.console("input"), re.M
+    )
+    wanted = [(TRACKING, 0), (MT_X, 100), (MT_Y, 100), (SLOT, 1), (TRACKING, 1), (MT_X, 3000), (MT_Y, 3000)]
+    wanted += [(SLOT, 0), (TRACKING, -1), (SLOT, 1), (MT_X, 3010), (MT_Y, 3010), (TRACKING, -1)]
+    assert [(int(code), int(value)) for code, value in found] == wanted
+
+
+def test_replug_and_reboot(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+    """A keyboard is pulled out while a key is down, and plugged in again; the guest reboots; each time it works on."""
+    boot(machine, displbe, vkb("K:name=lab plain keyboard"), how="reboot")
+    for turn in (1, 2):
+        devices.emit("lab plain keyboard", [(KEY, KEY_A, 1)])
+        machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 1", 20)
+        opened = len(displbe.events("device opened"))
+        devices.unplug("lab plain keyboard")
+        machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 0", 20)
+        devices.plug("lab plain keyboard", "plain keyboard")
+        machine.wait_for(lambda: len(displbe.events("device opened")) > opened, 20, why="the plugged device")  # noqa: B023
+        devices.emit("lab plain keyboard", [(KEY, KEY_B, 1)], [(KEY, KEY_B, 0)])
+        machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_B} 0", 20)
+        if turn == 1:
+            devices.emit("lab plain keyboard", [(KEY, KEY_POWER, 1)], [(KEY, KEY_POWER, 0)])
+            machine.wait_console("input", "events: ready", 60, count=2)
+            connected(machine)
+    console = machine.console("input")
+    for value in (0, 1):
+        assert console.count(f"{KEYBOARD}: 1 {KEY_A} {value}") == console.count(f"{KEYBOARD}: 1 {KEY_B} {value}") == 2

@@ -1,0 +1,543 @@
+"""From evdev's events to what a guest's programs see, against models of both ends: what is down here is down there, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scenario.devices import SimDevice, SimNode
+
+from displbe.input.features import Features
+from displbe.input.feed import Feed, Repeats
+from displbe.input.names import Binding, Role, parse_unique_id
+from displbe.input.outbox import QUEUE
+from displbe.input.sources.base import Source
+from displbe.input.translate import (
+    ABS_MT_ORIENTATION,
+    ABS_MT_POSITION_X,
+    ABS_MT_POSITION_Y,
+    ABS_MT_SLOT,
+    ABS_MT_TOUCH_MAJOR,
+    ABS_MT_TOUCH_MINOR,
+    ABS_MT_TRACKING_ID,
+    ABS_X,
+    ABS_Y,
+    BTN_TOUCH,
+    EV_ABS,
+    EV_KEY,
+    EV_REL,
+    EV_SYN,
+    REL_WHEEL,
+    REL_WHEEL_HI_RES,
+    REL_X,
+    REL_Y,
+    SYN_MT_REPORT,
+    SYN_REPORT,
+    Axis,
+    Decoder,
+    Description,
+    Event,
+    State,
+)
+from displbe.sim.keyboard import InputCore
+from displbe.wire import kbdif
+from displbe.wire.errors import FrontendBroken
+from displbe.wire.kbdif import BackKbdPage, FrontKbdPage
+from displbe.xen.barriers import SharedMemory
+
+ALL: Final = frozenset(Role)
+LEFT: Final = 0x110
+END: Final = (EV_SYN, SYN_REPORT, 0)
+
+
+class Guest:
+    """A guest that takes its events when it is told to."""
+
+    def __init__(self, features: Features) -> None:
+        memory = SharedMemory(memoryview(bytearray(4096)))
+        self.core = InputCore()
+        self.core.has_keyboard, self.core.has_pointer = features.keyboard, features.pointer
+        self.core.absolute, self.core.contacts = features.absolute, features.contacts
+        self.core.size = features.width - 1, features.height - 1
+        self._front = FrontKbdPage(memory)
+        self.feed = Feed(BackKbdPage(memory), features, Repeats(), lambda: None, self._broken)
+
+    @staticmethod
+    def _broken(reason: FrontendBroken) -> None:
+        raise AssertionError(reason)
+
+    def take(self) -> None:
+        """Take what is in the page, and let what waits in."""
+        for slot in self._front.take():
+            self.core.handle(kbdif.decode_event(slot))
+        assert self.core.oops is None
+        assert self.core.warnings == []
+        self.feed.flush()
+
+    def take_all(self) -> None:
+        """Take everything."""
+        count = -1
+        while count != len(self.core.events):
+            count = len(self.core.events)
+            self.take()
+
+
+class Hand:
+    """A device that somebody works with, and displbe's reader of it."""
+
+    def __init__(self, name: str, description: Description) -> None:
+        self.device = SimDevice(name, description)
+        self.source = Source(name, repeats=True)
+        self._open()
+
+    def _open(self) -> None:
+        self._node = SimNode(self.device)
+        self.decoder = Decoder(self.source, self.device.description, self._node.state())
+
+    def read(self, feed: Feed | None) -> None:
+        """As sources/evdev.py does it."""
+        try:
+            lost = self.decoder.decode(self._node.read(), feed, ALL)
+        except BlockingIOError:
+            return
+        if lost:
+            self.decoder.resync(self._node.state(), feed, ALL)
+
+    def replug(self, feed: Feed | None) -> None:
+        """Out, and in again."""
+        self._node.close()
+        if feed is not None:
+            feed.leave(self.source)
+            feed.flush()
+        self.device.keys.clear()
+        self._open()
+
+    def close(self) -> None:
+        self._node.close()
+
+
+class Typing(RuleBasedStateMachine):
+    """Two keyboards, two guests, one of whom has the keyboards. Events get lost, guests do not take theirs, keyboards are pulled out.
+
+    The model: of each keyboard, the keys that went down since the guest who has them now has it.
+    """
+
+    KEYS: Final = (30, 48, LEFT, 200, 0x160, 0x12C, 250)
+    """Some that Linux's frontend has, some that it has not."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.guests = [Guest(Features()), Guest(Features())]
+        self.hands = [Hand(name, Description(keys=frozenset(self.KEYS))) for name in "ab"]
+        self.holder = 0
+        self.mine: list[set[int]] = [set(), set()]
+        self.unread = [0, 0]
+
+    @property
+    def feed(self) -> Feed:
+        return self.guests[self.holder].feed
+
+    @rule(hand=st.integers(0, 1), key=st.sampled_from(KEYS))
+    def press_or_let_go(self, hand: int, key: int) -> None:
+        device = self.hands[hand].device
+        down = key not in device.keys
+        device.emit((EV_KEY, key, int(down)))
+        self.unread[hand] += 1
+        if down:
+            self.mine[hand].add(key)
+        else:
+            self.mine[hand].discard(key)
+
+    @rule(hand=st.integers(0, 1), key=st.sampled_from(KEYS), times=st.integers(1, 40))
+    def type_fast(self, hand: int, key: int, times: int) -> None:
+        """More than the kernel keeps, perhaps."""
+        for _ in range(times):
+            self.press_or_let_go(hand, key)
+            self.press_or_let_go(hand, key)
+
+    @rule(hand=st.integers(0, 1))
+    def read(self, hand: int) -> None:
+        self.hands[hand].read(self.feed)
+        self.unread[hand] = 0
+
+    @rule(guest=st.integers(0, 1))
+    def take(self, guest: int) -> None:
+        self.guests[guest].take()
+
+    @rule()
+    def switch(self) -> None:
+        for hand in range(2):
+            self.read(hand)
+            self.feed.leave(self.hands[hand].source)
+            self.mine[hand].clear()
+        self.feed.flush()
+        self.holder = 1 - self.holder
+
+    @rule(hand=st.integers(0, 1))
+    def replug(self, hand: int) -> None:
+        self.hands[hand].replug(self.feed)
+        self.mine[hand].clear()
+        self.unread[hand] = 0
+
+    @rule(count=st.integers(1, 2 * QUEUE))
+    def stall(self, count: int) -> None:
+        """The guest takes nothing while much is typed."""
+        for number in range(count):
+            key = self.KEYS[number % 2]
+            self.press_or_let_go(0, key)
+            self.read(0)
+
+    @precondition(lambda self: not any(self.unread))
+    @invariant()
+    def what_is_down_is_down(self) -> None:
+        has = Features().codes()
+        expected = {key for mine in self.mine for key in mine if key in has}
+        assert self.feed.outbox.pressed == expected
+        assert not self.guests[1 - self.holder].feed.outbox.pressed
+
+    def teardown(self) -> None:
+        if not hasattr(self, "guests"):
+            return
+        for hand in range(2):
+            self.read(hand)
+        for guest in self.guests:
+            guest.take_all()
+            assert guest.core.pressed == guest.feed.outbox.pressed
+        self.what_is_down_is_down()
+        self.feed.leave_all()
+        self.guests[self.holder].take_all()
+        assert not self.guests[self.holder].core.pressed
+        for closed in self.hands:
+            closed.close()
+
+
+TestTyping = Typing.TestCase
+TestTyping.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class Touching(RuleBasedStateMachine):
+    """A touch screen of four fingers, for a guest that knows three. What the guest's fingers touch is what is touched, of those that it
+    could take up.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        axes = {ABS_MT_SLOT: Axis(0, 3), ABS_MT_TRACKING_ID: Axis(0, 65535)}
+        axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 99))
+        self.features = Features(contacts=3, touch_width=100, touch_height=100)
+        self.guest = Guest(self.features)
+        self.hand = Hand("touch", Description(keys=frozenset((BTN_TOUCH,)), axes=axes))
+        self.tracking = 0
+        self.fingers: dict[int, tuple[int, int]] = {}
+        self.lost = False
+
+    def emit(self, slot: int, *events: tuple[int, int]) -> None:
+        self.hand.device.emit((EV_ABS, ABS_MT_SLOT, slot), *((EV_ABS, *event) for event in events))
+
+    @rule(slot=st.integers(0, 3), x=st.integers(0, 99), y=st.integers(0, 99))
+    def down_or_move(self, slot: int, x: int, y: int) -> None:
+        where = (ABS_MT_POSITION_X, x), (ABS_MT_POSITION_Y, y)
+        if slot not in self.fingers:
+            self.tracking += 1
+            self.emit(slot, (ABS_MT_TRACKING_ID, self.tracking), *where)
+        else:
+            self.emit(slot, *where)
+        self.fingers[slot] = x, y
+
+    @precondition(lambda self: self.fingers)
+    @rule(data=st.data())
+    def up(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.fingers)))
+        self.emit(slot, (ABS_MT_TRACKING_ID, -1))
+        del self.fingers[slot]
+
+    @precondition(lambda self: self.fingers)
+    @rule(data=st.data(), x=st.integers(0, 99))
+    def up_and_down_at_once(self, data: st.DataObject, x: int) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.fingers)))
+        self.tracking += 1
+        self.emit(slot, (ABS_MT_TRACKING_ID, -1), (ABS_MT_TRACKING_ID, self.tracking), (ABS_MT_POSITION_X, x))
+        self.fingers[slot] = x, self.fingers[slot][1]
+
+    @rule()
+    def read(self) -> None:
+        self.hand.read(self.guest.feed)
+
+    @rule()
+    def take(self) -> None:
+        self.guest.take()
+
+    @rule(times=st.integers(1, 200))
+    def wriggle(self, times: int) -> None:
+        """Much movement, of which nothing is taken, and some is lost."""
+        for number in range(times):
+            self.down_or_move(number % 2, number % 100, number % 90)
+            if number % 3:
+                self.read()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "guest"):
+            return
+        self.read()
+        self.guest.take_all()
+        known = self.guest.feed._fingers
+        assert {number: self.guest.core.fingers[number] for number in known.values()} == {
+            number: self.fingers[finger] for (_, finger), number in known.items()
+        }
+        assert set(self.guest.core.fingers) == set(known.values())
+        assert len(known) <= 3
+        for slot in list(self.fingers):
+            self.emit(slot, (ABS_MT_TRACKING_ID, -1))
+        self.read()
+        self.guest.take_all()
+        assert self.guest.core.fingers == {}
+        self.hand.close()
+
+
+TestTouching = Touching.TestCase
+TestTouching.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# The pointer
+
+
+def told(features: Features, description: Description, *events: Event, roles: frozenset[Role] = ALL) -> Guest:
+    """A guest that was told these events."""
+    guest = Guest(features)
+    state = State(axes=dict.fromkeys(description.axes, 0))
+    Decoder(Source("device", repeats=True), description, state).decode(events, guest.feed, roles)
+    guest.take_all()
+    return guest
+
+
+MOUSE: Final = Description(keys=frozenset((LEFT,)), wheels=frozenset((REL_X, REL_Y, REL_WHEEL, REL_WHEEL_HI_RES)))
+Moves = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(-3, 3)), max_size=200)
+
+
+@given(moves=Moves)
+def test_a_mouse_in_a_guest_that_takes_nothing_loses_no_motion(moves: list[tuple[int, int, int]]) -> None:
+    events = [
+        event
+        for x, y, wheel in moves
+        for event in (
+            (EV_REL, REL_X, x),
+            (EV_REL, REL_Y, y),
+            (EV_REL, REL_WHEEL, wheel),
+            (EV_REL, REL_WHEEL_HI_RES, 120 * wheel),
+            END,
+        )
+    ]
+    core = told(Features(), MOUSE, *events).core
+    assert core.moved == [sum(x for x, _, _ in moves), sum(y for _, y, _ in moves)]
+    assert core.wheel == sum(wheel for _, _, wheel in moves)
+
+
+@given(turns=st.lists(st.integers(1, 50), max_size=100), up=st.booleans())
+def test_a_wheel_of_high_resolution_alone_counts_detents(turns: list[int], up: bool) -> None:
+    wheel = Description(wheels=frozenset((REL_WHEEL_HI_RES,)))
+    sign = 1 if up else -1
+    events = [event for turn in turns for event in ((EV_REL, REL_WHEEL_HI_RES, sign * turn), END)]
+    assert told(Features(), wheel, *events).core.wheel == sign * (sum(turns) // 120)
+
+
+def test_a_horizontal_wheel_is_no_vertical_one() -> None:
+    core = told(Features(), MOUSE, (EV_REL, 6, 5), (EV_REL, 12, 600), END).core
+    assert (core.wheel, core.events) == (0, [])
+
+
+@given(low=st.integers(-1000, 1000), span=st.integers(1, 70000), size=st.integers(1, 5000), data=st.data())
+def test_positions_are_scaled(low: int, span: int, size: int, data: st.DataObject) -> None:
+    axis = Axis(low, low + span)
+    values = sorted(data.draw(st.lists(st.integers(low - 10, low + span + 10), min_size=1, max_size=20)))
+    tablet = Description(axes={ABS_X: axis, ABS_Y: axis})
+    features = Features(absolute=True, width=size, height=size)
+    found = []
+    for value in values:
+        core = told(features, tablet, (EV_ABS, ABS_X, value), (EV_ABS, ABS_Y, value), END).core
+        assert core.position is not None
+        found.append(core.position[0])
+        # Within a pixel of where it is, and never outside.
+        inside = min(max(value, low), low + span) - low
+        assert abs(core.position[0] - inside * (size - 1) / span) <= 1
+        if size == span + 1:
+            assert core.position[0] == inside
+    assert found == sorted(found)
+
+
+@given(moves=Moves)
+def test_a_mouse_for_a_guest_with_positions(moves: list[tuple[int, int, int]]) -> None:
+    x, y = 50.0, 40.0
+    for dx, dy, _ in moves:
+        x, y = min(max(x + dx, 0), 99), min(max(y + dy, 0), 79)
+    events = [event for dx, dy, _ in moves for event in ((EV_REL, REL_X, dx), (EV_REL, REL_Y, dy), END)]
+    core = told(Features(absolute=True, width=100, height=80), MOUSE, *events).core
+    assert core.position in (None, (int(x), int(y)))
+
+
+@given(places=st.lists(st.integers(0, 999), min_size=1, max_size=50))
+def test_positions_for_a_guest_with_motions(places: list[int]) -> None:
+    """The first place is where it begins; then the way between two."""
+    tablet = Description(axes={ABS_X: Axis(0, 999), ABS_Y: Axis(0, 999)})
+    events = [event for place in places for event in ((EV_ABS, ABS_X, place), END)]
+    core = told(Features(width=1000, height=1000), tablet, *events).core
+    assert core.moved == [places[-1] - places[0], 0]
+
+
+def test_a_pen_that_comes_down_elsewhere_drags_nothing() -> None:
+    tablet = Description(keys=frozenset((BTN_TOUCH,)), axes={ABS_X: Axis(0, 999), ABS_Y: Axis(0, 999)})
+    features = Features(width=1000, height=1000)
+    events: list[Event] = []
+    for start in (100, 800):
+        events += [(EV_ABS, ABS_X, start), (EV_KEY, BTN_TOUCH, 1), END]
+        events += [(EV_ABS, ABS_X, start + 10), END, (EV_KEY, BTN_TOUCH, 0), END]
+    core = told(features, tablet, *events, roles=frozenset((Role.POINTER,))).core
+    assert core.moved == [20, 0]
+    assert [event for event in core.events if isinstance(event, kbdif.Key)] == [
+        kbdif.Key(1, LEFT),
+        kbdif.Key(0, LEFT),
+    ] * 2, "what is only touched has one button"
+
+
+def test_the_pointer_is_there_before_its_button_goes_down() -> None:
+    tablet = Description(keys=frozenset((LEFT,)), axes={ABS_X: Axis(0, 99), ABS_Y: Axis(0, 99)})
+    features = Features(absolute=True, width=100, height=100)
+    core = told(features, tablet, (EV_KEY, LEFT, 1), (EV_ABS, ABS_X, 7), (EV_ABS, ABS_Y, 8), END).core
+    assert core.events == [kbdif.Position(7, 8, 0), kbdif.Key(1, LEFT)]
+
+
+def test_a_touchpad_moves_the_pointer() -> None:
+    pad = Description(keys=frozenset((BTN_TOUCH,)), axes={ABS_X: Axis(0, 3999), ABS_Y: Axis(0, 1999)}, is_touchpad=True)
+    events: list[Event] = [(EV_KEY, BTN_TOUCH, 1), (EV_ABS, ABS_X, 100), END]
+    events += [event for step in range(1, 41) for event in ((EV_ABS, ABS_X, 100 + step), END)]
+    core = told(Features(absolute=True, width=1000, height=1000), pad, *events).core
+    assert core.position == (510, 500)
+
+
+@pytest.mark.parametrize(
+    ("features", "allowed"),
+    [
+        (Features(), {30, 200, 0x160, LEFT}),
+        (Features(keyboard=False), {LEFT}),
+        (Features(pointer=False), set()),
+        (Features(keyboard=False, pointer=False, contacts=1), set()),
+    ],
+)
+def test_only_keys_that_the_frontend_can_bear(features: Features, allowed: set[int]) -> None:
+    codes = [0, 30, 200, 240, 255, 0x100, 0x10F, LEFT, 0x118, BTN_TOUCH, 0x15F, 0x160, 0x2FF, 0x300, 0xFFFF]
+    events = [event for code in codes for event in ((EV_KEY, code, 1), END)]
+    core = told(features, Description(keys=frozenset(codes)), *events).core
+    assert core.pressed == allowed
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_role_is_all_that_a_device_plays(role: Role) -> None:
+    axes = {code: Axis(0, 9) for code in (ABS_MT_POSITION_X, ABS_MT_POSITION_Y)}
+    both = Description(keys=frozenset((30, LEFT)), wheels=frozenset((REL_X,)), axes=axes)
+    touch: list[Event] = [(EV_ABS, ABS_MT_POSITION_X, 5), (EV_SYN, SYN_MT_REPORT, 0)]
+    events: list[Event] = [(EV_KEY, 30, 1), (EV_KEY, LEFT, 1), (EV_REL, REL_X, 3), *touch, END]
+    core = told(Features(contacts=2), both, *events, roles=frozenset((role,))).core
+    assert core.pressed == {Role.KEYBOARD: {30}, Role.POINTER: {LEFT}, Role.TOUCH: set()}[role]
+    assert core.moved == [3 if role is Role.POINTER else 0, 0]
+    assert len(core.fingers) == (role is Role.TOUCH)
+
+
+# Fingers
+
+
+def test_shape_and_orientation() -> None:
+    axes = {code: Axis(0, 999) for code in (ABS_MT_POSITION_X, ABS_MT_POSITION_Y)}
+    axes |= {ABS_MT_SLOT: Axis(0, 1), ABS_MT_TRACKING_ID: Axis(0, 9), ABS_MT_ORIENTATION: Axis(-4, 4)}
+    axes |= {code: Axis(0, 999) for code in (ABS_MT_TOUCH_MAJOR, ABS_MT_TOUCH_MINOR)}
+    device = SimDevice("touch", Description(axes=axes))
+    guest = Guest(Features(contacts=1, touch_width=2000, touch_height=500))
+    node = SimNode(device)
+    decoder = Decoder(Source("touch", repeats=True), device.description, node.state())
+    shape = (ABS_MT_TOUCH_MAJOR, 20), (ABS_MT_TOUCH_MINOR, 10), (ABS_MT_ORIENTATION, 2)
+    place = (ABS_MT_TRACKING_ID, 1), (ABS_MT_POSITION_X, 500), (ABS_MT_POSITION_Y, 500)
+    device.emit(*((EV_ABS, *event) for event in (*place, *shape)))
+    decoder.decode(node.read(), guest.feed, ALL)
+    guest.take_all()
+    assert guest.core.events == [
+        kbdif.TouchDown(0, 1001, 250),
+        kbdif.TouchShape(0, 20, 10),
+        kbdif.TouchOrientation(0, 45),
+        kbdif.TouchSyn(0),
+    ]
+    node.close()
+
+
+Spots = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=4, unique=True)
+
+
+@given(frames=st.lists(Spots, max_size=20))
+def test_fingers_without_numbers(frames: list[list[tuple[int, int]]]) -> None:
+    """Type A: after each frame the guest's fingers are those of the frame, and what stays near keeps its number."""
+    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 99))
+    guest = Guest(Features(contacts=8, touch_width=100, touch_height=100))
+    decoder = Decoder(Source("touch", repeats=True), Description(axes=axes), State())
+    before: dict[int, tuple[int, int]] = {}
+    for frame in frames:
+        events: list[Event] = []
+        for x, y in frame:
+            events += [(EV_ABS, ABS_MT_POSITION_X, x), (EV_ABS, ABS_MT_POSITION_Y, y), (EV_SYN, SYN_MT_REPORT, 0)]
+        decoder.decode([*(events or [(EV_SYN, SYN_MT_REPORT, 0)]), END], guest.feed, ALL)
+        guest.take_all()
+        now = guest.core.fingers
+        assert sorted(now.values()) == sorted(frame)
+        for number, spot in before.items():
+            if spot in frame and len(frame) == len(before) == len({*before.values(), *frame}):
+                assert now[number] == spot, "one that has not moved keeps its number"
+        before = dict(now)
+
+
+def test_one_finger() -> None:
+    """A touch screen that knows one finger: ABS_X, ABS_Y, BTN_TOUCH."""
+    screen = Description(keys=frozenset((BTN_TOUCH,)), axes={ABS_X: Axis(0, 9), ABS_Y: Axis(0, 9)})
+    features = Features(contacts=1, touch_width=10, touch_height=10)
+    events: list[Event] = [(EV_KEY, BTN_TOUCH, 1), (EV_ABS, ABS_X, 3), (EV_ABS, ABS_Y, 4), END, (EV_ABS, ABS_X, 5), END]
+    core = told(features, screen, *events, (EV_KEY, BTN_TOUCH, 0), END, roles=frozenset((Role.TOUCH,))).core
+    assert core.events == [
+        *(kbdif.TouchDown(0, 3, 4), kbdif.TouchSyn(0)),
+        *(kbdif.TouchMotion(0, 5, 4), kbdif.TouchSyn(0)),
+        *(kbdif.TouchUp(0), kbdif.TouchSyn(0)),
+    ]
+
+
+# What is named
+
+
+@given(
+    bindings=st.lists(
+        st.builds(
+            Binding, st.sampled_from(Role), st.text("abc/:= -._", min_size=1).filter(lambda text: text.strip() == text)
+        ),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    ),
+    small=st.booleans(),
+)
+def test_unique_ids(bindings: list[Binding], small: bool) -> None:
+    letters = [binding.role.value.lower() if small else binding.role.value for binding in bindings]
+    text = ";".join(f"{letter}:{binding.id}" for letter, binding in zip(letters, bindings, strict=True))
+    assert parse_unique_id(text) == tuple(bindings)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ";", "K", "K:", "K: ", "X:/dev/input/event0", "/dev/input/event0", "K:a;;Q:b", "K:a\n", "K:" + "a" * 2000],
+)
+def test_what_is_no_unique_id(text: str) -> None:
+    with pytest.raises(ValueError, match=r"it names no device|none of K:ID|no list of devices"):
+        parse_unique_id(text)
+
+
+@given(text=st.text(max_size=50))
+def test_any_unique_id(text: str) -> None:
+    try:
+        assert parse_unique_id(text)
+    except ValueError:
+        pass
