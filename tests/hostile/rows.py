@@ -18,6 +18,7 @@ CHAPTERS: Final = {
     "B": "Page directory",
     "C": "Geometry of buffers",
     "D": "Lifetime",
+    "I": "Input",
     "K": "XenStore",
 }
 
@@ -47,7 +48,7 @@ def row(input: str, answer: str) -> Callable[[Test], Test]:
 
     def mark(test: Test) -> Test:
         name = test.__name__
-        found = re.match(r"test_([abcdk])(\d+)_", name)
+        found = re.match(r"test_([abcdik])(\d+)_", name)
         assert found, f"{name} names no row"
         assert name not in ROWS, f"{name} is there twice"
         ROWS[name] = Row(f"{found[1].upper()}{found[2]}", input, answer, name)

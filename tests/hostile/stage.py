@@ -15,6 +15,7 @@ from scenario.world import World, exchange, flip_on, spec, until
 
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
+from displbe.config import InputSettings
 from displbe.sim.guest import DisplayBuffer, FrontConnector, Guest
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.wire.displif import DbufCreate, FbAttach, Request, SetConfig, decode_response
@@ -68,12 +69,13 @@ class Stage:
         limits: Limits | None = None,
         outputs: list[str] | None = None,
         settings: GuestSettings | None = None,
+        input: InputSettings | None = None,
     ) -> AsyncIterator[Stage]:
         """A stage while the block lasts. At the end the good guest's flips must still go on, and then nothing be held.
 
         `settings`: what the configuration says of the hostile guest, which is called "hostile".
         """
-        async with World.running(folder, refresh=REFRESH, limits=limits, outputs=outputs) as world:
+        async with World.running(folder, refresh=REFRESH, limits=limits, outputs=outputs, input=input) as world:
             if settings is not None:
                 await world.stop_daemon()
                 world.settings = msgspec.structs.replace(world.settings, guest={"hostile": settings})

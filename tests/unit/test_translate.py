@@ -40,6 +40,7 @@ from displbe.input.translate import (
     Decoder,
     Description,
     Event,
+    Slot,
     State,
 )
 from displbe.sim.keyboard import InputCore
@@ -79,6 +80,7 @@ class Guest:
 
     def take_all(self) -> None:
         """Take everything."""
+        self.feed.flush()
         count = -1
         while count != len(self.core.events):
             count = len(self.core.events)
@@ -151,9 +153,9 @@ class Typing(RuleBasedStateMachine):
         else:
             self.mine[hand].discard(key)
 
-    @rule(hand=st.integers(0, 1), key=st.sampled_from(KEYS), times=st.integers(1, 40))
+    @rule(hand=st.integers(0, 1), key=st.sampled_from(KEYS), times=st.sampled_from([1, 17, 40]))
     def type_fast(self, hand: int, key: int, times: int) -> None:
-        """More than the kernel keeps, perhaps."""
+        """More than the kernel keeps, most often: with what was not read before."""
         for _ in range(times):
             self.press_or_let_go(hand, key)
             self.press_or_let_go(hand, key)
@@ -182,12 +184,11 @@ class Typing(RuleBasedStateMachine):
         self.mine[hand].clear()
         self.unread[hand] = 0
 
-    @rule(count=st.integers(1, 2 * QUEUE))
-    def stall(self, count: int) -> None:
+    @rule(count=st.sampled_from([60, QUEUE, QUEUE + 60, 3 * QUEUE]), first=st.sampled_from([0, 2]))
+    def stall(self, count: int, first: int) -> None:
         """The guest takes nothing while much is typed."""
         for number in range(count):
-            key = self.KEYS[number % 2]
-            self.press_or_let_go(0, key)
+            self.press_or_let_go(0, self.KEYS[first + number % 2])
             self.read(0)
 
     @precondition(lambda self: not any(self.unread))
@@ -215,7 +216,7 @@ class Typing(RuleBasedStateMachine):
 
 
 TestTyping = Typing.TestCase
-TestTyping.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTyping.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
 class Touching(RuleBasedStateMachine):
@@ -250,7 +251,9 @@ class Touching(RuleBasedStateMachine):
     @precondition(lambda self: self.fingers)
     @rule(data=st.data())
     def up(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.fingers)))
+        self.up_by(data.draw(st.sampled_from(sorted(self.fingers))))
+
+    def up_by(self, slot: int) -> None:
         self.emit(slot, (ABS_MT_TRACKING_ID, -1))
         del self.fingers[slot]
 
@@ -270,13 +273,27 @@ class Touching(RuleBasedStateMachine):
     def take(self) -> None:
         self.guest.take()
 
-    @rule(times=st.integers(1, 200))
+    @rule(times=st.sampled_from([10, 100, 2 * QUEUE]))
     def wriggle(self, times: int) -> None:
-        """Much movement, of which nothing is taken, and some is lost."""
+        """Much movement, of which the guest takes nothing."""
         for number in range(times):
             self.down_or_move(number % 2, number % 100, number % 90)
-            if number % 3:
-                self.read()
+            self.read()
+
+    @rule(times=st.sampled_from([10, 100, 2 * QUEUE]))
+    def drum(self, times: int) -> None:
+        """Many taps, of which the guest takes nothing."""
+        for number in range(times):
+            self.down_or_move(2, number % 100, 50)
+            self.read()
+            self.up_by(2)
+            self.read()
+
+    @rule(slot=st.integers(0, 3))
+    def lose(self, slot: int) -> None:
+        """More than the kernel keeps: what was not read is lost."""
+        for number in range(100):
+            self.down_or_move(slot, number, number)
 
     def teardown(self) -> None:
         if not hasattr(self, "guest"):
@@ -298,7 +315,65 @@ class Touching(RuleBasedStateMachine):
 
 
 TestTouching = Touching.TestCase
-TestTouching.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTouching.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_a_release_that_was_lost() -> None:
+    guest, hand = Guest(Features()), Hand("keyboard", Description(keys=frozenset((30, 48))))
+    hand.device.emit((EV_KEY, 30, 1))
+    hand.read(guest.feed)
+    hand.device.emit((EV_KEY, 30, 0))
+    for number in range(100):
+        hand.device.emit((EV_KEY, 48, 1 - number % 2))
+    hand.read(guest.feed)
+    guest.take_all()
+    assert guest.core.pressed == set()
+    assert kbdif.Key(0, 30) in guest.core.events
+    hand.close()
+
+
+def test_a_key_held_on_two_keyboards() -> None:
+    guest, hands = Guest(Features()), [Hand(name, Description(keys=frozenset((30,)))) for name in "ab"]
+    for value in (1, 0):
+        for hand in hands:
+            hand.device.emit((EV_KEY, 30, value))
+            hand.read(guest.feed)
+    guest.take_all()
+    assert guest.core.events == [kbdif.Key(1, 30), kbdif.Key(0, 30)]
+    for hand in hands:
+        hand.close()
+
+
+def test_a_guest_that_takes_nothing_gets_the_whole_motion_and_every_release() -> None:
+    """Keys and motions in turns, more than wait: motions are put together, taps are forgotten, what was down comes up."""
+    guest = Guest(Features())
+    source = Source("both", repeats=True)
+    guest.feed.key(source, 57, 1)
+    for _ in range(2 * QUEUE):
+        guest.feed.key(source, 30, 1)
+        guest.feed.move(1, -2, 0)
+        guest.feed.key(source, 30, 0)
+    guest.feed.key(source, 57, 0)
+    assert guest.feed.outbox.waiting <= QUEUE
+    guest.take_all()
+    assert (guest.core.moved, guest.core.pressed) == ([2 * QUEUE, -4 * QUEUE], set())
+    assert guest.feed.outbox.dropped > QUEUE
+
+
+def test_a_finger_that_came_down_elsewhere_meanwhile_is_no_drag() -> None:
+    guest = Guest(Features(contacts=2, touch_width=100, touch_height=100))
+    source = Source("touch", repeats=True)
+    for number in range(QUEUE):
+        guest.feed.touch_down(source, 0, number % 100 / 100, 0)
+        guest.feed.touch_frame(source)
+        guest.feed.touch_up(source, 0)
+        guest.feed.touch_frame(source)
+    guest.feed.touch_down(source, 0, 0.99, 0)
+    guest.feed.touch_frame(source)
+    guest.take_all()
+    ends = [event for event in guest.core.events if not isinstance(event, kbdif.TouchSyn)][-3:]
+    assert isinstance(ends[-2], kbdif.TouchUp)
+    assert ends[-1] == kbdif.TouchDown(0, 99, 0)
 
 
 # The pointer
@@ -467,6 +542,31 @@ def test_shape_and_orientation() -> None:
         kbdif.TouchSyn(0),
     ]
     node.close()
+
+
+def test_up_and_down_in_one_frame_are_two_moments() -> None:
+    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 9))
+    axes |= {ABS_MT_SLOT: Axis(0, 1), ABS_MT_TRACKING_ID: Axis(0, 9)}
+    down: list[Event] = [(EV_ABS, ABS_MT_TRACKING_ID, 1), (EV_ABS, ABS_MT_POSITION_X, 3), END]
+    again: list[Event] = [(EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_ABS, ABS_MT_TRACKING_ID, 2), END]
+    guest = Guest(Features(contacts=1, touch_width=10, touch_height=10))
+    state = State(slots=[Slot(), Slot()])
+    Decoder(Source("touch", repeats=True), Description(axes=axes), state).decode([*down, *again], guest.feed, ALL)
+    guest.take_all()
+    touch = [kbdif.TouchDown(0, 3, 0), kbdif.TouchSyn(0)]
+    assert guest.core.events == [*touch, kbdif.TouchUp(0), kbdif.TouchSyn(0), *touch]
+
+
+def test_what_a_device_did_for_another_guest_is_no_motion() -> None:
+    guest = Guest(Features(width=100, height=100))
+    tablet = Description(axes={ABS_X: Axis(0, 99), ABS_Y: Axis(0, 99)})
+    decoder = Decoder(Source("tablet", repeats=True), tablet, State(axes={ABS_X: 0, ABS_Y: 0}))
+    decoder.decode([(EV_ABS, ABS_X, 10), END], guest.feed, ALL)
+    guest.feed.leave(decoder._source)
+    decoder.decode([(EV_ABS, ABS_X, 90), END], None, frozenset())
+    decoder.decode([(EV_ABS, ABS_X, 91), END], guest.feed, ALL)
+    guest.take_all()
+    assert guest.core.moved == [0, 0]
 
 
 Spots = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=4, unique=True)
