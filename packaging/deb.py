@@ -162,7 +162,7 @@ def copy_tree(to: Path) -> None:
 
 def build(arguments: Sequence[str]) -> None:
     """Build it, into out/deb. Raises SystemExit, or CalledProcessError of a step that has said why."""
-    host_tools()
+    host_tools({"mmdebstrap": "mmdebstrap"})
     with only_one():
         apt = Apt()
         made_of = [apt.version("debhelper"), packages()]

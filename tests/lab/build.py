@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,9 +98,9 @@ def only_one() -> Iterator[None]:
         yield
 
 
-def host_tools() -> None:
-    """Install the host programs that are missing (Debian, root)."""
-    missing = [package for program, package in HOST_PACKAGES.items() if shutil.which(program) is None]
+def host_tools(wanted: Mapping[str, str] = HOST_PACKAGES) -> None:
+    """Install the host programs that are missing (Debian, root): the packages, by program."""
+    missing = [package for program, package in wanted.items() if shutil.which(program) is None]
     if not missing:
         return
     log(f"installing {' '.join(missing)}")
