@@ -16,6 +16,7 @@ import msgspec
 
 from displbe import __version__
 from displbe.ops.status import Status
+from displbe.ops.text import escape
 
 from .client import Client, Failure
 from .tables import status_lines, top_lines
@@ -67,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--file", metavar="FILE", default="", help="a trace that was kept when a device was shut off")
     made.add_argument(
         "--connector", metavar="C", default="", help="the name of its output, or its number (default: the first)"
+    )
+    made = command("check", _check, "what would keep displbe from working here, and what mends it", guest=False)
+    made.add_argument("--config", metavar="FILE", default=CONFIG, help=f"displbe's configuration (default: {CONFIG})")
+    made.add_argument(
+        "guests", metavar="XL.CFG", nargs="*", default=[], help="guests' configurations (default: /etc/xen/*.cfg)"
     )
     command("focus", _tell, "give a guest the keyboard and pointer")
     command("blank", _tell, "switch a guest's screens off; the guest does not notice")
@@ -161,6 +167,18 @@ def _trace_file(path: str) -> tuple[dict[str, int | float | str], bytes]:
         raise Failure(f"{path}: {error.strerror}") from error
     except (ValueError, msgspec.DecodeError) as error:
         raise Failure(f"{path}: {error}") from error
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .check import Machine, findings
+
+    code = 0
+    for finding in findings(Machine(), arguments.config, arguments.socket, arguments.guests):
+        print(f"{finding.grade:6}{escape(finding.what)}", flush=True)
+        if finding.fix:
+            print(f"      -> {escape(finding.fix)}", flush=True)
+        code = max(code, finding.grade == "wrong")
+    return int(code)
 
 
 def _tell(arguments: argparse.Namespace) -> int:

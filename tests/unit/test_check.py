@@ -1,0 +1,254 @@
+"""`displbectl check`, on machines made of files."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from displbe.ctl import check
+from displbe.ctl.check import Finding, Machine, findings
+from displbe.ctl.xlconfig import Display, XlConfig, read_xl_config
+from displbe.sinks.registry import SINKS
+from displbe.xen import gntdev
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GOOD_KERNEL = "\n".join(f"{option}=y" for option in (*check.KERNEL, *check.BETTER))
+
+
+class Made:
+    """A machine that is as it should be, to be spoilt."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.xl = "xen_commandline : gnttab_max_maptrack_frames=1024"
+        self.write("sys/hypervisor/type", "xen\n")
+        self.write("sys/hypervisor/guest_type", "PVH\n")
+        self.write("dev/xen/evtchn", "")
+        self.write("dev/xen/gntdev", "")
+        self.write("dev/xen/xenbus", "")
+        self.write("boot/config-6.12", GOOD_KERNEL)
+        self.write("sys/class/drm/card0-HDMI-A-1/status", "connected")
+        self.write("etc/xen/cockpit.cfg", 'name = "cockpit"\nvdispl = ["connectors=HDMI-A-1:1920x1080"]\n')
+        self.write("displbe.toml", "sink = 'headless'\n")
+
+    def write(self, path: str, text: str | bytes) -> None:
+        """A file."""
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+
+    def found(self, *guests: str) -> list[Finding]:
+        """What is found."""
+        machine = Machine(self.root, "6.12", (sys.executable, "-c", f"print({self.xl!r})"))
+        return list(findings(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
+
+    def wrong(self, *guests: str) -> list[str]:
+        """What would not work."""
+        return [finding.what for finding in self.found(*guests) if finding.grade == "wrong"]
+
+    def noted(self, *guests: str) -> list[str]:
+        """What could be better; that no daemon answers is always told here."""
+        return [
+            finding.what
+            for finding in self.found(*guests)
+            if finding.grade == "note" and "does not answer" not in finding.what
+        ]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A machine."""
+    monkeypatch.setattr(gntdev, "probe", lambda fd: True)
+    return Made(tmp_path)
+
+
+def test_a_machine_that_is_as_it_should_be(made: Made) -> None:
+    assert made.wrong() == []
+    assert made.noted() == []
+    assert any("cockpit on HDMI-A-1" in finding.what for finding in made.found())
+
+
+def test_every_finding_has_its_fix(made: Made, tmp_path: Path) -> None:
+    for path in ("dev/xen/gntdev", "dev/xen/evtchn", "dev/xen/xenbus", "sys/hypervisor/type", "boot/config-6.12"):
+        (tmp_path / path).unlink()
+    made.write("displbe.toml", "sink = 'drm'\n[limits]\npages = 900000\n")
+    made.write("etc/xen/b.cfg", 'vdispl = ["connectors=DP-7:1x1", "be-alloc=1,connectors=HDMI-A-1:99999x99999"]')
+    found = made.found()
+    assert sum(finding.grade == "wrong" for finding in found) >= 6
+    assert all(bool(finding.fix) == (finding.grade != "good") for finding in found)
+
+
+@pytest.mark.parametrize("node", ["evtchn", "gntdev"])
+def test_device_nodes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != node)
+    assert [what.split()[0] for what in made.wrong()] == [f"/dev/xen/{node}"]
+    (tmp_path / "dev/xen" / node).unlink()
+    assert made.wrong() == [f"/dev/xen/{node} is not there"]
+
+
+def test_xenstore(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "dev/xen/xenbus").unlink()
+    assert made.wrong() == ["there is no XenStore"]
+
+
+def test_no_xen(made: Made) -> None:
+    made.write("sys/hypervisor/type", "kvm")
+    assert made.wrong() == ["this is no Xen domain"]
+
+
+def test_a_pv_domain(made: Made) -> None:
+    made.write("sys/hypervisor/guest_type", "PV")
+    assert made.noted() == ["this is a PV domain: its frames are copied"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_kernel_options(made: Made, tmp_path: Path, packed: bool) -> None:
+    text = GOOD_KERNEL.replace("CONFIG_XEN_GNTDEV_DMABUF=y", "# CONFIG_XEN_GNTDEV_DMABUF is not set")
+    text = text.replace("CONFIG_XEN_GNTDEV=y", "CONFIG_XEN_GNTDEV=n")
+    (tmp_path / "boot/config-6.12").unlink()
+    if packed:
+        made.write("proc/config.gz", gzip.compress(text.encode()))
+    else:
+        made.write("boot/config-6.12", text)
+    assert made.wrong() == ["the kernel has no CONFIG_XEN_GNTDEV: guests' pages cannot be mapped"]
+    (noted,) = made.noted()
+    assert noted.startswith("the kernel has no CONFIG_XEN_GNTDEV_DMABUF")
+
+
+def test_a_kernel_whose_options_nobody_knows(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "boot/config-6.12").unlink()
+    made.write("proc/config.gz", b"rubbish")
+    assert made.wrong() == []
+    assert made.noted() == ["the kernel's configuration cannot be read"]
+
+
+def test_gntdev_without_dmabufs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gntdev, "probe", lambda fd: False)
+    assert made.noted() == ["gntdev has no dma-bufs: every frame is copied"]
+
+
+def test_gntdevs_limit(made: Made) -> None:
+    made.write("sys/module/xen_gntdev/parameters/limit", "1000")
+    (said,) = made.wrong()
+    assert "maps only 1000 pages at once" in said
+
+
+def test_maptrack_and_quotas(made: Made) -> None:
+    made.write("displbe.toml", "sink = 'headless'\n[guest.cockpit]\n[guest.a]\n[guest.b]\n[guest.c]\n")
+    assert "4 guests of 65536 pages are more than the 196608 that can be mapped" in made.noted()
+    made.xl = "xen_commandline : gnttab_max_maptrack_frames=4096 dom0=pvh"
+    assert made.wrong() == ["Xen has 1048576 maptrack entries, the configuration says 262144"]
+    made.write("displbe.toml", "sink = 'headless'\n[xen]\nmaptrack = 1048576\n")
+    assert made.wrong() == []
+
+
+def test_a_wrong_configuration(made: Made) -> None:
+    made.write("displbe.toml", "sink = 'cinema'\n")
+    assert any("$.sink" in what for what in made.wrong())
+
+
+def test_packages(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    assert made.wrong() == ["Python has no PIL"]
+    made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['*']\n[metrics]\nlisten = 'a:1'\n")
+    assert made.wrong() == ["Python has no PIL", "Python has no evdev", "Python has no prometheus_client"]
+
+
+def test_cards(made: Made) -> None:
+    made.write("displbe.toml", "sink = 'drm'\n")
+    (said,) = made.wrong()
+    assert said.startswith("no usable DRM device")
+    made.write("dev/dri/card0", "")
+    assert any(what.startswith("card0 cannot be used") for what in made.noted())
+
+
+def test_a_compositor(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.write("displbe.toml", f"sink = 'wayland'\n[wayland]\ndisplay = '{tmp_path}/wayland-7'\n")
+    assert made.wrong() == [f"{tmp_path}/wayland-7: No such file or directory"]
+    with socket.socket(socket.AF_UNIX) as ear:
+        ear.bind(str(tmp_path / "wayland-7"))
+        ear.listen()
+        assert made.wrong() == []
+
+
+def test_an_x_server(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    made.write("displbe.toml", "sink = 'x11'\n")
+    assert made.wrong() == ["no X server is named"]
+    made.write("displbe.toml", "sink = 'x11'\n[x11]\ndisplay = ':3'\n")
+    (said,) = made.wrong()
+    assert "X3" in said
+
+
+def test_guests(made: Made) -> None:
+    made.write(
+        "displbe.toml", "sink = 'headless'\n[headless]\noutputs = ['A', 'B']\n[guest.cockpit]\nconnectors = ['A']\n"
+    )
+    assert made.wrong() == []
+    made.write("etc/xen/second.cfg", 'name = "second"\nvdispl = ["be-alloc=1,connectors=C:64x64;A:32x32"]')
+    made.write("etc/xen/third.cfg", 'name = "third"\nvdispl = ["connectors=HDMI"]')
+    made.write("etc/xen/none.cfg", 'name = "no display"\n')
+    said = " ".join(made.wrong())
+    assert "be-alloc=1, which is not allowed to second" in said
+    assert "there is no output C" in said
+    assert "connector 'HDMI' is not ID:WIDTHxHEIGHT" in said
+    assert "cockpit, second all want the output A" in made.noted()
+
+
+def test_a_connector_that_the_card_has_not(made: Made) -> None:
+    made.write("displbe.toml", "sink = 'drm'\n")
+    made.write("etc/xen/a.cfg", 'name = "a"\nvdispl = ["connectors=DP-9:64x64"]')
+    assert any("there is no connector DP-9" in what for what in made.wrong())
+
+
+def test_guests_that_are_too_large(made: Made, tmp_path: Path) -> None:
+    made.write("displbe.toml", "sink = 'headless'\n[limits]\npages = 100\nconnectors = 1\n[guest.nobody]\n")
+    made.write("a.cfg", 'name = "a"\nvdispl = ["connectors=A:640x480;B:64x64"]')
+    said = " ".join(made.wrong(str(tmp_path / "a.cfg")))
+    assert "2 connectors, 1 are allowed" in said
+    assert "two buffers of its largest screen are 600 pages, 100 are allowed" in said
+    assert any("settings for nobody" in what for what in made.noted(str(tmp_path / "a.cfg")))
+    assert any("No such file" in what for what in made.noted(str(tmp_path / "none.cfg")))
+
+
+def test_the_example_is_right(made: Made) -> None:
+    assert made.wrong(str(CONFIGS / "guest.cfg")) == []
+    guest = read_xl_config((CONFIGS / "guest.cfg").read_text("utf-8"))
+    connectors = (("HDMI-A-1", 1920, 1080), ("HDMI-A-2", 1280, 720))
+    assert guest == XlConfig("cockpit", (Display(False, connectors),))
+
+
+@given(st.text())
+def test_any_text_is_a_guest_or_refused(text: str) -> None:
+    for whole in (text, f'vdispl = ["{text}"]', f'vdispl = ["connectors={text}"]'):
+        try:
+            read_xl_config(whole)
+        except ValueError:
+            pass
+
+
+@pytest.mark.parametrize("sink", sorted(SINKS))
+def test_the_command_ends_well_anywhere(tmp_path: Path, sink: str) -> None:
+    """This machine has no Xen, or it has: every sink's checks come to an end, and a finding that is wrong is exit code 1."""
+    path = tmp_path / "displbe.toml"
+    path.write_text(f"sink = '{sink}'\n")
+    code = "import sys; from displbe.ctl.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "check", "--config", str(path), str(CONFIGS / "guest.cfg")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"DISPLAY": ":987"},
+    )
+    assert done.stderr == ""
+    assert done.returncode == int("wrong " in done.stdout)
+    assert "displbe does not answer" in done.stdout
