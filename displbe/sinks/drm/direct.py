@@ -9,7 +9,7 @@ has changed is not known, since its pixels are never looked at.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -20,6 +20,11 @@ from .errors import Busy, DrmError
 from .frames import BUSY_RETRY
 
 __all__ = ["Direct"]
+
+STILL: Final = 0.25
+"""Seconds without a flip until the card is told: a commit of ours may hold the guest's next flip back by a refresh, so that one which is
+late would be late for ever.
+"""
 
 
 class Direct:
@@ -86,13 +91,14 @@ class Direct:
         self._turn += 1
 
     async def _refresh(self, pause: float, turn: int) -> None:
-        seen = -1
+        seen, still = -1, 0.0
         while True:
             await trio.sleep(pause)
             if turn != self._turn:
                 return
-            if self._stamp != seen:  # it flips
-                seen = self._stamp
+            still = still + pause if self._stamp == seen else 0.0
+            seen = self._stamp
+            if still < STILL:
                 continue
             try:
                 self._flip.commit("refresh", uapi.DRM_MODE_ATOMIC_NONBLOCK)
