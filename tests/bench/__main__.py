@@ -26,7 +26,7 @@ from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks import registry
 from displbe.xen.port import Ledger
 
-from . import isolation, steps
+from . import isolation, operator, steps
 from .guest import Flipper, GuestProcess
 from .output import BenchSink
 from .reference import PlainLoop
@@ -148,6 +148,8 @@ def main() -> int:
     good &= flip_cost()
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         good &= isolation.run(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+        good &= operator.report(Path(folder))
     return 0 if good else 1
 
 

@@ -1,0 +1,54 @@
+"""The daemon as the shell starts it, in a process of its own, but on a simulated Xen: `python -m tests.bench.whole displbe-arguments`.
+
+With DISPLBE_BENCH_GUEST=1 a guest of 1920x1080 lives in the same process; it says so on the standard output when it has flipped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import trio
+
+from displbe import cli
+from displbe.sim.guest import Guest
+from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
+from displbe.sim.toolstack import ConnectorSpec
+from displbe.xen import host
+
+SIZE = (1920, 1080)
+
+
+class Host(SimHypervisor):
+    """The simulated Xen in the place of the real one, with its XenStore."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="displbe-bench-")
+        self.xen = Xen(Path(self._folder.name))
+        self.xen.domains[0] = Domain(0)
+        super().__init__(self.xen, self.xen.domains[0])
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self.xen._nursery = nursery
+            await nursery.start(self.xen.server.serve, 0)
+            if os.environ.get("DISPLBE_BENCH_GUEST"):
+                nursery.start_soon(self._guest)
+            await super().run(task_status=task_status)
+
+    async def _guest(self) -> None:
+        async with Guest.booted(self.xen, 1, ConnectorSpec("BENCH-1", *SIZE)) as guest:
+            await guest.display.connected.wait()
+            buffers = [await guest.display.create_framebuffer(*SIZE) for _ in range(2)]
+            await guest.display.show(0, buffers[0][1], *SIZE)
+            for number in range(120):
+                await guest.display.connectors[0].flip(buffers[number % 2][1])
+            print("flipped", flush=True)
+            await trio.sleep_forever()
+
+
+if __name__ == "__main__":
+    host.Host = Host  # type: ignore[assignment,misc]
+    sys.exit(cli.main())
