@@ -21,6 +21,8 @@ __all__ = ["run_demo"]
 
 NO_CONTROL: Final = ControlSettings(socket="")
 CONNECTOR: Final = ConnectorSpec("DEMO-1", 800, 600)
+NOWHERE: Final = ControlSettings(socket="")
+"""displbectl is for the daemon that serves this machine's guests."""
 FRAMES: Final = 120
 FRAMES_IN_WINDOW: Final = 600
 """At 60 Hz: two seconds where nobody looks, ten where somebody does."""
@@ -37,7 +39,7 @@ async def run_demo(output: str, frames: int | None, window: bool) -> None:
         print(f"a window on {display} shows the guest's screen, for some {frames / 60:.0f} s", flush=True)
     else:
         frames = frames or FRAMES
-    headless = Settings(sink="headless", headless=HeadlessSettings(outputs=[CONNECTOR.name]))
+    headless = Settings(sink="headless", control=NOWHERE, headless=HeadlessSettings(outputs=[CONNECTOR.name]))
     with tempfile.TemporaryDirectory(prefix="displbe-demo-") as folder:
         async with Xen(Path(folder)).running() as xen, trio.open_nursery() as nursery:
             daemon = Daemon(settings or headless, xen.hypervisor(0))
@@ -64,7 +66,7 @@ async def _on_wayland() -> Settings | None:
     except (OSError, trio.TooSlowError) as error:
         print(f"no window: {path}: {error or 'no answer'}")
         return None
-    return Settings(sink="wayland", wayland=WaylandSettings(display=path))
+    return Settings(sink="wayland", control=NOWHERE, wayland=WaylandSettings(display=path))
 
 
 async def _on_x11() -> Settings | None:
@@ -81,7 +83,7 @@ async def _on_x11() -> Settings | None:
             print(f"no window: {error}")
             return None
         server.close()
-        return Settings(sink="x11", x11=X11Settings(display=display, on_close="detach"))
+        return Settings(sink="x11", control=NOWHERE, x11=X11Settings(display=display, on_close="detach"))
     print(f"no window: {display} does not answer")
     return None
 

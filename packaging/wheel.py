@@ -11,7 +11,18 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[1]
 OUT = TREE / "out" / "dist"
 EXTRAS = "headless,drm,wayland,x11,input,metrics"
-BESIDE = ("configs", "docs", "hatch_build.py", "packaging", "protocol", "pyproject.toml", "systemd", "tests")
+BESIDE = (
+    "LICENSE",
+    "README.md",
+    "configs",
+    "docs",
+    "hatch_build.py",
+    "packaging",
+    "protocol",
+    "pyproject.toml",
+    "systemd",
+    "tests",
+)
 """What the tests look at, which is no part of the wheel."""
 TESTS = ("tests/unit", "tests/scenario", "tests/sinks/x11")
 
