@@ -1,4 +1,6 @@
-"""What a page flip costs, and what floods cost others (isolation.py): `python -m tests.bench`, from the repository's root.
+"""What a page flip costs, what a key (keys.py), and what floods cost others (isolation.py).
+
+`python -m tests.bench`, from the repository's root.
 
 A guest in a process of its own flips, with a pause for drawing. The CPU time of this process is taken once with the daemon as the
 backend and once with the plainest loop that makes the same system calls (reference.py), in turns, several times. The daemon may
@@ -26,7 +28,7 @@ from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks import registry
 from displbe.xen.port import Ledger
 
-from . import isolation, operator, steps
+from . import isolation, keys, operator, steps
 from .guest import Flipper, GuestProcess
 from .output import BenchSink
 from .reference import PlainLoop
@@ -146,6 +148,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         good &= steps.report(Path(folder))
     good &= flip_cost()
+    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+        good &= keys.report(Path(folder))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         good &= isolation.run(Path(folder))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:

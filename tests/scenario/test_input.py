@@ -9,10 +9,42 @@ import pytest
 import trio
 import trio.lowlevel
 from scenario.devices import SimDevice
-from scenario.world import World, descriptors, until
+from scenario.world import World, descriptors, flip_on, spec, until
 
 from displbe.config import InputSettings
-from displbe.input.translate import EV_KEY, EV_REL, REL_WHEEL, REL_X, REL_Y, Description
+from displbe.input.translate import (
+    ABS_X,
+    ABS_Y,
+    EV_ABS,
+    EV_KEY,
+    EV_REL,
+    REL_WHEEL,
+    REL_X,
+    REL_Y,
+    Axis,
+    Description,
+)
+from displbe.sinks.headless import HeadlessSink
+from displbe.sinks.seat import (
+    KeyboardEnter,
+    KeyboardKey,
+    KeyboardLeave,
+    PointerAxis,
+    PointerButton,
+    PointerEnter,
+    PointerFrame,
+    PointerLeave,
+    PointerMotion,
+    SeatEvent,
+    Seats,
+    TouchCancel,
+    TouchDown,
+    TouchFrame,
+    TouchMotion,
+    TouchUp,
+)
+from displbe.wire import kbdif
+from displbe.wire.xenbus import State
 
 KEYBOARD = "/dev/input/event0"
 MOUSE = "/dev/input/event1"
@@ -79,3 +111,263 @@ async def test_nothing_sticks_when_the_daemon_ends(world: World) -> None:
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: guest.pressed == {KEY_B})
         await trio.lowlevel.checkpoint()
+
+
+async def test_a_keyboard_that_is_pulled_out(world: World) -> None:
+    """What is down there is let go; plugged in again, as another node and by its name, it works on."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, "K:name=keyboard") as guest:
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: guest.pressed == {KEY_A})
+        world.nodes.unplug(KEYBOARD)
+        await until(lambda: not guest.pressed)
+        world.nodes.plug("/dev/input/event9", keyboard)
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_B, 1))
+        await until(lambda: guest.pressed == {KEY_B})
+
+
+async def test_names_that_udev_makes(world: World) -> None:
+    world.nodes.links["/dev/input/by-id/usb-Keyboard-event-kbd"] = KEYBOARD
+    world.nodes.links["/dev/input/by-path/platform-mouse"] = MOUSE
+    keyboard, mouse = world.nodes.devices[KEYBOARD], world.nodes.devices[MOUSE]
+    async with world.typist(1, "k:by-id/usb-Keyboard-event-kbd;p:/dev/input/by-path/platform-mouse") as guest:
+        await grabbed(keyboard)
+        await grabbed(mouse)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        mouse.emit((EV_REL, REL_X, 1))
+        await until(lambda: guest.pressed == {KEY_A} and guest.moved == [1, 0])
+
+
+async def test_a_pattern_is_no_name(world: World) -> None:
+    """What a vkb line says is taken word for word: only the configuration has patterns."""
+    for unique_id in ("K:/dev/input/event*", "K:name=*", "K:by-id/*"):
+        async with world.typist(1, unique_id):
+            await trio.sleep(0.05)
+            assert world.nodes.opened == 0
+
+
+async def test_a_guest_that_publishes_another_page(world: World) -> None:
+    """Resumed: the frontend has a new page and channel, and says so without leaving 3 and 4 for long (xenkbd_resume)."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}") as guest:
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: guest.pressed == {KEY_A})
+        guest.pressed.clear()  # the kernel that was suspended has let it go
+        await guest.publish()
+        await guest.switch(State.CONNECTED)
+        await until(lambda: guest.history.count(State.CONNECTED) == 2 and guest.connected.is_set())
+        keyboard.emit((EV_KEY, KEY_A, 0))
+        keyboard.emit((EV_KEY, KEY_B, 1))
+        await until(lambda: guest.pressed == {KEY_B})
+
+
+async def test_killed_with_a_key_down(world: World) -> None:
+    """The daemon that comes next knows nothing of the key. It tells the guest that all are up, and fingers too."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}", feature_multi_touch="1", multi_touch_num_contacts="2") as guest:
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: guest.pressed == {KEY_A})
+        guest.reads = False  # what it is told while it ends comes too late
+        await world.kill_daemon()
+        guest.memory.store(4, guest.memory.load(0))
+        guest.reads = True
+        assert guest.pressed == {KEY_A}
+        await world.start_daemon()
+        await until(lambda: not guest.pressed)
+        await until(lambda: any(isinstance(event, kbdif.TouchUp) for event in guest.events))
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_B, 1))
+        await until(lambda: guest.pressed == {KEY_B})
+
+
+async def test_features_are_published_before_the_guest_looks(world: World) -> None:
+    """An absolute pointer and a touch screen, with the size of the guest's screen; what the toolstack says goes before."""
+    tablet = Description(keys=frozenset((BTN_LEFT,)), axes={ABS_X: Axis(0, 99), ABS_Y: Axis(0, 99)})
+    world.nodes.plug("/dev/input/event2", SimDevice("tablet", tablet))
+    vkb = {"unique-id": "P:name=tablet;T:name=tablet", "multi-touch-num-contacts": "2"}
+    async with world.booted(1, spec("screen", 300, 200), vkb=vkb) as guest:
+        await guest.input.connected.wait()
+        assert (guest.input.absolute, guest.input.contacts) == (True, 2)
+        path = world.tools.vinput(1)
+        published = {
+            key: world.tools.read(f"{path}/{key}") for key in ("width", "multi-touch-height", "feature-raw-pointer")
+        }
+        # The toolstack makes the input's nodes before the display's here: so the size is not known.
+        assert published == {"width": None, "multi-touch-height": b"600", "feature-raw-pointer": b"1"}
+        tablet_device = world.nodes.devices["/dev/input/event2"]
+        await grabbed(tablet_device)
+        tablet_device.emit((EV_ABS, ABS_X, 50), (EV_ABS, ABS_Y, 99))
+        await until(lambda: guest.input.position == (404, 599))
+
+
+@pytest.mark.parametrize("feature", ["feature_disable_keyboard", "feature_disable_pointer"])
+async def test_no_key_that_the_kernel_cannot_bear(world: World, feature: str) -> None:
+    keyboard, mouse = world.nodes.devices[KEYBOARD], world.nodes.devices[MOUSE]
+    async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}", **{feature: "1"}) as guest:
+        await grabbed(keyboard)
+        await grabbed(mouse)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        mouse.emit((EV_REL, REL_X, 3), (EV_KEY, BTN_LEFT, 1))
+        if feature == "feature_disable_keyboard":
+            await until(lambda: guest.pressed == {BTN_LEFT})
+        await trio.sleep(0.05)
+        assert KEY_A not in guest.pressed
+        assert guest.moved == [0 if feature == "feature_disable_pointer" else 3, 0]
+
+
+async def test_keys_repeat_where_the_device_does_not(tmp_path: Path) -> None:
+    settings = InputSettings(devices=["/dev/input/*"], repeat_delay=0.05, repeat_rate=100)
+    async with World.running(tmp_path, input=settings) as world:
+        keyboard = SimDevice("keyboard", Description(keys=frozenset((KEY_A, KEY_B, BTN_LEFT))), repeats=False)
+        world.nodes.plug(KEYBOARD, keyboard)
+        async with world.typist(1, f"K:{KEYBOARD};P:{KEYBOARD}") as guest:
+            await grabbed(keyboard)
+            keyboard.emit((EV_KEY, KEY_A, 1))
+            await until(lambda: len(guest.repeats) > 3)
+            keyboard.emit((EV_KEY, KEY_B, 1))
+            await until(lambda: guest.repeats[-1] == KEY_B)
+            keyboard.emit((EV_KEY, KEY_A, 0), (EV_KEY, BTN_LEFT, 1))
+            await until(lambda: guest.pressed == {KEY_B, BTN_LEFT})
+            keyboard.emit((EV_KEY, KEY_B, 0))
+            await until(lambda: guest.pressed == {BTN_LEFT})
+            count = len(guest.repeats)
+            await trio.sleep(0.15)
+            assert len(guest.repeats) == count
+            assert BTN_LEFT not in guest.repeats
+
+
+async def test_events_that_were_lost(world: World) -> None:
+    """SYN_DROPPED: the keyboard is asked for its state."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}") as guest:
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: guest.pressed == {KEY_A})
+        keyboard.emit((EV_KEY, KEY_A, 0))
+        for number in range(101):
+            keyboard.emit((EV_KEY, KEY_B, 1 - number % 2))
+        await until(lambda: guest.pressed == {KEY_B})
+
+
+async def test_a_device_that_somebody_else_has(world: World) -> None:
+    """Grabbed by another program: it is tried again until it is free."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    other = world.nodes.open(KEYBOARD)
+    other.grab()
+    async with world.typist(1, f"K:{KEYBOARD}") as guest:
+        await until(lambda: world.nodes.opened >= 3)
+        other.close()
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: guest.pressed == {KEY_A})
+
+
+async def test_keys_that_are_down_when_the_device_is_opened(world: World) -> None:
+    """Enter, that started the guest: this machine's console sees it go up, the guest sees nothing of it."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    keyboard.emit((EV_KEY, KEY_A, 1))
+    console = world.nodes.open(KEYBOARD)
+    async with world.typist(1, f"K:{KEYBOARD}") as guest:
+        await until(lambda: len(keyboard.readers) == 2)
+        await trio.sleep(0.05)
+        assert not any(reader.grabbed for reader in keyboard.readers)
+        keyboard.emit((EV_KEY, KEY_A, 0))
+        assert (EV_KEY, KEY_A, 0) in console.read()
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_B, 1))
+        await until(lambda: guest.pressed == {KEY_B})
+        assert [event.keycode for event in guest.events if isinstance(event, kbdif.Key)] == [KEY_B]
+    console.close()
+
+
+async def test_qemus_keyboards_are_left_alone(world: World) -> None:
+    async with world.booted(1, vkb={"unique-id": f"K:{KEYBOARD}"}) as guest:
+        await guest.input.connected.wait()
+        world.tools.add_input(1, {"unique-id": f"K:{KEYBOARD}"}, 1, kind="vkbd")
+        await trio.sleep(0.1)
+        assert world.tools.read("/local/domain/0/backend/vkbd/1/1/state") == b"1"
+        world.tools.remove("/local/domain/0/backend/vkbd/1/1")
+
+
+async def test_a_storm_of_one_mouse_is_few_notifications(world: World) -> None:
+    """However fast it moves: the guest is notified once until it has answered."""
+    mouse = world.nodes.devices[MOUSE]
+    async with world.typist(1, f"P:{MOUSE}") as guest:
+        await grabbed(mouse)
+        for number in range(1000):
+            mouse.emit((EV_REL, REL_X, 1))
+            if number % 10 == 9:
+                await trio.lowlevel.checkpoint()
+                await until(lambda: not mouse.readers[0]._events)
+        await until(lambda: guest.moved == [1000, 0])
+        (claim,) = world.daemon.focus.claims
+        assert claim.feed is not None
+        assert claim.feed.outbox.notified <= guest.kicks + 1
+
+
+async def test_a_guest_beside_a_display(world: World) -> None:
+    """Both devices of one guest share its quota, and come and go together."""
+    async with world.booted(1, spec(), vkb={"unique-id": f"K:{KEYBOARD}"}) as guest:
+        await guest.input.connected.wait()
+        await guest.display.connected.wait()
+        assert world.daemon.quotas.guests[1] is world.device(1).quota is world.daemon.inputs.devices[1, 0].quota
+        async with flip_on(guest) as times:
+            await until(lambda: len(times) > 3)
+
+
+async def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compositor's seats, on the window of the guest's own connector."""
+    seats = Seats()
+    monkeypatch.setattr(HeadlessSink, "seats", seats)
+    async with (
+        World.running(tmp_path) as world,
+        world.typist(1, "K:screen;P:screen;T:screen", width="1000", height="500") as guest,
+    ):
+        assert (guest.absolute, guest.contacts) == (True, 10)
+
+        def tell(*events: SeatEvent) -> None:
+            for event in events:
+                seats.tell(1, "screen", event)
+
+        tell(KeyboardEnter((KEY_A,)), KeyboardKey(KEY_B, True), KeyboardKey(KEY_A, False))
+        await until(lambda: guest.pressed == {KEY_B})
+        tell(PointerEnter(100.0, 50.0, 200, 100), PointerButton(BTN_LEFT, True), PointerFrame())
+        await until(lambda: guest.pressed == {KEY_B, BTN_LEFT})
+        assert guest.position == (500, 250)
+        tell(
+            PointerAxis(60, 0),
+            PointerFrame(),
+            PointerAxis(60, 300),
+            PointerFrame(),
+            PointerAxis(-240, 0),
+            PointerFrame(),
+        )
+        await until(lambda: guest.wheel == -1)
+        tell(PointerMotion(250.0, -3.0, 200, 100), PointerFrame(), KeyboardLeave())
+        await until(lambda: guest.pressed == {BTN_LEFT})
+        assert guest.position == (999, 0)
+        tell(PointerLeave())
+        await until(lambda: not guest.pressed)
+        tell(TouchDown(7, 20.0, 20.0, 40, 40), TouchDown(3, 0.0, 0.0, 40, 40), TouchFrame())
+        await until(lambda: guest.fingers == {7: (400, 300), 3: (0, 0)})
+        tell(TouchMotion(3, 39.99, 0.0, 40, 40), TouchUp(7), TouchFrame())
+        await until(lambda: guest.fingers == {3: (799, 0)})
+        tell(TouchCancel())
+        await until(lambda: not guest.fingers)
+        seats.tell(2, "screen", KeyboardKey(KEY_A, True))
+        tell(KeyboardKey(KEY_A, True))
+        await until(lambda: guest.pressed == {KEY_A})
+        await world.stop_daemon()
+        assert not guest.pressed
+        await world.start_daemon()
+
+
+async def test_a_window_where_there_are_none(world: World) -> None:
+    async with world.booted(1, vkb={"unique-id": "K:HDMI-A-1"}) as guest:
+        path = f"{world.tools.vinput(1)}/error"
+        await until(lambda: b"no input of their own" in (world.tools.read(path) or b""))
+        assert guest.input.state is not State.CLOSED
