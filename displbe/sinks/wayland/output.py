@@ -161,6 +161,7 @@ class WaylandOutput(Output):
         self._current = self._part = None
         await self._copies_done()
         self._close_window("off")
+        self._drop_copies()
         self._complete()
         await trio.lowlevel.checkpoint()
 

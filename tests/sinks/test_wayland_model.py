@@ -1,0 +1,177 @@
+"""Guests and compositors doing anything in any order: every accepted flip ends once, no rule of the protocols is broken, and what is
+taken back nobody maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sinks.compositor import CORE, FakeCompositor
+from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, on_screen, staged, until
+
+from displbe.sinks.base import Part, SinkError
+from displbe.sinks.wayland import client as client_module
+from displbe.sinks.wayland import output as output_module
+from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.output import WaylandOutput
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"offset": 4096},
+    {"code": "RG24", "stride": WIDTH * 3},
+    {"stride": WIDTH * 4 + 2},
+    {"shared": False},
+    {"code": "AR24", "stride": 512},
+]
+PARTS = [WHOLE, Part(8, 4, 20, 10), Part(0, 0, 1, 1)]
+STATES: list[tuple[int, ...]] = [(), (1,), (2,), (5, 6), (9,), (1, 2), (4,)]
+WHICH = st.integers(0, 5)
+
+WORDS = ["disable", "refresh", "crash", "stop", "go on", "close", "hide", "see", "keep", "release"]
+ACTIONS = st.one_of(
+    st.tuples(st.just("attach"), st.sampled_from(SHAPES)),
+    st.tuples(st.just("enable"), WHICH, st.sampled_from(PARTS)),
+    st.tuples(st.just("flip"), WHICH),
+    st.tuples(st.just("flip"), WHICH),
+    st.tuples(st.just("detach"), WHICH),
+    st.tuples(
+        st.just("configure"), st.sampled_from([(0, 0), (100, 100), (1024, 768), (7, 5)]), st.sampled_from(STATES)
+    ),
+    *(st.just((word,)) for word in WORDS),
+)
+
+
+class Play:
+    """One run. It begins with a frame on the screen."""
+
+    def __init__(self, stage: Stage, output: WaylandOutput) -> None:
+        self.stage = stage
+        self.compositor = stage.compositor
+        self.output = output
+        self.buffers: list[WaylandBuffer] = []
+        self.token = 0
+
+    def which(self, number: int) -> WaylandBuffer | None:
+        return self.buffers[number % len(self.buffers)] if self.buffers else None
+
+    async def act(self, word: str, *values: Any) -> None:
+        there = [client for client in self.compositor.clients if not client.closed]
+        match word:
+            case "attach" if len(self.buffers) < 6:
+                self.buffers.append(await self.stage.attach(self.output, **values[0]))
+            case "enable":
+                buffer = self.which(values[0])
+                if buffer is not None:
+                    await self.output.enable(buffer, values[1])
+            case "flip":
+                await self.flip(values[0])
+            case "detach":
+                buffer = self.which(values[0])
+                if buffer is not None:
+                    self.buffers.remove(buffer)
+                    await buffer.aclose()
+            case "disable":
+                await self.output.disable()
+            case "configure":
+                for client in there:
+                    for surface in client.surfaces.values():
+                        if surface.toplevel and surface.configured:
+                            width, height = values[0]
+                            client.configure(surface, width, height, values[1] if width else ())
+            case "close":
+                for client in there:
+                    for surface in client.surfaces.values():
+                        if surface.toplevel:
+                            client.event(surface.toplevel, "close")
+            case "crash":
+                self.compositor.crash()
+                self.compositor.there = True
+            case "stop" | "go on":
+                for client in there:
+                    client.stopped = word == "stop"
+            case "hide" | "see":
+                self.compositor.shows_at_once = word == "see"
+            case "keep" | "release":
+                self.compositor.releases = word == "release"
+            case "refresh":
+                self.compositor.refresh()
+        assert all(client.error is None for client in self.compositor.clients)
+
+    async def flip(self, number: int) -> None:
+        """A guest has one flip under way, and waits for its end."""
+        buffer = self.which(number)
+        shown = self.output._current
+        if buffer is None or (shown is not None and shown.geometry != buffer.geometry):
+            return
+        part = self.output._part
+        if part is None:
+            with pytest.raises(SinkError):
+                self.output.flip(buffer, 0)
+            return
+        self.token += 1
+        self.output.flip(buffer, self.token)
+        await until(lambda: self.token in self.stage.flipped)
+        assert self.stage.flipped.count(self.token) == 1
+
+    async def end(self) -> None:
+        """The compositor is there and shows everything: so does the guest's last frame; then nothing is left."""
+        self.compositor.shows_at_once = self.compositor.releases = True
+        for client in self.compositor.clients:
+            client.stopped = False
+        await self.stage.connected()
+        buffer = await self.stage.attach(self.output, colour=b"\7\7\7\0")
+        await self.output.disable()
+        await self.output.enable(buffer, WHOLE)
+        await on_screen(self.output)
+        client = self.compositor.client
+        (surface,) = client.surfaces.values()
+        assert surface.shown is not None
+        assert surface.shown.row(0) == b"\7\7\7\0" * WIDTH
+        for one in (*self.buffers, buffer):
+            await one.aclose()
+        await self.output.disable()
+        await until(lambda: not client.surfaces and not client.mapped)
+        assert len(self.stage.flipped) == len(set(self.stage.flipped)) == self.token
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    actions=st.lists(ACTIONS, min_size=8, max_size=40),
+    presentation=st.booleans(),
+    policy=st.sampled_from(["ignore", "detach"]),
+)
+def test_anything(
+    monkeypatch: pytest.MonkeyPatch, actions: list[tuple[Any, ...]], presentation: bool, policy: str
+) -> None:
+    for module, name, value in (
+        (client_module, "SEARCH", 0.005),
+        (client_module, "FIRST_PAUSE", 0.005),
+        (client_module, "LAST_PAUSE", 0.02),
+        (output_module, "ATTACH_PATIENCE", 0.02),
+        (output_module, "RELEASE_PATIENCE", 0.02),
+        (output_module, "LATE", 0.02),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("displbe.sinks.wayland.sink.LATE_CHECK", 0.02)
+
+    async def play() -> None:
+        offers = {name: version for name, version in CORE.items() if presentation or name != "wp_presentation"}
+        async with staged(FakeCompositor({**offers, "xdg_wm_base": 6}), on_close=policy) as stage:
+            output = stage.claim()
+            await until(lambda: GUEST in stage.sink.clients)
+            played = Play(stage, output)
+            await played.act("attach", {})
+            await played.act("enable", 0, WHOLE)
+            for action in actions:
+                await played.act(*action)
+            await played.end()
+
+    async def play_in_time() -> None:
+        with trio.fail_after(30):
+            await play()
+
+    trio.run(play_in_time)
