@@ -19,7 +19,7 @@ from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
 from displbe.wire.xenbus import TRANSITIONS
 from displbe.wire.xs import parse_number
-from displbe.xen.port import Hypervisor, NoEntry, StoreError
+from displbe.xen.port import Hypervisor, NoEntry, StoreError, StoreLost
 
 from .buffers import Buffers
 from .connector import Connector
@@ -65,6 +65,7 @@ class DisplayDriver:
         self._traces = traces or TraceFiles("")
         self._hypervisor = hypervisor
         self._sink = sink
+        self._served: dict[str, list[ConnectorKeys]] = {}
         self.guests = guests or {}
 
     def settings_of(self, name: str) -> GuestSettings:
@@ -79,8 +80,14 @@ class DisplayDriver:
         """Nothing is kept of a device that is not connected."""
 
     async def is_current(self, device: Device) -> bool:
-        """A Linux display frontend leaves state 4 before it publishes other rings."""
-        return True
+        """A frontend that began anew while it was being connected may be back at 3 before its 1 was seen: with other rings."""
+        try:
+            for index, key in enumerate(self._served.get(device.path, ())):
+                if await self._rings(device, index) != msgspec.structs.astuple(key)[3:]:
+                    return False
+            return True
+        except (Refused, StoreLost):
+            return True  # it is about to go, which its state says; or this is asked again
 
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve a frontend whose rings are published, until cancelled."""
@@ -114,6 +121,8 @@ class DisplayDriver:
             # A frontend that has begun anew meanwhile: references may name other pages by now.
             if await self._read_keys(device, guest) != keys:
                 raise Refused("the frontend has published other rings meanwhile")
+            self._served[device.path] = keys
+            stack.callback(self._served.pop, device.path)
             await session.run(task_status)
 
     def _keep_traces(self, device: Device, connectors: list[Connector], reason: FrontendBroken) -> None:
@@ -194,14 +203,15 @@ class DisplayDriver:
         sides = [parse_number(side, 16384) for side in resolution.split(b"x")]
         if len(sides) != 2 or not sides[0] or not sides[1]:
             raise Refused(f"{index}/resolution is not WIDTHxHEIGHT: {resolution[:MAX_NAME]!r}")
-        return ConnectorKeys(
-            text,
-            sides[0],
-            sides[1],
-            *[
-                await self._number(device, f"{index}/{key}")
-                for key in ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel")
-            ],
+        return ConnectorKeys(text, sides[0], sides[1], *await self._rings(device, index))
+
+    async def _rings(self, device: Device, index: int) -> tuple[int, int, int, int]:
+        """Where a connector's rings are: req-ring-ref, req-event-channel, evt-ring-ref, evt-event-channel. Raises Refused."""
+        return (
+            await self._number(device, f"{index}/req-ring-ref"),
+            await self._number(device, f"{index}/req-event-channel"),
+            await self._number(device, f"{index}/evt-ring-ref"),
+            await self._number(device, f"{index}/evt-event-channel"),
         )
 
     async def _number(self, device: Device, key: str) -> int:

@@ -358,3 +358,18 @@ async def test_a_guest_that_was_there_before_the_daemon(tmp_path: Path) -> None:
             await world.tools.remove_display(1)
             nursery.cancel_scope.cancel()
         world.xen.stop_domain(1)
+
+
+async def test_other_rings(tmp_path: Path) -> None:
+    """A frontend that begins anew faster than its states are seen, with other rings: these are served, the old ones let go."""
+    async with World.running(tmp_path) as world, world.guest(1) as guest:
+        display = guest.display
+        old = display.connectors
+        display.connected = trio.Event()
+        await display._publish()
+        with trio.fail_after(30):
+            await display.connected.wait()
+        for connector in old:
+            connector.free()
+        async with flip_on(guest) as times:
+            await until(lambda: len(times) > 2)
