@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from lab.vm import LabError, Machine
 
-__all__ = ["Backend", "Held", "backend", "no_zombie", "screens"]
+__all__ = ["LOG", "Backend", "Held", "backend", "no_zombie", "screens"]
 
 TREE = "/root/displbe-tree"
 LOG = "/var/log/displbe.log"
