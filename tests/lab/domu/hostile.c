@@ -274,7 +274,7 @@ static int ask_fields(uint8_t operation, const uint32_t *fields, unsigned count)
 {
     uint32_t request[16] = { operation };
     memcpy(request + 2, fields, 4 * count);
-    int status = ask(request);
+    int status = send_request(request);
     if (status == -9999) { errno = ETIMEDOUT; die("no answer"); }
     return status;
 }
