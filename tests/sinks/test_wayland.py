@@ -744,3 +744,14 @@ async def test_names() -> None:
 )
 def test_the_sockets_place(display: str, environment: dict[str, str], path: str) -> None:
     assert socket_path(display, environment) == path
+
+
+async def test_what_the_operator_is_told_of_a_compositor() -> None:
+    async with staged(
+        FakeCompositor({name: version for name, version in CORE.items() if name != "wp_viewporter"})
+    ) as stage:
+        assert stage.sink.abilities() == {"compositor": "not asked before a guest is connected"}
+        stage.claim()
+        await until(lambda: "xdg-shell: yes" in stage.sink.abilities()["compositor"])
+        said = stage.sink.abilities()["compositor"]
+        assert "viewporter: no" in said

@@ -769,3 +769,10 @@ async def test_every_flip_completes_once(
         assert screen.done == list(range(screen.accepted))
         if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
             assert board.card.handles == set()
+
+
+async def test_what_the_operator_is_told_of_a_card(tmp_path: Path) -> None:
+    board = Board()
+    async with running(board, tmp_path) as made:
+        (said,) = made.abilities().values()
+        assert said.startswith("DRM master; dma-bufs can be imported; Virtual-1 connected, ")

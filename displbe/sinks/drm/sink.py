@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -257,6 +257,9 @@ class DrmSink(Sink):
             for output in list(self.outputs.values()):
                 output.check_late(now)
 
+    def abilities(self) -> Mapping[str, str]:
+        return {keeper.card.name: _describe(keeper) for keeper in self._keepers.values()}
+
     # Outputs
 
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
@@ -322,6 +325,18 @@ class DrmSink(Sink):
     def give_back(self, output: DrmOutput) -> None:
         """An output is free again."""
         del self.outputs[output.key]
+
+
+def _describe(keeper: Keeper) -> str:
+    """A card in words."""
+    words = [
+        "DRM master" if keeper.master else "another program is DRM master",
+        "dma-bufs can be imported" if keeper.card.imports else "no dma-bufs can be imported: frames are copied",
+    ]
+    for connector in keeper.connectors:
+        modes = f"connected, {len(connector.modes)} modes" if connector.connected else "no monitor"
+        words.append(f"{connector.name} {modes}")
+    return "; ".join(words)
 
 
 async def _alone(work: Callable[..., Awaitable[None]], arguments: tuple[Any, ...]) -> None:

@@ -106,6 +106,21 @@ class WaylandSink(Sink):
             finally:
                 self._nursery = None
 
+    def abilities(self) -> Mapping[str, str]:
+        sessions = [client.session for client in self.clients.values() if client.session is not None]
+        if not sessions:
+            return {"compositor": "not reached" if self.clients else "not asked before a guest is connected"}
+        session = sessions[0]
+        offers = {
+            "xdg-shell": session.wm_base,
+            "ivi-application": session.ivi,
+            "linux-dmabuf": session.dmabuf,
+            "viewporter": session.viewporter,
+            "presentation-time": session.presentation,
+        }
+        words = [f"{name}: {'no' if proxy is None else 'yes'}" for name, proxy in offers.items()]
+        return {"compositor": ", ".join(words)}
+
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
         if self.claimed(name) is not None:
             raise OutputUnavailable(f"connector {name} is taken by another guest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 import structlog
@@ -70,6 +71,9 @@ class X11Sink(Sink):
                 await self._keep_connected()
             finally:
                 self._nursery = None
+
+    def abilities(self) -> Mapping[str, str]:
+        return {"X server": "reached" if self.server is not None else "not reached"}
 
     async def _keep_connected(self) -> None:
         said = ""
