@@ -60,8 +60,10 @@ def status_lines(status: Status) -> Iterator[str]:
     yield _cut(f"displbe {status.version}, {status.sink}, up {_age(status.uptime)}, {mapped}, {lag}", WIDTH)
     if status.loop.log_dropped:
         yield f"{status.loop.log_dropped} lines of the log were lost: its reader is too slow"
-    for name, answer in (status.abilities.host | status.abilities.sink).items():
-        yield from _wrap("  ", "", f"{name}: {answer}")
+    for label, answers in (("host", status.abilities.host), ("screens", status.abilities.sink)):
+        for name, answer in answers.items():
+            yield from _wrap("  ", label, f"{name}: {answer}")
+            label = ""
     if status.focus:
         yield _cut(f"shared input devices: for {status.focus}", WIDTH)
     if not status.guests:

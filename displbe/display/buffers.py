@@ -6,6 +6,7 @@ uses again once they are free. Everything is checked, in numbers that do not wra
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
@@ -231,7 +232,7 @@ class Buffers:
                 raise RequestError(Errno.ENOENT, "no such framebuffer")
             await self._detach(framebuffer)
 
-    async def picture(self, cookie: int, part: Part) -> tuple[Geometry, bytes]:
+    async def picture(self, cookie: int, part: Part) -> tuple[Geometry, memoryview]:
         """A copy of a part of a framebuffer; it is not taken away meanwhile. Raises RequestError, HypervisorError."""
         async with self._lock:
             framebuffer = self.framebuffers.get(cookie)
@@ -242,11 +243,12 @@ class Buffers:
             row = stride(part.width, bits)
             view = await framebuffer.dbuf.buffer.view()
             start = shape.offset + part.y * shape.stride + part.x * bits // 8
-            picture = bytearray(row * part.height)
-            copy = partial(copy_rows, memoryview(picture), row, view[start:], shape.stride, row, part.height)
+            # Pages that nobody has touched: to clear a bytearray of this size would hold the loop up.
+            picture = memoryview(mmap.mmap(-1, row * part.height))
+            copy = partial(copy_rows, picture, row, view[start:], shape.stride, row, part.height)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(copy)
-            return Geometry(part.width, part.height, shape.fourcc, row, 0), bytes(picture)
+            return Geometry(part.width, part.height, shape.fourcc, row, 0), picture
 
     async def _detach(self, framebuffer: Framebuffer) -> None:
         # Out of the table first: no flip can choose it while it goes.

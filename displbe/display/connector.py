@@ -326,7 +326,7 @@ class Connector:
             rescued=self.rescued,
         )
 
-    async def picture(self) -> tuple[Geometry, bytes]:
+    async def picture(self) -> tuple[Geometry, memoryview]:
         """A copy of what the guest shows, whether or not its screen is on. Raises RequestError, HypervisorError."""
         if self._config is None:
             raise RequestError(Errno.EINVAL, "the connector is off")

@@ -92,7 +92,7 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
 class Answer(msgspec.Struct, frozen=True):
     """What a command gives."""
 
-    body: bytes = b""
+    body: bytes | memoryview = b""
     facts: dict[str, int | float | str] = {}
 
 
@@ -235,10 +235,10 @@ def _who(client: trio.SocketStream) -> dict[str, Any]:
     return {"pid": pid, "uid": uid}
 
 
-async def _send(client: trio.SocketStream, head: Head, body: bytes) -> None:
+async def _send(client: trio.SocketStream, head: Head, body: bytes | memoryview) -> None:
     """Raises trio.TooSlowError, trio.BrokenResourceError."""
     with trio.fail_after(TOO_LONG):
-        octets = memoryview(msgspec.json.encode(head) + b"\n" + body)
-        for start in range(0, len(octets), PIECE):
-            with trio.fail_after(STALLED):
-                await client.send_all(octets[start : start + PIECE])
+        for octets in (memoryview(msgspec.json.encode(head) + b"\n"), memoryview(body)):
+            for start in range(0, len(octets), PIECE):
+                with trio.fail_after(STALLED):
+                    await client.send_all(octets[start : start + PIECE])
