@@ -20,6 +20,7 @@ TREE = Path(__file__).resolve().parents[2]
 BOOT = """
 mount --make-rprivate /
 mount -t proc proc /proc
+mkdir -p /run/systemd
 mount -t tmpfs tmpfs /run/systemd
 mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup /sys/fs/cgroup
 exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
@@ -118,7 +119,7 @@ def ready(service: Service) -> bool:
 def test_files(machine: Machine, package: None) -> None:
     """The package's files are Dom0's, the program is Debian's Python's, and a user without rights may read the version and the pages."""
     machine.check("dpkg -V displbe")
-    assert machine.check("head -n 1 /usr/bin/displbe").strip() == "#!/usr/bin/python3"
+    assert machine.check("head -n 1 /usr/bin/displbe").split() == ["#!", "/usr/bin/python3"]
     as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
     assert machine.check(f"cd /; {as_nobody} /usr/bin/displbe --version").startswith("displbe ")
     assert machine.check(f"cd /; {as_nobody} /usr/bin/displbectl --version").startswith("displbectl ")
