@@ -38,6 +38,7 @@ class TraceFiles:
     def _write(self, name: str, octets: bytes) -> None:
         try:
             directory = Path(self._directory)
+            directory.mkdir(exist_ok=True)
             path = directory / f"{name}-{time.time_ns() // 1_000_000}.trace"
             part = path.with_suffix(".part")
             part.write_bytes(octets)

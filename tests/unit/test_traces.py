@@ -27,6 +27,12 @@ def test_what_is_kept_can_be_read(tmp_path: Path) -> None:
     assert read_trace(path.read_bytes()) == ({"guest": "cockpit", "epoch": 1.5}, b"\n\0\xff")
 
 
+def test_the_directory_is_made(tmp_path: Path) -> None:
+    TraceFiles(str(tmp_path / "traces")).keep("domain1", {}, b"")
+    written()
+    assert len(list((tmp_path / "traces").iterdir())) == 1
+
+
 def test_only_so_many_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "PAUSE", 0.0)
     files = TraceFiles(str(tmp_path))
@@ -47,7 +53,7 @@ def test_a_guest_cannot_fill_the_disk_with_them(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    TraceFiles(str(tmp_path / "none")).keep("domain1", {}, b"")
+    TraceFiles(str(tmp_path / "none" / "none")).keep("domain1", {}, b"")
     TraceFiles("").keep("domain1", {}, b"")
     written()
     assert list(tmp_path.iterdir()) == []
