@@ -131,7 +131,10 @@ class Client:
                 continue
             waiting = False
             began = trio.current_time()
-            await self._serve(conn)
+            try:
+                await self._serve(conn)
+            except Exception:  # a mistake of ours costs this guest a connection
+                self._log.exception("a connection to the compositor did not end well")
             pause = FIRST_PAUSE if trio.current_time() - began > LIVES else min(2 * pause, LAST_PAUSE)
             await trio.sleep(pause)
 

@@ -97,7 +97,10 @@ class Connection:
 
     def __init__(self, fd: int) -> None:
         self._display: Any = Display(fd)
-        self._display.connect()
+        try:
+            self._display.connect()
+        except ValueError as error:
+            raise OSError(errno.ENOMEM, "libwayland cannot use the connection") from error
         self._error: BaseException | None = None
         self._blocked = trio.Event()
         self._kept: dict[int, Proxy] = {}
