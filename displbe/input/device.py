@@ -211,6 +211,7 @@ class _Session:
         self._failed = trio.Event()
         self._reason = FrontendBroken("")
         self._open = True
+        self._answers = 0
 
     def _wake(self) -> None:
         self.channel.notify()
@@ -235,6 +236,7 @@ class _Session:
             moved = 0 < (taken - self._seen) & 0xFFFFFFFF < 0x80000000
             if moved:
                 self._seen = taken
+                self._answers += 1
             # What it sends over its own ring, which nobody has asked for, is no reason to be listened to sooner.
             self._storms.notified(for_nothing=not moved)
         except FrontendBroken as broken:
@@ -274,6 +276,14 @@ class _Session:
                     self.feed.flush()
         finally:
             self._open = False
+            outbox = self.feed.outbox
+            self._log.info(
+                "input over",
+                events=outbox.written,
+                dropped=outbox.dropped,
+                notifications=outbox.notified,
+                answers=self._answers,
+            )
 
 
 # What XenStore says

@@ -46,6 +46,7 @@ class Outbox:
         """Where the fingers are that are down."""
         self.dropped = 0
         """Events that the guest will never see."""
+        self.written = 0
         self.notified = 0
         self._page = page
         self._notify = notify
@@ -134,6 +135,7 @@ class Outbox:
 
     def _write(self, event: bytes) -> None:
         self._room -= 1
+        self.written += 1
         self._page.put(event)
 
     def _write_key(self, code: int, pressed: bool) -> None:

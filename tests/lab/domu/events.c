@@ -3,8 +3,11 @@
  *
  *     events print      each event: input: NAME: TYPE CODE VALUE
  *     events sum        when nothing has come for half a second: how many, and a hash of them all in their order
+ *
+ * Exit status 1: a device has gone.
  */
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/input.h>
 #include <poll.h>
@@ -75,6 +78,9 @@ int main(int argc, char **argv)
     bool news = false;
 
     setvbuf(stdout, NULL, _IOLBF, 0);
+    while (access("/dev/input/event0", F_OK)) /* the driver starts when XenStore is there: perhaps after us */
+        usleep(100000);
+    usleep(500000);
     open_all();
     printf("events: ready\n");
     for (;;) {
@@ -91,6 +97,8 @@ int main(int argc, char **argv)
             struct input_event events[64];
             ssize_t size = read(devices[i].fd, events, sizeof(events));
 
+            if (size < 0 && errno == ENODEV)
+                return 1;
             for (int j = 0; j < size / (ssize_t)sizeof(*events); j++) {
                 const struct input_event *event = &events[j];
 

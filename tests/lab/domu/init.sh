@@ -27,9 +27,9 @@ case $guest in
         IFS=,
         for part in $todo; do hostile ${part%%:*} ${part#*:}; done ;;
     input)  # do=print, do=sum, do=reboot: what programs read from the input devices
-        case $todo in sum) events sum;; *) events print;; esac
+        how=print; [ "$todo" = sum ] && how=sum
+        until events $how; do :; done  # again when a device has gone
         [ "$todo" = reboot ] && reboot -f ;;
-    inputflip) events sum & echo "guest: flipping"; show ${seconds:-600} Virtual-1:$mode -v ;;
     reboot) show 1 Virtual-1:$mode -v; echo "guest: rebooting"; reboot -f ;;
     poweroff) show 1 Virtual-1:$mode -v; echo "guest: powering off"; poweroff -f ;;
 esac
