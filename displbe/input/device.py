@@ -38,7 +38,8 @@ MAX_CONTACTS: Final = 256
 MAX_SIZE: Final = 0x7FFFFFFF
 """Positions are s32."""
 RESCUE: Final = 0.1
-"""Seconds between looks for events that the guest was not woken for."""
+RESCUE_LAST: Final = 1.0
+"""Seconds between looks at events that the guest does not take: the first ones, and at most."""
 LAST_WORDS: Final = 0.3
 """Seconds that a guest has to take the releases of its keys before its page is let go."""
 
@@ -208,6 +209,7 @@ class _Session:
         self.feed = Feed(page, features, repeats, self._wake, self._break)
         self._storms = Storms(self._rearm)
         self._seen = page.taken()
+        self._woken = trio.Event()
         self._failed = trio.Event()
         self._reason = FrontendBroken("")
         self._open = True
@@ -215,6 +217,7 @@ class _Session:
 
     def _wake(self) -> None:
         self.channel.notify()
+        self._woken.set()
 
     def _rearm(self) -> None:
         self.channel.rearm()
@@ -257,14 +260,17 @@ class _Session:
             raise self._reason
 
     async def _rescue(self) -> None:
-        """Wake a guest that has not taken anything for a while, though it was woken: a frontend that does not answer."""
-        before = None
+        """Wake a guest again that takes nothing, though it was woken: a frontend that does not notify back, or an event that was lost."""
         while True:
-            await trio.sleep(RESCUE)
-            now = self.page.taken() if self.page.is_waiting() else None
-            if now is not None and now == before:
-                self.channel.notify()
-            before = now
+            await self._woken.wait()
+            self._woken = trio.Event()
+            before, pause = None, RESCUE
+            while self.page.is_waiting():
+                if (now := self.page.taken()) == before:
+                    self.channel.notify()
+                    pause = min(2 * pause, RESCUE_LAST)
+                before = now
+                await trio.sleep(pause)
 
     async def end(self) -> None:
         """Tell the guest that nothing is held any more, and give it the time to take that."""

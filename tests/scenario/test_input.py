@@ -371,3 +371,39 @@ async def test_a_window_where_there_are_none(world: World) -> None:
         path = f"{world.tools.vinput(1)}/error"
         await until(lambda: b"no input of their own" in (world.tools.read(path) or b""))
         assert guest.input.state is not State.CLOSED
+
+
+async def test_a_guest_that_asks_for_raw_positions(world: World) -> None:
+    """0 to 0x7fff, whatever the size of the screen. Linux does not ask."""
+    tablet = Description(keys=frozenset((BTN_LEFT,)), axes={ABS_X: Axis(0, 9), ABS_Y: Axis(0, 9)})
+    device = world.nodes.plug("/dev/input/event2", SimDevice("tablet", tablet))
+    async with world.booted(1, vkb={"unique-id": "P:name=tablet", "width": "640"}) as guest:
+        probe = guest.input._probe
+
+        async def ask(backend: str) -> None:
+            await probe(backend)
+            await guest.hypervisor.store.write("device/vkbd/0/request-raw-pointer", b"1")
+            guest.input.size = (kbdif.RAW_MAX, kbdif.RAW_MAX)
+
+        guest.input._probe = ask  # type: ignore[method-assign]
+        await guest.input.connected.wait()
+        await grabbed(device)
+        device.emit((EV_ABS, ABS_X, 9), (EV_ABS, ABS_Y, 3))
+        await until(lambda: guest.input.position == (kbdif.RAW_MAX, 0x8000 // 3))
+
+
+async def test_a_frontend_that_does_not_notify_back(world: World) -> None:
+    """Events put while it was looking are found all the same."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}") as guest:
+        await grabbed(keyboard)
+        notify, guest.channel.notify = guest.channel.notify, lambda: None  # type: ignore[method-assign]
+        guest.reads = False
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: guest.memory.load(4) == 1)
+        keyboard.emit((EV_KEY, KEY_A, 0))
+        await until(lambda: guest.memory.load(4) == 2)
+        guest.memory.store(0, 1)  # it has looked in between
+        guest.reads = True
+        await until(lambda: len(guest.events) == 1)
+        guest.channel.notify = notify  # type: ignore[method-assign]
