@@ -40,6 +40,8 @@ MAX_SIZE: Final = 0x7FFFFFFF
 RESCUE: Final = 0.1
 RESCUE_LAST: Final = 1.0
 """Seconds between looks at events that the guest does not take: the first ones, and at most."""
+SIZE_WAIT: Final = 1.0
+"""Seconds that a new device waits for the guest's screen, whose size it takes: the toolstack makes that later, and starts the guest then."""
 LAST_WORDS: Final = 0.3
 """Seconds that a guest has to take the releases of its keys before its page is let go."""
 
@@ -93,11 +95,15 @@ class InputDriver:
     async def _offers(self, device: Device, claim: Claim) -> dict[str, str]:
         """What we can do for this guest."""
         roles = {binding.role for binding in claim.bindings}
-        size = await _display_size(device)
         nodes: dict[str, str] = {}
         of_window = any(binding.role is Role.POINTER and not binding.is_device for binding in claim.bindings)
         if of_window or (Role.POINTER in roles and await self._evdev.is_absolute(claim)):
             nodes |= {"feature-abs-pointer": "1", "feature-raw-pointer": "1"}
+        size = None
+        if nodes or Role.TOUCH in roles:
+            with trio.move_on_after(SIZE_WAIT):
+                while (size := await _display_size(device)) is None:
+                    await trio.sleep(SIZE_WAIT / 20)
         if size is not None:
             nodes |= {"width": str(size[0]), "height": str(size[1])}
         if Role.TOUCH in roles:

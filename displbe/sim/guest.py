@@ -343,10 +343,11 @@ class Guest:
             tools.write(f"/local/domain/{domid}/name", name, [("n", 0), ("r", domid)])
         if vkb is not None:
             tools.add_input(domid, vkb, backend=backend)
-            await tools.wait_state(tools.vinput(domid, 0, backend), State.INIT_WAIT, timeout=10)
         if connectors:
             tools.add_display(domid, connectors, backend=backend)
             await tools.wait_state(tools.back(domid, 0, backend), State.INIT_WAIT, timeout=10)
+        if vkb is not None:
+            await tools.wait_state(tools.vinput(domid, 0, backend), State.INIT_WAIT, timeout=10)
         try:
             async with trio.open_nursery() as nursery:
                 guest = cls(xen, domid, backend)

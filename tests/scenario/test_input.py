@@ -193,15 +193,13 @@ async def test_features_are_published_before_the_guest_looks(world: World) -> No
         await guest.input.connected.wait()
         assert (guest.input.absolute, guest.input.contacts) == (True, 2)
         path = world.tools.vinput(1)
-        published = {
-            key: world.tools.read(f"{path}/{key}") for key in ("width", "multi-touch-height", "feature-raw-pointer")
-        }
-        # The toolstack makes the input's nodes before the display's here: so the size is not known.
-        assert published == {"width": None, "multi-touch-height": b"600", "feature-raw-pointer": b"1"}
+        keys = ("width", "height", "multi-touch-height", "feature-raw-pointer")
+        published = {key: world.tools.read(f"{path}/{key}") for key in keys}
+        assert published == dict(zip(keys, (b"300", b"200", b"200", b"1"), strict=True))
         tablet_device = world.nodes.devices["/dev/input/event2"]
         await grabbed(tablet_device)
         tablet_device.emit((EV_ABS, ABS_X, 50), (EV_ABS, ABS_Y, 99))
-        await until(lambda: guest.input.position == (404, 599))
+        await until(lambda: guest.input.position == (151, 199))
 
 
 @pytest.mark.parametrize("feature", ["feature_disable_keyboard", "feature_disable_pointer"])

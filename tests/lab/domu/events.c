@@ -54,16 +54,18 @@ static void open_all(void)
     }
 }
 
-/* FNV-1a over type, code and value, a word each. */
+/* FNV-1a over type, code and value, a word each. Repetitions of keys do not count. */
 static void add(struct device *device, const struct input_event *event)
 {
     const uint32_t words[] = {event->type, event->code, (uint32_t)event->value};
 
+    if (event->type == EV_KEY && event->value == 2)
+        return;
     for (int i = 0; i < 3; i++)
         for (int shift = 0; shift < 32; shift += 8)
             device->hash = (device->hash ^ (words[i] >> shift & 0xff)) * 16777619u;
     device->events++;
-    if (event->type == EV_KEY && event->value != 2)
+    if (event->type == EV_KEY)
         device->down += event->value ? 1 : -1;
     if (event->type == EV_REL) {
         device->x += event->code == REL_X ? event->value : 0;
