@@ -41,7 +41,7 @@ RESCUE: Final = 0.1
 RESCUE_LAST: Final = 1.0
 """Seconds between looks at events that the guest does not take: the first ones, and at most."""
 SIZE_WAIT: Final = 1.0
-"""Seconds that a new device waits for the guest's screen, whose size it takes: the toolstack makes that later, and starts the guest then."""
+"""Seconds that a new device waits for the guest's screen, whose size it takes, and which the toolstack makes later."""
 LAST_WORDS: Final = 0.3
 """Seconds that a guest has to take the releases of its keys before its page is let go."""
 
