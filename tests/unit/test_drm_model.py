@@ -28,6 +28,7 @@ WHOLE = Part(0, 0, 64, 48)
 QUICK = {
     (keeper, "PERIOD"): 0.02,
     (keeper, "PAUSE"): 0.001,
+    (keeper, "TAKEN_AWAY"): 0.1,
     (sink, "LATE_CHECK"): 0.01,
     (sink, "SEARCH"): 0.02,
     (flip, "LATE"): 0.1,
@@ -420,6 +421,7 @@ class Manager(Seat):
         self.active = ours
         self.board = board
         self.files: set[int] = set()
+        self.early: set[int] = set()
         board.opened = self._opened
         self.left = False
         self._changed = trio.Event()
@@ -427,18 +429,19 @@ class Manager(Seat):
     def connect(self) -> None:
         """It is there."""
 
-    def offers(self, path: str) -> bool:
-        return self.active
-
     def manages(self, fd: int) -> bool:
-        return fd in self.files
+        return fd in self.files or fd in self.early
+
+    def outdated(self, path: str, fd: int) -> bool:
+        return self.active and fd not in self.files
 
     def _opened(self, fd: int, files: Files) -> None:
-        if self.active and files is self:
-            self.files.add(fd)
+        if files is self:
+            (self.files if self.active else self.early).add(fd)
 
     def close(self, fd: int) -> None:
         self.files.discard(fd)
+        self.early.discard(fd)
         os.close(fd)
 
     def leave(self) -> None:
@@ -493,6 +496,27 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
     assert manager.files == set()
 
 
+async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
+    """The session manager takes the card away a moment before it says so: nobody is master then, and we do not become it."""
+    board = Board()
+    manager = Manager(board)
+    async with running(board, tmp_path, manager) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        for _ in range(3):
+            card.master = False
+            await until(lambda: screen.output.dark)
+            manager.switch(ours=False)
+            board.other_master = False
+            await trio.sleep(0.2)
+            assert (board.cards, card.master) == ([card], False)
+            manager.switch(ours=True)
+            await until(lambda: screen.output.path)
+        await screen.close()
+
+
 async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
     """A session manager asks once for a card's mastership, when it opens it: it is asked again when nobody is master."""
     board = Board()
@@ -515,15 +539,18 @@ async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
 
 
 async def test_seat_that_comes_late(tmp_path: Path) -> None:
-    """A card that was opened as any file is opened anew through the seat when that becomes ours."""
+    """A card that was opened while the seat was another's is not touched, and opened anew through the seat when that becomes ours."""
     board = Board()
+    board.other_master = True
     manager = Manager(board, ours=False)
     async with running(board, tmp_path, manager) as made:
         screen = Screen(made)
         await screen.show()
         first = board.card
         assert first is not None
-        assert (screen.output.path, first.managed) == ("zero copy", False)
+        board.other_master = False
+        await trio.sleep(0.2)
+        assert (screen.output.dark, first.managed, first.master) == ("another session has the seat", True, False)
         manager.switch(ours=True)
         await until(lambda: board.card is not first and screen.output.path)
         assert board.card is not None

@@ -111,12 +111,19 @@ async def test_switched_away_and_back(seatd: Seatd) -> None:
             await until(lambda: len(changes) == 2)
 
 
-async def test_the_other_one_leaves(seatd: Seatd) -> None:
-    """A seat that was another's becomes ours."""
+async def test_the_other_one_leaves(seatd: Seatd, tmp_path: Path) -> None:
+    """A seat that was another's becomes ours; what was opened before is to be opened anew."""
     first, second = client(), client()
+    (tmp_path / "card0").touch()
+    node = str(tmp_path / "card0")
     async with running(first, second) as changes:
+        fd = second.open(node)
+        assert (second.manages(fd), second.outdated(node, fd)) == (True, False)
         first.leave()
         await until(lambda: second.active and second in changes)
+        assert (second.manages(fd), second.outdated(node, fd)) == (True, True)
+        second.close(fd)
+        assert not second.manages(fd)
 
 
 async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
@@ -125,11 +132,11 @@ async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
     node = str(tmp_path / "card0")
     one = client()
     async with running(one):
-        assert one.offers(node)
+        assert one.outdated(node, -1)
         with capture_logs() as logs:
             fd = one.open(node)
             assert os.path.samestat(os.fstat(fd), os.stat(node))
-            assert (one.manages(fd), one.offers(node)) == (False, False)
+            assert (one.manages(fd), one.outdated(node, fd)) == (False, False)
             os.close(one.open(node))
         # Once; the reason is ENOENT, or EAGAIN with newer libseats.
         assert [bool(line["reason"]) for line in logs] == [True]

@@ -26,6 +26,9 @@ PERIOD: Final = 1.0
 PAUSE: Final = 0.1
 """Seconds at least between two looks: events come in bursts, and a flip that fails each time asks for one each time."""
 
+TAKEN_AWAY: Final = 2.0
+"""Seconds after which a session manager that has taken a card away has said so."""
+
 PATIENCE: Final = 5.0
 """Seconds that closing a card may take."""
 
@@ -42,6 +45,8 @@ class Keeper:
         self._wanted = trio.Event()
         self._stale = True
         self._unreadable = False
+        self._since = 0.0
+        """When it became master, or ceased to be."""
         self._found: Found | None = None
         self._ends = "the card is gone"
         self.successor: Keeper | None = None
@@ -130,6 +135,7 @@ class Keeper:
         if master == self.master:
             return
         self.master = master
+        self._since = trio.current_time()
         if master:
             self._log.info("DRM master again")
             self._stale = True  # who is not master does not see monitors come and go
@@ -138,11 +144,14 @@ class Keeper:
 
     async def _better_file(self) -> bool:
         """Whether the card is to be opened anew: through the seat, or because a new file is master and ours never will be."""
-        if self._sink.files.offers(self.card.path) and not self.card.managed:
+        if self._sink.files.outdated(self.card.path, self.card.fd):
             self._ends = "the card is opened through the seat"
         elif not self.master and self.card.barred:
             # The first to open a card that has no master becomes it.
             if self.card.managed:  # the session manager would give us the same file again while we have it
+                # It takes the card away a moment before it says so.
+                if trio.current_time() - self._since < TAKEN_AWAY:
+                    return False
                 if not await trio.to_thread.run_sync(self._sink.has_no_master, self.card.path):
                     return False
             else:

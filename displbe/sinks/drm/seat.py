@@ -8,14 +8,18 @@ are simply opened.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 import trio
 from cffi import FFI
+
+from . import uapi
 
 __all__ = ["PLAIN", "Files", "Seat", "find_seat"]
 
@@ -59,12 +63,12 @@ class Files:
         """Close what `open` has given."""
         os.close(fd)
 
-    def offers(self, path: str) -> bool:
-        """Whether a session manager would open this card now."""
+    def manages(self, fd: int) -> bool:
+        """Whether a session manager decides if this file may be DRM master, and not we."""
         return False
 
-    def manages(self, fd: int) -> bool:
-        """Whether a session manager decides if this file is DRM master, and not we."""
+    def outdated(self, path: str, fd: int) -> bool:
+        """Whether the card is better opened anew: a session manager opens it now, and did not when this file was opened."""
         return False
 
 
@@ -80,6 +84,8 @@ class Seat(Files):
         self._seat: Any = None
         self._events = -1
         self._devices: dict[int, int] = {}
+        self._early: set[int] = set()
+        """Files that were opened while the seat was another session's: not ours to use."""
         self._refused: set[str] = set()
         self._lock = threading.Lock()
         self._asked_to_leave = False
@@ -139,6 +145,7 @@ class Seat(Files):
     def _let_go(self) -> None:
         self.active = False
         self._devices.clear()
+        self._early.clear()
         seat, self._seat = self._seat, None
         os.close(self._events)
         self._library.libseat_close_seat(seat)
@@ -150,33 +157,47 @@ class Seat(Files):
 
     def open(self, path: str) -> int:
         with self._lock:
-            if not self.offers(path):
+            if self._seat is None or path in self._refused:
                 return super().open(path)
-            fd = _ffi.new("int *")
-            device = self._library.libseat_open_device(self._seat, path.encode(), fd)
-            failed = _ffi.errno
-            self._agree()
-            if device < 0:
-                if self.active:
-                    self._refused.add(path)
-                    _log.warning("the session manager does not open this card", card=path, reason=os.strerror(failed))
-                return super().open(path)
-            self._devices[int(fd[0])] = device
-            return int(fd[0])
+            if self.active:
+                device, fd = self._ask_for(path)
+                if device >= 0:
+                    self._devices[fd] = device
+                    return fd
+            fd = super().open(path)
+            if not self.active:
+                self._early.add(fd)
+                with suppress(
+                    OSError
+                ):  # whoever opens a card first is its master, which is another session's to be; not of other files
+                    fcntl.ioctl(fd, uapi.DRM_IOCTL_DROP_MASTER, 0)
+            return fd
+
+    def _ask_for(self, path: str) -> tuple[int, int]:
+        """The session manager's number for a device, negative if it does not open it, and the file."""
+        fd = _ffi.new("int *")
+        device = self._library.libseat_open_device(self._seat, path.encode(), fd)
+        failed = _ffi.errno
+        self._agree()
+        if device < 0 and self.active:
+            self._refused.add(path)
+            _log.warning("the session manager does not open this card", card=path, reason=os.strerror(failed))
+        return int(device), int(fd[0])
 
     def close(self, fd: int) -> None:
         with self._lock:
+            self._early.discard(fd)
             device = self._devices.pop(fd, None)
             if device is not None and self._seat is not None:
                 self._library.libseat_close_device(self._seat, device)
                 self._agree()
         os.close(fd)  # not under the lock: a driver may hang here
 
-    def offers(self, path: str) -> bool:
-        return self.active and path not in self._refused
-
     def manages(self, fd: int) -> bool:
-        return fd in self._devices
+        return fd in self._devices or fd in self._early
+
+    def outdated(self, path: str, fd: int) -> bool:
+        return self.active and path not in self._refused and fd not in self._devices
 
     def leave(self) -> None:
         """Give the seat back."""
