@@ -6,6 +6,7 @@ has the device. Its place is kept for a while when it goes, since it may be rebo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -41,6 +42,11 @@ class Claim:
         self.left: float | None = None
         """Since when its device is gone."""
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """What a claim has in common with the one that comes after it when its guest reboots."""
+        return self.guest, self.number
+
 
 class Focus:
     """The claims, in the order of their rights. `first` comes first; empty: nobody does."""
@@ -53,18 +59,29 @@ class Focus:
 
     def arrive(self, claim: Claim) -> None:
         """A device has come. It takes the place that it had, if it is kept still."""
-        now = trio.current_time()
-        self.claims = [old for old in self.claims if old.left is None or self._is_kept(old, now)]
+        self._forget()
         for place, old in enumerate(self.claims):
-            if old.left is not None and (old.guest, old.number) == (claim.guest, claim.number):
+            if old.left is not None and old.key == claim.key:
                 self.claims[place] = claim
                 break
         else:
             self.claims.append(claim)
         self.changed()
 
-    def _is_kept(self, claim: Claim, now: float) -> bool:
-        return claim.guest == self.first or now - (claim.left or now) < PLACE
+    def _forget(self) -> None:
+        """Give up the places that have been kept long enough. That of the guest that comes first is kept for ever."""
+        now = trio.current_time()
+        self.claims = [
+            claim
+            for claim in self.claims
+            if claim.left is None or claim.guest == self.first or now - claim.left < PLACE
+        ]
+
+    def patience(self) -> float:
+        """Seconds until a place is given up."""
+        now = trio.current_time()
+        left = (claim.left for claim in self.claims if claim.left is not None and claim.guest != self.first)
+        return min((max(0.0, PLACE - (now - since)) for since in left), default=math.inf)
 
     def leave(self, claim: Claim) -> None:
         """A device has gone."""
@@ -86,6 +103,7 @@ class Focus:
 
     def holder(self, names: Callable[[Claim], bool]) -> Claim | None:
         """The claim that a device belongs to, of those that name it; None: to nobody now."""
+        self._forget()
         ordered = sorted(self.claims, key=lambda claim: claim.guest != self.first)
         found = next((claim for claim in ordered if names(claim)), None)
         return found if found is not None and found.feed is not None else None

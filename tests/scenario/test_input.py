@@ -12,6 +12,7 @@ from scenario.devices import SimDevice
 from scenario.world import World, descriptors, flip_on, spec, until
 
 from displbe.config import InputSettings
+from displbe.input import focus
 from displbe.input.translate import (
     ABS_X,
     ABS_Y,
@@ -24,6 +25,7 @@ from displbe.input.translate import (
     Axis,
     Description,
 )
+from displbe.sim.keyboard import InputFrontend
 from displbe.sinks.headless import HeadlessSink
 from displbe.sinks.seat import (
     KeyboardEnter,
@@ -405,3 +407,66 @@ async def test_a_frontend_that_does_not_notify_back(world: World) -> None:
         guest.reads = True
         await until(lambda: len(guest.events) == 1)
         guest.channel.notify = notify  # type: ignore[method-assign]
+
+
+async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has it. Its place is kept while it may be rebooting: what is typed then is nobody's. Then the other has it."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(2, f"K:{KEYBOARD}", "second") as second:
+        async with world.typist(1, f"K:{KEYBOARD}", "first") as first:
+            await grabbed(keyboard)
+            keyboard.emit((EV_KEY, KEY_A, 1))
+            await until(lambda: second.pressed == {KEY_A})
+            keyboard.emit((EV_KEY, KEY_A, 0))
+            world.daemon.focus.give("first")
+            keyboard.emit((EV_KEY, KEY_B, 1))
+            await until(lambda: first.pressed == {KEY_B})
+            keyboard.emit((EV_KEY, KEY_B, 0))
+            await until(lambda: not first.pressed)
+            world.daemon.focus.give("")  # as the configuration has it: who came first
+            seen = len(second.events)
+        async with world.typist(3, f"K:{KEYBOARD}", "third") as third:
+            keyboard.emit((EV_KEY, KEY_A, 1))
+            await until(lambda: second.pressed == {KEY_A})
+            assert len(second.events) == seen + 1
+            assert third.events == []
+            keyboard.emit((EV_KEY, KEY_A, 0))
+            await until(lambda: not second.pressed)
+    async with world.typist(4, f"K:{KEYBOARD}", "fourth") as fourth:
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        keyboard.emit((EV_KEY, KEY_A, 0))
+        await trio.sleep(0.05)
+        assert fourth.events == [], "the place of the one before is kept"
+        gone = next(claim.left for claim in world.daemon.focus.claims if claim.left is not None)
+        monkeypatch.setattr(focus, "PLACE", trio.current_time() - gone + 0.2)
+        world.daemon.focus.changed()
+        await until(lambda: world.daemon.focus.holder(lambda claim: True) is not None)
+        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        keyboard.emit((EV_KEY, KEY_B, 1))
+        await until(lambda: fourth.pressed == {KEY_B})
+
+
+async def test_a_guest_that_reboots_has_its_keyboard_again(world: World) -> None:
+    """And nothing of what is typed meanwhile, or while it comes, is told to the other that names it."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    typed = 0
+
+    async def type_on() -> None:
+        nonlocal typed
+        while True:
+            typed += 1
+            keyboard.emit((EV_KEY, KEY_A, typed % 2))
+            await trio.lowlevel.checkpoint()
+
+    async with world.typist(2, f"K:{KEYBOARD}", "first") as first:
+        await grabbed(keyboard)
+        async with world.typist(3, f"K:{KEYBOARD}", "other") as other, trio.open_nursery() as nursery:
+            nursery.start_soon(type_on)
+            await until(lambda: first.events)
+            await world.tools.remove_input(2)
+            world.tools.add_input(2, {"unique-id": f"K:{KEYBOARD}"})
+            again = InputFrontend(first._domain, first._hypervisor)
+            nursery.start_soon(again.run)
+            await until(lambda: again.events)
+            assert other.events == []
+            nursery.cancel_scope.cancel()

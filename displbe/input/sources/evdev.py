@@ -8,12 +8,13 @@ from __future__ import annotations
 import fcntl
 import fnmatch
 import glob
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from struct import Struct
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 import trio
@@ -65,6 +66,10 @@ _log = structlog.get_logger("displbe.evdev")
 
 
 Result = TypeVar("Result")
+
+
+Roles: TypeAlias = dict[tuple[str, int], frozenset[Role]]
+"""What a device is to those that name it, by their claims' keys."""
 
 
 class Node(Protocol):
@@ -122,7 +127,7 @@ class InputSettings(Protocol):
 class _Reader(Source):
     """An open device, and where its events go."""
 
-    def __init__(self, path: str, node: Node, roles: dict[Claim, frozenset[Role]]) -> None:
+    def __init__(self, path: str, node: Node, roles: Roles) -> None:
         super().__init__(path, repeats=node.repeats)
         self.path = path
         self.node = node
@@ -139,9 +144,9 @@ class _Reader(Source):
 
     def follow(self, focus: Focus) -> None:
         """Give the events to whom they belong now; whom they belonged to before is told that all is let go."""
-        claim = focus.holder(self.roles.__contains__)
+        claim = focus.holder(lambda claim: claim.key in self.roles)
         receiver = claim.feed if claim is not None else None
-        self._as = self.roles[claim] if claim is not None else frozenset()
+        self._as = self.roles[claim.key] if claim is not None else frozenset()
         if receiver is not self._receiver:
             self.leave()
             self._receiver = receiver
@@ -189,7 +194,7 @@ class Evdev:
                 while True:
                     self._changed = trio.Event()
                     missing = await self._look(nursery)
-                    with trio.move_on_after(RESCAN) if missing else trio.CancelScope():
+                    with trio.move_on_after(min(RESCAN if missing else math.inf, self._focus.patience())):
                         await self._changed.wait()
         finally:
             self._focus.listeners.remove(self._on_change)
@@ -204,13 +209,16 @@ class Evdev:
         """Whether one of the pointers that a claim names says where it is."""
         nodes, _ = await self._wanted([claim])
         for path, roles in nodes.items():
-            if Role.POINTER in roles[claim] and await self._in_thread(self._nodes.is_absolute, path):
+            if Role.POINTER in roles[claim.key] and await self._in_thread(self._nodes.is_absolute, path):
                 return True
         return False
 
     async def _look(self, nursery: trio.Nursery) -> bool:
         """Open what is named and there, close what nobody names. True when something is named and not there."""
-        wanted, missing = await self._wanted([claim for claim in self._focus.claims if claim.left is None])
+        # A guest that has gone opens nothing, but its place is kept.
+        named, missing = await self._wanted(self._focus.claims)
+        here = {claim.key for claim in self._focus.claims if claim.left is None}
+        wanted = {path: roles for path, roles in named.items() if here & roles.keys()}
         for path, reader in list(self._readers.items()):
             if path not in wanted:
                 reader.scope.cancel()
@@ -222,18 +230,18 @@ class Evdev:
                 missing |= not await self._open(nursery, path, roles)
         return missing
 
-    async def _wanted(self, claims: list[Claim]) -> tuple[dict[str, dict[Claim, frozenset[Role]]], bool]:
+    async def _wanted(self, claims: list[Claim]) -> tuple[dict[str, Roles], bool]:
         """The nodes that claims name, with what each is to whom; and whether some that are named are not there."""
-        found: dict[str, dict[Claim, frozenset[Role]]] = {}
+        found: dict[str, Roles] = {}
         missing = False
         for claim in claims:
             for binding in claim.bindings:
                 if binding.is_device:
                     path = await self._resolve(claim, binding)
-                    missing |= path is None
+                    missing |= path is None and claim.left is None
                     if path is not None:
                         roles = found.setdefault(path, {})
-                        roles[claim] = roles.get(claim, frozenset()) | {binding.role}
+                        roles[claim.key] = roles.get(claim.key, frozenset()) | {binding.role}
         return found, missing
 
     async def _resolve(self, claim: Claim, binding: Binding) -> str | None:
@@ -270,7 +278,7 @@ class Evdev:
     async def _in_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
         return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
 
-    async def _open(self, nursery: trio.Nursery, path: str, roles: dict[Claim, frozenset[Role]]) -> bool:
+    async def _open(self, nursery: trio.Nursery, path: str, roles: Roles) -> bool:
         try:
             node = await self._in_thread(self._nodes.open, path)
         except OSError as error:
