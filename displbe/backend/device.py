@@ -117,9 +117,9 @@ class Device:
         self._driver = driver
         self._dirty = trio.Event()
         self._state: State | None = None
-        self._since = trio.current_time()
+        self._since = 0.0
         self._frontend_state: State | None = None
-        self._frontend_since = self._since
+        self._frontend_since = 0.0
         self._connected = 0
         self._shut_off = 0
         self._reason = ""
@@ -159,6 +159,7 @@ class Device:
     async def run(self) -> None:
         """Serve until the directory is gone, or the daemon ends."""
         self._serving = False
+        self._since = self._frontend_since = trio.current_time()
         why = "displbe ends"
         try:
             with suppress(StoreLost):
