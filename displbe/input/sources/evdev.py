@@ -405,4 +405,6 @@ class _EvdevNode:
         self._device.grab()
 
     def close(self) -> None:
-        self._device.close()
+        # Not InputDevice.close(), which makes an asyncio loop to take the file from.
+        os.close(self.fd)
+        self._device.fd = -1
