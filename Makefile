@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check unit lint bench fuzz fuzz-short lab wheel deb man clean
+.PHONY: demo test check unit lint bench fuzz fuzz-short lab lab-unmet wheel deb man clean
 
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
@@ -35,7 +35,11 @@ bench: .venv/ready
 
 # Emulated machines depend on what else their host does: what fails is tried once more, and both tries are shown.
 lab: .venv/ready
-	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 --reruns 1 --durations 15 tests/lab
+	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 --reruns 1 --durations 15 -m 'not unmet' tests/lab
+
+# Cases and figures of open work that no run on a quiet machine has shown yet.
+lab-unmet: .venv/ready
+	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 -m unmet tests/lab
 
 .venv/ready: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml
 	PYTHON=$(PYTHON) sh tests/setup.sh

@@ -151,6 +151,7 @@ def test_ivi_shell(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
         machine.wait_for(there, 30, why="the picture's colours")
 
 
+@pytest.mark.unmet
 def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
     """Odd strides, oversized framebuffers, floods: Weston lives, and so does the other guest's window, whose picture returns."""
     with weston(machine, shell="desktop") as compositor, backend(machine, config()) as displbe:
@@ -202,6 +203,7 @@ def cost(machine: Machine, displbe: Backend, mode: str) -> tuple[float, float]:
     return rate, 1000 * sum(used) / count
 
 
+@pytest.mark.unmet
 def test_figures(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
     """Without a copy a flip costs the same whatever its size, and at most 0.6 of one with a copy; all in one run.
 
