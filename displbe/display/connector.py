@@ -129,6 +129,8 @@ class Connector:
         self._resting = True
         self.at_work = False
         self.output.flipped = _ignore
+        self.trace.close()
+        self._flips.times.close()
 
     def _late(self) -> None:
         """The event page has no room."""

@@ -32,8 +32,15 @@ class FlipTimes:
         self._shown = array("d", bytes(8 * KEPT))
         self._took = array("d", bytes(8 * KEPT))
 
+    def close(self) -> None:
+        """No flip comes any more: forget them."""
+        self.count = 0
+        self._shown = self._took = array("d")
+
     def add(self, begun: float) -> None:
         """A flip that was asked for at `begun` is shown now."""
+        if not self._shown:
+            return
         now = clock()
         took = now - begun
         at = self.count & _MASK

@@ -51,6 +51,11 @@ class Trace:
         """The request read last is answered."""
         _pack_answer(self._records, self._at + 8, clock(), status, edid_sz)
 
+    def close(self) -> None:
+        """No request comes any more: forget them. A guest may connect and leave much faster than memory is collected."""
+        self.count = 0
+        self._records = bytearray()
+
     def octets(self, last: int = KEPT) -> bytes:
         """The last records, the oldest first."""
         end = (self.count & _MASK or min(self.count, KEPT)) * _SIZE
