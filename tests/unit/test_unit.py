@@ -14,6 +14,7 @@ UNIT = SYSTEMD / "displbe.service"
 MOST = 1.5
 LEFT = {
     "DeviceAllow",
+    "MemoryDenyWriteExecute",
     "PrivateDevices",
     "PrivateNetwork",
     "PrivateUsers",
