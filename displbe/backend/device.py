@@ -46,6 +46,9 @@ class Served(Protocol):
     def status(self) -> status.Connector:
         """What the operator is told of it."""
 
+    def forget(self) -> None:
+        """It is not looked at any more."""
+
 
 class Driver(Protocol):
     """What is served over a connected device."""

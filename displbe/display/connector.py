@@ -129,6 +129,9 @@ class Connector:
         self._resting = True
         self.at_work = False
         self.output.flipped = _ignore
+
+    def forget(self) -> None:
+        """It has ended, and is not looked at any more: its memory goes now, and not when the collector comes to it."""
         self.trace.close()
         self._flips.times.close()
 

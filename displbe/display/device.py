@@ -77,7 +77,10 @@ class DisplayDriver:
         return {"versions": "1,2"}  # XENDISPL_FIELD_BE_VERSIONS
 
     def forget(self, device: Device) -> None:
-        """Nothing is kept of a device that is not connected."""
+        """What the operator may still have looked at of its last connection goes."""
+        parts, device.parts = device.parts, ()
+        for part in parts:
+            part.forget()
 
     async def is_current(self, device: Device) -> bool:
         """A frontend that began anew while it was being connected may be back at 3 before its 1 was seen: with other rings."""
@@ -117,6 +120,7 @@ class DisplayDriver:
                 )
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)
+            self.forget(device)
             device.parts = session.connectors
             # A frontend that has begun anew meanwhile: references may name other pages by now.
             if await self._read_keys(device, guest) != keys:
