@@ -89,7 +89,7 @@ def domd(machine: Machine) -> Iterator[DriverDomain]:
     """The driver domain with displbe at work."""
     domain = DriverDomain(machine)
     start = f"cd {TREE}; echo $$ >/run/displbe.pid; exec python3 -m displbe --config /etc/displbe/displbe.toml"
-    domain.run(f"mkdir -p /var/log; ({start}) >{LOG} 2>&1 & sleep 0.1")
+    domain.run(f"mkdir -p /var/log /run/displbe; ({start}) >{LOG} 2>&1 & sleep 0.1")
     domain.wait_log("ready")
     yield domain
     print(f"\ndriver domain: displbe's log\n{domain.log()}")
