@@ -41,7 +41,7 @@ lab: .venv/ready
 lab-unmet: .venv/ready
 	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 -m unmet tests/lab
 
-.venv/ready: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml
+.venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml
 	PYTHON=$(PYTHON) sh tests/setup.sh
 
 # Sdist and wheel in out/dist, and the tests against that wheel.

@@ -218,6 +218,24 @@ class Device:
             except StoreLost:
                 await trio.lowlevel.checkpoint()
 
+    async def read_trusted(self, path: str, key: str) -> tuple[bytes, list[tuple[str, int]]] | None:
+        """A node that the toolstack or our own domain wrote, with its permissions; None when it is missing. Raises Refused.
+
+        The guest can remove a node of its directory and write one of its own in its place, but not one with another owner.
+        """
+        try:
+            # The value first: the guest can replace a node between the two requests, but never by one with our owner.
+            value = await self.store.read(path)
+            permissions = await self.store.permissions(path)
+        except NoEntry:
+            return None
+        except StoreError as error:
+            raise Refused(f"cannot read {key}: {error}") from error
+        owner = permissions[0][1]
+        if owner not in (0, await own_domid(self.store)):
+            raise Refused(f"{key} was written by {'the guest' if owner == self.domid else f'domain {owner}'}")
+        return value, permissions
+
     async def _read(self, path: str) -> bytes | None:
         """A node, None when it is missing or not ours to read (the frontend's, for a moment after it was made)."""
         try:

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from displbe.backend.device import Device, Refused, releasing
-from displbe.backend.guests import GuestSettings, own_domid
+from displbe.backend.guests import GuestSettings
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles
 from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
@@ -232,22 +232,13 @@ class DisplayDriver:
             raise Refused(f"cannot read {key}: {error}") from error
 
     async def _trusted(self, device: Device, key: str, missing: bytes | None = None) -> bytes:
-        """A node of the frontend's directory that the toolstack wrote: the guest can remove it and write one of its own in its
-        place, but not one with another owner. Raises Refused.
-        """
-        try:
-            # The value first: the guest can replace a node between the two requests, but never by one with our owner.
-            value = await device.store.read(f"{device.frontend}/{key}")
-            owner = (await device.store.permissions(f"{device.frontend}/{key}"))[0][1]
-        except NoEntry:
-            if missing is not None:
-                return missing
-            raise Refused(f"{key} is missing") from None
-        except StoreError as error:
-            raise Refused(f"cannot read {key}: {error}") from error
-        if owner not in (0, await own_domid(device.store)):
-            raise Refused(f"{key} was written by {'the guest' if owner == device.domid else f'domain {owner}'}")
-        return value
+        """A node of the frontend's directory that the toolstack wrote. Raises Refused."""
+        found = await device.read_trusted(f"{device.frontend}/{key}", key)
+        if found is not None:
+            return found[0]
+        if missing is not None:
+            return missing
+        raise Refused(f"{key} is missing")
 
 
 def _nothing() -> bool:

@@ -13,14 +13,14 @@ import msgspec
 import trio
 
 from displbe.backend.device import Device, Refused, releasing
-from displbe.backend.guests import GuestSettings, guest_name, own_domid
+from displbe.backend.guests import GuestSettings, guest_name
 from displbe.backend.storms import Storms
 from displbe.sinks.seat import Seats
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.kbdif import RAW_MAX, BackKbdPage
 from displbe.wire.xenbus import KEYBOARD_TRANSITIONS, State, parse_state
 from displbe.wire.xs import parse_number
-from displbe.xen.port import EventChannel, Hypervisor, NoEntry, StoreError, StoreLost
+from displbe.xen.port import EventChannel, Hypervisor, StoreError, StoreLost
 
 from .features import DEFAULT_HEIGHT, DEFAULT_WIDTH, Features
 from .feed import Feed, Repeats
@@ -311,17 +311,11 @@ async def _read(device: Device, path: str) -> bytes | None:
 
 async def _read_trusted(device: Device, key: str) -> bytes | None:
     """A node of our own directory, which the guest may not write. None when it is missing. Raises Refused."""
-    path = f"{device.path}/{key}"
-    try:
-        value = await device.store.read(path)
-        (_, owner), *others = permissions = await device.store.permissions(path)
-    except NoEntry:
+    found = await device.read_trusted(f"{device.path}/{key}", key)
+    if found is None:
         return None
-    except StoreError as error:
-        raise Refused(f"cannot read {key}: {error}") from error
-    if owner not in (0, await own_domid(device.store)):
-        raise Refused(f"{key} was written by {'the guest' if owner == device.domid else f'domain {owner}'}")
-    if permissions[0][0] in "wb" or any(domid == device.domid and letter in "wb" for letter, domid in others):
+    value, permissions = found
+    if permissions[0][0] in "wb" or any(domid == device.domid and letter in "wb" for letter, domid in permissions[1:]):
         raise Refused(f"{key} may be written by the guest")
     return value
 

@@ -132,10 +132,12 @@ class WaylandOutput(Output):
         self.buffers.discard(buffer)
         async with self._reading:
             await self._copies_done()
+            # A window may be open that has not been given a frame yet.
+            shown = self._attached is buffer or (self._attached is None and self._current is buffer)
             if self._current is buffer:
                 self._current = None
                 self._complete()
-            if self._attached is buffer:
+            if shown:
                 self._close_window("the guest has removed what it showed")
                 if self._current is not None:
                     self._show()
