@@ -3,6 +3,10 @@
 One task reads; requests are matched with their replies by id. Messages are written whole: a cancelled request leaves the
 stream intact, and its late reply is dropped. A lost connection fails every request under way, then the store connects again and
 sets its watches again, each of which is called once more, so that whoever watches looks at everything anew.
+
+The socket takes many requests at a time, the device one. Linux (drivers/xen/xenbus/xenbus_dev_frontend.c, since 4.11) holds a mutex
+while it sets a watch and waits for XenStore's answer; the thread that reads that answer takes the same mutex when it first has the
+reply to another request of ours. From then on nobody in the domain hears of XenStore any more.
 """
 
 from __future__ import annotations
@@ -46,6 +50,11 @@ def connect(path: str) -> int:
         return connection.detach()
 
 
+def is_device(fd: int) -> bool:
+    """Whether this is not xenstored's socket, but the kernel's device."""
+    return not stat.S_ISSOCK(os.fstat(fd).st_mode)
+
+
 class _Reply:
     """A place for one answer."""
 
@@ -60,6 +69,9 @@ class XenStore:
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
+        self._device = False
+        self._last: _Reply | None = None
+        """The device's last request: the next one waits for its reply."""
         self._connected = trio.Event()
         self._ids = itertools.count(1)
         self._replies: dict[int, _Reply] = {}
@@ -86,6 +98,7 @@ class XenStore:
 
     def _open(self) -> None:
         self._fd = connect(self._path)
+        self._device = is_device(self._fd)
         self._connected.set()
 
     async def _serve(self) -> None:
@@ -158,11 +171,13 @@ class XenStore:
             raise StoreLost("connection to XenStore lost")
         number = next(self._ids) & 0xFFFFFFFF
         reply = self._replies[number] = _Reply()
+        message = xs.encode(op, number, transaction.number if transaction else 0, b"".join(parts))
         try:
-            await self._send(xs.encode(op, number, transaction.number if transaction else 0, b"".join(parts)), reply)
-            await reply.arrived.wait()
-        finally:
+            await self._send(message, reply, in_thread=self._device and op in (Op.WATCH, Op.UNWATCH))
+        except BaseException:
             self._replies.pop(number, None)
+            raise
+        await reply.arrived.wait()
         packet = reply.packet
         if packet is None:
             raise StoreLost("connection to XenStore lost")
@@ -171,21 +186,32 @@ class XenStore:
             raise (NoEntry if name == "ENOENT" else StoreError)(name)
         return bytes(packet.payload)
 
-    async def _send(self, message: bytes, reply: _Reply) -> None:
+    async def _send(self, message: bytes, reply: _Reply, in_thread: bool) -> None:
         async with self._writing:
+            if self._device and self._last is not None:
+                await self._last.arrived.wait()
             if reply.arrived.is_set():  # the connection was lost meanwhile; the message is not for the next one
                 return
-            fd, rest = self._fd, message
             with trio.CancelScope(shield=True):  # half a message would leave the stream without a place to go on from
-                while rest:
-                    try:
-                        rest = rest[os.write(fd, rest) :]
-                    except BlockingIOError:  # the socket only: the device takes a write whole
-                        await trio.lowlevel.wait_writable(fd)
-                    except FileExistsError as error:  # /dev/xen/xenbus answers a doubled watch here, with no reply
-                        raise StoreError("EEXIST") from error
-                    except (OSError, trio.ClosedResourceError) as error:
-                        raise StoreLost(f"connection to XenStore lost: {error}") from error
+                try:
+                    await self._write(message, in_thread)
+                except FileExistsError as error:  # /dev/xen/xenbus answers a doubled watch here, with no reply
+                    raise StoreError("EEXIST") from error
+                except (OSError, trio.ClosedResourceError) as error:
+                    raise StoreLost(f"connection to XenStore lost: {error}") from error
+            self._last = reply
+
+    async def _write(self, message: bytes, in_thread: bool) -> None:
+        if in_thread:
+            # The kernel waits here for xenstored, and for all its own watches under way: those of other drivers take their time.
+            await trio.to_thread.run_sync(_write_and_close, os.dup(self._fd), message)
+            return
+        fd = self._fd
+        while message:
+            try:
+                message = message[os.write(fd, message) :]
+            except BlockingIOError:  # the socket only: the device takes a write whole
+                await trio.lowlevel.wait_writable(fd)
 
     async def read(self, path: str, transaction: _Transaction | None = None) -> bytes:
         """port.Store.read"""
@@ -271,6 +297,13 @@ class XenStore:
             if self._connected.is_set():  # else it ended with its connection
                 with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
                     await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
+
+
+def _write_and_close(fd: int, message: bytes) -> None:
+    try:
+        os.write(fd, message)
+    finally:
+        os.close(fd)
 
 
 class _Transaction:

@@ -148,17 +148,17 @@ def of_a_sink(place: Fault) -> bool:
 
 
 def test_each_call_fails_once(patch: pytest.MonkeyPatch) -> None:
-    quiet = attempt(patch, None)
+    quiet, again = attempt(patch, None), attempt(patch, None)
     places = [place for place in quiet.places if not of_a_sink(place)]
     assert {place.call for place in places} == {"open", "read", "write", "close", "ioctl", "mmap", "store"}
     wrong = {}
     for place in places:
         try:
-            for _ in range(3):  # what depends on who is quicker need not happen each time
+            for _ in range(5):  # what depends on who is quicker need not happen each time
                 if attempt(patch, place).failed:
                     break
             else:
-                raise AssertionError("the place was not come to again")
+                assert place not in again.places, "the place was not come to again"
         except BaseException as error:
             wrong[str(place)] = repr(error)
             if os.environ.get("DISPLBE_FAULTS") == "stop":

@@ -332,6 +332,64 @@ async def test_unasked_replies_and_events_for_nobody_are_dropped(tmp_path: Path)
     assert values == [b"value"]
 
 
+# The kernel's device
+
+
+async def test_the_device_is_asked_one_thing_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux' xenbus thread waits for itself when a watch is set before an earlier request was answered."""
+    path = str(tmp_path / "socket")
+    store = XenStore(path)
+    monkeypatch.setattr("displbe.xen.store.is_device", lambda fd: True)
+    seen: list[tuple[int, bytes]] = []
+    values: list[bytes] = []
+
+    async def kernel(client: trio.socket.SocketType) -> None:
+        decoder = xs.Decoder()
+        while True:
+            requests = list(decoder.feed(await client.recv(4096)))
+            if not requests:
+                continue
+            await trio.sleep(0.02)
+            (request,) = requests  # never a second one
+            assert not await more(client)
+            seen.append((request.op, bytes(request.payload)))
+            await client.send(xs.encode(request.op, request.rq_id, 0, b"reply"))
+
+    async def more(client: trio.socket.SocketType) -> bool:
+        with trio.move_on_after(0.02):
+            await trio.lowlevel.wait_readable(client)
+            return True
+        return False
+
+    async def read(number: int) -> None:
+        values.append(await store.read(f"/{number}"))
+
+    async def watch() -> None:
+        async with store.watch("/w", lambda _: None):
+            pass
+
+    async def impatient() -> None:
+        with trio.move_on_after(0.01):
+            await store.read("/never mind")
+
+    with _listening(path) as listener:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            client, _ = await listener.accept()
+            nursery.start_soon(kernel, client)
+            async with trio.open_nursery() as asking:
+                asking.start_soon(impatient)
+                await trio.testing.wait_all_tasks_blocked()
+                for number in range(3):
+                    asking.start_soon(read, number)
+                asking.start_soon(watch)
+            nursery.cancel_scope.cancel()
+            client.close()
+    assert values == [b"reply"] * 3
+    ops = sorted(op for op, _ in seen)
+    assert ops == sorted([Op.READ] * 4 + [Op.WATCH, Op.UNWATCH])
+
+
 # Where it connects
 
 
