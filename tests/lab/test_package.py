@@ -154,7 +154,6 @@ def test_user(machine: Machine, service: Service) -> None:
     assert re.search(r"^\S+ / \S+ ro[, ]", mounts, re.M)
 
 
-@pytest.mark.unmet
 def test_picture(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
     """A guest's picture without a copy, by that user; and displbectl tells of it."""
     connector = next(iter(machine.connectors()))
@@ -170,7 +169,6 @@ def test_picture(machine: Machine, service: Service, reference: Callable[..., Pi
     no_zombie(machine)
 
 
-@pytest.mark.unmet
 def test_killed(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
     """After kill -9 systemd starts it again, and the guest that ran on has its picture back."""
     connector = next(iter(machine.connectors()))
