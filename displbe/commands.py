@@ -11,6 +11,7 @@ import trio
 
 from displbe import __version__
 from displbe.backend.device import Device
+from displbe.backend.guests import allows_pictures
 from displbe.backend.quota import Quota, Quotas
 from displbe.backend.supervisor import Supervisor
 from displbe.display.connector import Connector
@@ -147,8 +148,9 @@ class Commands:
 
     async def _screenshot(self, request: Request) -> Answer:
         for device in self._of_guest(request):
-            if not self._driver.settings_of(device.name).screenshot:
-                raise CommandError("the configuration allows no screenshots of this guest")
+            if not allows_pictures(self._driver.guests, device.name):
+                whose = "this guest" if device.name else "some guests, and this one's name is not known here"
+                raise CommandError(f"the configuration allows no screenshots of {whose}")
         connector = self._connected(request)[0]
         try:
             shape, picture = await connector.picture()

@@ -21,7 +21,7 @@ from displbe.wire.errors import FrontendBroken
 from displbe.wire.xenbus import Next, State, Table, decide, parse_state
 from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost
 
-from .guests import guest_name, own_domid
+from .guests import GuestSettings, guest_name, own_domid
 from .quota import Quota, TokenBucket
 
 __all__ = ["Device", "Driver", "Refused", "Served", "releasing"]
@@ -64,6 +64,10 @@ class Driver(Protocol):
     @property
     def transitions(self) -> Table:
         """How its frontends move between states."""
+
+    @property
+    def guests(self) -> Mapping[str, GuestSettings]:
+        """What the configuration says of guests, by their names."""
 
     async def prepare(self, device: Device) -> Mapping[str, str]:
         """Nodes of the backend's directory that a frontend may read, written before state 2."""
@@ -167,6 +171,10 @@ class Device:
         try:
             with suppress(StoreLost):
                 self.name = await guest_name(self.store, self.domid)
+                if self._driver.guests and not self.name:
+                    self.log.warning(
+                        "the guest's name is not known here: no [guest.NAME] of the configuration is for it"
+                    )
             async with self.store.watch(self.frontend, self.mark_dirty):
                 while True:
                     seen = await self._look()

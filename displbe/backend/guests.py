@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError
 
-__all__ = ["GuestSettings", "guest_name", "own_domid"]
+__all__ = ["GuestSettings", "allows_pictures", "guest_name", "own_domid"]
 
 
 class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -23,6 +25,13 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     """Whether an operator may have a picture of what it shows (`displbectl screenshot`)."""
 
 
+def allows_pictures(guests: Mapping[str, GuestSettings], name: str) -> bool:
+    """Whether an operator may have a picture of a guest. One whose name is not known may be any of those that allow none."""
+    if not name:
+        return all(guest.screenshot for guest in guests.values())
+    return guests.get(name, GuestSettings()).screenshot
+
+
 async def own_domid(store: Store) -> int:
     """Our own domain's id; Dom0 where the store does not say."""
     try:
@@ -32,7 +41,10 @@ async def own_domid(store: Store) -> int:
 
 
 async def guest_name(store: Store, domid: int) -> str:
-    """The guest's name, or an empty string where this domain may not read it, or the guest itself could have written it."""
+    """The guest's name, or an empty string where this domain may not read it, or the guest itself could have written it.
+
+    libxl lets Dom0 and the guest alone read the node: a driver domain cannot before Dom0 grants it (xenstore-chmod).
+    """
     path = f"/local/domain/{domid}/name"
     try:
         name = (await store.read(path)).decode("utf-8", "replace")

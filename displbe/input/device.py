@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from displbe.backend.device import Device, Refused, releasing
-from displbe.backend.guests import GuestSettings, guest_name
+from displbe.backend.guests import GuestSettings
 from displbe.backend.storms import Storms
 from displbe.sinks.seat import Seats
 from displbe.wire.errors import FrontendBroken
@@ -118,17 +118,18 @@ class InputDriver:
 
     async def _claim(self, device: Device) -> Claim:
         """The devices that a guest names. It has them as long as its own is there, connected or not. Raises Refused."""
-        claim = self._claims.get(device.path)
+        claim, guest = self._claims.get(device.path), device.name or str(device.domid)
+        if claim is not None and claim.guest == guest:
+            return claim
+        settings = self.guests.get(device.name, GuestSettings())
+        bindings = await self._bindings(device, settings)
+        allowed = frozenset(binding.id for binding in bindings) if settings.input else frozenset[str]()
         if claim is None:
-            name = await guest_name(device.store, device.domid)
-            settings = self.guests.get(name, GuestSettings())
-            number = int(device.path.rpartition("/")[2])
-            bindings = await self._bindings(device, settings)
-            allowed = frozenset(binding.id for binding in bindings) if settings.input else frozenset[str]()
-            claim = self._claims[device.path] = Claim(
-                name or str(device.domid), device.domid, number, bindings, allowed
-            )
+            claim = self._claims[device.path] = Claim(guest, device.domid, device.number, bindings, allowed)
             self._focus.arrive(claim)
+        else:  # its name was not known before
+            claim.guest, claim.bindings, claim.allowed = guest, bindings, allowed
+            self._focus.changed()
         return claim
 
     async def _bindings(self, device: Device, settings: GuestSettings) -> tuple[Binding, ...]:

@@ -6,11 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+import structlog
 import trio
+from scenario.devices import SimDevice, SimNodes
 from scenario.world import spec, until
 
-from displbe.config import HeadlessSettings, Settings
+from displbe.backend.guests import GuestSettings
+from displbe.config import ControlSettings, HeadlessSettings, Settings
 from displbe.daemon import Daemon
+from displbe.input.translate import EV_KEY, Description
+from displbe.ops.control import Answer, CommandError, Request
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import SimHypervisor, Xen
 from displbe.sim.toolstack import Toolstack
@@ -21,17 +27,24 @@ DRIVER = 7
 
 
 @asynccontextmanager
-async def driver_domain(folder: Path) -> AsyncIterator[tuple[Xen, SimHypervisor, Daemon]]:
+async def driver_domain(
+    folder: Path, guests: dict[str, GuestSettings] | None = None, nodes: SimNodes | None = None
+) -> AsyncIterator[tuple[Xen, SimHypervisor, Daemon]]:
     """A machine with the daemon in domain 7, where at the end nothing is held."""
-    settings = Settings(sink="headless", headless=HeadlessSettings(refresh=1000))
+    settings = Settings(
+        sink="headless",
+        headless=HeadlessSettings(refresh=1000),
+        control=ControlSettings(socket=str(folder / "control")),
+        guest=guests or {},
+    )
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
         Toolstack(xen.server).create_domain(DRIVER)
         await xen.start_domain(DRIVER)
         hypervisor = xen.hypervisor(DRIVER)
-        daemon = Daemon(settings, hypervisor)
+        daemon = Daemon(settings, hypervisor, nodes=nodes)
         await nursery.start(daemon.run)
         yield xen, hypervisor, daemon
-        await until(lambda: not daemon.supervisor.devices)
+        await until(lambda: not daemon.supervisor.devices and not daemon.inputs.devices)
         assert hypervisor.ledger == Ledger()
         nursery.cancel_scope.cancel()
 
@@ -62,3 +75,67 @@ async def test_two_devices(tmp_path: Path) -> None:
             assert tools.read(tools.back(1, 3, DRIVER)) is None
             assert tools.read(tools.back(1, 0, DRIVER)) is not None
             await until(lambda: list(daemon.supervisor.devices) == [(1, 0)])
+
+
+async def tell(daemon: Daemon, command: str, guest: str) -> Answer:
+    """What displbectl asks for."""
+    return await daemon.commands.table()[command](Request(1, command, guest))
+
+
+def grant_name(tools: Toolstack, domid: int, name: str) -> None:
+    """`xenstore-chmod /local/domain/DOMID/name n0 rDOMID r7`, in Dom0."""
+    tools.write(f"/local/domain/{domid}/name", name, [("n", 0), ("r", domid), ("r", DRIVER)])
+
+
+async def test_names_are_not_known_there(tmp_path: Path) -> None:
+    """No `[guest.NAME]` is for a guest before Dom0 lets the domain read its name; then from its next connection on. It may be the
+    one of whom nobody may have pictures, as long as its name is not known.
+    """
+    guests = {"cockpit": GuestSettings(connectors=["DP-9"]), "cluster": GuestSettings(screenshot=False)}
+    with structlog.testing.capture_logs() as lines:
+        async with driver_domain(tmp_path, guests) as (xen, _, daemon):
+            tools = Toolstack(xen.server)
+            async with Guest.booted(xen, 1, spec(), backend=DRIVER, name="cockpit") as guest:
+                await shown(guest)
+                assert daemon.sink.claimed("HDMI-A-1")
+                with pytest.raises(CommandError, match="this one's name is not known here"):
+                    await tell(daemon, "screenshot", "1")
+                grant_name(tools, 1, "cockpit")
+                await tell(daemon, "kick", "1")
+                await until(lambda: daemon.sink.claimed("DP-9"))
+                await shown(guest)
+                assert (await tell(daemon, "screenshot", "cockpit")).facts["width"] == 64
+                grant_name(tools, 1, "cluster")
+                await tell(daemon, "kick", "1")
+                await until(lambda: daemon.sink.claimed("HDMI-A-1"))
+                with pytest.raises(CommandError, match="no screenshots of this guest"):
+                    await tell(daemon, "screenshot", "1")
+    said = [line for line in lines if line["event"].startswith("the guest's name is not known")]
+    assert [line["domid"] for line in said] == [1]
+
+
+async def shown(guest: Guest) -> None:
+    """The guest shows something."""
+    with trio.fail_after(30):
+        await guest.display.connected.wait()
+    await guest.display.show(0, (await guest.display.create_framebuffer(64, 48))[1], 64, 48)
+
+
+async def test_input_settings_there(tmp_path: Path) -> None:
+    """The devices of `[guest.NAME] input` are the guest's as soon as its name is known."""
+    nodes = SimNodes()
+    nodes.plug("/dev/input/event0", keyboard := SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
+    guests = {"cockpit": GuestSettings(input="K:/dev/input/event0")}
+    async with driver_domain(tmp_path, guests, nodes) as (xen, _, daemon):
+        vkb = {"unique-id": "K:/dev/input/event7"}
+        async with Guest.booted(xen, 1, vkb=vkb, backend=DRIVER, name="cockpit") as guest:
+            with trio.fail_after(30):
+                await guest.input.connected.wait()
+            assert not keyboard.readers
+            grant_name(Toolstack(xen.server), 1, "cockpit")
+            await tell(daemon, "kick", "1")
+            await until(lambda: any(reader.grabbed for reader in keyboard.readers))
+            await tell(daemon, "focus", "cockpit")
+            await until(guest.input.connected.is_set)
+            keyboard.emit((EV_KEY, 30, 1))
+            await until(lambda: guest.input.pressed == {30})
