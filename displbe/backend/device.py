@@ -19,7 +19,7 @@ from displbe.ops import status
 from displbe.ops.text import escape
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.xenbus import Next, State, Table, decide, parse_state
-from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost
+from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost, WatchRefused
 
 from .guests import GuestSettings, guest_name, own_domid
 from .quota import Quota, TokenBucket
@@ -175,12 +175,7 @@ class Device:
                     self.log.warning(
                         "the guest's name is not known here: no [guest.NAME] of the configuration is for it"
                     )
-            async with self.store.watch(self.frontend, self.mark_dirty):
-                while True:
-                    seen = await self._look()
-                    if seen.backend is None:
-                        return
-                    await self._act(seen)
+            await self._until_gone()
         except Exception:
             why = "an error of displbe's own"
             raise
@@ -188,6 +183,24 @@ class Device:
             self._driver.forget(self)
             with trio.move_on_after(FAREWELL, shield=True):
                 await self._farewell(why)
+
+    async def _until_gone(self) -> None:
+        """A frontend that is not watched is not served: it would not be seen to change. The reason stands in its `error` node."""
+        refused = ""
+        while True:
+            try:
+                async with self.store.watch(self.frontend, self.mark_dirty):
+                    if refused:
+                        await self._report("")
+                    while (seen := await self._look()).backend is not None:
+                        await self._act(seen)
+                    return
+            except WatchRefused as error:
+                refused = str(error)
+                await self._report(refused)
+                await self._changed(RETRY)
+                if (await self._look()).backend is None:
+                    return
 
     async def _act(self, seen: _Seen) -> None:
         step = self._decide(seen)

@@ -20,6 +20,8 @@ from displbe.wire.xs import NUL, Op
 __all__ = ["StoreFailure", "StoreServer", "Tree"]
 
 Perms = list[tuple[str, int]]
+MAX_WATCHES: Final = 128
+"""quota_nb_watch_per_domain of xenstored_core.c."""
 
 
 class StoreFailure(Exception):
@@ -300,6 +302,8 @@ class Connection:
         raw, token = xs.split(packet.payload)[:2]
         if (raw, token) in self.watches:
             raise StoreFailure("EEXIST")
+        if self.domid and self.server.watches_of(self.domid) >= self.server.max_watches:
+            raise StoreFailure("E2BIG" if self.server.flavour == "xenstored" else "EQUOTA")
         self.watches[raw, token] = self.absolute(raw)
         return b"OK" + NUL
 
@@ -364,8 +368,14 @@ class StoreServer:
         self.folder = folder
         self.flavour = flavour
         self.tree = Tree()
+        self.max_watches = MAX_WATCHES
+        """Of each domain but Dom0, all its connections together."""
         self._connections: set[Connection] = set()
         self._listening: dict[int, trio.CancelScope] = {}
+
+    def watches_of(self, domid: int) -> int:
+        """How many watches a domain has set."""
+        return sum(len(connection.watches) for connection in self._connections if connection.domid == domid)
 
     def socket_of(self, domid: int) -> Path:
         """Where a domain connects."""

@@ -56,6 +56,10 @@ class NoEntry(StoreError):
     """ENOENT: there is no such node."""
 
 
+class WatchRefused(StoreError):
+    """XenStore sets no more watches for our domain; the text is a sentence."""
+
+
 class StoreLost(Exception):
     """The connection to xenstored is lost; every request under way fails with it, later ones wait for the next one."""
 
@@ -99,7 +103,7 @@ class Store(Protocol):
         """Call `changed` with the path of each node at or below `path` that may have changed, and once at the start.
 
         Calls may be spurious and may be merged: look at the store, do not count. After a lost connection the watch is
-        set again by itself, and called again.
+        set again by itself, and called again. Raises WatchRefused.
         """
 
 

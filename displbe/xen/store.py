@@ -27,7 +27,7 @@ import trio
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
 
-from .port import NoEntry, StoreError, StoreLost
+from .port import NoEntry, StoreError, StoreLost, WatchRefused
 
 __all__ = ["SOCKETS", "XENBUS", "XenStore", "connect"]
 
@@ -149,17 +149,20 @@ class XenStore:
     async def _watch_again(self) -> None:
         for token, (path, _) in list(self._watches.items()):
             if token in self._watches:
-                with contextlib.suppress(StoreError):
-                    await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
+                try:
+                    await self._set_watch(path, token)
+                except WatchRefused as refused:
+                    _log.error("a watch is not set again", reason=str(refused))
 
-    async def _watch(self, path: str, token: bytes) -> None:
+    async def _set_watch(self, path: str, token: bytes) -> None:
         try:
             await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
-        except StoreLost:  # set with the next connection
-            pass
         except StoreError as error:
             if str(error) != "EEXIST":  # a new connection has set it before us
-                raise
+                raise WatchRefused(
+                    f"XenStore refuses to watch {path} ({error}): this domain's quota, 128 watches if nobody has raised it, may be"
+                    " used up; its kernel's own drivers are counted too"
+                ) from error
 
     async def _request(self, op: int, *parts: bytes, transaction: _Transaction | None = None) -> bytes:
         """One request and its answer's payload. Raises StoreError, NoEntry, StoreLost."""
@@ -195,9 +198,10 @@ class XenStore:
             with trio.CancelScope(shield=True):  # half a message would leave the stream without a place to go on from
                 try:
                     await self._write(message, in_thread)
-                except FileExistsError as error:  # /dev/xen/xenbus answers a doubled watch here, with no reply
-                    raise StoreError("EEXIST") from error
                 except (OSError, trio.ClosedResourceError) as error:
+                    if in_thread and isinstance(error, OSError):
+                        # XenStore has refused: the device says so here, and sends no reply (xenbus_write_watch).
+                        raise StoreError(errno.errorcode.get(error.errno or 0, str(error))) from error
                     raise StoreLost(f"connection to XenStore lost: {error}") from error
             self._last = reply
 
@@ -290,7 +294,8 @@ class XenStore:
         token = b"displbe-%d" % next(self._tokens)
         self._watches[token] = (path, changed)
         try:
-            await self._watch(path, token)
+            with contextlib.suppress(StoreLost):  # set with the next connection
+                await self._set_watch(path, token)
             yield
         finally:
             del self._watches[token]

@@ -139,3 +139,22 @@ async def test_input_settings_there(tmp_path: Path) -> None:
             await until(guest.input.connected.is_set)
             keyboard.emit((EV_KEY, 30, 1))
             await until(lambda: guest.input.pressed == {30})
+
+
+async def test_watches_that_are_used_up(tmp_path: Path) -> None:
+    """A device that cannot be watched says why and waits; it is served when there is room again, and goes when it is removed."""
+    async with driver_domain(tmp_path) as (xen, _, daemon):
+        tools = Toolstack(xen.server)
+        async with Guest.booted(xen, 1, spec(), backend=DRIVER):
+            xen.server.max_watches = xen.server.watches_of(DRIVER)
+            for number in (3, 4):
+                tools.add_display(1, [spec(f"DP-{number}")], number, backend=DRIVER)
+            back = tools.back(1, 3, DRIVER)
+            await until(lambda: b"quota" in (tools.read(f"{back}/error") or b""))
+            tools.remove(tools.back(1, 4, DRIVER))
+            await until(lambda: sorted(daemon.supervisor.devices) == [(1, 0), (1, 3)])
+            assert tools.read(f"{back}/state") == b"1"
+            xen.server.max_watches += 1
+            await tools.wait_state(back, State.INIT_WAIT)
+            assert tools.read(f"{back}/error") is None
+            await tools.remove_display(1, 3, backend=DRIVER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -17,7 +18,7 @@ import trio.testing
 from displbe.sim.store import StoreServer
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
-from displbe.xen.port import NoEntry, StoreError, StoreLost
+from displbe.xen.port import NoEntry, StoreError, StoreLost, WatchRefused
 from displbe.xen.store import XenStore, connect, find
 
 Flavour = Literal["xenstored", "oxenstored"]
@@ -120,6 +121,25 @@ async def test_a_watch_tells_a_domain_nothing_of_what_it_may_not_read(setup: Set
 
 
 # A lost connection
+
+
+async def test_a_domain_has_so_many_watches(setup: Setup) -> None:
+    """Of all its connections together; one that is given up makes room. Dom0 has no such limit."""
+    setup.server.max_watches = 3
+    guest, name = await setup.of(5), "E2BIG" if setup.server.flavour == "xenstored" else "EQUOTA"
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(3):
+            await stack.enter_async_context(guest.watch(f"/{number}", ignore))
+        with pytest.raises(WatchRefused, match=rf"watch /3 \({name}\).* quota"):
+            await stack.enter_async_context(guest.watch("/3", ignore))
+        for number in range(5):
+            await stack.enter_async_context(setup.store.watch(f"/{number}", ignore))
+    async with guest.watch("/3", ignore):
+        assert setup.server.watches_of(5) == 1
+
+
+def ignore(path: str) -> None:
+    """Who watches."""
 
 
 async def test_requests_wait_for_the_next_connection(setup: Setup) -> None:
@@ -388,6 +408,27 @@ async def test_the_device_is_asked_one_thing_at_a_time(tmp_path: Path, monkeypat
     assert values == [b"reply"] * 3
     ops = sorted(op for op, _ in seen)
     assert ops == sorted([Op.READ] * 4 + [Op.WATCH, Op.UNWATCH])
+
+
+@pytest.mark.parametrize("number", [errno.E2BIG, errno.EINVAL])
+async def test_the_device_refuses_a_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Linux' xenbus device says it as write()'s error, and sends no reply (xenbus_write_watch): it does not come later."""
+    path = str(tmp_path / "socket")
+    store = XenStore(path)
+    monkeypatch.setattr("displbe.xen.store.is_device", lambda fd: True)
+
+    def write(fd: int, message: bytes) -> None:
+        os.close(fd)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("displbe.xen.store._write_and_close", write)
+    with _listening(path), trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            with pytest.raises(WatchRefused, match=errno.errorcode[number]):
+                async with store.watch("/w", ignore):
+                    pass
+            nursery.cancel_scope.cancel()
 
 
 # Where it connects
