@@ -73,7 +73,6 @@ class ControlSettings(_Table, frozen=True):
     """`[control]`"""
 
     socket: str = "/run/displbe/control"
-    group: str = ""
 
 
 class MetricsSettings(_Table, frozen=True):

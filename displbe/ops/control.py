@@ -58,10 +58,6 @@ class ControlSettings(Protocol):
     def socket(self) -> str:
         """Its path; empty: no socket."""
 
-    @property
-    def group(self) -> str:
-        """Whose members may use it; empty: the group that the daemon runs as."""
-
 
 class CommandError(Exception):
     """The command cannot be done; the text goes to who asked."""
@@ -146,8 +142,8 @@ class Control:
         path = Path(self._settings.socket)
         with contextlib.ExitStack() as stack:
             try:
-                listener = stack.enter_context(unix_listener(path, self._settings.group))
-            except (OSError, KeyError) as error:
+                listener = stack.enter_context(unix_listener(path))
+            except OSError as error:
                 _log.error("no control socket", path=str(path), reason=str(error))
                 task_status.started()
                 return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
 import socket
 import stat
@@ -20,19 +19,14 @@ BACKLOG: Final = 8
 
 
 @contextlib.contextmanager
-def unix_listener(path: Path, group: str = "") -> Iterator[trio.SocketListener]:
-    """Listen at a path, for the members of a group (empty: our own), while the block lasts.
-
-    Raises OSError, also where somebody listens already; KeyError for an unknown group.
-    """
+def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
+    """Listen at a path, for the members of our own group, while the block lasts. Raises OSError, also where somebody listens already."""
     if _is_left(path):
         path.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as ear:
         ear.bind(str(path))
         mine = os.stat(path)
         try:
-            if group:
-                os.chown(path, -1, grp.getgrnam(group).gr_gid)
             os.chmod(path, 0o660)
             ear.listen(BACKLOG)
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(ear.dup()))

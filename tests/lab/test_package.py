@@ -132,7 +132,7 @@ def test_devices(machine: Machine, package: None) -> None:
     """udev has given Xen's devices to the group, by the package's rules; privcmd to nobody."""
     listed = machine.check("stat -c '%n %G %a' /dev/xen/{gntdev,evtchn,xenbus,privcmd} /dev/dri/card0")
     assert listed.splitlines() == [
-        *(f"/dev/xen/{name} displbe 660" for name in ("gntdev", "evtchn", "xenbus")),
+        *(f"/dev/xen/{name} displbe-xen 660" for name in ("gntdev", "evtchn", "xenbus")),
         "/dev/xen/privcmd root 600",
         "/dev/dri/card0 video 660",
     ]
@@ -144,7 +144,7 @@ def test_user(machine: Machine, service: Service) -> None:
     user, group = machine.check("id -u displbe; id -g displbe").split()
     assert re.search(rf"^Uid:(\t{user}){{4}}$", status, re.M)
     assert re.search(rf"^Gid:(\t{group}){{4}}$", status, re.M)
-    groups = machine.check("getent group video render input displbe | cut -d: -f3").split()
+    groups = machine.check("getent group video render input displbe-xen displbe | cut -d: -f3").split()
     (theirs,) = re.findall(r"^Groups:\t(.*)$", status, re.M)
     assert {group, *theirs.split()} == set(groups)
     assert len(re.findall(CAPABILITIES, status)) == 5
@@ -152,6 +152,16 @@ def test_user(machine: Machine, service: Service) -> None:
     assert re.search(r"^Seccomp:\t2$", status, re.M)
     mounts = machine.check(f"cat /proc/{service.pid}/mounts")
     assert re.search(r"^\S+ / \S+ ro[, ]", mounts, re.M)
+
+
+def test_operator(machine: Machine, service: Service) -> None:
+    """Who is in the group displbe may ask displbe, and has nothing of Xen's; others have neither."""
+    group = machine.check("id -g displbe").strip()
+    nobody = "cd /; setpriv --reuid 65534 --regid 65534"
+    assert "no guest has a device here" in machine.check(f"{nobody} --groups {group} displbectl status")
+    for groups in (f"--groups {group}", "--clear-groups"):
+        assert machine.run(f"{nobody} {groups} dd if=/dev/xen/xenbus count=0").code != 0
+    assert machine.run(f"{nobody} --clear-groups displbectl status").code == 1
 
 
 def test_picture(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:

@@ -245,19 +245,7 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
 
 async def test_where_no_socket_can_be(tmp_path: Path) -> None:
     await Control(ControlSettings(socket=str(tmp_path / "nowhere" / "control")), {}).run()
-    await Control(ControlSettings(socket=str(tmp_path / "control"), group="no such group"), {}).run()
     await Control(ControlSettings(socket=""), {}).run()
-
-
-async def test_a_group(tmp_path: Path) -> None:
-    import grp
-
-    name = grp.getgrgid(os.getgid()).gr_name
-    async with trio.open_nursery() as nursery:
-        path = tmp_path / "control"
-        await nursery.start(Control(ControlSettings(socket=str(path), group=name), {}).run)
-        assert os.stat(path).st_gid == os.getgid()
-        nursery.cancel_scope.cancel()
 
 
 async def test_another_daemons_socket_stays(served: Served) -> None:

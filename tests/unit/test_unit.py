@@ -67,14 +67,18 @@ def test_who_it_is() -> None:
     assert re.findall(r"^u (\S+) - ", made, re.M) == [user]
     assert re.findall(r"^g (\S+) -$", made, re.M) == unit["SupplementaryGroups"][0].split()
     assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == [""]
-    assert unit["SupplementaryGroups"] == ["video render input"]
+    assert unit["SupplementaryGroups"] == ["displbe-xen video render input"]
 
 
 def test_devices_are_those_of_the_rules() -> None:
-    """Xen's devices that the unit allows are those that the rules give to its group, and no others."""
+    """Xen's devices that the unit allows are those that the rules give, and no others: to a group that the daemon alone is in. Whose
+    group the sockets have, an operator's, must not have them.
+    """
     allowed = {line.split()[0].removeprefix("/dev/") for line in settings()["DeviceAllow"]}
     rules = (SYSTEMD / "60-displbe.rules").read_text()
-    (given,) = re.findall(r'^SUBSYSTEM=="misc", KERNEL=="(\S+)", GROUP="displbe", MODE="0660"$', rules, re.M)
+    ((given, group),) = re.findall(r'^SUBSYSTEM=="misc", KERNEL=="(\S+)", GROUP="(\S+)", MODE="0660"$', rules, re.M)
+    assert group != settings()["Group"][0]
+    assert group in settings()["SupplementaryGroups"][0].split()
     assert set(given.split("|")) == {name for name in allowed if name.startswith("xen/")}
     assert allowed - set(given.split("|")) == {"char-drm", "char-input"}
 

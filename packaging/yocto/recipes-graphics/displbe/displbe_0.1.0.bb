@@ -26,7 +26,7 @@ SYSTEMD_SERVICE:${PN} = "displbe.service"
 SYSTEMD_AUTO_ENABLE = "enable"
 
 USERADD_PACKAGES = "${PN}"
-GROUPADD_PARAM:${PN} = "-r displbe; -r video; -r render; -r input"
+GROUPADD_PARAM:${PN} = "-r displbe; -r displbe-xen; -r video; -r render; -r input"
 USERADD_PARAM:${PN} = "-r -g displbe -d /nonexistent -M -s /sbin/nologin displbe"
 
 do_install:append() {
