@@ -83,6 +83,17 @@ def test_devices_are_those_of_the_rules() -> None:
     assert allowed - set(given.split("|")) == {"char-drm", "char-input"}
 
 
+def test_its_condition_is_decided_before_it_is_looked_at() -> None:
+    """systemd looks once: what a module or xenstored makes later must be no condition. The modules are loaded before it starts."""
+    unit = settings()
+    assert [(key, unit[key]) for key in unit if key.startswith("Condition")] == [
+        ("ConditionPathExists", ["/dev/xen/xenbus"])
+    ]
+    modules = {"modprobe@xen_gntdev.service", "modprobe@xen_evtchn.service"}
+    assert modules <= set(" ".join(unit["Wants"]).split())
+    assert modules <= set(" ".join(unit["After"]).split())
+
+
 @pytest.mark.parametrize(("key", "folder"), [("RuntimeDirectory", "/run"), ("StateDirectory", "/var/lib")])
 def test_folders(key: str, folder: str) -> None:
     """What the unit makes is what tmpfiles.d makes, of the same mode."""
