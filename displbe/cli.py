@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
+import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from displbe import __version__
 from displbe.config import ConfigError, load
 from displbe.ops import log
 from displbe.ops.health import Health
+from displbe.xen import gntdev
 from displbe.xen.port import Unavailable
 
 if TYPE_CHECKING:
@@ -132,11 +134,21 @@ async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Da
 
 
 @contextlib.contextmanager
-def _only_one() -> Iterator[None]:
-    """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mark:
-        try:
-            mark.bind("\0displbe")  # in no file system: it goes with the process, however that ends
-        except OSError as error:
-            raise Unavailable("another displbe runs in this domain") from error
+def _only_one(device: str = gntdev.PATH) -> Iterator[None]:
+    """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain.
+
+    The mark is a lock on a device that both need and nobody else can open; it goes with the process, however that ends.
+    """
+    try:
+        mark = gntdev.open_gntdev(device)
+    except OSError as error:
+        raise Unavailable(f"{device}: {error.strerror}") from error
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(mark)
+        raise Unavailable("another displbe runs in this domain") from error
+    try:
         yield
+    finally:
+        os.close(mark)

@@ -177,6 +177,13 @@ def test_operator(machine: Machine, service: Service) -> None:
     assert machine.run(f"{nobody} --clear-groups displbectl status").code == 1
 
 
+def test_only_one(machine: Machine, service: Service) -> None:
+    """A second daemon does not touch what the first one serves."""
+    second = machine.run("displbe")
+    assert second.code == 69
+    assert "another displbe runs in this domain" in second.output
+
+
 def test_picture(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
     """A guest's picture without a copy, by that user; and displbectl tells of it."""
     connector = next(iter(machine.connectors()))

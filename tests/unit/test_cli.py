@@ -16,6 +16,7 @@ from displbe import __version__, cli
 from displbe.config import ControlSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.hypervisor import Xen
+from displbe.xen.port import Unavailable
 
 NO_XEN = not any(Path(path).exists() for path in ("/dev/xen/gntdev", "/dev/xen/xenbus", "/run/xenstored/socket"))
 WITHOUT_PILLOW = """
@@ -90,6 +91,32 @@ def test_a_missing_package_is_said_in_a_sentence() -> None:
     done = run("demo", before=WITHOUT_PILLOW)
     assert done.returncode == 69, done.stderr
     assert done.stderr == "displbe: the headless sink needs PIL: install displbe[headless]\n"
+
+
+HOLD = """
+import sys, time
+from displbe.cli import _only_one
+with _only_one(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_only_one_daemon(tmp_path: Path) -> None:
+    """A second one is refused as long as the first one lives, however that ends."""
+    device = tmp_path / "gntdev"
+    device.touch()
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(device)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(Unavailable, match="another displbe"), cli._only_one(str(device)):
+            pass
+        first.kill()
+    for _ in range(2):
+        with cli._only_one(str(device)):
+            pass
+    with pytest.raises(Unavailable, match="No such file"), cli._only_one(str(tmp_path / "nothing")):
+        pass
 
 
 async def test_signals_end_the_daemon_in_order(tmp_path: Path) -> None:
