@@ -170,10 +170,11 @@ def _trace_file(path: str) -> tuple[dict[str, int | float | str], bytes]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from .check import Machine, findings
+    from .check import findings
+    from .machine import this_machine
 
     code = 0
-    for finding in findings(Machine(), arguments.config, arguments.socket, arguments.guests):
+    for finding in findings(this_machine(), arguments.config, arguments.socket, arguments.guests):
         print(f"{finding.grade:6}{escape(finding.what)}", flush=True)
         if finding.fix:
             print(f"      -> {escape(finding.fix)}", flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from lab.backend import LOG, no_zombie, screens
 from lab.pictures import Picture
-from lab.vm import LabError, Machine, guest_config
+from lab.vm import LabError, Machine, Result, guest_config
 
 TREE = Path(__file__).resolve().parents[2]
 BOOT = """
@@ -44,6 +44,10 @@ class Service:
     def systemctl(self, command: str, timeout: float = 90) -> str:
         """What systemctl says. Raises LabError."""
         return self.machine.check(f"{self._enter} systemctl --no-pager {command} displbe.service", timeout)
+
+    def run(self, command: str) -> Result:
+        """A command beside the service, where systemctl can be asked."""
+        return self.machine.run(f"{self._enter} {command}")
 
     def ask(self, name: str) -> str:
         """One of the service's."""
@@ -175,6 +179,23 @@ def test_operator(machine: Machine, service: Service) -> None:
     for groups in (f"--groups {group}", "--clear-groups"):
         assert machine.run(f"{nobody} {groups} dd if=/dev/xen/xenbus count=0").code != 0
     assert machine.run(f"{nobody} --clear-groups displbectl status").code == 1
+
+
+def test_check(machine: Machine, service: Service) -> None:
+    """Root's preflight looks as the service's user: what only root may open is told."""
+    said = service.run("displbectl check")
+    print(said.output)
+    assert said.code == 0
+    assert "looked at as the user displbe" in said.output
+    assert "good  /dev/xen/gntdev is there" in said.output
+    assert "card0 cannot be used" not in said.output
+    machine.check("chgrp root /dev/xen/gntdev")
+    try:
+        said = service.run("displbectl check")
+        assert said.code == 1
+        assert "wrong /dev/xen/gntdev is not for displbe" in said.output
+    finally:
+        machine.check("chgrp displbe-xen /dev/xen/gntdev")
 
 
 def test_only_one(machine: Machine, service: Service) -> None:

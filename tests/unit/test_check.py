@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import gzip
 import os
+import pwd
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from displbe.ctl import check
-from displbe.ctl.check import Finding, Machine, findings
-from displbe.ctl.xlconfig import Display, XlConfig, read_xl_config
+from displbe.ctl.check import findings
+from displbe.ctl.finding import Finding
+from displbe.ctl.machine import Machine
+from displbe.ctl.service import Identity, acting_as, service_identity
+from displbe.ctl.xlconfig import Display, Keyboard, XlConfig, read_xl_config
 from displbe.sinks.registry import SINKS
 from displbe.xen import gntdev
 
@@ -28,6 +35,9 @@ class Made:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.who: Identity | None = None
+        self.certain = True
+        self.trouble = ""
         self.xl = "xen_commandline : gnttab_max_maptrack_frames=1024"
         self.write("sys/hypervisor/type", "xen\n")
         self.write("sys/hypervisor/guest_type", "PVH\n")
@@ -47,7 +57,8 @@ class Made:
 
     def found(self, *guests: str) -> list[Finding]:
         """What is found."""
-        machine = Machine(self.root, "6.12", (sys.executable, "-c", f"print({self.xl!r})"))
+        xl = (sys.executable, "-c", f"print({self.xl!r})")
+        machine = Machine(self.root, "6.12", xl, self.who, certain=self.certain, trouble=self.trouble)
         return list(findings(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
 
     def wrong(self, *guests: str) -> list[str]:
@@ -88,8 +99,12 @@ def test_every_finding_has_its_fix(made: Made, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("node", ["evtchn", "gntdev"])
 def test_device_nodes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != node)
-    assert [what.split()[0] for what in made.wrong()] == [f"/dev/xen/{node}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode, *, effective_ids: Path(path).name != node)
+        assert [what.split()[0] for what in made.wrong()] == [f"/dev/xen/{node}"]
+        made.certain = False  # displbe's user may have what this one has not
+        assert made.wrong() == []
+        assert [what.split()[0] for what in made.noted()] == ["looked", f"/dev/xen/{node}"]
     (tmp_path / "dev/xen" / node).unlink()
     assert made.wrong() == [f"/dev/xen/{node} is not there"]
 
@@ -143,6 +158,10 @@ def test_gntdevs_limit(made: Made) -> None:
 
 def test_maptrack_and_quotas(made: Made) -> None:
     made.write("displbe.toml", "sink = 'headless'\n[guest.cockpit]\n[guest.a]\n[guest.b]\n[guest.c]\n")
+    assert "4 guests of 65536 pages are more than the 196608 that can be mapped" in made.noted()
+    made.write("displbe.toml", "sink = 'headless'\n")
+    for name in "abc":
+        made.write(f"etc/xen/{name}.cfg", f'name = "{name}"\nvdispl = ["connectors={name}:64x64"]')
     assert "4 guests of 65536 pages are more than the 196608 that can be mapped" in made.noted()
     made.xl = "xen_commandline : gnttab_max_maptrack_frames=4096 dom0=pvh"
     assert made.wrong() == ["Xen has 1048576 maptrack entries, the configuration says 262144"]
@@ -203,6 +222,151 @@ def test_guests(made: Made) -> None:
     assert "cockpit, second all want the output A" in made.noted()
 
 
+def test_guests_of_another_domain(made: Made) -> None:
+    """What a displbe elsewhere serves is told, and is not counted here; as long as it is known where this is."""
+    made.write(
+        "etc/xen/cockpit.cfg", 'name="a"\nvdispl=["backend=DomD,connectors=A:1x1", "backend=0,connectors=B:1x1"]'
+    )
+    assert made.noted() == []
+    made.write("proc/xen/capabilities", "control_d\n")
+    (said,) = made.noted()
+    assert "the domain DomD, not this one" in said
+    assert any("a on B" in finding.what for finding in made.found())
+    made.write("proc/xen/capabilities", "")
+    (said,) = made.noted()
+    assert "the domain 0, not this one" in said
+    made.write("displbe.toml", "sink = 'headless'\n[guest.a]\n")
+    assert any("does not know guests' names" in what for what in made.noted())
+
+
+def keyboard(made: Made, unique_id: str) -> None:
+    """Give the guest a vkb line."""
+    vkb = f'vkb = ["backend-type=linux,unique-id={unique_id}"]'
+    made.write("etc/xen/cockpit.cfg", f'name = "cockpit"\nvdispl = ["connectors=HDMI-A-1:64x64"]\n{vkb}\n')
+
+
+@pytest.mark.parametrize(
+    ("unique_id", "said"),
+    [
+        ("nonsense", "none of K:ID, P:ID and T:ID"),
+        ("", "it names no device"),
+        ("K:nonsense", "nonsense is no device and none of the guest's connectors"),
+        ("P:HDMI-A-1", "the headless sink's screens have no input"),
+        ("K:/dev/input/event0", "no guest may have /dev/input/event0"),
+    ],
+)
+def test_keyboards_that_do_not_work(made: Made, unique_id: str, said: str) -> None:
+    keyboard(made, unique_id)
+    (found,) = made.wrong()
+    assert said in found
+
+
+def test_keyboards(made: Made, tmp_path: Path) -> None:
+    """By their nodes, their links and what they call themselves; allowed by patterns, or by the guest's own settings."""
+    for number, name in enumerate(("Fine Keyboard", "Poor Mouse")):
+        made.write(f"dev/input/event{number}", "")
+        made.write(f"sys/class/input/event{number}/device/name", f"{name}\n")
+    (tmp_path / "dev/input/by-id").mkdir()
+    (tmp_path / "dev/input/by-id/usb-mouse").symlink_to("../event1")
+    keyboard(made, "K:name=Fine Keyboard;P:by-id/usb-mouse")
+    made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['name=Fine*', 'event1']\n")
+    assert (made.wrong(), made.noted()) == ([], [])
+    assert any(finding.what == "[input] devices: name=Fine* is event0" for finding in made.found())
+    made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['name=Fine*']\n")
+    (said,) = made.wrong()
+    assert "no guest may have by-id/usb-mouse" in said
+    made.write("displbe.toml", "sink = 'headless'\n[guest.cockpit]\ninput = 'P:by-id/usb-mouse'\n")
+    assert (made.wrong(), made.noted()) == ([], [])
+    (tmp_path / "dev/input/event1").unlink()
+    made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['name=*', 'by-id/*']\n")
+    (first, second) = made.noted()
+    assert "there is no by-id/* now" in first
+    assert "there is no by-id/usb-mouse now" in second
+
+
+def test_keyboards_of_others(made: Made) -> None:
+    """QEMU's are not displbe's; xl takes none without its kind."""
+    made.write("etc/xen/q.cfg", 'name = "q"\nvkb = ["backend-type=qemu"]')
+    assert made.wrong() == []
+    made.write("etc/xen/q.cfg", 'name = "q"\nvkb = ["unique-id=K:nonsense"]')
+    (said,) = made.wrong()
+    assert "backend-type must be linux" in said
+
+
+def test_what_is_opened_is_opened_as_displbes_user(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What root may open says nothing. What only root may read (xl, guests' configurations) root reads."""
+    acting: list[Identity] = []
+    opened: list[bool] = []
+
+    @contextlib.contextmanager
+    def acting_as(identity: Identity | None) -> Iterator[None]:
+        assert identity is not None
+        acting.append(identity)
+        yield
+        acting.pop()
+
+    def look(path: str, mode: int, *, effective_ids: bool) -> bool:
+        opened.append(bool(acting) and effective_ids)
+        return True
+
+    def not_acting(machine: Machine) -> str:
+        assert not acting
+        return ""
+
+    monkeypatch.setattr("displbe.ctl.machine.acting_as", acting_as)
+    monkeypatch.setattr(os, "access", look)
+    monkeypatch.setattr(gntdev, "probe", lambda fd: bool(acting))
+    monkeypatch.setattr(Machine, "xl_info", not_acting)
+    made.who = Identity("displbe", 990, 991, (991, 992))
+    made.write("dev/input/event0", "")
+    made.write("displbe.toml", "sink = 'headless'\n[headless]\ndirectory = '/tmp'\n[input]\ndevices = ['*']\n")
+    said = [finding.what for finding in made.found()]
+    assert "looked at as the user displbe, as displbe.service says" in said
+    assert "gntdev has dma-bufs" in said
+    assert len(opened) == 5  # evtchn, gntdev, xenbus, the folder, the input device
+    assert all(opened)
+
+
+def test_a_user_that_is_not_there(made: Made) -> None:
+    made.certain, made.trouble = False, "displbe.service runs as displbe, and there is no such user"
+    assert made.wrong() == [made.trouble]
+
+
+def test_whom_the_service_runs_as() -> None:
+    """By systemd; groups by their names and numbers, and those that the user has anyway."""
+    user, group = pwd.getpwuid(0), grp.getgrgid(0)
+
+    def says(**unit: str) -> Identity | None:
+        return service_identity(["printf", "%s\n", *(f"{key}={value}" for key, value in unit.items())])
+
+    assert says(User="root", Group=group.gr_name, SupplementaryGroups="12345 23456") == Identity(
+        user.pw_name, 0, 0, tuple(sorted({*os.getgrouplist("root", 0), 12345, 23456}))
+    )
+    assert says(User="0", Group="", SupplementaryGroups="") is not None
+    assert says(User="", Group="", SupplementaryGroups="") is None
+    assert service_identity(["/nonexistent"]) is None
+    with pytest.raises(LookupError, match="nobody-at-all, and there is no such user"):
+        says(User="nobody-at-all")
+    with pytest.raises(LookupError, match="the group nothing-at-all"):
+        says(User="root", Group="nothing-at-all")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_acting_as_another(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Groups first, while it is root's to say, and all of it back again afterwards, also when something fails."""
+    done: list[tuple[str, object]] = []
+    for name, now in (("geteuid", 0), ("getegid", 0), ("getgroups", [0, 4])):
+        monkeypatch.setattr(os, name, lambda now=now: now)
+    for name in ("seteuid", "setegid", "setgroups"):
+        monkeypatch.setattr(os, name, lambda value, name=name: done.append((name, value)))
+    with contextlib.suppress(RuntimeError), acting_as(Identity("displbe", 990, 991, (991, 992))):
+        assert done == [("setgroups", (991, 992)), ("setegid", 991), ("seteuid", 990)]
+        done.clear()
+        if fails:
+            raise RuntimeError
+    assert done == [("seteuid", 0), ("setegid", 0), ("setgroups", [0, 4])]
+
+
 def test_a_connector_that_the_card_has_not(made: Made) -> None:
     made.write("displbe.toml", "sink = 'drm'\n")
     made.write("etc/xen/a.cfg", 'name = "a"\nvdispl = ["connectors=DP-9:64x64"]')
@@ -220,15 +384,19 @@ def test_guests_that_are_too_large(made: Made, tmp_path: Path) -> None:
 
 
 def test_the_example_is_right(made: Made) -> None:
-    assert made.wrong(str(CONFIGS / "guest.cfg")) == []
+    example = str(CONFIGS / "guest.cfg")
+    assert "no guest may have" in " ".join(made.wrong(example))
+    made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['by-id/*', 'name=Logi*']\n")
+    assert made.wrong(example) == []
     guest = read_xl_config((CONFIGS / "guest.cfg").read_text("utf-8"))
     connectors = (("HDMI-A-1", 1920, 1080), ("HDMI-A-2", 1280, 720))
-    assert guest == XlConfig("cockpit", (Display(False, connectors),))
+    keyboard = Keyboard("0", "K:/dev/input/by-id/usb-Keyboard-event-kbd;P:name=Logitech USB Mouse")
+    assert guest == XlConfig("cockpit", (Display("0", False, connectors),), (keyboard,))
 
 
 @given(st.text())
 def test_any_text_is_a_guest_or_refused(text: str) -> None:
-    for whole in (text, f'vdispl = ["{text}"]', f'vdispl = ["connectors={text}"]'):
+    for whole in (text, f'vdispl = ["{text}"]', f'vdispl = ["connectors={text}"]', f'vkb = ["backend-type={text}"]'):
         try:
             read_xl_config(whole)
         except ValueError:

@@ -1,0 +1,83 @@
+"""The input devices of a machine: which of them a guest may have, and whether displbe can open them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from displbe.config import Settings
+from displbe.input.names import Binding, parse_unique_id
+
+from .finding import Finding, good, note, wrong
+from .machine import Machine
+from .xlconfig import XlConfig
+
+__all__ = ["allowed_devices", "guests_devices"]
+
+
+def allowed_devices(machine: Machine, settings: Settings) -> Iterator[Finding]:
+    """What `[input] devices` names."""
+    for entry in settings.input.devices:
+        paths = _named(machine, entry)
+        if not paths:
+            yield note(f"[input] devices: there is no {entry} now", "ls -l /dev/input/by-id /dev/input/by-path")
+        for path in paths:
+            if machine.may(path, os.R_OK):
+                yield good(f"[input] devices: {entry} is {path.name}")
+            else:
+                yield machine.denied(f"[input] devices: {path.name}", "the group input, for displbe's user")
+
+
+def guests_devices(
+    machine: Machine, settings: Settings, path: Path, guest: XlConfig, outputs: list[str]
+) -> Iterator[Finding]:
+    """What a guest's vkb lines name, or its own settings."""
+    own = settings.guest.get(guest.name)
+    for keyboard in guest.keyboards:
+        ours = own.input if own is not None else ""
+        try:
+            bindings = parse_unique_id(ours or keyboard.unique_id)
+        except ValueError as error:
+            yield wrong(
+                f"{path}: vkb: unique-id: {error}", "unique-id=K:ID;P:ID;T:ID; see [input] in configs/displbe.toml"
+            )
+            continue
+        for binding in bindings:
+            if binding.is_device:
+                yield from _device(machine, settings, path, binding, granted=bool(ours))
+            elif binding.id not in outputs:
+                yield wrong(
+                    f"{path}: vkb: {binding.id} is no device and none of the guest's connectors",
+                    "a device is /dev/input/eventN, by-id/NAME, by-path/NAME or name=NAME",
+                )
+            elif settings.sink not in ("wayland", "x11"):
+                yield wrong(
+                    f"{path}: vkb: {binding.id}: the {settings.sink} sink's screens have no input of their own",
+                    "name a device: /dev/input/eventN, by-id/NAME, by-path/NAME or name=NAME",
+                )
+
+
+def _device(machine: Machine, settings: Settings, path: Path, binding: Binding, *, granted: bool) -> Iterator[Finding]:
+    nodes = _named(machine, binding.id, pattern=False)
+    allowed = {node for entry in settings.input.devices for node in _named(machine, entry)}
+    if not granted and (not settings.input.devices or (nodes and not allowed.intersection(nodes))):
+        yield wrong(f"{path}: vkb: no guest may have {binding.id}", f'devices = ["{binding.id}"] in [input]')
+    elif not nodes:
+        yield note(f"{path}: vkb: there is no {binding.id} now", "ls -l /dev/input/by-id /dev/input/by-path")
+
+
+def _named(machine: Machine, id: str, *, pattern: bool = True) -> list[Path]:
+    """The nodes that an ID leads to, which may be a pattern, as the daemon finds them (input.sources.evdev)."""
+    folder = machine.path("/dev/input")
+    if id.startswith("name="):
+        name = id.removeprefix("name=")
+        nodes = ((node, machine.text(f"/sys/class/input/{node.name}/device/name")) for node in folder.glob("event*"))
+        return sorted(node for node, its in nodes if (fnmatchcase(its, name) if pattern else its == name))
+    wanted = id if pattern else glob.escape(id)
+    place = str(machine.path(wanted)) if id.startswith("/") else f"{folder}/{wanted}"
+    found = {Path(os.path.realpath(match)) for match in glob.glob(place)}
+    return sorted(node for node in found if re.fullmatch(r"event\d+", node.name) and os.path.exists(node))

@@ -1,0 +1,76 @@
+"""Who displbe's service runs as, and how root is that user for a while: what root may open says nothing of what the service may."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+__all__ = ["Identity", "acting_as", "service_identity"]
+
+SHOW: Final = ("systemctl", "show", "--property=User,Group,SupplementaryGroups", "displbe.service")
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """A user, and all groups that a process of his has."""
+
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def service_identity(command: Sequence[str] = SHOW) -> Identity | None:
+    """The unit's user and groups, as systemd knows them with all drop-ins; None where there is no such unit, or it is root's.
+
+    Raises LookupError, in words, for a user or a group that does not exist.
+    """
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    unit = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    if not unit.get("User"):
+        return None
+    user = _user(unit["User"])
+    gid = _group(unit["Group"]) if unit.get("Group") else user.pw_gid
+    more = [_group(name) for name in unit.get("SupplementaryGroups", "").split()]
+    return Identity(user.pw_name, user.pw_uid, gid, tuple(sorted({*os.getgrouplist(user.pw_name, gid), *more})))
+
+
+def _user(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except KeyError:
+        raise LookupError(f"displbe.service runs as {name}, and there is no such user") from None
+
+
+def _group(name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise LookupError(f"displbe.service has the group {name}, and there is no such group") from None
+
+
+@contextlib.contextmanager
+def acting_as(identity: Identity | None) -> Iterator[None]:
+    """Root has this user's rights while the block lasts, and no others; None: whoever we are. For a process of one thread."""
+    if identity is None:
+        yield
+        return
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.setgroups(identity.groups)
+    try:
+        os.setegid(identity.gid)
+        os.seteuid(identity.uid)  # the last: who is not root cannot change the others
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)
