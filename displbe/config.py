@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -12,6 +12,7 @@ from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 
 __all__ = [
+    "RELOADABLE",
     "ConfigError",
     "ControlSettings",
     "DrmSettings",
@@ -26,6 +27,15 @@ __all__ = [
     "differences",
     "load",
 ]
+
+
+RELOADABLE: Final = {
+    "log.level": "at once",
+    "limits.": "for guests that come later",
+    "guest.": "from a guest's next connection on (screenshot at once)",
+    "input.focus": "at once",
+}
+"""What `differences` calls keys that can be changed without a restart, and from when on they hold."""
 
 
 class ConfigError(Exception):

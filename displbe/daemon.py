@@ -15,7 +15,7 @@ from displbe import __version__
 from displbe.backend.quota import Quotas, Total
 from displbe.backend.supervisor import Supervisor
 from displbe.commands import Commands
-from displbe.config import ConfigError, Settings, differences, load
+from displbe.config import RELOADABLE, ConfigError, Settings, differences, load
 from displbe.display.device import DisplayDriver
 from displbe.input.device import InputDriver
 from displbe.input.feed import Repeats
@@ -37,8 +37,6 @@ __all__ = ["Daemon"]
 
 STATUS_PERIOD: Final = 5.0
 """Seconds between two STATUS lines."""
-RELOADABLE: Final = ("log.level", "limits.", "guest.", "input.focus")
-"""Keys whose change needs no restart: limits hold for guests that come later, guests' settings from their next connection on."""
 _log = structlog.get_logger("displbe.daemon")
 
 
@@ -138,7 +136,7 @@ class Daemon:
 
     def _apply(self, wanted: Settings) -> None:
         changed = differences(self._settings, wanted)
-        applied = [key for key in changed if key.startswith(RELOADABLE)]
+        applied = [key for key in changed if key.startswith(tuple(RELOADABLE))]
         log.set_level(wanted.log.level)
         self.quotas.limits = wanted.limits
         self._driver.guests = self._keyboards.guests = wanted.guest

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import displbe  # noqa: E402
 from displbe import cli  # noqa: E402
 from displbe.backend.guests import GuestSettings  # noqa: E402
-from displbe.config import Settings  # noqa: E402
+from displbe.config import RELOADABLE, Settings  # noqa: E402
 
 __all__ = ["configuration", "man_pages", "settings"]
 
@@ -152,6 +152,20 @@ def settings() -> list[Section]:
     return made
 
 
+def reloading() -> str:
+    """What `systemctl reload` does."""
+    when = []
+    for key, then in RELOADABLE.items():
+        table, _, name = key.partition(".")
+        what = f"`[{table}] {name}`" if name else "`[guest.NAME]`" if table == "guest" else f"all of `[{table}]`"
+        when.append(f"{what} {then}")
+    return (
+        "SIGHUP (`systemctl reload displbe`) has displbe read its configuration again while guests run. These changes hold without a"
+        f" restart: {', '.join(when)}. Others wait for a restart; the log says which. A file that is wrong changes nothing, which the log"
+        " says too."
+    )
+
+
 def configuration() -> str:
     """docs/configuration.md"""
     lines = ["<!-- Made by packaging/manual.py from the settings and configs/displbe.toml: do not edit. -->", ""]
@@ -160,7 +174,12 @@ def configuration() -> str:
         "",
         "`/etc/displbe/displbe.toml`, in [TOML](https://toml.io). Every key may be left out;",
     ]
-    lines += ["an unknown key or a wrong value is an error, which `displbe --check` tells with its place.", ""]
+    lines += [
+        "an unknown key or a wrong value is an error, which `displbe --check` tells with its place.",
+        "",
+        reloading(),
+        "",
+    ]
     for section in settings():
         if section.name:
             lines += [f"## `[{section.name}]`", ""]
@@ -234,6 +253,7 @@ def settings_page() -> str:
             f" displbe --config {cli.CONFIG} --check tells whether it is right."
         )
     )
+    lines += [".PP", roff(reloading())]
     for section in settings():
         lines.append(f".SH {roff(f'[{section.name}]' if section.name else 'TOP')}")
         if section.name and section.text:
@@ -254,6 +274,8 @@ def man_pages() -> dict[str, str]:
     signals = [
         ".SH SIGNALS",
         roff("SIGTERM and SIGINT end it: every guest is told, and the screens are left as the configuration says."),
+        ".PP",
+        roff(reloading()),
     ]
     made = {
         "displbe.8": program("displbe.8", "backend of Xen's paravirtual displays", cli.parser(), cli, files + signals),

@@ -13,7 +13,7 @@ from scenario.devices import SimDevice, SimNodes
 from scenario.world import spec, until
 
 from displbe.backend.guests import GuestSettings
-from displbe.config import ControlSettings, HeadlessSettings, Settings
+from displbe.config import ControlSettings, HeadlessSettings, InputSettings, Settings
 from displbe.daemon import Daemon
 from displbe.input.translate import EV_KEY, Description
 from displbe.ops.control import Answer, CommandError, Request
@@ -28,12 +28,13 @@ DRIVER = 7
 
 @asynccontextmanager
 async def driver_domain(
-    folder: Path, guests: dict[str, GuestSettings] | None = None, nodes: SimNodes | None = None
+    folder: Path, nodes: SimNodes | None = None, guests: dict[str, GuestSettings] | None = None
 ) -> AsyncIterator[tuple[Xen, SimHypervisor, Daemon]]:
-    """A machine with the daemon in domain 7, where at the end nothing is held."""
+    """A machine with the daemon in domain 7, where at the end nothing is held. Guests may name all of its input devices."""
     settings = Settings(
         sink="headless",
         headless=HeadlessSettings(refresh=1000),
+        input=InputSettings(devices=["/dev/input/*"]),
         control=ControlSettings(socket=str(folder / "control")),
         guest=guests or {},
     )
@@ -41,7 +42,7 @@ async def driver_domain(
         Toolstack(xen.server).create_domain(DRIVER)
         await xen.start_domain(DRIVER)
         hypervisor = xen.hypervisor(DRIVER)
-        daemon = Daemon(settings, hypervisor, nodes=nodes)
+        daemon = Daemon(settings, hypervisor, nodes=nodes or SimNodes())
         await nursery.start(daemon.run)
         yield xen, hypervisor, daemon
         await until(lambda: not daemon.supervisor.devices and not daemon.inputs.devices)
@@ -93,7 +94,7 @@ async def test_names_are_not_known_there(tmp_path: Path) -> None:
     """
     guests = {"cockpit": GuestSettings(connectors=["DP-9"]), "cluster": GuestSettings(screenshot=False)}
     with structlog.testing.capture_logs() as lines:
-        async with driver_domain(tmp_path, guests) as (xen, _, daemon):
+        async with driver_domain(tmp_path, guests=guests) as (xen, _, daemon):
             tools = Toolstack(xen.server)
             async with Guest.booted(xen, 1, spec(), backend=DRIVER, name="cockpit") as guest:
                 await shown(guest)
@@ -126,7 +127,7 @@ async def test_input_settings_there(tmp_path: Path) -> None:
     nodes = SimNodes()
     nodes.plug("/dev/input/event0", keyboard := SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
     guests = {"cockpit": GuestSettings(input="K:/dev/input/event0")}
-    async with driver_domain(tmp_path, guests, nodes) as (xen, _, daemon):
+    async with driver_domain(tmp_path, nodes, guests) as (xen, _, daemon):
         vkb = {"unique-id": "K:/dev/input/event7"}
         async with Guest.booted(xen, 1, vkb=vkb, backend=DRIVER, name="cockpit") as guest:
             with trio.fail_after(30):

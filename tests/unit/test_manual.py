@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from displbe import __version__
-from displbe.config import Settings, load
+from displbe.config import RELOADABLE, Settings, load
 
 TREE = Path(__file__).resolve().parents[2]
 
@@ -48,6 +48,20 @@ def test_every_key_is_there_with_its_words(manual: ModuleType) -> None:
         for key in section.keys:
             assert key.text, f"[{section.name}] {key.name}"
             assert key.kind, f"[{section.name}] {key.name}"
+
+
+def test_what_can_be_reloaded_is_told(manual: ModuleType) -> None:
+    """In the reference and in both pages, in the words of the code."""
+    pages = manual.man_pages()
+    for text in (
+        manual.configuration(),
+        *(pages[name].replace("\\-", "-") for name in ("displbe.8", "displbe.toml.5")),
+    ):
+        text = text.replace("`", "")
+        assert "SIGHUP" in text
+        for key, when in RELOADABLE.items():
+            table, _, name = key.partition(".")
+            assert re.search(rf"\[{table}(\.NAME)?\]{f' {name}' if name else ''} {re.escape(when)}", text), key
 
 
 def test_pages_are_troff(manual: ModuleType) -> None:
