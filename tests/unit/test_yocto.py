@@ -29,10 +29,23 @@ def test_licence() -> None:
 
 def test_files() -> None:
     """All of systemd/ is installed, from where it is."""
-    installed = set(re.findall(r"\$\{S\}/(\S+) ", recipe()[1]))
+    installed = set(re.findall(r"install .*\$\{S\}/(\S+) ", recipe()[1]))
     assert all((TREE / name).exists() for name in installed)
     assert {f"systemd/{path.name}" for path in (TREE / "systemd").iterdir() if path.is_file()} <= installed
     assert (recipe()[0].parent / "../../../..").resolve() == TREE
+
+
+def test_man_pages() -> None:
+    """Where `make man` puts them, with the sections that they have."""
+    folder, sections = re.findall(r"\$\{S\}/(\S+)/\*\.\[(\d+)\]", recipe()[1])[0]
+    assert f"manual.py man {folder}\n" in (TREE / "Makefile").read_text()
+    text = (TREE / "packaging" / "manual.py").read_text()
+    assert set(re.findall(r'"(displbe[\w.]*|displbectl)\.(\d)":', text)) == {
+        ("displbe", "8"),
+        ("displbe.toml", "5"),
+        ("displbectl", "1"),
+    }
+    assert set(sections) == {"1", "5", "8"}
 
 
 def test_dependencies() -> None:

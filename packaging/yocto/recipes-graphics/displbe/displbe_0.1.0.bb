@@ -2,7 +2,8 @@ SUMMARY = "Backend of Xen's paravirtual displays and input devices"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=4bab19453e27feda9d8ecc70421f6715"
 
-# This recipe lies in the tree that it builds. A layer of your own would fetch a release instead: make wheel leaves its sdist in out/dist.
+# This recipe builds the tree that it lies in. Copied into another layer, EXTERNALSRC must say where the tree is; or SRC_URI takes the place of
+# externalsrc, with the sdist that make wheel leaves in out/dist.
 inherit externalsrc python_hatchling systemd useradd
 EXTERNALSRC = "${@os.path.abspath(os.path.join(d.getVar('THISDIR'), '../../../..'))}"
 
@@ -35,6 +36,10 @@ do_install:append() {
     install -D -m 0644 ${S}/systemd/displbe.tmpfiles ${D}${nonarch_libdir}/tmpfiles.d/displbe.conf
     install -D -m 0644 ${S}/systemd/60-displbe.rules ${D}${nonarch_base_libdir}/udev/rules.d/60-displbe.rules
     install -D -m 0644 ${S}/configs/displbe.toml ${D}${sysconfdir}/displbe/displbe.toml
+    # `make man` has made them, if somebody asked it to: they come from the programs themselves, which bitbake's Python cannot run.
+    for page in ${S}/out/man/*.[158]; do
+        [ ! -e $page ] || install -D -m 0644 $page ${D}${mandir}/man${page##*.}/$(basename $page)
+    done
 }
 
 FILES:${PN} += "${nonarch_libdir}/sysusers.d ${nonarch_libdir}/tmpfiles.d ${nonarch_base_libdir}/udev/rules.d"
