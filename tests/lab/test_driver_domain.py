@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -16,6 +17,20 @@ from lab.vm import LabError, Machine, guest_config
 from PIL import Image
 
 CONFIG = 'sink = "headless"\n[log]\nlevel = "debug"\n[headless]\ndirectory = "/run/pictures"\noutputs = ["Virtual-1"]\n'
+CONFIG += "[guest.closed]\nscreenshot = false\n"
+CTL = f"cd {TREE}; python3 -m displbe.ctl"
+WATCHES = """
+import os, struct, time
+device, number = os.open("/dev/xen/xenbus", os.O_RDWR), 0
+try:
+    while True:
+        body = b"/nowhere\\0%d\\0" % number
+        os.write(device, struct.pack("=4I", 4, number, 0, len(body)) + body)  # XS_WATCH
+        number += 1
+except OSError as error:
+    print(number, error.strerror, flush=True)
+time.sleep(1000)
+"""
 SCREEN = "vdispl=['backend=domd,be-alloc=0,connectors=Virtual-1:1024x768']"
 
 
@@ -28,6 +43,7 @@ class DriverDomain:
         machine.check("mkdir -p /mnt && mount /dev/vdb /mnt")
         machine.put_tree(project(), f"/mnt{TREE}")
         machine.put("/mnt/etc/displbe/displbe.toml", CONFIG)
+        machine.put("/mnt/root/watches.py", WATCHES)
         machine.check("umount /mnt")
         # What the toolstack's own script does needs more tools than this root has.
         script = (
@@ -47,7 +63,7 @@ class DriverDomain:
         """The output of a bash command that must succeed there."""
         self._asked += 1
         node = f"/local/domain/{self.domid}/data/run"
-        self.machine.check(f"xenstore-write {node} {json.dumps(f'{self._asked} {command}')}")
+        self.machine.check(f"xenstore-write {node} {shlex.quote(f'{self._asked} {command}')}")
         end = f"domd: end {self._asked} "
         console = self.machine.wait_console("domd", end, timeout)
         said, _, code = console.partition(f"domd: begin {self._asked}\n")[2].rpartition(end)
@@ -88,7 +104,7 @@ def machine() -> Iterator[Machine]:
 def domd(machine: Machine) -> Iterator[DriverDomain]:
     """The driver domain with displbe at work."""
     domain = DriverDomain(machine)
-    start = f"cd {TREE}; echo $$ >/run/displbe.pid; exec python3 -m displbe --config /etc/displbe/displbe.toml"
+    start = f"cd {TREE}; echo $BASHPID >/run/displbe.pid; exec python3 -m displbe --config /etc/displbe/displbe.toml"
     domain.run(f"mkdir -p /var/log /run/displbe; ({start}) >{LOG} 2>&1 & sleep 0.1")
     domain.wait_log("ready")
     yield domain
@@ -149,3 +165,48 @@ def test_death_of_a_guest(machine: Machine, domd: DriverDomain) -> None:
     assert "Traceback" not in log
     wrong = [line for line in log.splitlines() if '"level": "error"' in line]
     assert not wrong, wrong
+
+
+def test_name_of_a_guest(machine: Machine, domd: DriverDomain) -> None:
+    """XenStore does not tell it there, until Dom0 lets it: before, a guest may be one of whom there are to be no pictures."""
+    domid = machine.create("shown", guest_config("survive", SCREEN))
+    try:
+        machine.wait_console("shown", "survive: card 1", 90)
+        domd.wait_log("name is not known here")
+        domd.run(f"{CTL} screenshot {domid} /run/shot.png 2>&1 | grep 'name is not known here'")
+        machine.check(f"xenstore-chmod /local/domain/{domid}/name n0 r{domid} r{domd.domid}")
+        domd.run(f"{CTL} kick {domid}")
+        machine.wait_console("shown", "survive: card 2", 90)
+        again = f"for try in {{1..20}}; do {CTL} screenshot shown /run/shot.png && exit 0; sleep 0.5; done; exit 1"
+        domd.run(again, 180)
+        domd.run(f"{CTL} status | grep 'guest shown, domain {domid}'")
+    finally:
+        machine.destroy("shown")
+
+
+def test_watches_that_are_used_up(machine: Machine, domd: DriverDomain) -> None:
+    """XenStore's quota for the domain: a guest's device says so in its `error` node; when there is room again, guests are served.
+
+    The last test here: its log has errors.
+    """
+    wait = "for try in {1..60}; do test -s /run/watches && exit 0; sleep 0.5; done; exit 1"
+    domd.run(f"python3 /root/watches.py >/run/watches 2>&1 & echo $! >/run/watches.pid; {wait}")
+    count, _, why = domd.run("cat /run/watches").partition(" ")
+    print(f"\ndriver domain: after {count} more watches: {why}")
+    assert int(count) <= 128
+    try:
+        machine.put("/root/guests/late.cfg", f"name='late'\n{guest_config('survive', SCREEN)}")
+        creating = machine.start("xl create /root/guests/late.cfg", "/tmp/late.log")
+        home = f"/local/domain/{domd.domid}/backend/vdispl"
+        told = f"for id in $(xenstore-list {home}); do xenstore-read {home}/$id/0/error; done | grep -q quota"
+        machine.wait_for(told, 60, why="the device's error node")
+        domd.wait_log("XenStore refuses to watch")
+    finally:
+        domd.run("kill $(cat /run/watches.pid)")
+    machine.wait_for(lambda: not machine.running(creating), 90, why="xl's end")  # in vain, or served just in time
+    machine.destroy("late")
+    try:
+        machine.create("late", guest_config("survive", SCREEN))
+        machine.wait_console("late", "survive: card 1", 90)
+    finally:
+        machine.destroy("late")
