@@ -56,7 +56,7 @@ class NoEntry(StoreError):
     """ENOENT: there is no such node."""
 
 
-class WatchRefused(StoreError):
+class WatchRefused(StoreError, Unavailable):
     """XenStore sets no more watches for our domain; the text is a sentence."""
 
 

@@ -12,6 +12,7 @@ import trio
 from scenario.devices import SimDevice, SimNodes
 from scenario.world import spec, until
 
+from displbe import cli
 from displbe.backend.guests import GuestSettings
 from displbe.config import ControlSettings, HeadlessSettings, InputSettings, Settings
 from displbe.daemon import Daemon
@@ -21,7 +22,7 @@ from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import SimHypervisor, Xen
 from displbe.sim.toolstack import Toolstack
 from displbe.wire.xenbus import State
-from displbe.xen.port import Ledger
+from displbe.xen.port import Ledger, Unavailable
 
 DRIVER = 7
 
@@ -140,6 +141,21 @@ async def test_input_settings_there(tmp_path: Path) -> None:
             await until(guest.input.connected.is_set)
             keyboard.emit((EV_KEY, 30, 1))
             await until(lambda: guest.input.pressed == {30})
+
+
+async def test_no_watch_at_all(tmp_path: Path) -> None:
+    """A daemon that can hear of no device ends, with a sentence for the operator."""
+    async with Xen(tmp_path).running() as xen:
+        Toolstack(xen.server).create_domain(DRIVER)
+        await xen.start_domain(DRIVER)
+        xen.server.max_watches = 1
+        daemon = Daemon(Settings(sink="headless", control=ControlSettings(socket="")), xen.hypervisor(DRIVER))
+        with pytest.raises(BaseExceptionGroup) as ended:
+            await daemon.run()
+        lacking, others = ended.value.split(Unavailable)
+        assert lacking is not None
+        assert others is None
+        assert "refuses to watch backend/vinput" in str(cli._leaf(lacking))
 
 
 async def test_watches_that_are_used_up(tmp_path: Path) -> None:
