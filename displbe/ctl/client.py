@@ -75,7 +75,7 @@ class Client:
 
 def _why(path: str, error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return f"{path}: you are not a member of the group that may use it (ls -l {path})"
+        return f"{path}: only root and the group that displbe runs as may use it (the service: adduser USER displbe)"
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return f"{path}: displbe does not run here, or listens elsewhere (systemctl status displbe; [control] socket)"
     return f"{path}: {error.strerror or error}"
