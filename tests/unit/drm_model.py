@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from ctypes import c_uint32, c_uint64
 from typing import Any
@@ -42,7 +45,8 @@ class Framebuffer(msgspec.Struct):
     width: int
     height: int
     pitch: int
-    imported: bool
+    pages: int
+    """The dma-buf it lies over, as its inode; 0: memory of the card's."""
 
 
 class Monitor(msgspec.Struct):
@@ -65,11 +69,13 @@ class Board:
         self.privileged = True
         """We have CAP_SYS_ADMIN."""
         self.faults: dict[str, list[int]] = {}
-        """Errnos that the next `import`, `flip`, `modeset`, `test` or `rmfb` fails with."""
+        """Errnos that the next `import`, `close` (of a handle), `flip`, `modeset`, `test` or `rmfb` fails with."""
         self.cards: list[ModelCard] = []
         self.opened: Callable[[int, Files], None] = lambda fd, files: None
         """Called with each new file, and who opened it."""
         self.present = True
+        self.slow = 0.0
+        """Seconds after each step of an import in which other threads have their turn."""
 
     def open(self, path: str, files: Files) -> Card:
         """For DrmSink's `open_card`."""
@@ -113,11 +119,13 @@ class ModelCard(Card):
             self.objects[PLANE + index] = {"type": uapi.DRM_PLANE_TYPE_PRIMARY, **plane}
         self.pending: dict[int, int] = {}
         """CRTC -> user data of the flip that is not on the screen yet."""
-        self.handles: set[int] = set()
+        self.handles: dict[int, int] = {}
+        """GEM handle -> its dma-buf's inode; 0: memory of the card's."""
         self.commits = 0
         self._next = 100
         self._memory = os.memfd_create("model")
         self._end: Any = 0
+        self._lock = threading.Lock()
         self._handlers: dict[int, Callable[[Any], int]] = {
             getattr(uapi, name): getattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
             for name in vars(uapi)
@@ -145,7 +153,11 @@ class ModelCard(Card):
         if self.fd < 0 or self.unplugged:
             return errno.ENODEV
         handler = self._handlers.get(number)
-        return handler(argument) if handler is not None else errno.ENOTTY
+        with self._lock:
+            failed = handler(argument) if handler is not None else errno.ENOTTY
+        if self.board.slow and number in (uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE, uapi.DRM_IOCTL_MODE_ADDFB2):
+            time.sleep(self.board.slow)
+        return failed
 
     def _map(self, offset: int, size: int, writable: bool) -> Mapping:
         return Mapping(self._memory, [(offset, size)], writable=writable)
@@ -253,22 +265,27 @@ class ModelCard(Card):
         failed = self.board.fault("import")
         if failed or not self.board.can_import:
             return failed or errno.ENODEV
-        ask.handle = self._new()
-        self.handles.add(ask.handle)
+        # drm_gem_prime_fd_to_handle(): one handle for a dma-buf, however often it is asked for; idr_alloc(): the lowest free one.
+        pages = os.fstat(ask.fd).st_ino
+        ask.handle = next((handle for handle, of in self.handles.items() if of == pages), 0) or self._new_handle(pages)
         return 0
+
+    def _new_handle(self, pages: int) -> int:
+        handle = next(number for number in itertools.count(1) if number not in self.handles)
+        self.handles[handle] = pages
+        return handle
 
     def _prime_handle_to_fd(self, ask: Any) -> int:
         ask.fd = os.memfd_create("exported")
         return 0
 
     def _gem_close(self, ask: Any) -> int:
-        return 0 if ask.handle in self.handles and not self.handles.remove(ask.handle) else errno.EINVAL  # type: ignore[func-returns-value]
+        return self.board.fault("close") or (0 if self.handles.pop(ask.handle, None) is not None else errno.EINVAL)
 
     def _mode_create_dumb(self, ask: Any) -> int:
-        ask.handle = self._new()
+        ask.handle = self._new_handle(0)
         ask.pitch = ask.width * ask.bpp // 8
         ask.size = -(-ask.pitch * ask.height // 4096) * 4096
-        self.handles.add(ask.handle)
         return 0
 
     def _mode_map_dumb(self, ask: Any) -> int:
@@ -280,17 +297,16 @@ class ModelCard(Card):
         if ask.handles[0] not in self.handles:
             return errno.ENOENT
         ask.fb_id = self._new()
-        self.fbs[ask.fb_id] = Framebuffer(ask.width, ask.height, ask.pitches[0], True)
+        self.fbs[ask.fb_id] = Framebuffer(ask.width, ask.height, ask.pitches[0], self.handles[ask.handles[0]])
         return 0
 
     def _mode_rmfb(self, ask: Any) -> int:
-        failed = self.board.fault("rmfb")
-        if failed or self.fbs.pop(ask.value, None) is None:
-            return failed or errno.ENOENT
+        if self.fbs.pop(ask.value, None) is None:
+            return errno.ENOENT
         for values in self.objects.values():
             if values.get("FB_ID") == ask.value:
                 values["FB_ID"] = values["CRTC_ID"] = 0
-        return 0
+        return self.board.fault("rmfb")  # a driver may fail to take it off the screen: it is gone all the same
 
     def _mode_dirtyfb(self, ask: Any) -> int:
         return 0 if self.board.must_be_told else errno.ENOSYS
@@ -394,5 +410,12 @@ class Pages:
     async def dmabuf(self) -> int:
         return self._fd
 
+    @property
+    def inode(self) -> int:
+        """What tells their dma-buf from others."""
+        return os.fstat(self._fd).st_ino
+
     async def aclose(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

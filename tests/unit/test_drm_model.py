@@ -20,6 +20,7 @@ from unit.drm_model import CRTC, Board, Monitor, Pages
 from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import flip, frames, hotplug, keeper, sink
+from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.drm.seat import Files, Seat
 from displbe.sinks.drm.sink import DrmSink
@@ -73,11 +74,11 @@ def copies(screen: Screen) -> frames.Frames:
 class Screen:
     """An output with a guest's two framebuffers, of which the first is shown, and the flips that have completed."""
 
-    def __init__(self, made: DrmSink, name: str = "Virtual-1") -> None:
+    def __init__(self, made: DrmSink, name: str = "Virtual-1", pages: list[Pages] | None = None) -> None:
         claimed = made.claim(name, 64, 48)
         assert isinstance(claimed, DrmOutput)
         self.output = claimed
-        self.pages = [Pages(), Pages()]
+        self.pages = pages or [Pages(), Pages()]
         self.buffers: list[SinkBuffer] = []
         self.done: list[int] = []
         self.output.flipped = self.done.append
@@ -138,7 +139,7 @@ async def test_zero_copy(tmp_path: Path) -> None:
         card.vblank()
         await screen.complete()
         await screen.close()
-        assert (card.shown(), card.fbs, card.blobs, card.handles) == ({}, {}, {}, set())
+        assert (card.shown(), card.fbs, card.blobs, card.handles) == ({}, {}, {}, {})
 
 
 async def test_copy(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ async def test_copy(tmp_path: Path) -> None:
             card.vblank()
             await screen.complete()
         await screen.close()
-        assert (card.fbs, card.blobs, card.handles) == ({}, {}, set())
+        assert (card.fbs, card.blobs, card.handles) == ({}, {}, {})
 
 
 async def test_drawn_without_flipping(tmp_path: Path) -> None:
@@ -282,6 +283,19 @@ async def test_import_refused(tmp_path: Path) -> None:
         screen = Screen(made)
         with pytest.raises(SinkError, match="no zero copy: import dma-buf"):
             await screen.show()
+        await screen.close()
+
+
+async def test_import_that_is_not_whole(tmp_path: Path) -> None:
+    """A framebuffer that is made, and then something fails: it is not forgotten."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        board.faults["close"] = [errno.EINVAL]
+        buffer = await screen.output.attach(screen.pages[0], screen.pages[0].geometry)
+        assert board.card is not None
+        assert (buffer.path, board.card.fbs) == ("copy", {})
+        await buffer.aclose()
         await screen.close()
 
 
@@ -621,6 +635,33 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
         await screen.close()
 
 
+async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
+    """A card comes back: all outputs import at once, two of them the same guest's dma-bufs. Each framebuffer lies over its own pages."""
+    board = Board(connectors=4)
+    board.slow = 0.001
+    async with running(board, tmp_path) as made:
+        guests = [[Pages(), Pages()], [Pages(), Pages()]]
+        screens = [Screen(made, f"Virtual-{index + 1}", guests[index // 2]) for index in range(4)]
+        for screen in screens:
+            await screen.show()
+        for _ in range(3):
+            board.unbind()
+            await until(lambda: not any(screen.output.path for screen in screens))
+            board.present = True
+            await until(lambda: all(screen.output.path for screen in screens))
+            assert [screen.output.path for screen in screens] == ["zero copy"] * 4
+            card = board.card
+            assert card is not None
+            for screen in screens:
+                for pages, buffer in zip(screen.pages, screen.buffers, strict=True):
+                    assert isinstance(buffer, DrmBuffer)
+                    assert card.fbs[buffer.fb].pages == pages.inode
+        for screen in screens:
+            await screen.close()
+        assert card is not None
+        assert (card.fbs, card.blobs, card.handles) == ({}, {}, {})
+
+
 @pytest.mark.parametrize(
     ("able", "scale", "target"),
     [
@@ -795,7 +836,7 @@ async def test_every_flip_completes_once(
         await trio.sleep(0.01)
         assert screen.done == list(range(screen.accepted))
         if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
-            assert board.card.handles == set()
+            assert (board.card.fbs, board.card.blobs, board.card.handles) == ({}, {}, {})
 
 
 async def test_what_the_operator_is_told_of_a_card(tmp_path: Path) -> None:

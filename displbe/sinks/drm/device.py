@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,6 +74,7 @@ class Card:
         self._files = files
         self.barred = False
         """The kernel does not let us ask to be master with this file."""
+        self._importing = threading.Lock()
         self.fd = self._open()
         try:
             self.place = self._place()
@@ -306,15 +308,25 @@ class Card:
         return self.try_ioctl(uapi.DRM_IOCTL_MODE_DIRTYFB, uapi.drm_mode_fb_dirty_cmd(fb_id=fb)) == 0
 
     def import_framebuffer(self, dmabuf: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
-        """A framebuffer over a dma-buf's pixels. Raises DrmError. The framebuffer keeps the dma-buf, not a handle of ours:
-        a dma-buf imported twice has one handle, and closing it for one would close it for both.
+        """A framebuffer over a dma-buf's pixels. Raises DrmError. The framebuffer keeps the dma-buf, not a handle of ours.
+
+        One import at a time: the kernel has one handle for a dma-buf and a file, and does not count who was given it. Another import's
+        close would take it away, and the next one get its number for another dma-buf.
         """
-        prime = uapi.drm_prime_handle(fd=dmabuf)
-        self.ioctl("import dma-buf", uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE, prime)
-        try:
-            return self.add_framebuffer(prime.handle, width, height, fourcc, pitch, offset)
-        finally:
-            self.close_handle(prime.handle)
+        with self._importing:
+            prime = uapi.drm_prime_handle(fd=dmabuf)
+            self.ioctl("import dma-buf", uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE, prime)
+            try:
+                fb = self.add_framebuffer(prime.handle, width, height, fourcc, pitch, offset)
+            except DrmError:
+                self.close_handle(prime.handle)
+                raise
+            try:
+                self.close_handle(prime.handle)
+            except DrmError:
+                self.remove_framebuffer(fb)  # else nobody knew of it, and it kept the guest's pages
+                raise
+            return fb
 
     def close_handle(self, handle: int) -> None:
         """Close a GEM handle; a card that is gone has closed it."""
