@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +20,7 @@ from unit.drm_model import CRTC, Board, Monitor, Pages
 
 from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
-from displbe.sinks.drm import flip, frames, hotplug, keeper, sink
+from displbe.sinks.drm import direct, flip, frames, hotplug, keeper, sink
 from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.drm.seat import Files, Seat
@@ -34,6 +35,8 @@ QUICK = {
     (sink, "SEARCH"): 0.02,
     (flip, "LATE"): 0.1,
     (frames, "LATE"): 0.1,
+    (frames, "STILL"): 0.02,
+    (direct, "STILL"): 0.02,
     (hotplug, "POLL"): 0.02,
 }
 
@@ -188,6 +191,78 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
         await until(lambda: card.pending)
         card.vblank()
         await screen.complete()
+        await screen.close()
+
+
+def on_screen(screen: Screen, at: int = 0) -> bytes:
+    """An octet of the copy that the screen shows."""
+    return bytes(copies(screen).ring.front.memory.view[at : at + 1])
+
+
+async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
+    """What was seen before a flip says nothing of what the flip shows: the guest draws just that into its new frame."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
+        screen = Screen(made)
+        for pages, letter in zip(screen.pages, (b"x", b"y"), strict=True):
+            pages.memory[:] = letter * pages.size
+        await screen.show()
+        await until(lambda: copies(screen).refreshed)
+        screen.flip()
+        assert board.card is not None
+        await until(lambda: board.card is not None and board.card.pending)
+        screen.pages[1].memory[:] = screen.pages[0].memory
+        board.card.vblank()
+        await screen.complete()
+        await until(lambda: on_screen(screen) == b"x")
+        await screen.close()
+
+
+async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: Path) -> None:
+    """The guest destroys the framebuffer on the screen, and flips to another: that one is watched too."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
+        screen = Screen(made)
+        await screen.show()
+        await screen.buffers[0].aclose()
+        screen.flip()
+        assert board.card is not None
+        await until(lambda: board.card is not None and board.card.pending)
+        board.card.vblank()
+        await screen.complete()
+        screen.pages[1].memory[:1] = b"z"
+        await until(lambda: on_screen(screen) == b"z")
+        await screen.close()
+
+
+async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that flips less often than its frames could be looked at costs one copy and one commit per flip, in the copier's thread."""
+    monkeypatch.setattr(frames, "STILL", 1000.0)
+    board = Board()
+    threads = set()
+    copy_frame = frames.copy_frame
+
+    def noted(*arguments: Any) -> None:
+        threads.add(threading.current_thread().name)
+        copy_frame(*arguments)
+
+    async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        await until(lambda: copies(screen).refreshed)
+        monkeypatch.setattr(frames, "copy_frame", noted)
+        commits, refreshed = card.commits, copies(screen).refreshed
+        for turn in range(1, 6):
+            screen.pages[turn % 2].memory[:1] = bytes([turn])
+            screen.flip(turn % 2)
+            await until(lambda: card.pending)
+            card.vblank()
+            await screen.complete()
+            await trio.sleep(0.03)
+        assert (card.commits - commits, copies(screen).refreshed - refreshed) == (5, 0)
+        assert threads == {"copy Virtual-1"}
         await screen.close()
 
 

@@ -9,7 +9,7 @@ has changed is not known, since its pixels are never looked at.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import trio
 
@@ -17,14 +17,10 @@ from . import uapi
 from .atomic import FLIP, Atomic
 from .buffer import DrmBuffer
 from .errors import Busy, DrmError
+from .flip import STILL
 from .frames import BUSY_RETRY
 
 __all__ = ["Direct"]
-
-STILL: Final = 0.25
-"""Seconds without a flip until the card is told: a commit of ours may hold the guest's next flip back by a refresh, so that one which is
-late would be late for ever.
-"""
 
 
 class Direct:

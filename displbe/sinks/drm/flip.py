@@ -7,12 +7,16 @@ from typing import Final
 
 import trio
 
-__all__ = ["LATE", "SERIALS", "Flip"]
+__all__ = ["LATE", "SERIALS", "STILL", "Flip"]
 
 SERIALS: Final = 1 << 40
 """An event's user data is a flip's serial number; each output counts from a multiple of this, its key."""
 LATE: Final = 0.5
 """Seconds after which a flip whose event does not come is completed all the same: the guest waits 3.1 s."""
+STILL: Final = 0.25
+"""Seconds without a flip until a frame on the screen is refreshed for what may have been drawn into it: a commit of ours may hold the
+guest's next flip back by a refresh, so that one which is late would be late for ever.
+"""
 
 
 class Flip:

@@ -1,8 +1,9 @@
 """Copy mode: guests' frames into the one of two dumb buffers that is not on the screen, and that onto the screen.
 
 All of it runs in the output's copier thread. A guest may also draw into the frame it shows without ever flipping (Xorg's shadow
-framebuffer does, Linux's frontend has no way to say so): its frame is compared with what was copied last, and copied again
-when it differs. Compared with a private copy: reading a card's memory back is slow wherever it is write-combined.
+framebuffer does, Linux's frontend has no way to say so): once it does not flip any more, its frame is compared with what was seen in it
+last, and copied again when it differs. Compared with a private copy: reading a card's memory back is slow wherever it is
+write-combined. A flip's frame goes without one, which would double its cost, so the first look after a flip always copies.
 """
 
 from __future__ import annotations
@@ -10,29 +11,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from cffi import FFI
 
 from displbe.sinks.copier import Copier
-from displbe.xen.memory import copy_rows
+from displbe.xen.memory import copy_rows, same_rows
 
 from .atomic import FLIP, Atomic
 from .buffer import DrmBuffer
 from .dumb import Dumb, Ring
 from .errors import Busy, DrmError
-from .flip import LATE
+from .flip import LATE, STILL
 
 __all__ = ["BUSY_RETRY", "Cut", "Frames", "copy_frame"]
 
 BUSY_RETRY: Final = 0.001
 SLOWEST_LOOK: Final = 0.2
 """Seconds between comparisons of a frame that has not changed for a while."""
-
-_ffi: Final = FFI()
-_ffi.cdef("int memcmp(const void *, const void *, size_t);")
-_libc: Final[Any] = _ffi.dlopen(None)
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -77,6 +73,9 @@ class Frames:
         self._failed = failed
         self._frame: DrmBuffer | None = None
         self._seen: memoryview | None = None
+        self._seen_shown = False
+        """What was seen last is what the screen shows."""
+        self._flipped_at = float("-inf")
         self._shortest = self._pause = 0.0
 
     def shows(self, buffer: DrmBuffer) -> bool:
@@ -96,6 +95,8 @@ class Frames:
     def _show(self, buffer: DrmBuffer, stamp: int) -> None:
         try:
             self._frame = buffer
+            self._seen_shown = False
+            self._flipped_at = time.monotonic()
             began = time.perf_counter()
             copy_frame(buffer, self._cut, self.ring.back)
             self.copy_seconds += time.perf_counter() - began
@@ -122,6 +123,9 @@ class Frames:
         frame = self._frame
         if frame is None or frame.view is None or frame.closed:
             return SLOWEST_LOOK
+        early = self._flipped_at + STILL - time.monotonic()
+        if early > 0:
+            return early
         if self._same(frame.view):
             self._pause = min(max(self._shortest, SLOWEST_LOOK), self._pause * 1.25)
             return self._pause
@@ -131,15 +135,9 @@ class Frames:
 
     def _same(self, view: memoryview) -> bool:
         cut = self._cut
-        if self._seen is None:
+        if self._seen is None or not self._seen_shown:
             return False
-        seen, now = _ffi.from_buffer(self._seen), _ffi.from_buffer(view[cut.source :])
-        if cut.source_stride == cut.row:
-            return bool(_libc.memcmp(seen, now, cut.row * cut.rows) == 0)
-        return all(
-            _libc.memcmp(seen + index * cut.row, now + index * cut.source_stride, cut.row) == 0
-            for index in range(cut.rows)
-        )
+        return same_rows(self._seen, cut.row, view[cut.source :], cut.source_stride, cut.row, cut.rows)
 
     def _show_again(self, view: memoryview) -> None:
         cut, back = self._cut, self.ring.back
@@ -150,6 +148,7 @@ class Frames:
         try:
             # It waits until this is on the screen: the guest's next flip goes into the other buffer, which is not any more.
             self._commit("refresh", 0, 0)
+            self._seen_shown = True
             self.refreshed += 1
         except DrmError as error:
             self._copier.tell(partial(self._failed, error, 0))

@@ -300,6 +300,8 @@ class DrmOutput(Output):
         gone, self._current = self._current is None, buffer
         if self._lit is not None:
             self._flip_lit(buffer, serial)
+            if gone:  # nothing was watched meanwhile
+                self._watch()
             return
         self._flip.complete_by_timer()
         if gone:  # there is something to show again

@@ -1,0 +1,92 @@
+"""How often the DRM sink does what it does by time, on a clock of the test's own: nothing here depends on how quick the machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from displbe.sinks.drm.direct import Direct
+from displbe.sinks.drm.flip import STILL, Flip
+from displbe.sinks.drm.frames import SLOWEST_LOOK, Cut, Frames
+
+
+class Commits:
+    """An Atomic that takes everything."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def set(self, slot: int, value: int) -> None:
+        """As Atomic's."""
+
+    def commit(self, operation: str, flags: int, user_data: int = 0) -> None:
+        """As Atomic's."""
+        self.times.append(trio.current_time())
+
+
+class Watched:
+    """A Copier that does nothing by itself."""
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+
+    def watch(self, look: Callable[[], float], pause: float) -> None:
+        """As Copier's."""
+        self.pause = pause
+
+
+def _failed(error: Exception, stamp: int) -> None:
+    raise AssertionError(error)
+
+
+@pytest.mark.parametrize("rate", [2, 30, 120])
+async def test_cards_are_told_at_the_configured_rate(autojump_clock: MockClock, rate: int) -> None:
+    async with trio.open_nursery() as nursery:
+        commits: Any = Commits()
+        shown = Direct(commits, 0, nursery.start_soon, _failed)
+        shown.watch(rate)
+        await trio.sleep(10 + 1 / rate)
+        shown.stop()
+        assert len(commits.times) == pytest.approx((10 - STILL) * rate, abs=2)
+
+
+@pytest.mark.parametrize("rate", [2, 30, 120])
+def test_frames_are_looked_at_at_the_configured_rate(rate: int) -> None:
+    """At first, and again after each change; one that stays is looked at less and less often, to a limit."""
+    copier: Any = Watched()
+    memory: Any = type("Memory", (), {"view": memoryview(bytearray(4))})
+    dumb: Any = type("Dumb", (), {"fb": 1, "pitch": 4, "memory": memory})
+    ring: Any = type("Ring", (), {"front": dumb, "back": dumb, "turn": lambda: None})
+    pixels = bytearray(4)
+    buffer: Any = type("Buffer", (), {"view": memoryview(pixels), "closed": False})
+    commits: Any = type("Commits", (), {"set": lambda *_: None, "commit": lambda *_: None})
+    frames = Frames(copier, commits, 0, ring, Cut(4, 1, 0, 4, 0), _failed)
+    frames.watch(buffer, rate)
+    assert copier.pause == 1 / rate
+    for turn in range(3):
+        pixels[0] = turn
+        assert frames._look() == 1 / rate
+        pauses = [frames._look() for _ in range(20)]
+        assert pauses == sorted(pauses)
+        assert pauses[-1] == max(1 / rate, SLOWEST_LOOK)
+    assert frames.refreshed == 3
+
+
+async def test_flips_without_a_screen_complete_at_the_modes_rate(autojump_clock: MockClock) -> None:
+    """Neither earlier nor later: a guest that draws for its flips does as much work as with a screen."""
+    done: list[int] = []
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        flip = Flip(1, done.append, nursery.start_soon)
+        flip.period = 1 / 50
+        for token in range(100):
+            flip.begin(token)
+            flip.complete_by_timer()
+            while flip.waiting:
+                await trio.sleep(1 / 2000)
+    assert done == list(range(100))
+    assert trio.current_time() - began == pytest.approx(2, abs=0.1)
