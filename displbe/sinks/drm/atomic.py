@@ -116,13 +116,16 @@ def _displaced(pipe: Pipe) -> Changes:
     """What whoever had the card before left in our way: the kernel refuses a CRTC without a connector, for one."""
     card = pipe.card
     changes: Changes = {}
-    before = card.values("connector", pipe.connector).get("CRTC_ID", 0)
-    if before not in (0, pipe.crtc):
+    driven = {connector: card.values("connector", connector).get("CRTC_ID", 0) for connector in card.connector_ids}
+    before = driven.pop(pipe.connector, 0)
+    free = {pipe.crtc}
+    if before not in (0, pipe.crtc, *driven.values()):  # another connector may show the same CRTC
         changes["crtc", before] = {"ACTIVE": 0, "MODE_ID": 0}
-    for connector in card.connector_ids:
-        if connector != pipe.connector and card.values("connector", connector).get("CRTC_ID") == pipe.crtc:
+        free.add(before)
+    for connector, crtc in driven.items():
+        if crtc == pipe.crtc:
             changes["connector", connector] = {"CRTC_ID": 0}
     for plane in card.planes:
-        if plane.id != pipe.plane.id and card.values("plane", plane.id).get("CRTC_ID") in {pipe.crtc, before} - {0}:
+        if plane.id != pipe.plane.id and card.values("plane", plane.id).get("CRTC_ID") in free:
             changes["plane", plane.id] = {"FB_ID": 0, "CRTC_ID": 0}
     return changes

@@ -232,9 +232,10 @@ class DrmOutput(Output):
         else:
             self._frames = Direct(lit.flip, lit.slot, self._sink.start_soon, self._failed)
             self.path, self.reason = "be-alloc" if shown.ours else "zero copy", ""
-        self._flip.period = 1 / max(1, lit.mode.refresh)
-        mode = f"{lit.mode.width}x{lit.mode.height}@{lit.mode.refresh}"
-        self._log.info("output on", mode=mode, target=lit.target, path=self.path, reason=self.reason or None)
+        used, target = lit.placement.mode, lit.placement.target
+        self._flip.period = 1 / max(1, used.refresh)
+        mode = f"{used.width}x{used.height}@{used.refresh}"
+        self._log.info("output on", mode=mode, target=target, path=self.path, reason=self.reason or None)
         if self._current is not None and self._current is not shown:  # the guest has flipped meanwhile
             self._flip_lit(self._current, self._flip.again())
         self._watch()

@@ -28,9 +28,7 @@ __all__ = ["Lit", "Stage"]
 class Lit(msgspec.Struct, frozen=True):
     """What the screen was switched to."""
 
-    mode: Mode
-    target: tuple[int, int, int, int]
-    """The picture's place in the mode."""
+    placement: Placement
     flip: Atomic
     """Changes the plane's framebuffer, nothing else."""
     slot: int
@@ -102,25 +100,25 @@ class Stage:
 
     def _direct(self, buffer: DrmBuffer, part: Part, placement: Placement) -> Lit:
         source = part.x, part.y, *placement.shown
-        lit = self._show(Scene(buffer.fb, source, placement.mode, placement.target), placement.target, None, None)
+        scene = Scene(buffer.fb, source, placement.mode, placement.target)
+        lit = self._show(scene, placement, None, None)
         return msgspec.structs.replace(lit, must_be_told=self.pipe.card.mark_dirty(buffer.fb))
 
     def _copied(self, buffer: DrmBuffer, part: Part, placement: Placement) -> Lit:
-        mode, target, size = placement.mode, placement.target, placement.shown
-        origin = 0, 0
+        mode, size, origin = placement.mode, placement.shown, (0, 0)
         if placement.borders:
-            size, origin = (mode.width, mode.height), target[:2]
+            size, origin = (mode.width, mode.height), placement.target[:2]
         ring = Ring(self.pipe.card, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc))
         try:
             cut = _cut(buffer, part, placement.shown, ring, origin)
             copy_frame(buffer, cut, ring.back)
-            on_screen = (0, 0, *size) if placement.borders else target
-            return self._show(Scene(ring.back.fb, (0, 0, *size), mode, on_screen), target, ring, cut)
+            on_screen = (0, 0, *size) if placement.borders else placement.target
+            return self._show(Scene(ring.back.fb, (0, 0, *size), mode, on_screen), placement, ring, cut)
         except BaseException:
             ring.close()
             raise
 
-    def _show(self, scene: Scene, target: tuple[int, int, int, int], ring: Ring | None, cut: Cut | None) -> Lit:
+    def _show(self, scene: Scene, placement: Placement, ring: Ring | None, cut: Cut | None) -> Lit:
         plane = self.pipe.plane.id
         flip = Atomic(
             self.pipe.card, {("plane", plane): {"FB_ID": scene.fb, "CRTC_ID": self.pipe.crtc}}, self.pipe.name
@@ -130,7 +128,7 @@ class Stage:
             ring.turn()
         self._drop()
         self._blob, self._ring = blob, ring
-        return Lit(scene.mode, target, flip, flip.slot("plane", plane, "FB_ID"), ring, cut)
+        return Lit(placement, flip, flip.slot("plane", plane, "FB_ID"), ring, cut)
 
     def shows(self, framebuffers: Collection[int]) -> bool:
         """Whether one of these is on the plane. Raises DrmError."""
@@ -138,8 +136,7 @@ class Stage:
 
     def freeze(self, buffer: DrmBuffer, part: Part, lit: Lit) -> None:
         """Put a copy of a frame into its place on the screen. Raises DrmError."""
-        placement = Placement(lit.mode, (part.width, part.height), lit.target)
-        self._copied(buffer, part, placement)
+        self._copied(buffer, part, lit.placement)
 
     def switch_off(self) -> None:
         """Nothing on the screen, and nothing held for it. Raises DrmError, but nothing is held then either."""
