@@ -69,11 +69,17 @@ class Board:
         self.privileged = True
         """We have CAP_SYS_ADMIN."""
         self.faults: dict[str, list[int]] = {}
-        """Errnos that the next `import`, `close` (of a handle), `flip`, `modeset`, `test` or `rmfb` fails with."""
+        """Errnos that the next `import`, `close` (of a handle), `probe`, `atomic` (capability), `flip`, `modeset`, `test` or `rmfb` fails
+        with.
+        """
         self.cards: list[ModelCard] = []
         self.opened: Callable[[int, Files], None] = lambda fd, files: None
         """Called with each new file, and who opened it."""
         self.present = True
+        self.began: Callable[[ModelCard], None] = lambda card: None
+        """What state a card that is opened is found in."""
+        self.vanished: set[int] = set()
+        """Connectors that are still listed, but not there any more."""
         self.slow = 0.0
         """Seconds after each step of an import in which other threads have their turn."""
 
@@ -131,6 +137,7 @@ class ModelCard(Card):
             for name in vars(uapi)
             if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
         }
+        board.began(self)
         super().__init__(path, files)
 
     def _open(self) -> int:
@@ -176,6 +183,16 @@ class ModelCard(Card):
         """Another program becomes master, with our consent (a VT switch) or when we began."""
         self.master, self.board.other_master = False, True
 
+    def light(self, index: int, fb: int, *connectors: int) -> None:
+        """Somebody else's picture on a CRTC, which connectors show."""
+        crtc, blob = CRTC + index, self._new()
+        self.fbs[fb] = Framebuffer(64, 48, 256, 0)
+        self.blobs[blob] = mode_of(64, 48)
+        self.objects[crtc].update(ACTIVE=1, MODE_ID=blob)
+        self.objects[PLANE + index].update(FB_ID=fb, CRTC_ID=crtc, SRC_W=64 << 16, SRC_H=48 << 16, CRTC_W=64, CRTC_H=48)
+        for connector in connectors:
+            self.objects[CONNECTOR + connector]["CRTC_ID"] = crtc
+
     def shown(self, index: int = 0) -> dict[str, int]:
         """A primary plane's state, empty when its CRTC is off."""
         return self.objects[PLANE + index] if self.objects[CRTC + index]["ACTIVE"] else {}
@@ -186,8 +203,8 @@ class ModelCard(Card):
         self._next += 1
         return self._next
 
-    def _set_client_cap(self, _: Any) -> int:
-        return 0
+    def _set_client_cap(self, ask: Any) -> int:
+        return self.board.fault("atomic") if ask.capability == uapi.DRM_CLIENT_CAP_ATOMIC else 0
 
     def _get_cap(self, ask: Any) -> int:
         ask.value = 3 if ask.capability == uapi.DRM_CAP_PRIME else int(ask.capability == uapi.DRM_CAP_DUMB_BUFFER)
@@ -227,6 +244,9 @@ class ModelCard(Card):
 
     def _mode_getconnector(self, ask: Any) -> int:
         index = ask.connector_id - CONNECTOR
+        failed = errno.ENOENT if index in self.board.vanished else self.board.fault("probe")
+        if failed:
+            return failed
         monitor = self.board.monitors[index]
         modes = monitor.modes if monitor is not None else []
         room, ask.count_modes = ask.count_modes, len(modes)
@@ -256,6 +276,15 @@ class ModelCard(Card):
     def _mode_createpropblob(self, ask: Any) -> int:
         ask.blob_id = self._new()
         self.blobs[ask.blob_id] = ctypes.string_at(ask.data, ask.length)
+        return 0
+
+    def _mode_getpropblob(self, ask: Any) -> int:
+        data = self.blobs.get(ask.blob_id)
+        if data is None:
+            return errno.ENOENT
+        if ask.data and ask.length >= len(data):
+            ctypes.memmove(ask.data, data, len(data))
+        ask.length = len(data)
         return 0
 
     def _mode_destroypropblob(self, ask: Any) -> int:
@@ -381,6 +410,11 @@ class ModelCard(Card):
             return errno.ERANGE
         whole = (plane["CRTC_X"], plane["CRTC_Y"], *target) == (0, 0, mode.hdisplay, mode.vdisplay)
         return 0 if whole or self.board.can_leave_free else errno.EINVAL
+
+
+def mode_of(width: int, height: int) -> bytes:
+    """A mode as the kernel has it."""
+    return bytes(uapi.drm_mode_modeinfo(hdisplay=width, vdisplay=height, vrefresh=100))
 
 
 def _fill(address: int, room: int, values: Any, kind: Any = c_uint32) -> None:

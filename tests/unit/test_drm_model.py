@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,7 +17,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from unit.drm_model import CRTC, Board, Monitor, Pages
+from unit.drm_model import CONNECTOR, CRTC, Board, Monitor, Pages
 
 from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
@@ -738,6 +739,104 @@ async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "name"), [("auto", "Virtual-1"), ("auto", "card0/Virtual-1"), ("card0", "Virtual-1")]
+)
+async def test_card_with_another_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, name: str
+) -> None:
+    """A card comes back as another number: it and its connectors are known by their place, whatever they were called by."""
+    monkeypatch.setattr(sink, "place_of", lambda node: "/sys/devices/model")
+    board = Board()
+    async with running(board, tmp_path, device=device) as made:
+        screen = Screen(made, name)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        close = card.close
+
+        def slowly() -> None:
+            time.sleep(0.05)
+            close()
+
+        card.close = slowly  # type: ignore[method-assign]
+        board.unbind()
+        await until(lambda: screen.output.pipe is None)
+        await screen.close()
+        (tmp_path / "card0").unlink()
+        screen = Screen(made, name)  # a guest may come while its card is away, or goes
+        await screen.show()
+        board.present = True
+        (tmp_path / "card7").touch()
+        await until(lambda: screen.output.path)
+        assert screen.output.path == "zero copy"
+        await screen.close()
+
+
+async def test_failed_probe(tmp_path: Path) -> None:
+    """The connectors cannot be looked at when a monitor goes: they are looked at again."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        with capture_logs() as logs:
+            board.faults["probe"] = [errno.EIO] * 5
+            board.monitors[0] = None
+            await until(lambda: screen.output.dark == "no monitor is connected")
+        assert [line["reason"] for line in logs if line["event"] == "cannot look at the connectors"] == [
+            "probe connector: Input/output error"
+        ]
+        await screen.close()
+
+
+async def test_failed_first_probe(tmp_path: Path) -> None:
+    """A card that could not be looked at once is looked at again; one without atomic mode setting never."""
+    board = Board()
+    (tmp_path / "card1").touch()
+    board.faults["probe"] = [errno.EIO]
+    with capture_logs() as logs:
+        async with running(board, tmp_path) as made:
+            await until(lambda: len(made._keepers) == 2)
+            (tmp_path / "card2").touch()
+            board.faults["atomic"] = [errno.EOPNOTSUPP] * 2
+            made._search_now.set()
+            await until(lambda: not made._search_now.is_set() and len(board.faults["atomic"]) < 2)
+            made._search_now.set()
+            await trio.sleep(0.1)
+            assert board.faults["atomic"] == [errno.EOPNOTSUPP]
+    assert [line["reason"] for line in logs if line["event"] == "card not used"] == [
+        "probe connector: Input/output error",
+        "atomic mode setting: Operation not supported",
+    ]
+
+
+async def test_connector_that_goes_while_it_is_looked_at(tmp_path: Path) -> None:
+    """Those of DisplayPort hubs do: the others are seen all the same."""
+    board = Board(connectors=2)
+    async with running(board, tmp_path) as made:
+        screen = Screen(made, "Virtual-2")
+        await screen.show()
+        board.vanished, board.monitors[1] = {0}, None
+        await until(lambda: screen.output.dark == "no monitor is connected")
+        await screen.close()
+
+
+async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
+    """Whoever was there before showed the same on both: the first to have a picture of its own leaves the other the CRTC."""
+    board = Board(connectors=2)
+    board.began = lambda card: card.light(0, 7, 0, 1)
+    async with running(board, tmp_path) as made:
+        screens = [Screen(made), Screen(made, "Virtual-2")]
+        for screen in reversed(screens):
+            await screen.show()
+            assert screen.output.path == "zero copy"
+        card = board.card
+        assert card is not None
+        assert {card.objects[CONNECTOR + index]["CRTC_ID"] for index in (0, 1)} == {CRTC, CRTC + 1}
+        for screen in screens:
+            await screen.close()
+
+
+@pytest.mark.parametrize(
     ("able", "scale", "target"),
     [
         ("scale", "fit", (24, 0, 80, 60)),
@@ -760,7 +859,7 @@ async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, i
         assert card is not None
         lit = screen.output._lit
         assert lit is not None
-        assert lit.target == target
+        assert lit.placement.target == target
         if board.can_leave_free:
             assert screen.output.path == "zero copy"
             assert tuple(card.shown()[name] for name in ("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H")) == target
@@ -795,10 +894,11 @@ async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
         await screen.close()
 
 
+@pytest.mark.parametrize("modes", [[(64, 48)], [(32, 16)]])
 @pytest.mark.parametrize("on_exit", ["restore", "keep", "blank"])
-async def test_on_exit(tmp_path: Path, on_exit: str) -> None:
-    """What is on the screen after the guest and we are gone."""
-    board = Board(connectors=2)
+async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]]) -> None:
+    """What is on the screen after the guest and we are gone; the guest may be larger than any mode."""
+    board = Board(connectors=2, modes=modes)
     states: list[Any] = []
     async with running(board, tmp_path, on_exit=on_exit) as made:
         card = board.card

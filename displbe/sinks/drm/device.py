@@ -21,10 +21,10 @@ import msgspec
 from displbe.xen.memory import Mapping
 
 from . import uapi
-from .errors import CardGone, DrmError, drm_error
+from .errors import CardGone, DrmError, Unfit, drm_error
 from .seat import PLAIN, Files
 
-__all__ = ["Card", "Connector", "Mode", "Plane"]
+__all__ = ["Card", "Connector", "Mode", "Plane", "place_of"]
 
 _OBJECT: Final = {
     "crtc": uapi.DRM_MODE_OBJECT_CRTC,
@@ -65,6 +65,11 @@ class Plane(msgspec.Struct, frozen=True):
     formats: frozenset[int]
 
 
+def place_of(node: os.stat_result) -> str:
+    """Where in the machine the device behind a node is."""
+    return os.path.realpath(f"/sys/dev/char/{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}/device")
+
+
 class Card:
     """An open card. Raises DrmError or OSError when it cannot be opened, or cannot do what this sink needs."""
 
@@ -80,9 +85,12 @@ class Card:
             self.place = self._place()
             for capability in (uapi.DRM_CLIENT_CAP_UNIVERSAL_PLANES, uapi.DRM_CLIENT_CAP_ATOMIC):
                 ask = uapi.drm_set_client_cap(capability=capability, value=1)
-                self.ioctl("atomic mode setting", uapi.DRM_IOCTL_SET_CLIENT_CAP, ask)
+                failed = self.try_ioctl(uapi.DRM_IOCTL_SET_CLIENT_CAP, ask)
+                if failed in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY):
+                    raise Unfit("atomic mode setting", failed)
+                if failed:
+                    raise drm_error("atomic mode setting", failed)
             self.imports = bool(self._capability(uapi.DRM_CAP_PRIME) & uapi.DRM_PRIME_CAP_IMPORT)
-            self.has_dumb = bool(self._capability(uapi.DRM_CAP_DUMB_BUFFER))
             self._modifiers = bool(self._capability(uapi.DRM_CAP_ADDFB2_MODIFIERS))
             self._ids: dict[tuple[str, int], dict[str, int]] = {}
             self._names: dict[int, str] = {}
@@ -97,8 +105,7 @@ class Card:
 
     def _place(self) -> str:
         """Where in the machine the card is: the same for the card that comes back, under whatever number."""
-        number = os.fstat(self.fd).st_rdev
-        return os.path.realpath(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}/device")
+        return place_of(os.fstat(self.fd))
 
     def close(self) -> None:
         """Close the device: what is left of ours goes with it, master too. What is asked of the card later fails with CardGone."""
@@ -242,8 +249,16 @@ class Card:
 
     def probe(self) -> list[Connector]:
         """All connectors as they are now. Raises DrmError. May take long: monitors are asked for their EDID."""
-        _, self.connector_ids = self._resources()
-        return [self._probe(identity) for identity in self.connector_ids]
+        _, there = self._resources()
+        found = []
+        for identity in there:
+            try:
+                found.append(self._probe(identity))
+            except DrmError as error:
+                if error.number != errno.ENOENT:  # those of DisplayPort hubs go with the hub, also this moment
+                    raise
+        self.connector_ids = [connector.id for connector in found]
+        return found
 
     def _probe(self, identity: int) -> Connector:
         while True:

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Final
 
-__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "drm_error"]
+__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "Unfit", "drm_error"]
 
 
 class DrmError(Exception):
@@ -34,6 +34,10 @@ class NotMaster(DrmError):
 
 class CardGone(DrmError):
     """ENODEV: the card, or the right to it, has been taken away. Some drivers answer it to an import too."""
+
+
+class Unfit(DrmError):
+    """The card will never do what this sink needs."""
 
 
 _KINDS: Final[dict[int, type[DrmError]]] = {

@@ -45,10 +45,14 @@ class Keeper:
         self._wanted = trio.Event()
         self._stale = True
         self._unreadable = False
+        self._blind = False
+        """Its connectors could not be probed the last time."""
         self._since = 0.0
         """When it became master, or ceased to be."""
         self._found: Found | None = None
         self._ends = "the card is gone"
+        self.ending = False
+        """It is being closed: no output is to be on it any more."""
         self.successor: Keeper | None = None
         """Of the same card, through another file, which is master."""
 
@@ -60,8 +64,8 @@ class Keeper:
     def first_look(self) -> None:
         """In a worker thread: what there is, before anything is changed. Raises DrmError."""
         self.master = self.card.become_master()
-        self._found = Found(self.card)
         self.connectors = self.card.probe()
+        self._found = Found(self.card)
         self._stale = False
         if not self.master:
             self._log.warning(f"{self.why_not_master()}: waiting for it to end")
@@ -87,6 +91,7 @@ class Keeper:
 
     async def _close(self) -> None:
         """Nothing uses the card any more, then it is closed: its number and its connectors' names are free for its successor."""
+        self.ending = True
         for output in self._sink.outputs_of(self.card):
             await output.unmoor(self._ends)
         if self._sink.settings.on_exit == "restore" and self._found is not None:
@@ -169,8 +174,12 @@ class Keeper:
         try:
             found = await trio.to_thread.run_sync(self.card.probe)
         except DrmError as error:
-            self._log.warning("cannot look at the connectors", reason=str(error))
+            self._stale = True  # the next look tries again
+            if not self._blind:
+                self._log.warning("cannot look at the connectors", reason=str(error))
+            self._blind = True
             return
+        self._blind = False
         before = {connector.id: connector.connected for connector in self.connectors}
         self.connectors = found
         for connector in found:

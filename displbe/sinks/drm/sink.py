@@ -15,8 +15,8 @@ from displbe.xen.port import Unavailable
 
 from . import hotplug
 from .atomic import Pipe
-from .device import Card, Connector
-from .errors import DrmError
+from .device import Card, Connector, place_of
+from .errors import DrmError, Unfit
 from .keeper import Keeper
 from .output import DrmOutput
 from .seat import PLAIN, Files, Seat, find_seat
@@ -83,9 +83,15 @@ class DrmSink(Sink):
         self._devices = devices
         self._keepers: dict[str, Keeper] = {}
         self._places: dict[str, tuple[str, int]] = {}
-        """Where each connector was seen, by name: a card's place in the machine, and the connector's index there."""
-        self._refused: dict[str, tuple[int, int]] = {}
+        """Where each connector was seen, by name, with its card's and without: a card's place in the machine, and the connector's index
+        there.
+        """
+        self._place = ""
+        """The place of the one card that is to be used, once it was there."""
+        self._unfit: dict[str, tuple[int, int]] = {}
         """Device nodes that are no cards for us: not to be tried again."""
+        self._failed: dict[str, str] = {}
+        """Cards that could not be opened or looked at, and why: tried again."""
         self._search_now = trio.Event()
         self._next_key = 1
         self._nursery: trio.Nursery | None = None
@@ -126,32 +132,44 @@ class DrmSink(Sink):
 
     def _open_new(self, refusals: list[str]) -> list[Keeper]:
         """In a worker thread: the cards that we have not got yet."""
-        named = self.settings.device
         found = []
-        for path in sorted(self._devices.glob("card*")) if named == "auto" else [self._devices / named]:
-            if str(path) in self._keepers:
+        before, self._failed = self._failed, {}
+        for path in self._wanted():
+            name = str(path)
+            if name in self._keepers:
                 continue
             try:
                 node = os.stat(path)
-                if self._refused.get(str(path)) == (node.st_ino, node.st_rdev):
+                if self._unfit.get(name) == (node.st_ino, node.st_rdev):
                     continue
-                found.append(self._open(path, (node.st_ino, node.st_rdev)))
+                found.append(self._open(name))
             except (DrmError, OSError) as error:
-                refusals.append(f"{path.name}: {error if isinstance(error, DrmError) else error.strerror}")
+                reason = str(error) if isinstance(error, DrmError) else str(error.strerror)
+                refusals.append(f"{path.name}: {reason}")
+                if isinstance(error, Unfit):
+                    self._unfit[name] = node.st_ino, node.st_rdev
+                elif not isinstance(error, FileNotFoundError):
+                    self._failed[name] = reason
+                else:
+                    continue
+                if before.get(name) != reason:
+                    _log.warning("card not used", card=path.name, reason=reason)
         return found
 
-    def _open(self, path: Path, node: tuple[int, int]) -> Keeper:
+    def _wanted(self) -> list[Path]:
+        """The device nodes of the cards that are to be used. One that is named is so for its place: it may come back as another number."""
+        there, named = sorted(self._devices.glob("card*")), self.settings.device
+        if named == "auto":
+            return there
+        return [path for path in there if self._place and _place(path) == self._place] or [self._devices / named]
+
+    def _open(self, path: str) -> Keeper:
+        card = self._open_card(path, self.files)
         try:
-            card = self._open_card(str(path), self.files)
-            try:
-                keeper = Keeper(self, card)
-                keeper.first_look()
-            except BaseException:
-                card.close()
-                raise
-        except DrmError as error:
-            self._refused[str(path)] = node
-            _log.warning("card not used", card=path.name, reason=str(error))
+            keeper = Keeper(self, card)
+            keeper.first_look()
+        except BaseException:
+            card.close()
             raise
         return keeper
 
@@ -160,8 +178,11 @@ class DrmSink(Sink):
             keeper.card.close()
             return
         self._keepers[keeper.card.path] = keeper
+        if self.settings.device != "auto":
+            self._place = keeper.card.place
         for index, connector in enumerate(keeper.connectors):
-            self._places.setdefault(connector.name, (keeper.card.place, index))
+            for name in (connector.name, f"{keeper.card.name}/{connector.name}"):
+                self._places.setdefault(name, (keeper.card.place, index))
             _log.debug(
                 "connector",
                 card=keeper.card.name,
@@ -211,7 +232,7 @@ class DrmSink(Sink):
     async def _search(self) -> None:
         """Open cards that come, or come back."""
         while True:
-            missing = any(output.pipe is None for output in self.outputs.values()) or not self._keepers
+            missing = any(output.pipe is None for output in self.outputs.values()) or not self._keepers or self._failed
             with trio.move_on_after(SEARCH if missing else float("inf")):
                 await self._search_now.wait()
             self._search_now = trio.Event()
@@ -267,7 +288,7 @@ class DrmSink(Sink):
             raise OutputUnavailable(f"connector {name} is taken by another guest")
         named = self._find(name)
         if named is None and name not in self._places:
-            known = ", ".join(sorted(self._places))
+            known = ", ".join(sorted(name for name in self._places if "/" not in name))
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
         key, self._next_key = self._next_key, self._next_key + 1
         output = DrmOutput(self, name, key)
@@ -279,16 +300,12 @@ class DrmSink(Sink):
 
     def _find(self, name: str) -> tuple[Card, Connector] | None:
         """The connector of this name (`HDMI-A-1`, `card1/HDMI-A-1`), or the one that is where it was."""
-        everywhere = [(keeper.card, c) for keeper in self._keepers.values() for c in keeper.connectors]
+        there = [keeper for keeper in self._keepers.values() if not keeper.ending]
+        everywhere = [(keeper.card, c) for keeper in there for c in keeper.connectors]
         named = [(card, c) for card, c in everywhere if name in (c.name, f"{card.name}/{c.name}")]
         if not named and name in self._places:
             place, index = self._places[name]
-            named = [
-                (k.card, c)
-                for k in self._keepers.values()
-                for c in k.connectors[index : index + 1]
-                if k.card.place == place
-            ]
+            named = [(k.card, c) for k in there for c in k.connectors[index : index + 1] if k.card.place == place]
         return next((pair for pair in named if pair[1].connected), named[0] if named else None)
 
     def moor_to(self, keeper: Keeper) -> None:
@@ -327,10 +344,18 @@ class DrmSink(Sink):
         del self.outputs[output.key]
 
 
+def _place(path: Path) -> str:
+    """The place of the device behind a node; empty: there is none."""
+    try:
+        return place_of(os.stat(path))
+    except OSError:
+        return ""
+
+
 def _describe(keeper: Keeper) -> str:
     """A card in words."""
     words = [
-        "DRM master" if keeper.master else "another program is DRM master",
+        keeper.why_not_master() or "DRM master",
         "dma-bufs can be imported" if keeper.card.imports else "no dma-bufs can be imported: frames are copied",
     ]
     for connector in keeper.connectors:
