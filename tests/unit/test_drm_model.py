@@ -26,6 +26,7 @@ from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.drm.seat import Files, Seat
 from displbe.sinks.drm.sink import DrmSink
+from displbe.wire.errors import Errno
 
 WHOLE = Part(0, 0, 64, 48)
 QUICK = {
@@ -388,6 +389,59 @@ async def test_scanout_refused(tmp_path: Path, number: int) -> None:
         assert len(board.card.fbs) == 3  # the ring's two, and the other buffer's
         await screen.close()
         assert board.card.fbs == {}
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EIO])
+@pytest.mark.parametrize(("zero_copy", "path"), [("auto", "zero copy"), ("require", "zero copy"), ("off", "copy")])
+async def test_failed_mode(tmp_path: Path, number: int, zero_copy: str, path: str) -> None:
+    """A screen that cannot be switched on at the moment: not the guest's fault, nor its buffer's. It is tried again."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
+        screen = Screen(made)
+        board.faults["modeset"] = [number] * 3
+        await screen.show()
+        screen.flip()
+        await until(lambda: screen.output.path or screen.done)
+        assert board.card is not None
+        board.card.vblank()
+        await screen.complete()
+        await until(lambda: screen.output.path)
+        await screen.output.disable()
+        await screen.output.enable(screen.buffers[0], WHOLE)
+        await until(lambda: screen.output.path)
+        assert screen.output.path == path
+        await screen.close()
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "require"])
+async def test_attached_in_the_moment_of_an_unbind(tmp_path: Path, zero_copy: str) -> None:
+    """The card has gone, which nobody has noticed yet: that says nothing of the buffer. It is imported when the card is back."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy=zero_copy) as made:
+        screen = Screen(made)
+        board.unbind()
+        await screen.show()
+        assert screen.output.dark
+        board.present = True
+        await until(lambda: screen.output.path)
+        assert screen.output.path == "zero copy"
+        await screen.close()
+
+
+async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
+    """A card that did not import what the guest had, and does so when it comes back (another driver, for one): no copies then."""
+    board = Board()
+    board.can_import = False
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        assert screen.output.path == "copy"
+        board.unbind()
+        await until(lambda: not screen.output.path)
+        board.present = board.can_import = True
+        await until(lambda: screen.output.path)
+        assert screen.output.path == "zero copy"
+        await screen.close()
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM])
@@ -966,7 +1020,7 @@ async def test_every_flip_completes_once(
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=100) as made:
         screen = Screen(made)
         await screen.show()
-        on = True
+        on, codes = True, set()
         for action, value in actions:
             card = board.card
             assert card is not None
@@ -993,7 +1047,8 @@ async def test_every_flip_completes_once(
                 case "enable":
                     try:
                         await screen.output.enable(screen.buffers[value], WHOLE)
-                    except SinkError:
+                    except SinkError as error:
+                        codes.add(error.code)
                         continue
                     on = True
                 case "off":
@@ -1010,6 +1065,7 @@ async def test_every_flip_completes_once(
         await screen.close()
         await trio.sleep(0.01)
         assert screen.done == list(range(screen.accepted))
+        assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # what is wrong with the screen is not told the guest
         if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
             assert (board.card.fbs, board.card.blobs, board.card.handles) == ({}, {}, {})
 

@@ -17,7 +17,7 @@ from .atomic import Pipe
 from .buffer import DrmBuffer
 from .device import Mode
 from .dumb import DumbAllocation
-from .errors import DrmError
+from .errors import CardGone, DrmError
 from .stage import Stage
 
 __all__ = ["Attached"]
@@ -35,6 +35,11 @@ class Attached:
         self._name = name
         self._zero_copy = zero_copy
         self._say = say
+
+    @property
+    def required(self) -> bool:
+        """No frame may be copied."""
+        return self._zero_copy == "require"
 
     @property
     def copied(self) -> bool:
@@ -60,7 +65,7 @@ class Attached:
         raise SinkError(Errno.EINVAL, f"{self._name} cannot show {fourcc_name(fourcc)}")
 
     async def prepare(self, stage: Stage, buffer: DrmBuffer, modes: Sequence[Mode]) -> None:
-        """The cheapest way that the card and the buffer share. Raises SinkError."""
+        """The cheapest way that the card and the buffer share. Raises SinkError, and CardGone, which says nothing of the buffer."""
         if self._zero_copy != "off":
             try:
                 dmabuf = await buffer.guest.dmabuf()
@@ -68,13 +73,15 @@ class Attached:
                 buffer.fb = await trio.to_thread.run_sync(stage.import_buffer, buffer, dmabuf, modes)
                 return
             except (DrmError, HypervisorError) as error:
+                if isinstance(error, CardGone) and stage.pipe.card.gone():
+                    raise
                 self.refuse(buffer, error)
         await self.map(buffer)
 
     async def prepare_all(self, stage: Stage, shown: DrmBuffer, modes: Sequence[Mode]) -> None:
-        """Those that the guest attached while there was no card. Raises SinkError when it is what is to be shown."""
+        """Those that the card has not been asked about. Raises SinkError when it is what is to be shown, CardGone."""
         for buffer in list(self.buffers):
-            if not buffer.fb and buffer.view is None:
+            if not buffer.fb and not buffer.refused:
                 try:
                     buffer.fourcc = self.scanout_format(stage.pipe, buffer.geometry.fourcc)
                     await self.prepare(stage, buffer, modes)
@@ -82,11 +89,15 @@ class Attached:
                     if buffer is shown:
                         raise
 
-    def refuse(self, buffer: DrmBuffer, error: Exception) -> None:
-        """Frames of this buffer are copied from now on. Raises SinkError where that is not wanted."""
-        if self._zero_copy == "require":
+    def insist(self, error: Exception) -> None:
+        """A buffer cannot be shown without a copy. Raises SinkError where that is not wanted."""
+        if self.required:
             raise SinkError(Errno.EINVAL, f"no zero copy: {error}") from error
-        buffer.refused = True
+
+    def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
+        """Frames of this buffer are copied: from now on, or (not `lasting`) until the screen is switched on anew. Raises as `insist`."""
+        self.insist(error)
+        buffer.refused = lasting
         self.refusal = str(error)
         self._say("frames are copied", self.refusal)
 

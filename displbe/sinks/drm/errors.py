@@ -19,9 +19,17 @@ class DrmError(Exception):
         self.connector = connector
         """Whose picture it was about; empty: nobody's in particular."""
 
+    @property
+    def of_the_picture(self) -> bool:
+        """The card does not show such a picture, now or later; else the picture may be taken another time."""
+        return self.number in _OF_THE_PICTURE
+
     def __str__(self) -> str:
         where = f"{self.connector}: " if self.connector else ""
         return f"{where}{self.operation}: {os.strerror(self.number)}"
+
+
+_OF_THE_PICTURE: Final = {errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.EOPNOTSUPP, errno.E2BIG, errno.EOVERFLOW}
 
 
 class Busy(DrmError):

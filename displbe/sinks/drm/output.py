@@ -10,6 +10,7 @@ again, with the guest's current frame, as soon as that can be done.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -102,7 +103,8 @@ class DrmOutput(Output):
             fourcc = self._attached.scanout_format(self.pipe, geometry.fourcc)
             made = DrmBuffer(buffer, geometry, fourcc, self._remove)
             if self._stage is not None:
-                await self._attached.prepare(self._stage, made, self._modes)
+                with suppress(CardGone):  # it is asked when it is back
+                    await self._attached.prepare(self._stage, made, self._modes)
             self._attached.buffers.add(made)
             return made
 
@@ -147,9 +149,11 @@ class DrmOutput(Output):
                 return
             try:
                 await self._light()
-            except (NotMaster, CardGone) as error:
-                self._darken(str(error))
             except (DrmError, SinkError) as error:
+                if isinstance(error, DrmError) and not error.of_the_picture:
+                    self._darken(str(error))
+                    self._look_soon()
+                    return
                 self._current, self._part = before
                 self._watch()
                 if isinstance(error, SinkError):
@@ -209,17 +213,24 @@ class DrmOutput(Output):
         await self._quiet()
         where = placements(connector.modes, part.width, part.height, self._sink.settings.scale)
         await self._attached.prepare_all(stage, buffer, connector.modes)
-        lit: Lit | None = None
+        refusal: DrmError | None = None
         if buffer.fb and not self._attached.copied:
             try:
                 lit = await trio.to_thread.run_sync(partial(stage.light, buffer, part, where, copy=False))
-            except (NotMaster, CardGone):
+            except (NotMaster, CardGone, Busy):
                 raise
             except DrmError as error:
-                self._attached.refuse(buffer, error)
-        if lit is None:
-            await self._attached.map_alike(buffer)
-            lit = await trio.to_thread.run_sync(partial(stage.light, buffer, part, where, copy=True))
+                if self._attached.required and not error.of_the_picture:
+                    raise
+                self._attached.insist(error)
+                refusal = error
+            else:
+                self._lit_now(lit, buffer)
+                return
+        await self._attached.map_alike(buffer)
+        lit = await trio.to_thread.run_sync(partial(stage.light, buffer, part, where, copy=True))
+        if refusal is not None:  # only now it is known that it was this buffer's fault, not the screen's
+            self._attached.refuse(buffer, refusal, lasting=refusal.of_the_picture)
         self._lit_now(lit, buffer)
 
     def _lit_now(self, lit: Lit, shown: DrmBuffer) -> None:
@@ -320,15 +331,9 @@ class DrmOutput(Output):
         """A frame cannot be shown: that is the screen's business, not the guest's."""
         if self._lit is None or (serial and serial != self._flip.serial):
             return
-        if (
-            self._current is not None
-            and isinstance(self._frames, Direct)
-            and not isinstance(error, (NotMaster, CardGone, Busy))
-        ):
-            try:
+        if self._current is not None and isinstance(self._frames, Direct) and error.of_the_picture:
+            with suppress(SinkError):  # `require`: dark until it works
                 self._attached.refuse(self._current, error)
-            except SinkError:
-                pass  # `require`: dark until it works
         self._darken(str(error))
         self._look_soon()
 

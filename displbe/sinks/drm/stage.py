@@ -18,7 +18,7 @@ from .atomic import MODESET, TEST, Atomic, Pipe, Scene, full, off
 from .buffer import DrmBuffer
 from .device import Mode
 from .dumb import Ring
-from .errors import CardGone, DrmError, NotMaster, drm_error
+from .errors import Busy, CardGone, DrmError, NotMaster, drm_error
 from .frames import Cut, copy_frame
 from .scaling import Placement
 
@@ -59,11 +59,11 @@ class Stage:
         try:
             if exact:
                 self._try(Scene(fb, (0, 0, *size), exact[0], (0, 0, *size)), "test zero copy", TEST)
-        except NotMaster:
-            pass  # that says nothing of the buffer
-        except DrmError:
-            self.remove(fb)
-            raise
+        except DrmError as error:
+            if error.of_the_picture or isinstance(error, CardGone):
+                self.remove(fb)
+                raise
+            # e.g. who is not master may not ask: that says nothing of the buffer
         return fb
 
     def _try(self, scene: Scene, operation: str, flags: int) -> int:
@@ -92,7 +92,7 @@ class Stage:
                 continue
             try:
                 return self._copied(buffer, part, placement) if copy else self._direct(buffer, part, placement)
-            except (NotMaster, CardGone):
+            except (NotMaster, CardGone, Busy):
                 raise
             except DrmError as error:
                 refusal = refusal or error
