@@ -34,7 +34,7 @@ PROPERTIES = [
     *("SRC_X", "SRC_Y", "SRC_W", "SRC_H"),
     *("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H"),
 ]
-PROPERTIES += ["ACTIVE", "MODE_ID", "EDID"]
+PROPERTIES += ["ACTIVE", "MODE_ID", "EDID", "link-status", "GAMMA_LUT", "rotation"]
 CONNECTOR, CRTC, PLANE = 10, 20, 30
 """The first id of each kind."""
 
@@ -61,6 +61,8 @@ class Board:
 
     def __init__(self, connectors: int = 1, modes: list[tuple[int, int]] | None = None) -> None:
         self.monitors: list[Monitor | None] = [Monitor(modes or [(64, 48)]) for _ in range(connectors)]
+        self.planes = connectors
+        """The first so many are primary, the others overlays."""
         self.can_import = True
         self.can_scale = False
         self.can_leave_free = False
@@ -119,10 +121,12 @@ class ModelCard(Card):
         self.blobs: dict[int, bytes] = {}
         self.objects: dict[int, dict[str, int]] = {}
         for index in range(len(board.monitors)):
-            self.objects[CONNECTOR + index] = {"CRTC_ID": 0, "EDID": 0}
-            self.objects[CRTC + index] = {"ACTIVE": 0, "MODE_ID": 0}
+            self.objects[CONNECTOR + index] = {"CRTC_ID": 0, "EDID": 0, "link-status": 0}
+            self.objects[CRTC + index] = {"ACTIVE": 0, "MODE_ID": 0, "GAMMA_LUT": 0}
+        for index in range(board.planes):
             plane = dict.fromkeys(("FB_ID", "CRTC_ID", *PROPERTIES[3:11]), 0)
-            self.objects[PLANE + index] = {"type": uapi.DRM_PLANE_TYPE_PRIMARY, **plane}
+            primary = uapi.DRM_PLANE_TYPE_PRIMARY if index < len(board.monitors) else 0
+            self.objects[PLANE + index] = {"type": primary, **plane, "rotation": 1}
         self.pending: dict[int, int] = {}
         """CRTC -> user data of the flip that is not on the screen yet."""
         self.handles: dict[int, int] = {}
@@ -226,7 +230,7 @@ class ModelCard(Card):
         return 0
 
     def _mode_getplaneresources(self, ask: Any) -> int:
-        count = len(self.board.monitors)
+        count = self.board.planes
         _fill(ask.plane_id_ptr, ask.count_planes, range(PLANE, PLANE + count))
         ask.count_planes = count
         return 0
@@ -388,6 +392,8 @@ class ModelCard(Card):
             if event and not state["ACTIVE"]:
                 return errno.EINVAL
             if state["MODE_ID"] != self.objects[crtc]["MODE_ID"] and not ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET:
+                return errno.EINVAL
+            if state["GAMMA_LUT"] and state["GAMMA_LUT"] not in self.blobs:
                 return errno.EINVAL
             driven = any(values.get("CRTC_ID") == crtc for identity, values in after.items() if identity < CRTC)
             if bool(state["MODE_ID"]) != driven:

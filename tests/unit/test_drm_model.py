@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import threading
@@ -17,7 +18,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from unit.drm_model import CONNECTOR, CRTC, Board, Monitor, Pages
+from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelCard, Monitor, Pages
 
 from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
@@ -888,6 +889,75 @@ async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
         assert {card.objects[CONNECTOR + index]["CRTC_ID"] for index in (0, 1)} == {CRTC, CRTC + 1}
         for screen in screens:
             await screen.close()
+
+
+NIGHT, SIDEWAYS = b"night light", 8
+
+
+def lived_in(card: ModelCard) -> None:
+    """What a desktop leaves: two pictures, one with an overlay, turned and in warmer colours; and a screen whose link has failed."""
+    card.light(0, 7, 0)
+    card.light(1, 8, 1)
+    card.fbs[9] = card.fbs[8]
+    card.objects[PLANE + 2].update(card.objects[PLANE + 1], type=0, FB_ID=9)
+    card.blobs[6] = NIGHT
+    card.objects[CRTC]["GAMMA_LUT"], card.objects[CONNECTOR]["link-status"] = 6, 1
+    card.objects[PLANE]["rotation"] = SIDEWAYS
+
+
+@pytest.mark.parametrize("gone", [0, 7, 8, 9])
+async def test_what_was_there_before(tmp_path: Path, gone: int) -> None:
+    """Nothing of it is in a guest's picture; at the end all of it is back, but for a CRTC of which a framebuffer is gone."""
+    board = Board(connectors=2)
+    board.planes, board.began = 3, lived_in
+    states: list[Any] = []
+    async with running(board, tmp_path) as made:
+        screens = [Screen(made), Screen(made, "Virtual-2")]
+        card = board.card
+        assert card is not None
+        before = copy.deepcopy(card.objects)
+        for screen in screens:
+            await screen.show()
+        assert card.objects[CRTC]["GAMMA_LUT"] == card.objects[CONNECTOR]["link-status"] == 0
+        assert card.objects[PLANE]["rotation"] == 1
+        assert card.objects[PLANE + 2]["FB_ID"] == 0
+        for screen in screens:
+            await screen.close()
+        card.fbs.pop(gone, None)
+        close = card.close
+
+        def closing() -> None:
+            states.append(card.objects)
+            close()
+
+        card.close = closing  # type: ignore[method-assign]
+    (after,) = states
+    for index, framebuffers in enumerate(({7}, {8, 9})):
+        whole = gone not in framebuffers
+        assert after[CRTC + index]["ACTIVE"] == whole
+        assert after[CONNECTOR + index]["CRTC_ID"] == (CRTC + index if whole else 0)
+        for plane in (PLANE + index, PLANE + 2)[: len(framebuffers)]:
+            assert after[plane]["FB_ID"] == (before[plane]["FB_ID"] if whole else 0)
+    if gone != 7:
+        assert card.blobs[after[CRTC]["GAMMA_LUT"]] == NIGHT
+        assert after[PLANE]["rotation"] == SIDEWAYS
+
+
+async def test_link_that_fails(tmp_path: Path) -> None:
+    """A DisplayPort's link is lost, which the kernel says of its connector: the mode is set again, once."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        for _ in range(2):
+            card.objects[CONNECTOR]["link-status"] = 1
+            await until(lambda: not card.objects[CONNECTOR]["link-status"] and screen.output.path)
+            commits = card.commits
+            await trio.sleep(0.1)
+            assert card.commits == commits
+        await screen.close()
 
 
 @pytest.mark.parametrize(

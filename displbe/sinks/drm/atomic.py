@@ -12,7 +12,7 @@ from . import uapi
 from .device import Card, Mode, Plane
 from .errors import drm_error
 
-__all__ = ["FLIP", "MODESET", "TEST", "Atomic", "Changes", "Pipe", "Scene", "full", "off"]
+__all__ = ["FLIP", "MODESET", "NEUTRAL", "TEST", "Atomic", "Changes", "Pipe", "Scene", "full", "off"]
 
 FLIP: Final = uapi.DRM_MODE_ATOMIC_NONBLOCK | uapi.DRM_MODE_PAGE_FLIP_EVENT
 MODESET: Final = uapi.DRM_MODE_ATOMIC_ALLOW_MODESET
@@ -81,14 +81,28 @@ class Atomic:
             raise drm_error(operation, number, self._connector)
 
 
+NEUTRAL: Final[dict[str, dict[str, int]]] = {
+    # drm_connector.c: after a link training that failed, whoever has the screen says GOOD (0) with its next mode set.
+    "connector": {"link-status": 0},
+    "crtc": {"DEGAMMA_LUT": 0, "CTM": 0, "GAMMA_LUT": 0},
+    # drm_blend.c: DRM_MODE_ROTATE_0, DRM_BLEND_ALPHA_OPAQUE, DRM_MODE_BLEND_PREMULTI.
+    "plane": {"rotation": 1, "alpha": 0xFFFF, "pixel blend mode": 0},
+}
+"""What else changes a picture, where the driver has it: whoever had the card before may have left its night light, say."""
+
+
 def full(pipe: Pipe, scene: Scene, blob: int) -> Changes:
-    """All there is to say of an output that shows a scene, and that nothing else is on its way."""
+    """All that makes an output show a scene and nothing else, as it is."""
     x, y, width, height = scene.source
     left, top, across, down = scene.target
     changes = _displaced(pipe)
-    changes["connector", pipe.connector] = {"CRTC_ID": pipe.crtc}
-    changes["crtc", pipe.crtc] = {"ACTIVE": 1, "MODE_ID": blob}
-    changes["plane", pipe.plane.id] = {
+    connector, crtc, plane = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
+    for kind, identity in (connector, crtc, plane):
+        there = pipe.card.values(kind, identity)
+        changes[kind, identity] = {name: value for name, value in NEUTRAL[kind].items() if name in there}
+    changes[connector] |= {"CRTC_ID": pipe.crtc}
+    changes[crtc] |= {"ACTIVE": 1, "MODE_ID": blob}
+    changes[plane] |= {
         "FB_ID": scene.fb,
         "CRTC_ID": pipe.crtc,
         "SRC_X": x << 16,

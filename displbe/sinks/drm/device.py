@@ -54,6 +54,8 @@ class Connector(msgspec.Struct, frozen=True):
     """The ids of the CRTCs that can drive it."""
     crtc: int = 0
     """The one that does; 0: none."""
+    link_failed: bool = False
+    """What it showed could not be kept up: the mode is to be set again."""
 
 
 class Plane(msgspec.Struct, frozen=True):
@@ -279,6 +281,7 @@ class Card:
         kind = uapi.CONNECTOR_TYPES[ask.connector_type] if ask.connector_type < len(uapi.CONNECTOR_TYPES) else "Unknown"
         crtcs = {crtc for encoder in list(encoders)[: ask.count_encoders] for crtc in self._encoder_crtcs(encoder)}
         connected = ask.connection == uapi.DRM_MODE_CONNECTED
+        values = self.values("connector", identity)
         return Connector(
             identity,
             f"{kind}-{ask.connector_type_id}",
@@ -288,7 +291,8 @@ class Card:
                 for m in list(modes)[: ask.count_modes if connected else 0]
             ),
             tuple(crtc for crtc in self.crtcs if crtc in crtcs),
-            self.values("connector", identity).get("CRTC_ID", 0),
+            values.get("CRTC_ID", 0),
+            values.get("link-status", 0) == uapi.DRM_MODE_LINK_STATUS_BAD,
         )
 
     def _encoder_crtcs(self, identity: int) -> tuple[int, ...]:

@@ -171,8 +171,10 @@ class DrmOutput(Output):
     async def settle(self, connector: Connector) -> None:
         """Make the screen show what the guest shows, if it does not. What cannot be done now is tried again by the next call."""
         async with self._slow:
-            changed = self.connector is not None and connector.modes != self.connector.modes
-            self.connector = connector
+            before, self.connector = self.connector, connector
+            # Probed anew, and the link has failed since: once, for what the kernel says of the next one.
+            changed = connector is not before and connector.link_failed
+            changed = changed or (before is not None and connector.modes != before.modes)
             if self._part is None or self._current is None or self._stage is None:
                 return
             why = self._why_dark()
