@@ -54,6 +54,7 @@ class Monitor(msgspec.Struct):
 
     modes: list[tuple[int, int]]
     edid: bytes = b""
+    """What it sent, which may be no whole blocks."""
 
 
 class Board:
@@ -71,8 +72,8 @@ class Board:
         self.privileged = True
         """We have CAP_SYS_ADMIN."""
         self.faults: dict[str, list[int]] = {}
-        """Errnos that the next `import`, `close` (of a handle), `probe`, `atomic` (capability), `flip`, `modeset`, `test` or `rmfb` fails
-        with.
+        """Errnos that the next `import`, `close` (of a handle), `dumb` (buffer), `probe`, `atomic` (capability), `flip`, `modeset`, `test`
+        or `rmfb` fails with.
         """
         self.cards: list[ModelCard] = []
         self.opened: Callable[[int, Files], None] = lambda fd, files: None
@@ -264,6 +265,14 @@ class ModelCard(Card):
         ask.count_encoders = 1
         ask.connector_type, ask.connector_type_id = 15, index + 1
         ask.connection = 1 if monitor is not None else 2
+        # drm_connector_update_edid_property(): a blob that is replaced when the connector is probed.
+        old = self.objects[ask.connector_id]["EDID"]
+        edid = monitor.edid if monitor is not None else b""
+        if self.blobs.get(old, b"") != edid:
+            self.blobs.pop(old, None)
+            self.objects[ask.connector_id]["EDID"] = new = self._new() if edid else 0
+            if edid:
+                self.blobs[new] = edid
         return 0
 
     def _mode_obj_getproperties(self, ask: Any) -> int:
@@ -316,6 +325,9 @@ class ModelCard(Card):
         return self.board.fault("close") or (0 if self.handles.pop(ask.handle, None) is not None else errno.EINVAL)
 
     def _mode_create_dumb(self, ask: Any) -> int:
+        failed = self.board.fault("dumb")
+        if failed:
+            return failed
         ask.handle = self._new_handle(0)
         ask.pitch = ask.width * ask.bpp // 8
         ask.size = -(-ask.pitch * ask.height // 4096) * 4096

@@ -24,6 +24,7 @@ from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import direct, flip, frames, hotplug, keeper, sink
 from displbe.sinks.drm.buffer import DrmBuffer
+from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.drm.seat import Files, Seat
 from displbe.sinks.drm.sink import DrmSink
@@ -359,7 +360,7 @@ async def test_import_refused(tmp_path: Path) -> None:
         await screen.close()
     async with running(board, tmp_path, zero_copy="require") as made:
         screen = Screen(made)
-        with pytest.raises(SinkError, match="no zero copy: import dma-buf"):
+        with pytest.raises(SinkError, match="no zero copy: Virtual-1: import dma-buf"):
             await screen.show()
         await screen.close()
 
@@ -390,6 +391,64 @@ async def test_scanout_refused(tmp_path: Path, number: int) -> None:
         assert len(board.card.fbs) == 3  # the ring's two, and the other buffer's
         await screen.close()
         assert board.card.fbs == {}
+
+
+async def test_edid(tmp_path: Path) -> None:
+    """A monitor's EDID, whole blocks of it, and that of the one which takes its place; no EDID where it sends none."""
+    first, second = bytes(range(128)), bytes(range(255, -1, -1))
+    board = Board()
+    board.monitors[0] = Monitor([(64, 48)], first)
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        assert await screen.output.edid() == first
+        await screen.show()
+        for edid, wanted in ((second + b"cut", second), (b"", None), (first[:127], None), (first, first)):
+            board.monitors[0] = None
+            await until(lambda: screen.output.dark)
+            assert await screen.output.edid() is None
+            board.monitors[0] = Monitor([(64, 48)], edid)
+            await until(lambda: screen.output.path)
+            assert await screen.output.edid() == wanted
+        await screen.close()
+
+
+async def test_refusals_name_the_connector(tmp_path: Path) -> None:
+    """Whatever the card refuses of a guest's picture, the error says which operation it was and whose."""
+    board = Board(connectors=2)
+    async with running(board, tmp_path, zero_copy="require") as made:
+        screen = Screen(made, "Virtual-2")
+        for kind, operation in (("import", "import dma-buf"), ("test", "test zero copy")):
+            board.faults[kind] = [errno.EINVAL]
+            with pytest.raises(SinkError, match="no zero copy") as refused:
+                await screen.output.attach(screen.pages[0], screen.pages[0].geometry)
+            cause = refused.value.__cause__
+            assert isinstance(cause, DrmError)
+            assert (cause.connector, cause.operation, cause.number) == ("Virtual-2", operation, errno.EINVAL)
+        await screen.show()
+        board.faults["modeset"] = [errno.EIO]
+        await screen.output.enable(screen.buffers[1], WHOLE)
+        assert screen.output.dark == "Virtual-2: set mode: Input/output error"
+        board.faults["dumb"] = [errno.ENOSPC]
+        with pytest.raises(SinkError, match="Virtual-2: create dumb buffer: No space left"):
+            await screen.output.allocate(1)
+        await screen.close()
+
+
+async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> None:
+    """A device's framebuffer is attached to all its connectors: memory of the card's is that on each of them."""
+    async with running(Board(connectors=2), tmp_path) as made:
+        screens = [Screen(made), Screen(made, "Virtual-2")]
+        allocation = await screens[0].output.allocate(3)
+        pages = Pages()
+        await pages.aclose()
+        pages._fd = allocation.fd
+        for screen in screens:
+            screen.buffers = [await screen.output.attach(pages, pages.geometry)]
+            await screen.output.enable(screen.buffers[0], WHOLE)
+            assert (screen.buffers[0].path, screen.output.path) == ("be-alloc", "be-alloc")
+        for screen in screens:
+            await screen.close()
+        allocation.close()
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EIO])
@@ -851,12 +910,10 @@ async def test_failed_first_probe(tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with running(board, tmp_path) as made:
             await until(lambda: len(made._keepers) == 2)
-            (tmp_path / "card2").touch()
             board.faults["atomic"] = [errno.EOPNOTSUPP] * 2
-            made._search_now.set()
-            await until(lambda: not made._search_now.is_set() and len(board.faults["atomic"]) < 2)
-            made._search_now.set()
-            await trio.sleep(0.1)
+            (tmp_path / "card2").touch()
+            await until(lambda: len(board.faults["atomic"]) < 2)
+            await trio.sleep(0.1)  # some more searches
             assert board.faults["atomic"] == [errno.EOPNOTSUPP]
     assert [line["reason"] for line in logs if line["event"] == "card not used"] == [
         "probe connector: Input/output error",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -16,7 +15,6 @@ from displbe.xen.port import HypervisorError
 from .atomic import Pipe
 from .buffer import DrmBuffer
 from .device import Mode
-from .dumb import DumbAllocation
 from .errors import CardGone, DrmError
 from .stage import Stage
 
@@ -30,8 +28,6 @@ class Attached:
         self.buffers: set[DrmBuffer] = set()
         self.refusal = "zero-copy is off" if zero_copy == "off" else ""
         """Why frames are copied, where they are."""
-        self.allocated: weakref.WeakSet[DumbAllocation] = weakref.WeakSet()
-        """The output's own memory that guests have (be-alloc)."""
         self._name = name
         self._zero_copy = zero_copy
         self._say = say
@@ -69,7 +65,7 @@ class Attached:
         if self._zero_copy != "off":
             try:
                 dmabuf = await buffer.guest.dmabuf()
-                buffer.ours = any(allocation.fd == dmabuf for allocation in self.allocated)
+                buffer.ours = any(allocation.fd == dmabuf for allocation in stage.pipe.card.allocations)
                 buffer.fb = await trio.to_thread.run_sync(stage.import_buffer, buffer, dmabuf, modes)
                 return
             except (DrmError, HypervisorError) as error:

@@ -25,7 +25,7 @@ class DrmBuffer(SinkBuffer):
         self.view: memoryview | None = None
         """The guest's pages; None: not mapped."""
         self.ours = False
-        """The pages are an allocation of the output's (be-alloc)."""
+        """The pages are memory of the card's (be-alloc)."""
         self.refused = False
         """The card does not show it without a copy."""
         self.closed = False

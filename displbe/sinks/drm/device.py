@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import threading
+import weakref
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from displbe.sinks.base import Allocation
 from displbe.xen.memory import Mapping
 
 from . import uapi
@@ -81,6 +83,8 @@ class Card:
         self._files = files
         self.barred = False
         """The kernel does not let us ask to be master with this file."""
+        self.allocations: weakref.WeakSet[Allocation] = weakref.WeakSet()
+        """The card's own memory that guests have (be-alloc)."""
         self._importing = threading.Lock()
         self.fd = self._open()
         try:

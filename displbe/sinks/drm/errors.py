@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "Unfit", "drm_error"]
+__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "Unfit", "about", "drm_error"]
 
 
 class DrmError(Exception):
@@ -62,3 +64,13 @@ def drm_error(operation: str, number: int | None, connector: str = "") -> DrmErr
     """The exception for an errno."""
     known = number or errno.EIO
     return _KINDS.get(known, DrmError)(operation, known, connector)
+
+
+@contextmanager
+def about(connector: str) -> Iterator[None]:
+    """What the card refuses meanwhile is about this connector's picture."""
+    try:
+        yield
+    except DrmError as error:
+        error.connector = error.connector or connector
+        raise

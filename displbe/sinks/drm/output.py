@@ -28,7 +28,7 @@ from .buffer import DrmBuffer
 from .device import Connector, Mode
 from .direct import Direct
 from .dumb import DumbAllocation
-from .errors import Busy, CardGone, DrmError, NotMaster
+from .errors import Busy, CardGone, DrmError, NotMaster, about
 from .flip import Flip
 from .frames import Frames
 from .scaling import placements
@@ -106,6 +106,7 @@ class DrmOutput(Output):
                 with suppress(CardGone):  # it is asked when it is back
                     await self._attached.prepare(self._stage, made, self._modes)
             self._attached.buffers.add(made)
+            self._log.debug("framebuffer attached", path=made.path)
             return made
 
     async def _remove(self, buffer: DrmBuffer) -> None:
@@ -365,11 +366,13 @@ class DrmOutput(Output):
         async with self._slow:
             if self._stage is None:
                 raise SinkError(Errno.ENODEV, f"{self.name}: the card is gone")
+            card = self._stage.pipe.card
             try:
-                made = await trio.to_thread.run_sync(DumbAllocation, self._stage.pipe.card, pages)
+                with about(self._stage.pipe.name):
+                    made = await trio.to_thread.run_sync(DumbAllocation, card, pages)
             except DrmError as error:
-                raise SinkError(from_host(error.number), f"{self.name}: {error}") from error
-            self._attached.allocated.add(made)
+                raise SinkError(from_host(error.number), str(error)) from error
+            card.allocations.add(made)
             return made
 
     async def release(self) -> None:

@@ -18,7 +18,7 @@ from .atomic import MODESET, TEST, Atomic, Pipe, Scene, full, off
 from .buffer import DrmBuffer
 from .device import Mode
 from .dumb import Ring
-from .errors import Busy, CardGone, DrmError, NotMaster, drm_error
+from .errors import Busy, CardGone, DrmError, NotMaster, about, drm_error
 from .frames import Cut, copy_frame
 from .scaling import Placement
 
@@ -50,9 +50,13 @@ class Stage:
 
     def import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
         """A framebuffer over a guest's pages, once the card has said that it would show it. Raises DrmError."""
+        with about(self.pipe.name):
+            return self._import_buffer(buffer, dmabuf, modes)
+
+    def _import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
         card, shape = self.pipe.card, buffer.geometry
         if not card.imports:
-            raise drm_error("import dma-buf", errno.EOPNOTSUPP, self.pipe.name)
+            raise drm_error("import dma-buf", errno.EOPNOTSUPP)
         size = shape.width, shape.height
         fb = card.import_framebuffer(dmabuf, *size, buffer.fourcc, shape.stride, shape.offset)
         exact = [mode for mode in modes if (mode.width, mode.height) == size]
@@ -71,7 +75,7 @@ class Stage:
         card = self.pipe.card
         blob = card.create_blob(scene.mode.raw)
         try:
-            Atomic(card, full(self.pipe, scene, blob), self.pipe.name).commit(operation, flags)
+            Atomic(card, full(self.pipe, scene, blob)).commit(operation, flags)
         except DrmError:
             card.destroy_blob(blob)
             raise
@@ -91,7 +95,8 @@ class Stage:
             if placement.borders and not copy:
                 continue
             try:
-                return self._copied(buffer, part, placement) if copy else self._direct(buffer, part, placement)
+                with about(self.pipe.name):
+                    return self._copied(buffer, part, placement) if copy else self._direct(buffer, part, placement)
             except (NotMaster, CardGone, Busy):
                 raise
             except DrmError as error:
@@ -136,12 +141,14 @@ class Stage:
 
     def freeze(self, buffer: DrmBuffer, part: Part, lit: Lit) -> None:
         """Put a copy of a frame into its place on the screen. Raises DrmError."""
-        self._copied(buffer, part, lit.placement)
+        with about(self.pipe.name):
+            self._copied(buffer, part, lit.placement)
 
     def switch_off(self) -> None:
         """Nothing on the screen, and nothing held for it. Raises DrmError, but nothing is held then either."""
         try:
-            Atomic(self.pipe.card, off(self.pipe), self.pipe.name).commit("switch off", MODESET)
+            with about(self.pipe.name):
+                Atomic(self.pipe.card, off(self.pipe)).commit("switch off", MODESET)
         finally:
             self._drop()
 
