@@ -23,7 +23,7 @@ from displbe.sinks.base import Geometry
 from displbe.sinks.drm import uapi
 from displbe.sinks.drm.device import Card
 from displbe.sinks.drm.seat import Files
-from displbe.wire.formats import fourcc
+from displbe.wire.formats import FORMATS, fourcc
 from displbe.xen.memory import Mapping
 
 XR24 = fourcc("XR24")
@@ -447,9 +447,10 @@ class Pages:
 
     domid = 1
 
-    def __init__(self, width: int = 64, height: int = 48) -> None:
-        self.geometry = Geometry(width, height, XR24, width * 4, 0)
-        self.size = width * 4 * height
+    def __init__(self, width: int = 64, height: int = 48, code: int = XR24) -> None:
+        stride = width * FORMATS[code].bits // 8
+        self.geometry = Geometry(width, height, code, stride, 0)
+        self.size = stride * height
         self.memory = bytearray(self.size)
         self._fd = os.memfd_create("guest")
 

@@ -29,6 +29,7 @@ from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.drm.seat import Files, Seat
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.errors import Errno
+from displbe.wire.formats import fourcc
 
 WHOLE = Part(0, 0, 64, 48)
 QUICK = {
@@ -1072,6 +1073,64 @@ async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
         assert lit.ring is not None
         shown = bytes(lit.ring.front.memory.view[: 128 * 16])
         assert shown == b"".join(bytes([row] * 64 + [row + 100] * 64) for row in range(8, 24))
+        await screen.close()
+
+
+RED: dict[str, bytes] = {
+    "RG24": b"\x00\x00\xff",
+    "RG16": b"\x00\xf8",
+    "XR15": b"\x00\x7c",
+    "AR15": b"\x00\xfc",
+    "XR12": b"\x00\x0f",
+    "AR12": b"\x00\xff",
+}
+"""A red pixel."""
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+@pytest.mark.parametrize("modes", [[(64, 48)], [(128, 96)], [(32, 16)]])
+@pytest.mark.parametrize("name", RED)
+async def test_formats_that_the_card_does_not_show(
+    tmp_path: Path, zero_copy: str, modes: list[tuple[int, int]], name: str
+) -> None:
+    """Frames are converted as they are copied, into whatever place; also what is drawn without flipping."""
+    board = Board(modes=modes)
+    async with running(board, tmp_path, zero_copy=zero_copy, refresh=100) as made:
+        screen = Screen(made, pages=[Pages(code=fourcc(name)), Pages(code=fourcc(name))])
+        first, second = screen.pages
+        red = RED[name]
+        first.memory[:] = red * (64 * 48)
+        await screen.show()
+        assert screen.output.path == "copy"
+        assert screen.output.reason == (f"Virtual-1 cannot show {name}")
+        width, height = modes[0]
+        shown = min(64, width), min(48, height)
+        border = bytes(4 * ((width - shown[0]) // 2))
+        rows = [border + b"\0\0\xff\xff" * shown[0] + border] * shown[1]
+        rows = [bytes(4 * width)] * ((height - shown[1]) // 2) + rows + [bytes(4 * width)] * ((height - shown[1]) // 2)
+
+        def picture() -> bytes:
+            return bytes(copies(screen).ring.front.memory.view[: 4 * width * height])
+
+        assert picture() == b"".join(rows)
+        screen.flip()
+        assert board.card is not None
+        await until(lambda: board.card is not None and board.card.pending)
+        board.card.vblank()
+        await screen.complete()
+        assert b"\xff\xff" not in picture()
+        second.memory[:] = first.memory
+        await until(lambda: picture() == b"".join(rows))
+        await screen.close()
+
+
+@pytest.mark.parametrize(("zero_copy", "name"), [("require", "RG16"), ("auto", "YUYV"), ("off", "YUYV")])
+async def test_formats_that_are_refused(tmp_path: Path, zero_copy: str, name: str) -> None:
+    async with running(Board(), tmp_path, zero_copy=zero_copy) as made:
+        screen = Screen(made, pages=[Pages(code=fourcc(name))])
+        with pytest.raises(SinkError, match=f"Virtual-1 cannot show {name}") as refused:
+            await screen.show()
+        assert refused.value.code is Errno.EINVAL
         await screen.close()
 
 

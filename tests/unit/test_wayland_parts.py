@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from displbe.sinks.wayland.convert import CONVERTED, convert
+from displbe.sinks.convert import CONVERTED, convert
 from displbe.sinks.wayland.feedback import gpu_that_does_dma
 from displbe.sinks.wayland.window import fit
 from displbe.wire.formats import fourcc

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 import trio
 
 from displbe.sinks.base import SinkError
+from displbe.sinks.convert import CONVERTED
 from displbe.wire.errors import Errno
-from displbe.wire.formats import FORMATS, fourcc_name
+from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import HypervisorError
 
 from .atomic import Pipe
@@ -19,6 +21,8 @@ from .errors import CardGone, DrmError
 from .stage import Stage
 
 __all__ = ["Attached"]
+
+XR24: Final = fourcc("XR24")
 
 
 class Attached:
@@ -48,7 +52,8 @@ class Attached:
         return {buffer.fb for buffer in self.buffers} - {0}
 
     def scanout_format(self, pipe: Pipe | None, fourcc: int) -> int:
-        """The format for the plane: the guest's, or its twin without alpha; there is nothing below a full screen to blend with.
+        """The format for the plane: the guest's, or its twin without alpha; there is nothing below a full screen to blend with. Where the
+        plane has neither, the one that copies can be converted to.
 
         Raises SinkError.
         """
@@ -58,11 +63,18 @@ class Attached:
         for code in (fourcc, opaque):
             if code in pipe.plane.formats:
                 return code
-        raise SinkError(Errno.EINVAL, f"{self._name} cannot show {fourcc_name(fourcc)}")
+        if fourcc in CONVERTED and XR24 in pipe.plane.formats and not self.required:
+            return XR24
+        raise self._no_format(fourcc)
+
+    def _no_format(self, fourcc: int) -> SinkError:
+        return SinkError(Errno.EINVAL, f"{self._name} cannot show {fourcc_name(fourcc)}")
 
     async def prepare(self, stage: Stage, buffer: DrmBuffer, modes: Sequence[Mode]) -> None:
         """The cheapest way that the card and the buffer share. Raises SinkError, and CardGone, which says nothing of the buffer."""
-        if self._zero_copy != "off":
+        if buffer.converted:
+            self.refuse(buffer, self._no_format(buffer.geometry.fourcc))
+        elif self._zero_copy != "off":
             try:
                 dmabuf = await buffer.guest.dmabuf()
                 buffer.ours = any(allocation.fd == dmabuf for allocation in stage.pipe.card.allocations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from displbe.sinks.base import Geometry, SinkBuffer
+from displbe.wire.formats import FORMATS
 from displbe.xen.port import GuestBuffer
 
 __all__ = ["DrmBuffer"]
@@ -30,6 +31,11 @@ class DrmBuffer(SinkBuffer):
         """The card does not show it without a copy."""
         self.closed = False
         self._remove = remove
+
+    @property
+    def converted(self) -> bool:
+        """The plane is told another format than its pixels have: copies are converted."""
+        return self.fourcc not in (self.geometry.fourcc, FORMATS[self.geometry.fourcc].opaque)
 
     @property
     def path(self) -> str:  # type: ignore[override]

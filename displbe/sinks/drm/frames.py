@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from displbe.sinks.convert import convert
 from displbe.sinks.copier import Copier
 from displbe.xen.memory import copy_rows, same_rows
 
@@ -32,19 +33,29 @@ SLOWEST_LOOK: Final = 0.2
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """What is copied: `rows` rows of `row` octets, from an offset in the guest's buffer to one in ours."""
+    """What is copied: `rows` rows of `row` octets of the guest's, from an offset in its buffer to one in ours."""
 
     row: int
     rows: int
     source: int
     source_stride: int
     target: int
+    converted: int = 0
+    """The guest's format, where ours is another; 0: it is the same."""
 
 
 def copy_frame(buffer: DrmBuffer, cut: Cut, to: Dumb) -> None:
     """A guest's frame into a dumb buffer."""
     assert buffer.view is not None
-    copy_rows(to.memory.view[cut.target :], to.pitch, buffer.view[cut.source :], cut.source_stride, cut.row, cut.rows)
+    _put(buffer.view[cut.source :], cut.source_stride, cut, to)
+
+
+def _put(pixels: memoryview, stride: int, cut: Cut, to: Dumb) -> None:
+    target = to.memory.view[cut.target :]
+    if cut.converted:
+        convert(cut.converted, target, to.pitch, pixels, stride, cut.row, cut.rows)
+    else:
+        copy_rows(target, to.pitch, pixels, stride, cut.row, cut.rows)
 
 
 class Frames:
@@ -144,7 +155,7 @@ class Frames:
         if self._seen is None:
             self._seen = memoryview(bytearray(cut.row * cut.rows))
         copy_rows(self._seen, cut.row, view[cut.source :], cut.source_stride, cut.row, cut.rows)
-        copy_rows(back.memory.view[cut.target :], back.pitch, self._seen, cut.row, cut.row, cut.rows)
+        _put(self._seen, cut.row, cut, back)
         try:
             # It waits until this is on the screen: the guest's next flip goes into the other buffer, which is not any more.
             self._commit("refresh", 0, 0)

@@ -182,11 +182,13 @@ class Stage:
 
 
 def _cut(buffer: DrmBuffer, part: Part, shown: tuple[int, int], ring: Ring, origin: tuple[int, int]) -> Cut:
-    shape, octets = buffer.geometry, FORMATS[buffer.fourcc].bits // 8
+    shape = buffer.geometry
+    octets, ours = (FORMATS[code].bits // 8 for code in (shape.fourcc, buffer.fourcc))
     return Cut(
         row=shown[0] * octets,
         rows=shown[1],
         source=shape.offset + part.y * shape.stride + part.x * octets,
         source_stride=shape.stride,
-        target=origin[1] * ring.back.pitch + origin[0] * octets,
+        target=origin[1] * ring.back.pitch + origin[0] * ours,
+        converted=shape.fourcc if buffer.converted else 0,
     )

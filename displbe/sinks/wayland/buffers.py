@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from displbe.sinks.base import Geometry, SinkBuffer, SinkError
+from displbe.sinks.convert import CONVERTED
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .conn import Proxy
-from .convert import CONVERTED
 
 if TYPE_CHECKING:
     from .session import Session

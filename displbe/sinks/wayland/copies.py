@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from displbe.sinks.base import Geometry, Part
+from displbe.sinks.convert import convert
 from displbe.wire.formats import FORMATS
 from displbe.xen.memory import PAGE_SIZE, Mapping, copy_rows
 
 from .buffers import shm_format
-from .convert import convert
 
 if TYPE_CHECKING:
     from .session import Session

@@ -1,4 +1,4 @@
-"""Frames in a format that the compositor's wl_shm cannot say, as XRGB8888, which it always can.
+"""Frames in a format that the other side cannot show, as XRGB8888, which it always can.
 
 By whole-row operations of bytes and large integers: a pixel is nowhere touched by itself.
 """
