@@ -64,6 +64,8 @@ class Board:
         self.monitors: list[Monitor | None] = [Monitor(modes or [(64, 48)]) for _ in range(connectors)]
         self.planes = connectors
         """The first so many are primary, the others overlays."""
+        self.reach = [(1 << connectors) - 1] * connectors
+        """For each connector, the CRTCs that can drive it, as a mask."""
         self.can_import = True
         self.can_scale = False
         self.can_leave_free = False
@@ -244,7 +246,7 @@ class ModelCard(Card):
         return 0
 
     def _mode_getencoder(self, ask: Any) -> int:
-        ask.possible_crtcs = (1 << len(self.board.monitors)) - 1
+        ask.possible_crtcs = self.board.reach[ask.encoder_id - 1]
         return 0
 
     def _mode_getconnector(self, ask: Any) -> int:
@@ -261,7 +263,7 @@ class ModelCard(Card):
                 mode = uapi.drm_mode_modeinfo.from_address(at)
                 mode.hdisplay, mode.vdisplay, mode.vrefresh = width, height, 100
                 mode.type = uapi.DRM_MODE_TYPE_PREFERRED if number == 0 else 0
-        _fill(ask.encoders_ptr, ask.count_encoders, [1])
+        _fill(ask.encoders_ptr, ask.count_encoders, [1 + index])
         ask.count_encoders = 1
         ask.connector_type, ask.connector_type_id = 15, index + 1
         ask.connection = 1 if monitor is not None else 2

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,15 @@ class Screen:
         """Flip; the token counts up."""
         self.output.flip(self.buffers[index], self.accepted)
         self.accepted += 1
+
+    async def replace(self, index: int) -> None:
+        """Destroy a framebuffer and make it again, as often as that fails."""
+        await self.buffers[index].aclose()
+        made: SinkBuffer | None = None
+        while made is None:
+            with suppress(SinkError):
+                made = await self.output.attach(self.pages[index], self.pages[index].geometry)
+        self.buffers[index] = made
 
     async def complete(self) -> None:
         """Wait until the last flip is over, and see that it was over once."""
@@ -1184,39 +1193,64 @@ async def test_connectors_find_their_crtcs(tmp_path: Path) -> None:
         await second.close()
 
 
-ACTIONS = st.one_of(
-    st.tuples(st.just("flip"), st.integers(0, 1)),
-    st.tuples(st.just("vblank"), st.just(0)),
-    st.tuples(st.sampled_from(["plug", "master", "card", "remove", "enable", "off", "pause"]), st.integers(0, 1)),
-    st.tuples(
-        st.sampled_from(["flip fails", "modeset fails", "test fails", "rmfb fails", "import fails"]),
-        st.sampled_from([errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM, errno.ENOSPC]),
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+async def test_crtcs_for_those_that_have_no_other(tmp_path: Path, order: list[int]) -> None:
+    """A connector that can have several CRTCs takes what the fewest others can use."""
+    board = Board(connectors=3)
+    board.reach = [0b011, 0b001, 0b111]
+    async with running(board, tmp_path) as made:
+        screens = {index: Screen(made, f"Virtual-{index + 1}") for index in order}
+        for screen in screens.values():
+            await screen.show()
+        pipes = {index: screen.output.pipe for index, screen in screens.items()}
+        assert {index: pipe.crtc - CRTC for index, pipe in pipes.items() if pipe is not None} == {0: 1, 1: 0, 2: 2}
+        for screen in screens.values():
+            await screen.close()
+
+
+WHICH = st.integers(0, 1)
+ACTIONS = st.tuples(
+    st.one_of(
+        st.tuples(st.just("flip"), WHICH),
+        st.tuples(st.just("vblank"), st.just(0)),
+        st.tuples(st.sampled_from(["plug", "master", "card", "remove", "enable", "off", "pause"]), WHICH),
+        st.tuples(
+            st.sampled_from(["flip fails", "modeset fails", "test fails", "rmfb fails", "import fails", "probe fails"]),
+            st.sampled_from([errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM, errno.ENOSPC]),
+        ),
     ),
+    WHICH,
 )
+"""What happens, and to which of two outputs."""
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(ACTIONS, max_size=25), st.sampled_from(["auto", "off"]), st.booleans(), st.booleans())
+@given(st.lists(ACTIONS, max_size=25), st.sampled_from(["auto", "off", "require"]), st.booleans(), st.booleans())
 async def test_every_flip_completes_once(
-    tmp_path: Path, actions: list[tuple[str, int]], zero_copy: str, must_be_told: bool, privileged: bool
+    tmp_path: Path, actions: list[tuple[tuple[str, int], int]], zero_copy: str, must_be_told: bool, privileged: bool
 ) -> None:
-    """Whatever fails in whatever order: every accepted flip completes exactly once, and at the end nothing is held."""
-    board = Board()
+    """Whatever fails in whatever order: every accepted flip completes exactly once, and at the end nothing is held.
+
+    Two outputs show the same guest's pages.
+    """
+    board = Board(connectors=2)
     board.must_be_told, board.privileged = must_be_told, privileged
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=100) as made:
-        screen = Screen(made)
-        await screen.show()
-        on, codes = True, set()
-        for action, value in actions:
-            card = board.card
+        pages = [Pages(), Pages()]
+        screens = [Screen(made, "Virtual-1", pages), Screen(made, "Virtual-2", pages)]
+        for screen in screens:
+            await screen.show()
+        on, codes = {0, 1}, set()
+        for (action, value), index in actions:
+            card, screen = board.card, screens[index]
             assert card is not None
             match action:
-                case "flip" if on and not screen.waiting:
+                case "flip" if index in on and not screen.waiting:
                     screen.flip(value)
                 case "vblank":
                     card.vblank()
                 case "plug":
-                    board.monitors[0] = Monitor([(64, 48)]) if value else None
+                    board.monitors[index] = Monitor([(64, 48)]) if value else None
                 case "master" if value:
                     board.other_master = False
                 case "master":
@@ -1226,31 +1260,32 @@ async def test_every_flip_completes_once(
                 case "card":
                     board.unbind()
                 case "remove":
-                    await screen.buffers[value].aclose()
-                    screen.buffers[value] = await screen.output.attach(
-                        screen.pages[value], screen.pages[value].geometry
-                    )
+                    await screen.replace(value)
                 case "enable":
                     try:
                         await screen.output.enable(screen.buffers[value], WHOLE)
                     except SinkError as error:
                         codes.add(error.code)
                         continue
-                    on = True
+                    on.add(index)
                 case "off":
                     await screen.output.disable()
-                    on = False
+                    on.discard(index)
                 case "pause":
                     await trio.sleep(0.03 * value)
                 case _ if action.endswith("fails"):
                     board.faults.setdefault(action.removesuffix(" fails"), []).append(value)
             await trio.lowlevel.checkpoint()
-            assert screen.done == list(range(len(screen.done)))
-        await screen.complete()
+            for screen in screens:
+                assert screen.done == list(range(len(screen.done)))
+        for screen in screens:
+            await screen.complete()
         board.faults.clear()
-        await screen.close()
+        for screen in screens:
+            await screen.close()
         await trio.sleep(0.01)
-        assert screen.done == list(range(screen.accepted))
+        for screen in screens:
+            assert screen.done == list(range(screen.accepted))
         assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # what is wrong with the screen is not told the guest
         if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
             assert (board.card.fbs, board.card.blobs, board.card.handles) == ({}, {}, {})
