@@ -1,7 +1,8 @@
 """Runs in Dom0: shows a dma-buf through displbe's DRM sink, as it would a guest's pages, until it is ended.
 
-Its argument is JSON: the sink's settings, a connector, the geometry, a file with the buffer's octets, and whose the dma-buf is: empty
-for an udmabuf, `ours` for memory of the output's own (be-alloc), else a card's node for a dumb buffer of that card.
+Its argument is JSON: the sink's settings, connectors, the geometry, a file with the buffer's octets, and whose the dma-buf is: empty
+for an udmabuf, `ours` for memory of the output's own (be-alloc), else a card's node for a dumb buffer of that card. And how often the
+buffer is attached, to all connectors at once, before it is shown.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import structlog
 import trio
 
 from displbe.config import DrmSettings
-from displbe.sinks.base import Geometry, Part
+from displbe.sinks.base import Geometry, Output, Part, SinkBuffer
 from displbe.sinks.drm.device import Card
 from displbe.sinks.drm.dumb import DumbAllocation
 from displbe.sinks.drm.sink import DrmSink
@@ -72,27 +73,50 @@ def udmabuf(pages: int) -> int:
         return int(fcntl.ioctl(device, UDMABUF_CREATE, ask))
 
 
+async def attach(outputs: list[Output], memory: Memory, geometry: Geometry) -> dict[Output, SinkBuffer]:
+    """To all outputs at once."""
+    made: dict[Output, SinkBuffer] = {}
+
+    async def one(output: Output) -> None:
+        made[output] = await output.attach(memory, geometry)
+
+    async with trio.open_nursery() as nursery:
+        for output in outputs:
+            nursery.start_soon(one, output)
+    return made
+
+
 async def show(asked: dict[str, Any]) -> None:
     """Show it."""
     sink = DrmSink(DrmSettings(**asked["settings"]))
     async with trio.open_nursery() as nursery:
         await nursery.start(sink.run)
         width, height, code, stride, offset = asked["geometry"]
-        output = sink.claim(asked["connector"], width, height)
+        outputs = [sink.claim(name, width, height) for name in asked["connectors"]]
         content = open(asked["file"], "rb").read()  # noqa: ASYNC230, SIM115
         match asked["memory"]:
             case "":
                 fd = udmabuf(pages_of(content))
             case "ours":
-                allocation = await output.allocate(pages_of(content))
+                allocation = await outputs[0].allocate(pages_of(content))
                 fd = allocation.fd
             case node:
                 other = DumbAllocation(Card(node), pages_of(content))
                 fd = other.fd
         memory = Memory(fd, content)
-        frame = await output.attach(memory, Geometry(width, height, fourcc(code), stride, offset))
-        await output.enable(frame, Part(0, 0, width, height))
-        print(json.dumps({"event": "shown", "path": output.path, "reason": output.reason}), flush=True)
+        geometry = Geometry(width, height, fourcc(code), stride, offset)
+        paths = set()
+        for _ in range(asked["times"] - 1):
+            frames = await attach(outputs, memory, geometry)
+            for frame in frames.values():
+                paths.add(frame.path)
+                await frame.aclose()
+        for output, frame in (await attach(outputs, memory, geometry)).items():
+            await output.enable(frame, Part(0, 0, width, height))
+            paths.add(output.path)
+        edid = await outputs[0].edid() or b""
+        said = {"path": " or ".join(sorted(paths)), "reason": outputs[0].reason, "edid": edid.hex()}
+        print(json.dumps({"event": "shown"} | said), flush=True)
         await trio.sleep_forever()
 
 

@@ -14,7 +14,7 @@ from lab.vm import Machine, guest_config
 
 ALLOWED = "[guest.one]\nbe-alloc = true\n"
 PATHS = {
-    "copy": ('zero-copy = "off"\nrefresh = 0\n', 0),
+    "copy": ('zero-copy = "off"\n', 0),
     "zero copy": ('zero-copy = "require"\n', 0),
     "be-alloc": (f'zero-copy = "require"\n{ALLOWED}', 1),
 }

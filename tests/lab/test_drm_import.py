@@ -26,18 +26,20 @@ def shown(
     stride: int,
     offset: int = 0,
     memory: str = "",
+    times: int = 1,
     **settings: object,
 ) -> Iterator[dict[str, object]]:
-    """A picture in a dma-buf on a connector, while the block lasts: the path that it took."""
+    """A picture in a dma-buf on a connector, or on several (with spaces between), while the block lasts: the path that it took."""
     machine.put("/tmp/importing.py", SCRIPT.read_text())
     machine.put("/tmp/pixels", bytes(offset) + encoded(picture, fourcc, stride))
     geometry = picture.width, picture.height, fourcc, stride, offset
     asked = {
         "settings": settings,
-        "connector": connector,
+        "connectors": connector.split(),
         "geometry": geometry,
         "file": "/tmp/pixels",
         "memory": memory,
+        "times": times,
     }
     command = f"PYTHONPATH={TREE} exec python3 /tmp/importing.py '{json.dumps(asked)}'"
     group = machine.start(command, "/tmp/importing.log")
@@ -66,6 +68,41 @@ def test_on_a_screen(machine: Machine, stride: int, offset: int) -> None:
         print(f"\npitch {stride}, offset {offset}: {said}")
         machine.expect_picture(picture, f"udmabuf-{stride}-{offset}", timeout=10)
         assert said["path"] == "zero copy"
+
+
+def test_edid(machine: Machine) -> None:
+    """The EDID that a guest is given is the monitor's, as the kernel has it."""
+    name = next(iter(machine.connectors()))
+    file = f"/sys/class/drm/{machine.card().name}-{name}/edid"
+    with shown(machine, name, drawn(1024, 768, 1), "XR24", 4096) as said:
+        edid = bytes.fromhex(machine.check(f"python3 -c \"print(open('{file}', 'rb').read().hex())\"").strip())
+        assert edid[:8] == bytes.fromhex("00ffffffffffff00")
+        assert said["edid"] == edid[: len(edid) // 128 * 128].hex()
+
+
+def test_format_that_the_card_does_not_show(machine: Machine) -> None:
+    """virtio-gpu takes no 16 bits: converted as it is copied."""
+    name = next(iter(machine.connectors()))
+    picture = drawn(1024, 768, 2)
+    rgb = bytearray(picture.rgb)
+    for channel, bits in enumerate((5, 6, 5)):
+        fewer = [value >> (8 - bits) for value in range(256)]
+        rgb[channel::3] = rgb[channel::3].translate(bytes(v << (8 - bits) | v >> (2 * bits - 8) for v in fewer))
+    with shown(machine, name, picture, "RG16", 2048) as said:
+        machine.expect_picture(Picture(1024, 768, bytes(rgb)), "rg16", timeout=10)
+        assert said["path"] == "copy"
+        assert "RG16" in str(said["reason"])
+
+
+def test_the_same_memory_on_two_connectors(machine: Machine) -> None:
+    """One dma-buf is attached to two outputs of a card at once, again and again: always without copies, and both are right at the end."""
+    picture = drawn(640, 480, 3)
+    with (
+        vkms(machine, connectors=2) as card,
+        shown(machine, " ".join(card.connectors), picture, "XR24", 2560, times=200) as said,
+    ):
+        assert said["path"] == "zero copy", said
+        assert [card.checksum(index) for index in (0, 1)] == [checksum_of(picture)] * 2
 
 
 def test_our_own_memory(machine: Machine) -> None:

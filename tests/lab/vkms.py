@@ -10,6 +10,7 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from lab.pictures import Picture
 from lab.vm import Machine
@@ -44,10 +45,11 @@ class Vkms:
     card: str
     connectors: tuple[str, ...]
 
-    def plug(self, index: int, connected: bool) -> None:
-        """Plug a monitor in, or out."""
+    def plug(self, index: int, connected: bool) -> datetime:
+        """Plug a monitor in, or out: just after this time by Dom0's clock, in UTC like displbe's log."""
         status = 1 if connected else 2
-        self.machine.check(f"echo {status} > /sys/kernel/config/vkms/{self.name}/connectors/k{index}/status")
+        file = f"/sys/kernel/config/vkms/{self.name}/connectors/k{index}/status"
+        return datetime.fromtimestamp(float(self.machine.check(f"date +%s.%N; echo {status} > {file}")), UTC)
 
     def checksum(self, index: int = 0) -> str:
         """What a CRTC shows, as the checksum of a frame; it must be on, and its picture still."""

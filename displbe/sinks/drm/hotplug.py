@@ -25,6 +25,7 @@ def _monitor() -> Any:
     monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
     monitor.filter_by("drm")
     monitor.start()
+    _log.debug("events of monitors", source=source)
     return monitor
 
 
