@@ -61,6 +61,8 @@ class Found:
             raise
         except DrmError:
             there = [crtc for crtc in self._card.crtcs if self._can_be_put_back(crtc)]
+            if not there:
+                raise
             self._commit(there, MODESET)
 
     def _can_be_put_back(self, crtc: int) -> bool:
