@@ -535,7 +535,7 @@ async def test_failed_flip(tmp_path: Path, number: int, zero_copy: str) -> None:
 
 
 async def test_monitor_unplugged(tmp_path: Path) -> None:
-    """Flips go on without a monitor, at the mode's rate; the monitor that comes back shows the current frame, EDID or none."""
+    """Flips go on without a monitor, at the mode's rate; the monitor that comes back shows the current frame."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
