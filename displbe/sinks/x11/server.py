@@ -112,7 +112,9 @@ class Server:
 
     def __init__(self, display: str) -> None:
         self.on_event: dict[int, Callable[[Event], None]] = {}
-        """Who hears the events of a window, or of a shared segment, by its id."""
+        """Who hears the events of a window, by its id."""
+        self.on_read: dict[int, Callable[[], None]] = {}
+        """Who hears that the server has read a shared segment, by its id."""
         self._owed: dict[object, float] = {}
         self._waiting = trio.CancelScope()
         try:
@@ -262,7 +264,11 @@ class Server:
             for hear in list(self.on_event.values()):
                 hear(event)
             return
-        for name in ("event", "window", "shmseg"):
+        if isinstance(event, xcffib.shm.CompletionEvent):
+            if (read := self.on_read.get(event.shmseg)) is not None:
+                read()
+            return
+        for name in ("event", "window"):
             hear_it = self.on_event.get(getattr(event, name, 0))
             if hear_it is not None:
                 hear_it(event)
@@ -271,4 +277,5 @@ class Server:
     def close(self) -> None:
         """The server forgets our windows."""
         self.on_event.clear()
+        self.on_read.clear()
         self.connection.disconnect()

@@ -63,7 +63,7 @@ class _Canvas:
     """What one size and format of frames needs: shared memory, and the server's pixmap and picture."""
 
     def __init__(
-        self, server: Server, window: int, kind: PixelFormat, width: int, height: int, read: Callable[[Event], None]
+        self, server: Server, window: int, kind: PixelFormat, width: int, height: int, read: Callable[[], None]
     ) -> None:
         self.shape = kind, width, height
         self.row = width * kind.octets
@@ -77,7 +77,7 @@ class _Canvas:
             self.memory = Mapping(fd, [(0, octets)], writable=True)
         finally:
             os.close(fd)
-        server.on_event[self.segment] = read
+        server.on_read[self.segment] = read
         self.pixmap, self.gc, self.picture = server.new_id(), server.new_id(), server.new_id()
         server.core.CreatePixmap(kind.depth, self.pixmap, window, width, height)
         server.core.CreateGC(self.gc, self.pixmap, 0, [])
@@ -105,7 +105,7 @@ class _Canvas:
 
     def forget(self) -> None:
         """The server is lost."""
-        self._server.on_event.pop(self.segment, None)
+        self._server.on_read.pop(self.segment, None)
         self.memory.close()
 
 
@@ -133,7 +133,10 @@ class Window:
         """As it is on the screen."""
         self.seat = WindowSeat(tell, self._where)
         self._scale = scale
+        self._fullscreen = fullscreen
         self._on_close = on_close
+        self._withdrawn = True
+        """No window manager knows of it."""
         self._changed = changed
         self._canvas: _Canvas | None = None
         self._placed: object = None
@@ -141,9 +144,9 @@ class Window:
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
-        self._create(title, fullscreen)
+        self._create(title)
 
-    def _create(self, title: str, fullscreen: bool) -> None:
+    def _create(self, title: str) -> None:
         server, atoms = self.server, self.server.atoms
         screen = server.screen
         shape = (0, 0, *self.size, 0, x.WindowClass.InputOutput, screen.root_visual)
@@ -158,8 +161,6 @@ class Window:
         server.property(self.id, x.Atom.WM_HINTS, x.Atom.WM_HINTS, [TAKES_KEYS, 1, *(0,) * 7])
         protocols = [atoms["WM_DELETE_WINDOW"], atoms["_NET_WM_PING"]]
         server.property(self.id, atoms["WM_PROTOCOLS"], x.Atom.ATOM, protocols)
-        if fullscreen:
-            server.property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, [atoms["_NET_WM_STATE_FULLSCREEN"]])
         server.on_event[self.id] = self._hear
         self.resize(self.size)
         self.show()
@@ -173,6 +174,12 @@ class Window:
 
     def show(self) -> None:
         """Onto the screen, again."""
+        if self._withdrawn:
+            self._withdrawn = False
+            if self._fullscreen:  # each time: a window manager removes it from what is withdrawn (EWMH)
+                atoms = self.server.atoms
+                state = [atoms["_NET_WM_STATE_FULLSCREEN"]]
+                self.server.property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
         self.server.core.MapWindow(self.id)
         self.server.flush()
 
@@ -267,7 +274,7 @@ class Window:
             case _:
                 self.seat.hear(event)
 
-    def _has_read(self, event: Event | None = None) -> None:
+    def _has_read(self) -> None:
         self.server.paid(self)
         self._read.set()
 
@@ -283,6 +290,7 @@ class Window:
             if self._on_close == "iconify":
                 self.server.message(self.id, atoms["WM_CHANGE_STATE"], (ICONIC,))
             elif self._on_close == "detach":
+                self._withdrawn = True
                 self.server.core.UnmapWindow(self.id)
 
     # The end

@@ -11,7 +11,7 @@ import trio
 from PIL import Image, ImageChops
 from scenario.world import spec, until
 from sinks.x11.conftest import Worlds, output_of, sink_of
-from sinks.x11.xvfb import User, Xvfb
+from sinks.x11.xvfb import SIZE, Manager, User, Xvfb
 
 from displbe.sim.guest import DisplayBuffer, Guest, GuestFailure
 from displbe.sinks.seat import (
@@ -26,6 +26,7 @@ from displbe.sinks.seat import (
     PointerMotion,
     SeatEvent,
 )
+from displbe.sinks.x11 import output as output_module
 from displbe.sinks.x11 import server as server_module
 from displbe.wire.formats import FORMATS, fourcc
 
@@ -113,6 +114,31 @@ async def test_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
         assert guest.display.connectors[0].flips_done == [frames[turn % 3][0] for turn in range(1, 31)]
         assert (output_of(world).shown, output_of(world).late) == (30, 0)
         await until(lambda: output_of(world).path == "copy")
+
+
+async def test_a_flip_waits_for_the_server(
+    worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server says of other things completes no flip: a frame that it has not read must not be overwritten."""
+    monkeypatch.setattr(output_module, "LATE", 1000.0)
+    heard = Heard()
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
+            frames = [await framebuffer(guest, seed) for seed in range(2)]
+            await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
+            await seen(user, as_shown(frames[0][2]))
+            display = guest.display.connectors[0]
+            user.core.GrabServer()  # it does nothing for others, and still tells them what it sees
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(display.flip, frames[1][0])
+                for _ in range(3):
+                    await heard.expect(PointerEnter(5, 5, WIDTH, HEIGHT), do=lambda: user.point(5, 5))
+                    await heard.expect(PointerLeave(), do=lambda: user.point(500, 400))
+                assert display.flips_done == []
+                user.core.UngrabServer()
+                user.done()
+            assert display.flips_done == [frames[1][0]]
+            assert same(at(user, 0, 0), as_shown(frames[1][2]))
 
 
 async def test_drawing_without_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
@@ -333,6 +359,34 @@ async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> Non
         await until(lambda: output_of(world).path == ("" if policy == "detach" else "copy"))
         await guest.display.show(0, fb, WIDTH, HEIGHT)
         await seen(user, as_shown(pixels))
+
+
+@pytest.mark.parametrize("policy", ["detach", "iconify"])
+async def test_full_screen_again(worlds: Worlds, policy: str) -> None:
+    """Under a window manager: a full screen that was closed comes back as one, when its guest sets a mode."""
+    with Xvfb.running() as server, Manager.of(server) as manager, User.of(server) as user:
+        async with (
+            worlds(server.display, on_close=policy, fullscreen=True) as world,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(manager.run)
+            async with world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+                fb, _, _ = await show(guest)
+                for _ in range(3):
+                    await until(lambda: [size_of(user, window) for window in user.windows()] == [SIZE])
+                    window = the_window(user)
+                    user.message(window, "WM_DELETE_WINDOW")
+                    await until(lambda: not user.windows())
+                    gone = manager.withdrawn if policy == "detach" else manager.icons
+                    await until(partial(gone.__contains__, window))
+                    user.resize(window, WIDTH, HEIGHT)  # what is shown again is as large as it is told to be then
+                    await guest.display.show(0, fb, WIDTH, HEIGHT)
+            nursery.cancel_scope.cancel()
+
+
+def size_of(user: User, window: int) -> tuple[int, int]:
+    geometry = user.core.GetGeometry(window).reply()
+    return geometry.width, geometry.height
 
 
 class Heard(list[SeatEvent]):

@@ -8,14 +8,15 @@ import signal
 import struct
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
+import trio
 import xcffib
 import xcffib.xproto as x
 import xcffib.xtest
 from PIL import Image
 
-__all__ = ["User", "Xvfb"]
+__all__ = ["SIZE", "Manager", "User", "Xvfb"]
 
 SIZE = (640, 480)
 KEY_PRESS, KEY_RELEASE, BUTTON_PRESS, BUTTON_RELEASE, MOTION_NOTIFY = range(2, 7)
@@ -81,7 +82,7 @@ class User:
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, server: Xvfb) -> Iterator[User]:
+    def of(cls, server: Xvfb) -> Iterator[Self]:
         """A user while the block lasts."""
         user = cls(server)
         try:
@@ -164,3 +165,43 @@ class User:
     def done(self) -> None:
         """Wait until the server has done all that."""
         self.core.GetInputFocus().reply()
+
+
+class Manager(User):
+    """A window manager: what ICCCM and EWMH say of one, for windows that are shown, full screen, made icons, and withdrawn."""
+
+    def __init__(self, server: Xvfb) -> None:
+        super().__init__(server)
+        self.icons: set[int] = set()
+        self.withdrawn: set[int] = set()
+        mask = x.EventMask.SubstructureRedirect | x.EventMask.SubstructureNotify
+        self.core.ChangeWindowAttributes(self.root, x.CW.EventMask, [mask])
+        self.done()
+
+    async def run(self) -> None:
+        """Manage, until cancelled."""
+        while True:
+            with contextlib.suppress(x.WindowError):  # one that is gone already
+                while (event := self.connection.poll_for_event()) is not None:
+                    self._obey(event)
+                self.connection.flush()
+                await trio.lowlevel.wait_readable(self.connection.get_file_descriptor())
+
+    def _obey(self, event: Any) -> None:
+        both = x.ConfigWindow.Width | x.ConfigWindow.Height
+        match event:
+            case x.MapRequestEvent():
+                state = self.property(event.window, "_NET_WM_STATE")
+                if self.atom("_NET_WM_STATE_FULLSCREEN").to_bytes(4, "little") in state:
+                    self.core.ConfigureWindow(event.window, both, list(SIZE))
+                self.icons.discard(event.window)
+                self.withdrawn.discard(event.window)
+                self.core.MapWindow(event.window)
+            case x.ConfigureRequestEvent():
+                self.core.ConfigureWindow(event.window, both, [event.width, event.height])
+            case x.ClientMessageEvent() if event.type == self.atom("WM_CHANGE_STATE") and event.data.data32[0] == 3:
+                self.icons.add(event.window)
+                self.core.UnmapWindow(event.window)
+            case x.UnmapNotifyEvent() if event.window not in self.icons:
+                self.withdrawn.add(event.window)
+                self.core.DeleteProperty(event.window, self.atom("_NET_WM_STATE"))
