@@ -51,7 +51,7 @@ class LogSettings(_Table, frozen=True):
 
     format: Literal["auto", "json", "console"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
-    traces: str = ""
+    traces: str = "auto"
 
 
 class XenSettings(_Table, frozen=True):

@@ -25,7 +25,7 @@ from displbe.ops import log
 from displbe.ops.control import Control
 from displbe.ops.health import Health
 from displbe.ops.lag import Lag
-from displbe.ops.traces import TraceFiles
+from displbe.ops.traces import TraceFiles, directory_of
 from displbe.sinks.base import Sink
 from displbe.sinks.registry import MissingPackage, make_sink
 from displbe.xen.port import Hypervisor
@@ -49,7 +49,8 @@ class Daemon:
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
         self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack // self.sink.mappings))
-        self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, TraceFiles(settings.log.traces))
+        traces = TraceFiles(directory_of(settings.log.traces))
+        self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, traces)
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
         self.focus = Focus(settings.input.focus)
         self.evdev = Evdev(settings.input, self.focus, nodes or _system_nodes(settings))

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it could not be done, 2 wrong use; `check`: 1 when somethi
 from __future__ import annotations
 
 import argparse
+import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -150,23 +151,30 @@ def _screenshot(arguments: argparse.Namespace) -> int:
 def _trace(arguments: argparse.Namespace) -> int:
     from displbe.display.trace import trace_lines
 
-    facts, records = _ask(arguments) if arguments.guest else _trace_file(arguments.file)
-    if "reason" in facts:
-        print(f"{facts['guest']}, {facts['connector']}: shut off: {facts['reason']}")
+    if not arguments.guest:
+        return _trace_file(arguments.file)
+    facts, records = _ask(arguments)
     for line in trace_lines(records, float(facts["epoch"])):
         print(line)
     return 0
 
 
-def _trace_file(path: str) -> tuple[dict[str, int | float | str], bytes]:
-    from displbe.ops.traces import read_trace
+def _trace_file(path: str) -> int:
+    from displbe.display.trace import trace_lines
+    from displbe.ops.traces import read_traces
 
+    lines: list[str] = []
     try:
-        return read_trace(Path(path).read_bytes())
+        for piece, records in read_traces(Path(path).read_bytes()):
+            lines.append(escape(f"{piece.guest}, {piece.connector}: shut off: {piece.reason}"))
+            lines += trace_lines(records, piece.epoch)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
-    except (ValueError, msgspec.DecodeError) as error:
+    # A file may hold anything: half a record, a time beyond every calendar.
+    except (ValueError, OverflowError, struct.error) as error:
         raise Failure(f"{path}: {error}") from error
+    print("\n".join(lines))
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

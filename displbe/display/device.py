@@ -13,7 +13,7 @@ import trio
 from displbe.backend.device import Device, Refused, releasing
 from displbe.backend.guests import GuestSettings
 from displbe.ops.text import escape
-from displbe.ops.traces import TraceFiles
+from displbe.ops.traces import Piece, TraceFiles
 from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
@@ -24,7 +24,7 @@ from displbe.xen.port import Hypervisor, NoEntry, StoreError, StoreLost
 from .buffers import Buffers
 from .connector import Connector
 from .edid import answer_edid
-from .trace import RECORD, Trace, trace_lines
+from .trace import Trace, trace_lines
 
 __all__ = ["DisplayDriver"]
 
@@ -130,17 +130,16 @@ class DisplayDriver:
             await session.run(task_status)
 
     def _keep_traces(self, device: Device, connectors: list[Connector], reason: FrontendBroken) -> None:
+        epoch = Trace.epoch()
+        guest = device.name or f"domain{device.domid}"
         for connector in connectors:
-            records, epoch = connector.trace.octets(), Trace.epoch()
-            last = list(trace_lines(records[-LOGGED * RECORD.size :], epoch))
+            last = list(trace_lines(connector.trace.octets(LOGGED), epoch))
             device.log.warning("last requests", connector=connector.output.name, requests=last)
-            facts: dict[str, int | float | str] = {
-                "guest": escape(device.name) or str(device.domid),
-                "connector": escape(connector.output.name),
-                "epoch": epoch,
-                "reason": escape(str(reason)),
-            }
-            self._traces.keep(f"domain{device.domid}-{device.number}-{connector.index}", facts, records)
+        pieces = (
+            (Piece(escape(guest), escape(connector.output.name), epoch, escape(str(reason))), connector.trace.octets())
+            for connector in connectors
+        )
+        self._traces.keep(escape(guest), device.number, pieces)
 
     def _claim(self, device: Device, claimant: Claimant, key: ConnectorKeys, stack: AsyncExitStack) -> Output:
         try:

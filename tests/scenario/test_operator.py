@@ -145,24 +145,27 @@ async def test_a_shut_off_device_and_its_trace(world: World) -> None:
         assert (device["backend"], device["connections"], device["shut_off"]) == ("connected", 2, 1)
 
 
-async def test_a_trace_is_kept_when_a_device_is_shut_off(tmp_path: Path) -> None:
+async def test_traces_are_kept_when_devices_are_shut_off(tmp_path: Path) -> None:
+    """Of each guest, all its connectors."""
     folder = tmp_path / "traces"
     folder.mkdir()
     async with World.running(tmp_path, traces=str(folder)) as world:
         with structlog.testing.capture_logs() as lines:
-            async with world.guest(1) as guest:
-                connector = guest.display.connectors[0]
-                await connector.ask(PageFlip(0, 99))
-                connector.ring_page.store(0, 5000)  # an impossible index
-                connector.channel.notify()
-                await until(lambda: any(name.endswith(".trace") for name in os.listdir(folder)))
-        (line,) = [line for line in lines if line["event"] == "last requests"]
-        assert len(line["requests"]) == 1
-        assert "PG_FLIP" in line["requests"][0]
-        (kept,) = os.listdir(folder)
-        text = await ctl(world, "trace", "--file", str(folder / kept))
-        assert "1, HDMI-A-1: shut off: impossible request index" in text
+            async with world.guest(1, spec(), spec("DP-1")) as guest, world.guest(2, spec("DP-2")) as second:
+                await guest.display.connectors[1].ask(PageFlip(0, 99))
+                await second.display.connectors[0].ask(PageFlip(0, 98))
+                for connector in (guest.display.connectors[0], second.display.connectors[0]):
+                    connector.ring_page.store(0, 5000)  # an impossible index
+                    connector.channel.notify()
+                await until(lambda: sum(name.endswith(".trace") for name in os.listdir(folder)) == 2)
+        last = [line["requests"] for line in lines if line["event"] == "last requests"]
+        assert sorted(map(len, last)) == [0, 1, 1]
+        first, other = sorted(os.listdir(folder))
+        text = await ctl(world, "trace", "--file", str(folder / first))
+        assert "domain1, HDMI-A-1: shut off: impossible request index" in text
+        assert "domain1, DP-1: shut off: impossible request index" in text
         assert "PG_FLIP id=0 fb_cookie=0x63 -> ENOENT after" in text
+        assert "fb_cookie=0x62 -> ENOENT after" in await ctl(world, "trace", "--file", str(folder / other))
         assert "this is no trace" in await ctl(world, "trace", "--file", "/etc/passwd", code=1)
         assert "No such file" in await ctl(world, "trace", "--file", str(folder / "none"), code=1)
 
