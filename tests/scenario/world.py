@@ -67,7 +67,7 @@ class World:
         refresh: float = REFRESH,
         limits: Limits | None = None,
         guests: dict[str, GuestSettings] | None = None,
-        traces: str = "",
+        traces: str = "auto",
         input: InputSettings | None = None,
     ) -> AsyncIterator[World]:
         """A world while the block lasts. At its end all guests are gone, and nothing of theirs may be held."""
