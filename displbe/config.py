@@ -99,6 +99,10 @@ class MetricsSettings(_Table, frozen=True):
         host, colon, port = self.listen.rpartition(":")
         if self.listen and not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
             raise ValueError("listen is HOST:PORT")
+        try:
+            host.strip("[]").encode("idna")
+        except UnicodeError as error:
+            raise ValueError(f"listen is HOST:PORT, and {host} cannot be a host: {error}") from error
 
 
 class HeadlessSettings(_Table, frozen=True):

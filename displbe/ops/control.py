@@ -17,6 +17,7 @@ import msgspec
 import structlog
 import trio
 
+from .clients import Clients
 from .listen import unix_listener
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
 
 VERSION: Final = 1
 """Of the protocol."""
-MAX_CLIENTS: Final = 8
 MAX_LINE: Final = 4096
 """Octets of a request."""
 IDLE: Final = 60.0
@@ -45,8 +45,8 @@ TOO_LONG: Final = 30.0
 PIECE: Final = 65536
 PACE: Final = 0.02
 """Seconds between two commands, of all clients together."""
-ACCEPT_PACE: Final = 0.01
-"""Seconds between two connections."""
+DEADLINE: Final = 10.0
+"""Seconds in which a command must be done. What a guest holds up (a buffer that a card or a compositor still has) it may hold for ever."""
 _CREDENTIALS: Final = Struct("=iII")
 _log = structlog.get_logger("displbe.control")
 
@@ -129,7 +129,7 @@ class Control:
     def __init__(self, settings: ControlSettings, commands: Mapping[str, Command]) -> None:
         self._settings = settings
         self._commands = commands
-        self._clients = 0
+        self.clients = Clients(self._serve)
         self._next = 0.0
         # One large answer in memory at a time.
         self._heavy = trio.Lock()
@@ -147,39 +147,14 @@ class Control:
                 _log.error("no control socket", path=str(path), reason=str(error))
                 task_status.started()
                 return
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                await self._accept(listener, nursery)
-
-    async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        while True:
-            try:
-                client = await listener.accept()
-            except OSError as error:  # no more files, for one
-                _log.warning("cannot accept a client", reason=error.strerror)
-                await trio.sleep(1)
-                continue
-            if self._clients < MAX_CLIENTS:
-                self._clients += 1
-                nursery.start_soon(self._serve, client)
-            else:
-                client.socket.close()
-            await trio.sleep(ACCEPT_PACE)
+            task_status.started()
+            await self.clients.accept(listener)
 
     async def _serve(self, client: trio.SocketStream) -> None:
-        """One client: whatever goes wrong with it stays with it."""
         try:
-            async with client:
-                try:
-                    await self._converse(client)
-                except CommandError as error:
-                    await _send(client, Head(False, str(error)), b"")
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            pass
-        except Exception:
-            _log.exception("a client of the control socket could not be served")
-        finally:
-            self._clients -= 1
+            await self._converse(client)
+        except CommandError as error:
+            await _send(client, Head(False, str(error)), b"")
 
     async def _converse(self, client: trio.SocketStream) -> None:
         """Raises CommandError for what is no request."""
@@ -200,23 +175,22 @@ class Control:
         command = self._commands.get(request.command)
         if command is None:
             raise CommandError(f"no such command; there are: {', '.join(sorted(self._commands))}")
-        if request.command in LARGE:
-            async with self._heavy:
-                await self._do(client, command, request)
-        else:
-            await self._do(client, command, request)
-
-    async def _do(self, client: trio.SocketStream, command: Command, request: Request) -> None:
         if request.command not in SILENT:
             _log.info(
                 "command", command=request.command, guest=request.guest, connector=request.connector, **_who(client)
             )
-        try:
-            answer = await command(request)
-        except CommandError as error:
-            await _send(client, Head(False, str(error)), b"")
-        else:
-            await _send(client, Head(True, octets=len(answer.body), facts=answer.facts), answer.body)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                with trio.fail_after(DEADLINE):
+                    if request.command in LARGE:
+                        await stack.enter_async_context(self._heavy)
+                    made = await command(request)
+                head, body = Head(True, octets=len(made.body), facts=made.facts), made.body
+            except CommandError as error:
+                head, body = Head(False, str(error)), b""
+            except trio.TooSlowError:
+                head, body = Head(False, f"not done within {DEADLINE:.0f} s: what it needs is held up"), b""
+            await _send(client, head, body)
 
 
 LARGE: Final = frozenset({"screenshot", "trace"})

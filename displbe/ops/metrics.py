@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import CollectorRegistry
 
+from .clients import Clients
 from .listen import unix_listener
 from .status import Connector, Device, Guest, Status
 
@@ -29,7 +30,6 @@ FIRST_BUCKET: Final = 0.00025
 PATIENCE: Final = 5.0
 """Seconds that a client has for its request, and for its answer."""
 MAX_REQUEST: Final = 8192
-MAX_CLIENTS: Final = 4
 FRESH: Final = 1.0
 """Seconds that an answer serves for further clients."""
 _log = structlog.get_logger("displbe.metrics")
@@ -81,7 +81,9 @@ def _of_the_daemon(status: Status) -> Iterator[Metric]:
     yield build
     yield GaugeMetricFamily("displbe_uptime_seconds", "Since the daemon has started.", status.uptime)
     yield GaugeMetricFamily(
-        "displbe_loop_lag_seconds", "How late the loop that serves the rings was at most in a minute.", status.loop.lag
+        "displbe_loop_lag_seconds",
+        "The longest turn, in the last minute, of the loop that serves the rings.",
+        status.loop.lag,
     )
     yield CounterMetricFamily("displbe_log_lines_dropped", "Lines of the log that were lost.", status.loop.log_dropped)
     yield GaugeMetricFamily("displbe_grants_mapped_pages", "Pages of all guests.", status.mapped.used)
@@ -167,7 +169,7 @@ class Metrics:
     def __init__(self, settings: MetricsSettings, look: Callable[[], Awaitable[Status]]) -> None:
         self._settings = settings
         self._look = look
-        self._clients = trio.CapacityLimiter(MAX_CLIENTS)
+        self.clients = Clients(self._answer)
         self._making = trio.Lock()
         self._text = b""
         self._made = float("-inf")
@@ -194,13 +196,18 @@ class Metrics:
             return self._text
 
     async def _write_file(self, path: Path) -> None:
-        while True:
-            text = await self.text()
-            try:
-                await trio.to_thread.run_sync(_replace, path, text)
-            except OSError as error:
-                _log.warning("cannot write the metrics", file=str(path), reason=str(error))
-            await trio.sleep(self._settings.interval)
+        """Until the end, and then there is none: who reads it would take our last figures for today's."""
+        try:
+            while True:
+                text = await self.text()
+                try:
+                    await trio.to_thread.run_sync(_replace, path, text)
+                except OSError as error:
+                    _log.warning("cannot write the metrics", file=str(path), reason=str(error))
+                await trio.sleep(self._settings.interval)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     async def _serve_unix(self, path: Path) -> None:
         with contextlib.ExitStack() as stack:
@@ -209,34 +216,31 @@ class Metrics:
             except OSError as error:
                 _log.error("no socket for metrics", path=str(path), reason=str(error))
                 return
-            await trio.serve_listeners(self._answer, [listener])
+            await self.clients.accept(listener)
 
     async def _serve_tcp(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         try:
             listeners = await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be the name of a host
             _log.error("no port for metrics", address=address, reason=str(error))
             return
-        await trio.serve_listeners(self._answer, listeners)
+        async with contextlib.AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            for listener in listeners:
+                await stack.enter_async_context(listener)
+                nursery.start_soon(self.clients.accept, listener)
 
     async def _answer(self, client: trio.SocketStream) -> None:
         """One client, one answer."""
-        try:
-            async with client, self._clients:
-                with trio.fail_after(PATIENCE):
-                    line = await _request_line(client)
-                if line.split(b"?")[0] not in (b"GET /metrics", b"GET /"):
-                    text, kind, status = b"only /metrics is here\n", "text/plain", "404 Not Found"
-                else:
-                    text, kind, status = await self.text(), CONTENT_TYPE_LATEST, "200 OK"
-                head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-                with trio.fail_after(PATIENCE):
-                    await client.send_all(head.encode() + text)
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            pass
-        except Exception:
-            _log.exception("metrics could not be told")
+        with trio.fail_after(PATIENCE):
+            line = await _request_line(client)
+        if line.split(b"?")[0] not in (b"GET /metrics", b"GET /"):
+            text, kind, status = b"only /metrics is here\n", "text/plain", "404 Not Found"
+        else:
+            text, kind, status = await self.text(), CONTENT_TYPE_LATEST, "200 OK"
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+        with trio.fail_after(PATIENCE):
+            await client.send_all(head.encode() + text)
 
 
 async def _request_line(client: trio.SocketStream) -> bytes:

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from displbe.config import ControlSettings
-from displbe.ops import control
-from displbe.ops.control import MAX_CLIENTS, MAX_LINE, Answer, CommandError, Control, Lines, Request, parse_request
+from displbe.ops import clients, control
+from displbe.ops.clients import MAX_CLIENTS
+from displbe.ops.control import MAX_LINE, Answer, CommandError, Control, Lines, Request, parse_request
 
 LINE = st.binary(max_size=200).filter(lambda line: b"\n" not in line)
 LARGE = bytes(range(256)) * 16384  # far more than a socket holds
@@ -118,7 +119,14 @@ class Served:
         self.release = trio.Event()
         self.control = Control(
             ControlSettings(socket=str(path)),
-            {"say": self._say, "fail": self._fail, "break": self._break, "screenshot": self._large, "wait": self._wait},
+            {
+                "say": self._say,
+                "fail": self._fail,
+                "break": self._break,
+                "screenshot": self._large,
+                "trace": self._wait,
+                "wait": self._wait,
+            },
         )
 
     async def _say(self, request: Request) -> Answer:
@@ -185,14 +193,14 @@ async def ended(client: trio.SocketStream) -> bool:
 async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     """A socket that is served."""
     monkeypatch.setattr(control, "PACE", 0.0)
-    monkeypatch.setattr(control, "ACCEPT_PACE", 0.0)
+    monkeypatch.setattr(clients, "ACCEPT_PACE", 0.0)
     made = Served(tmp_path / "control")
     async with trio.open_nursery() as nursery:
         await nursery.start(made.control.run)
         yield made
         nursery.cancel_scope.cancel()
     assert not made.path.exists()
-    assert made.control._clients == 0
+    assert made.control.clients.count == 0
 
 
 async def test_answers(served: Served) -> None:
@@ -201,7 +209,7 @@ async def test_answers(served: Served) -> None:
     assert await served.ask("wait\n")
     head, _ = await served.ask("dance")
     assert not head["ok"]
-    assert "there are: break, fail, say, screenshot, wait" in head["error"]
+    assert "there are: break, fail, say, screenshot, trace, wait" in head["error"]
     assert (await served.ask("screenshot"))[1] == LARGE
 
 
@@ -305,7 +313,7 @@ async def test_a_client_that_takes_no_answer_is_dropped(served: Served, monkeypa
         await client.send_all(line("screenshot"))
         assert (await served.ask("say"))[0]["ok"]  # others are served meanwhile
         with trio.fail_after(10):
-            while served.control._clients:
+            while served.control.clients.count:
                 await trio.sleep(0.01)
 
 
@@ -324,6 +332,21 @@ async def test_a_client_that_takes_an_answer_by_drops_is_dropped(
     assert (await served.ask("say"))[0]["ok"]
 
 
+async def test_a_command_that_is_held_up_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guest can hold up for ever must not hold up those who ask, nor other commands."""
+    monkeypatch.setattr(control, "DEADLINE", 0.1)
+    for command in ("wait", "trace"):
+        head, _ = await served.ask(command)
+        assert not head["ok"]
+        assert "held up" in head["error"]
+    async with await served.connect() as client:
+        await client.send_all(line("trace"))
+        assert not (await answer(client))[0]["ok"]
+        await client.send_all(line("say"))
+        assert (await answer(client))[0]["ok"]
+    assert (await served.ask("screenshot"))[1] == LARGE
+
+
 async def test_only_so_many_clients(served: Served) -> None:
     clients = [await served.connect() for _ in range(MAX_CLIENTS)]
     for client in clients:  # all are served
@@ -333,7 +356,7 @@ async def test_only_so_many_clients(served: Served) -> None:
         assert await ended(late)
     await clients.pop().aclose()
     with trio.fail_after(10):
-        while served.control._clients == MAX_CLIENTS:
+        while served.control.clients.count == MAX_CLIENTS:
             await trio.sleep(0.01)
     assert (await served.ask("say"))[0]["ok"]
     for client in clients:

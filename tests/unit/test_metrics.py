@@ -19,8 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from unit.statuses import STATUS
 
 from displbe.config import MetricsSettings
-from displbe.ops import metrics
-from displbe.ops.metrics import MAX_CLIENTS, MAX_GUESTS, Metrics
+from displbe.ops import clients, metrics
+from displbe.ops.clients import MAX_CLIENTS
+from displbe.ops.metrics import MAX_GUESTS, Metrics
 from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Latency, Loop, Status, Usage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -154,6 +155,7 @@ async def test_a_textfile(tmp_path: Path) -> None:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o644
         assert os.listdir(tmp_path) == ["displbe.prom"]
         nursery.cancel_scope.cancel()
+    assert os.listdir(tmp_path) == []  # what is dead gives no figures
 
 
 async def test_what_cannot_be_written_or_opened_harms_nobody(tmp_path: Path) -> None:
@@ -162,10 +164,11 @@ async def test_what_cannot_be_written_or_opened_harms_nobody(tmp_path: Path) -> 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        settings = MetricsSettings(textfile=nowhere, socket=nowhere, listen=f"127.0.0.1:{port}")
-        with trio.move_on_after(0.2) as scope:
-            await Metrics(settings, Told().look).run()
-        assert scope.cancelled_caught  # the textfile is tried again
+        for address in (f"127.0.0.1:{port}", "no such host:9487", "\N{SNOWMAN}:9487"):
+            listen = msgspec.structs.replace(MetricsSettings(textfile=nowhere, socket=nowhere), listen=address)
+            with trio.move_on_after(0.2) as scope:
+                await Metrics(listen, Told().look).run()
+            assert scope.cancelled_caught  # the textfile is tried again
 
 
 async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,11 +187,33 @@ async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert b"404" in await http(await trio.open_unix_socket(path), b"GET /secret HTTP/1.0\r\n\r\n")
         assert b"404" in await http(await trio.open_unix_socket(path), b"POST /metrics HTTP/1.0\r\n\r\n")
         assert await http(await trio.open_unix_socket(path), b"x" * 20000) == b""
-        monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+        nursery.cancel_scope.cancel()
+
+
+async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are few: who comes when many are there is not kept waiting in one."""
+    monkeypatch.setattr(clients, "ACCEPT_PACE", 0.0)
+    path = tmp_path / "metrics"
+    made = Metrics(MetricsSettings(socket=str(path)), Told().look)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await until_there(path)
         idle = [await trio.open_unix_socket(path) for _ in range(MAX_CLIENTS)]
-        assert await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n")
+        with trio.fail_after(10):
+            while made.clients.count < MAX_CLIENTS:
+                await trio.sleep(0.005)
+        for _ in range(3 * MAX_CLIENTS):
+            assert await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n") == b""
+            assert made.clients.count == MAX_CLIENTS
         for client in idle:
-            assert await http(client, b"GET") == b""
+            await client.aclose()
+        with trio.fail_after(10):
+            while made.clients.count:
+                await trio.sleep(0.005)
+        monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+        late = await trio.open_unix_socket(path)
+        assert await http(late, b"GET") == b""
+        assert b"200 OK" in await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n")
         nursery.cancel_scope.cancel()
 
 
@@ -210,7 +235,15 @@ async def test_tcp_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"listen": "9487"}, {"listen": ":9487"}, {"listen": "a:b"}, {"listen": "a:0"}, {"interval": 0.1}]
+    "wrong",
+    [
+        {"listen": "9487"},
+        {"listen": ":9487"},
+        {"listen": "a:b"},
+        {"listen": "a:0"},
+        {"listen": "a..b:80"},
+        {"interval": 0.1},
+    ],
 )
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
