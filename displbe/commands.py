@@ -115,6 +115,12 @@ class Commands:
             raise CommandError(f"more than one guest is called {escape(request.guest)}: say its number")
         return found
 
+    def _whole_guest(self, request: Request) -> list[Device]:
+        """The same, where no connector can be meant. Raises CommandError."""
+        if request.connector:
+            raise CommandError(f"{request.command} is for a whole guest, not for one of its connectors")
+        return self._of_guest(request)
+
     def _connectors(self, request: Request) -> list[Connector]:
         """The connectors that are meant. Raises CommandError."""
         parts: list[Any] = [part for device in self._of_guest(request) for part in device.parts]
@@ -172,14 +178,14 @@ class Commands:
         return Answer()
 
     async def _kick(self, request: Request) -> Answer:
-        devices = self._of_guest(request)
+        devices = self._whole_guest(request)
         await trio.lowlevel.checkpoint()
         for device in devices:
             device.kick()
         return Answer()
 
     async def _focus(self, request: Request) -> Answer:
-        device = self._of_guest(request)[0]
+        device = self._whole_guest(request)[0]
         await trio.lowlevel.checkpoint()
         self._input_focus.give(device.name or str(device.domid))
         return Answer()

@@ -39,12 +39,19 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], int], about: str, guest: bool = True
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        about: str,
+        *,
+        guest: bool = True,
+        connector: bool = True,
     ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(run=run)
         if guest:
             made.add_argument("guest", metavar="GUEST", help="its name in xl, or its domain number")
+            made.set_defaults(connector="")
+        if guest and connector:
             made.add_argument(
                 "--connector",
                 metavar="C",
@@ -75,10 +82,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "guests", metavar="XL.CFG", nargs="*", default=[], help="guests' configurations (default: /etc/xen/*.cfg)"
     )
-    command("focus", _tell, "give a guest the keyboard and pointer")
+    command("focus", _tell, "give a guest the keyboard and pointer", connector=False)
     command("blank", _tell, "switch a guest's screens off; the guest does not notice")
     command("unblank", _tell, "switch them on again")
-    command("kick", _tell, "end a guest's connections; its driver connects anew")
+    command("kick", _tell, "end a guest's connections; its driver connects anew", connector=False)
     return top
 
 
@@ -123,15 +130,15 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _top(arguments: argparse.Namespace) -> int:
-    with Client(arguments.socket) as client:
-        looks = 0
-        while True:
+    looks = 0
+    while True:
+        with Client(arguments.socket) as client:  # anew for each look: the daemon keeps nobody who is silent
             lines = "\n".join(top_lines(_look(client)))
-            print(f"{CLEAR}{lines}" if sys.stdout.isatty() else lines, flush=True)
-            looks += 1
-            if looks == arguments.count:
-                return 0
-            time.sleep(arguments.interval)
+        print(f"{CLEAR}{lines}" if sys.stdout.isatty() else lines, flush=True)
+        looks += 1
+        if looks == arguments.count:
+            return 0
+        time.sleep(arguments.interval)
 
 
 def _ask(arguments: argparse.Namespace) -> tuple[dict[str, int | float | str], bytes]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import structlog
 import trio
 from PIL import Image
@@ -15,6 +16,7 @@ from scenario.world import World, flip_on, spec, until
 
 from displbe.backend.guests import GuestSettings
 from displbe.ctl.tables import WIDTH
+from displbe.ops import control
 from displbe.sim.guest import Guest as SimGuest
 from displbe.wire.displif import FbDetach, PageFlip
 from displbe.wire.xenbus import State
@@ -273,6 +275,24 @@ async def test_kick(world: World) -> None:
         assert (await asked(world))["guests"][0]["devices"][0]["connections"] == 2
         assert (await asked(world))["guests"][1]["devices"][0]["connections"] == 1
         assert "the guest is not connected" not in await ctl(world, "blank", "1")
+
+
+async def test_top_goes_on_after_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the daemon keeps who is silent."""
+    monkeypatch.setattr(control, "IDLE", 0.05)
+    assert (await ctl(world, "top", "--count", "2", "--interval", "0.5")).count("serving 0 guests") == 2
+
+
+async def test_a_whole_guest_has_no_connector(world: World) -> None:
+    async with world.guest(1):
+        for command in ("kick", "focus"):
+            assert "unrecognized arguments: --connector" in await ctl(world, command, "1", "--connector", "0", code=2)
+            async with await trio.open_unix_socket(world.settings.control.socket) as client:
+                await client.send_all(
+                    json.dumps({"version": 1, "command": command, "guest": "1", "connector": "0"}).encode() + b"\n"
+                )
+                assert b"is for a whole guest" in await client.receive_some()
+        assert (await asked(world))["guests"][0]["devices"][0]["connections"] == 1
 
 
 async def test_focus(world: World) -> None:
