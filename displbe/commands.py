@@ -165,12 +165,12 @@ class Commands:
         return Answer(picture, {key: getattr(shape, key) for key in ("width", "height", "fourcc", "stride")})
 
     async def _blank(self, request: Request) -> Answer:
-        for connector in self._connected(request):
+        for connector in self._connectors(request):
             await connector.blank()
         return Answer()
 
     async def _unblank(self, request: Request) -> Answer:
-        for connector in self._connected(request):
+        for connector in self._connectors(request):
             try:
                 await connector.unblank()
             except SinkError as error:

@@ -38,7 +38,10 @@ from .flips import Flips
 from .times import clock
 from .trace import Trace
 
-__all__ = ["Connector"]
+__all__ = ["Connector", "Screen"]
+
+Screen = tuple[str | int, int, int]
+"""A guest's name (its domain's number where that is not known), the number of its device, that of the connector."""
 
 SPURIOUS_FREE: Final = 2
 """Notifications without a request that are taken for bad luck."""
@@ -65,7 +68,10 @@ def _ignore(token: int) -> None:
 
 
 class Connector:
-    """Connector `index` of a device. `broken` is told what ends the device."""
+    """Connector `index` of a device. `broken` is told what ends the device.
+
+    `dark` are the screens that the operator has switched off, whatever their guests do: it outlives connections.
+    """
 
     def __init__(
         self,
@@ -77,6 +83,8 @@ class Connector:
         quota: Quota,
         log: Any,
         broken: Callable[[FrontendBroken], None],
+        screen: Screen,
+        dark: set[Screen],
     ) -> None:
         self.output = output
         self.index = index
@@ -109,7 +117,9 @@ class Connector:
         self._error_at = 0.0
         self._latest = 0
         """The cookie of the framebuffer that is shown, or will be as soon as the flip under way is done."""
-        self._blanked = False
+        self._screen = screen
+        self._dark = dark
+        self._blanked = screen in dark
         self._dark_flip = trio.Event()
         self._switching = trio.Lock()
 
@@ -412,25 +422,29 @@ class Connector:
 
     async def blank(self) -> None:
         """Switch the screen off, whatever the guest shows, until `unblank`. The guest does not notice."""
+        self._dark.add(self._screen)
         async with self._switching:
             if not self._blanked:
                 self._blanked = True
-                await self.output.disable()
+                if self.at_work:
+                    await self.output.disable()
 
     async def unblank(self) -> None:
-        """Show again what the guest shows. Raises SinkError."""
+        """Show again what the guest shows. Raises SinkError, and stays dark then."""
         async with self._switching:
+            self._dark.discard(self._screen)
             if not self._blanked:
                 return
             self._blanked = False
-            if self._config is None:
+            if self._config is None or not self.at_work:
                 return
             try:
                 await self._show(self._config_of(self._latest))
             except RequestError:
                 self._shape = None  # the framebuffer is gone: the next flip switches the screen on
-            except SinkError:
+            except BaseException:
                 self._blanked = True
+                self._dark.add(self._screen)
                 raise
 
     async def _complete_dark(self) -> None:

@@ -22,7 +22,7 @@ from displbe.wire.xs import parse_number
 from displbe.xen.port import Hypervisor, NoEntry, StoreError, StoreLost
 
 from .buffers import Buffers
-from .connector import Connector
+from .connector import Connector, Screen
 from .edid import answer_edid
 from .trace import Trace, trace_lines
 
@@ -66,6 +66,8 @@ class DisplayDriver:
         self._hypervisor = hypervisor
         self._sink = sink
         self._served: dict[str, list[ConnectorKeys]] = {}
+        self._dark: set[Screen] = set()
+        """What the operator has switched off."""
         self.guests = guests or {}
 
     def settings_of(self, name: str) -> GuestSettings:
@@ -78,6 +80,11 @@ class DisplayDriver:
 
     def forget(self, device: Device) -> None:
         """What the operator may still have looked at of its last connection goes."""
+        self._drop_parts(device)
+        if not device.name:  # its domain's number may be another guest's one day
+            self._dark -= {screen for screen in self._dark if screen[0] == device.domid}
+
+    def _drop_parts(self, device: Device) -> None:
         parts, device.parts = device.parts, ()
         for part in parts:
             part.forget()
@@ -115,12 +122,14 @@ class DisplayDriver:
             for index, (key, output) in enumerate(zip(keys, outputs, strict=True)):
                 log = device.log.bind(connector=key.name)
                 edid = partial(answer_edid, self._hypervisor, device.domid, output, key.name, key.width, key.height)
+                screen = device.name or device.domid, device.number, index
+                size = key.width, key.height
                 connector = Connector(
-                    index, output, buffers, edid, (key.width, key.height), device.quota, log, session.broken
+                    index, output, buffers, edid, size, device.quota, log, session.broken, screen, self._dark
                 )
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)
-            self.forget(device)
+            self._drop_parts(device)
             device.parts = session.connectors
             # A frontend that has begun anew meanwhile: references may name other pages by now.
             if await self._read_keys(device, guest) != keys:

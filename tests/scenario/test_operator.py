@@ -265,6 +265,65 @@ async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
         assert world.output()._shown is not None
 
 
+async def test_a_guest_cannot_undo_a_blank(world: World) -> None:
+    """Neither by connecting anew nor by rebooting; nor is it undone while it is away."""
+    output = "HDMI-A-1"
+
+    async def dark(guest: SimGuest, *, blanked: bool) -> None:
+        await connected(guest)
+        fb = await guest.display.create_framebuffer(64, 48)
+        await guest.display.show(0, fb[1], 64, 48)
+        await guest.display.connectors[0].flip(fb[1])
+        assert (world.output(output)._shown is None) == blanked
+        connector = (await asked(world))["guests"][0]["devices"][0]["connectors"][0]
+        assert connector["blanked"] == blanked
+
+    async with world.booted(1, spec(), name="cockpit") as guest:
+        await connected(guest)
+        await ctl(world, "blank", "cockpit")
+        await ctl(world, "kick", "cockpit")
+        with trio.fail_after(10):
+            await guest.display.disconnected.wait()
+        await dark(guest, blanked=True)
+    await world.settled()
+    async with world.booted(2, spec(), name="cockpit") as guest:
+        await dark(guest, blanked=True)
+        guest.display._on_backend = ignore  # type: ignore[method-assign]
+        connector = guest.display.connectors[0]
+        connector.ring_page.store(0, 5000)  # an impossible index: it is shut off
+        connector.channel.notify()
+        await until(lambda: world.error(2))
+        await ctl(world, "unblank", "cockpit")
+        await ctl(world, "blank", "cockpit")
+        await ctl(world, "unblank", "cockpit")
+        del guest.display._on_backend
+        guest.display._changed.set()
+        with trio.fail_after(10):
+            await guest.display.disconnected.wait()
+        await dark(guest, blanked=False)
+    await world.settled()
+    async with world.guest(3) as guest:  # whose name nobody knows
+        await ctl(world, "blank", "3")
+        await ctl(world, "kick", "3")
+        with trio.fail_after(10):
+            await guest.display.disconnected.wait()
+        await dark(guest, blanked=True)
+    await world.settled()
+    async with world.guest(3) as guest:
+        await dark(guest, blanked=False)
+
+
+async def test_lines_of_the_log_name_the_guest(world: World) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with world.booted(1, spec(), name="cockpit") as guest:
+            await connected(guest)
+            await guest.display.connectors[0].ask(PageFlip(0, 99))
+        await world.settled()
+    about = [line for line in lines if line.get("domid") == 1 and line["event"] != "device found"]
+    assert {line["event"] for line in about} >= {"state", "request refused", "device gone"}
+    assert all(line["guest"] == "cockpit" for line in about)
+
+
 async def test_kick(world: World) -> None:
     async with world.guest(1) as guest, world.guest(2, spec("DP-1")) as other, flip_on(other) as times:
         await ctl(world, "kick", "1")
