@@ -118,7 +118,7 @@ class Device:
         self.path = f"backend/{driver.backend_kind}/{domid}/{number}"
         # Identity is what our own directory's place says. The guest's `backend` node is the guest's to write.
         self.frontend = f"/local/domain/{domid}/device/{driver.frontend_kind}/{number}"
-        self.log: Any = structlog.get_logger("displbe.device").bind(
+        self._log: Any = structlog.get_logger("displbe.device").bind(
             domid=domid, device=f"{driver.frontend_kind}/{number}"
         )
         self._driver = driver
@@ -136,6 +136,11 @@ class Device:
         self._connections: TokenBucket | None = None
         self._not_before = 0.0
         self._serving = False
+
+    @property
+    def log(self) -> Any:
+        """Each line says which device of which guest, by its name where that is known."""
+        return self._log.bind(guest=self.name) if self.name else self._log
 
     def mark_dirty(self, path: str = "") -> None:
         """Something may have changed."""

@@ -6,7 +6,7 @@ has 128 watches in all.)
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import trio
@@ -92,18 +92,17 @@ class Supervisor:
 
     async def _serve(self, device: Device, key: tuple[int, int]) -> None:
         """One device's task: whatever goes wrong in it stays in it."""
-        log: Any = _log.bind(domid=device.domid, device=device.path)
-        log.info("device found")
+        _log.info("device found", domid=device.domid, device=device.path)
         try:
             while True:
                 try:
                     await device.run()
                     break
                 except Exception:
-                    log.exception("device failed; it is started anew")
+                    device.log.exception("device failed; it is started anew")
                     await trio.sleep(RESTART)
         finally:
             del self.devices[key]
             self._quotas.leave(device.domid)
-        log.info("device gone")
+        device.log.info("device gone")
         self._dirty.set()  # made again meanwhile?

@@ -62,7 +62,7 @@ def fake_device(nodes: dict[str, bytes], limits: Limits = LIMITS, owner: int = 0
     """A device in such a store."""
     store = cast("Store", FakeStore(nodes, owner))
     device = Device(store, cast("Driver", DisplayDriver), GUEST, 0, Quota(limits, Total(1 << 20)))
-    device.log = SILENT
+    device._log = SILENT
     return device
 
 

@@ -57,7 +57,7 @@ class X11Output(Output):
         """Flips that were completed although it had not."""
         self._sink = sink
         self._claimant = claimant
-        self._log = structlog.get_logger("displbe.x11").bind(connector=name)
+        self._log = structlog.get_logger("displbe.x11").bind(connector=name, domid=claimant.domid, guest=claimant.name)
         self._window: Window | None = None
         self._frame: _Frame | None = None
         self._part: Part | None = None
