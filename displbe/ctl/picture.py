@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from displbe.wire.formats import FORMATS
+
 from .client import Failure
 
 __all__ = ["write_png"]
@@ -14,13 +16,13 @@ def write_png(path: str, facts: dict[str, int | float | str], pixels: bytes) -> 
     """Write what the daemon has answered, under its name only when it is whole. Raises Failure."""
     try:
         from displbe.sinks.base import Geometry, Part
-        from displbe.sinks.picture import RAW_MODES, image
+        from displbe.sinks.picture import image
     except ImportError as error:
         raise Failure("PNG files need Pillow: install displbe[headless]") from error
     try:
         width, height, fourcc, stride = (int(facts[key]) for key in ("width", "height", "fourcc", "stride"))
-        if fourcc not in RAW_MODES:
-            raise Failure("a picture of this pixel format cannot be written")
+        if fourcc not in FORMATS:
+            raise Failure("this displbectl is not of the daemon's version: it does not know the pixel format")
         part = Path(f"{path}.part")
         whole = Part(0, 0, width, height)
         image(memoryview(pixels), Geometry(width, height, fourcc, stride, 0), whole).save(part, "PNG")

@@ -13,6 +13,8 @@ from .base import Geometry, Part
 
 __all__ = ["RAW_MODES", "image"]
 
+_YUYV: Final = fourcc("YUYV")
+
 # Pillow's names for the layouts of DRM's little-endian formats.
 RAW_MODES: Final[dict[int, tuple[str, str]]] = {
     fourcc("XR24"): ("RGB", "BGRX"),
@@ -21,14 +23,33 @@ RAW_MODES: Final[dict[int, tuple[str, str]]] = {
     fourcc("RG16"): ("RGB", "BGR;16"),
     fourcc("XR15"): ("RGB", "BGR;15"),
     fourcc("AR15"): ("RGB", "BGR;15"),
+    fourcc("XR12"): ("RGB", "RGB;4B"),
+    fourcc("AR12"): ("RGB", "RGB;4B"),
 }
 
 
 def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
-    """A private copy of a part's pixels."""
-    mode, raw = RAW_MODES[shape.fourcc]
+    """A private copy of a part's pixels, of any format there is (wire.formats)."""
     octets = FORMATS[shape.fourcc].bits // 8
     row = part.width * octets
     data = memoryview(bytearray(row * part.height))
     copy_rows(data, row, view[shape.offset + part.y * shape.stride + part.x * octets :], shape.stride, row, part.height)
-    return Image.frombytes(mode, (part.width, part.height), data, "raw", raw, row, 1)
+    if shape.fourcc == _YUYV:
+        return _of_yuyv(data, part.width, part.height)
+    mode, raw = RAW_MODES[shape.fourcc]
+    made = Image.frombytes(mode, (part.width, part.height), data, "raw", raw, row, 1)
+    # Pillow has no name for 4 bits of blue, green, red: they were read as red, green, blue.
+    return Image.merge(mode, made.split()[::-1]) if raw == "RGB;4B" else made
+
+
+def _of_yuyv(data: memoryview, width: int, height: int) -> Image.Image:
+    """Two pixels share their colour: Y, Cb, Y, Cr. What is said of range and matrix nowhere is BT.601's limited range, DRM's default."""
+    luma, colour = Image.frombytes("LA", (width, height), data).split()
+    even = width + width % 2
+    octets = colour.crop((0, 0, even, height)).tobytes()
+    halves = [Image.frombytes("L", (even // 2, height), octets[which::2]) for which in (0, 1)]
+    blue, red = (half.resize((even, height), Image.Resampling.NEAREST).crop((0, 0, width, height)) for half in halves)
+    # Pillow's YCbCr is of the full range.
+    luma = luma.point([round((y - 16) * 255 / 219) for y in range(256)])
+    blue, red = (half.point([round((c - 128) * 255 / 224 + 128) for c in range(256)]) for half in (blue, red))
+    return Image.merge("YCbCr", (luma, blue, red)).convert("RGB")
