@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import tempfile
+from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -19,7 +21,6 @@ from displbe.sim.toolstack import ConnectorSpec
 
 __all__ = ["run_demo"]
 
-NO_CONTROL: Final = ControlSettings(socket="")
 CONNECTOR: Final = ConnectorSpec("DEMO-1", 800, 600)
 NOWHERE: Final = ControlSettings(socket="")
 """displbectl is for the daemon that serves this machine's guests."""
@@ -40,18 +41,37 @@ async def run_demo(output: str, frames: int | None, window: bool) -> None:
     else:
         frames = frames or FRAMES
     headless = Settings(sink="headless", control=NOWHERE, headless=HeadlessSettings(outputs=[CONNECTOR.name]))
-    with tempfile.TemporaryDirectory(prefix="displbe-demo-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="displbe-demo-") as folder,
+        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+    ):
         async with Xen(Path(folder)).running() as xen, trio.open_nursery() as nursery:
             daemon = Daemon(settings or headless, xen.hypervisor(0))
             await nursery.start(daemon.run)
             async with Guest.booted(xen, 1, CONNECTOR) as guest:
-                await guest.display.connected.wait()
-                await _draw(guest.display, frames)
-                if settings is None:
+                flipped = await _draw_until(signals, guest.display, frames)
+                if settings is None and flipped:
                     _write(daemon, output)
             nursery.cancel_scope.cancel()
     where = f"the last one is in {output}" if settings is None else "the window is closed"
-    print(f"{frames} frames of {CONNECTOR.width}x{CONNECTOR.height} flipped; {where}")
+    print(
+        f"{flipped} frames of {CONNECTOR.width}x{CONNECTOR.height} flipped; {where}" if flipped else "nothing was shown"
+    )
+
+
+async def _draw_until(signals: AsyncIterator[int], display: Frontend, frames: int) -> int:
+    """Draw so many frames, or until a signal comes (Ctrl-C): how many there were. Guest and daemon end in their order afterwards."""
+    async with trio.open_nursery() as nursery:
+
+        async def end() -> None:
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(end)
+        await display.connected.wait()
+        await _draw(display, frames)
+        nursery.cancel_scope.cancel()
+    return sum(len(connector.flips_done) for connector in display.connectors)
 
 
 async def _on_wayland() -> Settings | None:

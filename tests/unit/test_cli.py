@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,30 @@ def test_demo(tmp_path: Path) -> None:
     with Image.open(picture) as image:
         assert image.size == (800, 600)
         assert image.getpixel((700, 100)) != image.getpixel((100, 100))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demonstration_that_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C is no failure."""
+    code = "import sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
+    output = tmp_path / "demo.png"
+    arguments = ["demo", "--no-window", "--frames", "1000000", "--output", str(output)]
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            assert demo.stderr is not None
+            for line in demo.stderr:
+                if '"to": "connected"' in line:
+                    break
+            time.sleep(0.2)
+            demo.send_signal(number)
+            rest = demo.stderr.read()
+            assert demo.wait(30) == 0, rest
+        finally:
+            demo.kill()
+        assert "Traceback" not in rest
+        assert ("frames of 800x600 flipped" in demo.stdout.read()) == output.exists()
 
 
 def test_a_missing_package_is_said_in_a_sentence() -> None:
