@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +23,8 @@ from displbe.input.focus import Focus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import Lag
-from displbe.ops.status import Abilities, Guest, Loop, Status, Usage
+from displbe.ops.status import Abilities, Guest, Input, Loop, Status, Usage
+from displbe.ops.status import Device as DeviceStatus
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
 from displbe.wire.errors import RequestError
@@ -69,31 +72,43 @@ class Commands:
     # Status
 
     async def status(self) -> Status:
-        """All there is to say. The rings have their turn after each guest."""
-        guests = []
-        for domid, quota in sorted(self._quotas.guests.items()):
-            guests.append(self._guest(domid, quota))
-            await trio.lowlevel.checkpoint()
+        """All there is to say. The rings have their turn after each connector."""
+        guests = [await self._guest(domid, quota) for domid, quota in sorted(self._quotas.guests.items())]
         total = self._quotas.total
         return Status(
             version=__version__,
             uptime=time.monotonic() - self._begun,
             sink=self._sink_name,
             mapped=Usage(total.pages, total.limit),
+            held=msgspec.structs.asdict(self._hypervisor.ledger),
+            files=Usage(len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
             loop=Loop(self._lag.worst(), log.dropped()),
             abilities=Abilities(_host(self._hypervisor), dict(self._sink.abilities())),
             focus=escape(self._input_focus.first),
             guests=tuple(guests),
         )
 
-    def _guest(self, domid: int, quota: Quota) -> Guest:
+    async def _guest(self, domid: int, quota: Quota) -> Guest:
         devices = [device for device in self._devices() if device.domid == domid]
         return Guest(
             domid=domid,
             name=escape(next((device.name for device in devices if device.name), "")),
             quota={kind: Usage(used, getattr(quota.limits, kind)) for kind, used in quota.used.items()},
-            devices=tuple(device.status() for device in devices),
+            devices=tuple([await self._device(device) for device in devices]),
         )
+
+    async def _device(self, device: Device) -> DeviceStatus:
+        connectors = []
+        for part in device.served:
+            connectors.append(part.status())
+            await trio.lowlevel.checkpoint()
+        return device.status(tuple(connectors), self._input(device))
+
+    def _input(self, device: Device) -> Input | None:
+        for claim in self._input_focus.claims:
+            if device.kind == "vkbd" and claim.feed and (claim.domid, claim.number) == (device.domid, device.number):
+                return Input(claim.feed.outbox.written, claim.feed.outbox.dropped)
+        return None
 
     async def _status(self, request: Request) -> Answer:
         return Answer(msgspec.json.encode(await self.status()))

@@ -151,8 +151,13 @@ class Device:
         self._kicked = True
         self.mark_dirty()
 
-    def status(self) -> status.Device:
-        """What the operator is told."""
+    @property
+    def served(self) -> Sequence[Served]:
+        """Its parts, while it is connected."""
+        return self.parts if self._serving else ()
+
+    def status(self, connectors: tuple[status.Connector, ...], input: status.Input | None) -> status.Device:
+        """What the operator is told; the parts' statuses, each of which takes its time, have been made before."""
         now = trio.current_time()
         return status.Device(
             kind=self.kind,
@@ -165,7 +170,8 @@ class Device:
             shut_off=self._shut_off,
             error=escape(self._reason),
             error_age=now - self._reason_at if self._reason else None,
-            connectors=tuple(part.status() for part in self.parts) if self._serving else (),
+            connectors=connectors if self._serving else (),
+            input=input if self._serving else None,
         )
 
     async def run(self) -> None:

@@ -91,6 +91,8 @@ def _device_lines(device: Device) -> Iterator[str]:
         yield from _wrap("    ", "history", f"connected {device.connections} times, shut off {device.shut_off} times")
     if device.error:
         yield from _wrap("    ", "error", f"{device.error} ({_age(device.error_age)} ago)")
+    if device.input is not None:
+        yield from _wrap("    ", "events", f"{device.input.events} given, {device.input.dropped} dropped")
     for connector in device.connectors:
         yield from _connector_lines(connector)
 
@@ -109,6 +111,8 @@ def _connector_lines(connector: Connector) -> Iterator[str]:
     asked = f"{connector.requests} served, {connector.refused} refused"
     if connector.rescued:
         asked += f", {connector.rescued} found without a notification"
+    if connector.throttled:
+        asked += f", held back for {_age(connector.throttled)} by its limits"
     yield from _wrap(indent, "requests", asked)
     if connector.error:
         yield from _wrap(indent, "error", f"{connector.error} ({_age(connector.error_age)} ago)")

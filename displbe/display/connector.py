@@ -6,6 +6,7 @@ maps, imports, sets a mode, waits) goes to the connector's own task, and the rin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
@@ -112,7 +113,10 @@ class Connector:
         self._slow_in, self._slow_out = trio.open_memory_channel[Request](1)
         self._stuck = trio.Event()
         self.trace = Trace()
-        self._refused = 0
+        self._refusals: Counter[tuple[str, str]] = Counter()
+        self._spurious_ever = 0
+        self._throttled = 0.0
+        self._late_events = 0
         self._error = ""
         self._error_at = 0.0
         self._latest = 0
@@ -147,6 +151,7 @@ class Connector:
 
     def _late(self) -> None:
         """The event page has no room."""
+        self._late_events += 1
         self._stuck.set()
 
     def kicked(self) -> bool:
@@ -199,6 +204,7 @@ class Connector:
                     wait = self._requests.take()
                     self._respond(request, -self._refuse(request, RequestError(Errno.EOPNOTSUPP, "no such operation")))
                 if wait:
+                    self._throttled += max(wait, THROTTLED)
                     self._postpone(max(wait, THROTTLED))
                 if self._resting or wait:
                     return False
@@ -218,6 +224,7 @@ class Connector:
         (XSA-332): the port is armed again later each time. A guest that does this waits for itself.
         """
         self._spurious += 1
+        self._spurious_ever += 1
         if self._spurious <= SPURIOUS_FREE:
             self._channel.rearm()
         else:
@@ -245,7 +252,7 @@ class Connector:
             self._channel.notify()
 
     def _refuse(self, request: Request, error: RequestError | SinkError) -> Errno:
-        self._refused += 1
+        self._refusals[type(request).__name__, error.code.name] += 1
         self._error = f"{type(request).__name__}: {error} ({error.code.name})"
         self._error_at = clock()
         self._log.warning(
@@ -335,10 +342,14 @@ class Connector:
             blanked=self._blanked,
             flips=self._flips.times.status(pending=self._flips.pending),
             requests=self.trace.count,
-            refused=self._refused,
+            refused=self._refusals.total(),
+            refusals=tuple(status.Refusal(*kind, count) for kind, count in self._refusals.items()),
             error=escape(self._error),
             error_age=clock() - self._error_at if self._error else None,
             rescued=self.rescued,
+            spurious=self._spurious_ever,
+            throttled=self._throttled,
+            late_events=self._late_events,
         )
 
     async def picture(self) -> tuple[Geometry, memoryview]:
@@ -457,7 +468,9 @@ class Connector:
 
     async def _wait_for_turn(self) -> None:
         """Switching on, over or off: each takes the screen its time."""
-        await trio.sleep(min(self._modesets.take(), MODESET_WAIT))
+        wait = min(self._modesets.take(), MODESET_WAIT)
+        self._throttled += wait
+        await trio.sleep(wait)
 
     def _part(self, config: SetConfig) -> Part:
         """The part of its framebuffer that a SET_CONFIG shows. Raises RequestError."""

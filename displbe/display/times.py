@@ -61,8 +61,8 @@ class FlipTimes:
     def status(self, *, pending: bool) -> Flips:
         """All of it, as it is now."""
         now = clock()
-        last = range(max(0, self.count - SAMPLE), self.count)
-        took = sorted(self._took[index & _MASK] for index in last)
+        first, end = max(0, self.count - SAMPLE) & _MASK, self.count & _MASK
+        took = sorted(self._took[first:end] if first <= end else self._took[first:] + self._took[:end])
         latency = Latency(took[len(took) // 2], took[len(took) * 99 // 100], took[-1]) if took else None
         age = now - self._shown[(self.count - 1) & _MASK] if self.count else None
         return Flips(

@@ -71,7 +71,9 @@ def families(status: Status) -> Iterator[Metric]:
     yield from _of_the_daemon(status)
     yield from _of_guests(named)
     yield from _of_devices(devices)
+    yield from _of_input(devices)
     yield from _of_connectors(connectors)
+    yield _refusals(connectors)
     yield _latencies(connectors)
 
 
@@ -88,6 +90,16 @@ def _of_the_daemon(status: Status) -> Iterator[Metric]:
     yield CounterMetricFamily("displbe_log_lines_dropped", "Lines of the log that were lost.", status.loop.log_dropped)
     yield GaugeMetricFamily("displbe_grants_mapped_pages", "Pages of all guests.", status.mapped.used)
     yield GaugeMetricFamily("displbe_grants_mappable_pages", "What all guests may have mapped.", status.mapped.limit)
+    held = GaugeMetricFamily(
+        "displbe_held",
+        "Of all guests: event channels (ports), ring pages (pages), buffers, their pages.",
+        labels=["kind"],
+    )
+    for kind, count in status.held.items():
+        held.add_metric([kind], count)
+    yield held
+    yield GaugeMetricFamily("displbe_files_open", "Files, sockets and buffers that are open.", status.files.used)
+    yield GaugeMetricFamily("displbe_files_openable", "What may be open.", status.files.limit)
     yield GaugeMetricFamily("displbe_guests", "Guests that have a device.", len(status.guests))
 
 
@@ -112,6 +124,21 @@ def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
     yield from (connected, connections, shut_off)
 
 
+def _of_input(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
+    labels = ["dom", "number"]
+    events = CounterMetricFamily(
+        "displbe_input_events", "Keys, motions, touches that a guest was given.", labels=labels
+    )
+    dropped = CounterMetricFamily(
+        "displbe_input_dropped", "Those that it took too late, and never sees.", labels=labels
+    )
+    for dom, device in devices:
+        if device.input is not None:
+            events.add_metric([dom, str(device.number)], device.input.events)
+            dropped.add_metric([dom, str(device.number)], device.input.dropped)
+    yield from (events, dropped)
+
+
 def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
     labels = ["dom", "conn"]
     flips = CounterMetricFamily("displbe_flips", "Page flips that were shown.", labels=labels)
@@ -120,9 +147,15 @@ def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
     wanted = GaugeMetricFamily("displbe_connector_on", "Whether the guest shows something.", labels=labels)
     lit = GaugeMetricFamily("displbe_connector_lit", "Whether it is on the screen.", labels=[*labels, "path"])
     requests = CounterMetricFamily("displbe_requests", "Requests read.", labels=labels)
-    refused = CounterMetricFamily("displbe_requests_refused", "Those that were refused.", labels=labels)
     rescued = CounterMetricFamily(
         "displbe_rescue_polls", "Requests found without a notification; there should be none.", labels=labels
+    )
+    spurious = CounterMetricFamily("displbe_notifications_spurious", "Notifications without a request.", labels=labels)
+    throttled = CounterMetricFamily(
+        "displbe_throttled_seconds", "How long requests were held back for the guest's limits.", labels=labels
+    )
+    late = CounterMetricFamily(
+        "displbe_events_late", "Flips' events that waited for room, which the guest had to make.", labels=labels
     )
     for dom, connector in connectors:
         values = [dom, connector.output]
@@ -133,9 +166,21 @@ def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
         wanted.add_metric(values, bool(connector.shown))
         lit.add_metric([*values, connector.path or "none"], bool(connector.path) and not connector.blanked)
         requests.add_metric(values, connector.requests)
-        refused.add_metric(values, connector.refused)
         rescued.add_metric(values, connector.rescued)
-    yield from (flips, rate, age, wanted, lit, requests, refused, rescued)
+        spurious.add_metric(values, connector.spurious)
+        throttled.add_metric(values, connector.throttled)
+        late.add_metric(values, connector.late_events)
+    yield from (flips, rate, age, wanted, lit, requests, rescued, spurious, throttled, late)
+
+
+def _refusals(connectors: list[tuple[str, Connector]]) -> Metric:
+    """As few series as there are kinds of requests and errors."""
+    labels = ["dom", "conn", "request", "error"]
+    family = CounterMetricFamily("displbe_requests_refused", "Requests that were refused.", labels=labels)
+    for dom, connector in connectors:
+        for refusal in connector.refusals:
+            family.add_metric([dom, connector.output, refusal.request, refusal.error], refusal.count)
+    return family
 
 
 def _latencies(connectors: list[tuple[str, Connector]]) -> Metric:

@@ -8,7 +8,19 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Abilities", "Connector", "Device", "Flips", "Guest", "Latency", "Loop", "Status", "Usage"]
+__all__ = [
+    "Abilities",
+    "Connector",
+    "Device",
+    "Flips",
+    "Guest",
+    "Input",
+    "Latency",
+    "Loop",
+    "Refusal",
+    "Status",
+    "Usage",
+]
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -36,6 +48,14 @@ class Flips(msgspec.Struct, frozen=True):
     """How many took at most 0.25 ms, 0.5 ms, 1 ms, … each twice the one before, 16 in all; the last are all others."""
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """Requests that were refused, of one kind and for one error."""
+
+    request: str
+    error: str
+    count: int
+
+
 class Connector(msgspec.Struct, frozen=True):
     """One connector of a guest and the output that shows it."""
 
@@ -54,11 +74,27 @@ class Connector(msgspec.Struct, frozen=True):
     flips: Flips
     requests: int
     refused: int
+    refusals: tuple[Refusal, ...]
+    """The same by kind and error."""
     error: str
     """The last refused request; empty: none was."""
     error_age: float | None
     rescued: int
     """Requests that were found without a notification; there should be none."""
+    spurious: int
+    """Notifications without a request."""
+    throttled: float
+    """Seconds that its requests had to wait because its guest asks for too much (`[limits]`)."""
+    late_events: int
+    """Events of flips that had to wait because the guest had left no room for them."""
+
+
+class Input(msgspec.Struct, frozen=True):
+    """What a guest's keyboard, pointer and touch screen have said since it has connected."""
+
+    events: int
+    dropped: int
+    """Those that the guest will never see: it took too few."""
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -80,6 +116,8 @@ class Device(msgspec.Struct, frozen=True):
     error_age: float | None
     connectors: tuple[Connector, ...]
     """Those of the connection there is."""
+    input: Input | None
+    """Of a vkbd that is connected."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -123,6 +161,10 @@ class Status(msgspec.Struct, frozen=True):
     sink: str
     mapped: Usage
     """Pages of all guests."""
+    held: dict[str, int]
+    """Of all guests: event channels (`ports`), pages of rings and directories (`pages`), `buffers` and `buffer_pages`."""
+    files: Usage
+    """Of the process: descriptors."""
     loop: Loop
     abilities: Abilities
     focus: str

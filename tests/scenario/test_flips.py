@@ -90,6 +90,8 @@ async def test_a_guest_that_does_not_read_its_events(world: World) -> None:
         for _ in range(5):
             assert await flip(connector, fbs[0]) == -Errno.EBUSY
         assert connector.event_page.load(IN_PROD) == EVENT_SLOTS
+        status = await world.daemon.commands.status()
+        assert status.guests[0].devices[0].connectors[0].late_events == 1
         # It reads again: what it missed comes, in order.
         connector.event_channel.fired = connector._on_event
         connector._on_event()

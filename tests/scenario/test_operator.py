@@ -15,10 +15,13 @@ from PIL import Image
 from scenario.world import World, flip_on, spec, until
 
 from displbe.backend.guests import GuestSettings
+from displbe.backend.quota import Limits
 from displbe.ctl.tables import WIDTH
+from displbe.display.connector import Connector
 from displbe.ops import control
+from displbe.ops.status import Connector as ConnectorStatus
 from displbe.sim.guest import Guest as SimGuest
-from displbe.wire.displif import FbDetach, PageFlip
+from displbe.wire.displif import FbDetach, PageFlip, UnknownRequest
 from displbe.wire.xenbus import State
 
 
@@ -124,6 +127,70 @@ async def test_a_refused_request_is_told_in_words(world: World) -> None:
         assert (connector["requests"], connector["refused"]) == (1, 1)
         assert connector["error"] == "PageFlip: no such framebuffer (ENOENT)"
         assert "no such framebuffer" in await ctl(world, "status")
+
+
+async def test_what_is_counted(world: World) -> None:
+    """Refusals by their kind, notifications for nothing, events without room, and what is held."""
+    async with world.guest(1) as guest:
+        connector = guest.display.connectors[0]
+        _, fb, _ = await guest.display.create_framebuffer(64, 48)
+        for _ in range(2):
+            await connector.ask(PageFlip(0, 99))
+        await connector.ask(UnknownRequest(0, 0x77))
+        for _ in range(3):
+            connector.channel.notify()
+            await trio.sleep(0.02)
+        await guest.display.show(0, fb, 64, 48)
+        status = await asked(world)
+        told = status["guests"][0]["devices"][0]["connectors"][0]
+        kinds = {(one["request"], one["error"]): one["count"] for one in told["refusals"]}
+        assert kinds == {("PageFlip", "ENOENT"): 2, ("UnknownRequest", "EOPNOTSUPP"): 1}
+        assert told["refused"] == 3
+        assert told["spurious"] >= 1
+        assert status["held"]["buffers"] == 1
+        assert 0 < status["files"]["used"] < status["files"]["limit"]
+
+
+async def test_a_guest_that_is_held_back(tmp_path: Path) -> None:
+    async with (
+        World.running(tmp_path, limits=Limits(requests_per_second=20)) as world,
+        world.guest(1) as guest,
+    ):
+        for _ in range(8):
+            await guest.display.connectors[0].ask(PageFlip(0, 99))
+        told = (await asked(world))["guests"][0]["devices"][0]["connectors"][0]
+        assert told["throttled"] > 0
+        assert "by its limits" in await ctl(world, "status")
+
+
+async def test_status_of_many_connectors_gives_the_rings_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two connectors, the loop looks at who else wants something."""
+    turns = Turns()
+    seen: list[int] = []
+    status = Connector.status
+
+    def looked_at(connector: Connector) -> ConnectorStatus:
+        seen.append(turns.count)
+        return status(connector)
+
+    monkeypatch.setattr(Connector, "status", looked_at)
+    async with world.guest(1, *(spec(f"DP-{number}") for number in range(8))):
+        trio.lowlevel.add_instrument(turns)
+        told = await world.daemon.commands.status()
+        trio.lowlevel.remove_instrument(turns)
+    assert len(told.guests[0].devices[0].connectors) == 8
+    assert len(seen) == len(set(seen)) == 8
+
+
+class Turns(trio.abc.Instrument):
+    """The loop's, counted."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
 
 
 async def test_a_shut_off_device_and_its_trace(world: World) -> None:

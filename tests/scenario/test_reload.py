@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,34 @@ async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: 
             assert guest.display.history.count(guest.display.history[-1]) == 1
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: "STOPPING=1" in manager.heard)
+
+
+async def test_the_watchdog_is_fed_by_the_loop_that_serves(tmp_path: Path) -> None:
+    """While that stands still systemd hears nothing, and starts another daemon."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as ear:
+        ear.bind(str(tmp_path / "notify"))
+
+        def heard() -> list[str]:
+            lines: list[str] = []
+            try:
+                while True:
+                    lines += ear.recv(4096).decode().splitlines()
+            except BlockingIOError:
+                return lines
+
+        health = Health({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"})
+        settings = Settings(sink="headless", control=ControlSettings(socket=""))
+        async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
+            await nursery.start(Daemon(settings, xen.hypervisor(0), health).run)
+            for _ in range(3):
+                await until(lambda: "WATCHDOG=1" in heard())
+                heard()
+                time.sleep(0.2)  # noqa: ASYNC251
+                assert "WATCHDOG=1" not in heard()
+            nursery.cancel_scope.cancel()
+        heard()
+        await trio.sleep(0.1)
+        assert heard() == []
 
 
 def said(lines: list[Any]) -> dict[str, Any]:

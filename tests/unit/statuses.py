@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Latency, Loop, Status, Usage
+from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
 
 __all__ = ["STATUS"]
 
@@ -34,7 +34,13 @@ CONNECTOR = st.builds(
     FLIPS,
     COUNT,
     COUNT,
+    st.lists(st.builds(Refusal, TEXT, TEXT, COUNT), max_size=3, unique_by=lambda kind: (kind.request, kind.error)).map(
+        tuple
+    ),
     TEXT,
+    SECONDS,
+    COUNT,
+    COUNT,
     SECONDS,
     COUNT,
 )
@@ -52,6 +58,7 @@ DEVICE = st.builds(
     TEXT,
     SECONDS,
     st.lists(CONNECTOR, max_size=1).map(tuple),
+    st.none() | st.builds(Input, COUNT, COUNT),
 )
 GUEST = st.builds(
     Guest,
@@ -67,6 +74,8 @@ STATUS = st.builds(
     SECONDS,
     st.sampled_from(["drm", "wayland"]),
     st.builds(Usage, st.integers(0, 262144), st.integers(0, 262144)),
+    st.dictionaries(st.sampled_from(["ports", "pages"]), COUNT),
+    st.builds(Usage, COUNT, COUNT),
     st.builds(Loop, SECONDS, COUNT),
     st.builds(Abilities, ANSWERS, ANSWERS),
     TEXT,

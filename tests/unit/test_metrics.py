@@ -22,26 +22,40 @@ from displbe.config import MetricsSettings
 from displbe.ops import clients, metrics
 from displbe.ops.clients import MAX_CLIENTS
 from displbe.ops.metrics import MAX_GUESTS, Metrics
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Latency, Loop, Status, Usage
+from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
+
+REFUSALS = (Refusal("PageFlip", "ENOENT", 2),)
 
 
 def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> Guest:
     """A guest that flips."""
     flips = Flips(44, 0.01, 60.0, 59.0, Latency(0.016, 0.02, 5.0), False, 6.5, BUCKETS)
     connectors = tuple(
-        Connector(i, output, "64x48", "64x48 XR24", "copy", "", False, flips, 50, 2, "why", 1.0, 0)
+        Connector(i, output, "64x48", "64x48 XR24", "copy", "", False, flips, 50, 2, REFUSALS, "why", 1.0, 0, 7, 0.5, 1)
         for i, output in enumerate(outputs)
     )
-    device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
-    return Guest(domid, name, {"pages": Usage(6, 12)}, (device,))
+    device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors, None)
+    keyboard = Device("vkbd", 0, "connected", 9.0, "connected", 9.0, 1, 0, "", None, (), Input(900, 3))
+    return Guest(domid, name, {"pages": Usage(6, 12)}, (device, keyboard))
 
 
 def status(*guests: Guest) -> Status:
     """What the daemon says."""
-    return Status("0.1.0", 5.0, "drm", Usage(6, 196608), Loop(0.001, 4), Abilities({}, {}), "", guests)
+    return Status(
+        "0.1.0",
+        5.0,
+        "drm",
+        Usage(6, 196608),
+        {"ports": 4},
+        Usage(40, 4096),
+        Loop(0.001, 4),
+        Abilities({}, {}),
+        "",
+        guests,
+    )
 
 
 def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -75,7 +89,14 @@ def test_what_is_told() -> None:
     assert found["displbe_quota_used_ratio", ("cockpit", "pages")] == 0.5
     assert found["displbe_ring_shutoff_total", ("cockpit", "vdispl", "0")] == 1
     assert found["displbe_connections_total", ("cockpit", "vdispl", "0")] == 3
-    assert found["displbe_requests_refused_total", ("DP-1", "cockpit")] == 2
+    assert found["displbe_requests_refused_total", ("DP-1", "cockpit", "ENOENT", "PageFlip")] == 2
+    assert found["displbe_notifications_spurious_total", ("DP-1", "cockpit")] == 7
+    assert found["displbe_throttled_seconds_total", ("DP-1", "cockpit")] == 0.5
+    assert found["displbe_events_late_total", ("DP-1", "cockpit")] == 1
+    assert found["displbe_input_events_total", ("cockpit", "0")] == 900
+    assert found["displbe_input_dropped_total", ("cockpit", "0")] == 3
+    assert found["displbe_held", ("ports",)] == 4
+    assert found["displbe_files_open", ()] / found["displbe_files_openable", ()] == 40 / 4096
     assert found["displbe_log_lines_dropped_total", ()] == 4
     assert found["displbe_flip_latency_seconds_sum", ("DP-1", "cockpit")] == 6.5
     bounds = {labels[2]: value for (name, labels), value in found.items() if name.endswith("_bucket") and "4" in labels}
@@ -100,16 +121,58 @@ def test_whatever_there_is_can_be_parsed(told: Status) -> None:
     samples(written(told))
 
 
-def test_the_examples_name_what_there_is() -> None:
-    """Alert rules and dashboard."""
-    told = {name for name, _ in samples(written(status(guest(1, "cluster"))))}
-    for file in ("alerts.yml", "grafana.json"):
-        text = (CONFIGS / file).read_text("utf-8")
-        named = set(re.findall(r"\bdisplbe_\w+", text))
-        assert named
-        assert named <= told, file
+def labels_of(text: bytes) -> dict[str, set[str]]:
+    """Of each series' name, its labels."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def check_expression(expression: str, shown: str) -> None:
+    """All that is named there is told, with the labels that are asked for; what is `shown` of the result is left of it."""
+    told = labels_of(written(status(guest(1, "cluster"))))
+    named = re.findall(r"\b(displbe_\w+)(?:\{(.*?)\})?", expression)
+    assert named, expression
+    left = set.intersection(*(told[name] for name, _ in named)) - {"le"}
+    for name, selectors in named:
+        assert set(re.findall(r"(\w+)[=!]~?=?\"", selectors)) <= told[name], expression
+    for names in re.findall(r"\b(?:by|on) \((.*?)\)", expression):
+        assert set(names.split(", ")) <= left, expression
+    if by := re.search(r"\bby \((.*?)\)", expression):
+        left = set(by[1].split(", "))
+    assert set(re.findall(r"\{\{ ?(?:\$labels\.)?(\w+) ?\}\}", shown)) <= left, shown
+
+
+def test_the_alerts_ask_for_what_there_is() -> None:
+    text = (CONFIGS / "alerts.yml").read_text("utf-8")
+    rules = text.split("- alert: ")[1:]
+    assert len(rules) > 5
+    for rule in rules:
+        (expression,) = re.findall(r"expr: (.+)", rule)
+        check_expression(expression, rule)
+
+
+def test_the_dashboard_asks_for_what_there_is() -> None:
     panels = json.loads((CONFIGS / "grafana.json").read_text("utf-8"))["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        for target in panel["targets"]:
+            check_expression(target["expr"], target["legendFormat"])
+
+
+def test_what_would_not_be_found_is_found_out() -> None:
+    """The checks themselves."""
+    for expression, shown in (
+        ("displbe_flip_total", ""),
+        ('displbe_flips_total{guest="a"}', ""),
+        ("max by (dom, kind) (displbe_flips_total)", ""),
+        ("max by (dom) (displbe_flips_total)", "{{conn}}"),
+        ("displbe_flips_total", "{{ $labels.kind }}"),
+    ):
+        with pytest.raises((AssertionError, KeyError)):
+            check_expression(expression, shown)
 
 
 # Where it is told

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from unit.statuses import STATUS
@@ -18,3 +22,11 @@ def test_tables_fit_a_terminal(lines: Any, status: Status) -> None:
     for line in lines(status):
         assert len(line) <= WIDTH
         assert line.isprintable()
+
+
+def test_the_protocols_example_is_a_status() -> None:
+    """protocol/control.md shows every field there is."""
+    text = (Path(__file__).parents[2] / "protocol" / "control.md").read_text("utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    status = msgspec.json.decode(example, type=Status, strict=True)
+    assert json.loads(msgspec.json.encode(status)) == json.loads(example)
