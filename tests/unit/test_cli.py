@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 from PIL import Image
 
@@ -142,6 +145,27 @@ def test_only_one_daemon(tmp_path: Path) -> None:
             pass
     with pytest.raises(Unavailable, match="No such file"), cli._only_one(str(tmp_path / "nothing")):
         pass
+
+
+def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector's passes hold the rings up as long as there is to look through."""
+    frozen: list[int] = []
+
+    async def serve(*arguments: object) -> None:
+        frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(cli, "_serve", serve)
+    monkeypatch.setattr(cli, "_only_one", contextlib.nullcontext)
+    monkeypatch.setattr("displbe.xen.host.Host", lambda path: None)
+    monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments: None)
+    path = tmp_path / "displbe.toml"
+    path.write_text("sink = 'headless'\n")
+    try:
+        assert cli.main(["--config", str(path)]) == 0
+    finally:
+        gc.unfreeze()
+        structlog.reset_defaults()
+    assert frozen[0] > 10_000
 
 
 async def test_signals_end_the_daemon_in_order(tmp_path: Path) -> None:
