@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from scenario.world import World, flip_on, spec, until
 
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
+from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
 from displbe.display.connector import Connector
 from displbe.ops import control
 from displbe.ops.status import Connector as ConnectorStatus
+from displbe.ops.status import Status
 from displbe.sim.guest import Guest as SimGuest
 from displbe.wire.displif import FbDetach, PageFlip, UnknownRequest
 from displbe.wire.xenbus import State
@@ -452,12 +455,19 @@ async def test_no_daemon(world: World, tmp_path: Path) -> None:
     assert b"displbe does not run here" in done.stderr
 
 
-async def test_a_client_that_floods_costs_the_guests_nothing(world: World) -> None:
-    """Guests flip on while eight clients ask without end, and nobody of them reads."""
-    socket = world.settings.control.socket
+async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight clients ask without end, and none of them reads. They are answered no more often than they may be, however many they are,
+    and guests flip between two answers.
+    """
+    looks: list[tuple[float, int]] = []
+    status = Commands.status
+
+    async def seen(commands: Commands) -> Status:
+        looks.append((trio.current_time(), len(times)))
+        return await status(commands)
 
     async def flood() -> None:
-        async with await trio.open_unix_socket(socket) as client:
+        async with await trio.open_unix_socket(world.settings.control.socket) as client:
             with trio.move_on_after(1):
                 try:
                     while True:
@@ -465,11 +475,17 @@ async def test_a_client_that_floods_costs_the_guests_nothing(world: World) -> No
                 except trio.BrokenResourceError:
                     pass
 
+    monkeypatch.setattr(Commands, "status", seen)
     async with world.guest(1) as guest, flip_on(guest) as times:
+        await more(times, 3)
         async with trio.open_nursery() as nursery:
             for _ in range(8):
                 nursery.start_soon(flood)
-        assert len(times) > 20
+        (begun, _), (ended, _) = looks[0], looks[-1]
+        assert 5 < len(looks) <= (ended - begun) / control.PACE + 2
+        # A machine that gives us no time now and then gives it to neither.
+        between = [later - earlier for (_, earlier), (_, later) in pairwise(looks)]
+        assert sum(flips > 0 for flips in between) >= 0.8 * len(between)
         assert guest.display.connectors[0]._next_event_id == len(guest.display.connectors[0].flips_done)
         with trio.fail_after(30):
             while True:  # the floods' connections may take a moment to be noticed as gone
