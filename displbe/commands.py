@@ -23,7 +23,7 @@ from displbe.input.focus import Focus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import Lag
-from displbe.ops.status import Abilities, Guest, Input, Loop, Status, Usage
+from displbe.ops.status import Abilities, Guest, Loop, Status, Usage
 from displbe.ops.status import Device as DeviceStatus
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
@@ -102,13 +102,7 @@ class Commands:
         for part in device.served:
             connectors.append(part.status())
             await trio.lowlevel.checkpoint()
-        return device.status(tuple(connectors), self._input(device))
-
-    def _input(self, device: Device) -> Input | None:
-        for claim in self._input_focus.claims:
-            if device.kind == "vkbd" and claim.feed and (claim.domid, claim.number) == (device.domid, device.number):
-                return Input(claim.feed.outbox.written, claim.feed.outbox.dropped)
-        return None
+        return device.status(tuple(connectors))
 
     async def _status(self, request: Request) -> Answer:
         return Answer(msgspec.json.encode(await self.status()))
@@ -181,13 +175,13 @@ class Commands:
 
     async def _blank(self, request: Request) -> Answer:
         for connector in self._connectors(request):
-            await connector.blank()
+            await self._driver.blank(connector)
         return Answer()
 
     async def _unblank(self, request: Request) -> Answer:
         for connector in self._connectors(request):
             try:
-                await connector.unblank()
+                await self._driver.unblank(connector)
             except SinkError as error:
                 raise CommandError(f"{escape(connector.output.name)} stays dark: {error}") from error
         return Answer()

@@ -156,7 +156,7 @@ class Device:
         """Its parts, while it is connected."""
         return self.parts if self._serving else ()
 
-    def status(self, connectors: tuple[status.Connector, ...], input: status.Input | None) -> status.Device:
+    def status(self, connectors: tuple[status.Connector, ...]) -> status.Device:
         """What the operator is told; the parts' statuses, each of which takes its time, have been made before."""
         now = trio.current_time()
         return status.Device(
@@ -171,7 +171,6 @@ class Device:
             error=escape(self._reason),
             error_age=now - self._reason_at if self._reason else None,
             connectors=connectors if self._serving else (),
-            input=input if self._serving else None,
         )
 
     async def run(self) -> None:

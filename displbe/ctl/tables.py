@@ -91,8 +91,6 @@ def _device_lines(device: Device) -> Iterator[str]:
         yield from _wrap("    ", "history", f"connected {device.connections} times, shut off {device.shut_off} times")
     if device.error:
         yield from _wrap("    ", "error", f"{device.error} ({_age(device.error_age)} ago)")
-    if device.input is not None:
-        yield from _wrap("    ", "events", f"{device.input.events} given, {device.input.dropped} dropped")
     for connector in device.connectors:
         yield from _connector_lines(connector)
 

@@ -69,10 +69,7 @@ def _ignore(token: int) -> None:
 
 
 class Connector:
-    """Connector `index` of a device. `broken` is told what ends the device.
-
-    `dark` are the screens that the operator has switched off, whatever their guests do: it outlives connections.
-    """
+    """Connector `index` of a device. `broken` is told what ends the device; `blanked`: the operator has switched its screen off."""
 
     def __init__(
         self,
@@ -85,10 +82,12 @@ class Connector:
         log: Any,
         broken: Callable[[FrontendBroken], None],
         screen: Screen,
-        dark: set[Screen],
+        *,
+        blanked: bool,
     ) -> None:
         self.output = output
         self.index = index
+        self.screen = screen
         self._buffers = buffers
         self._log = log
         self._broken = broken
@@ -121,9 +120,7 @@ class Connector:
         self._error_at = 0.0
         self._latest = 0
         """The cookie of the framebuffer that is shown, or will be as soon as the flip under way is done."""
-        self._screen = screen
-        self._dark = dark
-        self._blanked = screen in dark
+        self._blanked = blanked
         self._dark_flip = trio.Event()
         self._switching = trio.Lock()
 
@@ -433,29 +430,25 @@ class Connector:
 
     async def blank(self) -> None:
         """Switch the screen off, whatever the guest shows, until `unblank`. The guest does not notice."""
-        self._dark.add(self._screen)
         async with self._switching:
             if not self._blanked:
                 self._blanked = True
-                if self.at_work:
-                    await self.output.disable()
+                await self.output.disable()
 
     async def unblank(self) -> None:
-        """Show again what the guest shows. Raises SinkError, and stays dark then."""
+        """Show again what the guest shows. Raises SinkError."""
         async with self._switching:
-            self._dark.discard(self._screen)
             if not self._blanked:
                 return
             self._blanked = False
-            if self._config is None or not self.at_work:
+            if self._config is None:
                 return
             try:
                 await self._show(self._config_of(self._latest))
             except RequestError:
                 self._shape = None  # the framebuffer is gone: the next flip switches the screen on
-            except BaseException:
+            except SinkError:
                 self._blanked = True
-                self._dark.add(self._screen)
                 raise
 
     async def _complete_dark(self) -> None:

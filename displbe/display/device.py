@@ -66,8 +66,8 @@ class DisplayDriver:
         self._hypervisor = hypervisor
         self._sink = sink
         self._served: dict[str, list[ConnectorKeys]] = {}
-        self._dark: set[Screen] = set()
-        """What the operator has switched off."""
+        self._blanked: set[Screen] = set()
+        """What the operator has switched off: it stays so, whatever the guests do."""
         self.guests = guests or {}
 
     def settings_of(self, name: str) -> GuestSettings:
@@ -82,7 +82,23 @@ class DisplayDriver:
         """What the operator may still have looked at of its last connection goes."""
         self._drop_parts(device)
         if not device.name:  # its domain's number may be another guest's one day
-            self._dark -= {screen for screen in self._dark if screen[0] == device.domid}
+            self._blanked -= {screen for screen in self._blanked if screen[0] == device.domid}
+
+    async def blank(self, connector: Connector) -> None:
+        """Switch a screen off until `unblank`, also over the guest's next connections; this one may be over."""
+        self._blanked.add(connector.screen)
+        if connector.at_work:
+            await connector.blank()
+
+    async def unblank(self, connector: Connector) -> None:
+        """Show again what the guest shows. Raises SinkError, and the screen stays dark then."""
+        self._blanked.discard(connector.screen)
+        try:
+            if connector.at_work:
+                await connector.unblank()
+        except BaseException:
+            self._blanked.add(connector.screen)
+            raise
 
     def _drop_parts(self, device: Device) -> None:
         parts, device.parts = device.parts, ()
@@ -123,9 +139,17 @@ class DisplayDriver:
                 log = device.log.bind(connector=key.name)
                 edid = partial(answer_edid, self._hypervisor, device.domid, output, key.name, key.width, key.height)
                 screen = device.name or device.domid, device.number, index
-                size = key.width, key.height
                 connector = Connector(
-                    index, output, buffers, edid, size, device.quota, log, session.broken, screen, self._dark
+                    index,
+                    output,
+                    buffers,
+                    edid,
+                    (key.width, key.height),
+                    device.quota,
+                    log,
+                    session.broken,
+                    screen,
+                    blanked=screen in self._blanked,
                 )
                 self._open_rings(device.domid, key, connector, stack)
                 session.connectors.append(connector)

@@ -71,7 +71,6 @@ def families(status: Status) -> Iterator[Metric]:
     yield from _of_the_daemon(status)
     yield from _of_guests(named)
     yield from _of_devices(devices)
-    yield from _of_input(devices)
     yield from _of_connectors(connectors)
     yield _refusals(connectors)
     yield _latencies(connectors)
@@ -122,21 +121,6 @@ def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
         connections.add_metric(values, device.connections)
         shut_off.add_metric(values, device.shut_off)
     yield from (connected, connections, shut_off)
-
-
-def _of_input(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
-    labels = ["dom", "number"]
-    events = CounterMetricFamily(
-        "displbe_input_events", "Keys, motions, touches that a guest was given.", labels=labels
-    )
-    dropped = CounterMetricFamily(
-        "displbe_input_dropped", "Those that it took too late, and never sees.", labels=labels
-    )
-    for dom, device in devices:
-        if device.input is not None:
-            events.add_metric([dom, str(device.number)], device.input.events)
-            dropped.add_metric([dom, str(device.number)], device.input.dropped)
-    yield from (events, dropped)
 
 
 def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:

@@ -14,7 +14,6 @@ __all__ = [
     "Device",
     "Flips",
     "Guest",
-    "Input",
     "Latency",
     "Loop",
     "Refusal",
@@ -89,14 +88,6 @@ class Connector(msgspec.Struct, frozen=True):
     """Events of flips that had to wait because the guest had left no room for them."""
 
 
-class Input(msgspec.Struct, frozen=True):
-    """What a guest's keyboard, pointer and touch screen have said since it has connected."""
-
-    events: int
-    dropped: int
-    """Those that the guest will never see: it took too few."""
-
-
 class Device(msgspec.Struct, frozen=True):
     """One PV device."""
 
@@ -116,8 +107,6 @@ class Device(msgspec.Struct, frozen=True):
     error_age: float | None
     connectors: tuple[Connector, ...]
     """Those of the connection there is."""
-    input: Input | None
-    """Of a vkbd that is connected."""
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from displbe.config import MetricsSettings
 from displbe.ops import clients, metrics
 from displbe.ops.clients import MAX_CLIENTS
 from displbe.ops.metrics import MAX_GUESTS, Metrics
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
+from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Latency, Loop, Refusal, Status, Usage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
@@ -37,9 +37,8 @@ def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> Gu
         Connector(i, output, "64x48", "64x48 XR24", "copy", "", False, flips, 50, 2, REFUSALS, "why", 1.0, 0, 7, 0.5, 1)
         for i, output in enumerate(outputs)
     )
-    device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors, None)
-    keyboard = Device("vkbd", 0, "connected", 9.0, "connected", 9.0, 1, 0, "", None, (), Input(900, 3))
-    return Guest(domid, name, {"pages": Usage(6, 12)}, (device, keyboard))
+    device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
+    return Guest(domid, name, {"pages": Usage(6, 12)}, (device,))
 
 
 def status(*guests: Guest) -> Status:
@@ -93,8 +92,6 @@ def test_what_is_told() -> None:
     assert found["displbe_notifications_spurious_total", ("DP-1", "cockpit")] == 7
     assert found["displbe_throttled_seconds_total", ("DP-1", "cockpit")] == 0.5
     assert found["displbe_events_late_total", ("DP-1", "cockpit")] == 1
-    assert found["displbe_input_events_total", ("cockpit", "0")] == 900
-    assert found["displbe_input_dropped_total", ("cockpit", "0")] == 3
     assert found["displbe_held", ("ports",)] == 4
     assert found["displbe_files_open", ()] / found["displbe_files_openable", ()] == 40 / 4096
     assert found["displbe_log_lines_dropped_total", ()] == 4
