@@ -48,11 +48,6 @@ async def asked(world: World) -> Any:
     return json.loads(await ctl(world, "status", "--json"))
 
 
-def name(world: World, domid: int, name: str) -> None:
-    """Name a guest, as the toolstack does."""
-    world.tools.write(f"/local/domain/{domid}/name", name, [("n", 0), ("r", domid)])
-
-
 async def more(times: list[float], count: int) -> None:
     """Wait for so many more flips."""
     wanted = len(times) + count
@@ -82,8 +77,7 @@ async def test_status_of_nobody(world: World) -> None:
 
 
 async def test_status(world: World) -> None:
-    async with world.booted(1, spec(), spec("DP-1", 1920, 1080)) as guest:
-        name(world, 1, "cock\x1b[2Jpit")
+    async with world.booted(1, spec(), spec("DP-1", 1920, 1080), name="cock\x1b[2Jpit") as guest:
         await connected(guest)
         async with flip_on(guest) as times:
             await until(lambda: len(times) > 20)
@@ -280,8 +274,7 @@ async def test_screenshot(world: World, tmp_path: Path) -> None:
 
 async def test_a_guest_of_whom_there_are_no_pictures(tmp_path: Path) -> None:
     guests = {"cluster": GuestSettings(screenshot=False)}
-    async with World.running(tmp_path, guests=guests) as world, world.booted(1, spec()) as guest:
-        name(world, 1, "cluster")
+    async with World.running(tmp_path, guests=guests) as world, world.booted(1, spec(), name="cluster") as guest:
         await connected(guest)
         said = await ctl(world, "screenshot", "cluster", str(tmp_path / "shot.png"), code=1)
         assert "the configuration allows no screenshots of this guest" in said
@@ -433,9 +426,7 @@ async def test_focus(world: World) -> None:
 
 async def test_who_is_meant(world: World) -> None:
     assert "no guest cockpit; there is none" in await ctl(world, "kick", "cockpit", code=1)
-    async with world.booted(1, spec()) as guest, world.booted(2, spec("DP-1")) as second:
-        name(world, 1, "twin")
-        name(world, 2, "twin")
+    async with world.booted(1, spec(), name="twin") as guest, world.booted(2, spec("DP-1"), name="twin") as second:
         await connected(guest)
         await connected(second)
         async with world.booted(3, spec("DP-1")):
