@@ -84,7 +84,7 @@ class TraceFiles:
             directory = Path(self._directory)
             directory.mkdir(exist_ok=True)
             safe = re.sub(r"[^A-Za-z0-9_.]", "_", guest)[:MAX_NAME]
-            path = directory / f"{safe}-{number}-{time.time_ns() // 1_000_000}.trace"
+            path = directory / f"{safe}-{number}-{time.time_ns()}.trace"
             part = path.with_suffix(".part")
             part.write_bytes(octets)
             part.rename(path)
