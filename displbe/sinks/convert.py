@@ -1,16 +1,27 @@
 """Frames in a format that the other side cannot show, as XRGB8888, which it always can.
 
-By whole-row operations of bytes and large integers: a pixel is nowhere touched by itself.
+By whole-row operations of bytes and large integers: a pixel is nowhere touched by itself. All of them hold the interpreter's lock,
+and a thread that computes gives that up only every 5 ms, while every guest's flips need the loop in the main thread. So one thread
+at a time converts, of all guests', a few rows, and then lets go of the lock for as long as the main thread needs to take it.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
 from displbe.wire.formats import fourcc
 
 __all__ = ["CONVERTED", "convert"]
+
+
+AT_ONCE: Final = 65536
+"""Octets that are converted, about half a millisecond, before others have their turn."""
+PAUSE: Final = 50e-6
+"""Seconds of their turn."""
+_turn: Final = threading.Lock()
 
 
 def _table(value: Callable[[int], int]) -> bytes:
@@ -69,9 +80,13 @@ def convert(code: int, to: memoryview, to_stride: int, of: memoryview, of_stride
     octets = 3 if isinstance(entry, _Bytes) else 2
     width = row // octets
     line = bytearray(b"\xff" * (4 * width))
-    for index in range(rows):
-        # A private copy first: the guest may draw meanwhile.
-        source = memoryview(bytes(of[index * of_stride : index * of_stride + row]))
-        for plane, values in enumerate(entry.planes(source)):
-            line[plane::4] = values
-        to[index * to_stride : index * to_stride + 4 * width] = line
+    several = max(1, AT_ONCE // row)
+    for first in range(0, rows, several):
+        with _turn:
+            for index in range(first, min(first + several, rows)):
+                # A private copy first: the guest may draw meanwhile.
+                source = memoryview(bytes(of[index * of_stride : index * of_stride + row]))
+                for plane, values in enumerate(entry.planes(source)):
+                    line[plane::4] = values
+                to[index * to_stride : index * to_stride + 4 * width] = line
+            time.sleep(PAUSE)
