@@ -157,6 +157,8 @@ class WaylandSettings(_Table, frozen=True):
                 raise ValueError(f"{template!r}: only {{guest}} and {{connector}} can be filled in") from error
         if any(not 0 <= number < 1 << 32 for number in self.surfaces.values()):
             raise ValueError("surfaces are ivi ids, numbers of 32 bits")
+        if len(set(self.surfaces.values())) < len(self.surfaces):
+            raise ValueError("surfaces are ivi ids: no two connectors have the same")
 
 
 class X11Settings(_Table, frozen=True):

@@ -80,6 +80,7 @@ def test_every_table(tmp_path: Path) -> None:
         ("[wayland]\nrefresh = 1000", "refresh is a number of looks per second"),
         ("[wayland]\ntitle = '{domain}'", "only {guest} and {connector}"),
         ("[wayland.surfaces]\na = -1", "ivi ids"),
+        ("[wayland.surfaces]\na = 1\nb = 1", "no two connectors"),
         ("[guest.a]\nconnector = []", "connector"),
         ("[log]\nlevel = 'loud'", "$.log.level"),
         ("sink = \n", "line 1"),
