@@ -91,7 +91,6 @@ class Surface:
         self.pending_number = 0
         self.callbacks: list[tuple[str, int]] = []
         self.waiting: list[tuple[str, int]] = []
-        self.superseded: list[tuple[str, int]] = []
         self.commits = 0
         self.frames: list[int] = []
         """The buffers that were committed, by number."""
@@ -283,12 +282,13 @@ class Client:
         self.gone(callback)
 
     def _wl_display_get_registry(self, _: int, registry: int) -> None:
-        for place, (name, version) in enumerate(self.compositor.offers):
-            self.event(registry, "global", place + 1, name, version)
+        for place, offer in enumerate(self.compositor.offers):
+            if offer is not None:
+                self.event(registry, "global", place + 1, *offer)
 
     def _wl_registry_bind(self, registry: int, place: int, name: str, version: int, number: int) -> None:
         offered = self.compositor.offers[place - 1]
-        if name != offered[0] or version > offered[1]:
+        if offered is None or name != offered[0] or version > offered[1]:
             raise Wrong(registry, 0, f"bind {name} {version}")
         if name == "wl_shm":
             for kind in self.compositor.formats:
@@ -302,7 +302,11 @@ class Client:
             self.event(number, "mode", 1, 1024, 768, 60000)
             if version >= 4:
                 self.event(number, "name", self.compositor.screen)
-            self.event(number, "done")
+            if version >= 2:
+                self.event(number, "done")
+
+    def _zxdg_output_manager_v1_get_xdg_output(self, _: int, number: int, output: int) -> None:
+        self.event(number, "name", self.compositor.screen)
 
     # wl_shm
 
@@ -439,6 +443,10 @@ class Client:
             if surface.shown is not None:
                 surface.shown.held = True
                 assert surface.damaged
+                if surface.shown.dmabuf is not None and self.compositor.dies_of_dmabufs:
+                    self.compositor.crash()
+                    self.compositor.there = True
+                    return
         if surface.shown is not None:
             self._check_size(surface)
             if surface.role == "ivi" and not surface.configured:
@@ -446,11 +454,19 @@ class Client:
                 width, height, _ = self.compositor.first_size
                 if width:
                     self.event(self._ivi(surface), "configure", width, height)
-        surface.superseded += [entry for entry in surface.waiting if entry[0] == "feedback"]
-        surface.waiting = [entry for entry in surface.waiting if entry[0] == "frame"] + surface.callbacks
+        self.discard(surface)
+        surface.waiting += surface.callbacks
         surface.callbacks = []
         if self.compositor.shows_at_once:
             self.compositor.refresh()
+
+    def discard(self, surface: Surface) -> None:
+        """Another frame comes after what waits to be shown, or nobody will ever see it."""
+        for kind, number in surface.waiting:
+            if kind == "feedback":
+                self.event(number, "discarded")
+                self.gone(number)
+        surface.waiting = [entry for entry in surface.waiting if entry[0] == "frame"]
 
     def _release(self, buffer: Buffer) -> None:
         buffer.held = False
@@ -477,10 +493,10 @@ class Client:
         assert not surface.role or not (surface.xdg in self.objects or self._ivi(surface) in self.objects)
         if surface.shown is not None:
             self._release(surface.shown)
-        for kind, said in (*surface.superseded, *surface.waiting, *surface.callbacks):
-            if kind == "feedback":
-                self.event(said, "discarded")
-                self.gone(said)
+        surface.waiting += surface.callbacks
+        self.discard(surface)
+        for _, callback in surface.waiting:  # a frame callback ends with its surface, and says nothing
+            self.gone(callback)
 
     # xdg-shell, ivi-application
 
@@ -525,7 +541,8 @@ class Client:
         self.event(surface.xdg, "configure", serial)
 
     def _ivi_application_surface_create(self, number: int, ivi_id: int, surface: int, ivi: int) -> None:
-        if any(s.ivi_id == ivi_id and s.role == "ivi" for s in self.surfaces.values()):
+        used = [s.ivi_id for client in self.compositor.clients for s in client.surfaces.values() if s.role == "ivi"]
+        if ivi_id in (*used, self.compositor.ivi_taken):
             raise Wrong(number, 1, f"ivi id {ivi_id} is in use")
         self.surfaces[surface].role, self.surfaces[surface].ivi_id = "ivi", ivi_id
         self.made_by[ivi] = surface
@@ -542,7 +559,7 @@ class Client:
         os.close(keymap)
 
     def device(self, kind: str) -> int:
-        """The number of the client's wl_keyboard, wl_pointer or wl_touch."""
+        """The number of the client's only object of a kind."""
         (number,) = self.of(kind)
         return number
 
@@ -551,18 +568,25 @@ class FakeCompositor:
     """It listens to nobody: `opened` makes a connection, in the place of conn.connect."""
 
     def __init__(self, offers: dict[str, int] | None = None) -> None:
-        self.offers = list((CORE if offers is None else offers).items())
+        self.offers: list[tuple[str, int] | None] = list((CORE if offers is None else offers).items())
+        """Its globals, numbered from 1; None: it has gone."""
         self.formats = [0, XRGB]
         self.dmabuf_formats: list[int] = []
         self.main_device = 0
         self.imports = True
+        self.dies_of_dmabufs = False
+        """It ends when it is to draw one; the next one is there at once."""
         self.cannot_map = False
+        self.ivi_taken: int | None = None
+        """An id that somebody else uses."""
         self.releases = True
         """Whether it says so when it lets go of a buffer."""
         self.shows_at_once = True
         """Each commit is on the screen at once; else `refresh` puts it there."""
         self.first_size: tuple[int, int, tuple[int, ...]] = (0, 0, ())
         self.screen = "HDMI-A-1"
+        self.room: int | None = None
+        """Octets that a client's socket holds; None: what sockets hold."""
         self.there = True
         self.clients: list[Client] = []
         self.nursery: trio.Nursery | None = None
@@ -573,6 +597,8 @@ class FakeCompositor:
         if not self.there or self.nursery is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         ours, theirs = socket.socketpair()
+        if self.room is not None:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.room)
         client = Client(self, ours)
         self.clients.append(client)
         self.on_client(client)
@@ -585,13 +611,27 @@ class FakeCompositor:
         (there,) = [client for client in self.clients if not client.closed]
         return there
 
+    def add(self, name: str, version: int) -> int:
+        """There is another global: its number."""
+        self.offers.append((name, version))
+        for client in self.clients:
+            if not client.closed:
+                client.event(client.device("wl_registry"), "global", len(self.offers), name, version)
+        return len(self.offers)
+
+    def remove(self, place: int) -> None:
+        """A global has gone."""
+        self.offers[place - 1] = None
+        for client in self.clients:
+            if not client.closed:
+                client.event(client.device("wl_registry"), "global_remove", place)
+
     def refresh(self) -> None:
         """The screen shows what was committed, and those who asked are told."""
         for client in self.clients:
             if client.stopped or client.closed:
                 continue
             for surface in client.surfaces.values():
-                self.discard(client, surface)
                 for kind, number in surface.waiting:
                     if kind == "feedback":
                         client.event(number, "presented", 0, 0, 0, 16666667, 0, 0, 0)
@@ -599,14 +639,6 @@ class FakeCompositor:
                         client.event(number, "done", 0)
                     client.gone(number)
                 surface.waiting = []
-
-    @staticmethod
-    def discard(client: Client, surface: Surface) -> None:
-        """Frames that others came after."""
-        for _, number in surface.superseded:
-            client.event(number, "discarded")
-            client.gone(number)
-        surface.superseded = []
 
     def crash(self) -> None:
         """It is gone, and its socket with it."""

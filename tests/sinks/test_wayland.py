@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from sinks.compositor import CORE, FakeCompositor, Surface
 
@@ -17,7 +21,8 @@ from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import feedback
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import WaylandBuffer
-from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.copies import Copies, Copy
+from displbe.sinks.wayland.output import WaylandOutput, ivi_id
 from displbe.sinks.wayland.sink import WaylandSink, socket_path
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
@@ -209,7 +214,9 @@ async def test_what_wl_shm_cannot_say_is_copied(how: dict[str, Any], said: str) 
         assert stage.flipped == list(range(10))
 
 
-async def test_a_compositor_that_cannot_map_costs_one_connection() -> None:
+async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many buffers come; and who attaches one waits for the other way, not until its patience ends."""
+    monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 30.0)
     compositor = FakeCompositor()
     compositor.cannot_map = True
 
@@ -220,12 +227,36 @@ async def test_a_compositor_that_cannot_map_costs_one_connection() -> None:
     async with staged(compositor) as stage:
         output = stage.claim()
         await stage.connected()
-        first = await stage.attach(output)
-        await output.enable(first, WHOLE)
-        await on_screen(output)
+        with trio.fail_after(5):
+            first = await stage.attach(output)
         assert first.way == "copy"
         assert "ended the connection for it" in first.reason
+        await output.enable(first, WHOLE)
+        await on_screen(output)
+        compositor.cannot_map = True
+        for token in range(3):
+            with trio.fail_after(5):
+                buffer = await stage.attach(output)
+            assert buffer.way == "copy"
+            await stage.flip(output, buffer, token)
         assert len(compositor.clients) == 2
+
+
+async def test_a_window_that_is_refused_is_no_buffers_fault() -> None:
+    """The compositor ends the connection for a surface's id that somebody else has: buffers are shared all the same."""
+    compositor = FakeCompositor({**CORE, "ivi_application": 1})
+    compositor.ivi_taken = 1000
+    async with staged(compositor) as stage:
+        output = stage.claim("1000")
+        await stage.connected()
+        first, second = await stage.attach(output), await stage.attach(output)
+        await output.enable(first, WHOLE)
+        third = await stage.attach(output)
+        await until(lambda: len(compositor.clients) > 2)
+        compositor.ivi_taken = None
+        await on_screen(output)
+        await stage.flip(output, second, 1)
+        assert [buffer.way for buffer in (first, second, third)] == ["shm"] * 3
 
 
 async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +303,50 @@ async def test_a_refused_import_falls_back() -> None:
         _, first, _ = await stage.lit()
         assert first.way == "shm"
         assert "cannot import" in first.reason
+
+
+async def test_a_compositor_that_a_dmabuf_ends_is_given_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither this guest's, nor another guest's."""
+    monkeypatch.setattr(feedback, "gpu_that_does_dma", lambda device: "")
+    compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
+    compositor.dmabuf_formats = [fourcc("XR24")]
+    compositor.dies_of_dmabufs = True
+    other = Claimant(2, "other")
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        assert len(compositor.clients) == 2
+        await stage.flip(output, second, 1)
+        theirs = stage.claim("DP-1", other)
+        await stage.connected(other)
+        buffer = await stage.attach(theirs)
+        await theirs.enable(buffer, WHOLE)
+        await on_screen(theirs)
+        assert [b.way for b in (first, second, buffer)] == ["shm"] * 3
+        assert "lost before" in buffer.reason
+        assert len(compositor.clients) == 3
+
+
+async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guest had there that was not drawn yet is shared as pages from now on; other guests' dma-bufs stay what they are."""
+    monkeypatch.setattr(feedback, "gpu_that_does_dma", lambda device: "")
+    monkeypatch.setattr(client_module, "SEARCH", 0.01)
+    compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
+    compositor.dmabuf_formats = [fourcc("XR24")]
+    other = Claimant(2, "other")
+    async with staged(compositor) as stage:
+        output, first, _ = await stage.lit()
+        compositor.shows_at_once = False
+        theirs = stage.claim("DP-1", other)
+        await stage.connected(other)
+        buffer = await stage.attach(theirs)
+        await theirs.enable(buffer, WHOLE)
+        await until(lambda: buffer.busy)
+        compositor.crash()
+        await until(lambda: output.dark and theirs.dark)
+        compositor.shows_at_once = compositor.there = True
+        await on_screen(output)
+        await on_screen(theirs)
+        assert (first.way, buffer.way) == ("dmabuf", "shm")
 
 
 async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +398,28 @@ async def test_a_format_that_cannot_be_shown() -> None:
         with pytest.raises(SinkError) as none:
             await output.allocate(1)
         assert none.value.code == Errno.EOPNOTSUPP
+
+
+async def test_a_format_that_cannot_be_shown_of_which_the_compositor_says_so_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The operator is told, in the log and by the output."""
+    monkeypatch.setattr(client_module, "SEARCH", 0.01)
+    compositor = FakeCompositor()
+    compositor.there = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        buffer = await stage.attach(output, code="YUYV", stride=WIDTH * 2)
+        await output.enable(buffer, WHOLE)
+        with structlog.testing.capture_logs() as logs:
+            compositor.there = True
+            await until(lambda: buffer.failure)
+        assert "YUYV" in output.dark
+        assert output.reason == output.dark
+        (line,) = [line for line in logs if line["event"] == "framebuffer refused"]
+        assert "YUYV" in line["reason"]
+        with pytest.raises(SinkError):
+            await output.enable(buffer, WHOLE)
 
 
 # Flips
@@ -390,7 +487,34 @@ async def test_a_hidden_surface_flips_by_the_timer() -> None:
         assert output.shown == shown + 1
 
 
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+@pytest.mark.parametrize("presentation", [True, False])
+async def test_a_hidden_surface_at_rest_costs_nothing(zero_copy: str, presentation: bool) -> None:
+    """While its guest flips, what is asked and held for it stays the same; while it does not, nobody says anything."""
+    compositor = FakeCompositor({n: v for n, v in CORE.items() if presentation or n != "wp_presentation"})
+    async with staged(compositor, zero_copy=zero_copy) as stage:
+        output, first, second = await stage.lit()
+        conn = output._client.conn
+        objects = conn.objects
+        compositor.shows_at_once = False
+        for token in range(30):
+            await stage.flip(output, (second, first)[token % 2], token)
+        assert output.late == 1
+        await until(lambda: not output._owed)
+        await conn.sync()
+        asked = len(compositor.client.asked)
+        await trio.sleep(0.3)
+        assert len(compositor.client.asked) == asked
+        assert conn.objects <= objects + 2
+        compositor.shows_at_once = True
+        compositor.refresh()
+        await on_screen(output)
+        await stage.flip(output, first, 99)
+        await until(lambda: conn.objects == objects)
+
+
 async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
+    """And is given the newest frame, also when the compositor had not answered when it came."""
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -399,6 +523,106 @@ async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
         await until(lambda: output._window is not None and output._window.suspended)
         for token in range(5):
             await stage.flip(output, (second, first)[token % 2], token)
+        await output._client.conn.sync()
+        for last, colour in ((first, b"\1\2\3\0"), (second, b"\4\5\6\0")):
+            compositor.client.stopped = True
+            await stage.flip(output, second if last is first else first, 0)
+            output.flip(last, 10)
+            await until(lambda: 10 in stage.flipped)
+            assert stage.surface.shown is not None
+            assert stage.surface.shown.row(0) != colour * WIDTH
+            compositor.client.stopped = False
+            await until(lambda colour=colour: stage.surface.shown.row(0) == colour * WIDTH)  # type: ignore[misc]
+            stage.flipped.clear()
+        compositor.shows_at_once = True
+        compositor.client.configure(stage.surface, WIDTH, HEIGHT, ())
+        await on_screen(output)
+        assert output.late == 0
+
+
+async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
+    """What is kept back for one while the compositor is to answer the other comes, too."""
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        outputs = [stage.claim(name) for name in ("DP-1", "DP-2")]
+        await stage.connected()
+        buffers = [[await stage.attach(output, colour=bytes([n, n, n, 0])) for n in (1, 2, 3)] for output in outputs]
+        for output, (one, *_) in zip(outputs, buffers, strict=True):
+            await output.enable(one, WHOLE)
+            await on_screen(output)
+        compositor.shows_at_once = False
+        for last in (1, 2):
+            for output, its in zip(outputs, buffers, strict=True):
+                output.flip(its[last], last)
+            await until(lambda last=last: stage.flipped.count(last) == 2)  # type: ignore[misc]
+        surfaces = compositor.client.surfaces.values()
+        await until(lambda: [s.shown is not None and s.shown.row(0)[0] for s in surfaces] == [3, 3])
+
+
+async def test_a_flip_is_not_over_when_its_frame_is_committed_again() -> None:
+    """A window that gets another size supersedes its own frame: the flip is over when that is shown and the old buffer free."""
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, _first, second = await stage.lit()
+        compositor.shows_at_once = compositor.releases = False
+        surface = stage.surface
+        number = surface.shown_number
+        output.flip(second, 1)
+        await until(lambda: surface.shown_number != number)
+        for size, states in (((128, 96), (1,)), ((128, 96), (1, 4)), ((32, 24), (1,))):
+            compositor.client.configure(surface, *size, states)
+            commits = surface.commits
+            await until(lambda commits=commits: surface.commits > commits)  # type: ignore[misc]
+        await output._client.conn.sync()
+        await trio.sleep(0.05)
+        assert stage.flipped == [], "nothing was presented, and the old buffer is held"
+        compositor.refresh()
+        await output._client.conn.sync()
+        assert stage.flipped == []
+        compositor.client.event(number, "release")
+        await until(lambda: stage.flipped == [1])
+        assert output.late == 0
+
+
+async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    gates = [threading.Event(), threading.Event()]
+    waiting = iter(gates)
+    copy = Copies.copy
+
+    def held(self: Copies, view: memoryview, to: Copy) -> None:
+        assert next(waiting).wait(5)
+        copy(self, view, to)
+
+    compositor = FakeCompositor()
+    async with staged(compositor, zero_copy="off") as stage:
+        output, first, second = await stage.lit()
+        compositor.shows_at_once = False
+        commits = stage.surface.commits
+        monkeypatch.setattr(Copies, "copy", held)
+        await output.enable(first, WHOLE)
+        output.flip(second, 1)
+        gates[0].set()
+        await until(lambda: stage.surface.commits == commits + 1)
+        compositor.refresh()
+        await output._client.conn.sync()
+        assert stage.flipped == [], "that was the frame before"
+        gates[1].set()
+        await until(lambda: stage.surface.commits == commits + 2)
+        compositor.refresh()
+        await until(lambda: stage.flipped == [1])
+        assert output.late == 0
+
+
+async def test_an_old_frame_that_is_taken_back_is_not_waited_for() -> None:
+    compositor = FakeCompositor()
+    async with staged(compositor) as stage:
+        output, first, second = await stage.lit()
+        compositor.releases = False
+        output.flip(second, 1)
+        await until(lambda: output._seen)
+        assert stage.flipped == []
+        await first.aclose()
+        assert stage.flipped == [1]
         assert output.late == 0
 
 
@@ -411,12 +635,55 @@ async def test_a_discarded_frame_ends_its_flip_no_sooner_than_the_screen() -> No
         for token in range(12):
             output.flip((second, first)[token % 2], token)
             await until(lambda: stage.surface.waiting)
-            surface = stage.surface
-            surface.superseded, surface.waiting = surface.waiting, []
-            compositor.discard(compositor.client, surface)
+            compositor.client.discard(stage.surface)
             await until(lambda token=token: token in stage.flipped)  # type: ignore[misc]
         assert trio.current_time() - began > 10 / 60
         assert output.late == 0
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+async def test_settings_for_a_compositor_that_stands_still(zero_copy: str) -> None:
+    """Nothing piles up, and the last one is what is shown when it goes on."""
+    compositor = FakeCompositor()
+    async with staged(compositor, zero_copy=zero_copy) as stage:
+        output, first, second = await stage.lit()
+        client, conn = compositor.client, output._client.conn
+        client.stopped = True
+        asked, objects = len(client.asked), conn.objects
+        for turn in range(300):
+            await output.enable((first, second)[turn % 2], (WHOLE, Part(0, 0, 8, 4 + turn % 3))[turn % 2])
+        await trio.sleep(0.05)
+        assert conn.objects <= objects + 12, "two more commits, or the frames of two more shapes"
+        await output.enable(second, Part(0, 0, 16, 8))
+        client.stopped = False
+        await until(lambda: stage.surface.size == (16, 8))
+        await on_screen(output)
+        assert len(client.asked) - asked < 100
+        await stage.flip(output, second, 1)
+        assert output.late == 0
+
+
+async def test_a_full_socket() -> None:
+    """What does not fit in follows when the compositor reads again."""
+    compositor = FakeCompositor()
+    compositor.room = 1
+    async with staged(compositor) as stage:
+        output, _first, second = await stage.lit()
+        client, conn = compositor.client, output._client.conn
+        client.stopped = True
+        heard: list[int] = []
+        while conn.keeps_up:
+            conn.ask(lambda: heard.append(1))
+            assert conn.objects < 200
+        # The flip of a surface that the compositor says nothing of waits for its answer.
+        await stage.flip(output, second, 1)
+        await stage.flip(output, second, 2)
+        assert output._owed
+        client.stopped = False
+        await until(lambda: conn.keeps_up and not output._owed)
+        await until(lambda: stage.surface.shown is not None and stage.surface.shown.row(0) == b"\4\5\6\0" * WIDTH)
+        assert heard
+        assert len(compositor.clients) == 1
 
 
 async def test_a_compositor_that_stands_still() -> None:
@@ -577,6 +844,33 @@ async def test_a_connector_fills_the_output_of_its_name(outputs: dict[str, str])
         assert stage.surface.size == (1024, 768)
 
 
+@pytest.mark.parametrize("offers", [{"wl_output": 4}, {"wl_output": 3, "zxdg_output_manager_v1": 3}], ids=str)
+async def test_an_output_that_goes_and_comes(offers: dict[str, int]) -> None:
+    """Its connector fills it again, whether it tells its name itself or zxdg_output does."""
+    compositor = FakeCompositor({**CORE, **offers})
+    compositor.first_size = (1024, 768, (2,))
+    place = [*CORE, *offers].index("wl_output") + 1
+    async with staged(compositor) as stage:
+        output, _first, second = await stage.lit()
+        client, conn, surface = compositor.client, output._client.conn, stage.surface
+        assert output._client.session is not None
+        screens = output._client.session.screens
+        assert surface.fullscreen == client.device("wl_output")
+        assert screens.names == ["HDMI-A-1"]
+        objects = conn.objects
+        for token in range(3):
+            compositor.remove(place)
+            await until(lambda: not screens.names)
+            await conn.sync()
+            assert client.of("wl_output") == client.of("zxdg_output_v1") == []
+            await stage.flip(output, second, token)
+            place = compositor.add("wl_output", offers["wl_output"])
+            await until(lambda: surface.fullscreen in client.of("wl_output"))
+        await conn.sync()
+        assert screens.period == 1 / 60
+        assert conn.objects == objects
+
+
 @pytest.mark.parametrize(
     ("scale", "states", "asked", "size"),
     [
@@ -641,6 +935,34 @@ async def test_ivi_surfaces() -> None:
         await third.enable(buffer, WHOLE)
         await on_screen(third)
         assert {surface.role for surface in compositor.client.surfaces.values()} == {"ivi", "xdg"}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("1000", 1000), ("0", 0), ("DP-1", 77), ("5", 9), ("HDMI", None), (str(2**32 - 1), 2**32 - 1)]
+    + [(name, None) for name in ("", "-1", "٣", "5000000000", str(2**32), "9" * 5000)],
+)
+def test_ids_of_surfaces(name: str, number: int | None) -> None:
+    assert ivi_id(name, {"DP-1": 77, "5": 9}) == number
+
+
+async def test_a_name_that_is_too_large_for_an_id() -> None:
+    compositor = FakeCompositor({**CORE, "ivi_application": 1})
+    async with staged(compositor) as stage:
+        await stage.lit("5000000000")
+        assert stage.surface.role == "xdg"
+
+
+@pytest.mark.parametrize(("one", "other"), [("7", "007"), ("7", "DP-1"), ("DP-1", "7")])
+async def test_an_ivi_id_is_one_connectors(one: str, other: str) -> None:
+    async with staged(surfaces={"DP-1": 7}) as stage:
+        stage.claim(one)
+        with pytest.raises(OutputUnavailable, match="ivi id 7"):
+            stage.claim(other, Claimant(2, "other"))
+        assert list(stage.sink.clients) == [GUEST]
+    async with staged(surfaces={"DP-1": 7}, shell="xdg") as stage:
+        stage.claim(one)
+        stage.claim(other)
 
 
 async def test_no_shell_for_it() -> None:
@@ -721,6 +1043,73 @@ async def test_a_compositor_that_offers_nothing() -> None:
         buffer = await stage.attach(output)
         await output.enable(buffer, WHOLE)
         await stage.flip(output, buffer, 1)
+
+
+async def test_a_mistake_of_ours_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that fails ends the connection, which is made again; it does not end the sink."""
+    handle = WaylandOutput._on_configured
+    mistakes = iter([ValueError("a mistake")])
+
+    def failing(output: WaylandOutput) -> None:
+        for mistake in mistakes:
+            raise mistake
+        handle(output)
+
+    monkeypatch.setattr(WaylandOutput, "_on_configured", failing)
+    async with staged() as stage:
+        output = stage.claim()
+        await stage.connected()
+        buffer = await stage.attach(output)
+        with structlog.testing.capture_logs() as logs:
+            await output.enable(buffer, WHOLE)
+            await on_screen(output)
+        assert [line["log_level"] for line in logs if line["event"] == "a connection to the compositor failed"] == [
+            "error"
+        ]
+        assert len(stage.compositor.clients) == 2
+
+
+async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
+    async with staged(refresh=30.0) as stage:
+        await stage.lit()
+        client = stage.sink.clients[GUEST]
+        assert client._nursery is not None
+        tasks, objects = len(client._nursery.child_tasks), client.conn.objects
+        gone = []
+        for _ in range(20):
+            output = stage.claim("DP-1")
+            buffer = await stage.attach(output)
+            await output.enable(buffer, WHOLE)
+            await on_screen(output)
+            await buffer.aclose()
+            await output.release()
+            gone.append(weakref.ref(output))
+            del output, buffer
+        await trio.testing.wait_all_tasks_blocked()
+        await client.conn.sync()
+        gc.collect()
+        assert len(client._nursery.child_tasks) == tasks
+        assert client.conn.objects == objects
+        assert [output for output in gone if output() is not None] == []
+
+
+async def test_a_surface_that_goes_takes_its_frame_callbacks_along() -> None:
+    compositor = FakeCompositor({name: version for name, version in CORE.items() if name != "wp_presentation"})
+    async with staged(compositor) as stage:
+        output, _first, second = await stage.lit()
+        compositor.shows_at_once = False
+        conn = output._client.conn
+        objects = conn.objects
+        for token in range(5):
+            output.flip(second, token)
+            await output.disable()
+            await output.enable(second, WHOLE)
+            await until(lambda: output.dark == "")
+        await conn.sync()
+        assert conn.objects <= objects + 1
+        compositor.refresh()
+        await on_screen(output)
+        assert conn.objects == objects
 
 
 async def test_names() -> None:

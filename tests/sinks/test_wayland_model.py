@@ -30,6 +30,8 @@ SHAPES: list[dict[str, Any]] = [
 PARTS = [WHOLE, Part(8, 4, 20, 10), Part(0, 0, 1, 1)]
 STATES: list[tuple[int, ...]] = [(), (1,), (2,), (5, 6), (9,), (1, 2), (4,)]
 WHICH = st.integers(0, 5)
+MOST = 32
+"""Objects of one output: a window's 4, 7 buffers, 3 copies of each of two shapes, and what is asked and not answered."""
 
 WORDS = ["disable", "refresh", "crash", "stop", "go on", "close", "hide", "see", "keep", "release"]
 ACTIONS = st.one_of(
@@ -54,6 +56,8 @@ class Play:
         self.output = output
         self.buffers: list[WaylandBuffer] = []
         self.token = 0
+        self.idle = 0
+        """Objects at the compositor of a guest that has none of its own."""
 
     def which(self, number: int) -> WaylandBuffer | None:
         return self.buffers[number % len(self.buffers)] if self.buffers else None
@@ -100,6 +104,8 @@ class Play:
             case "refresh":
                 self.compositor.refresh()
         assert all(client.error is None for client in self.compositor.clients)
+        session = self.output._client.session
+        assert session is None or session.conn.objects <= self.idle + MOST
 
     async def flip(self, number: int) -> None:
         """A guest has one flip under way, and waits for its end."""
@@ -127,7 +133,7 @@ class Play:
         await self.output.disable()
         await self.output.enable(buffer, WHOLE)
         await on_screen(self.output)
-        client = self.compositor.client
+        client, conn = self.compositor.client, self.output._client.conn
         (surface,) = client.surfaces.values()
         assert surface.shown is not None
         assert surface.shown.row(0) == b"\7\7\7\0" * WIDTH
@@ -135,6 +141,7 @@ class Play:
             await one.aclose()
         await self.output.disable()
         await until(lambda: not client.surfaces and not client.mapped)
+        await until(lambda: conn.objects == self.idle)
         assert len(self.stage.flipped) == len(set(self.stage.flipped)) == self.token
 
 
@@ -164,6 +171,9 @@ def test_anything(
             output = stage.claim()
             await until(lambda: GUEST in stage.sink.clients)
             played = Play(stage, output)
+            await stage.connected()
+            await output._client.conn.sync()
+            played.idle = output._client.conn.objects
             await played.act("attach", {})
             await played.act("enable", 0, WHOLE)
             for action in actions:

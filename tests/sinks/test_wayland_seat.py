@@ -205,6 +205,24 @@ async def test_devices_that_go() -> None:
         assert seat.take() == [KeyboardEnter(())]
 
 
+async def test_a_seat_that_goes_leaves_nothing() -> None:
+    async with seated() as seat:
+        compositor, conn = seat.stage.compositor, seat.stage.sink.clients[GUEST].conn
+        objects = conn.objects
+        place = [*CORE, "wl_seat"].index("wl_seat") + 1
+        for _ in range(3):
+            await focus_everything(seat)
+            compositor.remove(place)
+            await until(lambda: seat.heard == LEFT)
+            seat.take()
+            await conn.sync()
+            assert not any(seat.client.of(name) for name in ("wl_seat", *DEVICES))
+            place = compositor.add("wl_seat", 8)
+            await until(lambda: all(seat.client.of(device) for device in DEVICES))
+            await conn.sync()
+            assert conn.objects == objects
+
+
 async def test_another_guest_hears_nothing() -> None:
     other = Claimant(2, "other")
     async with seated() as seat:

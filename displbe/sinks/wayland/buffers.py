@@ -4,13 +4,13 @@
 * `shm`: a file of gntdev's as a wl_shm pool: the compositor maps the guest's pages itself.
 * `copy`: frames are copied into a pool of ours (copies.py).
 
-What has failed on a buffer is not tried again with it.
+What has failed on a buffer is not tried again with it, and what has cost a connection not again with that guest.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -70,7 +70,7 @@ class WaylandBuffer(SinkBuffer):
         self.proved = False
         """It has been on the screen."""
         self.refused: dict[str, str] = {}
-        """Ways that have failed, with the reason."""
+        """Ways that it cannot go, with the reason."""
         self.reason = ""
         """Why it goes that way and no cheaper one."""
         self.failure: SinkError | None = None
@@ -96,30 +96,39 @@ class WaylandBuffer(SinkBuffer):
 
     def cold(self) -> None:
         """The connection is gone."""
-        self.wl, self.way, self.busy, self.failure, self.settled = None, "", False, None, trio.Event()
+        self.wl, self.way, self.busy, self.failure = None, "", False, None
+        if self.settled.is_set():  # else somebody may wait for it
+            self.settled = trio.Event()
 
     async def aclose(self) -> None:
         self.closed = True
         await self._remove(self)
 
 
-async def offer(session: Session, buffer: WaylandBuffer, settings: WaylandSettings) -> None:
-    """Make the compositor's buffer, in the first way that is suitable. Raises SinkError when there is none, conn.Lost."""
+async def offer(
+    session: Session, buffer: WaylandBuffer, settings: WaylandSettings, refused: MutableMapping[str, str]
+) -> None:
+    """Make the compositor's buffer, in the first way that is suitable. Raises SinkError when there is none, conn.Lost.
+
+    `refused` are the ways that have cost this guest a connection, with the reason.
+    """
+    if settings.zero_copy != "off":
+        await session.conn.sync()  # what was asked before is not to be taken for the buffer's fault
     reasons: list[str] = []
     made: Proxy = None
     for way, work in (("dmabuf", _as_dmabuf), ("shm", _as_shm)):
         try:
             if settings.zero_copy == "off":
                 raise Unsuitable("the configuration says so")
-            if way in buffer.refused:
-                raise Unsuitable(buffer.refused[way])
+            why = refused.get(way) or buffer.refused.get(way)
+            if why:
+                raise Unsuitable(why)
             made = await work(session, buffer, settings.dmabuf)
         except (Unsuitable, HypervisorError) as error:
             reasons.append(f"no {way}: {error}")
         except BaseException:  # Lost, or cancelled for it
-            # Only one buffer at a time is offered over a connection, with nothing else new to the compositor.
             if session.conn.refused:
-                buffer.refused[way] = "the compositor ended the connection for it"
+                refused[way] = "the compositor ended the connection for it"
             raise
         else:
             break

@@ -5,6 +5,7 @@ A guest's surfaces share a connection, and no two guests do: what a compositor f
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,7 @@ from .session import Session
 if TYPE_CHECKING:
     from .sink import WaylandSettings
 
-__all__ = ["Client"]
+__all__ = ["Client", "Dmabufs"]
 
 SEARCH: Final = 0.5
 """Seconds between looks for the compositor's socket."""
@@ -31,6 +32,16 @@ LAST_PAUSE: Final = 5.0
 """Seconds until a connection that was lost is made again: the first time, and at most while each lives shortly."""
 LIVES: Final = 5.0
 """Seconds after which a connection counts as good."""
+
+
+class Dmabufs:
+    """What the compositor has made of dma-bufs, all guests' together: kept when it goes and comes back."""
+
+    def __init__(self) -> None:
+        self.drawn = False
+        """It has drawn one: when it ends over another one, that is the guest's."""
+        self.refused: dict[str, str] = {}
+        """Why it is given no more of them, as `buffers.offer` takes it."""
 
 
 class Client:
@@ -43,6 +54,7 @@ class Client:
         path: str,
         seats: Seats,
         gone: Callable[[Client], None],
+        dmabufs: Dmabufs,
         opened: Callable[[str], Connection] = connect,
     ) -> None:
         self.claimant = claimant
@@ -51,6 +63,10 @@ class Client:
         self.outputs: dict[str, WaylandOutput] = {}
         self.session: Session | None = None
         self.connections = 0
+        self.open = False
+        """Windows may be opened."""
+        self._dmabufs = dmabufs
+        self._refused = ChainMap[str, str]({}, dmabufs.refused)
         self._path = path
         self._gone = gone
         self._opened = opened
@@ -114,7 +130,8 @@ class Client:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                for work, arguments in self._to_start:
+                while self._to_start:
+                    work, arguments = self._to_start.pop(0)
                     self.start_soon(work, *arguments)
                 await self._stay_connected()
 
@@ -145,8 +162,12 @@ class Client:
             async with trio.open_nursery() as nursery:
                 await nursery.start(conn.run, session.appeared, session.disappeared)
                 await conn.sync()  # what the globals say of themselves has come, too
-                await self._begin(session)
+                self._begin(session)
                 await self._offer_all(session)
+                self._open_all()
+                while True:
+                    await self._look.wait()
+                    await self._offer_all(session)
         except* Lost as lost:
             self._log.warning("the compositor is lost", reason=str(_leaf(lost)))
         except* Exception:
@@ -155,7 +176,7 @@ class Client:
             with trio.CancelScope(shield=True):
                 await self._end(session)
 
-    async def _begin(self, session: Session) -> None:
+    def _begin(self, session: Session) -> None:
         if session.missing:
             raise Lost(f"the compositor offers no {session.missing}")
         self.session = session
@@ -167,45 +188,52 @@ class Client:
             presentation=session.presentation is not None,
             dmabuf=session.dmabuf is not None,
         )
+
+    def _open_all(self) -> None:
+        """Open the windows. What is wrong with one of them must not be taken for a buffer's fault: those have been offered."""
+        self.open = True
         for output in list(self.outputs.values()):
             output.connected()
 
     async def _end(self, session: Session) -> None:
         session.conn.lost.set()
         session.close()
-        self.session = None
+        self.session, self.open = None, False
         for output in list(self.outputs.values()):
             for buffer in output.buffers:
                 if buffer.way == "dmabuf" and buffer.busy and not buffer.proved and self.settings.dmabuf == "auto":
                     # It may have been the end of a compositor that cannot draw it after all.
-                    buffer.refused["dmabuf"] = "the compositor was lost before it had shown it"
+                    refused = self._refused if self._dmabufs.drawn else self._dmabufs.refused
+                    refused["dmabuf"] = "the compositor was lost before it had shown one"
             await output.disconnected()
         await session.conn.aclose()
 
     async def _offer_all(self, session: Session) -> None:
         """Offer the compositor what it has not got, one at a time. Raises Lost."""
-        while True:
-            self._look = trio.Event()
-            for output in list(self.outputs.values()):
-                for buffer in list(output.buffers):
-                    if not buffer.settled.is_set() and not buffer.closed:
-                        await self._offer(session, output, buffer)
-            await self._look.wait()
+        self._look = trio.Event()
+        for output in list(self.outputs.values()):
+            for buffer in list(output.buffers):
+                if not buffer.settled.is_set() and not buffer.closed:
+                    await self._offer(session, output, buffer)
 
     async def _offer(self, session: Session, output: WaylandOutput, buffer: WaylandBuffer) -> None:
         async with self._offering:
             if buffer.closed:
                 return
             try:
-                await offer(session, buffer, self.settings)
+                await offer(session, buffer, self.settings, self._refused)
             except SinkError as error:
-                buffer.failure = error
-                buffer.settled.set()
+                output.refused(buffer, error)
                 return
             if buffer.closed:  # by a guest that has not waited
                 self._drop(buffer)
                 return
         output.settled(buffer)
+
+    def proved(self, buffer: WaylandBuffer) -> None:
+        """The compositor has drawn a buffer."""
+        buffer.proved = True
+        self._dmabufs.drawn |= buffer.way == "dmabuf"
 
     async def take_back(self, buffer: WaylandBuffer, patience: float) -> bool:
         """Return True when the compositor has nothing of a buffer any more, False when it does not say so for so many seconds.

@@ -6,7 +6,7 @@
 * Each proxy is a reference cycle: it is broken when the proxy goes, so that a flip leaves nothing for the collector.
 * A proxy that an event brings along is given to just any display of the process: `adopt` puts that right.
 * An event may name an object that we have destroyed meanwhile, or never heard of: its handler gets None.
-* A full socket makes an older libwayland give the connection up: who may send much waits for `answered`.
+* A full socket makes an older libwayland give the connection up: who may send much waits until the compositor `keeps_up`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,6 @@ class Connection:
         self._blocked = trio.Event()
         self._kept: dict[int, Proxy] = {}
         self._asked: set[trio.Event] = set()
-        self._probing = False
         self._appeared: Callable[[Global], None] = lambda there: None
         self._disappeared: Callable[[Global], None] = lambda there: None
         self._globals: dict[int, Global] = {}
@@ -113,8 +112,6 @@ class Connection:
         self.lost = trio.Event()
         self.refused = False
         """The compositor found a request wrong."""
-        self.events = 0
-        """Wake-ups by the compositor so far."""
 
     # The loop
 
@@ -143,7 +140,6 @@ class Connection:
         fd = self._display.get_fd()
         while True:
             await trio.lowlevel.wait_readable(fd)
-            self.events += 1
             try:
                 self._display.read()
                 self._display.dispatch(block=False)
@@ -211,21 +207,9 @@ class Connection:
         self.flush()
 
     @property
-    def answered(self) -> bool:
-        """The compositor is there: it has answered the last `probe`, and takes what it is sent."""
-        return not self._probing and not self._blocked.is_set() and not self.lost.is_set()
-
-    def probe(self, answered: Callable[[], None] = lambda: None) -> None:
-        """Ask whether the compositor is there; one question at a time."""
-        if self._probing or self.lost.is_set():
-            return
-        self._probing = True
-
-        def here() -> None:
-            self._probing = False
-            answered()
-
-        self.ask(here)
+    def keeps_up(self) -> bool:
+        """The compositor has taken all that it was sent."""
+        return not self._blocked.is_set()
 
     async def aclose(self) -> None:
         """Disconnect. Nothing may be asked of any object of this connection afterwards."""

@@ -11,6 +11,7 @@ Where the guest's pages are copied, that happens in a thread, and the commit fol
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .client import Client
     from .session import Session
 
-__all__ = ["WaylandOutput"]
+__all__ = ["WaylandOutput", "ivi_id"]
 
 LATE: Final = 0.2
 """Seconds after which a flip of which the compositor says nothing is completed by us; the surface counts as hidden then."""
@@ -45,6 +46,15 @@ SLOWEST_LOOK: Final = 0.2
 """Seconds between looks at a frame that has not changed for a while."""
 SAY_AGAIN: Final = 10.0
 """Seconds before the same thing is logged again: it may be the guest that makes it happen."""
+
+
+class _Commit:
+    """A frame that the surface was given. `said_by` tells what became of it."""
+
+    def __init__(self, serial: int, said_by: Proxy) -> None:
+        self.serial = serial
+        """The flip that it belongs to."""
+        self.said_by = said_by
 
 
 class WaylandOutput(Output):
@@ -78,8 +88,14 @@ class WaylandOutput(Output):
         self._timed = False
         self._seen = False
         self._old: WaylandBuffer | None = None
+        self._last: _Commit | None = None
         self._unseen = False
+        """The compositor has said nothing of the last commit."""
         self._hidden = False
+        self._owed = False
+        """The newest frame is kept back until the compositor answers."""
+        self._probing = False
+        self._watching = trio.CancelScope()
         self._copies: Copies | None = None
         self._old_copies: list[Copies] = []
         """Of another shape: one of them may be on the screen until the next commit."""
@@ -127,6 +143,14 @@ class WaylandOutput(Output):
         if buffer is self._current:
             self._show()
 
+    def refused(self, buffer: WaylandBuffer, error: SinkError) -> None:
+        """The compositor cannot show a buffer at all; the guest, which may have waited for that or not, hears it once more at `enable`."""
+        buffer.failure = error
+        buffer.settled.set()
+        self._say("framebuffer refused", str(error))
+        if buffer is self._current:
+            self._darken(str(error))
+
     async def _remove(self, buffer: WaylandBuffer) -> None:
         """The guest takes a buffer back: when this returns, the compositor maps it no more, and nobody reads it."""
         self.buffers.discard(buffer)
@@ -137,6 +161,9 @@ class WaylandOutput(Output):
             if self._current is buffer:
                 self._current = None
                 self._complete()
+            if self._old is buffer:
+                self._old = None
+                self._perhaps_complete()
             if shown:
                 self._close_window("the guest has removed what it showed")
                 if self._current is not None:
@@ -169,6 +196,7 @@ class WaylandOutput(Output):
 
     async def release(self) -> None:
         self.flipped = _ignore
+        self._watching.cancel()
         await self.disable()
         if self._copier is not None:
             await self._copier.close()
@@ -193,7 +221,8 @@ class WaylandOutput(Output):
     async def disconnected(self) -> None:
         """It is gone, and all that was made there."""
         await self._copies_done()
-        self._window, self._attached, self._old, self._viewport = None, None, None, None
+        self._window = self._attached = self._old = self._viewport = self._last = None
+        self._owed = self._probing = False
         self._drop_copies()
         for buffer in self.buffers:
             buffer.cold()
@@ -219,20 +248,16 @@ class WaylandOutput(Output):
                 session,
                 self._settings.title.format(**names),
                 self._settings.app_id.format(**names),
-                self._ivi_id(),
+                ivi_id(self.name, self._settings.surfaces),
                 self._on_configured,
                 self._on_closing,
             )
         except NoRole as error:
             self._darken(str(error))
             return
-        self._hidden = self._unseen = False
+        self._hidden = self._unseen = self._owed = False
         self._window.begin(self._screen())
         session.conn.flush()
-
-    def _ivi_id(self) -> int | None:
-        number = self._settings.surfaces.get(self.name)
-        return int(self.name) if number is None and self.name.isascii() and self.name.isdecimal() else number
 
     def _close_window(self, why: str) -> None:
         if self._window is not None:
@@ -240,11 +265,12 @@ class WaylandOutput(Output):
                 self._client.session.forget(self)
             self._window.destroy()
             self._window = None
-        self._attached = self._old = self._viewport = None
+        self._attached = self._old = self._viewport = self._last = None
         self._darken(why)
 
     def _on_configured(self) -> None:
-        if self._attached is None or self._size != self._destination():
+        # A commit makes the compositor forget about the frame before; of one that is not on the screen yet, it is to tell again.
+        if self._attached is None or self._size != self._destination() or self._unseen:
             self._show()
         elif self._window is not None:
             self._window.surface.commit()  # what was acknowledged takes effect with a commit
@@ -301,26 +327,35 @@ class WaylandOutput(Output):
         session, buffer, part = self._client.session, self._current, self._part
         if session is None or buffer is None or part is None or self._detached:
             return False
-        if self._window is None:
+        if self._window is None and self._client.open:
             self._open_window(session)
         window = self._window
         if window is None or not window.ready or not buffer.settled.is_set() or buffer.failure is not None:
             return False
         hidden = self._hidden or window.suspended
-        if hidden and not session.conn.answered:
-            return False
+        unheard = hidden or self._unseen
+        self._owed = unheard and (self._probing or not session.conn.keeps_up)
+        if self._owed:
+            self._probe(session)
+            return not hidden
         if buffer.way == "copy":
             self._copy(session, buffer, part)
         else:
-            self._commit(session, window, buffer.wl, buffer)
-        if hidden:
-            session.conn.probe(self._on_answered)
-            return False
-        return True
+            self._commit(session, window, buffer.wl, buffer, self._serial)
+        if unheard:
+            self._probe(session)
+        return not hidden
+
+    def _probe(self, session: Session) -> None:
+        """Ask whether the compositor has dealt with everything; one question at a time."""
+        if not self._probing:
+            self._probing = True
+            session.conn.ask(self._on_answered)
 
     def _on_answered(self) -> None:
-        """A compositor that had not answered for a while, or a hidden surface's, has."""
-        if self._hidden and self._current is not None and self._attached is not self._current:
+        """It has."""
+        self._probing = False
+        if self._owed:
             self._show()
 
     def _destination(self) -> tuple[int, int]:
@@ -329,22 +364,15 @@ class WaylandOutput(Output):
             return self._size
         return window.destination(part.width, part.height, self._settings.scale)
 
-    def _commit(self, session: Session, window: Window, wl: Proxy, frame: WaylandBuffer | Copy) -> None:
-        """Attach, damage, ask to be told, commit."""
+    def _commit(self, session: Session, window: Window, wl: Proxy, frame: WaylandBuffer | Copy, serial: int) -> None:
+        """Attach, damage, ask to be told, commit. `serial` is the flip that the frame belongs to."""
         part = self._part
         assert part is not None
         conn, surface = session.conn, window.surface
         self._place(window, frame, part)
         surface.attach(wl, 0, 0)
         surface.damage_buffer(0, 0, _ALL, _ALL)
-        serial = self._serial
-        if session.presentation is not None:
-            feedback = conn.keep(session.presentation.feedback(surface))
-            conn.on(feedback, "presented", lambda *_: self._on_shown(feedback, serial))
-            conn.on(feedback, "discarded", lambda: self._on_discarded(feedback, serial))
-        else:
-            callback = conn.keep(surface.frame())
-            conn.on(callback, "done", lambda _: self._on_shown(callback, serial))
+        self._ask_of_next(session, window, serial)
         surface.commit()
         conn.flush()
         while self._old_copies:
@@ -358,6 +386,20 @@ class WaylandOutput(Output):
         if self.dark:
             self.dark = ""
             self._log.info("output on", role=window.role, size=self._size, path=self.path)
+
+    def _ask_of_next(self, session: Session, window: Window, serial: int) -> None:
+        """Be told when what is committed next is on the screen, or that it never will be."""
+        conn, last = session.conn, self._last
+        if session.presentation is not None:
+            commit = self._last = _Commit(serial, conn.keep(session.presentation.feedback(window.surface)))
+            conn.on(commit.said_by, "presented", lambda *_: self._on_shown(commit))
+            conn.on(commit.said_by, "discarded", lambda: self._on_discarded(commit))
+        elif (self._hidden or window.suspended) and last is not None and last.said_by in window.callbacks:
+            last.serial = serial  # the callbacks of a hidden surface come all at once, when it is seen: one is enough
+        else:
+            commit = self._last = _Commit(serial, conn.keep(window.surface.frame()))
+            window.callbacks.add(commit.said_by)
+            conn.on(commit.said_by, "done", lambda _: self._on_shown(commit))
 
     def _place(self, window: Window, frame: WaylandBuffer | Copy, part: Part) -> None:
         """Which part of the buffer is shown, and how large."""
@@ -380,24 +422,27 @@ class WaylandOutput(Output):
             window.viewport.set_destination(*self._size)
         self._viewport = wanted
 
-    def _on_shown(self, said_by: Proxy, serial: int) -> None:
+    def _on_shown(self, commit: _Commit) -> None:
         """A frame is on the screen."""
-        self._client.conn.drop(said_by)
+        if self._window is not None:
+            self._window.callbacks.discard(commit.said_by)
+        self._client.conn.drop(commit.said_by)
         self.shown += 1
         self._hidden = False
-        if isinstance(self._attached, WaylandBuffer):
-            self._attached.proved = True
-        if serial == self._serial:
+        if commit is self._last:
             self._unseen = False
+            if isinstance(self._attached, WaylandBuffer):
+                self._client.proved(self._attached)
+        if commit.serial == self._serial:
             self._seen = True
             self._perhaps_complete()
 
-    def _on_discarded(self, said_by: Proxy, serial: int) -> None:
-        """A frame will never be: another one came after it, or nobody looks. Not before its time, for the guest's sake."""
-        self._client.conn.drop(said_by)
-        if serial == self._serial:
+    def _on_discarded(self, commit: _Commit) -> None:
+        """A frame will never be: another one came after it, of which we shall hear, or nobody looks."""
+        self._client.conn.drop(commit.said_by)
+        if commit is self._last:
             self._unseen = False
-            if self._token is not None:
+            if self._token is not None and commit.serial == self._serial:
                 self._complete_by_timer()
 
     def _perhaps_complete(self) -> None:
@@ -428,7 +473,7 @@ class WaylandOutput(Output):
             self.late += 1
             self._hidden = True
             if self._client.session is not None:
-                self._client.conn.probe(self._on_answered)
+                self._probe(self._client.session)
             self._complete()
 
     # Copies
@@ -450,11 +495,11 @@ class WaylandOutput(Output):
             self._no_copy_free = True
             return
         self._copier = self._copier or Copier(self.name)
-        self._copier.do(partial(self._copy_in_thread, self._copier, copies, buffer.view, frame))
+        self._copier.do(partial(self._copy_in_thread, self._copier, copies, buffer.view, frame, self._serial))
 
-    def _copy_in_thread(self, copier: Copier, copies: Copies, view: memoryview, frame: Copy) -> None:
+    def _copy_in_thread(self, copier: Copier, copies: Copies, view: memoryview, frame: Copy, serial: int) -> None:
         copies.copy(view, frame)
-        copier.tell(partial(self._copied, copies, frame))
+        copier.tell(partial(self._copied, copies, frame, serial))
 
     async def _copy_after(self, buffer: WaylandBuffer) -> None:
         """Frames have another shape from now on: when those of the old one are done."""
@@ -463,7 +508,7 @@ class WaylandOutput(Output):
         if self._current is buffer:
             self._show()
 
-    def _copied(self, copies: Copies, frame: Copy) -> None:
+    def _copied(self, copies: Copies, frame: Copy, serial: int) -> None:
         session, window = self._client.session, self._window
         if (
             copies is not self._copies
@@ -473,7 +518,7 @@ class WaylandOutput(Output):
         ):
             frame.busy = False
             return
-        self._commit(session, window, frame.wl, frame)
+        self._commit(session, window, frame.wl, frame, serial)
 
     def _on_copy_free(self) -> None:
         if self._no_copy_free:
@@ -494,7 +539,11 @@ class WaylandOutput(Output):
     # Drawing without flipping
 
     async def watch(self, rate: float) -> None:
-        """Show what the guest draws into the frame it shows, as long as it does not flip."""
+        """Show what the guest draws into the frame it shows, as long as it does not flip, until the output is released."""
+        with self._watching:
+            await self._watch(rate)
+
+    async def _watch(self, rate: float) -> None:
         pause = shortest = 1 / rate
         digest: tuple[WaylandBuffer, int] | None = None
         flips = -1
@@ -538,6 +587,15 @@ class WaylandOutput(Output):
             getattr(self._log, level)(event, reason=reason or None, **more)
 
 
+def ivi_id(name: str, surfaces: Mapping[str, int]) -> int | None:
+    """The id for ivi-application of a connector's surface, a number of 32 bits: from [wayland.surfaces], or its name is one."""
+    if name in surfaces:
+        return surfaces[name]
+    number = int(name) if name.isascii() and name.isdecimal() and len(name) <= 10 else _NO_ID
+    return number if number < _NO_ID else None
+
+
+_NO_ID: Final = 2**32
 _ALL: Final = 2**31 - 1
 
 

@@ -76,7 +76,7 @@ class SeatDevices:
         self._lose_keyboard()
         self._lose_pointer()
         self._on_touch_cancel()
-        self._conn.destroy(self._seat)
+        self._conn.destroy(self._touch, self._seat)
 
     def forget(self, surface: Surface) -> None:
         """A surface goes: it has no focus any more."""

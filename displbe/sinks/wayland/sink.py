@@ -12,9 +12,9 @@ import trio
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.seat import Seats
 
-from .client import Client
+from .client import Client, Dmabufs
 from .conn import Connection, connect
-from .output import WaylandOutput
+from .output import WaylandOutput, ivi_id
 
 __all__ = ["WaylandSettings", "WaylandSink", "socket_path"]
 
@@ -90,6 +90,7 @@ class WaylandSink(Sink):
         self.clients: dict[Claimant, Client] = {}
         self._path = socket_path(settings.display)
         self._opened = opened
+        self._dmabufs = Dmabufs()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -126,14 +127,25 @@ class WaylandSink(Sink):
             raise OutputUnavailable(f"connector {name} is taken by another guest")
         if self._nursery is None:
             raise OutputUnavailable("the sink does not run")
+        self._expect_own_surface(name)
         client = self.clients.get(claimant)
         if client is None:
-            client = Client(claimant, self.settings, self._path, self._seats, self._gone, self._opened)
+            client = Client(claimant, self.settings, self._path, self._seats, self._gone, self._dmabufs, self._opened)
             self.clients[claimant] = client
             output = client.claim(name, width, height)
             self._nursery.start_soon(client.run)
             return output
         return client.claim(name, width, height)
+
+    def _expect_own_surface(self, name: str) -> None:
+        """A compositor ends the connection that uses a surface's id twice. Raises OutputUnavailable."""
+        number = ivi_id(name, self.settings.surfaces)
+        if number is None or self.settings.shell == "xdg":
+            return
+        for client in self.clients.values():
+            for other in client.outputs:
+                if ivi_id(other, self.settings.surfaces) == number:
+                    raise OutputUnavailable(f"connector {name} has the ivi id {number}, as has {other}")
 
     def _gone(self, client: Client) -> None:
         if self.clients.get(client.claimant) is client:

@@ -52,6 +52,8 @@ class Window:
         """It may have a buffer."""
         self.suspended = False
         """The compositor says that it is not visible."""
+        self.callbacks: set[Proxy] = set()
+        """Frame callbacks that have not come. They never do when the surface goes first."""
         self._session = session
         self._conn = session.conn
         self._configured = configured
@@ -139,4 +141,6 @@ class Window:
     def destroy(self) -> None:
         """The surface goes, with all that it showed."""
         self._conn.destroy(self._toplevel, self._xdg, self._ivi, self.viewport, self.surface)
+        while self.callbacks:
+            self._conn.drop(self.callbacks.pop())
         self._conn.flush()
