@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import trio
+from hostile.stage import attach, config, create, raw_buffer, status
 from PIL import Image
 from sinks.headless_weston import IVI, Weston, version, weston
 
+from displbe.backend.quota import Limits
 from displbe.config import Settings, WaylandSettings
 from displbe.daemon import Daemon
 from displbe.sim.guest import Guest, draw_bars
@@ -25,10 +27,16 @@ from displbe.sinks.base import Claimant, Geometry, Part
 from displbe.sinks.wayland.buffers import WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.sink import WaylandSink
+from displbe.wire.displif import DbufDestroy, FbDetach
 from displbe.wire.formats import fourcc
 from displbe.xen.port import Ledger
 
 SIZE = 1024, 768
+
+
+def create_of(width: int, height: int, octets: int, bpp: int = 32, data_ofs: int = 0) -> dict[str, int]:
+    """What DBUF_CREATE says."""
+    return {"width": width, "height": height, "buffer_sz": octets, "bpp": bpp, "data_ofs": data_ofs}
 
 
 class Player:
@@ -81,7 +89,8 @@ async def expect(compositor: Weston, wanted: Image.Image) -> None:
 @contextlib.asynccontextmanager
 async def playing(folder: Path, compositor: Weston, name: str, **wayland: Any) -> AsyncIterator[Player]:
     """A daemon with a guest; at the end nothing is held."""
-    settings = Settings(sink="wayland", wayland=WaylandSettings(display=str(compositor.socket), **wayland))
+    shown = WaylandSettings(display=str(compositor.socket), **wayland)
+    settings = Settings(sink="wayland", wayland=shown, limits=Limits(modesets_per_second=10_000.0))
     async with Xen(folder / "xen").running() as xen, trio.open_nursery() as nursery:
         hypervisor = xen.hypervisor(0)
         daemon = Daemon(settings, hypervisor)
@@ -208,6 +217,78 @@ async def test_ivi_shell(folder: Path) -> None:
         assert player.output._window.role == "ivi-application"
         await player.flip(5)
         assert player.output.late == 0
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+async def test_what_a_guest_takes_back_is_mapped_no_more(folder: Path, zero_copy: str) -> None:
+    """When DBUF_DESTROY is answered, Weston has let go of the pages already: shown, flipped away from, never shown."""
+    async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
+        display = player.guest.display
+        here = 1 if zero_copy == "auto" else 0
+        for shown in (True, False) * 5:
+            first, second = [await display.create_framebuffer(*SIZE) for _ in range(2)]
+            assert compositor.mapped("memfd:dom1") == 2 * here
+            if shown:
+                await display.show(0, first[1], *SIZE)
+                await player.on_screen()
+                await display.connectors[0].flip(second[1])
+            await display.destroy_framebuffer(*second)
+            assert compositor.mapped("memfd:dom1") == here
+            await display.destroy_framebuffer(*first)
+            assert compositor.mapped("memfd:dom1") == 0
+        assert player.output._client.connections == 1
+
+
+WINDOWS = [
+    (create_of(16384, 16384, 262144), (16384, 16384, "XR24")),  # far larger than its pages
+    (create_of(256, 256, 262144), (256, 257, "XR24")),  # the framebuffer larger than its buffer
+    (create_of(61, 50, 61 * 2 * 50, bpp=16), (61, 50, "RG16")),  # a stride that is no multiple of 4
+    (create_of(33, 99, 33 * 3 * 99, bpp=24), (33, 99, "RG24")),  # an odd one
+    (create_of(200, 100, 80002, data_ofs=2), (200, 100, "XR24")),
+    (create_of(200, 100, 84096, data_ofs=4096), (100, 50, "XR24")),
+    (create_of(1, 1, 4), (1, 1, "XR24")),
+    (create_of(0, 0, 262144), (1, 60000, "XR24")),
+    (create_of(512, 127, 262144), (512, 127, "YUYV")),
+    (create_of(127, 512, 68 + 127 * 2 * 512, bpp=16, data_ofs=68), (126, 511, "AR12")),
+]
+"""Display buffers, and framebuffers in them: tests/lab/domu/hostile.c has the same."""
+
+
+async def test_a_hostile_neighbour(folder: Path) -> None:
+    """Odd strides, oversized framebuffers, a flood of settings: Weston lives, and so does the other guest's window."""
+    async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:
+        await player.show()
+        await player.on_screen()
+        shown = 0
+        async with (
+            Guest.booted(player.guest.xen, 2, ConnectorSpec("their-window", *SIZE), name="hostile") as hostile,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(player.flip, 10_000)
+            with trio.fail_after(10):
+                await hostile.display.connected.wait()
+            (connector,) = hostile.display.connectors
+            for number, (fields, (width, height, code)) in enumerate(WINDOWS):
+                pages = raw_buffer(hostile, 262144)
+                dbuf, fb = 100 * number + 1, 100 * number + 2
+                await status(connector, create(pages, dbuf, **fields))
+                await status(connector, attach(fb, dbuf, width, height, fourcc(code)))
+                if await status(connector, config(fb, width=width, height=height)) == 0:
+                    shown += 1
+                    for _ in range(3):
+                        await connector.flip(fb)
+                    for turn in range(100):
+                        await status(connector, config(fb, width=width - width // 2 * (turn % 2), height=height))
+                for request in (config(0, width=0, height=0, bpp=0), FbDetach(0, fb), DbufDestroy(0, dbuf)):
+                    await status(connector, request)
+                assert compositor.mapped("memfd:dom2") == 0
+                pages.free()
+            nursery.cancel_scope.cancel()
+        assert shown == 6
+        assert player.output._client.connections == 1
+        # What was cancelled was a flip under way: this one shows which.
+        await player.guest.display.show(0, player.framebuffers[player.flips % 2][0], *SIZE)
+        await expect(compositor, player.picture())
 
 
 class Imported:
