@@ -613,6 +613,34 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
         assert output.late == 0
 
 
+async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the compositor says while the last copy is waited for: the pages go afterwards."""
+    gate, copies = threading.Event(), []
+    copy = Copies.copy
+
+    def held(self: Copies, view: memoryview, to: Copy) -> None:
+        copies.append(to)
+        assert gate.wait(5)
+        copy(self, view, to)
+
+    async with staged(zero_copy="off") as stage:
+        output, _first, second = await stage.lit()
+        window = output._window
+        assert window is not None
+        monkeypatch.setattr(Copies, "copy", held)
+        output.flip(second, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.aclose)
+            await until(lambda: output._current is None or second.closed)
+            stage.compositor.client.configure(stage.surface, 128, 96, (1,))
+            await until(lambda: window.destination(WIDTH, HEIGHT, "fit") == (128, 96))
+            gate.set()
+        assert second.view is None
+        assert output._copier is not None
+        await output._copier.idle()
+        assert len(copies) == 1
+
+
 async def test_an_old_frame_that_is_taken_back_is_not_waited_for() -> None:
     compositor = FakeCompositor()
     async with staged(compositor) as stage:

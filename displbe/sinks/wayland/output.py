@@ -155,16 +155,16 @@ class WaylandOutput(Output):
         """The guest takes a buffer back: when this returns, the compositor maps it no more, and nobody reads it."""
         self.buffers.discard(buffer)
         async with self._reading:
-            await self._copies_done()
-            # A window may be open that has not been given a frame yet.
-            shown = self._attached is buffer or (self._attached is None and self._current is buffer)
-            if self._current is buffer:
+            current = self._current is buffer
+            if current:
                 self._current = None
                 self._complete()
             if self._old is buffer:
                 self._old = None
                 self._perhaps_complete()
-            if shown:
+            await self._copies_done()  # none is begun any more
+            # A window may be open that has not been given a frame yet.
+            if self._attached is buffer or (self._attached is None and current):
                 self._close_window("the guest has removed what it showed")
                 if self._current is not None:
                     self._show()
