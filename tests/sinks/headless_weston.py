@@ -104,7 +104,7 @@ class Weston:
             )
         finally:
             os.close(log)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while not self.socket.exists():
                 assert self._process.poll() is None, self._log.read_text()
                 await trio.sleep(0.02)
