@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 
 import pytest
-from lab.backend import Backend, Held, backend, no_zombie, screens
+from lab.backend import TREE, Backend, Held, backend, no_zombie, screens
 from lab.pictures import Picture, drawn
 from lab.vm import Machine, guest_config
 from lab.weston import SOCKET, Weston, weston
 
-LINES = 8
+LINES = 16
 """modetest writes a line for 60 flips."""
 
 
@@ -78,11 +79,23 @@ def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: 
         machine.expect_picture(pictures[0], f"weston-{renderer}")
         assert way(displbe) == "shm"
         print("\n", displbe.events("framebuffer attached")[-1]["reason"])
-        assert compositor.mappings() == (1 if renderer == "pixman" else compositor.mappings())
+        assert compositor.mappings() == 1
         assert compositor.imports() == 0
         machine.destroy("one")
         released(displbe, compositor, idle)
         assert compositor.running
+
+
+def test_a_dmabuf(machine: Machine) -> None:
+    """Weston's GL renderer imports a dma-buf and shows it: an udmabuf, which software can draw, by a Weston without a screen."""
+    done = machine.run(
+        f"cd {TREE} && LIBGL_ALWAYS_SOFTWARE=1 python3 -m pytest -q -p no:cacheprovider -o faulthandler_timeout=0 --tb=short"
+        " tests/sinks/test_weston.py -k test_a_dmabuf",
+        timeout=240,
+    )
+    print("\n" + done.output[-6000:])
+    assert done.code == 0
+    assert "1 passed" in done.output, "not skipped"
 
 
 def test_drawing_without_flipping(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
@@ -157,16 +170,18 @@ def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]
     with weston(machine, shell="desktop") as compositor, backend(machine, config()) as displbe:
         idle = displbe.held()
         machine.create("one", guest_config("flip", screen(machine)))
-        quiet = goes_on(machine)
+        quiet, mapped = goes_on(machine), compositor.mappings()
         todo = "do=windows:3,flood:10 initcall_blacklist=xen_drv_init"
         machine.create("hostile", guest_config("hostile", screens("their-window"), extra=todo))
-        console = machine.wait_console("hostile", "guest: done", 240)
-        lines = re.findall(r"hostile: (.*)", console)
+        # Two SET_CONFIGs of each of 30 windows, two a second.
+        console = machine.wait_console("hostile", "guest: done", 300)
+        lines = re.findall(r"hostile: (\w+: .*)", console)
         print("\n" + "\n".join(lines))
-        shown, refused, silent = map(int, re.findall(r"\d+", lines[0]))
-        assert (shown, refused, silent) == (18, 12, 0)
+        assert "windows: 18 shown, 12 refused, 0 requests without an answer" in [line.strip() for line in lines]
+        assert any(line.startswith("flood: ") and line.strip().endswith("backend state 4") for line in lines)
         machine.screendump(name="weston-hostile")
         machine.destroy("hostile")
+        machine.wait_for(lambda: compositor.mappings() == mapped, 20, why="the end of Weston's mappings of its pages")
         after = goes_on(machine)
         print(f"the other guest: {quiet:.1f} flips/s before, {after:.1f} after, {min(flips(machine)):.1f} at worst")
         # Below the desktop's panel, which is above windows that nobody has chosen.
@@ -190,7 +205,7 @@ def cost(machine: Machine, displbe: Backend, mode: str) -> tuple[float, float]:
     machine.wait_console("one", "freq:", 60, count=2)
     before, began = displbe.cpu_seconds(), time.monotonic()
     seen = len(flips(machine))
-    machine.wait_for(lambda: len(flips(machine)) >= seen + LINES, 120, why="flips")
+    machine.wait_for(lambda: len(flips(machine)) >= seen + LINES, 240, why="flips")
     used = [after - before for after, before in zip(displbe.cpu_seconds(), before, strict=True)]
     rates = flips(machine)[seen:]
     count = 60 * len(rates)
@@ -207,23 +222,24 @@ def cost(machine: Machine, displbe: Backend, mode: str) -> tuple[float, float]:
 def test_figures(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
     """Without a copy a flip costs the same whatever its size, and at most 0.6 of one with a copy; all in one run.
 
-    The better of two rounds, each compared within itself: the machine that emulates may be busy with something else, for a while.
+    The middle one of three rounds, each compared within itself: the machine that emulates may be busy with something else, for a while.
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     print()
     with weston(machine):
-        for _ in range(2):
+        for _ in range(3):
             for zero_copy, modes in (("auto", ("640x480", "1920x1080", "1024x768")), ("off", ("1024x768",))):
-                with backend(machine, config(f'zero-copy = "{zero_copy}"\nscale = "none"\nrefresh = 0')) as displbe:
+                with backend(machine, config(f'zero-copy = "{zero_copy}"\nscale = "none"')) as displbe:
                     for mode in modes:
                         found.setdefault((zero_copy, mode), []).append(cost(machine, displbe, mode))
 
-    def ratios(one: tuple[str, str], other: tuple[str, str]) -> list[float]:
-        return [a / b for (_, a), (_, b) in zip(found[one], found[other], strict=True)]
+    def ratio(one: tuple[str, str], other: tuple[str, str]) -> float:
+        return median(a / b for (_, a), (_, b) in zip(found[one], found[other], strict=True))
 
-    size = min(ratios(("auto", "1920x1080"), ("auto", "640x480")), key=lambda ratio: abs(ratio - 1))
-    ratio = min(ratios(("auto", "1024x768"), ("off", "1024x768")))
-    print(f"1920x1080 costs {size:.2f} of 640x480; without a copy costs {ratio:.2f} of with one")
+    size = ratio(("auto", "1920x1080"), ("auto", "640x480"))
+    saved = ratio(("auto", "1024x768"), ("off", "1024x768"))
+    rate = median(rate for rate, _ in found["auto", "1024x768"])
+    print(f"1920x1080 costs {size:.2f} of 640x480; without a copy costs {saved:.2f} of with one; {rate:.1f} flips/s")
     assert 0.9 < size < 1.1
-    assert ratio <= 0.6
-    assert max(rate for rate, _ in found["auto", "1024x768"]) >= 55
+    assert saved <= 0.6
+    assert rate >= 55
