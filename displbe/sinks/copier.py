@@ -16,7 +16,7 @@ import trio
 
 __all__ = ["Copier"]
 
-_log = structlog.get_logger("displbe.drm")
+_log = structlog.get_logger("displbe.copier")
 Job = Callable[[], None]
 
 
