@@ -32,6 +32,7 @@ fuzz-short: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.windows
+	$(BIN)/python -m tests.bench.converting
 
 # Emulated machines depend on what else their host does: what fails is tried once more, and both tries are shown.
 lab: .venv/ready

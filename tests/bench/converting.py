@@ -1,0 +1,62 @@
+"""How late the event loop wakes up while guests' frames are converted: `python -m tests.bench.converting`.
+
+A thread that computes holds the interpreter's lock for 5 ms, and every guest's flips wait for it. So a conversion pauses.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from statistics import median
+
+import trio
+
+from displbe.sinks.convert import convert
+from displbe.wire.formats import fourcc
+
+WIDTH, HEIGHT = 1920, 1080
+SECONDS = 3.0
+MOST = 2.0
+"""Milliseconds of the middle wake-up, with three guests that convert; epoll counts in whole ones."""
+
+
+def convert_on(stop: threading.Event, frames: list[float]) -> None:
+    """Convert one frame after another."""
+    source, target = memoryview(bytes(WIDTH * HEIGHT * 2)), memoryview(bytearray(WIDTH * HEIGHT * 4))
+    while not stop.is_set():
+        began = time.perf_counter()
+        convert(fourcc("RG16"), target, WIDTH * 4, source, WIDTH * 2, WIDTH * 2, HEIGHT)
+        frames.append(time.perf_counter() - began)
+
+
+async def lateness() -> float:
+    """How late the loop wakes up, in the middle, in milliseconds."""
+    late = []
+    until = time.perf_counter() + SECONDS
+    while (began := time.perf_counter()) < until:
+        await trio.sleep(0.004)
+        late.append(time.perf_counter() - began - 0.004)
+    return 1000 * median(late)
+
+
+def main() -> int:
+    """1 when it is too late."""
+    late = 0.0
+    for count in (0, 1, 3):
+        stop, frames = threading.Event(), list[float]()
+        threads = [threading.Thread(target=convert_on, args=(stop, frames)) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        late = trio.run(lateness)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        took = f", {1000 * median(frames):.0f} ms a frame" if frames else ""
+        print(f"{count} guests of 16 bits, {WIDTH}x{HEIGHT}: the loop wakes up {late:.2f} ms late{took}")
+    print(f"at most {MOST} ms with {count}")
+    return 0 if late <= MOST else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
