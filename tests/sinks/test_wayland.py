@@ -776,6 +776,37 @@ async def test_pages_stay_the_compositors_until_it_has_let_go() -> None:
         assert stage.surface.shown.row(0) == b"\4\5\6\0" * WIDTH
 
 
+async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest has not waited for the compositor to map it; it waits until it is mapped no more."""
+    monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
+    async with staged() as stage:
+        output, *_ = await stage.lit()
+        client = stage.compositor.client
+        answer, done = client._wl_display_sync, trio.Event()
+
+        def answer_and_stop(number: int, callback: int) -> None:
+            answer(number, callback)
+            client.stopped = len(client.pools) == 3
+
+        async def close() -> None:
+            await third.aclose()
+            done.set()
+
+        monkeypatch.setattr(client, "_wl_display_sync", answer_and_stop)
+        client.stopped = True
+        third = await stage.attach(output)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close)
+            await trio.sleep(0.05)
+            client.stopped = False
+            await until(lambda: client.stopped)
+            await trio.sleep(0.05)
+            assert not done.is_set(), "it is mapped"
+            client.stopped = False
+            await done.wait()
+        assert client.mapped == 2
+
+
 async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor again for each buffer; when it goes on, it has let go of everything."""
     monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.5)

@@ -225,8 +225,8 @@ class Client:
             except SinkError as error:
                 output.refused(buffer, error)
                 return
-            if buffer.closed:  # by a guest that has not waited
-                self._drop(buffer)
+            if buffer.closed:  # by a guest that has not waited; what waits for us now is `take_back`
+                await self._take_back(buffer)
                 return
         output.settled(buffer)
 
