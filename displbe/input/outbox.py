@@ -33,7 +33,9 @@ from displbe.wire.kbdif import (
 __all__ = ["QUEUE", "Outbox"]
 
 QUEUE: Final = 512
-"""Events that wait for room: a second of fast typing, or of a touch screen."""
+"""Events that wait for room: a second of fast typing, or of a touch screen. More than that wait only where less would leave something
+down: then up to twice what that takes, and it takes at most a release of every key and two or three events for each finger.
+"""
 
 
 class Outbox:
@@ -53,6 +55,8 @@ class Outbox:
         self._broken = broken
         self._room = 0
         self._queue: deque[InEvent] = deque()
+        self._most = QUEUE
+        """Events that may wait before some are given up."""
         self._told: set[int] = set()
         self._told_fingers: set[int] = set()
 
@@ -111,6 +115,8 @@ class Outbox:
         """Let the guest see what there is room for."""
         while self._queue and self._has_room():
             self._write_event(self._queue.popleft())
+        if not self._queue:
+            self._most = QUEUE
         if self._page.push():
             self.notified += 1
             self._notify()
@@ -164,10 +170,11 @@ class Outbox:
             queue[-1] = _later(last, event)
         else:
             queue.append(event)
-            if len(queue) > QUEUE:
+            if len(queue) > self._most:
                 self._drop_motions()
-                if len(queue) > QUEUE // 2:  # else this would be done for each event that comes now
+                if len(queue) > QUEUE // 2:
                     self._drop_taps()
+                self._most = max(QUEUE, 2 * len(queue))  # else this would be done for each event that comes now
 
     def _drop_motions(self) -> None:
         """Keep of each kind of motion only where it ends."""
