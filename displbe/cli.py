@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -100,7 +101,8 @@ def _daemon(arguments: argparse.Namespace) -> int:
     from displbe.daemon import Daemon
     from displbe.xen.host import Host
 
-    daemon = Daemon(settings, Host(settings.xen.store or None), Health())
+    runtime = os.environ.get("RUNTIME_DIRECTORY")  # systemd's: it outlasts a restart
+    daemon = Daemon(settings, Host(settings.xen.store or None), Health(), runtime=Path(runtime) if runtime else None)
     if arguments.check:
         _tell_abilities(daemon)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,6 +21,7 @@ from displbe.display.device import DisplayDriver
 from displbe.input.device import InputDriver
 from displbe.input.feed import Repeats
 from displbe.input.focus import Focus
+from displbe.input.remembered import Remembered
 from displbe.input.sources.evdev import Evdev, Nodes, SystemNodes
 from displbe.ops import log
 from displbe.ops.control import Control
@@ -44,23 +46,31 @@ class Daemon:
     """A hypervisor, a sink, input devices, and the guests between them. Raises sinks.registry.MissingPackage."""
 
     def __init__(
-        self, settings: Settings, hypervisor: Hypervisor, health: Health | None = None, nodes: Nodes | None = None
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        health: Health | None = None,
+        nodes: Nodes | None = None,
+        runtime: Path | None = None,
     ) -> None:
+        """`runtime` is a directory for what the next daemon is to know; None: nothing."""
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
         self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack // self.sink.mappings))
         traces = TraceFiles(directory_of(settings.log.traces))
         self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, traces)
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
-        self.focus = Focus(settings.input.focus)
-        self.evdev = Evdev(settings.input, self.focus, nodes or _system_nodes(settings))
+        self.focus = Focus(Remembered(runtime, settings.input.focus))
+        if nodes is None:
+            _need_evdev(settings)
+        self.evdev = Evdev(settings.input, self.focus, nodes or SystemNodes())
         repeats = Repeats(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )
         self._keyboards = keyboards = InputDriver(
             hypervisor, self.focus, self.evdev, self.sink.seats, settings.guest, repeats
         )
-        self.inputs = Supervisor(hypervisor.store, keyboards, self.quotas)
+        self.inputs = Supervisor(hypervisor.store, keyboards, self.quotas, keyboards.arrive)
         self._lag = Lag()
         self.commands = Commands(
             hypervisor,
@@ -131,18 +141,20 @@ class Daemon:
         self._health.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._apply(load(path))
-        except ConfigError as error:
+        except (ConfigError, MissingPackage) as error:
             _log.error("configuration not reloaded", reason=str(error))
         self._health.tell("READY=1")
 
     def _apply(self, wanted: Settings) -> None:
+        """Raises MissingPackage; then nothing is applied."""
+        _need_evdev(wanted)
         changed = differences(self._settings, wanted)
         applied = [key for key in changed if key.startswith(tuple(RELOADABLE))]
         log.set_level(wanted.log.level)
         self.quotas.limits = wanted.limits
         self._driver.guests = self._keyboards.guests = wanted.guest
         if "input.focus" in changed:
-            self.focus.give(wanted.input.focus)
+            self.focus.configure(wanted.input.focus)
         # What was not applied stays as it was, so that it is told again the next time.
         self._settings = msgspec.structs.replace(
             self._settings,
@@ -177,9 +189,8 @@ def _metrics(settings: Settings, commands: Commands) -> Metrics | None:
     return Metrics(wanted, commands.status)
 
 
-def _system_nodes(settings: Settings) -> Nodes:
-    """This machine's devices. Raises MissingPackage where guests may have some and nothing can open them."""
+def _need_evdev(settings: Settings) -> None:
+    """Raises MissingPackage where guests may have devices of this machine and nothing can open them."""
     named = settings.input.devices or any(guest.input for guest in settings.guest.values())
     if named and find_spec("evdev") is None:
         raise MissingPackage("guests' input devices need evdev: install displbe[input]")
-    return SystemNodes()

@@ -6,6 +6,7 @@ has 128 watches in all.)
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -27,12 +28,16 @@ _log = structlog.get_logger("displbe.supervisor")
 class Supervisor:
     """All devices of a driver's kind."""
 
-    def __init__(self, store: Store, driver: Driver, quotas: Quotas) -> None:
+    def __init__(
+        self, store: Store, driver: Driver, quotas: Quotas, arrive: Callable[[Device], Awaitable[None]] | None = None
+    ) -> None:
+        """`arrive` is awaited for each new device, in the order of their numbers, before any of them is served."""
         self.devices: dict[tuple[int, int], Device] = {}
         self._store = store
         self._home = f"backend/{driver.backend_kind}"
         self._driver = driver
         self._quotas = quotas
+        self._arrive = arrive
         self._dirty = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -40,9 +45,13 @@ class Supervisor:
         async with trio.open_nursery() as nursery, self._store.watch(self._home, self._changed):
             while True:
                 self._dirty = trio.Event()
-                for domid, number in await self._find():
-                    if (domid, number) not in self.devices:
-                        self._start(nursery, domid, number)
+                new = [key for key in sorted(await self._find()) if key not in self.devices]
+                devices = [Device(self._store, self._driver, *key, self._quotas.enter(key[0])) for key in new]
+                for device in devices:
+                    await self._welcome(device)
+                for device in devices:
+                    self.devices[device.domid, device.number] = device
+                    nursery.start_soon(self._serve, device, (device.domid, device.number))
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 await self._dirty.wait()
@@ -85,10 +94,12 @@ class Supervisor:
             except StoreLost:
                 await trio.lowlevel.checkpoint()
 
-    def _start(self, nursery: trio.Nursery, domid: int, number: int) -> None:
-        quota = self._quotas.enter(domid)
-        device = self.devices[domid, number] = Device(self._store, self._driver, domid, number, quota)
-        nursery.start_soon(self._serve, device, (domid, number))
+    async def _welcome(self, device: Device) -> None:
+        try:
+            if self._arrive is not None:
+                await self._arrive(device)
+        except Exception:  # it is that device's alone
+            _log.exception("device not announced", domid=device.domid, device=device.path)
 
     async def _serve(self, device: Device, key: tuple[int, int]) -> None:
         """One device's task: whatever goes wrong in it stays in it."""

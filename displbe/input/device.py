@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from displbe.backend.device import Device, Refused, releasing
-from displbe.backend.guests import GuestSettings
+from displbe.backend.guests import GuestSettings, guest_name
 from displbe.backend.storms import Storms
 from displbe.sinks.seat import Seats
 from displbe.wire.errors import FrontendBroken
@@ -24,8 +24,8 @@ from displbe.xen.port import EventChannel, Hypervisor, StoreError, StoreLost
 
 from .features import DEFAULT_HEIGHT, DEFAULT_WIDTH, Features
 from .feed import Feed, Repeats
-from .focus import Claim, Focus
-from .names import Binding, Role, parse_unique_id
+from .focus import Claim, Focus, Terms
+from .names import Role, parse_unique_id
 from .sources.evdev import Evdev
 from .sources.wayland import listening
 
@@ -80,6 +80,18 @@ class InputDriver:
 
     # Before the guest is connected, and after
 
+    async def arrive(self, device: Device) -> None:
+        """A device is there: what it names is its own before another one's frontend does anything."""
+        while True:
+            try:
+                device.name = await guest_name(device.store, device.domid)
+                await self._claim(device)
+                return
+            except Refused:
+                return  # which is told when it is prepared and connected
+            except StoreLost:
+                await trio.lowlevel.checkpoint()
+
     async def prepare(self, device: Device) -> Mapping[str, str]:
         """The features that the toolstack has not written: while the frontend, which reads them once, has not begun."""
         try:
@@ -87,16 +99,16 @@ class InputDriver:
         except Refused as error:
             device.log.warning("no input", reason=str(error))
             return {}
-        if parse_state(await _read(device, f"{device.frontend}/state")) is not State.INITIALISING:
-            return {}
-        nodes = await self._offers(device, claim)
-        return {key: value for key, value in nodes.items() if await _read(device, f"{device.path}/{key}") is None}
+        nodes = await self._offers(device, claim) if await _has_not_begun(device) else {}
+        nodes = {key: value for key, value in nodes.items() if await _read(device, f"{device.path}/{key}") is None}
+        return nodes if await _has_not_begun(device) else {}
 
     async def _offers(self, device: Device, claim: Claim) -> dict[str, str]:
         """What we can do for this guest."""
-        roles = {binding.role for binding in claim.bindings}
+        bindings = claim.terms.bindings
+        roles = {binding.role for binding in bindings}
         nodes: dict[str, str] = {}
-        of_window = any(binding.role is Role.POINTER and not binding.is_device for binding in claim.bindings)
+        of_window = any(binding.role is Role.POINTER and not binding.is_device for binding in bindings)
         if of_window or (Role.POINTER in roles and await self._evdev.is_absolute(claim)):
             nodes |= {"feature-abs-pointer": "1", "feature-raw-pointer": "1"}
         size = None
@@ -117,22 +129,22 @@ class InputDriver:
         return nodes
 
     async def _claim(self, device: Device) -> Claim:
-        """The devices that a guest names. It has them as long as its own is there, connected or not. Raises Refused."""
-        claim, guest = self._claims.get(device.path), device.name or str(device.domid)
-        if claim is not None and claim.guest == guest:
-            return claim
-        settings = self.guests.get(device.name, GuestSettings())
-        bindings = await self._bindings(device, settings)
-        allowed = frozenset(binding.id for binding in bindings) if settings.input else frozenset[str]()
+        """The devices that a guest names now. It has them as long as its own is there, connected or not. Raises Refused."""
+        try:
+            terms = await self._terms(device, self.guests.get(device.name, GuestSettings()))
+        except Refused:
+            self.forget(device)
+            raise
+        claim = self._claims.get(device.path)
         if claim is None:
-            claim = self._claims[device.path] = Claim(guest, device.domid, device.number, bindings, allowed)
+            claim = self._claims[device.path] = Claim(device.name, device.domid, device.number, terms)
             self._focus.arrive(claim)
-        else:  # its name was not known before
-            claim.guest, claim.bindings, claim.allowed = guest, bindings, allowed
+        elif (claim.name, claim.terms) != (device.name, terms):
+            claim.name, claim.terms = device.name, terms
             self._focus.changed()
         return claim
 
-    async def _bindings(self, device: Device, settings: GuestSettings) -> tuple[Binding, ...]:
+    async def _terms(self, device: Device, settings: GuestSettings) -> Terms:
         """By the configuration, else by the toolstack. Raises Refused."""
         text = settings.input
         if not text:
@@ -140,9 +152,13 @@ class InputDriver:
         if not text:
             raise Refused("unique-id is missing: which devices are this guest's?")
         try:
-            return parse_unique_id(text)
+            bindings = parse_unique_id(text)
         except ValueError as error:
             raise Refused(f"unique-id: {error}") from error
+        windows = [binding.id for binding in bindings if not binding.is_device]
+        if windows and self._seats is None:
+            raise Refused(f"unique-id names {', '.join(windows)}, but this sink's screens have no input of their own")
+        return Terms(bindings, frozenset(binding.id for binding in bindings) if settings.input else frozenset())
 
     def forget(self, device: Device) -> None:
         """The device is gone."""
@@ -163,9 +179,6 @@ class InputDriver:
     async def serve(self, device: Device, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve a frontend whose page is published, until cancelled."""
         claim = await self._claim(device)
-        if self._seats is None and any(not binding.is_device for binding in claim.bindings):
-            names = ", ".join(binding.id for binding in claim.bindings if not binding.is_device)
-            raise Refused(f"unique-id names {names}, but this sink's screens have no input of their own")
         keys = await _read_keys(device)
         features = await _read_features(device)
         async with releasing() as stack:
@@ -272,7 +285,8 @@ class _Session:
             await self._woken.wait()
             self._woken = trio.Event()
             before, pause = None, RESCUE
-            while self.page.is_waiting():
+            while self.page.is_waiting() or self.feed.outbox.waiting:
+                self.feed.flush()
                 if (now := self.page.taken()) == before:
                     self.channel.notify()
                     pause = min(2 * pause, RESCUE_LAST)
@@ -308,6 +322,11 @@ async def _read(device: Device, path: str) -> bytes | None:
         return await device.store.read(path)
     except StoreError:
         return None
+
+
+async def _has_not_begun(device: Device) -> bool:
+    """Whether the frontend has not read our nodes yet."""
+    return parse_state(await _read(device, f"{device.frontend}/state")) is State.INITIALISING
 
 
 async def _read_trusted(device: Device, key: str) -> bytes | None:

@@ -1,7 +1,8 @@
 """Which guest a device belongs to that several guests name.
 
 The operator says so: in the configuration, or by `give`. No guest's doing moves it. Where nothing was said, the guest that came first
-has the device. Its place is kept for a while when it goes, since it may be rebooting: what is typed then is for nobody.
+has the device; of those that were there before displbe, the one with the lowest number. Its place is kept for a while when it goes,
+since it may be rebooting: what is typed then is for nobody. (A guest without a name, as in a driver domain, cannot be known again.)
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
 import structlog
 import trio
 
 from .feed import Feed
 from .names import Binding
+from .remembered import Remembered
 
-__all__ = ["PLACE", "Claim", "Focus"]
+__all__ = ["PLACE", "Claim", "Focus", "Terms"]
 
 PLACE: Final = 60.0
 """Seconds that a guest's place is kept when it has gone."""
@@ -24,35 +27,42 @@ PLACE: Final = 60.0
 _log = structlog.get_logger("displbe.focus")
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """What a guest names, and what of that it may have whatever `[input] devices` says."""
+
+    bindings: tuple[Binding, ...]
+    allowed: frozenset[str] = frozenset()
+    """IDs of bindings that the configuration itself gives this guest."""
+
+
 class Claim:
     """A guest's vkbd device, with the devices that it names."""
 
-    def __init__(
-        self, guest: str, domid: int, number: int, bindings: tuple[Binding, ...], allowed: frozenset[str]
-    ) -> None:
-        self.guest = guest
-        """Its name in xl; where that is not to be known, its domain's number."""
+    def __init__(self, name: str, domid: int, number: int, terms: Terms) -> None:
+        self.name = name
+        """In xl; empty: it is not to be known."""
         self.domid = domid
         self.number = number
-        self.bindings = bindings
-        self.allowed = allowed
-        """IDs of bindings that the configuration itself gives this guest."""
+        self.terms = terms
         self.feed: Feed | None = None
         """Where its input goes while it is connected."""
         self.left: float | None = None
         """Since when its device is gone."""
+        self.key = self.guest, number
+        """What a claim has in common with the one that comes after it when its guest reboots, and keeps when its name is known later."""
 
     @property
-    def key(self) -> tuple[str, int]:
-        """What a claim has in common with the one that comes after it when its guest reboots."""
-        return self.guest, self.number
+    def guest(self) -> str:
+        """Its name; where that is not to be known, its domain's number."""
+        return self.name or str(self.domid)
 
 
 class Focus:
     """The claims, in the order of their rights. `first` comes first; empty: nobody does."""
 
-    def __init__(self, first: str = "") -> None:
-        self.first = first
+    def __init__(self, remembered: Remembered) -> None:
+        self.first = remembered.first()
+        self._remembered = remembered
         self.claims: list[Claim] = []
         self.listeners: list[Callable[[], None]] = []
         """Called when another guest may have become the holder of something."""
@@ -61,7 +71,8 @@ class Focus:
         """A device has come. It takes the place that it had, if it is kept still."""
         self._forget()
         for place, old in enumerate(self.claims):
-            if old.left is not None and old.key == claim.key:
+            if old.left is not None and (old.guest, old.number) == (claim.guest, claim.number):
+                claim.key = old.key
                 self.claims[place] = claim
                 break
         else:
@@ -87,10 +98,18 @@ class Focus:
         """A device has gone."""
         claim.feed = None
         claim.left = trio.current_time()
+        if not claim.name:
+            self.claims.remove(claim)
         self.changed()
 
+    def configure(self, guest: str) -> None:
+        """The configuration says so now, whatever was said before."""
+        self._remembered.configured = guest
+        self.give(guest)
+
     def give(self, guest: str) -> None:
-        """The operator's word: this guest has what it names, whoever else names it."""
+        """The operator's word: this guest has what it names, whoever else names it. The next displbe remembers it."""
+        self._remembered.keep(guest)
         if guest != self.first:
             _log.info("focus", guest=guest)
         self.first = guest

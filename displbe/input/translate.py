@@ -98,6 +98,17 @@ class Description(msgspec.Struct, frozen=True):
         """Whether, as a pointer, it says where it is."""
         return ABS_X in self.axes and ABS_Y in self.axes and not self.is_touchpad
 
+    def fitness(self, role: Role) -> int:
+        """How much of this it can be; 0: it cannot."""
+        if role is Role.KEYBOARD:
+            return sum(code < BTN_MISC for code in self.keys)
+        if role is Role.POINTER:
+            moves = {REL_X, REL_Y} <= self.wheels or {ABS_X, ABS_Y} <= self.axes.keys()
+            return moves + (moves and not self.keys.isdisjoint((BTN_LEFT, BTN_TOUCH)))
+        is_screen = not self.is_touchpad
+        many = ABS_MT_POSITION_X in self.axes
+        return 2 * (many and is_screen) or int(ABS_X in self.axes and BTN_TOUCH in self.keys and is_screen)
+
     @property
     def slots(self) -> int:
         """Fingers of multi-touch type B; 0: of type A, or none."""
@@ -121,7 +132,6 @@ class Decoder:
         self._description = description
         self._down = set(state.keys)
         self._keys: list[tuple[int, int]] = []
-        self._dropping = False
         self._pointer = _Pointer(source, description, state)
         self._fingers: _Fingers
         if description.slots:
@@ -136,18 +146,15 @@ class Decoder:
         self._touch_is_left = BTN_LEFT not in description.keys and not description.is_touchpad
 
     def decode(self, events: Iterable[Event], receiver: Receiver | None, roles: frozenset[Role]) -> bool:
-        """Tell a receiver what these events say; None: nobody. True: events were lost, and `resync` is needed."""
+        """Tell a receiver what these events say; None: nobody. True: events were lost; the rest is not looked at, `resync` is needed."""
         lost = False
         for kind, code, value in events:
             if kind == EV_SYN:
-                if code == SYN_DROPPED:
-                    self._dropping = lost = True
-                elif code == SYN_REPORT:
-                    if self._dropping:
-                        self._dropping = False
-                        self._forget_frame()
-                    else:
-                        self._report(receiver, roles)
+                if code == SYN_REPORT:
+                    self._report(receiver, roles)
+                elif code == SYN_DROPPED:
+                    lost = True
+                    break
                 elif code == SYN_MT_REPORT:
                     self._fingers.separate()
             elif kind == EV_KEY:
@@ -162,7 +169,9 @@ class Decoder:
         return lost
 
     def resync(self, state: State, receiver: Receiver | None, roles: frozenset[Role]) -> None:
-        """Events were lost: tell what has changed since, by how the device is now."""
+        """Events were lost, that of a frame too: tell what has changed since, by how the device is now."""
+        self._keys.clear()
+        self._pointer.forget_frame()
         for code in sorted(self._down - state.keys):
             self._keys.append((code, 0))
         for code in sorted(state.keys - self._down):
@@ -172,10 +181,6 @@ class Decoder:
         self._report(receiver, roles)
         if receiver is not None:
             receiver.flush()
-
-    def _forget_frame(self) -> None:
-        self._keys.clear()
-        self._pointer.forget_frame()
 
     def _report(self, receiver: Receiver | None, roles: frozenset[Role]) -> None:
         keys = self._keys

@@ -13,7 +13,7 @@ import signal
 import statistics
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 from typing import Any, Final, NoReturn
@@ -23,6 +23,8 @@ from evdev.eventio import EventIO
 
 from displbe.config import ControlSettings, InputSettings, Settings
 from displbe.daemon import Daemon
+from displbe.input.names import Role
+from displbe.input.sources.evdev import REST, read_events
 from displbe.input.translate import Description, Event, State
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
@@ -34,10 +36,10 @@ from displbe.xen.barriers import SharedMemory
 __all__ = ["report"]
 
 ROUNDS: Final = 7
-KEYS: Final = 400
+KEYS: Final = 200
 AT_MOST: Final = 3.0
-PAUSE: Final = 1e-3
-"""Seconds between two events: each finds the backend asleep."""
+PAUSE: Final = 1.5 * REST
+"""Seconds between two events: each finds the backend asleep, and no burst."""
 PATH: Final = "/dev/input/event0"
 EVENT: Final = Struct("@llHHi")
 KEY_A: Final = 30
@@ -47,7 +49,7 @@ _KEY: Final = Struct("<BB2xI32x")
 
 
 class PipeNode(EventIO):
-    """A device whose events come over a pipe (input.sources.evdev.Node), read by python-evdev."""
+    """A device whose events come over a pipe (input.sources.evdev.Node); the bare loop has python-evdev read it."""
 
     name = "bench"
     description = Description(keys=frozenset(range(1, 128)))
@@ -56,9 +58,9 @@ class PipeNode(EventIO):
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def read(self) -> Iterable[Event]:  # type: ignore[override]
-        """Node.read, as sources/evdev.py does it."""
-        return [(event.type, event.code, event.value) for event in super().read()]
+    def read(self) -> Sequence[Event]:  # type: ignore[override]
+        """Node.read"""
+        return read_events(self.fd)
 
     def state(self) -> State:
         """Node.state"""
@@ -88,6 +90,9 @@ class PipeNodes:
 
     def is_absolute(self, path: str) -> bool:
         return False
+
+    def fitness(self, path: str, role: Role) -> int:
+        return 1
 
     def open(self, path: str) -> PipeNode:
         return PipeNode(self._fd)

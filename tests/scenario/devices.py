@@ -10,9 +10,12 @@ import errno
 import fnmatch
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
+from displbe.input.names import Role
+from displbe.input.sources.evdev import READ
 from displbe.input.translate import (
     ABS_MT_SLOT,
     ABS_MT_TRACKING_ID,
@@ -26,17 +29,18 @@ from displbe.input.translate import (
     State,
 )
 
-__all__ = ["SimDevice", "SimNodes"]
+__all__ = ["BUFFER", "SimDevice", "SimNodes"]
 
 BUFFER: Final = 64
-"""Events that an open device keeps."""
+"""Events that an open device keeps: of a keyboard or a mouse; of a touch screen it may be many more."""
 
 
 class SimDevice:
     """A device that can do what `description` says."""
 
-    def __init__(self, name: str, description: Description, *, repeats: bool = True) -> None:
+    def __init__(self, name: str, description: Description, *, repeats: bool = True, buffer: int = BUFFER) -> None:
         self.name = name
+        self.buffer = buffer
         self.description = description
         self.repeats = repeats
         self.keys: set[int] = set()
@@ -85,6 +89,7 @@ class SimNode:
         self.description = device.description
         self.repeats = device.repeats
         self.grabbed = False
+        self._buffer = device.buffer
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._device: SimDevice | None = device
         self._events: deque[tuple[int, int, int]] = deque()
@@ -94,7 +99,7 @@ class SimNode:
         """A frame comes in (evdev_pass_values)."""
         for event in events:
             self._events.append(event)
-            if len(self._events) >= BUFFER:
+            if len(self._events) >= self._buffer:
                 self._events = deque([(EV_SYN, SYN_DROPPED, 0), event])
         os.eventfd_write(self.fd, 1)
 
@@ -103,14 +108,21 @@ class SimNode:
         self._device = None
         os.eventfd_write(self.fd, 1)
 
-    def read(self) -> Iterable[tuple[int, int, int]]:
+    @property
+    def has_lost(self) -> bool:
+        """Whether the reader will find that events were lost."""
+        return (EV_SYN, SYN_DROPPED, 0) in self._events
+
+    def read(self) -> Sequence[tuple[int, int, int]]:
         """Node.read"""
         self._need()
-        os.eventfd_read(self.fd)
-        found = list(self._events)
-        self._events.clear()
-        if not found:
+        if not self._events:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.fd)
             raise BlockingIOError(errno.EAGAIN, "nothing to read")
+        found = [self._events.popleft() for _ in range(min(READ, len(self._events)))]
+        if not self._events:
+            os.eventfd_read(self.fd)
         return found
 
     def state(self) -> State:
@@ -178,6 +190,10 @@ class SimNodes:
     def is_absolute(self, path: str) -> bool:
         """Nodes.is_absolute"""
         return path in self.devices and bool(self.devices[path].description.is_absolute)
+
+    def fitness(self, path: str, role: Role) -> int:
+        """Nodes.fitness"""
+        return self.devices[path].description.fitness(role) if path in self.devices else 0
 
     def open(self, path: str) -> SimNode:
         """Nodes.open"""

@@ -175,3 +175,20 @@ async def test_watches_that_are_used_up(tmp_path: Path) -> None:
             await tools.wait_state(back, State.INIT_WAIT)
             assert tools.read(f"{back}/error") is None
             await tools.remove_display(1, 3, backend=DRIVER)
+
+
+async def test_input_of_a_driver_domain(tmp_path: Path) -> None:
+    """A guest's keyboard is its own again when it is rebooted: its name cannot be read here, so no place is kept for it."""
+    nodes = SimNodes()
+    keyboard = nodes.plug("/dev/input/event0", SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
+    async with driver_domain(tmp_path, nodes) as (xen, _, daemon):
+        for domid in (1, 2):
+            vkb = {"unique-id": "K:/dev/input/event0"}
+            async with Guest.booted(xen, domid, backend=DRIVER, vkb=vkb, name="guest") as guest:
+                with trio.fail_after(30):
+                    await guest.input.connected.wait()
+                await until(lambda: any(reader._receiver for reader in daemon.evdev._readers.values()), timeout=10)
+                keyboard.emit((EV_KEY, 30, 1))
+                await until(lambda: guest.input.pressed == {30})
+                keyboard.emit((EV_KEY, 30, 0))
+            await until(lambda: daemon.focus.claims == [])

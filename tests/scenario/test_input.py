@@ -6,13 +6,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 import trio.lowlevel
-from scenario.devices import SimDevice
+from scenario.devices import SimDevice, SimNode
 from scenario.world import World, descriptors, flip_on, spec, until
 
+from displbe.backend.device import Device
+from displbe.backend.guests import GuestSettings
 from displbe.config import InputSettings
+from displbe.input import device as input_device
 from displbe.input import focus
+from displbe.input.remembered import Remembered
+from displbe.input.sources import evdev
 from displbe.input.translate import (
     ABS_X,
     ABS_Y,
@@ -240,6 +246,89 @@ async def test_keys_repeat_where_the_device_does_not(tmp_path: Path) -> None:
             assert BTN_LEFT not in guest.repeats
 
 
+async def test_a_release_does_not_wait_for_the_next_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device held is let go when it goes, not when it is looked for again."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}") as guest:
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: guest.pressed == {KEY_A})
+        monkeypatch.setattr(evdev, "RESCAN", 1000.0)
+        world.nodes.unplug(KEYBOARD)
+        await until(lambda: not guest.pressed, timeout=10)
+
+
+@pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a name"), ModuleNotFoundError("evdev")])
+async def test_a_device_that_cannot_be_opened_is_one_device(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever happens: the others are served, and it is too when it can be opened."""
+    keyboard, mouse = world.nodes.devices[KEYBOARD], world.nodes.devices[MOUSE]
+    opened = world.nodes.open
+
+    def fail(path: str) -> SimNode:
+        if path == KEYBOARD:
+            raise error
+        return opened(path)
+
+    monkeypatch.setattr(evdev, "RESCAN", 0.01)
+    monkeypatch.setattr(world.nodes, "open", fail)
+    with structlog.testing.capture_logs() as lines:
+        async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}") as guest:
+            await grabbed(mouse)
+            mouse.emit((EV_REL, REL_X, 5))
+            await until(lambda: guest.moved == [5, 0])
+            await trio.sleep(0.1)
+            monkeypatch.setattr(world.nodes, "open", opened)
+            await grabbed(keyboard)
+            keyboard.emit((EV_KEY, KEY_A, 1))
+            await until(lambda: guest.pressed == {KEY_A})
+    (line,) = [line for line in lines if line["event"] == "cannot open"]
+    assert line["device"] == KEYBOARD
+    assert line["exc_info"]
+
+
+async def test_the_node_that_can_be_what_is_named(world: World) -> None:
+    """Three nodes of one name: a few special keys, a mouse, the keyboard; event10 sorts before event2 as text, and comes after it."""
+    can = {
+        "event2": Description(keys=frozenset((113, 114, 115))),
+        "event10": Description(keys=frozenset(range(1, 128))),
+        "event11": Description(keys=frozenset((BTN_LEFT,)), wheels=frozenset((REL_X, REL_Y))),
+        "event12": Description(keys=frozenset((BTN_LEFT,)), wheels=frozenset((REL_X, REL_Y))),
+    }
+    nodes = {
+        name: world.nodes.plug(f"/dev/input/{name}", SimDevice("Receiver", what))
+        for name, what in reversed(can.items())
+    }
+    async with world.typist(1, "K:name=Receiver;P:name=Receiver") as guest:
+        await grabbed(nodes["event10"])
+        await grabbed(nodes["event11"])
+        nodes["event10"].emit((EV_KEY, KEY_A, 1))
+        nodes["event11"].emit((EV_REL, REL_X, 3))
+        await until(lambda: guest.pressed == {KEY_A} and guest.moved == [3, 0])
+        assert not nodes["event2"].readers
+        assert not nodes["event12"].readers
+
+
+async def test_devices_that_others_hear_too(tmp_path: Path) -> None:
+    """`grab = false`; and a guest's own `input`, which goes before its vkb line and needs no permission."""
+    settings = InputSettings(grab=False)
+    guests = {"typist": GuestSettings(input=f"K:{KEYBOARD}")}
+    async with World.running(tmp_path, input=settings, guests=guests) as world:
+        keyboard = world.nodes.plug(KEYBOARD, SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
+        other = world.nodes.plug(MOUSE, SimDevice("other", Description(keys=frozenset(range(1, 128)))))
+        console = world.nodes.open(KEYBOARD)
+        async with world.typist(1, f"K:{MOUSE}", "typist") as guest, world.typist(2, f"K:{MOUSE}", "other") as none:
+            await until(lambda: len(keyboard.readers) == 2)
+            await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+            keyboard.emit((EV_KEY, KEY_A, 1))
+            await until(lambda: guest.pressed == {KEY_A})
+            assert (EV_KEY, KEY_A, 1) in console.read()
+            assert not other.readers
+            assert none.events == []
+        console.close()
+
+
 async def test_events_that_were_lost(world: World) -> None:
     """SYN_DROPPED: the keyboard is asked for its state."""
     keyboard = world.nodes.devices[KEYBOARD]
@@ -407,6 +496,144 @@ async def test_a_frontend_that_does_not_notify_back(world: World) -> None:
         guest.reads = True
         await until(lambda: len(guest.events) == 1)
         guest.channel.notify = notify  # type: ignore[method-assign]
+
+
+async def test_a_frontend_that_never_notifies_back(world: World) -> None:
+    """More than the page has room for: what waits here comes all the same."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}") as guest:
+        await grabbed(keyboard)
+        notify, guest.channel.notify = guest.channel.notify, lambda: None  # type: ignore[method-assign]
+        guest.reads = False
+        for number in range(3 * kbdif.IN_SLOTS):
+            keyboard.emit((EV_KEY, KEY_A, 1 - number % 2))
+            await until(lambda: not keyboard.readers[0]._events)
+        guest.reads = True
+        await until(lambda: len(guest.events) == 3 * kbdif.IN_SLOTS and guest.pressed == {KEY_A})
+        guest.channel.notify = notify  # type: ignore[method-assign]
+
+
+async def test_what_was_typed_before_the_switch(world: World) -> None:
+    """It waits in the device's file while the operator gives the keyboard to another guest: it was not typed for that one."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}", "a") as a, world.typist(2, f"K:{KEYBOARD}", "b") as b:
+        await grabbed(keyboard)
+        for giver, taker, name in ((a, b, "b"), (b, a, "a")):
+            giver.events.clear()
+            taker.events.clear()
+            keyboard.emit((EV_KEY, KEY_A, 1))
+            keyboard.emit((EV_KEY, KEY_A, 0))
+            keyboard.emit((EV_KEY, KEY_B, 1))
+            world.daemon.focus.give(name)
+            keyboard.emit((EV_KEY, KEY_B, 0))
+            await until(lambda: len(giver.events) == 4)  # noqa: B023 - waited for
+            assert giver.events == [
+                kbdif.Key(1, KEY_A),
+                kbdif.Key(0, KEY_A),
+                kbdif.Key(1, KEY_B),
+                kbdif.Key(0, KEY_B),  # since it has left
+            ]
+            assert taker.events == []
+
+
+def is_served(world: World, name: str) -> bool:
+    """Whether a guest can be told something."""
+    return any(claim.guest == name and claim.feed is not None for claim in world.daemon.focus.claims)
+
+
+async def slowly(world: World, guest: InputFrontend) -> trio.Event:
+    """Restart the daemon, under a guest that says nothing until the event is set."""
+    switch, hurry = guest.switch, trio.Event()
+
+    async def late(state: State) -> None:
+        await hurry.wait()
+        await switch(state)
+
+    guest.switch = late  # type: ignore[method-assign]
+    await world.stop_daemon()
+    await world.start_daemon()
+    return hurry
+
+
+async def test_a_restart_moves_no_keyboard(world: World) -> None:
+    """Of two guests that name one, the second is quicker to connect again. The first has it all the same."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}", "first") as first, world.typist(2, f"K:{KEYBOARD}", "second") as second:
+        await grabbed(keyboard)
+        hurry = await slowly(world, first)
+        await until(lambda: is_served(world, "second"))
+        await grabbed(keyboard)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        keyboard.emit((EV_KEY, KEY_A, 0))
+        await until(lambda: not keyboard.readers[0]._events)
+        hurry.set()
+        await until(lambda: is_served(world, "first"))
+        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        keyboard.emit((EV_KEY, KEY_B, 1))
+        await until(lambda: first.pressed == {KEY_B})
+        assert second.events == []
+
+
+async def test_the_operators_word_outlasts_a_restart(world: World) -> None:
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}", "first") as first, world.typist(2, f"K:{KEYBOARD}", "second") as second:
+        await grabbed(keyboard)
+        world.daemon.focus.give("second")
+        hurry = await slowly(world, second)
+        await until(lambda: is_served(world, "first"))
+        hurry.set()
+        await until(lambda: is_served(world, "second"))
+        await grabbed(keyboard)
+        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        await until(lambda: second.pressed == {KEY_A})
+        assert first.events == []
+
+
+def test_what_is_remembered(tmp_path: Path) -> None:
+    """Until the configuration says something else; and a file that is spoilt, or cannot be written, harms nothing."""
+    Remembered(tmp_path, "a").keep("b")
+    assert Remembered(tmp_path, "a").first() == "b"
+    assert Remembered(tmp_path, "c").first() == "c"
+    assert Remembered(None, "a").first() == "a"
+    for spoilt in (b"", b"\xff", b"[]", b"{}", b'{"configured": "a", "first": 1}', b" " * 10000):
+        (tmp_path / "focus").write_bytes(spoilt)
+        assert Remembered(tmp_path, "a").first() == "a"
+    nowhere = Remembered(tmp_path / "missing", "a")
+    nowhere.keep("b")
+    assert nowhere.first() == "a"
+    Remembered(None, "a").keep("b")
+
+
+async def test_a_refused_guest_has_no_device(world: World) -> None:
+    """One part of what it names cannot be had: it has none of it, and the next guest that names the keyboard has that."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.booted(1, vkb={"unique-id": f"K:{KEYBOARD};P:HDMI-A-1"}, name="refused"):
+        path = f"{world.tools.vinput(1)}/error"
+        await until(lambda: b"no input of their own" in (world.tools.read(path) or b""))
+        assert world.daemon.focus.claims == []
+        async with world.typist(2, f"K:{KEYBOARD}", "next") as guest:
+            await grabbed(keyboard)
+            keyboard.emit((EV_KEY, KEY_A, 1))
+            await until(lambda: guest.pressed == {KEY_A})
+
+
+async def test_a_frontend_that_begins_while_its_features_are_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have read half of them already: it gets none then."""
+    world.tools.create_domain(1)
+
+    async def size(device: Device) -> tuple[int, int]:
+        world.tools.write(f"{device.frontend}/state", "3")
+        return 300, 200
+
+    monkeypatch.setattr(input_device, "_display_size", size)
+    world.tools.add_input(1, {"unique-id": "T:name=keyboard"})
+    await world.tools.wait_state(world.tools.vinput(1), State.INIT_WAIT)
+    assert world.tools.read(f"{world.tools.vinput(1)}/feature-multi-touch") is None
+    await world.tools.remove_input(1)
+    world.tools.destroy_domain(1)
 
 
 async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from scenario.devices import SimDevice
 from scenario.world import World, flip_on, spec, until
 
 from displbe import cli, daemon
 from displbe.backend.guests import GuestSettings
 from displbe.config import ControlSettings, Settings, differences, load
 from displbe.daemon import Daemon
+from displbe.input.translate import EV_KEY, Description
 from displbe.ops.health import Health
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
@@ -148,6 +150,40 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
             await guest.display.connected.wait()
         assert world.daemon.sink.claimed("DP-1") is not None
         assert world.device(1).quota.limits.pages == 5
+
+
+async def test_another_keyboard_from_the_next_connection_on(tmp_path: Path) -> None:
+    """`[guest.NAME] input` changes: the guest keeps what it has, connects anew, and has the other one only."""
+    first, second = "/dev/input/event0", "/dev/input/event1"
+    keys = Description(keys=frozenset(range(1, 128)))
+    async with World.running(tmp_path, guests={"a": GuestSettings(input=f"K:{first}")}) as world:
+        devices = [world.nodes.plug(path, SimDevice(path, keys)) for path in (first, second)]
+        config = tmp_path / "displbe.toml"
+        config.write_text(f"[guest.a]\ninput = 'K:{second}'\n")
+        async with world.typist(1, "K:name=none", "a") as guest:
+            await until(lambda: any(reader.grabbed for reader in devices[0].readers))
+            world.daemon.reload(str(config))
+            devices[0].emit((EV_KEY, 30, 1))
+            await until(lambda: guest.pressed == {30})
+            world.daemon.inputs.devices[1, 0].kick()
+            await until(lambda: not guest.pressed and any(reader.grabbed for reader in devices[1].readers))
+            await until(lambda: guest.connected.is_set() and not devices[0].readers)
+            devices[0].emit((EV_KEY, 48, 1))
+            devices[1].emit((EV_KEY, 46, 1))
+            await until(lambda: guest.pressed == {46})
+
+
+async def test_input_without_its_package(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload after which nothing could open what a guest is given: it is refused as a whole."""
+    monkeypatch.setattr(daemon, "find_spec", lambda name: None)
+    config = tmp_path / "displbe.toml"
+    config.write_text("[limits]\npages = 7\n[guest.a]\ninput = 'K:/dev/input/event0'\n")
+    before = world.daemon.quotas.limits
+    with structlog.testing.capture_logs() as lines:
+        world.daemon.reload(str(config))
+    assert said(lines)["event"] == "configuration not reloaded"
+    assert "need evdev" in said(lines)["reason"]
+    assert world.daemon.quotas.limits is before
 
 
 async def test_limits_are_for_guests_that_come_later(world: World, tmp_path: Path) -> None:

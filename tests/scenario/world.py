@@ -49,9 +49,11 @@ async def until(what: Callable[[], object], timeout: float = 30.0) -> None:
 class World:
     """A machine with a daemon on it."""
 
-    def __init__(self, xen: Xen, nursery: trio.Nursery, settings: Settings) -> None:
+    def __init__(self, xen: Xen, nursery: trio.Nursery, settings: Settings, folder: Path | None = None) -> None:
         self.xen = xen
         self.tools = Toolstack(xen.server)
+        self.folder = folder
+        """Where a daemon leaves what the next one is to know."""
         self.settings = settings
         self.nodes = SimNodes()
         self._nursery = nursery
@@ -82,7 +84,7 @@ class World:
             control=ControlSettings(socket=str(folder / "control")),
         )
         async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
-            world = cls(xen, nursery, settings)
+            world = cls(xen, nursery, settings, folder)
             await world.start_daemon()
             yield world
             await world.settled()
@@ -96,7 +98,7 @@ class World:
         """Start a daemon; it is the first one, or the one before has ended."""
         hypervisor = self.xen.hypervisor(0)
         self.hypervisor: SimHypervisor = hypervisor
-        self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes)
+        self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes, runtime=self.folder)
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         await self._nursery.start(self._run_daemon)

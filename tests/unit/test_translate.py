@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scenario.devices import SimDevice, SimNode
+from scenario.devices import BUFFER, SimDevice, SimNode
 
 from displbe.input.features import Features
 from displbe.input.feed import Feed, Repeats
+from displbe.input.focus import Claim, Focus, Terms
 from displbe.input.names import Binding, Role, parse_unique_id
-from displbe.input.outbox import QUEUE
+from displbe.input.outbox import QUEUE, Outbox
 from displbe.input.sources.base import Source
+from displbe.input.sources.evdev import READ, Share, _Reader
 from displbe.input.translate import (
     ABS_MT_ORIENTATION,
     ABS_MT_POSITION_X,
@@ -57,13 +60,16 @@ END: Final = (EV_SYN, SYN_REPORT, 0)
 class Guest:
     """A guest that takes its events when it is told to."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, used: int = 0) -> None:
+        """`used`: so many events have gone over the page before."""
         memory = SharedMemory(memoryview(bytearray(4096)))
         self.core = InputCore()
         self.core.has_keyboard, self.core.has_pointer = features.keyboard, features.pointer
         self.core.absolute, self.core.contacts = features.absolute, features.contacts
         self.core.size = features.width - 1, features.height - 1
         self._front = FrontKbdPage(memory)
+        memory.store(0, used)
+        memory.store(4, used)
         self.feed = Feed(BackKbdPage(memory), features, Repeats(), lambda: None, self._broken)
 
     @staticmethod
@@ -87,34 +93,48 @@ class Guest:
             self.take()
 
 
+TERMS: Final = Terms(())
+
+
+class Given:
+    """A focus that has decided (input.focus.Focus)."""
+
+    def __init__(self, feed: Feed | None) -> None:
+        self._claim = Claim("guest", 1, 0, TERMS)
+        self._claim.feed = feed
+
+    def holder(self, names: Callable[[Claim], bool]) -> Claim | None:
+        """Focus.holder"""
+        return self._claim
+
+
 class Hand:
     """A device that somebody works with, and displbe's reader of it."""
 
-    def __init__(self, name: str, description: Description) -> None:
-        self.device = SimDevice(name, description)
-        self.source = Source(name, repeats=True)
+    def __init__(self, name: str, description: Description, buffer: int = BUFFER) -> None:
+        self.device = SimDevice(name, description, buffer=buffer)
         self._open()
 
     def _open(self) -> None:
         self._node = SimNode(self.device)
-        self.decoder = Decoder(self.source, self.device.description, self._node.state())
+        self.reader = _Reader(self.device.name, self._node, {("guest", 0): Share(TERMS, ALL)})
+        self.reader.start()
 
-    def read(self, feed: Feed | None) -> bool:
-        """As sources/evdev.py does it. True: events were lost."""
-        try:
-            lost = self.decoder.decode(self._node.read(), feed, ALL)
-        except BlockingIOError:
-            return False
-        if lost:
-            self.decoder.resync(self._node.state(), feed, ALL)
+    def give(self, feed: Feed) -> None:
+        """It is another guest's from now on."""
+        self.reader.follow(cast("Focus", Given(feed)))
+
+    def read(self, feed: Feed) -> bool:
+        """For the guest that has it. True: events were lost."""
+        self.reader._receiver, self.reader._as = feed, ALL
+        lost = self._node.has_lost
+        self.reader._take()
         return lost
 
-    def replug(self, feed: Feed | None) -> None:
+    def replug(self) -> None:
         """Out, and in again."""
         self._node.close()
-        if feed is not None:
-            feed.leave(self.source)
-            feed.flush()
+        self.reader.leave()
         self.device.keys.clear()
         self._open()
 
@@ -183,17 +203,18 @@ class Typing(RuleBasedStateMachine):
 
     @rule()
     def switch(self) -> None:
+        """What was typed and not read yet was typed for the guest that had the keyboards."""
         for hand in range(2):
-            self.read(hand)
-            self.feed.leave(self.hands[hand].source)
+            self.hands[hand].give(self.guests[1 - self.holder].feed)
+            self.unread[hand] = 0
+            self.up[hand].clear()
             self.mine[hand].clear()
             self.before[hand] = set(self.hands[hand].device.keys)
-        self.feed.flush()
         self.holder = 1 - self.holder
 
     @rule(hand=st.integers(0, 1))
     def replug(self, hand: int) -> None:
-        self.hands[hand].replug(self.feed)
+        self.hands[hand].replug()
         self.mine[hand].clear()
         self.before[hand].clear()
         self.up[hand].clear()
@@ -239,13 +260,13 @@ class Touching(RuleBasedStateMachine):
     could take up.
     """
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(buffer=st.sampled_from([BUFFER, 16 * BUFFER]))
+    def begin(self, buffer: int) -> None:
         axes = {ABS_MT_SLOT: Axis(0, 3), ABS_MT_TRACKING_ID: Axis(0, 65535)}
         axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 99))
         self.features = Features(contacts=3, touch_width=100, touch_height=100)
         self.guest = Guest(self.features)
-        self.hand = Hand("touch", Description(keys=frozenset((BTN_TOUCH,)), axes=axes))
+        self.hand = Hand("touch", Description(keys=frozenset((BTN_TOUCH,)), axes=axes), buffer)
         self.tracking = 0
         self.fingers: dict[int, tuple[int, int]] = {}
         self.lost = False
@@ -304,11 +325,11 @@ class Touching(RuleBasedStateMachine):
             self.up_by(2)
             self.read()
 
-    @rule(slot=st.integers(0, 3))
-    def lose(self, slot: int) -> None:
+    @rule(slot=st.integers(0, 3), times=st.sampled_from([100, 300, 500]))
+    def lose(self, slot: int, times: int) -> None:
         """More than the kernel keeps: what was not read is lost."""
-        for number in range(100):
-            self.down_or_move(slot, number, number)
+        for number in range(times):
+            self.down_or_move(slot, number % 100, number % 100)
 
     def teardown(self) -> None:
         if not hasattr(self, "guest"):
@@ -331,6 +352,58 @@ class Touching(RuleBasedStateMachine):
 
 TestTouching = Touching.TestCase
 TestTouching.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_what_is_queued_behind_lost_events_is_older_than_the_answer() -> None:
+    """More of it than one read takes: the device's answer is how it is after that, so it must not be told after the answer."""
+    axes = {ABS_MT_SLOT: Axis(0, 3), ABS_MT_TRACKING_ID: Axis(0, 65535)}
+    axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 999))
+    guest = Guest(Features(contacts=4, touch_width=1000, touch_height=1000))
+    hand = Hand("touch", Description(axes=axes), buffer=4 * READ)
+
+    def emit(slot: int, *events: tuple[int, int]) -> None:
+        hand.device.emit((EV_ABS, ABS_MT_SLOT, slot), *((EV_ABS, *event) for event in events))
+
+    for slot in (0, 1):
+        emit(slot, (ABS_MT_TRACKING_ID, slot), (ABS_MT_POSITION_X, 500))
+    hand.read(guest.feed)
+    guest.take_all()
+    for number in range(3 * READ):  # with SYN_REPORT two events each: too many, then more than one read after them
+        emit(0, (ABS_MT_POSITION_X, number % 99))
+    emit(0, (ABS_MT_TRACKING_ID, -1))
+    for number in range(READ // 4):
+        emit(1, (ABS_MT_POSITION_X, 600 + number))
+    told = len(guest.core.events)
+    hand.read(guest.feed)
+    guest.take_all()
+    assert guest.core.fingers == {1: (599 + READ // 4, 0)}
+    fresh = [event for event in guest.core.events[told:] if not isinstance(event, kbdif.TouchSyn)]
+    assert fresh == [kbdif.TouchUp(0), kbdif.TouchMotion(1, 599 + READ // 4, 0)], "only what the device answers"
+    emit(1, (ABS_MT_POSITION_X, 10))
+    hand.read(guest.feed)
+    guest.take_all()
+    assert guest.core.fingers == {1: (10, 0)}
+    hand.close()
+
+
+def test_what_was_typed_before_the_switch_is_not_for_the_next() -> None:
+    guests, hand = [Guest(Features()), Guest(Features())], Hand("keyboard", Description(keys=frozenset((30, 48))))
+    hand.read(guests[0].feed)
+    for lost in (False, True):
+        hand.device.emit((EV_KEY, 30, 1))
+        for number in range(2 * BUFFER * lost):
+            hand.device.emit((EV_KEY, 48, 1 - number % 2))
+        hand.give(guests[1].feed)
+        hand.device.emit((EV_KEY, 30, 0))
+        hand.read(guests[1].feed)
+        for guest in guests:
+            guest.take_all()
+        assert kbdif.Key(1, 30) in guests[0].core.events
+        assert guests[0].core.pressed == set()
+        assert guests[1].core.events == []
+        hand.give(guests[0].feed)
+        guests[0].core.events.clear()
+    hand.close()
 
 
 def test_a_release_that_was_lost() -> None:
@@ -373,6 +446,38 @@ def test_a_guest_that_takes_nothing_gets_the_whole_motion_and_every_release() ->
     guest.take_all()
     assert (guest.core.moved, guest.core.pressed) == ([2 * QUEUE, -4 * QUEUE], set())
     assert guest.feed.outbox.dropped > QUEUE
+
+
+def test_a_page_that_was_used_before_is_no_reason_to_look_through_the_queue_for_each_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A guest says that its page was used before, and takes nothing: every key's release waits, which is more than QUEUE."""
+    looks = 0
+    drop = Outbox._drop_taps
+
+    def count(outbox: Outbox) -> None:
+        nonlocal looks
+        looks += 1
+        drop(outbox)
+
+    monkeypatch.setattr(Outbox, "_drop_taps", count)
+    guest = Guest(Features(contacts=10), used=5)
+    guest.feed.release_everything()
+    releases = guest.feed.outbox.waiting
+    assert releases > QUEUE
+    source = Source("touch", repeats=True)
+    for number in range(10 * QUEUE):
+        guest.feed.touch_down(source, number % 10, 0.5, 0.5)
+        guest.feed.touch_move(source, number % 10, number % 100 / 100, 0.5)
+        guest.feed.touch_up(source, (number + 5) % 10)
+        guest.feed.touch_frame(source)
+        guest.feed.flush()
+    assert guest.feed.outbox.waiting <= 2 * (releases + 3 * 10)
+    assert looks < 50
+    guest.feed.leave_all()
+    guest.take_all()
+    assert guest.core.fingers == {}
+    assert guest.core.pressed == set()
 
 
 def test_a_finger_that_came_down_elsewhere_meanwhile_is_no_drag() -> None:

@@ -5,21 +5,24 @@ Devices are looked for in /dev/input and /sys/class/input. Looking and opening m
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import fnmatch
 import glob
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from struct import Struct
+from struct import Struct, calcsize
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
+import msgspec
 import structlog
 import trio
 
-from displbe.input.focus import Claim, Focus
+from displbe.input.focus import Claim, Focus, Terms
 from displbe.input.names import Binding, Role
 from displbe.input.translate import (
     ABS_MT_ORIENTATION,
@@ -28,8 +31,6 @@ from displbe.input.translate import (
     ABS_MT_TOUCH_MAJOR,
     ABS_MT_TOUCH_MINOR,
     ABS_MT_TRACKING_ID,
-    ABS_X,
-    ABS_Y,
     EV_ABS,
     EV_KEY,
     EV_REL,
@@ -44,13 +45,23 @@ from displbe.input.translate import (
 
 from .base import Source
 
-__all__ = ["Evdev", "Node", "Nodes", "SystemNodes"]
+__all__ = ["READ", "Evdev", "Node", "Nodes", "SystemNodes", "read_events"]
 
 RESCAN: Final = 0.5
 """Seconds between two looks for devices that are named and not there."""
 KEYS_UP: Final = 2.0
 """Seconds that a device is waited for whose keys are down, before it is grabbed: whoever has it now is to see them go up."""
+READ: Final = 256
+"""Events that are read at once: more than the kernel keeps of a keyboard or a mouse (64)."""
+READS: Final = 32
+"""Reads in a row: more than the kernel keeps of any device."""
+REST: Final = 0.004
+"""Seconds between two looks at a device that says more sooner: each costs a wake-up, and a mouse may have 1000 motions a second."""
 EV_REP: Final = 0x14
+LONG: Final = calcsize("@l")
+"""Octets of the kernel's long."""
+_EVENT: Final = Struct(f"={2 * LONG}xHHi")
+"""struct input_event, without its time: two longs."""
 _NODE: Final = re.compile(r"/dev/input/event\d+")
 _SLOT_CODES: Final = (
     ABS_MT_TRACKING_ID,
@@ -68,8 +79,15 @@ _log = structlog.get_logger("displbe.evdev")
 Result = TypeVar("Result")
 
 
-Roles: TypeAlias = dict[tuple[str, int], frozenset[Role]]
-"""What a device is to those that name it, by their claims' keys."""
+class Share(msgspec.Struct, frozen=True):
+    """What a device is to a claim that names it, under the terms that were looked at."""
+
+    terms: Terms
+    roles: frozenset[Role]
+
+
+Shares: TypeAlias = dict[tuple[str, int], Share]
+"""By the claims' keys."""
 
 
 class Node(Protocol):
@@ -80,8 +98,8 @@ class Node(Protocol):
     description: Description
     repeats: bool
 
-    def read(self) -> Iterable[Event]:
-        """The events that are there. Raises BlockingIOError when there are none, OSError when the device has gone."""
+    def read(self) -> Sequence[Event]:
+        """Events that wait, at most READ. Raises BlockingIOError when there are none, OSError when the device has gone."""
 
     def state(self) -> State:
         """How the device is now; the key events that were not read yet are gone. Raises OSError."""
@@ -108,6 +126,9 @@ class Nodes(Protocol):
     def is_absolute(self, path: str) -> bool:
         """Whether, as a pointer, it says where it is. False when it has gone."""
 
+    def fitness(self, path: str, role: Role) -> int:
+        """How much of this a device can be; 0: it cannot, or has gone."""
+
     def open(self, path: str) -> Node:
         """Open a device. Raises OSError."""
 
@@ -127,12 +148,11 @@ class InputSettings(Protocol):
 class _Reader(Source):
     """An open device, and where its events go."""
 
-    def __init__(self, path: str, node: Node, roles: Roles) -> None:
+    def __init__(self, path: str, node: Node, shares: Shares) -> None:
         super().__init__(path, repeats=node.repeats)
         self.path = path
         self.node = node
-        self.roles = roles
-        """What it is to each claim that names it."""
+        self.shares = shares
         self.scope = trio.CancelScope()
         self._decoder: Decoder | None = None
         self._receiver: Any = None
@@ -140,16 +160,24 @@ class _Reader(Source):
 
     def start(self) -> None:
         """Follow the device from how it is now. Raises OSError."""
-        self._decoder = Decoder(self, self.node.description, self.node.state())
+        self._decoder = Decoder(self, self.node.description, self._ask())
 
     def follow(self, focus: Focus) -> None:
-        """Give the events to whom they belong now; whom they belonged to before is told that all is let go."""
-        claim = focus.holder(lambda claim: claim.key in self.roles)
-        receiver = claim.feed if claim is not None else None
-        self._as = self.roles[claim.key] if claim is not None else frozenset()
+        """Give the events to whom they belong now. Those that wait to be read came while they were another's: they are its own still.
+        Then it is told that all is let go.
+        """
+        claim = focus.holder(lambda claim: claim.key in self.shares)
+        share = self.shares[claim.key] if claim is not None else None
+        if share is None or claim is None or share.terms != claim.terms:
+            receiver, roles = None, frozenset[Role]()  # also: until somebody has looked at the new terms
+        else:
+            receiver, roles = claim.feed, share.roles
         if receiver is not self._receiver:
+            with suppress(OSError):  # the device has gone: its task will see that too
+                self._take()
             self.leave()
             self._receiver = receiver
+        self._as = roles
 
     def leave(self) -> None:
         """Nothing comes from here any more."""
@@ -160,17 +188,41 @@ class _Reader(Source):
 
     async def read(self) -> None:
         """Read until the device has gone. Raises OSError."""
-        node, decoder = self.node, self._decoder
-        assert decoder is not None
+        before = -math.inf
         while True:
-            await trio.lowlevel.wait_readable(node.fd)
-            try:
-                lost = decoder.decode(node.read(), self._receiver, self._as)
-            except BlockingIOError:
-                continue
-            if lost:
-                _log.warning("events lost: the device is asked for its state", device=self.path)
-                decoder.resync(node.state(), self._receiver, self._as)
+            await trio.lowlevel.wait_readable(self.node.fd)
+            now = trio.current_time()
+            is_busy, before = now - before < REST, now
+            self._take()
+            while is_busy:
+                await trio.sleep(REST)
+                before = trio.current_time()
+                is_busy = self._take()
+
+    def _take(self) -> bool:
+        """Tell all that waits in the device file. False when nothing did. Raises OSError."""
+        if self._decoder is None:
+            return False
+        found = lost = False
+        with suppress(BlockingIOError):
+            for _ in range(READS):
+                events = self.node.read()
+                found = True
+                lost = self._decoder.decode(events, self._receiver, self._as)
+                if lost or len(events) < READ:
+                    break
+        if lost:
+            _log.warning("events lost: the device is asked for its state", device=self.path)
+            self._decoder.resync(self._ask(), self._receiver, self._as)
+        return found
+
+    def _ask(self) -> State:
+        """How the device is now. What waits was before that, and would be taken for later: it goes unread. Raises OSError."""
+        with suppress(BlockingIOError):
+            for _ in range(READS):
+                if len(self.node.read()) < READ:
+                    break
+        return self.node.state()
 
 
 class Evdev:
@@ -183,6 +235,8 @@ class Evdev:
         self._readers: dict[str, _Reader] = {}
         self._changed = trio.Event()
         self._refused: set[tuple[str, str]] = set()
+        self._unopened: dict[str, str] = {}
+        """Why a device could not be opened when that was tried last."""
         self._limiter = trio.CapacityLimiter(1)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -208,8 +262,8 @@ class Evdev:
     async def is_absolute(self, claim: Claim) -> bool:
         """Whether one of the pointers that a claim names says where it is."""
         nodes, _ = await self._wanted([claim])
-        for path, roles in nodes.items():
-            if Role.POINTER in roles[claim.key] and await self._in_thread(self._nodes.is_absolute, path):
+        for path, shares in nodes.items():
+            if Role.POINTER in shares[claim.key].roles and await self._in_thread(self._nodes.is_absolute, path):
                 return True
         return False
 
@@ -218,52 +272,59 @@ class Evdev:
         # A guest that has gone opens nothing, but its place is kept.
         named, missing = await self._wanted(self._focus.claims)
         here = {claim.key for claim in self._focus.claims if claim.left is None}
-        wanted = {path: roles for path, roles in named.items() if here & roles.keys()}
+        wanted = {path: shares for path, shares in named.items() if here & shares.keys()}
         for path, reader in list(self._readers.items()):
             if path not in wanted:
                 reader.scope.cancel()
             else:
-                reader.roles = wanted[path]
+                reader.shares = wanted[path]
                 reader.follow(self._focus)
-        for path, roles in wanted.items():
+        for path, shares in wanted.items():
             if path not in self._readers:
-                missing |= not await self._open(nursery, path, roles)
+                missing |= not await self._open(nursery, path, shares)
         return missing
 
-    async def _wanted(self, claims: list[Claim]) -> tuple[dict[str, Roles], bool]:
+    async def _wanted(self, claims: list[Claim]) -> tuple[dict[str, Shares], bool]:
         """The nodes that claims name, with what each is to whom; and whether some that are named are not there."""
-        found: dict[str, Roles] = {}
+        found: dict[str, Shares] = {}
         missing = False
         for claim in claims:
-            for binding in claim.bindings:
+            terms = claim.terms
+            for binding in terms.bindings:
                 if binding.is_device:
-                    path = await self._resolve(claim, binding)
+                    path = await self._resolve(claim.guest, terms, binding)
                     missing |= path is None and claim.left is None
                     if path is not None:
-                        roles = found.setdefault(path, {})
-                        roles[claim.key] = roles.get(claim.key, frozenset()) | {binding.role}
+                        shares = found.setdefault(path, {})
+                        before = shares[claim.key].roles if claim.key in shares else frozenset[Role]()
+                        shares[claim.key] = Share(terms, before | {binding.role})
         return found, missing
 
-    async def _resolve(self, claim: Claim, binding: Binding) -> str | None:
-        """The node that a guest's binding leads to, if it is there and allowed."""
-        for path in await self._in_thread(self._named, binding.id):
-            if binding.id in claim.allowed or await self._in_thread(self._is_allowed, path):
+    async def _resolve(self, guest: str, terms: Terms, binding: Binding) -> str | None:
+        """The node that a guest's binding leads to, if it is there and allowed: the one that can be most of what it is to be."""
+        paths = await self._in_thread(self._named, binding)
+        for path in paths:
+            if binding.id in terms.allowed or await self._in_thread(self._is_allowed, path):
                 return path
-            if (claim.guest, path) not in self._refused:
-                self._refused.add((claim.guest, path))
+            if (guest, path) not in self._refused:
+                self._refused.add((guest, path))
                 _log.error(
                     "the configuration allows no guest this device: [input] devices",
-                    guest=claim.guest,
+                    guest=guest,
                     named=binding.id,
                     device=path,
                 )
         return None
 
-    def _named(self, id: str) -> list[str]:
-        """The nodes that an ID of a guest leads to. It is no pattern."""
-        if id.startswith("name="):
-            return [path for path in self._nodes.paths() if self._nodes.name(path) == id.removeprefix("name=")]
-        return self._nodes.resolve(glob.escape(_absolute(id)))
+    def _named(self, binding: Binding) -> list[str]:
+        """The nodes that a guest's binding leads to. It is no pattern."""
+        nodes = self._nodes
+        if not binding.id.startswith("name="):
+            return nodes.resolve(glob.escape(_absolute(binding.id)))
+        name = binding.id.removeprefix("name=")
+        named = [path for path in nodes.paths() if nodes.name(path) == name]
+        # One device may have several nodes of one name: its keyboard, and its few special keys.
+        return sorted(named, key=lambda path: (-nodes.fitness(path, binding.role), _number(path)))
 
     def _is_allowed(self, path: str) -> bool:
         """Whether the configuration lets guests name this node: by a pattern of paths, or of names."""
@@ -278,39 +339,48 @@ class Evdev:
     async def _in_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
         return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
 
-    async def _open(self, nursery: trio.Nursery, path: str, roles: Roles) -> bool:
+    async def _open(self, nursery: trio.Nursery, path: str, shares: Shares) -> bool:
         try:
             node = await self._in_thread(self._nodes.open, path)
-        except OSError as error:
-            _log.warning("cannot open", device=path, reason=error.strerror)
+        except Exception as error:  # also: evdev is not installed, or does not bear what the device calls itself
+            if self._unopened.get(path) != str(error):
+                self._unopened[path] = str(error)
+                known = isinstance(error, OSError)
+                _log.warning("cannot open", device=path, reason=str(error), exc_info=not known)
             return False
-        reader = self._readers[path] = _Reader(path, node, roles)
+        self._unopened.pop(path, None)
+        reader = self._readers[path] = _Reader(path, node, shares)
         nursery.start_soon(self._serve, reader)
         return True
 
     async def _serve(self, reader: _Reader) -> None:
         """One device's task, until it has gone or nobody names it."""
-        node = reader.node
-        log = _log.bind(device=reader.path, name=node.name)
         try:
             with reader.scope:
-                if self._settings.grab:
-                    await self._grab(node)
-                reader.start()
-                reader.follow(self._focus)
-                log.info("device opened", grabbed=self._settings.grab)
-                await reader.read()
-        except OSError as error:
-            log.warning("device lost", reason=error.strerror)
-            await trio.sleep(RESCAN)  # its node may be there for a moment still
-        except Exception:
-            log.exception("device failed")
-            await trio.sleep(RESCAN)
+                await self._read(reader)
+                await trio.sleep(RESCAN)  # its node may be there for a moment still
         finally:
             reader.leave()
             del self._readers[reader.path]
-            node.close()
+            reader.node.close()
             self._changed.set()
+
+    async def _read(self, reader: _Reader) -> None:
+        """Read a device until it has gone; then all that it held down has been let go."""
+        node = reader.node
+        log = _log.bind(device=reader.path, name=node.name)
+        try:
+            if self._settings.grab:
+                await self._grab(node)
+            reader.start()
+            reader.follow(self._focus)
+            log.info("device opened", grabbed=self._settings.grab)
+            await reader.read()
+        except OSError as error:
+            log.warning("device lost", reason=error.strerror)
+        except Exception:
+            log.exception("device failed")
+        reader.leave()
 
     async def _grab(self, node: Node) -> None:
         """Raises OSError: another program has grabbed it."""
@@ -329,6 +399,11 @@ def _absolute(path: str) -> str:
     return path if path.startswith("/") else f"/dev/input/{path}"
 
 
+def _number(path: str) -> int:
+    """Of a node: event10 comes after event9."""
+    return int(path.rpartition("event")[2])
+
+
 class SystemNodes:
     """The devices of this machine, through python-evdev."""
 
@@ -343,13 +418,21 @@ class SystemNodes:
         return _attribute(path, "name")
 
     def is_absolute(self, path: str) -> bool:
-        words = (_attribute(path, name).split() or ["0"] for name in ("capabilities/abs", "properties"))
-        axes, properties = (int(word[-1], 16) for word in words)
-        position = 1 << ABS_X | 1 << ABS_Y
-        return axes & position == position and not properties >> INPUT_PROP_POINTER & 1
+        return describe(path).is_absolute
+
+    def fitness(self, path: str, role: Role) -> int:
+        return describe(path).fitness(role)
 
     def open(self, path: str) -> Node:
         return _EvdevNode(path)
+
+
+def read_events(fd: int) -> list[Event]:
+    """Node.read of evdev's files: whole events, as many as are asked for."""
+    events: list[Any] = list(_EVENT.iter_unpack(os.read(fd, READ * _EVENT.size)))
+    if not events:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    return events
 
 
 def _attribute(path: str, name: str) -> str:
@@ -357,6 +440,28 @@ def _attribute(path: str, name: str) -> str:
         return Path(f"/sys/class/input/{os.path.basename(path)}/device/{name}").read_text("utf-8", "replace").strip()
     except OSError:
         return ""
+
+
+def describe(path: str) -> Description:
+    """What a node's device can say, by sysfs, without opening it; the ranges of its axes are not there. Nothing when it has gone."""
+    axes = _bits(path, "capabilities/abs")
+    return Description(
+        keys=_bits(path, "capabilities/key"),
+        wheels=_bits(path, "capabilities/rel"),
+        axes=dict.fromkeys(axes, Axis(0, 0)),
+        is_touchpad=INPUT_PROP_POINTER in _bits(path, "properties"),
+    )
+
+
+def _bits(path: str, name: str) -> frozenset[int]:
+    """The numbers of the bits that are set, by words of the kernel's longs, the highest first (input_print_bitmap)."""
+    words = _attribute(path, name).split()[::-1]
+    return frozenset(
+        place * 8 * LONG + bit
+        for place, word in enumerate(words)
+        for bit in range(8 * LONG)
+        if int(word, 16) >> bit & 1
+    )
 
 
 class _EvdevNode:
@@ -377,8 +482,9 @@ class _EvdevNode:
         )
         self.repeats = EV_REP in can
 
-    def read(self) -> Iterable[Event]:
-        return [(event.type, event.code, event.value) for event in self._device.read()]
+    def read(self) -> Sequence[Event]:
+        # Not InputDevice.read(), which makes an object of each event, and calls for each 64 of them.
+        return read_events(self.fd)
 
     def state(self) -> State:
         axes = {code: self._device.absinfo(code).value for code in self.description.axes}

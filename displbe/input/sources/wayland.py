@@ -38,10 +38,11 @@ __all__ = ["listening"]
 @contextlib.contextmanager
 def listening(seats: Seats, claim: Claim, feed: Feed) -> Iterator[None]:
     """Give a guest what the windows of its connectors get, as far as its bindings name them, while the block lasts."""
-    names = dict.fromkeys(binding.id for binding in claim.bindings if not binding.is_device)
+    bindings = claim.terms.bindings
+    names = dict.fromkeys(binding.id for binding in bindings if not binding.is_device)
     with contextlib.ExitStack() as stack:
         for name in names:
-            roles = {binding.role for binding in claim.bindings if binding.id == name}
+            roles = {binding.role for binding in bindings if binding.id == name}
             window = _Window(name, feed, roles)
             stack.callback(window.leave)
             stack.enter_context(seats.listening(claim.domid, name, window.hear))
