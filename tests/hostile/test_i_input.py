@@ -14,7 +14,7 @@ from scenario.devices import SimDevice
 from scenario.world import descriptors, until
 
 from displbe.config import InputSettings
-from displbe.input.outbox import QUEUE
+from displbe.input.outbox import QUEUE, Outbox
 from displbe.input.translate import EV_KEY, EV_REL, REL_X, Description
 from displbe.sim.guest import Guest
 from displbe.wire.kbdif import IN_SLOTS
@@ -99,6 +99,51 @@ async def test_i1_events_never_taken(stage: Stage) -> None:
         bad.input.take()
         await until(lambda: not feed.outbox.waiting and not bad.input.pressed)
         assert bad.input.moved[0] == 3 * QUEUE
+
+
+@row(
+    "a page that says it was used before, of which nothing is ever taken",
+    "every key's release waits, and twice as much at most; an event costs what it costs else",
+)
+async def test_i1_used_page_never_taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, drop = 0, Outbox._drop_taps
+
+    def count(outbox: Outbox) -> None:
+        nonlocal looks
+        looks += 1
+        drop(outbox)
+
+    monkeypatch.setattr(Outbox, "_drop_taps", count)
+    vkb = {"unique-id": f"K:{OWN}"}
+    async with stage.world.booted(BAD, vkb=vkb, name="hostile") as bad:
+        switch = bad.input.switch
+
+        async def forge(state: State) -> None:
+            if state is State.INITIALISED:
+                bad.input.memory.store(IN_CONS, 5)
+                bad.input.memory.store(IN_PROD, 5)
+                bad.input.reads = False
+            await switch(state)
+
+        bad.input.switch = forge  # type: ignore[method-assign]
+        with trio.fail_after(5):
+            await bad.input.connected.wait()
+        feed = next(claim.feed for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
+        assert feed is not None
+        assert (releases := feed.outbox.waiting) > QUEUE
+        keyboard = device(stage, OWN)
+        await until(lambda: keyboard.readers)
+        for number in range(3 * QUEUE):
+            keyboard.emit((EV_KEY, A if number % 4 < 2 else B, 1 - number % 2))
+            if number % 20 == 0:
+                await until(lambda: not keyboard.readers[0]._events)
+        await until(lambda: not keyboard.readers[0]._events)
+        assert feed.outbox.waiting <= 2 * releases
+        assert looks < 10
+        await stage.still_flips()
+        bad.input.reads = True
+        bad.input.take()
+        await until(lambda: not feed.outbox.waiting and not bad.input.pressed)
 
 
 @row("`in_cons` ahead of `in_prod`, or far behind it", "shut off")
@@ -268,8 +313,12 @@ async def test_i5_focus(stage: Stage) -> None:
         keyboard.emit((EV_KEY, B, 1))
         await until(lambda: good.input.pressed == {A, B})
         assert bad.input.events == []
+        keyboard.emit((EV_KEY, C, 1))  # and not read yet when the operator says:
+        keyboard.emit((EV_KEY, C, 0))
         world.daemon.focus.give("hostile")
         await until(lambda: not good.input.pressed)
+        assert bad.input.events == []
+        assert [event.keycode for event in good.input.events][-4:-2] == [C, C]  # type: ignore[union-attr]
         keyboard.emit((EV_KEY, A, 2))
         keyboard.emit((EV_KEY, A, 0))
         keyboard.emit((EV_KEY, C, 1))
