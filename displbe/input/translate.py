@@ -142,16 +142,20 @@ class Decoder:
             self._fingers = _OneFinger(source, description, state)
         else:
             self._fingers = _Fingers(source, description)
+        self._adds_up = not description.axes
+        """Motions that are read together are told as one. (Places are told each: a pen draws.)"""
         # Where a finger or a pen is the only button, it is the left one.
         self._touch_is_left = BTN_LEFT not in description.keys and not description.is_touchpad
 
     def decode(self, events: Iterable[Event], receiver: Receiver | None, roles: frozenset[Role]) -> bool:
         """Tell a receiver what these events say; None: nobody. True: events were lost; the rest is not looked at, `resync` is needed."""
-        lost = False
+        lost = waits = False
         for kind, code, value in events:
             if kind == EV_SYN:
                 if code == SYN_REPORT:
-                    self._report(receiver, roles)
+                    waits = self._adds_up and not self._keys
+                    if not waits:
+                        self._report(receiver, roles)
                 elif code == SYN_DROPPED:
                     lost = True
                     break
@@ -164,6 +168,8 @@ class Decoder:
             elif kind == EV_ABS:
                 self._pointer.absolute(code, value)
                 self._fingers.absolute(code, value)
+        if waits and not lost:
+            self._report(receiver, roles)
         if receiver is not None:
             receiver.flush()
         return lost

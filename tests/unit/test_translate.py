@@ -538,6 +538,20 @@ def test_a_wheel_of_high_resolution_alone_counts_detents(turns: list[int], up: b
     assert told(Features(), wheel, *events).core.wheel == sign * (sum(turns) // 120)
 
 
+def test_motions_that_come_together_are_one() -> None:
+    """But not over a button: it goes down where the pointer is then. A motion whose frame has not ended waits for its end."""
+    right, down, up = (EV_REL, REL_X, 1), (EV_KEY, LEFT, 1), (EV_KEY, LEFT, 0)
+    guest = Guest(Features())
+    decoder = Decoder(Source("mouse", repeats=True), MOUSE, State())
+    decoder.decode([right, END, right, END, right, down, END, right, END, up, END, right, END, right], guest.feed, ALL)
+    guest.take_all()
+    events = [kbdif.Motion(3, 0, 0), kbdif.Key(1, LEFT), kbdif.Motion(1, 0, 0), kbdif.Key(0, LEFT)]
+    assert guest.core.events[:4] == events
+    decoder.decode([right, END], guest.feed, ALL)
+    guest.take_all()
+    assert guest.core.moved == [7, 0]
+
+
 def test_a_horizontal_wheel_is_no_vertical_one() -> None:
     core = told(Features(), MOUSE, (EV_REL, 6, 5), (EV_REL, 12, 600), END).core
     assert (core.wheel, core.events) == (0, [])
@@ -567,9 +581,12 @@ def test_a_mouse_for_a_guest_with_positions(moves: list[tuple[int, int, int]]) -
     x, y = 50.0, 40.0
     for dx, dy, _ in moves:
         x, y = min(max(x + dx, 0), 99), min(max(y + dy, 0), 79)
-    events = [event for dx, dy, _ in moves for event in ((EV_REL, REL_X, dx), (EV_REL, REL_Y, dy), END)]
-    core = told(Features(absolute=True, width=100, height=80), MOUSE, *events).core
-    assert core.position in (None, (int(x), int(y)))
+    guest = Guest(Features(absolute=True, width=100, height=80))
+    decoder = Decoder(Source("mouse", repeats=True), MOUSE, State())
+    for dx, dy, _ in moves:
+        decoder.decode([(EV_REL, REL_X, dx), (EV_REL, REL_Y, dy), END], guest.feed, ALL)
+    guest.take_all()
+    assert guest.core.position in (None, (int(x), int(y)))
 
 
 @given(places=st.lists(st.integers(0, 999), min_size=1, max_size=50))
