@@ -7,7 +7,7 @@ guest's is held when our state says so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
@@ -115,6 +115,8 @@ class Device:
         """The guest's name in xl; empty: not known."""
         self.parts: Sequence[Served] = ()
         """What is served, or was when the device was connected last; set by the driver."""
+        self.input: Callable[[], status.Input] | None = None
+        """What the operator is told of the input, while there is some; set by the driver."""
         self.path = f"backend/{driver.backend_kind}/{domid}/{number}"
         # Identity is what our own directory's place says. The guest's `backend` node is the guest's to write.
         self.frontend = f"/local/domain/{domid}/device/{driver.frontend_kind}/{number}"
@@ -171,6 +173,7 @@ class Device:
             error=escape(self._reason),
             error_age=now - self._reason_at if self._reason else None,
             connectors=connectors if self._serving else (),
+            input=self.input() if self.input is not None else None,
         )
 
     async def run(self) -> None:

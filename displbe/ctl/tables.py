@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from displbe.ops.status import Connector, Device, Guest, Status
+from displbe.ops.status import Connector, Device, Guest, Input, Status
 from displbe.ops.text import escape
 
 __all__ = ["WIDTH", "status_lines", "top_lines"]
@@ -91,8 +91,18 @@ def _device_lines(device: Device) -> Iterator[str]:
         yield from _wrap("    ", "history", f"connected {device.connections} times, shut off {device.shut_off} times")
     if device.error:
         yield from _wrap("    ", "error", f"{device.error} ({_age(device.error_age)} ago)")
+    if device.input is not None:
+        yield from _wrap("    ", "input", _input(device.input))
     for connector in device.connectors:
         yield from _connector_lines(connector)
+
+
+def _input(told: Input) -> str:
+    text = f"from {', '.join(told.devices)}" if told.devices else "from no device of this machine now"
+    text += f"; {told.events} events"
+    if told.waiting:
+        text += f", {told.waiting} wait for the guest"
+    return f"{text}, {told.dropped} dropped" if told.dropped else text
 
 
 def _connector_lines(connector: Connector) -> Iterator[str]:

@@ -15,6 +15,7 @@ import trio
 from displbe.backend.device import Device, Refused, releasing
 from displbe.backend.guests import GuestSettings, guest_name
 from displbe.backend.storms import Storms
+from displbe.ops import status
 from displbe.sinks.seat import Seats
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.kbdif import RAW_MAX, BackKbdPage
@@ -195,10 +196,12 @@ class InputDriver:
             stack.callback(self._served.pop, device.path)
             if session.page.used:
                 session.feed.release_everything()
+            device.input = lambda: self._tell(session.feed)
             try:
                 with self._listening(claim, session.feed):
                     await session.run(task_status)
             finally:
+                device.input = None
                 with trio.move_on_after(LAST_WORDS, shield=True):
                     await session.end()
 
@@ -216,6 +219,10 @@ class InputDriver:
             stack.enter_context(listening(self._seats, claim, feed))
         self._focus.changed()
         return stack
+
+    def _tell(self, feed: Feed) -> status.Input:
+        outbox = feed.outbox
+        return status.Input(self._evdev.heard_by(feed), outbox.written, outbox.waiting, outbox.dropped)
 
 
 class _Session:

@@ -115,12 +115,19 @@ def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
     connected = GaugeMetricFamily("displbe_device_connected", "Whether the guest is served.", labels=labels)
     connections = CounterMetricFamily("displbe_connections", "How often it has connected.", labels=labels)
     shut_off = CounterMetricFamily("displbe_ring_shutoff", "How often it broke a rule and was shut off.", labels=labels)
+    events = CounterMetricFamily("displbe_input_events", "Input that it was given.", labels=labels)
+    dropped = CounterMetricFamily(
+        "displbe_input_events_dropped", "Input that it never sees, since it took none for too long.", labels=labels
+    )
     for dom, device in devices:
         values = [dom, device.kind, str(device.number)]
         connected.add_metric(values, device.backend == "connected")
         connections.add_metric(values, device.connections)
         shut_off.add_metric(values, device.shut_off)
-    yield from (connected, connections, shut_off)
+        if device.input is not None:
+            events.add_metric(values, device.input.events)
+            dropped.add_metric(values, device.input.dropped)
+    yield from (connected, connections, shut_off, events, dropped)
 
 
 def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:

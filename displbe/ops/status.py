@@ -14,6 +14,7 @@ __all__ = [
     "Device",
     "Flips",
     "Guest",
+    "Input",
     "Latency",
     "Loop",
     "Refusal",
@@ -88,6 +89,19 @@ class Connector(msgspec.Struct, frozen=True):
     """Events of flips that had to wait because the guest had left no room for them."""
 
 
+class Input(msgspec.Struct, frozen=True):
+    """The input of a connected device."""
+
+    devices: tuple[str, ...]
+    """This machine's devices that are the guest's now: of those that several guests name, those that it has the focus of."""
+    events: int
+    """Those that it was given."""
+    waiting: int
+    """Those that its page has no room for."""
+    dropped: int
+    """Those that it never sees, since it took none for too long."""
+
+
 class Device(msgspec.Struct, frozen=True):
     """One PV device."""
 
@@ -107,6 +121,8 @@ class Device(msgspec.Struct, frozen=True):
     error_age: float | None
     connectors: tuple[Connector, ...]
     """Those of the connection there is."""
+    input: Input | None = None
+    """Of a `vkbd` that is connected."""
 
 
 class Usage(msgspec.Struct, frozen=True):

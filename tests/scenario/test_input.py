@@ -15,6 +15,7 @@ from scenario.world import World, descriptors, flip_on, spec, until
 from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
 from displbe.config import InputSettings
+from displbe.ctl.tables import WIDTH, status_lines
 from displbe.input import device as input_device
 from displbe.input import focus
 from displbe.input.remembered import Remembered
@@ -31,6 +32,7 @@ from displbe.input.translate import (
     Axis,
     Description,
 )
+from displbe.ops import status
 from displbe.sim.keyboard import InputFrontend
 from displbe.sinks.headless import HeadlessSink
 from displbe.sinks.seat import (
@@ -603,6 +605,40 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     nowhere.keep("b")
     assert nowhere.first() == "a"
     Remembered(None, "a").keep("b")
+
+
+async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
+    """And what a guest was given, and does not take."""
+    keyboard = world.nodes.devices[KEYBOARD]
+
+    async def told() -> list[status.Input | None]:
+        said = await world.daemon.commands.status()
+        assert all(len(line) <= WIDTH for line in status_lines(said))
+        return [device.input for guest in said.guests for device in guest.devices]
+
+    async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}", "a") as a, world.typist(2, f"K:{KEYBOARD}", "b"):
+        await grabbed(keyboard)
+        await grabbed(world.nodes.devices[MOUSE])
+        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        assert await told() == [status.Input((KEYBOARD, MOUSE), 0, 0, 0), status.Input((), 0, 0, 0)]
+        a.reads = False
+        for number in range(2 * kbdif.IN_SLOTS):
+            keyboard.emit((EV_KEY, KEY_A, 1 - number % 2))
+            await until(lambda: not keyboard.readers[0]._events)
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        keyboard.emit((EV_KEY, KEY_A, 2))
+        world.daemon.focus.give("b")
+        waiting = kbdif.IN_SLOTS + 2  # the last press, and its release
+        expected = [status.Input((MOUSE,), kbdif.IN_SLOTS, waiting, 1), status.Input((KEYBOARD,), 0, 0, 0)]
+        assert await told() == expected
+        lines = " ".join(" ".join(status_lines(await world.daemon.commands.status())).split())
+        assert f"from {MOUSE}; 51 events, 53 wait for the guest, 1 dropped" in lines
+        assert "from /dev/input/event0; 0 events" in lines
+        a.reads = True
+        a.take()
+    async with world.booted(3, vkb={"unique-id": "K:HDMI-A-1"}):
+        await until(lambda: world.tools.read(f"{world.tools.vinput(3)}/error"))
+        assert await told() == [None]
 
 
 async def test_a_refused_guest_has_no_device(world: World) -> None:

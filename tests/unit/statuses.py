@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Latency, Loop, Refusal, Status, Usage
+from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
 
 __all__ = ["STATUS"]
 
@@ -58,6 +58,7 @@ DEVICE = st.builds(
     TEXT,
     SECONDS,
     st.lists(CONNECTOR, max_size=1).map(tuple),
+    st.none() | st.builds(Input, st.lists(TEXT, max_size=3).map(tuple), COUNT, COUNT, COUNT),
 )
 GUEST = st.builds(
     Guest,

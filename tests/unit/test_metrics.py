@@ -22,7 +22,7 @@ from displbe.config import MetricsSettings
 from displbe.ops import clients, metrics
 from displbe.ops.clients import MAX_CLIENTS
 from displbe.ops.metrics import MAX_GUESTS, Metrics
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Latency, Loop, Refusal, Status, Usage
+from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
@@ -38,7 +38,10 @@ def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> Gu
         for i, output in enumerate(outputs)
     )
     device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
-    return Guest(domid, name, {"pages": Usage(6, 12)}, (device,))
+    keyboard = Device(
+        "vkbd", 0, "connected", 9.0, "connected", 9.0, 1, 0, "", None, (), Input(("/dev/input/event0",), 7, 0, 2)
+    )
+    return Guest(domid, name, {"pages": Usage(6, 12)}, (device, keyboard))
 
 
 def status(*guests: Guest) -> Status:
@@ -88,6 +91,8 @@ def test_what_is_told() -> None:
     assert found["displbe_quota_used_ratio", ("cockpit", "pages")] == 0.5
     assert found["displbe_ring_shutoff_total", ("cockpit", "vdispl", "0")] == 1
     assert found["displbe_connections_total", ("cockpit", "vdispl", "0")] == 3
+    assert found["displbe_input_events_total", ("cockpit", "vkbd", "0")] == 7
+    assert found["displbe_input_events_dropped_total", ("4", "vkbd", "0")] == 2
     assert found["displbe_requests_refused_total", ("DP-1", "cockpit", "ENOENT", "PageFlip")] == 2
     assert found["displbe_notifications_spurious_total", ("DP-1", "cockpit")] == 7
     assert found["displbe_throttled_seconds_total", ("DP-1", "cockpit")] == 0.5

@@ -43,7 +43,7 @@ from displbe.input.translate import (
     State,
 )
 
-from .base import Source
+from .base import Receiver, Source
 
 __all__ = ["READ", "Evdev", "Node", "Nodes", "SystemNodes", "read_events"]
 
@@ -186,6 +186,10 @@ class _Reader(Source):
             self._receiver.flush()
             self._receiver = None
 
+    def is_heard_by(self, receiver: Receiver) -> bool:
+        """Whether the events are for this one."""
+        return self._receiver is receiver
+
     async def read(self) -> None:
         """Read until the device has gone. Raises OSError."""
         before = -math.inf
@@ -258,6 +262,10 @@ class Evdev:
         for reader in self._readers.values():
             reader.follow(self._focus)
         self._changed.set()
+
+    def heard_by(self, receiver: Receiver) -> tuple[str, ...]:
+        """The devices that belong to it now."""
+        return tuple(sorted(path for path, reader in self._readers.items() if reader.is_heard_by(receiver)))
 
     async def is_absolute(self, claim: Claim) -> bool:
         """Whether one of the pointers that a claim names says where it is."""
