@@ -29,6 +29,8 @@ __all__ = [
     "TouchDown",
     "TouchFrame",
     "TouchMotion",
+    "TouchOrientation",
+    "TouchShape",
     "TouchUp",
 ]
 
@@ -112,6 +114,23 @@ class TouchMotion(msgspec.Struct, frozen=True):
     height: int
 
 
+class TouchShape(msgspec.Struct, frozen=True):
+    """The ellipse that a finger touches: its diameters, as long as positions are."""
+
+    id: int
+    major: float
+    minor: float
+    width: int
+    height: int
+
+
+class TouchOrientation(msgspec.Struct, frozen=True):
+    """The angle of the ellipse's longer axis, clockwise from the Y axis, -180 to 180."""
+
+    id: int
+    degrees: float
+
+
 class TouchUp(msgspec.Struct, frozen=True):
     """A finger goes up."""
 
@@ -138,6 +157,8 @@ SeatEvent: TypeAlias = (
     | PointerFrame
     | TouchDown
     | TouchMotion
+    | TouchShape
+    | TouchOrientation
     | TouchUp
     | TouchFrame
     | TouchCancel

@@ -51,6 +51,8 @@ from displbe.sinks.seat import (
     TouchDown,
     TouchFrame,
     TouchMotion,
+    TouchOrientation,
+    TouchShape,
     TouchUp,
 )
 from displbe.wire import kbdif
@@ -447,6 +449,9 @@ async def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await until(lambda: guest.fingers == {7: (400, 300), 3: (0, 0)})
         tell(TouchMotion(3, 39.99, 0.0, 40, 40), TouchUp(7), TouchFrame())
         await until(lambda: guest.fingers == {3: (799, 0)})
+        tell(TouchShape(3, 10.0, 5.0, 40, 40), TouchOrientation(3, -44.6), TouchFrame())
+        await until(lambda: kbdif.TouchOrientation(3, -45) in guest.events)
+        assert kbdif.TouchShape(3, 173, 87) in guest.events, "a quarter of the square root of 800 * 600"
         tell(TouchCancel())
         await until(lambda: not guest.fingers)
         seats.tell(2, "screen", KeyboardKey(KEY_A, True))

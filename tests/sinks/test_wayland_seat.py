@@ -29,6 +29,8 @@ from displbe.sinks.seat import (
     TouchDown,
     TouchFrame,
     TouchMotion,
+    TouchOrientation,
+    TouchShape,
     TouchUp,
 )
 
@@ -160,6 +162,22 @@ async def test_touch() -> None:
         ]
 
 
+@pytest.mark.parametrize("version", [5, 6, 8])
+async def test_shape_and_orientation(version: int) -> None:
+    """Since version 6 of wl_seat. Of a finger that is not down nothing is said."""
+    async with seated(version) as seat:
+        await seat.says("wl_touch", "down", 1, 0, seat.surface.number, 0, 1.0, 2.0)
+        if version >= 6:
+            for finger in (0, 1):
+                await seat.says("wl_touch", "shape", finger, 4.5, 3.0)
+                await seat.says("wl_touch", "orientation", finger, -30.25)
+        await seat.says("wl_touch", "frame")
+        first = seat.heard[0]
+        assert isinstance(first, TouchDown)
+        more = [TouchShape(first.id, 4.5, 3.0, *SIZE), TouchOrientation(first.id, -30.25)] if version >= 6 else []
+        assert seat.take() == [first, *more, TouchFrame()]
+
+
 async def focus_everything(seat: Seat) -> None:
     await seat.says("wl_keyboard", "enter", 1, seat.surface.number, b"")
     await seat.says("wl_pointer", "enter", 2, seat.surface.number, 1.0, 1.0)
@@ -248,7 +266,7 @@ async def test_another_guest_hears_nothing() -> None:
 FINGERS = st.integers(0, 3)
 SAYINGS = st.one_of(
     st.sampled_from([("enter",), ("leave",), ("cancel",), ("frame",)]),
-    st.tuples(st.sampled_from(["down", "up", "motion"]), FINGERS),
+    st.tuples(st.sampled_from(["down", "up", "motion", "shape", "orientation"]), FINGERS),
     st.tuples(st.just("axis"), st.integers(0, 1), st.integers(-2000, 2000)),
 )
 
@@ -278,7 +296,7 @@ class Model:
                 case TouchDown(id=name):
                     assert name not in fingers
                     fingers.add(name)
-                case TouchMotion(id=name):
+                case TouchMotion(id=name) | TouchShape(id=name) | TouchOrientation(id=name):
                     assert name in fingers
                 case TouchUp(id=name):
                     fingers.remove(name)
@@ -316,6 +334,10 @@ def test_what_is_heard_makes_sense(sayings: list[tuple[str, *tuple[int, ...]]]) 
                         await seat.says("wl_touch", "up", 1, 0, values[0])
                     case "motion":
                         await seat.says("wl_touch", "motion", 0, values[0], 2.0, 2.0)
+                    case "shape":
+                        await seat.says("wl_touch", "shape", values[0], 3.0, 2.0)
+                    case "orientation":
+                        await seat.says("wl_touch", "orientation", values[0], 90.0)
                     case "axis":
                         await seat.says("wl_pointer", "axis_value120", values[0], values[1])
             model.check(seat.take())

@@ -27,6 +27,8 @@ from displbe.sinks.seat import (
     TouchDown,
     TouchFrame,
     TouchMotion,
+    TouchOrientation,
+    TouchShape,
     TouchUp,
 )
 
@@ -129,6 +131,11 @@ class _Window:
                 feed.touch_down(source, finger, x / width, y / height)
             case TouchMotion(finger, x, y, width, height):
                 feed.touch_move(source, finger, x / width, y / height)
+            case TouchShape(finger, major, minor, width, height):
+                size = (width * height) ** 0.5
+                feed.touch_shape(source, finger, major / size, minor / size)
+            case TouchOrientation(finger, degrees):
+                feed.touch_orientation(source, finger, round(degrees))
             case TouchUp(finger):
                 feed.touch_up(source, finger)
             case TouchFrame():

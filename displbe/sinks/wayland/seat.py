@@ -23,6 +23,8 @@ from displbe.sinks.seat import (
     TouchDown,
     TouchFrame,
     TouchMotion,
+    TouchOrientation,
+    TouchShape,
     TouchUp,
 )
 
@@ -219,6 +221,9 @@ class SeatDevices:
         on(touch, "motion", self._on_touch_motion)
         on(touch, "frame", self._on_touch_frame)
         on(touch, "cancel", self._on_touch_cancel)
+        if self._conn.version(touch) >= 6:
+            on(touch, "shape", self._on_touch_shape)
+            on(touch, "orientation", self._on_touch_orientation)
 
     def _on_touch_down(self, serial: int, time: int, surface: Proxy, finger: int, x: float, y: float) -> None:
         self._on_touch_up(serial, time, finger)
@@ -238,6 +243,16 @@ class SeatDevices:
         name, touched = self._fingers.get(finger, (0, None))
         if touched is not None:
             touched.tell(TouchMotion(name, x, y, *touched.size))
+
+    def _on_touch_shape(self, finger: int, major: float, minor: float) -> None:
+        name, touched = self._fingers.get(finger, (0, None))
+        if touched is not None:
+            touched.tell(TouchShape(name, major, minor, *touched.size))
+
+    def _on_touch_orientation(self, finger: int, degrees: float) -> None:
+        name, touched = self._fingers.get(finger, (0, None))
+        if touched is not None:
+            touched.tell(TouchOrientation(name, degrees))
 
     def _touched(self) -> list[Surface]:
         found: list[Surface] = []
