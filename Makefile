@@ -17,7 +17,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What guests' requests go through, wire/ and display/, must be covered to 95 % of lines and branches: [tool.coverage].
+# What guests' requests and input go through, wire/, display/ and input/, must be covered to 95 % of lines and branches: [tool.coverage].
 # A wait that was too short, as on a busy machine, is tried once more (trio packs it into a group); the output says so.
 unit: .venv/ready
 	$(BIN)/coverage run -m pytest -q --reruns 1 --only-rerun 'TooSlowError|Exceptions from Trio nursery'
@@ -27,7 +27,7 @@ fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz --requests 1000000
 
 fuzz-short: .venv/ready
-	$(BIN)/python -m tests.fuzz --seconds 20
+	$(BIN)/python -m tests.fuzz --seconds 30
 
 bench: .venv/ready
 	$(BIN)/python -m tests.bench

@@ -6,6 +6,7 @@ Only keys that the guest's driver has, only fingers that it has numbers for, onl
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import trio
@@ -26,6 +27,9 @@ from .outbox import Outbox
 from .sources.base import Source
 
 __all__ = ["Feed", "Repeats"]
+
+MAX_DIAMETER: Final = 0xFFFFFFFF
+"""A finger's diameters are u32."""
 
 
 class Repeats(msgspec.Struct, frozen=True):
@@ -158,7 +162,8 @@ class Feed:
         if number is not None:
             self._touched[source] = number
             size = (self.features.touch_width * self.features.touch_height) ** 0.5
-            self.outbox.touch(TouchShape(number, round(max(major, 0) * size), round(max(minor, 0) * size)))
+            diameters = (min(max(round(fraction * size), 0), MAX_DIAMETER) for fraction in (major, minor))
+            self.outbox.touch(TouchShape(number, *diameters))
 
     def touch_orientation(self, source: Source, finger: int, degrees: int) -> None:
         """Receiver.touch_orientation"""

@@ -85,6 +85,7 @@ class Outbox:
 
     def motion(self, dx: int, dy: int, dz: int) -> None:
         """The pointer moves."""
+        dx, dy, dz = _clamp(dx), _clamp(dy), _clamp(dz)
         if self._is_open():
             self._write(encode_motion(dx, dy, dz))
         else:
@@ -92,6 +93,7 @@ class Outbox:
 
     def position(self, x: int, y: int, dz: int) -> None:
         """The pointer is here."""
+        dz = _clamp(dz)
         if self._is_open():
             self._write(encode_position(x, y, dz))
         else:

@@ -281,7 +281,7 @@ class _Pointer:
         """A finger over a touchpad: a thousandth of its width is a pixel."""
         here = float(self._x), float(self._y)
         if not self.jump and ABS_X in self._axes:
-            pixel = (self._axes[ABS_X].maximum - self._axes[ABS_X].minimum + 1) / 1000
+            pixel = max(1, self._axes[ABS_X].maximum - self._axes[ABS_X].minimum + 1) / 1000
             dx, dy = (int((now - before) / pixel) for now, before in zip(here, self._before, strict=True))
             self._dx += dx
             self._dy += dy

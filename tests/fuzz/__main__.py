@@ -24,6 +24,11 @@ from typing import Any, Final
 CORPUS: Final = Path("out/fuzz")
 START: Final = 1.5
 """Seconds until a guided target runs."""
+NAMES: Final = (
+    *("requests", "decode", "directory", "rings", "store", "keys"),
+    *("page", "vkbd", "unique_id", "evdev"),
+)
+"""All targets, which are imported late."""
 SESSION: Final = 4000
 """Requests between two connections."""
 
@@ -110,7 +115,7 @@ def main() -> int:
         print(f"seed {options.seed}")
         many_requests(options.requests, options.seed)
         return 0
-    names = [options.target] if options.target else ["requests", "decode", "directory", "rings", "store", "keys"]
+    names = [options.target] if options.target else list(NAMES)
     # The request path is most of it.
     shares = {
         name: options.seconds * (0.4 if name == "requests" and len(names) > 1 else 1 / len(names)) for name in names

@@ -19,32 +19,11 @@ from displbe.wire.pgdir import REFS_PER_PAGE, DirectoryReader, DirectoryWriter
 from displbe.wire.ring import PAGE_SIZE, BackControlRing, BackEventPage
 from displbe.wire.xenbus import parse_state
 
+from . import inputs
+from .choices import Choices
 from .rig import Machine, Rig, fake_device
 
 __all__ = ["TARGETS", "Choices", "drive", "requests_of"]
-
-
-class Choices:
-    """Decisions out of octets; when they are used up, all are 0."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether all octets are used up."""
-        return self._at >= len(self._data)
-
-    def number(self, octets: int) -> int:
-        """That many octets."""
-        part = self._data[self._at : self._at + octets]
-        self._at += octets
-        return int.from_bytes(part, "little")
-
-    def below(self, limit: int) -> int:
-        """One of so many."""
-        return self.number(1 if limit <= 256 else 4) % limit
 
 
 DBUFS: Final = (0x1000, 0x1040, 0x1080)
@@ -343,6 +322,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "rings": rings,
     "store": store,
     "keys": keys,
+    **inputs.TARGETS,
 }
 
 SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
@@ -357,4 +337,5 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         b"\0\xff\xff\xff\xff\xff\xff\0" + bytes(120),
     ),
     "keys": (b"HDMI-A-1\n1920x1080\n8\n1\n9\n2\nDP-1\n800x600\n10\n3\n11\n4",),
+    **inputs.SEEDS,
 }

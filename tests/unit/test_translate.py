@@ -681,6 +681,19 @@ def test_shape_and_orientation() -> None:
     node.close()
 
 
+def test_numbers_that_do_not_fit() -> None:
+    """A device may say any s32, in a range as small as it likes: what is too much for an event is as much as fits."""
+    least, most = -0x80000000, 0x7FFFFFFF
+    far = ((EV_REL, REL_X, least), (EV_REL, REL_X, least), (EV_REL, REL_WHEEL, least), END)
+    assert told(Features(), MOUSE, *far).core.events == [kbdif.Motion(least, 0, most)]
+    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 0))
+    finger = [(EV_ABS, ABS_MT_POSITION_X, most), (EV_ABS, ABS_MT_TOUCH_MAJOR, most), (EV_SYN, SYN_MT_REPORT, 0), END]
+    core = told(Features(contacts=1), Description(axes=axes), *finger).core
+    assert core.events[1] == kbdif.TouchShape(0, 0xFFFFFFFF, 0)
+    pad = Description(axes={ABS_X: Axis(1, 0), ABS_Y: Axis(0, 9)}, is_touchpad=True)
+    assert told(Features(), pad, (EV_ABS, ABS_X, 1), END, (EV_ABS, ABS_X, 2), END).core.moved == [1000, 0]
+
+
 def test_up_and_down_in_one_frame_are_two_moments() -> None:
     axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 9))
     axes |= {ABS_MT_SLOT: Axis(0, 1), ABS_MT_TRACKING_ID: Axis(0, 9)}

@@ -1,0 +1,250 @@
+"""What is fuzzed of input: the page, what XenStore says of a vkbd, and what a device says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from displbe.backend.device import Refused
+from displbe.input.device import MAX_CONTACTS, MAX_SIZE, _read_features, _read_keys
+from displbe.input.features import Features
+from displbe.input.feed import Feed, Repeats
+from displbe.input.names import MAX_BINDINGS, Role, parse_unique_id
+from displbe.input.outbox import QUEUE
+from displbe.input.sources.base import Source
+from displbe.input.translate import Axis, Decoder, Description, Event, Slot, State
+from displbe.ops.text import escape
+from displbe.sim.keyboard import InputCore
+from displbe.wire import kbdif
+from displbe.wire.errors import FrontendBroken
+from displbe.wire.kbdif import EVENT_SIZE, IN_SLOTS, BackKbdPage, FrontKbdPage
+from displbe.xen.barriers import SharedMemory
+
+from .choices import Choices
+from .rig import fake_device
+
+__all__ = ["SEEDS", "TARGETS"]
+
+FINGERS: Final = 4
+ALL: Final = frozenset(Role)
+MOST: Final = 2 * max(QUEUE, 700 + 4 * FINGERS)
+"""Events that may wait."""
+
+
+class _Page:
+    """A page in which every look finds something else."""
+
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+        self.written = 0
+
+    def load(self, offset: int) -> int:
+        """Most often what an honest guest might say."""
+        kind = self._choices.number(1)
+        if kind < 128:
+            return max(0, self.written - kind % IN_SLOTS) & 0xFFFFFFFF
+        return self._choices.number(4) if kind < 132 else kind % 8
+
+    def store(self, offset: int, value: int) -> None:
+        """Only our own indices."""
+        assert offset in (4, 8)
+        assert 0 <= value <= 0xFFFFFFFF
+
+    def fence(self) -> None:
+        """Nothing to wait for."""
+
+    def copy(self, offset: int, size: int) -> bytes:
+        """Nothing of it is ever read."""
+        raise AssertionError("the guest's events are not read")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Only whole events, in their places."""
+        assert (offset - 1024) % EVENT_SIZE == 0
+        assert 1024 <= offset < 1024 + IN_SLOTS * EVENT_SIZE
+        assert len(data) == EVENT_SIZE
+        kbdif.decode_event(data)
+        self.written += 1
+
+
+def page(data: bytes) -> None:
+    """The page under a guest that writes anything, and what waits for it."""
+    choices = Choices(data)
+    broken: list[FrontendBroken] = []
+    try:
+        back = BackKbdPage(_Page(choices))
+    except FrontendBroken:
+        return
+    feed = Feed(back, Features(contacts=FINGERS), Repeats(period=0), lambda: None, broken.append)
+    source = Source("fuzz", repeats=True)
+    if back.used:
+        feed.release_everything()
+    while not choices.over and not broken:
+        _say(choices, feed, source)
+        assert feed.outbox.waiting <= MOST
+        try:
+            back.drain()
+            back.taken()
+            back.is_waiting()
+        except FrontendBroken as error:
+            broken.append(error)
+    feed.leave_all()
+    assert not feed.outbox.pressed
+    assert not feed.outbox.fingers
+
+
+def _say(choices: Choices, feed: Feed, source: Source) -> None:
+    """Something that a source may say."""
+    finger = choices.below(FINGERS + 1)
+    x, y = choices.number(1) / 255, choices.number(1) / 255
+    match choices.below(9):
+        case 0 | 1:
+            feed.key(source, choices.below(0x300), choices.below(3))
+        case 2:
+            feed.move(choices.below(9) - 4, choices.below(9) - 4, choices.below(3) - 1)
+        case 3:
+            feed.touch_down(source, finger, x, y)
+        case 4:
+            feed.touch_move(source, finger, x, y)
+        case 5:
+            feed.touch_up(source, finger)
+        case 6:
+            feed.touch_shape(source, finger, x, y)
+        case 7:
+            feed.touch_frame(source)
+        case _:
+            feed.flush()
+
+
+NODES: Final = (
+    *("feature-disable-keyboard", "feature-disable-pointer", "feature-abs-pointer", "feature-raw-pointer"),
+    *("feature-multi-touch", "width", "height", "multi-touch-width", "multi-touch-height", "multi-touch-num-contacts"),
+)
+ASKED: Final = ("request-abs-pointer", "request-raw-pointer", "request-multi-touch", "page-gref", "event-channel")
+
+
+def _done(reading: Coroutine[Any, Any, Any]) -> Any:
+    """What it returns; None: it was refused."""
+    try:
+        reading.send(None)
+    except Refused as refused:
+        escape(str(refused))
+        return None
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("it waits for something")
+
+
+def vkbd(data: bytes) -> None:
+    """What XenStore says of a vkbd, each line a node."""
+    nodes: dict[str, bytes] = {}
+    device = fake_device(nodes)
+    names = [f"{device.path}/{key}" for key in NODES] + [f"{device.frontend}/{key}" for key in ASKED]
+    nodes |= dict(zip(names, data.split(b"\n"), strict=False))
+    found = _done(_read_features(device))
+    if found is not None:
+        assert 0 <= found.contacts <= MAX_CONTACTS
+        assert all(1 <= side <= MAX_SIZE for side in (found.width, found.height, found.touch_width, found.touch_height))
+    keys = _done(_read_keys(device))
+    if keys is not None:
+        assert 0 <= keys.page_gref <= 0xFFFFFFFF
+        assert 0 <= keys.event_channel <= 0xFFFFFFFF
+
+
+def unique_id(data: bytes) -> None:
+    """What a vkb line names."""
+    try:
+        bindings = parse_unique_id(data.decode("utf-8", "replace"))
+    except ValueError as error:
+        escape(str(error))
+        return
+    assert 1 <= len(bindings) <= MAX_BINDINGS
+    again = ";".join(f"{binding.role.value}:{binding.id}" for binding in bindings)
+    assert parse_unique_id(again) == bindings
+
+
+CODES: Final = (0, 1, 8, 11, 24, 47, 48, 49, 52, 53, 54, 57, 30, 0x110, 0x117, 0x140, 0x14A, 0x160, 0x2FE)
+EDGES: Final = (0, 1, -1, 2, 100, 0x7FFFFFFF, -0x80000000)
+
+
+def _value(choices: Choices) -> int:
+    """An s32."""
+    kind = choices.number(1)
+    return EDGES[kind] if kind < len(EDGES) else kind - 128 if kind < 250 else choices.number(4) - 0x80000000
+
+
+def _device(choices: Choices) -> tuple[Description, State]:
+    """A device that can be anything."""
+    codes = [code for code in CODES if choices.below(2)]
+    axes = {code: Axis(_value(choices), _value(choices)) for code in codes if code < 64 and choices.below(4)}
+    if 47 in axes:
+        axes[47] = Axis(0, choices.below(FINGERS + 2) - 1)
+    wheels = frozenset(code for code in codes if code < 16)
+    keys = frozenset(code for code in codes if code not in axes)
+    description = Description(keys=keys, wheels=wheels, axes=axes, is_touchpad=not choices.below(4))
+    return description, _state(choices, description)
+
+
+def _state(choices: Choices, description: Description) -> State:
+    slots = [Slot(choices.below(4) - 1, *(_value(choices) for _ in range(5))) for _ in range(description.slots)]
+    keys = frozenset(code for code in description.keys if not choices.below(4))
+    return State(keys, {code: _value(choices) for code in description.axes}, slots)
+
+
+def evdev(data: bytes) -> None:
+    """Events of a device that can be anything, for a guest of any kind: it gets nothing that it cannot bear."""
+    choices = Choices(data)
+    features = Features(
+        pointer=bool(choices.below(8)),
+        keyboard=bool(choices.below(8)),
+        absolute=bool(choices.below(2)),
+        contacts=choices.below(FINGERS),
+    )
+    memory = SharedMemory(memoryview(bytearray(4096)))
+    front, core = FrontKbdPage(memory), InputCore()
+    core.has_keyboard, core.has_pointer, core.contacts = features.keyboard, features.pointer, features.contacts
+    core.absolute, core.size = features.absolute, (features.width - 1, features.height - 1)
+    broken: list[FrontendBroken] = []
+    feed = Feed(BackKbdPage(memory), features, Repeats(), lambda: None, broken.append)
+    source = Source("fuzz", repeats=True)
+    description, state = _device(choices)
+    decoder = Decoder(source, description, state)
+
+    def take() -> None:
+        while slots := front.take():
+            for slot in slots:
+                core.handle(kbdif.decode_event(slot))
+            feed.flush()
+
+    while not choices.over:
+        roles = frozenset(role for role in Role if choices.below(8))
+        events: list[Event] = [
+            (choices.below(4), CODES[choices.below(len(CODES))], _value(choices)) if choices.below(4) else (0, 0, 0)
+            for _ in range(choices.below(32))
+        ]
+        if decoder.decode(events, feed if choices.below(8) else None, roles):
+            decoder.resync(_state(choices, description), feed, roles)
+        if choices.below(2):
+            take()
+    feed.leave(source)
+    feed.flush()
+    take()
+    assert not broken
+    assert core.oops is None
+    assert not core.pressed
+    assert not core.fingers
+    assert not core.warnings
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "page": page,
+    "vkbd": vkbd,
+    "unique_id": unique_id,
+    "evdev": evdev,
+}
+
+SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
+    "page": (bytes((0, 1, 2, 3, 4, 5, 6, 7) * 40), bytes(range(256))),
+    "vkbd": (b"0\n0\n1\n1\n1\n1920\n1080\n800\n600\n10\n1\n1\n1\n8\n9",),
+    "unique_id": (b"K:/dev/input/event0;P:name=Mouse;T:HDMI-A-1", b"k:by-id/a;p:1000"),
+    "evdev": (bytes((1, 1, 0, 2, *range(200))), bytes(range(256)) * 2),
+}
