@@ -1,7 +1,8 @@
 """Runs in Dom0: input devices that do what lines of JSON on a FIFO say, through /dev/uinput.
 
-`{"do": "plug", "name": …, "kind": …}`, `{"do": "unplug", "name": …}`, `{"do": "emit", "name": …, "frames": [[[type, code, value], …], …],
-"times": how often all of them, "rate": frames per second or 0}`. Each line is answered by one in the log, with the seconds that it took.
+`{"do": "plug", "name": …, "kind": …, "called": what it calls itself}`, `{"do": "unplug", "name": …}`, `{"do": "emit", "name": …,
+"frames": [[[type, code, value], …], …], "times": how often all of them, "rate": frames per second or 0}`. Each line is answered by one
+in the log, with the seconds that it took.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def obey(order: dict[str, Any]) -> None:
     """Do what a line says."""
     name = order["name"]
     if order["do"] == "plug":
-        devices[name] = UInput(KINDS[order["kind"]], name=name)
+        devices[name] = UInput(KINDS[order["kind"]], name=order["called"])
     elif order["do"] == "unplug":
         devices.pop(name).close()
     else:

@@ -192,3 +192,13 @@ async def test_input_of_a_driver_domain(tmp_path: Path) -> None:
                 await until(lambda: guest.input.pressed == {30})
                 keyboard.emit((EV_KEY, 30, 0))
             await until(lambda: daemon.focus.claims == [])
+        # Where the toolstack lets the driver domain read the name, all is as in Dom0.
+        tools = Toolstack(xen.server)
+        tools.create_domain(3)
+        await xen.start_domain(3)
+        tools.write("/local/domain/3/name", "guest", [("n", 0), ("r", 3), ("r", DRIVER)])
+        tools.add_input(3, {"unique-id": "K:/dev/input/event0"}, backend=DRIVER)
+        await until(lambda: [claim.guest for claim in daemon.focus.claims] == ["guest"])
+        await tools.remove_input(3, backend=DRIVER)
+        await until(lambda: daemon.focus.claims[0].left is not None)
+        tools.destroy_domain(3)
