@@ -69,13 +69,19 @@ def version() -> int:
 
 
 class Weston:
-    """Weston with a screen of 1024x768 named `headless`, which can be ended and started again."""
+    """Weston with a screen of 1024x768 named `headless`, or as a window on an X server, which can be ended and started again.
 
-    def __init__(self, folder: Path, ini: str = PLAIN, renderer: str = "pixman") -> None:
+    Only the latter has a seat: the X server's keyboard and pointer.
+    """
+
+    def __init__(self, folder: Path, ini: str = PLAIN, renderer: str = "pixman", display: str = "") -> None:
+        """`display` is the X server's."""
         self.folder = folder
         self.socket = folder / "wayland-test"
         self._process: trio.Process | None = None
         self._environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "WAYLAND_DISPLAY": "wayland-test"}
+        self._display = {"DISPLAY": display} if display else {}
+        kind = "x11" if display else "headless"
         self._log = folder / "weston.log"
         new = version() >= 12
         images = sorted(Path("/usr/share/weston").glob("*.png"))
@@ -84,7 +90,7 @@ class Weston:
         config.write_text(ini.format(image=images[0] if images else "", interface=interface))
         self._command = [
             "weston",
-            f"--backend=headless{'' if new else '-backend.so'}",
+            f"--backend={kind}{'' if new else '-backend.so'}",
             f"--renderer={renderer}" if new else f"--use-{renderer}",
             "--width=1024",
             "--height=768",
@@ -100,7 +106,7 @@ class Weston:
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         try:
             self._process = await trio.lowlevel.open_process(
-                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command, env=self._environment | self._display, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         finally:
             os.close(log)
@@ -146,9 +152,9 @@ class Weston:
 
 
 @contextlib.asynccontextmanager
-async def weston(folder: Path, ini: str = PLAIN, renderer: str = "pixman") -> AsyncIterator[Weston]:
+async def weston(folder: Path, ini: str = PLAIN, renderer: str = "pixman", display: str = "") -> AsyncIterator[Weston]:
     """Weston while the block lasts."""
-    made = Weston(folder, ini, renderer)
+    made = Weston(folder, ini, renderer, display)
     await made.start()
     try:
         yield made

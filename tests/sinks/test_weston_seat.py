@@ -1,0 +1,88 @@
+"""What is typed and pointed at on an X server reaches the guest through a real Weston's wl_seat. (Touches: it has none to give.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from scenario.world import until
+from sinks.headless_weston import weston
+from sinks.x11.xvfb import User, Xvfb
+
+from displbe.config import ControlSettings, Settings, WaylandSettings
+from displbe.daemon import Daemon
+from displbe.sim.guest import Guest, draw_bars
+from displbe.sim.hypervisor import Xen
+from displbe.sim.toolstack import ConnectorSpec
+
+KEY_A, KEY_B, BTN_LEFT = 30, 48, 0x110
+SIZE = 1024, 768
+OUTPUT = "screen0"
+"""What Weston calls its window on an X server."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "xen").mkdir()
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
+async def test_keyboard_and_pointer(folder: Path) -> None:
+    with Xvfb.running() as server, User.of(server) as user:
+        async with weston(folder, display=server.display) as compositor, Xen(folder / "xen").running() as xen:
+            settings = Settings(
+                sink="wayland",
+                wayland=WaylandSettings(display=str(compositor.socket)),
+                control=ControlSettings(socket=""),
+            )
+            async with trio.open_nursery() as nursery:
+                await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
+                vkb = {"unique-id": f"K:{OUTPUT};P:{OUTPUT}"}
+                async with Guest.booted(xen, 1, ConnectorSpec(OUTPUT, *SIZE), vkb=vkb) as guest:
+                    await _used(guest, user)
+                nursery.cancel_scope.cancel()
+
+
+async def _used(guest: Guest, user: User) -> None:
+    """The guest shows something, and is worked with. (Where Weston puts its window is Weston's business.)"""
+    with trio.fail_after(30):
+        await guest.display.connected.wait()
+        await guest.input.connected.wait()
+    _, fb, buffer = await guest.display.create_framebuffer(*SIZE)
+    draw_bars(buffer.pixels, *SIZE, 0.0)
+    await guest.display.show(0, fb, *SIZE)
+    heard = guest.input
+    (window,) = user.windows()
+    user.focus(window)
+
+    def point() -> bool:
+        """Again and again: nothing is heard before the window is there."""
+        user.point(99, 80)
+        user.point(100, 80)
+        return heard.position is not None
+
+    await until(point)
+    await trio.sleep(0.5)  # all of it is told
+    assert heard.position is not None
+    x, y = heard.position
+    user.button(1, True)
+    await until(lambda: heard.pressed == {BTN_LEFT})
+    assert heard.position == (x, y)
+    user.point(150, 110)
+    await until(lambda: heard.position == (x + 50, y + 30))
+    user.button(1, False)
+    await until(lambda: not heard.pressed)
+    user.key(KEY_A, True)
+    await until(lambda: heard.pressed == {KEY_A})
+    user.key(KEY_B, True)
+    user.key(KEY_A, False)
+    await until(lambda: heard.pressed == {KEY_B})
+    for button in (5, 4, 4):
+        user.button(button, True)
+        user.button(button, False)
+    await until(lambda: heard.wheel == 1)
+    user.focus(user.root)
+    await until(lambda: not heard.pressed)
+    assert heard.warnings == []
