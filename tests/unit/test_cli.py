@@ -157,7 +157,7 @@ def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(cli, "_serve", serve)
     monkeypatch.setattr(cli, "_only_one", contextlib.nullcontext)
     monkeypatch.setattr("displbe.xen.host.Host", lambda path: None)
-    monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments: None)
+    monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments, **more: None)
     path = tmp_path / "displbe.toml"
     path.write_text("sink = 'headless'\n")
     try:
