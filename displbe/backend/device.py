@@ -7,7 +7,8 @@ guest's is held when our state says so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
@@ -32,6 +33,8 @@ RECONNECT_BURST: Final = 5
 """Connections that a guest gets before `reconnects-per-second` holds."""
 LAST_WORD: Final = 0.2
 """Seconds that the state of a device that has ended stands, for the toolstack to see."""
+LOOKS: Final = 0.05
+"""Seconds at least between two looks that the guest's writes cause. The first is at once: a handshake's steps are further apart."""
 FAREWELL: Final = 2.0
 """Seconds that saying goodbye may take when the daemon ends."""
 
@@ -68,6 +71,10 @@ class Driver(Protocol):
     @property
     def guests(self) -> Mapping[str, GuestSettings]:
         """What the configuration says of guests, by their names."""
+
+    @property
+    def published(self) -> Collection[str]:
+        """The names of the nodes, at whatever depth, by which a frontend publishes its rings: `is_current` reads them."""
 
     async def prepare(self, device: Device) -> Mapping[str, str]:
         """Nodes of the backend's directory that a frontend may read, written before state 2."""
@@ -125,6 +132,11 @@ class Device:
         )
         self._driver = driver
         self._dirty = trio.Event()
+        self._urgent = trio.Event()
+        self._heard = -math.inf
+        """When the guest's writes were looked at last."""
+        self._moved = False
+        """The frontend may have published other rings."""
         self._state: State | None = None
         self._since = 0.0
         self._frontend_state: State | None = None
@@ -134,7 +146,10 @@ class Device:
         self._reason = ""
         self._reason_at = 0.0
         self._kicked = False
-        self._error: bytes | None = None
+        self._verdict: bytes | None = None
+        """What the `error` node is to say, None: not decided yet; empty: there is to be none."""
+        self._told: bytes | None = None
+        """What it says, as far as it is known."""
         self._connections: TokenBucket | None = None
         self._not_before = 0.0
         self._serving = False
@@ -144,9 +159,19 @@ class Device:
         """Each line says which device of which guest, by its name where that is known."""
         return self._log.bind(guest=self.name) if self.name else self._log
 
-    def mark_dirty(self, path: str = "") -> None:
-        """Something may have changed."""
+    def mark_dirty(self) -> None:
+        """Something may have changed that is not the guest's."""
+        self._urgent.set()
         self._dirty.set()
+
+    def _guest_wrote(self, path: str) -> None:
+        """A node of the frontend's directory may have changed. A guest writes as fast as it likes, and each look of ours keeps XenStore
+        from others: while it is connected, only its state counts, and what names its rings.
+        """
+        moved = path == self.frontend or path.rpartition("/")[2] in self._driver.published
+        if moved or not self._serving or path == f"{self.frontend}/state":
+            self._moved |= moved
+            self._dirty.set()
 
     def kick(self) -> None:
         """End the connection there is; the frontend may connect anew."""
@@ -202,7 +227,7 @@ class Device:
         refused = ""
         while True:
             try:
-                async with self.store.watch(self.frontend, self.mark_dirty):
+                async with self.store.watch(self.frontend, self._guest_wrote):
                     if refused:
                         await self._report("")
                     while (seen := await self._look()).backend is not None:
@@ -222,8 +247,8 @@ class Device:
         elif step.state is None or step.wait > 0:
             await self._changed(step.wait)
         elif step.state is State.CONNECTED:
-            if trio.current_time() < self._not_before:
-                await trio.sleep_until(self._not_before)
+            if (rest := self._not_before - trio.current_time()) > 0:
+                await self._changed(rest)
                 return  # and look again
             self._count_connection()
             await self._connect(step)
@@ -240,7 +265,7 @@ class Device:
 
     async def _look(self) -> _Seen:
         """What the store says now; waits while the store cannot be reached."""
-        self._dirty = trio.Event()
+        self._dirty, self._urgent = trio.Event(), trio.Event()
         while True:
             try:
                 backend = parse_state(await self._read(f"{self.path}/state"))
@@ -278,8 +303,16 @@ class Device:
             return None
 
     async def _changed(self, wait: float) -> None:
+        """Wait until something may have changed, for at most so many seconds."""
+        await self._tell()
+        if self._told != self._verdict:
+            wait = min(wait, RETRY)
         with trio.move_on_after(wait):
             await self._dirty.wait()
+            if not self._urgent.is_set():
+                with trio.move_on_at(self._heard + LOOKS):
+                    await self._urgent.wait()
+                self._heard = trio.current_time()
 
     async def _switch(self, step: Next) -> None:
         """Write our state: only over the one that the step was chosen by. The toolstack may be removing the directory; the daemon that
@@ -327,7 +360,7 @@ class Device:
             async with trio.open_nursery() as nursery:
                 await self._verify()
                 self.name = await guest_name(self.store, self.domid)
-                self._kicked = False
+                self._kicked, self._moved = False, True
                 await nursery.start(self._driver.serve, self)
                 self._serving = True
                 self._connected += 1
@@ -374,8 +407,10 @@ class Device:
                 return Next(State.CLOSING, why="our state was overwritten")
             if self._kicked:
                 return Next(State.CLOSING, why="the operator has ended the connection")
-            if not await self._driver.is_current(self):
-                return Next(State.CLOSING, why="the frontend has published other rings")
+            if self._moved:
+                self._moved = False
+                if not await self._driver.is_current(self):
+                    return Next(State.CLOSING, why="the frontend has published other rings")
             if step.state is not None and step.wait == 0:
                 return step
             await self._changed(step.wait)
@@ -383,13 +418,20 @@ class Device:
     async def _report(self, reason: str) -> None:
         """Tell the operator why the device is not connected: the `error` node, and one line in the log."""
         text = reason.encode("ascii", "backslashreplace")[:512]
-        if text == self._error:
+        if text == self._verdict:
             return
-        self._error = text
+        self._verdict = text
         if reason:
             self._reason, self._reason_at = reason, trio.current_time()
             self._shut_off += self._serving
             self.log.error("device shut off" if self._serving else "cannot connect", reason=reason)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        """Write the `error` node, or remove it. What fails is tried again at the next look, and now and then."""
+        text = self._verdict
+        if text == self._told:
+            return
         try:
             async with self.store.transaction() as transaction:
                 await transaction.read(f"{self.path}/state")  # the toolstack may be removing the directory
@@ -398,9 +440,11 @@ class Device:
                 else:
                     await transaction.remove(f"{self.path}/error")
         except NoEntry:
-            return
+            pass
         except (StoreError, StoreLost) as error:
             self.log.warning("cannot write the error node", error=str(error))
+            return
+        self._told = text
 
     async def _farewell(self, why: str) -> None:
         """Nobody serves the device any more: say so, long enough for those who poll to see it."""

@@ -54,6 +54,7 @@ class DisplayDriver:
     backend_kind: Final = "vdispl"
     frontend_kind: Final = "vdispl"
     transitions: Final = TRANSITIONS
+    published: Final = ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel")
 
     def __init__(
         self,
@@ -243,12 +244,8 @@ class DisplayDriver:
 
     async def _rings(self, device: Device, index: int) -> tuple[int, int, int, int]:
         """Where a connector's rings are: req-ring-ref, req-event-channel, evt-ring-ref, evt-event-channel. Raises Refused."""
-        return (
-            await self._number(device, f"{index}/req-ring-ref"),
-            await self._number(device, f"{index}/req-event-channel"),
-            await self._number(device, f"{index}/evt-ring-ref"),
-            await self._number(device, f"{index}/evt-event-channel"),
-        )
+        req_ref, req_port, evt_ref, evt_port = [await self._number(device, f"{index}/{key}") for key in self.published]
+        return req_ref, req_port, evt_ref, evt_port
 
     async def _number(self, device: Device, key: str) -> int:
         value = await self._node(device, key)

@@ -60,6 +60,7 @@ class InputDriver:
     backend_kind: Final = "vinput"
     frontend_kind: Final = "vkbd"
     transitions: Final = KEYBOARD_TRANSITIONS
+    published: Final = ("page-gref", "event-channel")
 
     def __init__(
         self,
@@ -382,7 +383,7 @@ async def _read_features(device: Device) -> Features:
 async def _read_keys(device: Device) -> _Keys:
     """Raises Refused."""
     numbers = []
-    for key in ("page-gref", "event-channel"):
+    for key in InputDriver.published:
         value = await _read(device, f"{device.frontend}/{key}")
         number = parse_number(value or b"")
         if number is None:

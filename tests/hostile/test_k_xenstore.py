@@ -14,13 +14,15 @@ from hostile.rows import row
 from hostile.stage import BAD, GOOD, Stage, attach, create, raw_buffer, status
 from scenario.world import World, flip_on, spec, until
 
+from displbe.backend import device as backend_device
 from displbe.backend import supervisor
 from displbe.backend.quota import Limits
 from displbe.ops import log as ops_log
 from displbe.ops.text import MAX_TEXT
 from displbe.sim.guest import FrontConnector, Guest
-from displbe.sim.store import Node, StoreFailure, Tree
+from displbe.sim.store import Connection, Node, StoreFailure, Tree
 from displbe.sim.toolstack import ConnectorSpec
+from displbe.wire import xs
 from displbe.wire.xenbus import State
 
 FRONT = "device/vdispl/0"
@@ -319,6 +321,64 @@ async def test_k5_state_storm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> 
             await bad.display.connected.wait()
 
 
+@row(
+    "the toolstack takes the device away while its guest, which came and left too often, has to wait for its next connection",
+    "it is gone at once",
+)
+async def test_k5_detached_while_it_waits(tmp_path: Path) -> None:
+    limits = Limits(reconnects_per_second=0.05)
+    async with Stage.set(tmp_path, limits=limits) as stage, stage.bad() as bad:
+        device = stage.world.device(BAD)
+        for _ in range(backend_device.RECONNECT_BURST + 1):
+            bad.display.disconnected = trio.Event()
+            device.kick()
+            await bad.display.disconnected.wait()
+            with trio.move_on_after(2):
+                await bad.display.connected.wait()
+        assert device.status().connections == backend_device.RECONNECT_BURST + 1
+        assert bad.display.state is State.INITIALISED
+        with trio.fail_after(2):
+            await stage.world.tools.remove_display(BAD)
+            await stage.gone()
+
+
+@row(
+    "eight connectors; nodes written as fast as XenStore takes it: of no meaning, the state, a port, the directory itself",
+    "looked at 20 times a second at most, and what means nothing not at all: XenStore has others to serve",
+)
+async def test_k5_writes_without_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = 0
+    serve = Connection._serve
+
+    def count(self: Connection, packet: xs.Packet) -> None:
+        nonlocal requests
+        requests += self.domid == 0
+        serve(self, packet)
+
+    monkeypatch.setattr(Connection, "_serve", count)
+    async with stage.bad(*[spec(f"bad-{n}") for n in range(8)]) as bad:
+        store = bad.hypervisor.store
+        port = b"%d" % bad.display.connectors[7].evt_port
+        # So many requests a look takes: our states and whether we are wanted, the frontend's state, and all its rings' names.
+        for path, value, cost in (
+            ("junk", b"junk", 0),
+            ("0/junk", b"junk", 0),
+            ("state", b"4", 3),
+            ("7/evt-event-channel", port, 3 + 8 * 4),
+            ("", b"", 3 + 8 * 4),
+        ):
+            await trio.sleep(0.2)
+            requests, writes, begun = 0, 0, trio.current_time()
+            while trio.current_time() < begun + 0.5 or writes < 50:
+                await store.write(f"{FRONT}/{path}".rstrip("/"), value)
+                writes += 1
+            looks = (trio.current_time() - begun) / backend_device.LOOKS + 2
+            assert requests <= cost * looks, path
+            assert (requests > 0) == (cost > 0), path
+        assert stage.world.state(BAD) is State.CONNECTED
+        assert stage.world.device(BAD).status().connections == 1
+
+
 @row("states that are none (99, `4 `, empty, 4000 octets), or come out of order", "ignored")
 async def test_k6_no_states(stage: Stage) -> None:
     async with stage.booted() as bad:
@@ -356,16 +416,35 @@ async def test_k6_no_states(stage: Stage) -> None:
         assert stage.world.state(BAD) is State.CONNECTED, "the rings are what counts"
 
 
-@row("ring references and ports changed while connected", "not looked at until the next handshake")
-async def test_k7_keys_changed(stage: Stage) -> None:
+@row(
+    "a ring reference or a port changed to another number while connected",
+    "the connection ends: states 5, 6, 2, as a restart",
+)
+@pytest.mark.parametrize("key", KEYS)
+async def test_k7_keys_changed(stage: Stage, key: str) -> None:
+    async with stage.bad() as bad:
+        seen = bad.display.history
+        already = len(seen)
+        await bad.hypervisor.store.write(f"{FRONT}/0/{key}", b"4000")
+        await until(lambda: stage.world.state(BAD) is not State.CONNECTED)
+        await until(lambda: State.INIT_WAIT in seen[already:])
+        assert State.CONNECTED not in seen[already : seen.index(State.INIT_WAIT, already)]
+        with trio.fail_after(30):
+            await bad.display.connected.wait()
+
+
+@row("the same, changed to what is no number; or removed", "ignored: the rings are what counts")
+async def test_k7_keys_spoilt(stage: Stage) -> None:
     async with stage.bad() as bad, flip_on(bad) as times:
         for key in KEYS:
-            for value in (b"1", b"rubbish"):
-                await bad.hypervisor.store.write(f"{FRONT}/0/{key}", value)
+            await bad.hypervisor.store.write(f"{FRONT}/0/{key}", b"rubbish")
+            await trio.sleep(2 * backend_device.LOOKS)
         await bad.hypervisor.store.remove(f"{FRONT}/0/req-ring-ref")
+        await trio.sleep(2 * backend_device.LOOKS)
         already = len(times)
         await until(lambda: len(times) > already + 10)
         assert stage.world.state(BAD) is State.CONNECTED
+        assert stage.world.device(BAD).status().connections == 1
 
 
 @row(
@@ -459,18 +538,46 @@ async def test_k10_forged_log_lines(stage: Stage) -> None:
     "tried again until they succeed; others notice nothing",
 )
 async def test_k11_our_writes_fail(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    failures = ["EAGAIN", "ENOSPC", "E2BIG"]
     monkeypatch.setattr(supervisor, "RESTART", 0.2)
     home = stage.world.tools.back(BAD)
-    write = Tree.write
+    failures = {
+        key: ["EAGAIN", "ENOSPC", "E2BIG"] for key in ("versions", "state 2", "state 4", "error", "no error", "state 5")
+    }
+    write, remove = Tree.write, Tree.remove
 
     def full(self: Tree, domid: int, path: str, value: bytes) -> None:
-        if path == f"{home}/state" and value == b"4" and failures:
-            raise StoreFailure(failures.pop())
+        key = path.removeprefix(f"{home}/")
+        fail(f"{key} {value.decode()}" if key == "state" else key)
         write(self, domid, path, value)
 
+    def stuck(self: Tree, domid: int, path: str) -> None:
+        fail("no error" if path == f"{home}/error" else "")
+        remove(self, domid, path)
+
+    def fail(key: str) -> None:
+        if armed and failures.get(key):
+            raise StoreFailure(failures[key].pop())
+
     monkeypatch.setattr(Tree, "write", full)
-    async with stage.bad() as bad:
-        assert not failures
+    monkeypatch.setattr(Tree, "remove", stuck)
+    armed = True
+
+    async def wrong(bad: Guest) -> None:
+        if failures["error"]:
+            await bad.hypervisor.store.write(f"{FRONT}/0/req-ring-ref", b"rubbish")
+
+    async with publishing(stage, wrong) as bad:
+        await stage.refused("req-ring-ref is no number")
+        assert not failures["error"]
+        await bad.hypervisor.store.write(f"{FRONT}/0/req-ring-ref", b"%d" % bad.display.connectors[0].req_ref)
+        with trio.fail_after(30):
+            await bad.display.connected.wait()
         async with flip_on(bad) as times:
             await until(lambda: len(times) > 2)
+        await until(lambda: stage.world.error(BAD) is None)
+        stage.world.device(BAD).kick()
+        with trio.fail_after(30):
+            await bad.display.disconnected.wait()
+            await bad.display.connected.wait()
+        assert not any(failures.values()), failures
+        armed = False
