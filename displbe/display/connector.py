@@ -7,13 +7,15 @@ maps, imports, sets a mode, waits) goes to the connector's own task, and the rin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import msgspec
 import trio
 
 from displbe.backend.quota import Quota, TokenBucket
+from displbe.backend.storms import storm_pause
 from displbe.ops import status
 from displbe.ops.text import escape
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
@@ -44,11 +46,6 @@ __all__ = ["Connector", "Screen"]
 Screen = tuple[str | int, int, int]
 """A guest's name (its domain's number where that is not known), the number of its device, that of the connector."""
 
-SPURIOUS_FREE: Final = 2
-"""Notifications without a request that are taken for bad luck."""
-SPURIOUS_FIRST: Final = 0.001
-SPURIOUS_LAST: Final = 1.0
-"""Seconds until a port is armed again that has been notified for nothing: the first time, and at most."""
 MODESET_WAIT: Final = 2.0
 """Seconds that a guest's SET_CONFIG may be held back; its answer is due after 3 s."""
 SLOW_COST: Final = 8
@@ -121,7 +118,9 @@ class Connector:
         self._latest = 0
         """The cookie of the framebuffer that is shown, or will be as soon as the flip under way is done."""
         self._blanked = blanked
-        self._dark_flip = trio.Event()
+        self._dark_flip = 0
+        """The cookie of the flip that was accepted while the screen was dark, until its event; 0: there is none."""
+        self._dark = trio.Event()
         self._switching = trio.Lock()
 
     def start(
@@ -217,16 +216,13 @@ class Connector:
         return True
 
     def _for_nothing(self) -> None:
-        """A notification without a request. The kernel slows such storms down for its own backends, not for us
-        (XSA-332): the port is armed again later each time. A guest that does this waits for itself.
-        """
+        """A notification without a request."""
         self._spurious += 1
         self._spurious_ever += 1
-        if self._spurious <= SPURIOUS_FREE:
-            self._channel.rearm()
+        if pause := storm_pause(self._spurious):
+            self._postpone(pause)
         else:
-            exponent = min(self._spurious - SPURIOUS_FREE, 10)
-            self._postpone(min(SPURIOUS_FIRST * 2**exponent, SPURIOUS_LAST))
+            self._channel.rearm()
 
     def _postpone(self, seconds: float) -> None:
         """Look at the ring later, and not before. The port stays masked."""
@@ -269,7 +265,8 @@ class Connector:
                 raise RequestError(Errno.EINVAL, "the connector is off")
             self._flips.begin()
             if self._blanked:
-                self._dark_flip.set()
+                self._dark_flip = request.fb_cookie
+                self._dark.set()
             else:
                 self._flip_output(sink_buffer, request.fb_cookie)
         except (RequestError, SinkError) as error:
@@ -404,13 +401,16 @@ class Connector:
         await self._buffers.detach(request)
 
     async def _set_config(self, request: SetConfig) -> None:
-        """SET_CONFIG: show a framebuffer, or nothing. Raises RequestError, SinkError."""
+        """SET_CONFIG: show a framebuffer, or nothing ("Pass all zeros to reset"). Raises RequestError, SinkError."""
         if request.fb_cookie:
             await self._enable(request)
+        elif request != SetConfig(request.id, 0, 0, 0, 0, 0, 0):
+            raise RequestError(Errno.EINVAL, "framebuffer cookie 0 in a configuration that is not all zeros")
         elif self._config is not None:
             self._config = self._shape = None
             await self._wait_for_turn()
             async with self._switching:
+                self._config = self._shape = None  # `unblank` may have been at work
                 await self.output.disable()
 
     async def _enable(self, config: SetConfig) -> None:
@@ -418,12 +418,12 @@ class Connector:
         self._part(config)
         await self._wait_for_turn()
         async with self._switching:
-            await self._show(config)
+            await self._show(config, dark=self._blanked)
 
-    async def _show(self, config: SetConfig) -> None:
+    async def _show(self, config: SetConfig, *, dark: bool) -> None:
         part = self._part(config)  # connector 0 may have detached it meanwhile
         framebuffer = self._framebuffer(config.fb_cookie)
-        if not self._blanked:
+        if not dark:
             await self.output.enable(self._sink_buffer(framebuffer), part)
         self._config, self._shape = config, framebuffer.geometry
         self._latest = config.fb_cookie
@@ -440,24 +440,31 @@ class Connector:
         async with self._switching:
             if not self._blanked:
                 return
-            self._blanked = False
-            if self._config is None:
-                return
-            try:
-                await self._show(self._config_of(self._latest))
-            except RequestError:
-                self._shape = None  # the framebuffer is gone: the next flip switches the screen on
-            except SinkError:
-                self._blanked = True
-                raise
+            if self._config is not None:
+                with self._next_flip_shows(RequestError):
+                    await self._show(self._config_of(self._latest), dark=False)
+            self._blanked = False  # not before: flips are for the output only when it is on
+            if self._dark_flip not in (0, self._latest):  # it came meanwhile; no other comes before its event
+                with self._next_flip_shows(RequestError, SinkError):
+                    await self._show(self._config_of(self._dark_flip), dark=False)
+
+    @contextmanager
+    def _next_flip_shows(self, *errors: type[Exception]) -> Iterator[None]:
+        """What cannot be shown now (its framebuffer is gone): the next flip switches the screen on."""
+        try:
+            yield
+        except errors:
+            self._shape = None
 
     async def _complete_dark(self) -> None:
         """Flips of a guest whose screen the operator has switched off are over at the next refresh that there would be."""
         while True:
-            await self._dark_flip.wait()
-            self._dark_flip = trio.Event()
+            await self._dark.wait()
+            self._dark = trio.Event()
             await trio.sleep(DARK_PERIOD)
-            self._flips.complete(self._latest)
+            async with self._switching:  # the screen that is being switched on shows it first
+                cookie, self._dark_flip = self._dark_flip, 0
+                self._flips.complete(cookie)
 
     async def _wait_for_turn(self) -> None:
         """Switching on, over or off: each takes the screen its time."""

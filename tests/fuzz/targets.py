@@ -102,7 +102,9 @@ def _right(
         case 0x13:
             return displif.FbDetach(number, fb)
         case 0x14:
-            return displif.SetConfig(number, fb if choices.below(8) else 0, 0, 0, 64, 48, 32)
+            if not choices.below(8):
+                return displif.SetConfig(number, 0, 0, 0, 0, 0, 0)
+            return displif.SetConfig(number, fb, 0, 0, 64, 48, 32)
         case 0x15:
             return displif.PageFlip(number, fb)
         case _:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import trio
 from hostile.rows import row
 from hostile.stage import BAD, EVENTS, Stage, attach, config, create, forked, raw_buffer, status
 from scenario.world import spec, until
 
 from displbe.sim.guest import DisplayBuffer, FrontConnector, Frontend, Guest
-from displbe.wire.displif import DbufDestroy, FbDetach, PageFlip, Request, encode_request
+from displbe.wire.displif import DbufDestroy, FbDetach, PageFlip, Request, SetConfig, encode_request
 from displbe.wire.errors import Errno
 from displbe.wire.xenbus import State
 
 COOKIE, FB, FB2 = 0x1000, 0x2000, 0x2040
+OFF = SetConfig(0, 0, 0, 0, 0, 0, 0)
 
 
 async def showing(guest: Guest, index: int = 0) -> DisplayBuffer:
@@ -161,7 +163,7 @@ async def test_d6_flip_while_off(stage: Stage) -> None:
         connector = bad.display.connectors[0]
         buffer = raw_buffer(bad)
         assert await at_once(connector, create(buffer), attach(FB), PageFlip(0, FB)) == [0, 0, -Errno.EINVAL]
-        answers = await at_once(connector, config(FB), config(0, width=0, height=0), PageFlip(0, FB))
+        answers = await at_once(connector, config(FB), OFF, PageFlip(0, FB))
         assert answers == [0, 0, -Errno.EINVAL]
         assert connector.event_page.load(EVENTS) == 0
 
@@ -231,7 +233,7 @@ async def test_d9_switching_storm(stage: Stage) -> None:
         connector = bad.display.connectors[0]
         await showing(bad)
         assert await status(connector, attach(0x2080, width=32)) == 0
-        storm: list[Request] = [config(0, width=0, height=0), config(FB), PageFlip(0, 0x2080), PageFlip(0, FB)]
+        storm: list[Request] = [OFF, config(FB), PageFlip(0, 0x2080), PageFlip(0, FB)]
         begun = time.monotonic()
         for request in storm * 2:
             assert await status(connector, request) == 0
@@ -239,7 +241,7 @@ async def test_d9_switching_storm(stage: Stage) -> None:
         await stage.still_flips(20)
 
 
-@row("SET_CONFIG of no size, or outside the framebuffer", "EINVAL; what was shown stays")
+@row("SET_CONFIG of no size, outside the framebuffer, or of cookie 0 with a size", "EINVAL; what was shown stays")
 async def test_d10_impossible_configuration(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -258,6 +260,8 @@ async def test_d10_impossible_configuration(stage: Stage) -> None:
             (1, 1, huge, huge),
         ):
             assert await status(connector, config(FB, x, y, width, height)) == -Errno.EINVAL
+        for change in ({"x": 1}, {"y": 1}, {"width": 64}, {"height": 48}, {"bpp": 32}):
+            assert await status(connector, msgspec.structs.replace(OFF, **change)) == -Errno.EINVAL
         assert await status(connector, config(0xBAD)) == -Errno.ENOENT
         assert stage.world.output("bad")._shown is shown
         assert await status(connector, PageFlip(0, FB2)) == 0

@@ -24,7 +24,9 @@ from displbe.ops import control
 from displbe.ops.status import Connector as ConnectorStatus
 from displbe.ops.status import Status
 from displbe.sim.guest import Guest as SimGuest
+from displbe.sinks.base import Part, SinkBuffer, SinkError
 from displbe.wire.displif import FbDetach, PageFlip, UnknownRequest
+from displbe.wire.errors import Errno
 from displbe.wire.xenbus import State
 
 
@@ -385,6 +387,65 @@ async def test_lines_of_the_log_name_the_guest(world: World) -> None:
     about = [line for line in lines if line.get("domid") == 1 and line["event"] != "device found"]
     assert {line["event"] for line in about} >= {"state", "request refused", "device gone"}
     assert all(line["guest"] == "cockpit" for line in about)
+
+
+async def test_a_flip_in_the_dark_is_its_own(world: World) -> None:
+    """A mode that is set while the flip waits for its event does not change whose event it is."""
+    async with world.guest(1) as guest:
+        display = guest.display
+        one, two, three = [await display.create_framebuffer(64, 48) for _ in range(3)]
+        await display.show(0, one[1], 64, 48)
+        await ctl(world, "blank", "1")
+        connector = display.connectors[0]
+        await connector.order(PageFlip(0, two[1]))
+        await display.show(0, three[1], 64, 48)
+        assert connector.flips_done == []
+        await until(lambda: connector.flips_done)
+        assert connector.flips_done == [two[1]]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_flip_while_the_screen_is_switched_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """The output is not ready for flips before it is on. The flip is served, is shown, and has its event."""
+    async with world.guest(1) as guest:
+        display, output = guest.display, world.output()
+        one, two = [await display.create_framebuffer(64, 48) for _ in range(2)]
+        await display.show(0, one[1], 64, 48)
+        await ctl(world, "blank", "1")
+        enable, flip, go_on, on = output.enable, output.flip, trio.Event(), False
+
+        async def slow(buffer: SinkBuffer, part: Part) -> None:
+            nonlocal on
+            await go_on.wait()
+            await enable(buffer, part)
+            on = True
+
+        def early(buffer: SinkBuffer, token: int) -> None:
+            if not on:
+                raise SinkError(Errno.EINVAL, "off")
+            flip(buffer, token)
+
+        monkeypatch.setattr(output, "enable", slow)
+        monkeypatch.setattr(output, "flip", early)
+        connector = display.connectors[0]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ctl, world, "unblank", "1")
+            await until(world.device(1).parts[0]._switching.locked)  # type: ignore[attr-defined]
+            await connector.order(PageFlip(0, two[1]))
+            await trio.sleep(0.05)
+            assert connector.flips_done == [], "nothing is shown yet"
+            if gone:
+                await connector.order(FbDetach(0, two[1]))
+            go_on.set()
+        await until(lambda: connector.flips_done)
+        assert connector.flips_done == [two[1]]
+        await connector.flip(one[1])
+        if not gone:
+            await connector.flip(two[1])
+        assert len(connector.flips_done) == 3 - gone
+        assert output._shown is not None
 
 
 async def test_kick(world: World) -> None:
