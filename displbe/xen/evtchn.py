@@ -134,14 +134,19 @@ class EventChannels(ChannelTable):
         except BlockingIOError:
             return ()
         except OSError as error:
-            if error.errno == errno.EFBIG:
-                # The kernel's list of fired ports was too short and some are lost: look at every ring.
-                fcntl.ioctl(self._fd, RESET)
-            elif (failures := self._failures) < READ_TRIES:
-                self._failures = failures + 1
-            else:
-                raise
+            # The kernel's list of fired ports was too short and some are lost, or it cannot be read: look at every ring.
+            if not (error.errno == errno.EFBIG and self._reset()):
+                self._failures += 1
+                if self._failures > READ_TRIES:
+                    raise
             return list(self._channels)
+
+    def _reset(self) -> bool:
+        try:
+            fcntl.ioctl(self._fd, RESET)
+        except OSError:
+            return False
+        return True
 
     def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
         """Bind another domain's unbound port. Raises HypervisorError."""

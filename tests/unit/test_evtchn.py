@@ -95,8 +95,9 @@ async def test_ports(kernel: Kernel) -> None:
     assert ledger == Ledger()
 
 
-async def test_fired_ports_that_the_kernel_lost(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its list was too short (EFBIG): every port is looked at."""
+@pytest.mark.parametrize("refuses", [0, errno.ENOMEM])
+async def test_fired_ports_that_the_kernel_lost(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, refuses: int) -> None:
+    """Its list was too short (EFBIG): every port is looked at, also when it cannot be made empty."""
     channels = EventChannels(Ledger())
     fired: list[int] = []
 
@@ -116,8 +117,10 @@ async def test_fired_ports_that_the_kernel_lost(kernel: Kernel, monkeypatch: pyt
     monkeypatch.setattr("displbe.xen.evtchn.os.read", overflow)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channels.run)
+        kernel.refuses = refuses
         kernel.fire(41)
         await trio.testing.wait_all_tasks_blocked()
+        kernel.refuses = 0
         assert fired == [7, 8]
         assert kernel.asked[-1] == (evtchn.RESET, ())
         kernel.fire(42)
