@@ -106,7 +106,10 @@ class HeadlessOutput(Output):
         self.refresh()
         await self._take_off()
         if self._sink.settings.directory:
-            await trio.to_thread.run_sync(self.write, Path(self._sink.settings.directory) / f"{self.name}.png")
+            try:
+                await trio.to_thread.run_sync(self.write, Path(self._sink.settings.directory) / f"{self.name}.png")
+            except OSError as error:
+                _log.warning("cannot write the picture", output=self.name, reason=str(error))
 
     def flip(self, buffer: SinkBuffer, token: int) -> None:
         assert isinstance(buffer, _Frame)
@@ -153,8 +156,6 @@ class HeadlessOutput(Output):
         self.flipped = lambda token: None
         try:
             await self.disable()
-        except OSError as error:
-            _log.warning("cannot write the picture", output=self.name, reason=str(error))
         finally:
             self._sink.give_back(self.name)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import structlog
 import trio
 import trio.testing
 from PIL import Image
@@ -165,6 +166,18 @@ async def test_pictures_as_files(tmp_path: Path) -> None:
             assert colour(image) == GREEN
         assert [path.name for path in folder.iterdir()] == ["HDMI-A-1.png"]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+    """Whoever switches the output off does not hear of it."""
+    sink = HeadlessSink(HeadlessSettings(directory=str(tmp_path / "gone")))
+    output = claimed(sink)
+    await output.enable(await output.attach(plain(RED), SHAPE), WHOLE)
+    with structlog.testing.capture_logs() as logs:
+        await output.disable()
+        await output.release()
+    assert [line["event"] for line in logs] == ["cannot write the picture"] * 2
+    assert sink.claimed("A") is None
 
 
 async def test_formats_it_cannot_show() -> None:
