@@ -2,10 +2,12 @@
 
 The output allocates; the pages are granted writable; their references are written into the guest's page directory, where a
 guest's own buffer would have them. Xen calls this mode experimental and does not support it against hostile guests (XSA-363), for a
-reason: when a guest has not unmapped a page, its grant cannot be revoked, the kernel puts it on a list to try again
-(gnttab_end_foreign_access in drivers/xen/gntdev-dmabuf.c) and says nothing of it to us. The memory is freed nevertheless, and the guest
-still maps what is there next. So it is off unless the configuration allows it for that guest. The pages are charged until the guest
-has given the buffer up; what it keeps beyond that, nobody can know.
+reason: when a guest has not unmapped a page, its grant cannot be revoked, and the kernel puts it on a list to try again
+(gnttab_end_foreign_access in drivers/xen/gntdev-dmabuf.c) and says nothing of it to us. Since Linux 5.17 (XSA-396, also in the stable
+kernels of March 2022) it holds on to the page as long (gnttab_add_deferred: get_page): the page is lost to this domain, not given to
+another. Before that the memory was freed, and the guest mapped what was there next. So it is off unless the configuration allows it
+for that guest. The pages are charged until the guest has given the buffer up, or its device has ended; what it keeps beyond that nobody
+can know, and it can connect again and keep more.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from contextlib import AsyncExitStack
 import trio
 
 from displbe.sinks.base import Allocation, Output, SinkError
-from displbe.wire.errors import Errno, RequestError
+from displbe.wire.errors import RequestError
 from displbe.wire.ring import PAGE_SIZE
 from displbe.xen.port import Hypervisor, HypervisorError, NotOffered
 
@@ -47,7 +49,7 @@ class AllocatedBuffer:
             except SinkError as error:
                 raise RequestError(error.code, str(error)) from error
             except HypervisorError as error:
-                raise RequestError(Errno.ENOMEM, str(error)) from error
+                raise RequestError(error.code, str(error)) from error
             await fill_directory(hypervisor, domid, directory, refs)
             return cls(domid, pages, allocation, stack.pop_all())
         raise AssertionError("not reached")
