@@ -29,7 +29,7 @@ from displbe.ops.health import Health
 from displbe.ops.lag import Lag
 from displbe.ops.traces import TraceFiles, directory_of
 from displbe.sinks.base import Sink
-from displbe.sinks.registry import MissingPackage, make_sink
+from displbe.sinks.registry import MissingPackage, make_sink, mappings
 from displbe.xen.port import Hypervisor
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Daemon:
         """`runtime` is a directory for what the next daemon is to know; None: nothing."""
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
-        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack // self.sink.mappings))
+        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack, mappings(getattr(settings, settings.sink))))
         traces = TraceFiles(directory_of(settings.log.traces))
         self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, traces)
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)

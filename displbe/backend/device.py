@@ -112,6 +112,9 @@ async def releasing() -> AsyncIterator[AsyncExitStack]:
 class Device:
     """The device in our directory `backend/KIND/DOMID/NUMBER`."""
 
+    background: trio.Nursery
+    """For what may outlive the device; set by `run`."""
+
     def __init__(self, store: Store, driver: Driver, domid: int, number: int, quota: Quota) -> None:
         self.store = store
         self.domid = domid
@@ -201,8 +204,9 @@ class Device:
             input=self.input() if self.input is not None else None,
         )
 
-    async def run(self) -> None:
+    async def run(self, background: trio.Nursery) -> None:
         """Serve until the directory is gone, or the daemon ends."""
+        self.background = background
         self._serving = False
         self._since = self._frontend_since = trio.current_time()
         why = "displbe ends"

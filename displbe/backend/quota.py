@@ -20,7 +20,10 @@ __all__ = ["REQUEST_BURST", "Limits", "Quota", "Quotas", "TokenBucket", "Total"]
 
 MAPTRACK_SHARE: Final = 0.75
 """What guests' buffers may take of this domain's maptrack; the rest is for rings, other backends, other devices."""
-
+SCREEN: Final = 2 * 2025
+"""Pages that each guest which has a device is sure of while others take theirs: two buffers of 1920x1080."""
+THREADS: Final = 2
+"""Threads that map and unmap one guest's buffers."""
 
 REQUEST_BURST: Final = 0.25
 """Seconds' worth of requests that a guest may send at once."""
@@ -56,11 +59,19 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
 
 class Total:
-    """What all guests hold together of this domain's maptrack (entries, one for each mapped page)."""
+    """What all guests hold together of this domain's maptrack (entries, so many for each mapped page)."""
 
-    def __init__(self, maptrack: int) -> None:
-        self.limit = int(maptrack * MAPTRACK_SHARE)
+    def __init__(self, maptrack: int, mappings: int) -> None:
+        self.limit = int(maptrack // mappings * MAPTRACK_SHARE)
+        """Pages."""
         self.pages = 0
+        self.quotas: set[Quota] = set()
+        """Of the guests that there are."""
+
+    def room(self, quota: Quota) -> int:
+        """Pages that are left to a guest: what others have not taken yet of their screens is theirs."""
+        kept = sum(max(0, SCREEN - other.used["pages"]) for other in self.quotas if other is not quota)
+        return self.limit - self.pages - kept
 
 
 class Quota:
@@ -71,6 +82,7 @@ class Quota:
         self.used = dict.fromkeys(("pages", "buffers", "framebuffers", "connectors", "alloc_pages"), 0)
         rate = limits.requests_per_second
         self.requests = TokenBucket(rate * REQUEST_BURST, rate, trio.current_time)
+        self.threads = trio.CapacityLimiter(THREADS)
         self._total = total
 
     def take(self, kind: str, amount: int = 1) -> None:
@@ -81,7 +93,7 @@ class Quota:
                 Errno.ENOSPC, f"limit of {limit} {kind} reached: {self.used[kind]} held, {amount} more asked for"
             )
         if kind == "pages":
-            if self._total.pages + amount > self._total.limit:
+            if amount > self._total.room(self):
                 raise RequestError(
                     Errno.ENOSPC, f"all guests together reach the limit of {self._total.limit} mapped pages"
                 )
@@ -108,7 +120,8 @@ class Quotas:
         """One more device of a guest. When the guests' limits together no longer fit, the operator is told before it hurts."""
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
-            self.guests[domid] = Quota(self.limits, self.total)
+            self.guests[domid] = quota = Quota(self.limits, self.total)
+            self.total.quotas.add(quota)
             promised = sum(quota.limits.pages for quota in self.guests.values())
             if promised > self.total.limit:
                 _log.warning(
@@ -123,7 +136,8 @@ class Quotas:
         """One less."""
         self._devices[domid] -= 1
         if not self._devices[domid]:
-            del self._devices[domid], self.guests[domid]
+            del self._devices[domid]
+            self.total.quotas.remove(self.guests.pop(domid))
 
 
 class TokenBucket:

@@ -43,6 +43,7 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve for ever; `started` after the first look at the store."""
         async with trio.open_nursery() as nursery, self._store.watch(self._home, self._changed):
+            self._nursery = nursery
             while True:
                 self._dirty = trio.Event()
                 new = [key for key in sorted(await self._find()) if key not in self.devices]
@@ -107,7 +108,7 @@ class Supervisor:
         try:
             while True:
                 try:
-                    await device.run()
+                    await device.run(self._nursery)
                     break
                 except Exception:
                     device.log.exception("device failed; it is started anew")

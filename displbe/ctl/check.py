@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from displbe.backend.quota import MAPTRACK_SHARE
+from displbe.backend.quota import Total
 from displbe.config import ConfigError, Settings, load
 from displbe.sinks.drm.device import Card
 from displbe.sinks.drm.errors import DrmError
-from displbe.sinks.registry import SINKS
+from displbe.sinks.registry import SINKS, mappings
 from displbe.xen import gntdev, store
 
 from .client import Client, Failure
@@ -161,7 +161,7 @@ def _gntdev(machine: Machine) -> Iterator[Finding]:
 
 
 def _quotas(machine: Machine, settings: Settings, guests: int) -> Iterator[Finding]:
-    room = int(settings.xen.maptrack * MAPTRACK_SHARE)
+    room = Total(settings.xen.maptrack, mappings(getattr(settings, settings.sink))).limit
     count = max(1, guests)
     promised = count * settings.limits.pages
     if promised > room:

@@ -32,6 +32,10 @@ __all__ = ["Buffers", "Dbuf", "Framebuffer"]
 MAX_SIDE: Final = 16384
 """Pixels: more than any display has, and small enough that no product of ours is large."""
 BITS: Final = (8, 16, 24, 32)
+OVERDUE: Final = 1.0
+"""Seconds after which somebody who still uses a destroyed buffer is complained of."""
+LEAVING: Final = 2.0
+"""Seconds that the end of a device waits for such a one; Linux waits 5 s for our state, the toolstack 10 s."""
 
 
 class Dbuf:
@@ -68,7 +72,8 @@ class Framebuffer:
 class Buffers:
     """What a guest has created over one device. Serialised: one request at a time.
 
-    `be_alloc`: None where XenStore does not ask for it, else whether the configuration allows it.
+    `be_alloc`: None where XenStore does not ask for it, else whether the configuration allows it. `background`: where
+    buffers are let go of, which may outlive the device.
     """
 
     def __init__(
@@ -81,8 +86,11 @@ class Buffers:
         be_alloc: bool | None,
         dmabuf: bool,
         shared: bool,
+        background: trio.Nursery,
         log: Any,
     ) -> None:
+        self.overdue = 0
+        """Destroyed buffers that somebody still uses."""
         self.framebuffers: dict[int, Framebuffer] = {}
         self._dbufs: dict[int, Dbuf] = {}
         self._hypervisor = hypervisor
@@ -92,6 +100,9 @@ class Buffers:
         self._be_alloc = be_alloc
         self._dmabuf = dmabuf and hypervisor.abilities.dmabuf_export
         self._shared = shared
+        self._background = background
+        self._going: dict[trio.Event, trio.CancelScope] = {}
+        """For each buffer that is being released: set when it is, and what is cancelled with the daemon once it is not shielded."""
         self._lock = trio.Lock()
         self._log = log
 
@@ -153,18 +164,22 @@ class Buffers:
         """
         if self._dmabuf:
             try:
-                return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=True)
+                return await self._map_as(refs, dmabuf=True)
             except HypervisorError as error:
                 self._log.warning("no dma-buf of this buffer: its frames are copied", reason=str(error))
         if self._shared:
             try:
-                return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=False, shared=True)
+                return await self._map_as(refs, shared=True)
             except HypervisorError as error:
                 self._log.debug("nobody else can map this buffer: its frames are copied", reason=str(error))
         try:
-            return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=False)
+            return await self._map_as(refs)
         except HypervisorError as error:
-            raise RequestError(Errno.EINVAL, str(error)) from error
+            raise RequestError(error.code, str(error)) from error
+
+    async def _map_as(self, refs: Sequence[int], *, dmabuf: bool = False, shared: bool = False) -> GuestBuffer:
+        threads = self._quota.threads
+        return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=dmabuf, shared=shared, threads=threads)
 
     async def destroy(self, request: DbufDestroy) -> None:
         """DBUF_DESTROY: returns when nothing maps the pages, since the guest takes them back then. Raises RequestError."""
@@ -174,7 +189,8 @@ class Buffers:
                 raise RequestError(Errno.ENOENT, "no such display buffer")
             for framebuffer in [fb for fb in self.framebuffers.values() if fb.dbuf is dbuf]:
                 await self._detach(framebuffer)
-            await self._release(request.dbuf_cookie)
+            released = self._release(request.dbuf_cookie)
+        await self._until_released(request.dbuf_cookie, released)
 
     async def attach(self, request: FbAttach) -> None:
         """FB_ATTACH. Raises RequestError; nothing is held then."""
@@ -259,20 +275,51 @@ class Buffers:
         finally:
             self._quota.give("framebuffers")
 
-    async def _release(self, cookie: int) -> None:
-        dbuf = self._dbufs.pop(cookie)
+    def _release(self, cookie: int) -> trio.Event:
+        """Begin to give a buffer's pages back, whatever becomes of the device meanwhile; set when nothing maps them."""
+        dbuf, released = self._dbufs.pop(cookie), trio.Event()
+        self._going[released] = trio.CancelScope(shield=True)
+        self._background.start_soon(self._let_go, dbuf, released)
+        return released
+
+    async def _let_go(self, dbuf: Dbuf, released: trio.Event) -> None:
         pages = dbuf.buffer.size // PAGE_SIZE
         try:
-            with trio.CancelScope(shield=True):
+            with self._going[released]:
                 await dbuf.buffer.aclose()
+        except Exception:
+            self._log.exception("a buffer is not released as it should be")
         finally:
             self._quota.give(dbuf.kind, pages)
             self._quota.give("buffers")
+            del self._going[released]
+            released.set()
+
+    async def _until_released(self, cookie: int, released: trio.Event) -> None:
+        """Complain of somebody, a compositor or a card's driver, who does not let go of a destroyed buffer."""
+        with trio.move_on_after(OVERDUE):
+            await released.wait()
+            return
+        self._log.warning("a destroyed buffer is still used by the compositor or the card", buffer=f"{cookie:#x}")
+        self.overdue += 1
+        try:
+            await released.wait()
+        finally:
+            self.overdue -= 1
 
     async def aclose(self) -> None:
-        """The device closes: everything off the screens, all pages given back."""
+        """The device closes: everything off the screens, all pages given back; those that somebody still uses, when he lets go."""
         async with AsyncExitStack() as stack:  # whatever fails, the rest goes too; in reverse order
-            for cookie in self._dbufs:
-                stack.push_async_callback(self._release, cookie)
+            stack.push_async_callback(self._leave)
             for framebuffer in self.framebuffers.values():
                 stack.push_async_callback(self._detach, framebuffer)
+
+    async def _leave(self) -> None:
+        for cookie in list(self._dbufs):
+            self._release(cookie)
+        with trio.move_on_after(LEAVING):
+            for released in list(self._going):
+                await released.wait()
+        for going in self._going.values():
+            self._log.error("the compositor or the card still uses a buffer of a device that ends")
+            going.shield = False

@@ -324,6 +324,12 @@ class Connector:
             raise RequestError(Errno.EINVAL, "the output cannot show this framebuffer")
         return sink_buffer
 
+    def _trouble(self) -> str:
+        """What the operator is to know of its requests."""
+        if self.index == 0 and self._buffers.overdue:
+            return "DbufDestroy: not answered while the compositor or the card still uses the buffer"
+        return self._error
+
     def status(self) -> status.Connector:
         """What the operator is told."""
         return status.Connector(
@@ -338,7 +344,7 @@ class Connector:
             requests=self.trace.count,
             refused=self._refusals.total(),
             refusals=tuple(status.Refusal(*kind, count) for kind, count in self._refusals.items()),
-            error=escape(self._error),
+            error=escape(self._trouble()),
             error_age=clock() - self._error_at if self._error else None,
             rescued=self.rescued,
             spurious=self._spurious_ever,

@@ -133,6 +133,7 @@ class DisplayDriver:
                 be_alloc=be_alloc,
                 dmabuf=self._sink.wants_dmabuf,
                 shared=self._sink.wants_shared,
+                background=device.background,
                 log=device.log,
             )
             stack.push_async_callback(buffers.aclose)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from displbe.wire.errors import Errno, RequestError
+from displbe.wire.errors import RequestError
 from displbe.wire.pgdir import DirectoryReader, DirectoryWriter
 from displbe.wire.ring import PAGE_SIZE
 from displbe.xen.port import Hypervisor, HypervisorError, Page
@@ -18,7 +18,7 @@ def _map(hypervisor: Hypervisor, domid: int, ref: int, *, writable: bool) -> Pag
     try:
         return hypervisor.map_page(domid, ref, writable=writable)
     except HypervisorError as error:
-        raise RequestError(Errno.EINVAL, f"page directory: {error}") from error
+        raise RequestError(error.code, f"page directory: {error}") from error
 
 
 async def read_directory(hypervisor: Hypervisor, domid: int, first: int, count: int) -> list[int]:

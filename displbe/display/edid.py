@@ -34,7 +34,7 @@ async def answer_edid(
         try:
             page = hypervisor.map_page(domid, ref, writable=True)
         except HypervisorError as error:
-            raise RequestError(Errno.EINVAL, str(error)) from error
+            raise RequestError(error.code, str(error)) from error
         try:
             page.write(0, edid[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
         finally:

@@ -305,7 +305,15 @@ class SimHypervisor:
         mapping = Mapping(grant.memfd, [(grant.page * PAGE_SIZE, PAGE_SIZE)], writable=writable)
         return SimPage(mapping, grant, self.ledger)
 
-    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool, shared: bool = False) -> SimBuffer:
+    async def map_buffer(
+        self,
+        domid: int,
+        refs: Sequence[int],
+        *,
+        dmabuf: bool,
+        shared: bool = False,
+        threads: trio.CapacityLimiter | None = None,
+    ) -> SimBuffer:
         await trio.lowlevel.checkpoint()
         if dmabuf:
             raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")

@@ -159,9 +159,6 @@ class Sink(abc.ABC):
     wants_shared: bool = False
     """Whether another process maps guests' pages, if it can (GuestBuffer.shm_fd); they need not be mapped here then."""
 
-    mappings: int = 1
-    """How often a guest's page may be mapped at a time."""
-
     seats: Seats | None = None
     """What its compositor's seats say to guests' surfaces; None: it has none."""
 

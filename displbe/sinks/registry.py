@@ -10,7 +10,7 @@ from displbe.xen.port import Unavailable
 
 from .base import Sink
 
-__all__ = ["SINKS", "MissingPackage", "make_sink"]
+__all__ = ["SINKS", "MissingPackage", "make_sink", "mappings"]
 
 SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "headless": ("displbe.sinks.headless", "HeadlessSink", ("PIL",)),
@@ -23,6 +23,15 @@ SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
 
 class MissingPackage(Unavailable):
     """A package that this sink needs is not installed."""
+
+
+def mappings(settings: Any) -> int:
+    """How often a guest's page may be mapped at a time, each of which takes an entry of maptrack, under a sink's settings.
+
+    Where zero copy is tried: once by the card or the compositor, and once here, where its frames turn out to be copied after all, are
+    watched for what the guest draws without flipping, or are photographed.
+    """
+    return 1 if getattr(settings, "zero_copy", "off") == "off" else 2
 
 
 def make_sink(name: str, settings: Any) -> Sink:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from struct import Struct
 from typing import Final, TypeVar
 
+import structlog
 import trio
 
 from .barriers import SharedMemory
@@ -41,10 +42,13 @@ _EXPORT: Final = Struct("=IIII")
 _IMPORT: Final = Struct("=IIII")
 _PAIR: Final = Struct("=II")
 
-_RELEASE_WAIT_MS: Final = 200
-"""One WAIT_RELEASED: short, so that a cancelled wait is noticed soon."""
+_RELEASE_WAIT_MS: Final = 20
+"""One WAIT_RELEASED, which holds a thread: a display driver lets go at its next refresh."""
+_RELEASE_PAUSE: Final = 0.5
+"""Seconds between two of them, at most."""
 _MAP_TRIES: Final = 20
 
+_log = structlog.get_logger("displbe.gntdev")
 T = TypeVar("T")
 
 
@@ -65,9 +69,9 @@ def _refused(what: str, error: OSError) -> HypervisorError:
 
 def _reserve(fd: int, domid: int, refs: Sequence[int]) -> int:
     """MAP_GRANT_REF: where in the file these pages can be mapped. Raises OSError."""
-    ask = bytearray(_MAP.pack(len(refs), 0, 0))
-    for ref in refs:
-        ask += _PAIR.pack(domid, ref)
+    pairs = array("I", [domid]) * (2 * len(refs))
+    pairs[1::2] = array("I", refs)  # no loop: the interpreter is everybody's
+    ask = bytearray(_MAP.pack(len(refs), 0, 0)) + pairs.tobytes()
     fcntl.ioctl(fd, MAP_GRANT_REF, ask)
     return int(_MAP.unpack_from(ask)[2])
 
@@ -134,10 +138,13 @@ def map_page(fd: int, domid: int, ref: int, ledger: Ledger, *, writable: bool) -
 class GrantedPages:
     """A guest's buffer (port.GuestBuffer). Made by `open`, let go by `aclose`."""
 
-    def __init__(self, domid: int, refs: Sequence[int], ledger: Ledger) -> None:
+    def __init__(
+        self, domid: int, refs: Sequence[int], ledger: Ledger, threads: trio.CapacityLimiter | None = None
+    ) -> None:
         self.domid = domid
         self.size = len(refs) * PAGE_SIZE
         self._refs = refs
+        self._threads = threads
         self._ledger = ledger
         self._lock = trio.Lock()
         self._mapping: _Grants | None = None
@@ -149,11 +156,18 @@ class GrantedPages:
 
     @classmethod
     async def open(
-        cls, domid: int, refs: Sequence[int], ledger: Ledger, *, dmabuf: bool, shared: bool = False
+        cls,
+        domid: int,
+        refs: Sequence[int],
+        ledger: Ledger,
+        *,
+        dmabuf: bool,
+        shared: bool = False,
+        threads: trio.CapacityLimiter | None = None,
     ) -> GrantedPages:
         """Map, export or try at once. Raises HypervisorError; nothing is held then."""
         try:
-            self = cls(domid, refs, ledger)
+            self = cls(domid, refs, ledger, threads)
         except OSError as error:
             raise _refused("cannot open gntdev", error) from error
         try:
@@ -182,7 +196,7 @@ class GrantedPages:
 
     async def _off_loop(self, verb: str, work: Callable[[], T]) -> T:
         try:
-            return await trio.to_thread.run_sync(work)
+            return await trio.to_thread.run_sync(work, limiter=self._threads)
         except OSError as error:
             raise _refused(f"cannot {verb} {len(self._refs)} pages of domain {self.domid}", error) from error
 
@@ -221,33 +235,39 @@ class GrantedPages:
         return fd
 
     async def aclose(self) -> None:
-        """Unmap, close the dma-buf and wait until its last user is gone."""
-        with trio.CancelScope(shield=True):
+        """Unmap, close the dma-buf and wait until its last user is gone, or this is cancelled."""
+        with trio.CancelScope(shield=True) as unmapping:
             async with self._lock:
                 if self._fd < 0:
                     return
                 try:
                     if self._mapping is not None:
-                        await trio.to_thread.run_sync(self._mapping.close)
+                        await trio.to_thread.run_sync(self._mapping.close, limiter=self._threads)
                         self._mapping = None
                     if self._dmabuf is not None:
                         number, self._dmabuf = self._dmabuf, None
                         _close(number)
-                        while not await trio.to_thread.run_sync(self._released, number):
-                            pass
+                        unmapping.shield = False
+                        await self._until_released(number)
                 finally:
                     self._end()
+
+    async def _until_released(self, number: int) -> None:
+        """The dma-buf of this closed fd is gone."""
+        pause = 0.01
+        while not await trio.to_thread.run_sync(self._released, number, limiter=self._threads):
+            await trio.sleep(pause)
+            pause = min(2 * pause, _RELEASE_PAUSE)
 
     def _released(self, number: int) -> bool:
         """Whether the dma-buf of this closed fd is gone; waits a little for it."""
         try:
             fcntl.ioctl(self._fd, DMABUF_EXP_WAIT_RELEASED, bytearray(_PAIR.pack(number, _RELEASE_WAIT_MS)))
         except OSError as error:
-            if error.errno == errno.ENOENT:  # gone before we asked
-                return True
             if error.errno in (errno.ETIMEDOUT, errno.EINTR):
                 return False
-            raise
+            if error.errno != errno.ENOENT:  # gone before we asked
+                _log.error("nobody can say whether a buffer is in use still", reason=error.strerror)
         return True
 
     def _end(self) -> None:

@@ -63,9 +63,17 @@ class Host:
         """port.Hypervisor.map_page"""
         return gntdev.map_page(self._gntdev, domid, ref, self.ledger, writable=writable)
 
-    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool, shared: bool = False) -> GrantedPages:
+    async def map_buffer(
+        self,
+        domid: int,
+        refs: Sequence[int],
+        *,
+        dmabuf: bool,
+        shared: bool = False,
+        threads: trio.CapacityLimiter | None = None,
+    ) -> GrantedPages:
         """port.Hypervisor.map_buffer"""
-        return await GrantedPages.open(domid, refs, self.ledger, dmabuf=dmabuf, shared=shared)
+        return await GrantedPages.open(domid, refs, self.ledger, dmabuf=dmabuf, shared=shared, threads=threads)
 
     def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
         """port.Hypervisor.share_dmabuf"""

@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from displbe.wire.errors import Errno, from_host
 from displbe.wire.ring import SharedPage
 
 __all__ = [
@@ -43,9 +44,18 @@ class HypervisorError(Exception):
         super().__init__(what)
         self.number = number
 
+    @property
+    def code(self) -> Errno:
+        """What a guest gets whose request needed it."""
+        return from_host(self.number)
+
 
 class NotOffered(HypervisorError):
     """This host cannot do it at all (a kernel without the option, a PV domain)."""
+
+    @property
+    def code(self) -> Errno:
+        return Errno.EOPNOTSUPP
 
 
 class StoreError(Exception):
@@ -152,7 +162,8 @@ class GuestBuffer(Protocol):
     async def aclose(self) -> None:
         """Let go of the pages; returns when nothing maps them any more. Views must be released before.
 
-        While somebody else (a display driver) holds the dma-buf, this waits for them.
+        While somebody else (a display driver) holds the dma-buf, this waits for them; cancelled, not any longer: the kernel lets
+        go of the pages when they do.
         """
 
 
@@ -202,9 +213,18 @@ class Hypervisor(Protocol):
     def map_page(self, domid: int, ref: int, *, writable: bool) -> Page:
         """Map one page. Raises HypervisorError. One hypercall: short enough for the loop."""
 
-    async def map_buffer(self, domid: int, refs: Sequence[int], *, dmabuf: bool, shared: bool = False) -> GuestBuffer:
+    async def map_buffer(
+        self,
+        domid: int,
+        refs: Sequence[int],
+        *,
+        dmabuf: bool,
+        shared: bool = False,
+        threads: trio.CapacityLimiter | None = None,
+    ) -> GuestBuffer:
         """Map many pages, or export them (`dmabuf`), or make sure that another process can map them (`shared`), off the loop.
 
+        `threads`: what all that is done with the buffer takes its threads from; None: where everybody does.
         Raises HypervisorError; nothing stays then. The other ways stay open: a buffer that was exported can be mapped later.
         """
 

@@ -61,7 +61,7 @@ class FakeStore:
 def fake_device(nodes: dict[str, bytes], limits: Limits = LIMITS, owner: int = 0) -> Device:
     """A device in such a store."""
     store = cast("Store", FakeStore(nodes, owner))
-    device = Device(store, cast("Driver", DisplayDriver), GUEST, 0, Quota(limits, Total(1 << 20)))
+    device = Device(store, cast("Driver", DisplayDriver), GUEST, 0, Quota(limits, Total(1 << 20, 1)))
     device._log = SILENT
     return device
 
@@ -199,7 +199,8 @@ class Rig:
     async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         driver = DisplayDriver(self.machine.host, self.machine.sink, {"fuzz": GuestSettings(be_alloc=True)})
         try:
-            await driver.serve(self.device, task_status=task_status)
+            async with trio.open_nursery() as self.device.background:
+                await driver.serve(self.device, task_status=task_status)
         except* FrontendBroken as group:
             broken: BaseException = group
             while isinstance(broken, BaseExceptionGroup):

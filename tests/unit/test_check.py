@@ -169,6 +169,22 @@ def test_maptrack_and_quotas(made: Made) -> None:
     assert made.wrong() == []
 
 
+@pytest.mark.parametrize(
+    ("sink", "room"),
+    [
+        ("sink = 'drm'\n[drm]\nzero-copy = 'off'", 196608),
+        ("sink = 'drm'", 98304),
+        ("sink = 'drm'\n[drm]\nzero-copy = 'require'", 98304),
+        ("sink = 'wayland'", 98304),
+        ("sink = 'x11'", 196608),
+        ("sink = 'headless'", 196608),
+    ],
+)
+def test_a_page_that_is_mapped_twice_counts_twice(made: Made, sink: str, room: int) -> None:
+    made.write("displbe.toml", f"{sink}\n[limits]\npages = 1000000\n")
+    assert f"1 guests of 1000000 pages are more than the {room} that can be mapped" in made.noted()
+
+
 def test_a_wrong_configuration(made: Made) -> None:
     made.write("displbe.toml", "sink = 'cinema'\n")
     assert any("$.sink" in what for what in made.wrong())

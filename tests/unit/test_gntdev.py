@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from conformance.world import descriptors
 
 from displbe.xen import gntdev, host
@@ -229,10 +230,54 @@ async def test_closing_waits_for_the_dmabufs_last_user(kernel: Kernel, ends: int
     await buffer.view()
     kernel.failures[gntdev.DMABUF_EXP_WAIT_RELEASED] += (errno.ETIMEDOUT, errno.EINTR, errno.ETIMEDOUT, ends)
     with trio.CancelScope() as scope:
-        scope.cancel()  # nothing is left behind for that
-        await buffer.aclose()
+        scope.cancel()
+        with trio.CancelScope(shield=True):
+            await buffer.aclose()
     assert [number for number, _ in kernel.asked].count(gntdev.DMABUF_EXP_WAIT_RELEASED) == 4
     assert ledger == Ledger()
+
+
+async def test_nobody_waits_longer_than_he_likes_for_the_dmabufs_last_user(kernel: Kernel) -> None:
+    """A compositor that stands still: no thread is held for it, and all else is let go of when the wait is cancelled."""
+    ledger = Ledger()
+    buffer = await opened([1, 2], ledger, dmabuf=True)
+    await buffer.view()
+    kernel.failures[gntdev.DMABUF_EXP_WAIT_RELEASED] += (errno.ETIMEDOUT,) * 1000
+    with trio.move_on_after(0.5) as scope:
+        await buffer.aclose()
+    assert scope.cancelled_caught
+    assert ledger == Ledger()
+    assert 0 < [number for number, _ in kernel.asked].count(gntdev.DMABUF_EXP_WAIT_RELEASED) < 10, "ever more slowly"
+    await buffer.aclose()
+
+
+async def test_a_dmabuf_of_which_nothing_can_be_learnt(kernel: Kernel) -> None:
+    ledger = Ledger()
+    buffer = await opened([1], ledger, dmabuf=True)
+    kernel.failures[gntdev.DMABUF_EXP_WAIT_RELEASED] += (errno.ENOMEM,)
+    await buffer.aclose()
+    assert ledger == Ledger()
+
+
+async def test_a_guests_own_threads(kernel: Kernel) -> None:
+    """What waits for a thread waits for its own guest's."""
+    threads = trio.CapacityLimiter(1)
+    made: list[GrantedPages] = []
+
+    async def make() -> None:
+        made.append(await GrantedPages.open(GUEST, [1], Ledger(), dmabuf=False, threads=threads))
+
+    async def close() -> None:
+        await made[0].aclose()
+
+    for work in (make, close):
+        threads.acquire_on_behalf_of_nowait("another request")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            await trio.testing.wait_all_tasks_blocked()
+            assert threads.statistics().tasks_waiting == 1
+            await (await opened([2], Ledger())).aclose()
+            threads.release_on_behalf_of("another request")
 
 
 async def test_two_callers_map_once(kernel: Kernel) -> None:

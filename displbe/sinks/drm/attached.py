@@ -115,7 +115,7 @@ class Attached:
             try:
                 buffer.view = await buffer.guest.view()
             except HypervisorError as error:
-                raise SinkError(Errno.EINVAL, str(error)) from error
+                raise SinkError(error.code, str(error)) from error
 
     async def map_alike(self, shown: DrmBuffer) -> None:
         """This frame, and those that the guest will flip to, go the same way. Raises SinkError."""

@@ -81,7 +81,6 @@ class WaylandSink(Sink):
     """A compositor, with one connection for each guest."""
 
     wants_dmabuf = False
-    mappings = 2  # by the compositor, and here where it is watched for what the guest draws without flipping
 
     def __init__(self, settings: WaylandSettings, opened: Callable[[str], Connection] = connect) -> None:
         self.settings = settings
