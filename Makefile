@@ -25,6 +25,7 @@ unit: .venv/ready
 
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz --requests 1000000
+	$(BIN)/python -m tests.fuzz --seconds 900
 
 fuzz-short: .venv/ready
 	$(BIN)/python -m tests.fuzz --seconds 30

@@ -230,35 +230,45 @@ class _Page:
 
 
 def rings(data: bytes) -> None:
-    """Indices of the control ring and of the event page, which change between any two looks."""
+    """Indices of the control ring and of the event page, which change between any two looks; a new one for each that is broken."""
     choices = Choices(data)
+    while not choices.over:
+        for serve in (_control_ring, _event_page):
+            try:
+                serve(choices)
+            except FrontendBroken:
+                pass
+
+
+def _control_ring(choices: Choices) -> None:
     page = _Page(choices)
-    try:
-        ring = BackControlRing(page)
-        owed = 0
-        while not choices.over:
-            before = page.loads
-            match choices.below(4):
-                case 0 | 1:
-                    if ring.take() is not None:
-                        owed += 1
-                        assert owed <= 32
-                case 2:
-                    ring.final_check()
-                case _:
-                    if owed:
-                        ring.respond(bytes(64))
-                        owed -= 1
-            assert page.loads - before <= 1, "each index is read once"
-    except FrontendBroken:
-        pass
+    ring = BackControlRing(page)
+    owed = 0
+    for _ in range(200):
+        if choices.over:
+            break
+        before = page.loads
+        match choices.below(4):
+            case 0 | 1:
+                if ring.take() is not None:
+                    owed += 1
+                    assert owed <= 32
+            case 2:
+                ring.final_check()
+            case _:
+                if owed:
+                    ring.respond(bytes(64))
+                    owed -= 1
+        assert page.loads - before <= 1, "each index is read once"
+
+
+def _event_page(choices: Choices) -> None:
     events = BackEventPage(_Page(choices))
-    try:
-        for _ in range(200):
-            if events.space():
-                events.put(bytes(64))
-    except FrontendBroken:
-        pass
+    for _ in range(200):
+        if choices.over:
+            break
+        if events.space():
+            events.put(bytes(64))
 
 
 def store(data: bytes) -> None:
@@ -293,10 +303,11 @@ KEYS: Final = ("unique-id", "resolution", "req-ring-ref", "req-event-channel", "
 
 def keys(data: bytes) -> None:
     """What a guest publishes in XenStore."""
-    values = data.split(b"\n")
+    owner = (0, 0, 0, 1, 2)[data[0] % 5] if data else 0
+    values = data[1:].split(b"\n")
     home = "/local/domain/1/device/vdispl/0"
     nodes = {f"{home}/{n // 6}/{KEYS[n % 6]}": value for n, value in enumerate(values[:60])}
-    device = fake_device(nodes)
+    device = fake_device(nodes, owner=owner)
     nothing: Any = None
     driver = DisplayDriver(nothing, nothing, {})
     reading = driver._read_keys(device, GuestSettings())
@@ -310,6 +321,7 @@ def keys(data: bytes) -> None:
         found = done.value
     assert found is not None, "it waits for something"
     assert len(found) <= 8
+    assert owner == 0 or not found, "only the toolstack is believed"
     for key in found:
         assert key.name.isprintable()
         assert 1 <= key.width <= 16384
@@ -338,6 +350,8 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         b"4294967295",
         b"\0\xff\xff\xff\xff\xff\xff\0" + bytes(120),
     ),
-    "keys": (b"HDMI-A-1\n1920x1080\n8\n1\n9\n2\nDP-1\n800x600\n10\n3\n11\n4",),
+    "keys": tuple(
+        owner + b"HDMI-A-1\n1920x1080\n8\n1\n9\n2\nDP-1\n800x600\n10\n3\n11\n4" for owner in (b"\0", b"\3", b"\4")
+    ),
     **inputs.SEEDS,
 }

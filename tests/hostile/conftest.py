@@ -10,7 +10,8 @@ from hostile.rows import ROWS
 from hostile.stage import Stage
 from scenario.world import descriptors
 
-RESULTS = pytest.StashKey[dict[str, str]]()
+RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
+"""Of each row, by its test's name: of each of its parameters' tests, by their names."""
 
 
 @pytest.fixture
@@ -25,7 +26,8 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 @pytest.fixture
 def results(request: pytest.FixtureRequest) -> dict[str, str]:
     """How the rows' tests went, of those that ran."""
-    return request.config.stash[RESULTS]
+    each = request.config.stash[RESULTS]
+    return {name: "**fails**" if "**fails**" in found.values() else "holds" for name, found in each.items()}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,9 +48,9 @@ def pytest_runtest_makereport(
     report = yield
     name = getattr(item, "originalname", item.name)
     if name in ROWS:
-        results = item.config.stash[RESULTS]
+        results = item.config.stash[RESULTS].setdefault(name, {})
         if not report.passed:
-            results[name] = "**fails**"
-        elif report.when == "teardown":
-            results.setdefault(name, "holds")
+            results[item.name] = "**fails**"
+        elif report.when == "setup":  # also when it is run again: what counts is the last try
+            results[item.name] = "holds"
     return report

@@ -141,9 +141,15 @@ async def test_k2_over_the_limit(tmp_path: Path) -> None:
 
 @row(
     "the guest's `backend` names another guest's directory; the daemon is restarted, the guest comes and goes",
-    "never followed: nothing is written there for its sake, and the other guest is served as ever",
+    "never followed: nothing is written there for its sake, and the other guest is served as ever; the log and `error` name it",
 )
 async def test_k3_backend_forged(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as lines:
+        await backend_forged(tmp_path, lines)
+    assert_harmless(lines)
+
+
+async def backend_forged(tmp_path: Path, lines: list[structlog.typing.EventDict]) -> None:
     async with World.running(tmp_path) as world, world.guest(GOOD, spec("good")) as good:
         victim = world.tools.back(GOOD)
         async with world.booted(BAD, spec("bad")) as bad:
@@ -167,6 +173,9 @@ async def test_k3_backend_forged(tmp_path: Path) -> None:
                 already = len(times)
                 await until(lambda: len(times) > already + 5)
                 assert node_generation(world, f"{victim}/state") == generation, "nobody has written it"
+                await until(lambda: world.error(BAD))
+                assert "the guest's backend node is" in (world.error(BAD) or "")
+                assert [line["domid"] for line in lines if line["event"] == "cannot connect"] == [BAD]
                 assert len(good.display.history) == before
                 assert (world.state(GOOD), world.error(GOOD)) == (State.CONNECTED, None)
 
