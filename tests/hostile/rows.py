@@ -92,7 +92,18 @@ LAB: Final = (
         "the screen keeps the last frame; unpaused, the guest goes on",
         "test_paused",
     ),
-    Row("K4", "identity forged, with xenstored", "refused", "test_beside_a_good_guest"),
+    Row(
+        "K3",
+        "the guest's `backend` names another guest's directory, with xenstored",
+        "refused, and said in the log; the other guest's flips go on",
+        "test_beside_a_good_guest",
+    ),
+    Row(
+        "K4",
+        "`unique-id` and `resolution` forged, each alone and both, with xenstored",
+        "refused, and said in the log",
+        "test_beside_a_good_guest",
+    ),
     Row("K4", "the same with oxenstored", "refused", "test_forged"),
 )
 """What only a real hypervisor, a real store or a real screen can show."""

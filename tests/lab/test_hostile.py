@@ -80,17 +80,26 @@ def middle(numbers: list[float]) -> float:
 def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture]) -> None:
     """Floods, impossible indices, forged names, states at the limit of XenStore: the other guest's flips go on."""
     first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
-    machine.create("good", guest_config("flip", screens(first)))
+    good = machine.create("good", guest_config("flip", screens(first)))
     machine.wait_console("good", "freq:", 60, count=5)
     quiet = rates(machine)
-    lines = hostile(machine, f"flood:15,index:0,storm:5,flood:5,forge:{first},forge:{second}", 180)
+    forgeries = f"alone:{first},backend:{good},resolution:640x480,name:{first},forge:{first},forge:{second}"
+    lines = hostile(machine, f"flood:15,index:0,storm:5,flood:5,{forgeries}", 240)
     floods = [tuple(map(int, re.findall(r"\d+", line))) for line in lines if line.startswith("flood")]
     assert len(floods) == 2
     assert all(refused > 50 and state == 4 for *_, refused, state in floods), floods
     assert "index: shut off, back again" in lines
-    forged = [line for line in lines if line.startswith("forge")]
-    assert len(forged) == 2
-    assert all("refused: 0/unique-id was written by the guest" in line for line in forged)
+    untouched = ("0/unique-id", "0/resolution", "be-alloc")
+    forged = [line for line in lines if line.startswith(("alone", "backend", "resolution", "name", "forge"))]
+    assert forged[:3] == [f"alone: device/vdispl/0/{key}: not written, not removed" for key in untouched]
+    assert forged[3].startswith("backend: refused: the guest's backend node is b'/local/domain/0/backend/vdispl/")
+    assert forged[4:] == [
+        "resolution: refused: 0/unique-id is missing",
+        *(f"{what}: refused: 0/unique-id was written by the guest" for what in ("name", "forge", "forge")),
+    ]
+    said = " ".join(str(line["reason"]) for line in displbe.events("cannot connect"))
+    for reason in ("backend node is", "0/unique-id is missing", "0/unique-id was written by the guest"):
+        assert reason in said, "the operator is to see it in the log"
     stormy = rates(machine)[len(quiet) :]
     print(
         f"the other guest: {middle(quiet):.1f} flips/s before, {middle(stormy):.1f} during, {min(stormy):.1f} at worst"

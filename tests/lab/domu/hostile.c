@@ -7,7 +7,11 @@
  *   hostile limits           attach framebuffers that a graphics card may not be able to show, and one that it is
  *   hostile storm SECONDS    change the frontend's state as fast as XenStore takes it
  *   hostile windows TIMES    framebuffers of odd strides, offsets and sizes, shown and flipped
- *   hostile forge NAME       replace the toolstack's unique-id by NAME, then ask to be connected
+ *   hostile alone NAME       write and remove the toolstack's nodes one by one, their directories left as they are
+ *   hostile backend DOMID    name another guest's directory as our backend's, then ask to be connected
+ *   hostile name NAME        replace the toolstack's nodes by a unique-id of this NAME, then ask to be connected
+ *   hostile resolution SIZE  replace them by a resolution of this SIZE
+ *   hostile forge NAME       replace them by both
  *
  * Each prints one line that begins with "hostile:".
  */
@@ -417,6 +421,46 @@ static void limits(void)
     }
 }
 
+/* Ask to be connected, and tell what the backend says to it. */
+static void refused(const char *what)
+{
+    char error[300] = "", path[300];
+    int connected = connect_frontend(6) == 0;
+    snprintf(path, sizeof path, "%s/error", backend);
+    xs(XS_READ, path, 0, error, sizeof error);
+    printf("hostile: %s: %s: %s\n", what, connected ? "connected" : "refused", error);
+}
+
+static void alone(const char *value)
+{
+    const char *paths[] = { FRONT "/0/unique-id", FRONT "/0/resolution", FRONT "/be-alloc" };
+    for (unsigned i = 0; i < sizeof paths / sizeof *paths; i++) {
+        int written = xs(XS_WRITE, paths[i], value, 0, 0) == 0;
+        int removed = xs(XS_RM, paths[i], 0, 0, 0) == 0;
+        printf("hostile: alone: %s: %s, %s\n", paths[i], written ? "written" : "not written", removed ? "removed" : "not removed");
+    }
+}
+
+static void forge_backend(const char *domid)
+{
+    char other[300], own[256];
+    strcpy(own, backend);
+    snprintf(other, sizeof other, "/local/domain/0/backend/vdispl/%s/0", domid);
+    if (xs(XS_WRITE, FRONT "/backend", other, 0, 0) < 0) die("backend");
+    refused("backend");
+    xs(XS_WRITE, FRONT "/backend", own, 0, 0);
+}
+
+/* The connector's directory is ours, and goes with all that is in it: what is made there anew is ours too. */
+static void forge(const char *what, const char *name, const char *resolution)
+{
+    set("state", 1);
+    if (xs(XS_RM, FRONT "/0", 0, 0, 0) < 0) die("rm");
+    if (name) xs(XS_WRITE, FRONT "/0/unique-id", name, 0, 0);
+    if (resolution) xs(XS_WRITE, FRONT "/0/resolution", resolution, 0, 0);
+    refused(what);
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -458,16 +502,16 @@ int main(int argc, char **argv)
         if (connect_frontend(20) < 0) die("not connected");
         windows((int)number);
         leave(10);
+    } else if (!strcmp(what, "alone") && argc > 2) {
+        alone(argv[2]);
+    } else if (!strcmp(what, "backend") && argc > 2) {
+        forge_backend(argv[2]);
+    } else if (!strcmp(what, "name") && argc > 2) {
+        forge(what, argv[2], 0);
+    } else if (!strcmp(what, "resolution") && argc > 2) {
+        forge(what, 0, argv[2]);
     } else if (!strcmp(what, "forge") && argc > 2) {
-        char error[300] = "", path[300];
-        set("state", 1);
-        if (xs(XS_RM, FRONT "/0", 0, 0, 0) < 0) die("rm");
-        xs(XS_WRITE, FRONT "/0/unique-id", argv[2], 0, 0);
-        xs(XS_WRITE, FRONT "/0/resolution", "1024x768", 0, 0);
-        int connected = connect_frontend(6) == 0;
-        snprintf(path, sizeof path, "%s/error", backend);
-        xs(XS_READ, path, 0, error, sizeof error);
-        printf("hostile: forge: %s: %s\n", connected ? "connected" : "refused", error);
+        forge(what, argv[2], "1024x768");
     } else {
         printf("hostile: what?\n");
     }
