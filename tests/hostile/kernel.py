@@ -31,6 +31,7 @@ _PORTS: Final = Struct("=I")
 _PAIR: Final = Struct("=II")
 _MAP: Final = Struct("=IIQ")
 _IMPORT: Final = Struct("=IIII")
+_EXPORT: Final = Struct("=IIII")
 PAGE: Final = memory.PAGE_SIZE
 
 ERRORS: Final = {
@@ -42,6 +43,7 @@ ERRORS: Final = {
     "ioctl": errno.ENOMEM,
     "mmap": errno.ENOMEM,
     "store": errno.EIO,
+    "lost": errno.ECONNRESET,
 }
 """What a call fails with."""
 
@@ -84,6 +86,7 @@ class Kernel:
         self._evtchns: set[int] = set()
         self._mapped: dict[int, list[Grant]] = {}
         self._shared: dict[tuple[int, int], list[int]] = {}
+        self._exported: dict[int, list[Grant]] = {}
 
     def host(self, patch: pytest.MonkeyPatch) -> Host:
         """The real hypervisor adaptor, on this kernel."""
@@ -96,6 +99,10 @@ class Kernel:
                 self._count("store")
             except OSError as error:
                 raise StoreError("EIO") from error
+            try:
+                self._count("lost")
+            except OSError:
+                self._xen.server.disconnect(0)
             return await request(op, *parts, transaction=transaction)
 
         patch.setattr(self._host.store, "_request", counted)
@@ -146,7 +153,7 @@ class Kernel:
 
     def _ours(self, fd: int) -> bool:
         """Whether this is a file of the daemon's, not of a guest's XenStore connection."""
-        return fd in self._reserved or fd in self._evtchns or fd == self._host.store._fd
+        return fd in self._reserved or fd in self._evtchns or fd in self._exported or fd == self._host.store._fd
 
     def _open(self, path: str, flags: int) -> int:
         self._count("open")
@@ -164,6 +171,8 @@ class Kernel:
         ours = self._ours(fd)
         self._reserved.pop(fd, None)
         self._evtchns.discard(fd)
+        for grant in self._exported.pop(fd, []):
+            grant.mapped -= 1
         os.close(fd)
         if ours:
             self._count("close")  # the file is closed all the same, as Linux does it
@@ -204,6 +213,8 @@ class Kernel:
             gntdev.UNMAP_GRANT_REF: self._unreserve,
             gntdev.DMABUF_IMP_TO_REFS: self._share,
             gntdev.DMABUF_IMP_RELEASE: self._unshare,
+            gntdev.DMABUF_EXP_FROM_REFS: self._export,
+            gntdev.DMABUF_EXP_WAIT_RELEASED: self._released,
             evtchn.BIND_INTERDOMAIN: self._bind,
             evtchn.UNBIND: self._unbind,
             evtchn.NOTIFY: self._notify,
@@ -245,6 +256,24 @@ class Kernel:
         for ref in refs:
             self._domain.grants.pop(ref, None)
         return 0
+
+    def _export(self, fd: int, argument: bytearray) -> int:
+        _, count, _, domid = _EXPORT.unpack_from(argument)
+        owner = self._xen.domains.get(domid)
+        refs = [_PORTS.unpack_from(argument, 16 + 4 * n)[0] for n in range(count)]
+        grants = [grant for ref in refs if owner and (grant := owner.grants.get(ref)) and grant.domid == 0]
+        if len(grants) != count:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        for grant in grants:
+            grant.mapped += 1
+        made = os.memfd_create("dma-buf", os.MFD_CLOEXEC)
+        self._exported[made] = grants
+        argument[8:12] = made.to_bytes(4, "little")
+        return 0
+
+    def _released(self, fd: int, argument: bytearray) -> int:
+        number = _PAIR.unpack(argument)[0]
+        raise OSError(*((errno.ETIMEDOUT, "in use") if number in self._exported else (errno.ENOENT, "gone")))
 
     def _bind(self, fd: int, argument: bytearray) -> int:
         domid, remote_port = _PAIR.unpack(argument)
