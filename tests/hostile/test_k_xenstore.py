@@ -344,7 +344,7 @@ async def test_k5_detached_while_it_waits(tmp_path: Path) -> None:
             await bad.display.disconnected.wait()
             with trio.move_on_after(2):
                 await bad.display.connected.wait()
-        assert device.status().connections == backend_device.RECONNECT_BURST + 1
+        assert device.status(()).connections == backend_device.RECONNECT_BURST + 1
         assert bad.display.state is State.INITIALISED
         with trio.fail_after(2):
             await stage.world.tools.remove_display(BAD)
@@ -385,7 +385,7 @@ async def test_k5_writes_without_end(stage: Stage, monkeypatch: pytest.MonkeyPat
             assert requests <= cost * looks, path
             assert (requests > 0) == (cost > 0), path
         assert stage.world.state(BAD) is State.CONNECTED
-        assert stage.world.device(BAD).status().connections == 1
+        assert stage.world.device(BAD).status(()).connections == 1
 
 
 @row("states that are none (99, `4 `, empty, 4000 octets), or come out of order", "ignored")
@@ -453,7 +453,7 @@ async def test_k7_keys_spoilt(stage: Stage) -> None:
         already = len(times)
         await until(lambda: len(times) > already + 10)
         assert stage.world.state(BAD) is State.CONNECTED
-        assert stage.world.device(BAD).status().connections == 1
+        assert stage.world.device(BAD).status(()).connections == 1
 
 
 @row(
