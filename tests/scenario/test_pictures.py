@@ -24,6 +24,8 @@ DEPTHS: Final = {
     "RG16": (5, 6, 5),
     "XR15": (5, 5, 5),
     "AR15": (5, 5, 5),
+    "XR12": (4, 4, 4),
+    "AR12": (4, 4, 4),
 }
 """Bits of red, green and blue, from drm_fourcc.h: each packed in this order below what is left over on top, little-endian."""
 
