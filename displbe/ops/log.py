@@ -103,7 +103,9 @@ def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "i
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     final: list[Any]
     if console:
-        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Plain: rich, where it is installed, takes most of a second for a traceback, in which no guest's ring is served.
+        plain = structlog.dev.plain_traceback
+        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         final = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
