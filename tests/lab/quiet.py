@@ -18,7 +18,7 @@ __all__ = ["taken"]
 
 T = TypeVar("T")
 
-QUIET = 0.1
+QUIET = 0.15
 """The part of its time that the emulator waits when nothing else runs, at most: its own threads are more than two."""
 PATIENCE = 120.0
 """Seconds that a quiet moment is waited for before a figure is taken again."""
