@@ -27,6 +27,7 @@ from displbe.sim.hypervisor import Xen
 from displbe.wire.displif import REQ_ALLOC, DbufDestroy, FbAttach, FbDetach, GetEdid, PageFlip
 from displbe.wire.pgdir import encode_directory
 from displbe.wire.xenbus import Next, State, Table, decide
+from displbe.xen import gntdev, store
 from displbe.xen.port import Ledger, StoreError
 
 FASTER = 100
@@ -43,6 +44,10 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """All waits are short."""
     monkeypatch.setattr(device, "decide", _hurried)
     monkeypatch.setattr(device, "RETRY", 0.05)
+    monkeypatch.setattr(device, "LOOKS", 0.002)
+    monkeypatch.setattr(device, "LAST_WORD", 0.01)
+    monkeypatch.setattr(store, "_RECONNECT_FIRST", 0.005)
+    monkeypatch.setattr(gntdev, "_RELEASE_PAUSE", 0.02)
     monkeypatch.setattr(supervisor, "RESTART", 0.05)
     monkeypatch.setattr(sim_guest, "RESPONSE_TIMEOUT", 0.4)
     monkeypatch.setattr(sim_guest, "FLIP_TIMEOUT", 0.4)
