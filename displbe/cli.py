@@ -98,8 +98,12 @@ def _daemon(arguments: argparse.Namespace) -> int:
     log.configure(settings.log.format, settings.log.level)
     if arguments.check:
         print("configuration: good")
-    from displbe.daemon import Daemon
-    from displbe.xen.host import Host
+    gc.disable()  # nothing that is imported is garbage, and guests wait for a daemon that starts again
+    try:
+        from displbe.daemon import Daemon
+        from displbe.xen.host import Host
+    finally:
+        gc.enable()
 
     runtime = os.environ.get("RUNTIME_DIRECTORY")  # systemd's: it outlasts a restart
     daemon = Daemon(settings, Host(settings.xen.store or None), Health(), runtime=Path(runtime) if runtime else None)
@@ -116,7 +120,6 @@ def _keep_for_good() -> None:
     """What has been imported and built stays until the end. To look through all of it for garbage takes 10 ms and more each time, in which
     no ring is served: from now on, only what is newer is looked through.
     """
-    gc.collect()
     gc.freeze()
 
 

@@ -13,6 +13,7 @@ OUT = TREE / "out" / "dist"
 EXTRAS = "headless,drm,wayland,x11,input,metrics"
 BESIDE = (
     "LICENSE",
+    "Makefile",
     "README.md",
     "configs",
     "docs",
