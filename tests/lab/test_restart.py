@@ -47,8 +47,8 @@ def shown_again(displbe: Backend, before: int) -> bool:
 
 
 def test_killed(machine: Machine) -> None:
-    """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen, and nothing
-    of the dead daemon stays. How long that took is printed.
+    """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen, and
+    nothing of the dead daemon stays. How long that took is printed.
     """
     killed(machine, tries=1)
 
