@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-import structlog
 import trio
+from logs import as_in_tests
 from PIL import Image
 
 from displbe import __version__, cli
@@ -164,7 +164,7 @@ def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeyp
         assert cli.main(["--config", str(path)]) == 0
     finally:
         gc.unfreeze()
-        structlog.reset_defaults()
+        as_in_tests()
     assert frozen[0] > 10_000
 
 

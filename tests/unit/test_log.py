@@ -14,6 +14,7 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from logs import as_in_tests
 
 from displbe.ops import log, writer
 from displbe.ops.log import BURST, MAX_KINDS, RateLimit, configure
@@ -37,7 +38,7 @@ class Log:
 def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[Log]:
     """What is configured here is not for other tests."""
     yield Log(capsys)
-    structlog.reset_defaults()
+    as_in_tests()
 
 
 @given(st.text())

@@ -91,7 +91,7 @@ class WaylandBuffer(SinkBuffer):
             try:
                 self.view = await self.guest.view()
             except HypervisorError as error:
-                raise SinkError(Errno.EINVAL, str(error)) from error
+                raise SinkError(error.code, str(error)) from error
         return self.view
 
     def cold(self) -> None:

@@ -91,7 +91,7 @@ class X11Output(Output):
         try:
             return _Frame(self, await buffer.view(), geometry)
         except HypervisorError as error:
-            raise SinkError(Errno.EINVAL, str(error)) from error
+            raise SinkError(error.code, str(error)) from error
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)
