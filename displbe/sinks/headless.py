@@ -13,13 +13,12 @@ import structlog
 import trio
 from PIL import Image
 
-from displbe.wire.errors import Errno, from_host
-from displbe.wire.formats import fourcc_name
+from displbe.wire.errors import from_host
 from displbe.xen.memory import PAGE_SIZE, Mapping
 from displbe.xen.port import GuestBuffer
 
 from .base import NOBODY, Allocation, Claimant, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
-from .picture import RAW_MODES, image
+from .picture import image
 
 __all__ = ["HeadlessOutput", "HeadlessSettings", "HeadlessSink"]
 
@@ -90,8 +89,6 @@ class HeadlessOutput(Output):
         self.flips = 0
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        if geometry.fourcc not in RAW_MODES:
-            raise SinkError(Errno.EINVAL, f"format {fourcc_name(geometry.fourcc)} cannot be shown here")
         return _Frame(self, await buffer.view(), geometry)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:

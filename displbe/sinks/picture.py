@@ -11,12 +11,12 @@ from displbe.xen.memory import copy_rows
 
 from .base import Geometry, Part
 
-__all__ = ["RAW_MODES", "image"]
+__all__ = ["image"]
 
 _YUYV: Final = fourcc("YUYV")
 
 # Pillow's names for the layouts of DRM's little-endian formats.
-RAW_MODES: Final[dict[int, tuple[str, str]]] = {
+_RAW_MODES: Final[dict[int, tuple[str, str]]] = {
     fourcc("XR24"): ("RGB", "BGRX"),
     fourcc("AR24"): ("RGB", "BGRX"),
     fourcc("RG24"): ("RGB", "BGR"),
@@ -36,7 +36,7 @@ def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
     copy_rows(data, row, view[shape.offset + part.y * shape.stride + part.x * octets :], shape.stride, row, part.height)
     if shape.fourcc == _YUYV:
         return _of_yuyv(data, part.width, part.height)
-    mode, raw = RAW_MODES[shape.fourcc]
+    mode, raw = _RAW_MODES[shape.fourcc]
     made = Image.frombytes(mode, (part.width, part.height), data, "raw", raw, row, 1)
     # Pillow has no name for 4 bits of blue, green, red: they were read as red, green, blue.
     return Image.merge(mode, made.split()[::-1]) if raw == "RGB;4B" else made

@@ -180,13 +180,6 @@ async def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     assert sink.claimed("A") is None
 
 
-async def test_formats_it_cannot_show() -> None:
-    output = claimed(HeadlessSink(HeadlessSettings()))
-    with pytest.raises(SinkError, match="YUYV") as refused:
-        await output.attach(plain(RED), Geometry(4, 2, fourcc("YUYV"), 8, 0))
-    assert refused.value.code is Errno.EINVAL
-
-
 async def test_a_last_row_without_padding() -> None:
     """The guest's buffer may end with the last pixel, not with the last row's stride."""
     output = claimed(HeadlessSink(HeadlessSettings()))

@@ -37,8 +37,10 @@ CONNECTORS: Final = 2
 WHICH: Final = st.integers(0, 9)
 """0: one that is not there; else one of those that are."""
 SHAPES: Final = st.sampled_from([(64, 48, 32), (64, 48, 32), (64, 48, 16), (32, 24, 32), (1, 1, 8), (0, 0, 0)])
-SHOWN: Final = tuple(fourcc(name) for name in ("XR24", "AR24", "RG24", "RG16", "XR15", "AR15"))
-"""What the headless sink shows."""
+SHOWN: Final = tuple(fourcc(name) for name in ("XR24", "AR24", "RG24", "RG16", "XR15", "AR15", "XR12", "AR12", "YUYV"))
+"""What the headless sink shows: all that Linux's frontend offers."""
+CODES: Final = (*SHOWN, fourcc("NV12"))
+ONE_ROW: Final = st.sampled_from([0, 0, 0, 1])
 WHERE: Final = st.integers(0, CONNECTORS - 1)
 OCTETS: Final = 12288
 PAGES: Final = 3
@@ -92,7 +94,7 @@ class Displif(RuleBasedStateMachine):
         self.up.wait()
         for which in (1, 2):
             self.create(1, (64, 48, 32), False)
-            self.attach(which, 1, 0, 0)
+            self.attach(which, 1, CODES[0], True, 0)
         for where in range(CONNECTORS):
             self.show(where, 1)
 
@@ -197,26 +199,25 @@ class Displif(RuleBasedStateMachine):
 
     # Framebuffers
 
-    @rule(which=WHICH, name=WHICH, form=st.integers(0, 30), smaller=st.sampled_from([0, 0, 0, 1]))
-    def attach(self, which: int, name: int, form: int, smaller: int) -> None:
+    @rule(which=WHICH, name=WHICH, code=st.sampled_from(CODES), fits=st.booleans(), smaller=ONE_ROW)
+    def attach(self, which: int, name: int, code: int, fits: bool, smaller: int) -> None:
         """FB_ATTACH over all of a buffer, or one row less."""
         dbuf, fb = self.one_of(self.buffers, which), self.new(self.framebuffers, name, 0x2000)
         buffer = self.buffers.get(dbuf, Buffer((64, 48, 32), False))
-        fitting = [code for code in SHOWN if FORMATS[code].bits == buffer.shape[2]] or list(SHOWN)
-        code = sorted(FORMATS)[form] if form < len(FORMATS) and which % 3 == 0 else fitting[form % len(fitting)]
-        width, height, bits = buffer.shape if buffer.shape[0] else (64, 32, FORMATS[code].bits)
+        fitting = [code for code in SHOWN if FORMATS[code].bits == buffer.shape[2]]
+        if fits and fitting:
+            code = fitting[CODES.index(code) % len(fitting)]
+        width, height, bits = buffer.shape if buffer.shape[0] else (64, 32, FORMATS[code].bits if code in SHOWN else 16)
         height = max(height - smaller, 1)
         code_of: Errno | int = 0
         if fb in self.framebuffers:
             code_of = Errno.EEXIST
         elif dbuf not in self.buffers:
             code_of = Errno.ENOENT
-        elif FORMATS[code].bits != bits:
+        elif code not in SHOWN or FORMATS[code].bits != bits:
             code_of = Errno.EINVAL
         elif len(self.framebuffers) == LIMITS.framebuffers:
             code_of = Errno.ENOSPC
-        elif code not in SHOWN:
-            code_of = Errno.EINVAL
         self.expect(code_of, FbAttach(0, dbuf, fb, width, height, code))
         if not code_of:
             self.framebuffers[fb] = Framebuffer(dbuf, (width, height, code, stride(width, bits)))
