@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
+import trio.testing
 from sinks.compositor import CORE, FakeCompositor, Surface
 
 from displbe.config import WaylandSettings
@@ -829,6 +830,20 @@ async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeyp
         await again.aclose()
         assert client.mapped == 0
         assert len(compositor.clients) == 1
+
+
+async def test_a_compositor_that_ends_just_when_it_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there is nobody left to be asked whether it goes on."""
+    monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.2)
+    async with staged() as stage:
+        output, _first, second = await stage.lit()
+        client = stage.sink.clients[GUEST]
+        async with client._offering, trio.open_nursery() as nursery:  # as a compositor that does not answer would keep it
+            nursery.start_soon(second.aclose)
+            await trio.testing.wait_all_tasks_blocked()
+            stage.compositor.crash()
+            await until(lambda: client.session is None)
+        assert second not in output.buffers
 
 
 async def test_off_and_on_again() -> None:

@@ -247,7 +247,7 @@ class Client:
             self._stands_still = None
             return True
         self._drop(buffer)
-        if session is not None and self._stands_still is not session:
+        if session is not None and session is self.session and self._stands_still is not session:
             self._stands_still = session
             session.conn.ask(self._goes_on)
         return False
