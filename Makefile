@@ -17,11 +17,10 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What guests' requests and input go through, wire/, display/ and input/, must be covered to 95 % of lines and branches: [tool.coverage].
-# A wait that was too short, as on a busy machine, is tried once more (trio packs it into a group); the output says so.
+# Most tests wait more than they work. One whose wait was too short, as on a busy machine, is tried once more (trio packs it into a
+# group); the output says so.
 unit: .venv/ready
-	$(BIN)/coverage run -m pytest -q --reruns 1 --only-rerun 'TooSlowError|Exceptions from Trio nursery'
-	$(BIN)/coverage report
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m 'not slow' --reruns 1 --only-rerun 'TooSlowError|Exceptions from Trio nursery'
 
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz --requests 1000000
@@ -46,7 +45,8 @@ lab-unmet: .venv/ready
 .venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml
 	PYTHON=$(PYTHON) sh tests/setup.sh
 
-# Sdist and wheel in out/dist, and the tests against that wheel.
+# Sdist and wheel in out/dist, and all the tests against that wheel. What guests' requests and input go through, wire/, display/ and
+# input/, must be covered to 95 % of lines and branches: [tool.coverage].
 wheel: .venv/ready
 	$(BIN)/python packaging/wheel.py
 

@@ -25,7 +25,15 @@ BESIDE = (
     "tests",
 )
 """What the tests look at, which is no part of the wheel."""
-TESTS = ("tests/unit", "tests/scenario", "tests/sinks/x11")
+PYTEST = (
+    "-q",
+    "-n4",
+    "--dist=worksteal",
+    "--cov",
+    "--reruns=1",
+    "--only-rerun=TooSlowError|Exceptions from Trio nursery",
+    "-pno:cacheprovider",
+)
 
 
 def run(*command: str | Path, cwd: Path = TREE) -> None:
@@ -53,7 +61,7 @@ def test(wheel: Path, arguments: list[str]) -> None:
         for name in BESIDE:
             whole = TREE / name
             (shutil.copytree if whole.is_dir() else shutil.copy)(whole, tests / name)
-        run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or TESTS), cwd=tests)
+        run(python, "-m", "pytest", *PYTEST, *arguments, cwd=tests)
         where = "import displbe, sys; sys.exit(0 if displbe.__file__.startswith(sys.prefix) else displbe.__file__)"
         run(python, "-c", where, cwd=tests)
 

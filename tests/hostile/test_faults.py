@@ -187,6 +187,7 @@ def of_a_sink(place: Fault) -> bool:
     return place.call == "mmap" and callers[:1] != [] and callers[0].startswith("sinks/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_each_call_fails_once(patch: pytest.MonkeyPatch, part: int) -> None:
     quiet, again = attempt(patch, None), attempt(patch, None)

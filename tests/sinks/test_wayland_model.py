@@ -146,6 +146,7 @@ class Play:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 @given(
     actions=st.lists(ACTIONS, min_size=8, max_size=40),
     presentation=st.booleans(),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import msgspec
+import pytest
 import trio
 from fuzz.rig import LIMITS, Machine, Rig
 from hypothesis import settings
@@ -364,4 +365,4 @@ class Displif(RuleBasedStateMachine):
 
 
 Displif.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
-TestDisplif = Displif.TestCase
+TestDisplif = pytest.mark.slow(Displif.TestCase)
