@@ -42,7 +42,8 @@ lab: .venv/ready
 lab-unmet: .venv/ready
 	$(BIN)/python -m pytest -q -s -o faulthandler_timeout=0 -m unmet tests/lab
 
-.venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml
+.venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml \
+		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h)
 	PYTHON=$(PYTHON) sh tests/setup.sh
 
 # Sdist and wheel in out/dist, and all the tests against that wheel. What guests' requests and input go through, wire/, display/ and

@@ -1,6 +1,8 @@
-"""The build's own step: modules for the Wayland protocols that pywayland or Debian's package of it lacks, made from their XML.
+"""The build's own step. It makes modules:
 
-pywayland has a scanner, but what it writes differs between its versions; these modules fit all of them, from 0.4.18.
+* for the Wayland protocols that pywayland or Debian's package of it lacks, from their XML. pywayland has a scanner, but what it writes
+  differs between its versions; these modules fit all of them, from 0.4.18.
+* for the C functions that displbe calls, from their declarations: cffi's parser for C is not to be waited for at each start.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cffi import FFI
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HERE = Path(__file__).parent
@@ -30,6 +33,7 @@ PROTOCOLS = {
     "xdg_output": ("unstable/xdg-output/xdg-output-unstable-v1.xml",),
     "ivi_application": ("ivi-application.xml",),
 }
+DECLARATIONS = ("displbe/xen/libc.h", "displbe/xen/libatomic.h", "displbe/sinks/drm/libseat.h")
 KINDS = {
     "int": "Int",
     "uint": "Uint",
@@ -59,6 +63,17 @@ class CustomBuildHook(BuildHookInterface[Any]):
                 )
         for module, text in made.items():
             (TARGET / f"{module}.py").write_text(text)
+        for path in DECLARATIONS:
+            declare(Path(path))
+
+
+def declare(header: Path) -> None:
+    """libc.h becomes _libc.py, whose `ffi` knows what libc.h declares."""
+    module = header.with_name(f"_{header.stem}")
+    ffi = FFI()
+    ffi.cdef((HERE / header).read_text())
+    ffi.set_source(str(module).replace("/", "."), None)
+    ffi.emit_python_code(str(HERE / f"{module}.py"))
 
 
 def xml_folders() -> Iterator[Path]:

@@ -19,7 +19,7 @@ from displbe.config import ConfigError, Settings, load
 from displbe.sinks.drm.device import Card
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
-from displbe.xen import gntdev, store
+from displbe.xen import gntdev, places
 
 from .client import Client, Failure
 from .finding import Finding, good, note, wrong
@@ -111,7 +111,7 @@ def _xen(machine: Machine) -> Iterator[Finding]:
 def _nodes(machine: Machine) -> Iterator[Finding]:
     for name, module in (("evtchn", "xen_evtchn"), ("gntdev", "xen_gntdev")):
         yield _node(machine, f"/dev/xen/{name}", f"modprobe {module}")
-    there = [path for path in map(machine.path, (*store.SOCKETS, store.XENBUS)) if os.path.exists(path)]
+    there = [path for path in map(machine.path, (*places.SOCKETS, places.XENBUS)) if os.path.exists(path)]
     usable = [path for path in there if machine.may(path, os.R_OK | os.W_OK)]
     if usable:
         yield good(f"XenStore: {usable[0]}")

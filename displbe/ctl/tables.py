@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from displbe.ops.status import Connector, Device, Guest, Input, Status
+from displbe.ops.status import Connector, Device, Framebuffers, Guest, Input, Status
 from displbe.ops.text import escape
 
 __all__ = ["WIDTH", "status_lines", "top_lines"]
@@ -115,6 +115,8 @@ def _connector_lines(connector: Connector) -> Iterator[str]:
         yield from _wrap(indent, "path", path)
     else:
         yield from _wrap(indent, "path", f"{path}: {connector.reason}" if connector.reason else path)
+    if [each.path for each in connector.framebuffers] != [connector.path] and connector.framebuffers:
+        yield from _wrap(indent, "buffers", "; ".join(map(_framebuffers, connector.framebuffers)))
     yield from _wrap(indent, "flips", _flips(connector))
     asked = f"{connector.requests} served, {connector.refused} refused"
     if connector.rescued:
@@ -124,6 +126,11 @@ def _connector_lines(connector: Connector) -> Iterator[str]:
     yield from _wrap(indent, "requests", asked)
     if connector.error:
         yield from _wrap(indent, "error", f"{connector.error} ({_age(connector.error_age)} ago)")
+
+
+def _framebuffers(told: Framebuffers) -> str:
+    text = f"{told.count} {told.path or 'not shown yet'}"
+    return f"{text} ({told.reason})" if told.reason else text
 
 
 def _flips(connector: Connector) -> str:

@@ -330,6 +330,11 @@ class Connector:
             return "DbufDestroy: not answered while the compositor or the card still uses the buffer"
         return self._error
 
+    def _framebuffers(self) -> tuple[status.Framebuffers, ...]:
+        attached = (framebuffer.on[self.index] for framebuffer in self._buffers.framebuffers.values())
+        ways = Counter((each.path, escape(each.reason)) for each in attached if each is not None)
+        return tuple(status.Framebuffers(*way, count) for way, count in sorted(ways.items()))
+
     def status(self) -> status.Connector:
         """What the operator is told."""
         return status.Connector(
@@ -339,6 +344,7 @@ class Connector:
             shown=self._shown(),
             path=self.output.path,
             reason=escape(self.output.reason),
+            framebuffers=self._framebuffers(),
             blanked=self._blanked,
             flips=self._flips.times.status(pending=self._flips.pending),
             requests=self.trace.count,

@@ -13,6 +13,7 @@ __all__ = [
     "Connector",
     "Device",
     "Flips",
+    "Framebuffers",
     "Guest",
     "Input",
     "Latency",
@@ -56,6 +57,16 @@ class Refusal(msgspec.Struct, frozen=True):
     count: int
 
 
+class Framebuffers(msgspec.Struct, frozen=True):
+    """Framebuffers of a guest that can get to an output's screen in the same way."""
+
+    path: str
+    """As a connector's; empty: not known while there is no screen."""
+    reason: str
+    """Why not in a better way."""
+    count: int
+
+
 class Connector(msgspec.Struct, frozen=True):
     """One connector of a guest and the output that shows it."""
 
@@ -69,6 +80,8 @@ class Connector(msgspec.Struct, frozen=True):
     """How frames get to the screen: `zero copy`, `be-alloc`, `copy`; empty: they do not."""
     reason: str
     """Why not in a better way, or not at all."""
+    framebuffers: tuple[Framebuffers, ...]
+    """All that the guest has attached and this output can show. Where one must be copied, DRM copies all of them."""
     blanked: bool
     """By the operator."""
     flips: Flips

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from displbe.wire.errors import Errno
-from displbe.xen.port import GuestBuffer
+from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .seat import Seats
 
@@ -29,6 +29,7 @@ __all__ = [
     "Sink",
     "SinkBuffer",
     "SinkError",
+    "view_of",
 ]
 
 
@@ -78,11 +79,21 @@ class SinkBuffer(abc.ABC):
     """A guest's framebuffer as its output shows it."""
 
     path: str
-    """How its pixels get to the screen: `zero copy`, `be-alloc` or `copy`."""
+    """How its pixels can get to the screen: `zero copy`, `be-alloc` or `copy`; empty: not known while there is no screen."""
+    reason: str = ""
+    """Why not in a better way."""
 
     @abc.abstractmethod
     async def aclose(self) -> None:
         """Take it off the screen if it is there, and let go of the guest's pages; nothing uses them afterwards."""
+
+
+async def view_of(buffer: GuestBuffer) -> memoryview:
+    """A guest's pages as memory. Raises SinkError."""
+    try:
+        return await buffer.view()
+    except HypervisorError as error:
+        raise SinkError(error.code, str(error)) from error
 
 
 class Allocation(abc.ABC):

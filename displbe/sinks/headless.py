@@ -17,7 +17,19 @@ from displbe.wire.errors import from_host
 from displbe.xen.memory import PAGE_SIZE, Mapping
 from displbe.xen.port import GuestBuffer
 
-from .base import NOBODY, Allocation, Claimant, Geometry, Output, OutputUnavailable, Part, Sink, SinkBuffer, SinkError
+from .base import (
+    NOBODY,
+    Allocation,
+    Claimant,
+    Geometry,
+    Output,
+    OutputUnavailable,
+    Part,
+    Sink,
+    SinkBuffer,
+    SinkError,
+    view_of,
+)
 from .picture import image
 
 __all__ = ["HeadlessOutput", "HeadlessSettings", "HeadlessSink"]
@@ -43,6 +55,7 @@ class HeadlessSettings(Protocol):
 
 class _Frame(SinkBuffer):
     path = "copy"
+    reason = "there is no screen"
 
     def __init__(self, output: HeadlessOutput, view: memoryview, geometry: Geometry) -> None:
         self.view = view
@@ -89,7 +102,7 @@ class HeadlessOutput(Output):
         self.flips = 0
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        return _Frame(self, await buffer.view(), geometry)
+        return _Frame(self, await view_of(buffer), geometry)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)

@@ -10,20 +10,11 @@ from __future__ import annotations
 import platform
 from typing import Any, Final
 
-from cffi import FFI
-
+from ._libatomic import ffi
 from .port import Unavailable
 
 __all__ = ["MissingLibatomic", "SharedMemory", "ffi", "libatomic"]
 
-ffi: Final = FFI()
-ffi.cdef(
-    """
-    uint32_t __atomic_load_4(const void *, int);
-    void __atomic_store_4(void *, uint32_t, int);
-    void atomic_thread_fence(int);
-    """
-)
 ACQUIRE: Final = 2
 RELEASE: Final = 3
 SEQ_CST: Final = 5

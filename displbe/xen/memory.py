@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cffi import FFI
+from ._libc import ffi as _ffi
 
 __all__ = ["PAGE_SIZE", "Mapping", "copy_rows", "same_rows"]
 
@@ -21,11 +21,6 @@ _MAP_PRIVATE: Final = 0x02
 _MAP_FIXED: Final = 0x10
 _MAP_ANONYMOUS: Final = 0x20
 
-_ffi: Final = FFI()
-_ffi.cdef(
-    "void *mmap(void *, size_t, int, int, int, long long); int munmap(void *, size_t);"
-    "void *memcpy(void *, const void *, size_t); int memcmp(const void *, const void *, size_t);"
-)
 _libc: Final[Any] = _ffi.dlopen(None)
 _FAILED: Final = _ffi.cast("void *", -1)
 

@@ -15,10 +15,7 @@ import contextlib
 import errno
 import itertools
 import os
-import socket
-import stat
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -27,32 +24,16 @@ import trio
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
 
+from .places import connect, is_device
 from .port import NoEntry, StoreError, StoreLost, WatchRefused
 
-__all__ = ["SOCKETS", "XENBUS", "XenStore", "connect"]
+__all__ = ["XenStore", "connect"]
 
-SOCKETS: Final = ("/run/xenstored/socket", "/var/run/xenstored/socket")
-XENBUS: Final = "/dev/xen/xenbus"
 _RECONNECT_FIRST: Final = 0.05
 _RECONNECT_LAST: Final = 2.0
 _PATIENCE: Final = 1.0
 """Seconds that tidying up may take when xenstored does not answer."""
 _log = structlog.get_logger("displbe.store")
-
-
-def connect(path: str) -> int:
-    """A non-blocking fd on xenstored's socket or on the xenbus device. Raises OSError."""
-    if not stat.S_ISSOCK(os.stat(path).st_mode):
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(path)
-        connection.setblocking(False)
-        return connection.detach()
-
-
-def is_device(fd: int) -> bool:
-    """Whether this is not xenstored's socket, but the kernel's device."""
-    return not stat.S_ISSOCK(os.fstat(fd).st_mode)
 
 
 class _Reply:
@@ -327,12 +308,3 @@ class _Transaction:
 
     async def remove(self, path: str) -> None:
         await self._store.remove(path, self)
-
-
-def find(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
-    """Where XenStore is to be reached: the socket in Dom0, the device in a driver domain, and for who may not use the socket.
-
-    Where there are only such that we may not use, one of them: to open it says what is wrong.
-    """
-    there = [path for path in paths if Path(path).exists()]
-    return next((path for path in there if os.access(path, os.R_OK | os.W_OK)), there[-1] if there else None)

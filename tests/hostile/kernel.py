@@ -22,6 +22,7 @@ import pytest
 import displbe
 from displbe.sim.hypervisor import Domain, Grant, Xen
 from displbe.xen import evtchn, gntdev, host, memory, store
+from displbe.xen._libc import ffi
 from displbe.xen.host import Host
 from displbe.xen.port import StoreError
 
@@ -305,23 +306,23 @@ class Kernel:
         try:
             self._count("mmap")
         except OSError as error:
-            memory._ffi.errno = error.errno or 0
+            ffi.errno = error.errno or 0
             return memory._FAILED
         if fd not in self._reserved:
             return self._libc.mmap(address, size, protection, flags, fd, offset)
         grants = self._reserved[fd].get(offset, [])
         if len(grants) * PAGE != size or not all(grant.writable or not protection & 2 for grant in grants):
-            memory._ffi.errno = errno.EINVAL
+            ffi.errno = errno.EINVAL
             return memory._FAILED
-        base = self._libc.mmap(memory._ffi.NULL, size, 0, 0x22, -1, 0)
+        base = self._libc.mmap(ffi.NULL, size, 0, 0x22, -1, 0)
         for number, grant in enumerate(grants):
-            at = memory._ffi.cast("char *", base) + number * PAGE
+            at = ffi.cast("char *", base) + number * PAGE
             self._libc.mmap(at, PAGE, protection, 0x11, grant.memfd, grant.page * PAGE)
             grant.mapped += 1
-        self._mapped[int(memory._ffi.cast("uintptr_t", base))] = grants
+        self._mapped[int(ffi.cast("uintptr_t", base))] = grants
         return base
 
     def _munmap(self, address: Any, size: int) -> int:
-        for grant in self._mapped.pop(int(memory._ffi.cast("uintptr_t", address)), []):
+        for grant in self._mapped.pop(int(ffi.cast("uintptr_t", address)), []):
             grant.mapped -= 1
         return int(self._libc.munmap(address, size))

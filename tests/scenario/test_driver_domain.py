@@ -12,7 +12,7 @@ import trio
 from scenario.devices import SimDevice, SimNodes
 from scenario.world import spec, until
 
-from displbe import cli
+from displbe import process
 from displbe.backend.guests import GuestSettings
 from displbe.config import ControlSettings, HeadlessSettings, InputSettings, Settings
 from displbe.daemon import Daemon
@@ -155,7 +155,7 @@ async def test_no_watch_at_all(tmp_path: Path) -> None:
         lacking, others = ended.value.split(Unavailable)
         assert lacking is not None
         assert others is None
-        assert "refuses to watch backend/vinput" in str(cli._leaf(lacking))
+        assert "refuses to watch backend/vinput" in str(process._leaf(lacking))
 
 
 async def test_watches_that_are_used_up(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gc
 import time
 from pathlib import Path
 
+import pytest
 import trio
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
@@ -296,8 +297,12 @@ async def test_the_daemon_ends_while_xenstore_is_away(world: World) -> None:
         await world.start_daemon()
 
 
-async def test_the_daemon_is_killed_under_a_guest(world: World) -> None:
-    """The guest is at 4 and so is our node: the old rings are never served, the guest starts anew, and all is well."""
+@pytest.mark.parametrize("told_early", [False, True])
+async def test_the_daemon_is_killed_under_a_guest(world: World, told_early: bool) -> None:
+    """The guest is at 4 and so is our node: the old rings are never served, the guest starts anew, and all is well.
+
+    It may hear of it before the next daemon is there.
+    """
     async with world.guest(1) as guest:
         await work(guest)
         old = guest.display.connectors[0]
@@ -307,6 +312,9 @@ async def test_the_daemon_is_killed_under_a_guest(world: World) -> None:
         assert (world.state(1), guest.display.state) == (State.CONNECTED, State.CONNECTED)
         assert old.ring.put(bytes(64))
         old.channel.notify()
+        if told_early:
+            await world.begin()
+            await seen(guest.display, State.CONNECTED, State.CLOSING)
         await world.start_daemon()
         await seen(guest.display, State.CONNECTED, State.CLOSING, State.CLOSED, State.INIT_WAIT, State.CONNECTED)
         await until(lambda: guest.display.state is State.CONNECTED)
@@ -315,11 +323,14 @@ async def test_the_daemon_is_killed_under_a_guest(world: World) -> None:
         await work(guest)
 
 
-async def test_the_daemon_is_killed_and_the_guest_does_not_react(world: World) -> None:
+@pytest.mark.parametrize("told_early", [False, True])
+async def test_the_daemon_is_killed_and_the_guest_does_not_react(world: World, told_early: bool) -> None:
     """Until it has left its old rings we stay at 6."""
     async with world.guest(1) as guest:
         freeze(guest.display)
         await world.kill_daemon()
+        if told_early:
+            await world.begin()
         await world.start_daemon()
         await seen(guest.display, State.CLOSED)
         await trio.sleep(0.5)
@@ -336,6 +347,9 @@ async def test_the_daemon_is_killed_before_the_guest_has_connected(world: World)
     async with world.booted(1, spec()) as guest:
         await until(lambda: guest.display.state is State.INITIALISED)
         await world.kill_daemon()
+        before = world.state(1)
+        await world.begin()
+        assert world.state(1) is before
         await world.start_daemon()
         await reconnected(guest.display)
         await work(guest)

@@ -16,7 +16,7 @@ import trio
 from scenario.devices import SimDevice
 from scenario.world import World, flip_on, spec, until
 
-from displbe import cli, daemon
+from displbe import daemon, process
 from displbe.backend.guests import GuestSettings
 from displbe.config import ControlSettings, Settings, differences, load
 from displbe.daemon import Daemon
@@ -63,7 +63,7 @@ async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: 
     config.write_text("sink = 'headless'\n[control]\nsocket = ''\n")
     async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
         made = Daemon(load(str(config)), xen.hypervisor(0), Health({"NOTIFY_SOCKET": str(manager.path)}))
-        nursery.start_soon(cli._serve, made, str(config))
+        nursery.start_soon(process.serve, made, str(config))
         await until(lambda: "READY=1" in manager.heard)
         assert manager.last("STATUS").startswith("serving")
         async with Guest.booted(xen, 1, spec()) as guest:

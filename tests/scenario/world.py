@@ -24,6 +24,7 @@ from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks.headless import HeadlessOutput
 from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request
 from displbe.wire.xenbus import State
+from displbe.xen.early import close_what_nobody_serves
 from displbe.xen.port import Ledger
 
 from .devices import SimNodes
@@ -123,6 +124,13 @@ class World:
             await self.stop_daemon()
         finally:
             backend_device.FAREWELL = farewell  # type: ignore[misc]
+
+    async def begin(self) -> None:
+        """What the next daemon's process does first."""
+        assert self.folder is not None
+        lock, store = self.folder / "gntdev", str(self.xen.server.socket_of(0))
+        lock.touch()
+        await trio.to_thread.run_sync(close_what_nobody_serves, str(lock), store)
 
     def output(self, name: str = "HDMI-A-1") -> HeadlessOutput:
         """An output that a guest has."""

@@ -838,7 +838,10 @@ async def test_a_compositor_that_ends_just_when_it_is_waited_for_no_longer(monke
     async with staged() as stage:
         output, _first, second = await stage.lit()
         client = stage.sink.clients[GUEST]
-        async with client._offering, trio.open_nursery() as nursery:  # as a compositor that does not answer would keep it
+        async with (
+            client._offering,
+            trio.open_nursery() as nursery,
+        ):  # as a compositor that does not answer would keep it
             nursery.start_soon(second.aclose)
             await trio.testing.wait_all_tasks_blocked()
             stage.compositor.crash()

@@ -16,7 +16,7 @@ import trio
 from logs import as_in_tests
 from PIL import Image
 
-from displbe import __version__, cli
+from displbe import __version__, cli, process
 from displbe.config import ControlSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.hypervisor import Xen
@@ -123,8 +123,8 @@ def test_a_missing_package_is_said_in_a_sentence() -> None:
 
 HOLD = """
 import sys, time
-from displbe.cli import _only_one
-with _only_one(sys.argv[1]):
+from displbe.process import only_one
+with only_one(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -137,13 +137,13 @@ def test_only_one_daemon(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(device)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(Unavailable, match="another displbe"), cli._only_one(str(device)):
+        with pytest.raises(Unavailable, match="another displbe"), process.only_one(str(device)):
             pass
         first.kill()
     for _ in range(2):
-        with cli._only_one(str(device)):
+        with process.only_one(str(device)):
             pass
-    with pytest.raises(Unavailable, match="No such file"), cli._only_one(str(tmp_path / "nothing")):
+    with pytest.raises(Unavailable, match="No such file"), process.only_one(str(tmp_path / "nothing")):
         pass
 
 
@@ -154,8 +154,8 @@ def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeyp
     async def serve(*arguments: object) -> None:
         frozen.append(gc.get_freeze_count())
 
-    monkeypatch.setattr(cli, "_serve", serve)
-    monkeypatch.setattr(cli, "_only_one", contextlib.nullcontext)
+    monkeypatch.setattr(process, "serve", serve)
+    monkeypatch.setattr(process, "only_one", contextlib.nullcontext)
     monkeypatch.setattr("displbe.xen.host.Host", lambda path: None)
     monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments, **more: None)
     path = tmp_path / "displbe.toml"
@@ -176,7 +176,7 @@ async def test_signals_end_the_daemon_in_order(tmp_path: Path) -> None:
             ended = trio.Event()
 
             async def serve(daemon: Daemon, ended: trio.Event) -> None:
-                await cli._serve(daemon, "")
+                await process.serve(daemon, "")
                 ended.set()
 
             nursery.start_soon(

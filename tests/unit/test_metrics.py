@@ -34,7 +34,9 @@ def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> Gu
     """A guest that flips."""
     flips = Flips(44, 0.01, 60.0, 59.0, Latency(0.016, 0.02, 5.0), False, 6.5, BUCKETS)
     connectors = tuple(
-        Connector(i, output, "64x48", "64x48 XR24", "copy", "", False, flips, 50, 2, REFUSALS, "why", 1.0, 0, 7, 0.5, 1)
+        Connector(
+            i, output, "64x48", "64x48 XR24", "copy", "", (), False, flips, 50, 2, REFUSALS, "why", 1.0, 0, 7, 0.5, 1
+        )
         for i, output in enumerate(outputs)
     )
     device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)

@@ -18,8 +18,9 @@ import trio.testing
 from displbe.sim.store import StoreServer
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
+from displbe.xen.places import connect, find
 from displbe.xen.port import NoEntry, StoreError, StoreLost, WatchRefused
-from displbe.xen.store import XenStore, connect, find
+from displbe.xen.store import XenStore
 
 Flavour = Literal["xenstored", "oxenstored"]
 

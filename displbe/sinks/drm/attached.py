@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from displbe.sinks.base import SinkError
+from displbe.sinks.base import SinkError, view_of
 from displbe.sinks.convert import CONVERTED
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
@@ -23,6 +23,7 @@ from .stage import Stage
 __all__ = ["Attached"]
 
 XR24: Final = fourcc("XR24")
+OFF: Final = "zero-copy is off"
 
 
 class Attached:
@@ -30,7 +31,7 @@ class Attached:
 
     def __init__(self, name: str, zero_copy: str, say: Callable[[str, str], None]) -> None:
         self.buffers: set[DrmBuffer] = set()
-        self.refusal = "zero-copy is off" if zero_copy == "off" else ""
+        self.refusal = OFF if zero_copy == "off" else ""
         """Why frames are copied, where they are."""
         self._name = name
         self._zero_copy = zero_copy
@@ -84,6 +85,8 @@ class Attached:
                 if isinstance(error, CardGone) and stage.pipe.card.gone():
                     raise
                 self.refuse(buffer, error)
+        else:
+            buffer.reason = OFF
         await self.map(buffer)
 
     async def prepare_all(self, stage: Stage, shown: DrmBuffer, modes: Sequence[Mode]) -> None:
@@ -106,16 +109,13 @@ class Attached:
         """Frames of this buffer are copied: from now on, or (not `lasting`) until the screen is switched on anew. Raises as `insist`."""
         self.insist(error)
         buffer.refused = lasting
-        self.refusal = str(error)
+        buffer.reason = self.refusal = str(error)
         self._say("frames are copied", self.refusal)
 
     async def map(self, buffer: DrmBuffer) -> None:
         """Have its pages as memory. Raises SinkError."""
         if buffer.view is None:
-            try:
-                buffer.view = await buffer.guest.view()
-            except HypervisorError as error:
-                raise SinkError(error.code, str(error)) from error
+            buffer.view = await view_of(buffer.guest)
 
     async def map_alike(self, shown: DrmBuffer) -> None:
         """This frame, and those that the guest will flip to, go the same way. Raises SinkError."""
@@ -128,4 +128,4 @@ class Attached:
     def card_gone(self) -> None:
         """Nothing of the card's is left."""
         for buffer in self.buffers:
-            buffer.fb, buffer.refused = 0, False
+            buffer.fb, buffer.refused, buffer.reason = 0, False, ""

@@ -29,6 +29,7 @@ class DrmBuffer(SinkBuffer):
         """The pages are memory of the card's (be-alloc)."""
         self.refused = False
         """The card does not show it without a copy."""
+        self.reason = ""
         self.closed = False
         self._remove = remove
 
@@ -40,7 +41,9 @@ class DrmBuffer(SinkBuffer):
     @property
     def path(self) -> str:  # type: ignore[override]
         """How its frames get to the screen."""
-        return "copy" if self.refused or not self.fb else "be-alloc" if self.ours else "zero copy"
+        if self.fb and not self.refused:
+            return "be-alloc" if self.ours else "zero copy"
+        return "copy" if self.view is not None else ""
 
     async def aclose(self) -> None:
         self.closed = True

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import structlog
 import trio
-from cffi import FFI
 
 from . import uapi
+from ._libseat import ffi as _ffi
 
 __all__ = ["PLAIN", "Files", "Seat", "find_seat"]
 
@@ -30,23 +30,6 @@ ENABLE_WAIT: Final = 1000
 """Milliseconds at most until a new seat says whether it is ours now."""
 
 _log = structlog.get_logger("displbe.drm")
-_ffi: Final = FFI()
-# libseat.h
-_ffi.cdef("""
-struct libseat;
-struct libseat_seat_listener {
-    void (*enable_seat)(struct libseat *seat, void *userdata);
-    void (*disable_seat)(struct libseat *seat, void *userdata);
-};
-struct libseat *libseat_open_seat(const struct libseat_seat_listener *listener, void *userdata);
-int libseat_disable_seat(struct libseat *seat);
-int libseat_close_seat(struct libseat *seat);
-int libseat_open_device(struct libseat *seat, const char *path, int *fd);
-int libseat_close_device(struct libseat *seat, int device_id);
-int libseat_get_fd(struct libseat *seat);
-int libseat_dispatch(struct libseat *seat, int timeout);
-void libseat_set_log_level(int level);
-""")
 
 
 class Files:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from displbe.sinks.base import Geometry, SinkBuffer, SinkError
+from displbe.sinks.base import Geometry, SinkBuffer, SinkError, view_of
 from displbe.sinks.convert import CONVERTED
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
@@ -83,15 +83,12 @@ class WaylandBuffer(SinkBuffer):
     @property
     def path(self) -> str:  # type: ignore[override]
         """How its frames get to the screen."""
-        return "copy" if self.way == "copy" else "zero copy"
+        return "zero copy" if self.wl is not None else self.way
 
     async def map(self) -> memoryview:
         """Its pages. Raises SinkError."""
         if self.view is None:
-            try:
-                self.view = await self.guest.view()
-            except HypervisorError as error:
-                raise SinkError(error.code, str(error)) from error
+            self.view = await view_of(self.guest)
         return self.view
 
     def cold(self) -> None:

@@ -12,10 +12,10 @@ import structlog
 import trio
 import xcffib
 
-from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError
+from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, view_of
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
-from displbe.xen.port import GuestBuffer, HypervisorError
+from displbe.xen.port import GuestBuffer
 
 from .server import LAYOUTS
 from .window import Window
@@ -35,6 +35,7 @@ AFTER_MISTAKE: Final = 1.0
 
 class _Frame(SinkBuffer):
     path = "copy"
+    reason = "an X server maps no guest's pages"
 
     def __init__(self, output: X11Output, view: memoryview, geometry: Geometry) -> None:
         self.view = view
@@ -88,10 +89,7 @@ class X11Output(Output):
         server = self._sink.server
         if geometry.fourcc not in (LAYOUTS if server is None else server.formats):
             raise SinkError(Errno.EINVAL, f"an X server cannot show {fourcc_name(geometry.fourcc)}")
-        try:
-            return _Frame(self, await buffer.view(), geometry)
-        except HypervisorError as error:
-            raise SinkError(error.code, str(error)) from error
+        return _Frame(self, await view_of(buffer), geometry)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)
@@ -216,7 +214,7 @@ class X11Output(Output):
             return "", "there is no X server"
         if self._window is None or not self._window.visible:
             return "", "the window is closed, or an icon"
-        return "copy", "an X server maps no guest's pages"
+        return _Frame.path, _Frame.reason
 
     async def _update(self) -> bool:
         """Make the window show what the guest shows. Whether that was something else than before."""

@@ -8,7 +8,7 @@ inherit externalsrc python_hatchling systemd useradd
 EXTERNALSRC = "${@os.path.abspath(os.path.join(d.getVar('THISDIR'), '../../../..'))}"
 
 # hatch_build.py makes the modules of the Wayland protocols from their XML.
-DEPENDS += "wayland-protocols pkgconfig-native"
+DEPENDS += "wayland-protocols pkgconfig-native python3-cffi-native"
 
 RDEPENDS:${PN} = " \
     libatomic \

@@ -1,0 +1,136 @@
+"""The first thing that a daemon does: it closes the displays that are still connected, and that nobody serves since the daemon before it
+was killed.
+
+To load the rest takes seconds on a slow board. Until their backend's state changes, guests go on asking, and Linux' frontend waits
+3 s for each answer (VDRM_WAIT_BACK_MS in xen_drm_front.h). So this asks XenStore itself, and imports nothing that takes long.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from struct import Struct
+from typing import Final
+
+from . import places
+
+__all__ = ["close_what_nobody_serves"]
+
+GNTDEV: Final = "/dev/xen/gntdev"
+PATIENCE: Final = 1.0
+"""Seconds that all of this may take."""
+# xen/include/public/io/xs_wire.h
+_HEADER: Final = Struct("=IIII")
+_DIRECTORY, _READ, _TRANSACTION_START, _TRANSACTION_END, _WRITE, _ERROR = 1, 2, 6, 7, 11, 16
+_LONGEST: Final = 1 << 20
+# xen/include/public/io/xenbus.h
+_CONNECTED: Final = b"4"
+_CLOSING: Final = b"5"
+
+
+class _Refused(Exception):
+    """XenStore says no."""
+
+
+class _Store:
+    """XenStore, one request at a time. Methods raise OSError (nobody answers), _Refused."""
+
+    def __init__(self, path: str) -> None:
+        self._until = time.monotonic() + PATIENCE
+        self._fd = places.connect(path)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def ask(self, operation: int, payload: bytes, transaction: int = 0) -> bytes:
+        """The answer's payload."""
+        message = _HEADER.pack(operation, 0, transaction, len(payload)) + payload
+        self._wait(select.POLLOUT)
+        if os.write(self._fd, message) != len(message):
+            raise OSError("XenStore takes no requests")
+        told, _, _, size = _HEADER.unpack(self._take(_HEADER.size))
+        if size > _LONGEST:
+            raise OSError("no answer of XenStore's")
+        answer = self._take(size)
+        if told == _ERROR:
+            raise _Refused(answer)
+        return answer
+
+    def read(self, path: str, transaction: int = 0) -> bytes:
+        """A node's value."""
+        return self.ask(_READ, path.encode() + b"\0", transaction)
+
+    def children(self, path: str) -> Iterator[str]:
+        """Paths of the nodes below a node; none where it is missing."""
+        try:
+            names = self.ask(_DIRECTORY, path.encode() + b"\0")
+        except _Refused:
+            return
+        yield from (f"{path}/{name.decode()}" for name in names.split(b"\0") if name)
+
+    def _take(self, size: int) -> bytes:
+        taken = b""
+        while len(taken) < size:
+            self._wait(select.POLLIN)
+            piece = os.read(self._fd, size - len(taken))
+            if not piece:
+                raise OSError("XenStore has gone")
+            taken += piece
+        return taken
+
+    def _wait(self, events: int) -> None:
+        poll = select.poll()
+        poll.register(self._fd, events)
+        if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
+            raise OSError("XenStore does not answer")
+
+
+def close_what_nobody_serves(device: str = GNTDEV, store: str | None = None) -> None:
+    """Set the state of our domain's displays from 4 to 5 where their frontends are at 4, too. What cannot be done now is done later, when
+    the daemon meets the device; this is merely earlier. Nothing is done while another daemon runs in this domain.
+    """
+    store = store or places.find()
+    try:
+        if store is not None:
+            with _alone(device):
+                _close_all(store)
+    except OSError:
+        pass
+
+
+@contextmanager
+def _alone(device: str) -> Iterator[None]:
+    """While this holds, no daemon serves anybody: each holds the same lock (process.only_one). Raises OSError."""
+    mark = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(mark)
+
+
+def _close_all(path: str) -> None:
+    store = _Store(path)
+    try:
+        for domain in store.children("backend/vdispl"):
+            for display in store.children(domain):
+                try:
+                    _close(store, display)
+                except _Refused:  # it is being removed; or, with a transaction, somebody was quicker
+                    pass
+    finally:
+        store.close()
+
+
+def _close(store: _Store, display: str) -> None:
+    frontend = store.read(f"{display}/frontend").decode("utf-8", "surrogateescape")
+    if store.read(f"{frontend}/state") != _CONNECTED:
+        return
+    number = int(store.ask(_TRANSACTION_START, b"\0").rstrip(b"\0"))
+    if good := store.read(f"{display}/state", number) == _CONNECTED:
+        store.ask(_WRITE, f"{display}/state".encode() + b"\0" + _CLOSING, number)
+    store.ask(_TRANSACTION_END, b"T\0" if good else b"F\0", number)
