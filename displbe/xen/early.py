@@ -1,8 +1,8 @@
 """The first thing that a daemon does: it closes the displays that are still connected, and that nobody serves since the daemon before it
 was killed.
 
-To load the rest takes seconds on a slow board. Until their backend's state changes, guests go on asking, and Linux' frontend waits
-3 s for each answer (VDRM_WAIT_BACK_MS in xen_drm_front.h). So this asks XenStore itself, and imports nothing that takes long.
+To load the rest takes seconds on a slow board. Until their backend is at 6, guests go on asking, and Linux' frontend waits 3 s for
+each answer (VDRM_WAIT_BACK_MS in xen_drm_front.h). So this asks XenStore itself, and imports nothing that takes long.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _LONGEST: Final = 1 << 20
 # xen/include/public/io/xenbus.h
 _CONNECTED: Final = b"4"
 _CLOSING: Final = b"5"
+_CLOSED: Final = b"6"
+SEEN: Final = 0.1
+"""Seconds that a 5 stands, for those who poll (wire.xenbus.TRANSITIONS)."""
 
 
 class _Refused(Exception):
@@ -90,8 +93,8 @@ class _Store:
 
 
 def close_what_nobody_serves(device: str = GNTDEV, store: str | None = None) -> None:
-    """Set the state of our domain's displays from 4 to 5 where their frontends are at 4, too. What cannot be done now is done later, when
-    the daemon meets the device; this is merely earlier. Nothing is done while another daemon runs in this domain.
+    """Set the state of our domain's displays from 4 to 5 and 6 where their frontends are at 4, too. What cannot be done now is done later,
+    when the daemon meets the device. Nothing is done while another daemon runs in this domain.
     """
     store = store or places.find()
     try:
@@ -116,21 +119,37 @@ def _alone(device: str) -> Iterator[None]:
 def _close_all(path: str) -> None:
     store = _Store(path)
     try:
-        for domain in store.children("backend/vdispl"):
-            for display in store.children(domain):
-                try:
-                    _close(store, display)
-                except _Refused:  # it is being removed; or, with a transaction, somebody was quicker
-                    pass
+        displays = [display for domain in store.children("backend/vdispl") for display in store.children(domain)]
+        closing = [
+            display
+            for display in displays
+            if _connected(store, display) and _switch(store, display, _CONNECTED, _CLOSING)
+        ]
+        if closing:
+            time.sleep(SEEN)
+        for display in closing:
+            _switch(store, display, _CLOSING, _CLOSED)
     finally:
         store.close()
 
 
-def _close(store: _Store, display: str) -> None:
-    frontend = store.read(f"{display}/frontend").decode("utf-8", "surrogateescape")
-    if store.read(f"{frontend}/state") != _CONNECTED:
-        return
-    number = int(store.ask(_TRANSACTION_START, b"\0").rstrip(b"\0"))
-    if good := store.read(f"{display}/state", number) == _CONNECTED:
-        store.ask(_WRITE, f"{display}/state".encode() + b"\0" + _CLOSING, number)
-    store.ask(_TRANSACTION_END, b"T\0" if good else b"F\0", number)
+def _connected(store: _Store, display: str) -> bool:
+    """What its frontend says."""
+    try:
+        frontend = store.read(f"{display}/frontend").decode("utf-8", "surrogateescape")
+        return store.read(f"{frontend}/state") == _CONNECTED
+    except _Refused:
+        return False
+
+
+def _switch(store: _Store, display: str, of: bytes, to: bytes) -> bool:
+    """Change our state, unless it is another one by now. In a transaction: the toolstack may be removing the display."""
+    try:
+        number = int(store.ask(_TRANSACTION_START, b"\0").rstrip(b"\0"))
+        good = store.read(f"{display}/state", number) == of
+        if good:
+            store.ask(_WRITE, f"{display}/state".encode() + b"\0" + to, number)
+        store.ask(_TRANSACTION_END, b"T\0" if good else b"F\0", number)
+        return good
+    except _Refused:
+        return False

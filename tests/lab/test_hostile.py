@@ -114,7 +114,6 @@ def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pic
     assert not displbe.events("a request waited without a notification")
 
 
-@pytest.mark.unmet
 def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle: Held) -> None:
     """500 connections on four screens at once, each fourth left with a buffer and a framebuffer (a dma-buf, on two of the screens): the
     memory and all that is held are back where they were.

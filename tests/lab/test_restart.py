@@ -47,22 +47,12 @@ def shown_again(displbe: Backend, before: int) -> bool:
 
 
 def test_killed(machine: Machine) -> None:
-    """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen, and
-    nothing of the dead daemon stays. How long that took is printed.
+    """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen within 5 s,
+    and nothing of the dead daemon stays.
+
+    3 s of it the guest's request to the dead daemon waits, which is also about what the interpreter's start takes under emulation. So up
+    to three times when the machine that emulates was busy; all are printed.
     """
-    killed(machine, tries=1)
-
-
-@pytest.mark.unmet
-def test_killed_in_time(machine: Machine) -> None:
-    """Within 5 s. The interpreter's start under emulation is most of it, and a start of more than 3 s costs another 3 s: the guest's next
-    request then still goes to the dead daemon. So up to five times, until the limit is met.
-    """
-    assert killed(machine, tries=5) <= LIMIT
-
-
-def killed(machine: Machine, tries: int) -> float:
-    """The quickest way back to the screen, in seconds."""
     connector = next(iter(machine.connectors()))
     wanted = drawn(1024, 768, 0)
     took: list[float] = []
@@ -72,7 +62,7 @@ def killed(machine: Machine, tries: int) -> float:
             machine.wait_console("killed", "survive: card 1", 60)
             machine.expect_picture(wanted, "before-kill")
             held = displbe.held()
-            while len(took) < tries and min(took, default=60) > LIMIT:
+            while len(took) < 3 and min(took, default=60) > LIMIT:
                 before = len(displbe.events("output on"))
                 at = displbe.kill()
                 machine.wait_for(partial(shown_again, displbe, before), 60, why="the guest's next frame")
@@ -84,7 +74,7 @@ def killed(machine: Machine, tries: int) -> float:
     finally:
         machine.destroy("killed")
     no_zombie(machine)
-    return min(took)
+    assert min(took) <= LIMIT
 
 
 def test_attach_and_detach(machine: Machine, reference: Callable[..., Picture]) -> None:

@@ -314,7 +314,7 @@ async def test_the_daemon_is_killed_under_a_guest(world: World, told_early: bool
         old.channel.notify()
         if told_early:
             await world.begin()
-            await seen(guest.display, State.CONNECTED, State.CLOSING)
+            await seen(guest.display, State.CONNECTED, State.CLOSING, State.CLOSED)
         await world.start_daemon()
         await seen(guest.display, State.CONNECTED, State.CLOSING, State.CLOSED, State.INIT_WAIT, State.CONNECTED)
         await until(lambda: guest.display.state is State.CONNECTED)

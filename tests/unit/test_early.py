@@ -64,7 +64,7 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 async def test_only_what_is_connected_is_closed(place: Place, backend: bytes, frontend: bytes) -> None:
     await place.display(DISPLAY, backend, frontend)
     await place.close()
-    assert await place.state() == (b"5" if (backend, frontend) == (b"4", b"4") else backend)
+    assert await place.state() == (b"6" if (backend, frontend) == (b"4", b"4") else backend)
 
 
 async def test_all_displays_of_all_guests(place: Place) -> None:
@@ -75,7 +75,7 @@ async def test_all_displays_of_all_guests(place: Place) -> None:
     for path in others:
         await place.display(path, b"4", b"4")
     await place.close()
-    assert [await place.state(path) for path in others] == [b"5"] * 4
+    assert [await place.state(path) for path in others] == [b"6"] * 4
     assert await place.state("backend/vdispl/3/0") == b"4"
     with pytest.raises(NoEntry):
         await place.state("backend/vdispl/4/0")
@@ -94,7 +94,7 @@ async def test_what_another_daemon_serves_stays(place: Place) -> None:
         await place.close()
         assert await place.state() == b"4"
     await place.close()
-    assert await place.state() == b"5"
+    assert await place.state() == b"6"
 
 
 async def test_without_xen(place: Place, tmp_path: Path) -> None:
