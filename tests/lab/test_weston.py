@@ -93,8 +93,8 @@ def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: 
 def test_a_dmabuf(machine: Machine) -> None:
     """Weston's GL renderer imports a dma-buf and shows it: an udmabuf, by a Weston without a screen.
 
-    Not met: on llvmpipe, which is all that there is in the emulator, Weston 14 takes the buffer and dies when it draws it, as it does
-    with gntdev's.
+    Not met: with software GL (llvmpipe, softpipe), which is all that there is in the emulator, Weston 14 takes the buffer and dies when it
+    draws it, as it does with gntdev's.
     """
     done = machine.run(
         f"cd {TREE} && LIBGL_ALWAYS_SOFTWARE=1 python3 -m pytest -q -p no:cacheprovider -o faulthandler_timeout=0 --tb=short"
