@@ -1,4 +1,7 @@
-"""The command line. What it needs is loaded late: the guests of a daemon that starts again wait for it."""
+"""The command line. What it needs is loaded late: the guests of a daemon that starts again wait for it.
+
+Exit codes: 0 done, 1 the daemon failed, 2 wrong use or configuration, 69 this machine lacks what displbe needs (Xen, a package).
+"""
 
 from __future__ import annotations
 

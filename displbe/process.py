@@ -1,7 +1,4 @@
-"""The process around the daemon: one in a domain, signals, exit codes.
-
-Exit codes: 0 done, 1 the daemon failed, 2 wrong use or configuration, 69 this machine lacks what displbe needs (Xen, a package).
-"""
+"""The process around the daemon: one in a domain, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,6 +31,8 @@ OK: Final = 0
 USAGE: Final = 2
 UNAVAILABLE: Final = 69
 """EX_UNAVAILABLE of sysexits.h."""
+PATIENCE: Final = 1.5
+"""Seconds that another one may hold the lock: longer than one that only begins (xen.early)."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -132,11 +132,16 @@ def only_one(device: str = gntdev.PATH) -> Iterator[None]:
         mark = gntdev.open_gntdev(device)
     except OSError as error:
         raise Unavailable(f"{device}: {error.strerror}") from error
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(mark)
-        raise Unavailable("another displbe runs in this domain") from error
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                os.close(mark)
+                raise Unavailable("another displbe runs in this domain") from error
+            time.sleep(0.05)
     try:
         yield
     finally:

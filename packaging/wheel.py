@@ -29,7 +29,6 @@ PYTEST = (
     "-q",
     "-n4",
     "--dist=worksteal",
-    "--cov",
     "--reruns=1",
     "--only-rerun=TooSlowError|Exceptions from Trio nursery",
     "-pno:cacheprovider",
@@ -61,7 +60,7 @@ def test(wheel: Path, arguments: list[str]) -> None:
         for name in BESIDE:
             whole = TREE / name
             (shutil.copytree if whole.is_dir() else shutil.copy)(whole, tests / name)
-        run(python, "-m", "pytest", *PYTEST, *arguments, cwd=tests)
+        run(python, "-m", "pytest", *PYTEST, *(arguments or ["--cov"]), cwd=tests)
         where = "import displbe, sys; sys.exit(0 if displbe.__file__.startswith(sys.prefix) else displbe.__file__)"
         run(python, "-c", where, cwd=tests)
 

@@ -44,7 +44,7 @@ class _Store:
 
     def __init__(self, path: str) -> None:
         self._until = time.monotonic() + PATIENCE
-        self._fd = places.connect(path)
+        self._fd = places.connect(path, PATIENCE)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -52,7 +52,7 @@ class _Store:
     def ask(self, operation: int, payload: bytes, transaction: int = 0) -> bytes:
         """The answer's payload."""
         message = _HEADER.pack(operation, 0, transaction, len(payload)) + payload
-        self._wait(select.POLLOUT)
+        # The device takes a message whole, and its poll never says that it does.
         if os.write(self._fd, message) != len(message):
             raise OSError("XenStore takes no requests")
         told, _, _, size = _HEADER.unpack(self._take(_HEADER.size))
@@ -63,31 +63,31 @@ class _Store:
             raise _Refused(answer)
         return answer
 
-    def read(self, path: str, transaction: int = 0) -> bytes:
+    def read(self, path: bytes, transaction: int = 0) -> bytes:
         """A node's value."""
-        return self.ask(_READ, path.encode() + b"\0", transaction)
+        return self.ask(_READ, path + b"\0", transaction)
 
-    def children(self, path: str) -> Iterator[str]:
+    def children(self, path: bytes) -> Iterator[bytes]:
         """Paths of the nodes below a node; none where it is missing."""
         try:
-            names = self.ask(_DIRECTORY, path.encode() + b"\0")
+            names = self.ask(_DIRECTORY, path + b"\0")
         except _Refused:
             return
-        yield from (f"{path}/{name.decode()}" for name in names.split(b"\0") if name)
+        yield from (path + b"/" + name for name in names.split(b"\0") if name)
 
     def _take(self, size: int) -> bytes:
         taken = b""
         while len(taken) < size:
-            self._wait(select.POLLIN)
+            self._wait()
             piece = os.read(self._fd, size - len(taken))
             if not piece:
                 raise OSError("XenStore has gone")
             taken += piece
         return taken
 
-    def _wait(self, events: int) -> None:
+    def _wait(self) -> None:
         poll = select.poll()
-        poll.register(self._fd, events)
+        poll.register(self._fd, select.POLLIN)
         if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
             raise OSError("XenStore does not answer")
 
@@ -95,13 +95,16 @@ class _Store:
 def close_what_nobody_serves(device: str = GNTDEV, store: str | None = None) -> None:
     """Set the state of our domain's displays from 4 to 5 and 6 where their frontends are at 4, too. What cannot be done now is done later,
     when the daemon meets the device. Nothing is done while another daemon runs in this domain.
+
+    The configuration has not been read yet: XenStore is where it usually is, and should the daemon not start, the displays stay closed
+    until one does.
     """
     store = store or places.find()
     try:
         if store is not None:
             with _alone(device):
                 _close_all(store)
-    except OSError:
+    except (OSError, ValueError):
         pass
 
 
@@ -119,7 +122,7 @@ def _alone(device: str) -> Iterator[None]:
 def _close_all(path: str) -> None:
     store = _Store(path)
     try:
-        displays = [display for domain in store.children("backend/vdispl") for display in store.children(domain)]
+        displays = [display for domain in store.children(b"backend/vdispl") for display in store.children(domain)]
         closing = [
             display
             for display in displays
@@ -133,22 +136,22 @@ def _close_all(path: str) -> None:
         store.close()
 
 
-def _connected(store: _Store, display: str) -> bool:
+def _connected(store: _Store, display: bytes) -> bool:
     """What its frontend says."""
     try:
-        frontend = store.read(f"{display}/frontend").decode("utf-8", "surrogateescape")
-        return store.read(f"{frontend}/state") == _CONNECTED
+        frontend = store.read(display + b"/frontend")
+        return store.read(frontend + b"/state") == _CONNECTED
     except _Refused:
         return False
 
 
-def _switch(store: _Store, display: str, of: bytes, to: bytes) -> bool:
+def _switch(store: _Store, display: bytes, of: bytes, to: bytes) -> bool:
     """Change our state, unless it is another one by now. In a transaction: the toolstack may be removing the display."""
     try:
         number = int(store.ask(_TRANSACTION_START, b"\0").rstrip(b"\0"))
-        good = store.read(f"{display}/state", number) == of
+        good = store.read(display + b"/state", number) == of
         if good:
-            store.ask(_WRITE, f"{display}/state".encode() + b"\0" + to, number)
+            store.ask(_WRITE, display + b"/state\0" + to, number)
         store.ask(_TRANSACTION_END, b"T\0" if good else b"F\0", number)
         return good
     except _Refused:

@@ -22,11 +22,12 @@ def find(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
     return next((path for path in there if os.access(path, os.R_OK | os.W_OK)), there[-1] if there else None)
 
 
-def connect(path: str) -> int:
-    """A non-blocking fd on xenstored's socket or on the xenbus device. Raises OSError."""
+def connect(path: str, patience: float | None = None) -> int:
+    """A non-blocking fd on xenstored's socket, for which one waits so many seconds at most, or on the xenbus device. Raises OSError."""
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(patience)
         connection.connect(path)
         connection.setblocking(False)
         return connection.detach()

@@ -243,7 +243,7 @@ class Figures(NamedTuple):
     @property
     def good(self) -> bool:
         """55 a second where the compositor repaints at 60 Hz; with its software renderer emulated, it may not."""
-        return self.size <= 1.1 and self.saved <= 0.6 and self.rate >= min(55, 0.92 * self.bare)
+        return 0.9 <= self.size <= 1.1 and self.saved <= 0.6 and self.rate >= min(55, 0.92 * max(self.bare, 15))
 
 
 def figures(machine: Machine) -> Figures:

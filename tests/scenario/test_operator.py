@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ async def test_status(world: World) -> None:
     assert 0 <= device["backend_age"] < 60
     first, second = device["connectors"]
     assert (first["output"], first["shown"], first["path"]) == ("HDMI-A-1", "64x48 XR24", "copy")
+    for connector in (first, second):  # flipped to on one, and ready for both
+        assert connector["framebuffers"] == [{"path": "copy", "reason": "there is no screen", "count": 2}]
+    assert "buffers   2 copy (there is no screen)" in text  # of the second, which shows nothing
     assert first["flips"]["shown"] > 20
     assert first["flips"]["age"] < 5
     assert 0 < first["flips"]["latency"]["p50"] <= first["flips"]["latency"]["p99"] <= first["flips"]["latency"]["max"]
@@ -536,6 +540,8 @@ async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch:
         assert 5 < len(looks) <= (ended - begun) / control.PACE + 2
         # A busy machine gives time to both, now and then: they are counted over all of the flood.
         assert looks[-1][1] - looks[0][1] >= 0.8 * (len(looks) - 1)
+        longest = max(len(list(group)) for _, group in groupby(flips for _, flips in looks))
+        assert longest <= max(5, len(looks) // 3), "answers in a row without a flip"
         assert guest.display.connectors[0]._next_event_id == len(guest.display.connectors[0].flips_done)
         with trio.fail_after(30):
             while True:  # the floods' connections may take a moment to be noticed as gone

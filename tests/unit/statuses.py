@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
+from displbe.ops.status import (
+    Abilities,
+    Connector,
+    Device,
+    Flips,
+    Framebuffers,
+    Guest,
+    Input,
+    Latency,
+    Loop,
+    Refusal,
+    Status,
+    Usage,
+)
 
 __all__ = ["STATUS"]
 
@@ -22,14 +35,16 @@ FLIPS = st.builds(
     SECONDS,
     st.lists(st.integers(0, 1000), min_size=16, max_size=16).map(tuple),
 )
+PATH = st.sampled_from(["", "copy", "zero copy", "be-alloc"])
 CONNECTOR = st.builds(
     Connector,
     st.integers(0, 7),
     TEXT,
     TEXT,
     TEXT,
-    st.sampled_from(["", "copy", "zero copy", "be-alloc"]),
+    PATH,
     TEXT,
+    st.lists(st.builds(Framebuffers, PATH, TEXT, COUNT), max_size=3).map(tuple),
     st.booleans(),
     FLIPS,
     COUNT,

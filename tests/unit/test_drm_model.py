@@ -366,6 +366,8 @@ async def test_import_refused(tmp_path: Path) -> None:
         screen = Screen(made)
         await screen.show()
         assert screen.output.path == "copy"
+        for buffer in screen.buffers:
+            assert (buffer.path, "import dma-buf" in buffer.reason) == ("copy", True)
         await screen.close()
     async with running(board, tmp_path, zero_copy="require") as made:
         screen = Screen(made)
@@ -820,6 +822,7 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
         await until(lambda: old.fd < 0)
         (tmp_path / "card0").unlink()
         assert screen.output.pipe is None
+        assert [(buffer.path, buffer.reason) for buffer in screen.buffers] == [("", "")] * 2
         screen.flip(0)
         await screen.complete()
         with pytest.raises(SinkError, match="the card is gone"):
@@ -829,7 +832,9 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
         (tmp_path / "card1").touch()
         await until(lambda: not screen.output.dark)
         assert board.card is not old
-        assert screen.output.path == ("zero copy" if zero_copy == "require" else "copy")
+        way = ("zero copy", "") if zero_copy == "require" else ("copy", "zero-copy is off")
+        assert (screen.output.path, screen.output.reason) == way
+        assert [(buffer.path, buffer.reason) for buffer in (*screen.buffers, late)] == [way] * 3
         await late.aclose()
         await screen.close()
 

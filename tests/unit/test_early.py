@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -71,6 +74,7 @@ async def test_all_displays_of_all_guests(place: Place) -> None:
     """One that is broken, or being removed, does not keep the others from being closed."""
     await place.store.write("backend/vdispl/3/0/state", b"4")
     await place.store.write("backend/vdispl/4/0/frontend", b"/nowhere")
+    await place.store.write("backend/vdispl/5/0/frontend", b"/\xff\xfe")
     others = ["backend/vdispl/3/1", DISPLAY, "backend/vdispl/7/1", "backend/vdispl/12/0"]
     for path in others:
         await place.display(path, b"4", b"4")
@@ -106,8 +110,51 @@ async def test_without_xen(place: Place, tmp_path: Path) -> None:
     assert await place.state() == b"4"
 
 
+class Deaf:
+    """What poll is for /dev/xen/xenbus, which never says that it takes requests (xenbus_file_poll)."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+
+    def register(self, fd: int, events: int) -> None:
+        self._poll.register(fd, events & ~select.POLLOUT)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        return self._poll.poll(timeout)
+
+
+async def test_over_the_device(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early, "select", SimpleNamespace(poll=Deaf, POLLIN=select.POLLIN, POLLOUT=select.POLLOUT))
+    await place.display(DISPLAY, b"4", b"4")
+    await place.close()
+    assert await place.state() == b"6"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"\x01\0\0\0", bytes(12) + b"\xff" * 4, b"\x01" + bytes(11) + b"\x08\0\0\0half"]
+)
+def test_a_store_that_goes_away(tmp_path: Path, answer: bytes) -> None:
+    """Before it answers, or while it does; or what it says is no answer."""
+    (tmp_path / "gntdev").touch()
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def go_away() -> None:
+            end, _ = listener.accept()
+            with end:
+                end.recv(100)
+                end.send(answer)
+
+        thread = threading.Thread(target=go_away)
+        thread.start()
+        close_what_nobody_serves(str(tmp_path / "gntdev"), path)
+        thread.join()
+
+
 def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes no requests, and one that goes away, too."""
+    """One that is not there at all, too."""
     monkeypatch.setattr(early, "PATIENCE", 0.2)
     (tmp_path / "gntdev").touch()
     path = str(tmp_path / "socket")

@@ -108,8 +108,9 @@ class Attached:
     def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
         """Frames of this buffer are copied: from now on, or (not `lasting`) until the screen is switched on anew. Raises as `insist`."""
         self.insist(error)
-        buffer.refused = lasting
-        buffer.reason = self.refusal = str(error)
+        self.refusal = str(error)
+        if lasting:
+            buffer.refused, buffer.reason = True, self.refusal
         self._say("frames are copied", self.refusal)
 
     async def map(self, buffer: DrmBuffer) -> None:

@@ -30,6 +30,7 @@ class DrmBuffer(SinkBuffer):
         self.refused = False
         """The card does not show it without a copy."""
         self.reason = ""
+        """Why its frames are copied; empty: they need not be, or no card has been asked."""
         self.closed = False
         self._remove = remove
 
@@ -43,7 +44,7 @@ class DrmBuffer(SinkBuffer):
         """How its frames get to the screen."""
         if self.fb and not self.refused:
             return "be-alloc" if self.ours else "zero copy"
-        return "copy" if self.view is not None else ""
+        return "copy" if self.reason else ""
 
     async def aclose(self) -> None:
         self.closed = True

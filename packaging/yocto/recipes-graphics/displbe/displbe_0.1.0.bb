@@ -7,7 +7,7 @@ LIC_FILES_CHKSUM = "file://LICENSE;md5=4bab19453e27feda9d8ecc70421f6715"
 inherit externalsrc python_hatchling systemd useradd
 EXTERNALSRC = "${@os.path.abspath(os.path.join(d.getVar('THISDIR'), '../../../..'))}"
 
-# hatch_build.py makes the modules of the Wayland protocols from their XML.
+# hatch_build.py makes the modules of the Wayland protocols from their XML, and with cffi those of the C functions from their declarations.
 DEPENDS += "wayland-protocols pkgconfig-native python3-cffi-native"
 
 RDEPENDS:${PN} = " \
