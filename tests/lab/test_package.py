@@ -223,9 +223,13 @@ def test_picture(machine: Machine, service: Service, reference: Callable[..., Pi
 
 
 def test_killed(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
-    """After kill -9 systemd starts it again, and the guest that ran on has its picture back."""
+    """After kill -9 systemd starts it again, and the guest that ran on has its picture back. Its display was closed before the daemon's
+    own work began: it found no rings of an earlier backend.
+    """
     connector = next(iter(machine.connectors()))
     machine.create("still", guest_config("twice", screens(connector), seconds=20))
+    found = f"grep -c 'rings of an earlier backend' {LOG}"
+    rings = machine.run(found).output
     try:
         machine.wait_console("still", "guest: drawing", 60)
         machine.expect_picture(reference(), "guest-package-before")
@@ -236,6 +240,7 @@ def test_killed(machine: Machine, service: Service, reference: Callable[..., Pic
         assert service.pid != before
         machine.wait_console("still", "guest: drawing", 120, count=2)
         machine.expect_picture(reference(), "guest-package-after")
+        assert machine.run(found).output == rings
     finally:
         machine.destroy("still")
     no_zombie(machine)
