@@ -272,9 +272,9 @@ class Device:
         self._dirty, self._urgent = trio.Event(), trio.Event()
         while True:
             try:
-                backend = parse_state(await self._read(f"{self.path}/state"))
-                online = await self._read(f"{self.path}/online") != b"0"
-                frontend = parse_state(await self._read(f"{self.frontend}/state"))
+                backend = parse_state(await self.read(f"{self.path}/state"))
+                online = await self.read(f"{self.path}/online") != b"0"
+                frontend = parse_state(await self.read(f"{self.frontend}/state"))
                 if frontend is not self._frontend_state:
                     self._frontend_state, self._frontend_since = frontend, trio.current_time()
                 return _Seen(backend, frontend, online)
@@ -299,7 +299,7 @@ class Device:
             raise Refused(f"{key} was written by {'the guest' if owner == self.domid else f'domain {owner}'}")
         return value, permissions
 
-    async def _read(self, path: str) -> bytes | None:
+    async def read(self, path: str) -> bytes | None:
         """A node, None when it is missing or not ours to read (the frontend's, for a moment after it was made)."""
         try:
             return await self.store.read(path)
@@ -394,10 +394,10 @@ class Device:
     async def _verify(self) -> None:
         """Our own directory must name the guest that its place names. Raises Refused."""
         for key, value in (("frontend-id", b"%d" % self.domid), ("frontend", self.frontend.encode())):
-            if (found := await self._read(f"{self.path}/{key}")) != value:
+            if (found := await self.read(f"{self.path}/{key}")) != value:
                 raise Refused(f"{key} is {found!r} where {value!r} belongs")
         # The guest can write this node of its own, and leads nobody with it; but it should not go unnoticed.
-        found = await self._read(f"{self.frontend}/backend")
+        found = await self.read(f"{self.frontend}/backend")
         if found is not None and not found.endswith(f"/{self.path}".encode()):
             raise Refused(f"the guest's backend node is {found[:128]!r} where {self.path} belongs")
 

@@ -21,7 +21,7 @@ from displbe.wire.errors import FrontendBroken
 from displbe.wire.kbdif import RAW_MAX, BackKbdPage
 from displbe.wire.xenbus import KEYBOARD_TRANSITIONS, State, parse_state
 from displbe.wire.xs import parse_number
-from displbe.xen.port import EventChannel, Hypervisor, StoreError, StoreLost
+from displbe.xen.port import EventChannel, Hypervisor, StoreLost
 
 from .features import DEFAULT_HEIGHT, DEFAULT_WIDTH, Features
 from .feed import Feed, Repeats
@@ -102,7 +102,7 @@ class InputDriver:
             device.log.warning("no input", reason=str(error))
             return {}
         nodes = await self._offers(device, claim) if await _has_not_begun(device) else {}
-        nodes = {key: value for key, value in nodes.items() if await _read(device, f"{device.path}/{key}") is None}
+        nodes = {key: value for key, value in nodes.items() if await device.read(f"{device.path}/{key}") is None}
         return nodes if await _has_not_begun(device) else {}
 
     async def _offers(self, device: Device, claim: Claim) -> dict[str, str]:
@@ -324,17 +324,9 @@ class _Session:
 # What XenStore says
 
 
-async def _read(device: Device, path: str) -> bytes | None:
-    """A node; None when it is missing or not ours to read."""
-    try:
-        return await device.store.read(path)
-    except StoreError:
-        return None
-
-
 async def _has_not_begun(device: Device) -> bool:
     """Whether the frontend has not read our nodes yet."""
-    return parse_state(await _read(device, f"{device.frontend}/state")) is State.INITIALISING
+    return parse_state(await device.read(f"{device.frontend}/state")) is State.INITIALISING
 
 
 async def _read_trusted(device: Device, key: str) -> bytes | None:
@@ -358,7 +350,7 @@ async def _read_features(device: Device) -> Features:
     """What the frontend has made of itself: from what it found in our directory, and what it asks for. Raises Refused."""
 
     async def asked(key: str) -> bool:
-        return await _read(device, f"{device.frontend}/{key}") == b"1"
+        return await device.read(f"{device.frontend}/{key}") == b"1"
 
     async def flag(key: str) -> bool:
         return (await _read_trusted(device, key) or b"0") != b"0"
@@ -384,7 +376,7 @@ async def _read_keys(device: Device) -> _Keys:
     """Raises Refused."""
     numbers = []
     for key in InputDriver.published:
-        value = await _read(device, f"{device.frontend}/{key}")
+        value = await device.read(f"{device.frontend}/{key}")
         number = parse_number(value or b"")
         if number is None:
             raise Refused(f"{key} is no number: {(value or b'')[:64]!r}")
@@ -394,6 +386,6 @@ async def _read_keys(device: Device) -> _Keys:
 
 async def _display_size(device: Device) -> tuple[int, int] | None:
     """The size of the guest's first screen, where the toolstack gave it one."""
-    value = await _read(device, f"/local/domain/{device.domid}/device/vdispl/0/0/resolution")
+    value = await device.read(f"/local/domain/{device.domid}/device/vdispl/0/0/resolution")
     sides = [parse_number(side, 16384) for side in (value or b"").split(b"x")]
     return (sides[0], sides[1]) if len(sides) == 2 and sides[0] and sides[1] else None

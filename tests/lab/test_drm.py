@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import pytest
 from lab.backend import Backend, backend, no_zombie, screens
+from lab.flips import goes_on
 from lab.pictures import Picture, drawn
 from lab.vkms import checksum_of, vkms
 from lab.vm import Machine, guest_config
@@ -53,18 +53,6 @@ def wait_event(displbe: Backend, event: str, timeout: float = 20, count: int = 1
         return len(lines) >= count
 
     displbe.machine.wait_for(there, timeout, why=f"{event} {fields}")
-
-
-def flips(machine: Machine, name: str) -> list[float]:
-    """The rates of page flips that a guest's modetest has written, in Hz."""
-    return [float(rate) for rate in re.findall(r"freq: ([\d.]+)Hz", machine.console(name))]
-
-
-def goes_on(machine: Machine, name: str) -> float:
-    """A guest's flips go on: their rate since now."""
-    before = len(flips(machine, name))
-    machine.wait_for(lambda: len(flips(machine, name)) > before + 1, 30, why="flips")
-    return flips(machine, name)[-1]
 
 
 def test_two_cards(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:

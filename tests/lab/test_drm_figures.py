@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
+from statistics import median
 from typing import NamedTuple
 
 import pytest
 from lab.backend import Backend, backend, screens
+from lab.flips import flips as rates_of
 from lab.quiet import taken
 from lab.test_drm import config
 from lab.vm import Machine, guest_config
@@ -59,11 +60,10 @@ def flipping(machine: Machine, displbe: Backend, mode: str, be_alloc: int = 0) -
     machine.create("one", guest_config("flip", screens(connector, mode, be_alloc), mode=mode))
     machine.wait_console("one", "freq:", 60, count=2)
     before, began = displbe.cpu_seconds(), time.monotonic()
-    seen = len(re.findall("freq", machine.console("one")))
+    seen = len(rates_of(machine, "one"))
     machine.wait_console("one", "freq:", 120, count=seen + LINES)
     after, elapsed = displbe.cpu_seconds(), time.monotonic() - began
-    rates = [float(rate) for rate in re.findall(r"freq: ([\d.]+)Hz", machine.console("one"))][seen:]
-    rate = sorted(rates)[len(rates) // 2]
+    rate = median(rates_of(machine, "one")[seen:])
     user, system = (1000 * (late - early) / (rate * elapsed) for early, late in zip(before, after, strict=True))
     return Cost(rate, user, system)
 

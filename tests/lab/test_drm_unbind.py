@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 from lab.backend import TREE, Backend, backend, screens
 from lab.conftest import OUT, project
-from lab.test_drm import config, goes_on, wait_event
+from lab.flips import goes_on
+from lab.test_drm import config, wait_event
 from lab.vm import LabError, Machine, guest_config, reference_picture
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
+from lab.flips import flips
 from lab.pictures import Picture
 from lab.vkms import Vkms, vkms
 from lab.vm import Machine, guest_config
@@ -68,21 +70,12 @@ def hostile(machine: Machine, todo: str, timeout: float, *connectors: str) -> li
     return lines
 
 
-def rates(machine: Machine) -> list[float]:
-    """The flips per second that the good guest's modetest has counted so far."""
-    return [float(rate) for rate in re.findall(r"freq: ([\d.]+)Hz", machine.console("good"))]
-
-
-def middle(numbers: list[float]) -> float:
-    return sorted(numbers)[len(numbers) // 2]
-
-
 def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture]) -> None:
     """Floods, impossible indices, forged names, states at the limit of XenStore: the other guest's flips go on."""
     first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
     good = machine.create("good", guest_config("flip", screens(first)))
     machine.wait_console("good", "freq:", 60, count=5)
-    quiet = rates(machine)
+    quiet = flips(machine, "good")
     forgeries = f"alone:{first},backend:{good},resolution:640x480,name:{first},forge:{first},forge:{second}"
     lines = hostile(machine, f"flood:15,index:0,storm:5,flood:5,{forgeries}", 240)
     floods = [tuple(map(int, re.findall(r"\d+", line))) for line in lines if line.startswith("flood")]
@@ -100,13 +93,13 @@ def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pic
     said = " ".join(str(line["reason"]) for line in displbe.events("cannot connect"))
     for reason in ("backend node is", "0/unique-id is missing", "0/unique-id was written by the guest"):
         assert reason in said, "the operator is to see it in the log"
-    stormy = rates(machine)[len(quiet) :]
+    stormy = flips(machine, "good")[len(quiet) :]
     print(
-        f"the other guest: {middle(quiet):.1f} flips/s before, {middle(stormy):.1f} during, {min(stormy):.1f} at worst"
+        f"the other guest: {median(quiet):.1f} flips/s before, {median(stormy):.1f} during, {min(stormy):.1f} at worst"
     )
     assert len(stormy) > 20
     assert (
-        middle(stormy) >= 20
+        median(stormy) >= 20
     )  # three guests' processors on the emulator's two; its neighbour's answers are in tests/bench
     assert "timed-out" not in machine.console("good")
     assert machine.screendump(name="good-beside-hostile") in pictures
@@ -170,7 +163,7 @@ def test_paused(machine: Machine, displbe: Backend, idle: Held, pictures: tuple[
     idle_cost = sum(displbe.cpu_seconds()) - cpu
     print(f"\npaused for 5 s: {idle_cost:.2f} s of CPU time")
     machine.check("xl unpause good")
-    before = len(rates(machine))
+    before = len(flips(machine, "good"))
     machine.wait_console("good", "freq:", 60, count=before + 5)
-    assert rates(machine)[-1] > 0
+    assert flips(machine, "good")[-1] > 0
     assert not displbe.events("device failed; it is started anew")

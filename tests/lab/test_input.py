@@ -9,10 +9,12 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
+from lab.flips import flips
 from lab.quiet import taken
 from lab.vm import LabError, Machine, guest_config
 
@@ -446,19 +448,18 @@ def moved(machine: Machine, displbe: Backend, devices: Devices, connector: str) 
     boot(machine, displbe, vkb("P:name=lab mouse"), how="sum")
     machine.create("flip", guest_config("flip", screens(connector)))
     machine.wait_console("flip", "freq:", 60)
-    before = machine.console("flip").count("freq:")
+    before = len(flips(machine, "flip"))
     ended = len(displbe.events("input over"))
     cpu = sum(displbe.cpu_seconds())
     steps: list[Frame] = [[(REL, REL_X, 1), (REL, REL_Y, -2)]] * 100
     seconds = devices.emit_all("lab mouse", steps, 100, 1000)
     cpu = sum(displbe.cpu_seconds()) - cpu
-    rates = [float(rate) for rate in re.findall(r"freq: ([\d.]+)Hz", machine.console("flip"))[before:]]
+    rate = median(flips(machine, "flip")[before:])
     machine.wait_for(lambda: summed(machine, POINTER).get("x") == "10000", 30, why="the whole motion")
     found = summed(machine, POINTER)
     machine.destroy("input")
     machine.wait_for(lambda: len(displbe.events("input over")) > ended, 20, why="the end of the input")
     over = displbe.events("input over")[-1]
-    rate = sorted(rates)[len(rates) // 2]
     print(
         f"\nmouse: 10000 motions at {10000 / seconds:.0f} per second, {over['events']} events, {over['notifications']} notifications,"
         f" {over['answers']} answers, {cpu / seconds * 100:.0f} % CPU; beside it {rate:.1f} flips/s"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import Final
 
 import pytest
 import trio
+from depths import DEPTHS
 from scenario.world import World, spec
 
 from displbe.sim.guest import DisplayBuffer, Frontend, Guest, GuestFailure
@@ -16,18 +16,6 @@ from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 
 Colour = tuple[int, int, int]
-
-DEPTHS: Final = {
-    "XR24": (8, 8, 8),
-    "AR24": (8, 8, 8),
-    "RG24": (8, 8, 8),
-    "RG16": (5, 6, 5),
-    "XR15": (5, 5, 5),
-    "AR15": (5, 5, 5),
-    "XR12": (4, 4, 4),
-    "AR12": (4, 4, 4),
-}
-"""Bits of red, green and blue, from drm_fourcc.h: each packed in this order below what is left over on top, little-endian."""
 
 
 def octets(name: str) -> int:

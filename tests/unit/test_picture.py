@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from depths import DEPTHS
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,24 +16,13 @@ from displbe.sinks.base import Geometry, Part
 from displbe.sinks.picture import image
 from displbe.wire.formats import FORMATS, fourcc
 
-BITS = {
-    "RG16": (5, 6, 5),
-    "RG24": (8, 8, 8),
-    "XR24": (8, 8, 8),
-    "AR24": (8, 8, 8),
-    "XR15": (5, 5, 5),
-    "AR15": (5, 5, 5),
-    "XR12": (4, 4, 4),
-    "AR12": (4, 4, 4),
-}
-"""Of red, green, blue, from the highest to the lowest bit."""
 COLOUR = st.tuples(*[st.integers(0, 255)] * 3)
 
 
 def packed(name: str, colour: tuple[int, int, int]) -> bytes:
     """A pixel."""
     value = 0
-    for part, bits in zip(colour, BITS[name], strict=True):
+    for part, bits in zip(colour, DEPTHS[name], strict=True):
         value = value << bits | part >> (8 - bits)
     return value.to_bytes(FORMATS[fourcc(name)].bits // 8, "little")
 
@@ -42,7 +32,7 @@ def near(one: object, other: tuple[int, int, int], by: int) -> bool:
     return all(abs(a - b) <= by for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("name", BITS)
+@pytest.mark.parametrize("name", DEPTHS)
 @given(colours=st.lists(COLOUR, min_size=1, max_size=7), before=st.integers(0, 5), padding=st.integers(0, 5))
 def test_colours(name: str, colours: list[tuple[int, int, int]], before: int, padding: int) -> None:
     octets = FORMATS[fourcc(name)].bits // 8
@@ -51,7 +41,7 @@ def test_colours(name: str, colours: list[tuple[int, int, int]], before: int, pa
     made = image(memoryview(row * 2), shape, Part(before, 0, len(colours), 2))
     for at, colour in enumerate(colours):
         for y in (0, 1):
-            assert near(made.getpixel((at, y)), colour, 255 >> min(BITS[name]))
+            assert near(made.getpixel((at, y)), colour, 255 >> min(DEPTHS[name]))
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])

@@ -395,11 +395,8 @@ class Evdev:
         with trio.move_on_after(KEYS_UP):
             while node.state().keys:
                 await trio.lowlevel.wait_readable(node.fd)
-                try:
-                    for _ in node.read():
-                        pass
-                except BlockingIOError:
-                    pass
+                with suppress(BlockingIOError):
+                    node.read()
         node.grab()
 
 
