@@ -427,16 +427,14 @@ def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devic
         assert late or int(found["hash"], 16) == fnv(wanted)
         return found
 
-    found = taken(machine, typed, lambda found: int(found["events"]) == len(wanted))
-    assert (int(found["events"]), int(found["hash"], 16)) == (len(wanted), fnv(wanted))
+    taken(machine, typed, lambda found: (int(found["events"]), int(found["hash"], 16)) == (len(wanted), fnv(wanted)))
 
 
 def test_a_fast_mouse_beside_a_display(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
     """A mouse of 1000 Hz: not a motion is lost, another guest flips on, and a notification tells of more than one motion."""
     connector = next(iter(machine.connectors()))
     try:
-        rate = taken(machine, lambda: moved(machine, displbe, devices, connector), lambda rate: rate >= 55)
-        assert rate >= 55
+        taken(machine, lambda: moved(machine, displbe, devices, connector), lambda rate: rate >= 55)
     finally:
         machine.destroy("flip")
 
