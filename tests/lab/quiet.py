@@ -24,8 +24,11 @@ DISTURBED = 0.015
 """The part of a try's time that may be stolen from this host, of both its processors' together."""
 STOLEN = 0.03
 """The part of a second of work that the host's host may take in a quiet moment."""
-PATIENCE = 180.0
+PATIENCE = 120.0
 """Seconds that a quiet moment is waited for before a figure is taken again."""
+ALTOGETHER = 360.0
+"""Seconds that one run of the tests waits for quiet moments; then there are none to be had."""
+_waits: list[float] = []
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def taken(machine: Machine, figure: Callable[[], T], good: Callable[[T], bool], 
 
 
 def _wait(machine: Machine) -> None:
-    until = time.monotonic() + PATIENCE
+    start = time.monotonic()
+    until = start + min(PATIENCE, ALTOGETHER - sum(_waits))
     while time.monotonic() < until:
         before, began = Spent.by(machine), time.monotonic()
         time.sleep(3)
@@ -88,4 +92,5 @@ def _wait(machine: Machine) -> None:
             pass
         now = Spent.by(machine).since(before)
         if now.share < QUIET and now.stolen < STOLEN:
-            return
+            break
+    _waits.append(time.monotonic() - start)
