@@ -39,7 +39,10 @@ def test_restart(machine: Machine, reference: Callable[..., Picture], zero_copy:
 
 
 LIMIT: Final = 5.0
-"""Seconds from `kill -9` to the guest's next frame."""
+"""Seconds from `kill -9` to the guest's next frame, where the emulated machine needs no more than START for BARE."""
+BARE: Final = "begun=$(date +%s%N); python3 -c 'import trio'; echo $(($(date +%s%N) - begun))"
+START: Final = 1.25
+"""Seconds that it takes in Dom0 while nothing else keeps the machine that emulates busy, or slow."""
 
 
 def shown_again(displbe: Backend, before: int) -> bool:
@@ -51,19 +54,21 @@ def test_killed(machine: Machine) -> None:
     """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen within 5 s,
     and nothing of the dead daemon stays.
 
-    3 s of it the guest's request to the dead daemon waits, which is also about what the interpreter's start takes under emulation.
+    3 s of it the guest's request to the dead daemon waits, which is also about what the interpreter's start takes under emulation. Where
+    that takes longer than on a quiet machine, so may this.
     """
     connector = next(iter(machine.connectors()))
     wanted = drawn(1024, 768, 0)
 
-    def kill() -> float:
+    def kill() -> tuple[float, float]:
+        bare = min(float(machine.check(BARE)) / 1e9 for _ in range(3))  # the first one reads its files
         before = len(displbe.events("output on"))
         at = displbe.kill()
         machine.wait_for(partial(shown_again, displbe, before), 60, why="the guest's next frame")
         shown = displbe.events("output on")[-1]["timestamp"]
         took = (datetime.fromisoformat(str(shown)) - at).total_seconds()
-        print(f"\nkilled: the guest's next frame after {took:.1f} s")
-        return took
+        print(f"\nkilled: the guest's next frame after {took:.1f} s, where a bare start takes {bare:.2f} s")
+        return took, LIMIT * max(1.0, bare / START)
 
     try:
         with backend(machine, 'sink = "drm"\n') as displbe:
@@ -71,7 +76,7 @@ def test_killed(machine: Machine) -> None:
             machine.wait_console("killed", "survive: card 1", 60)
             machine.expect_picture(wanted, "before-kill")
             held = displbe.held()
-            taken(machine, kill, lambda took: took <= LIMIT)
+            taken(machine, kill, lambda found: found[0] <= found[1])
             machine.expect_picture(wanted, "after-kill")
             machine.wait_for(lambda: displbe.held() == held, 20, why="as much held as before")
     finally:
