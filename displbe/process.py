@@ -20,6 +20,7 @@ from displbe.config import ConfigError, load
 from displbe.ops import log
 from displbe.ops.health import Health
 from displbe.xen import gntdev
+from displbe.xen.places import GNTDEV
 from displbe.xen.port import Unavailable
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Da
 
 
 @contextlib.contextmanager
-def only_one(device: str = gntdev.PATH) -> Iterator[None]:
+def only_one(device: str = GNTDEV) -> Iterator[None]:
     """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain.
 
     The mark is a lock on a device that both need and nobody else can open; it goes with the process, however that ends.

@@ -20,7 +20,6 @@ from . import places
 
 __all__ = ["close_what_nobody_serves"]
 
-GNTDEV: Final = "/dev/xen/gntdev"
 PATIENCE: Final = 1.0
 """Seconds that all of this may take."""
 # xen/include/public/io/xs_wire.h
@@ -92,7 +91,7 @@ class _Store:
             raise OSError("XenStore does not answer")
 
 
-def close_what_nobody_serves(device: str = GNTDEV, store: str | None = None) -> None:
+def close_what_nobody_serves(device: str = places.GNTDEV, store: str | None = None) -> None:
     """Set the state of our domain's displays from 4 to 5 and 6 where their frontends are at 4, too. What cannot be done now is done later,
     when the daemon meets the device. Nothing is done while another daemon runs in this domain.
 

@@ -24,6 +24,7 @@ import trio
 
 from .barriers import SharedMemory
 from .memory import PAGE_SIZE, Mapping
+from .places import GNTDEV
 from .port import HypervisorError, Ledger
 
 __all__ = ["GrantedPages", "GuestPage", "map_page", "open_gntdev", "probe", "share_dmabuf"]
@@ -35,7 +36,6 @@ DMABUF_EXP_WAIT_RELEASED: Final = 0x0008470A
 DMABUF_IMP_TO_REFS: Final = 0x0014470B
 DMABUF_IMP_RELEASE: Final = 0x0008470C
 
-PATH: Final = "/dev/xen/gntdev"
 _MAP: Final = Struct("=IIQ")
 _UNMAP: Final = Struct("=QII")
 _EXPORT: Final = Struct("=IIII")
@@ -52,7 +52,7 @@ _log = structlog.get_logger("displbe.gntdev")
 T = TypeVar("T")
 
 
-def open_gntdev(path: str = PATH) -> int:
+def open_gntdev(path: str = GNTDEV) -> int:
     """A new gntdev file. Raises OSError."""
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 

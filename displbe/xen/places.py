@@ -1,4 +1,4 @@
-"""Where XenStore is to be reached. Imports little: `early` needs it before anything else is loaded."""
+"""Where XenStore and grants are to be reached. Imports little: `early` needs it before anything else is loaded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import socket
 import stat
 from typing import Final
 
-__all__ = ["SOCKETS", "XENBUS", "connect", "find", "is_device"]
+__all__ = ["GNTDEV", "SOCKETS", "XENBUS", "connect", "find", "is_device"]
 
 SOCKETS: Final = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 XENBUS: Final = "/dev/xen/xenbus"
+GNTDEV: Final = "/dev/xen/gntdev"
 
 
 def find(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
