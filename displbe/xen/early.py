@@ -20,7 +20,7 @@ from . import places
 
 __all__ = ["close_what_nobody_serves"]
 
-PATIENCE: Final = 1.0
+PATIENCE: Final = 3.0
 """Seconds that all of this may take."""
 # xen/include/public/io/xs_wire.h
 _HEADER: Final = Struct("=IIII")

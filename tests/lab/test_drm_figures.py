@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import pytest
 from lab.backend import Backend, backend, screens
+from lab.figures import Figures
 from lab.flips import flips as rates_of
-from lab.quiet import taken
 from lab.test_drm import config
 from lab.vm import Machine, guest_config
+
+pytestmark = pytest.mark.figure
 
 ALLOWED = "[guest.one]\nbe-alloc = true\n"
 PATHS = {
@@ -107,13 +109,13 @@ def flips(machine: Machine, path: str) -> Flips:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.replace(" ", "-"))
-def test_flips(machine: Machine, path: str) -> None:
+def test_flips(machine: Machine, path: str, figures: Figures) -> None:
     """At least 55 flips a second, of more than a thousand none is lost, and a copy takes at most 1.3 times a bare one."""
-    found = taken(machine, lambda: flips(machine, path), Flips.good)
+    found = figures.take(machine, lambda: flips(machine, path), Flips.good)
     assert found.flips >= 1000
 
 
-def test_zero_copy_touches_no_pixels(machine: Machine) -> None:
+def test_zero_copy_touches_no_pixels(machine: Machine, figures: Figures) -> None:
     """CPU per flip does not grow with the picture: the user part, in which pixels would be touched.
 
     The system part does in this lab: while a processor is emulated, the emulator's own copy of the screen counts as the time
@@ -131,4 +133,4 @@ def test_zero_copy_touches_no_pixels(machine: Machine) -> None:
         return cost["1920x1080"].user / cost["640x480"].user
 
     with backend(machine, config('zero-copy = "require"')) as displbe:
-        taken(machine, times_the_cost, lambda times: times <= 1.1)
+        figures.take(machine, times_the_cost, lambda times: times <= 1.1)

@@ -9,6 +9,7 @@ from statistics import median
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
+from lab.figures import Figures
 from lab.flips import flips
 from lab.pictures import Picture
 from lab.vkms import Vkms, vkms
@@ -70,7 +71,10 @@ def hostile(machine: Machine, todo: str, timeout: float, *connectors: str) -> li
     return lines
 
 
-def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture]) -> None:
+@pytest.mark.figure
+def test_beside_a_good_guest(
+    machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture], figures: Figures
+) -> None:
     """Floods, impossible indices, forged names, states at the limit of XenStore: the other guest's flips go on."""
     first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
     good = machine.create("good", guest_config("flip", screens(first)))
@@ -97,10 +101,8 @@ def test_beside_a_good_guest(machine: Machine, displbe: Backend, idle: Held, pic
     print(
         f"the other guest: {median(quiet):.1f} flips/s before, {median(stormy):.1f} during, {min(stormy):.1f} at worst"
     )
-    assert len(stormy) > 20
-    assert (
-        median(stormy) >= 20
-    )  # three guests' processors on the emulator's two; its neighbour's answers are in tests/bench
+    # Three guests' processors on the emulator's two; its neighbour's answers are in tests/bench.
+    figures.note("flips/s beside it", median(stormy), median(stormy) >= 20)
     assert "timed-out" not in machine.console("good")
     assert machine.screendump(name="good-beside-hostile") in pictures
     assert not displbe.events("device failed; it is started anew")

@@ -14,8 +14,8 @@ from typing import Final
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
+from lab.figures import Figures
 from lab.flips import flips
-from lab.quiet import taken
 from lab.vm import LabError, Machine, guest_config
 
 HERE = Path(__file__).resolve().parent
@@ -405,7 +405,8 @@ def summed(machine: Machine, name: str) -> dict[str, str]:
     return dict(pair.split("=") for pair in lines[-1].split()) if lines else {"events": "0"}
 
 
-def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+@pytest.mark.figure
+def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devices: Devices, figures: Figures) -> None:
     """10,000 presses and releases at 500 per second: each arrives, in order, and none stays down.
 
     The kernel keeps 64 events for a reader, of a keyboard of this rate those of 64 ms: when the emulated machine stands still for longer,
@@ -427,14 +428,19 @@ def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devic
         assert late or int(found["hash"], 16) == fnv(wanted)
         return found
 
-    taken(machine, typed, lambda found: (int(found["events"]), int(found["hash"], 16)) == (len(wanted), fnv(wanted)))
+    figures.take(
+        machine, typed, lambda found: (int(found["events"]), int(found["hash"], 16)) == (len(wanted), fnv(wanted))
+    )
 
 
-def test_a_fast_mouse_beside_a_display(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
+@pytest.mark.figure
+def test_a_fast_mouse_beside_a_display(
+    machine: Machine, displbe: Backend, idle: Held, devices: Devices, figures: Figures
+) -> None:
     """A mouse of 1000 Hz: not a motion is lost, another guest flips on, and a notification tells of more than one motion."""
     connector = next(iter(machine.connectors()))
     try:
-        taken(machine, lambda: moved(machine, displbe, devices, connector), lambda rate: rate >= 55)
+        figures.take(machine, lambda: moved(machine, displbe, devices, connector), lambda rate: rate >= 55)
     finally:
         machine.destroy("flip")
 

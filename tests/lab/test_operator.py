@@ -83,7 +83,7 @@ def test_status(machine: Machine, displbe: Backend, guest: str) -> None:
     said = connector(machine)
     assert (said["output"], said["shown"]) == (guest, "1024x768 XR24")
     assert said["refused"] == said["rescued"] == 0
-    assert said["flips"]["latency"]["p50"] < 0.1
+    assert said["flips"]["latency"]["p50"] < 1
     text = machine.check(f"{CTL} status && {CTL} top --count 1")
     print(text)
     assert "DRM master; dma-bufs can be imported" in text

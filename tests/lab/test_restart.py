@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 from lab.backend import Backend, backend, no_zombie, screens
+from lab.figures import Figures
 from lab.pictures import Picture, drawn
-from lab.quiet import taken
 from lab.vm import Machine, guest_config
 
 
@@ -50,7 +50,8 @@ def shown_again(displbe: Backend, before: int) -> bool:
     return len(displbe.events("output on")) > before
 
 
-def test_killed(machine: Machine) -> None:
+@pytest.mark.figure
+def test_killed(machine: Machine, figures: Figures) -> None:
     """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen within 5 s,
     and nothing of the dead daemon stays.
 
@@ -76,7 +77,7 @@ def test_killed(machine: Machine) -> None:
             machine.wait_console("killed", "survive: card 1", 60)
             machine.expect_picture(wanted, "before-kill")
             held = displbe.held()
-            taken(machine, kill, lambda found: found[0] <= found[1])
+            figures.take(machine, kill, lambda found: found[0] <= found[1])
             machine.expect_picture(wanted, "after-kill")
             machine.wait_for(lambda: displbe.held() == held, 20, why="as much held as before")
     finally:

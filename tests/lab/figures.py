@@ -1,5 +1,7 @@
-"""Figures of an emulated machine depend on what else its host does: they are taken again when they are not good, and each is printed
-with how long the emulator stood waiting for a processor meanwhile, and how long its host did.
+"""Figures: what an emulated machine measures depends on what else its host does. `make lab` takes each one once, and says whether it is
+what is wanted. `make figures` holds them, on a machine that does nothing else: what is not good is taken again when the host is quiet.
+
+Each is printed with how long the emulator stood waiting for a processor meanwhile, and how long its host did.
 """
 
 from __future__ import annotations
@@ -14,21 +16,16 @@ from typing import TypeVar
 
 from lab.vm import Machine
 
-__all__ = ["taken"]
+__all__ = ["Figures"]
 
 T = TypeVar("T")
 
 QUIET = 0.15
 """The part of its time that the emulator waits when nothing else runs, at most: its own threads are more than two."""
-DISTURBED = 0.015
-"""The part of a try's time that may be stolen from this host, of both its processors' together."""
 STOLEN = 0.03
 """The part of a second of work that the host's host may take in a quiet moment."""
 PATIENCE = 120.0
 """Seconds that a quiet moment is waited for before a figure is taken again."""
-ALTOGETHER = 360.0
-"""Seconds that one run of the tests waits for quiet moments; then there are none to be had."""
-_waits: list[float] = []
 
 
 @dataclass(frozen=True)
@@ -59,32 +56,46 @@ class Spent:
         """Which part of the time in which it wanted a processor it waited for one."""
         return self.waited / max(self.ran + self.waited, 0.001)
 
+    def __str__(self) -> str:
+        return f"the emulator waited {self.share:.0%} of its time for a processor; {self.stolen:.1f} s were stolen"
 
-def taken(machine: Machine, figure: Callable[[], T], good: Callable[[T], bool], tries: int = 3) -> T:
-    """A figure: the first one that is good, of so many tries. Raises AssertionError when none is.
 
-    Where the host's own host took its processors away in each of them, there is no figure: that is printed, and nothing is judged.
-    """
-    disturbed = True
-    for left in reversed(range(tries)):
-        before, began = Spent.by(machine), time.monotonic()
-        found = figure()
-        spent, seconds = Spent.by(machine).since(before), time.monotonic() - began
-        print(f"the emulator waited {spent.share:.0%} of its time for a processor; {spent.stolen:.1f} s were stolen")
-        if good(found):
-            return found
-        disturbed &= spent.stolen > DISTURBED * seconds
-        if left:
-            print("not good: once more when the host is quiet")
-            _wait(machine)
-    assert disturbed, f"not good: {found}"
-    print("NOT JUDGED: the host had not the processors that it seems to have")
-    return found
+@dataclass
+class Figures:
+    """Those of one test."""
+
+    name: str
+    held: bool
+    """Whether one that is not good is a failure."""
+    lines: list[str]
+    """What came of each of the whole run."""
+
+    def note(self, what: str, found: object, met: bool) -> None:
+        """One that was measured once. Raises AssertionError where figures are held and it is not met."""
+        self.lines.append(f"{'met' if met else 'NOT MET':8}{self.name}: {what}: {found}")
+        print(f"\n{self.lines[-1]}")
+        assert met or not self.held, self.lines[-1]
+
+    def take(self, machine: Machine, measure: Callable[[], T], good: Callable[[T], bool], tries: int = 3) -> T:
+        """Measure; so many times at most, where figures are held. Raises AssertionError when they are and none is good."""
+        for left in reversed(range(tries if self.held else 1)):
+            before = Spent.by(machine)
+            found = measure()
+            spent = Spent.by(machine).since(before)
+            met = good(found)
+            self.lines.append(f"{'met' if met else 'NOT MET':8}{self.name}: {found} ({spent})")
+            print(f"\n{self.lines[-1]}")
+            if met:
+                return found
+            if left:
+                _wait(machine)
+        assert not self.held, f"not good: {found}"
+        return found
 
 
 def _wait(machine: Machine) -> None:
-    start = time.monotonic()
-    until = start + min(PATIENCE, ALTOGETHER - sum(_waits))
+    """Until the host is quiet."""
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         before, began = Spent.by(machine), time.monotonic()
         time.sleep(3)
@@ -92,5 +103,4 @@ def _wait(machine: Machine) -> None:
             pass
         now = Spent.by(machine).since(before)
         if now.share < QUIET and now.stolen < STOLEN:
-            break
-    _waits.append(time.monotonic() - start)
+            return
