@@ -34,16 +34,14 @@ bench: .venv/ready
 	$(BIN)/python -m tests.bench.windows
 	$(BIN)/python -m tests.bench.converting
 
-# Emulated machines depend on what else their host does: what fails is tried once more, and both tries are shown. Two run side by side, but
-# where something is measured.
-LAB := $(BIN)/python -m pytest -q -o faulthandler_timeout=0
+# Emulated machines depend on what else their host does: what fails is tried once more, and both tries are shown.
+LAB := $(BIN)/python -m pytest -q -s -o faulthandler_timeout=0
 lab: .venv/ready
-	$(LAB) -n 2 --dist loadfile --reruns 1 --durations 15 -m 'not figure' tests/lab
-	$(LAB) -s --reruns 1 --durations 15 -m figure tests/lab
+	$(LAB) --reruns 1 --durations 15 tests/lab
 
 # On a machine with nothing else to do: figures that are not what is wanted are failures.
 figures: .venv/ready
-	$(LAB) -s --hold -m figure tests/lab
+	$(LAB) --hold -m figure tests/lab
 
 .venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml \
 		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h)

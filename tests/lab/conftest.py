@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from lab.pictures import Picture
 from lab.vm import LabError, Machine, reference_picture, tarball
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# A folder for each process of pytest-xdist's.
-OUT = REPOSITORY / "out" / "lab" / os.environ.get("PYTEST_XDIST_WORKER", "")
+OUT = REPOSITORY / "out" / "lab"
 TREE = "/root/displbe-tree"
 LINES = pytest.StashKey[list[str]]()
 
