@@ -36,8 +36,9 @@ RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_se
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """`[limits]` of the configuration: for each guest."""
 
-    pages: int = 65536
-    """Mapped pages of buffers: 256 MiB, thirty 1920x1080 buffers. A domain's maptrack has 262144 by default, for all guests."""
+    pages: int = 49152
+    """Mapped pages of buffers: 192 MiB, six 3840x2160 buffers. Two guests' fit into a domain's maptrack, which has 262144 entries by default,
+    where each page may be mapped twice (DRM), and four guests' elsewhere."""
     buffers: int = 64
     framebuffers: int = 128
     connectors: int = 8

@@ -88,7 +88,7 @@ async def test_status(world: World) -> None:
             top = await ctl(world, "top", "--count", "1")
     (told,) = status["guests"]
     assert (told["domid"], told["name"]) == (1, "cock\\x1b[2Jpit")
-    assert told["quota"]["pages"] == {"used": 6, "limit": 65536}
+    assert told["quota"]["pages"] == {"used": 6, "limit": 49152}
     assert told["quota"]["framebuffers"] == {"used": 2, "limit": 128}
     (device,) = told["devices"]
     assert (device["backend"], device["frontend"], device["connections"]) == ("connected", "connected", 1)

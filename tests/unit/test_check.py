@@ -158,11 +158,13 @@ def test_gntdevs_limit(made: Made) -> None:
 
 def test_maptrack_and_quotas(made: Made) -> None:
     made.write("displbe.toml", "sink = 'headless'\n[guest.cockpit]\n[guest.a]\n[guest.b]\n[guest.c]\n")
-    assert "4 guests of 65536 pages are more than the 196608 that can be mapped" in made.noted()
+    assert "4 guests' quotas (196608 pages) fit into maptrack (196608)" in [found.what for found in made.found()]
+    made.write("displbe.toml", "sink = 'headless'\n[guest.cockpit]\n[guest.a]\n[guest.b]\n[guest.c]\n[guest.d]\n")
+    assert "5 guests of 49152 pages are more than the 196608 that can be mapped" in made.noted()
     made.write("displbe.toml", "sink = 'headless'\n")
-    for name in "abc":
+    for name in "abcd":
         made.write(f"etc/xen/{name}.cfg", f'name = "{name}"\nvdispl = ["connectors={name}:64x64"]')
-    assert "4 guests of 65536 pages are more than the 196608 that can be mapped" in made.noted()
+    assert "5 guests of 49152 pages are more than the 196608 that can be mapped" in made.noted()
     made.xl = "xen_commandline : gnttab_max_maptrack_frames=4096 dom0=pvh"
     assert made.wrong() == ["Xen has 1048576 maptrack entries, the configuration says 262144"]
     made.write("displbe.toml", "sink = 'headless'\n[xen]\nmaptrack = 1048576\n")
