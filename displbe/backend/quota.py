@@ -37,8 +37,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """`[limits]` of the configuration: for each guest."""
 
     pages: int = 49152
-    """Mapped pages of buffers: 192 MiB, six 3840x2160 buffers. Two guests' fit into a domain's maptrack, which has 262144 entries by default,
-    where each page may be mapped twice (DRM), and four guests' elsewhere."""
+    """Mapped pages of buffers: 192 MiB, six 3840x2160 buffers. Of a domain's maptrack, with 262144 entries by default, all guests get three
+    quarters: enough for two of them where each page may be mapped twice (DRM), for four elsewhere."""
     buffers: int = 64
     framebuffers: int = 128
     connectors: int = 8
