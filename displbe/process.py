@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import gc
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +17,8 @@ import trio
 from displbe.config import ConfigError, load
 from displbe.ops import log
 from displbe.ops.health import Health
-from displbe.xen import gntdev
+from displbe.xen import early
+from displbe.xen.alone import alone
 from displbe.xen.places import GNTDEV
 from displbe.xen.port import Unavailable
 
@@ -32,8 +31,8 @@ OK: Final = 0
 USAGE: Final = 2
 UNAVAILABLE: Final = 69
 """EX_UNAVAILABLE of sysexits.h."""
-PATIENCE: Final = 1.5
-"""Seconds that another one may hold the lock: longer than one that only begins (xen.early)."""
+PATIENCE: Final = early.PATIENCE + 0.5
+"""Seconds that another one may hold the lock: longer than one that only begins."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -125,25 +124,12 @@ async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Da
 
 @contextlib.contextmanager
 def only_one(device: str = GNTDEV) -> Iterator[None]:
-    """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain.
-
-    The mark is a lock on a device that both need and nobody else can open; it goes with the process, however that ends.
-    """
-    try:
-        mark = gntdev.open_gntdev(device)
-    except OSError as error:
-        raise Unavailable(f"{device}: {error.strerror}") from error
-    until = time.monotonic() + PATIENCE
-    while True:
+    """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            stack.enter_context(alone(device, PATIENCE))
         except BlockingIOError as error:
-            if time.monotonic() > until:
-                os.close(mark)
-                raise Unavailable("another displbe runs in this domain") from error
-            time.sleep(0.05)
-    try:
+            raise Unavailable("another displbe runs in this domain") from error
+        except OSError as error:
+            raise Unavailable(f"{device}: {error.strerror}") from error
         yield
-    finally:
-        os.close(mark)

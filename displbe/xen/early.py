@@ -7,16 +7,15 @@ each answer (VDRM_WAIT_BACK_MS in xen_drm_front.h). So this asks XenStore itself
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from struct import Struct
 from typing import Final
 
 from . import places
+from .alone import alone
 
 __all__ = ["close_what_nobody_serves"]
 
@@ -101,21 +100,10 @@ def close_what_nobody_serves(device: str = places.GNTDEV, store: str | None = No
     store = store or places.find()
     try:
         if store is not None:
-            with _alone(device):
+            with alone(device):
                 _close_all(store)
     except (OSError, ValueError):
         pass
-
-
-@contextmanager
-def _alone(device: str) -> Iterator[None]:
-    """While this holds, no daemon serves anybody: each holds the same lock (process.only_one). Raises OSError."""
-    mark = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(mark)
 
 
 def _close_all(path: str) -> None:
