@@ -172,5 +172,10 @@ def test_it_loads_next_to_nothing() -> None:
     code = "import sys, displbe.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in loaded if name.startswith("displbe")}
-    assert ours == {"displbe", "displbe.cli", "displbe.xen", *(f"displbe.xen.{name}" for name in ("alone", "early", "places"))}
+    assert ours == {
+        "displbe",
+        "displbe.cli",
+        "displbe.xen",
+        *(f"displbe.xen.{name}" for name in ("alone", "early", "places")),
+    }
     assert not {"trio", "structlog", "msgspec", "cffi", "_cffi_backend", "asyncio", "ssl", "pathlib"} & set(loaded)
