@@ -7,7 +7,8 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
 
-test: check fuzz-short bench wheel deb lab
+# The quick tests are among those of the wheel.
+test: lint fuzz-short bench wheel deb lab
 
 check: lint unit
 
@@ -19,8 +20,9 @@ lint: .venv/ready
 
 # Most tests wait more than they work. One whose wait was too short, as on a busy machine, is tried once more (trio packs it into a
 # group); the output says so.
+UNIT := -q -n 4 --dist worksteal --reruns 1 --only-rerun 'TooSlowError|Exceptions from Trio nursery'
 unit: .venv/ready
-	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m 'not slow' --reruns 1 --only-rerun 'TooSlowError|Exceptions from Trio nursery'
+	$(BIN)/python -m pytest $(UNIT) -m 'not slow'
 
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz --requests 1000000
@@ -50,7 +52,7 @@ figures: .venv/ready
 # Sdist and wheel in out/dist, and all the tests against that wheel. What guests' requests and input go through, wire/, display/ and
 # input/, must be covered to 95 % of lines and branches: [tool.coverage].
 wheel: .venv/ready
-	$(BIN)/python packaging/wheel.py
+	$(BIN)/python packaging/wheel.py $(UNIT) --cov
 
 # The Debian package in out/deb, built and checked in a Debian 13 of its own.
 deb: .venv/ready

@@ -1,4 +1,4 @@
-"""make wheel: sdist and wheel, and the tests against that wheel, installed where nothing else of this tree is."""
+"""make wheel: sdist and wheel, and the tests against that wheel, installed where nothing else of this tree is. Arguments are pytest's."""
 
 from __future__ import annotations
 
@@ -25,14 +25,6 @@ BESIDE = (
     "tests",
 )
 """What the tests look at, which is no part of the wheel."""
-PYTEST = (
-    "-q",
-    "-n4",
-    "--dist=worksteal",
-    "--reruns=1",
-    "--only-rerun=TooSlowError|Exceptions from Trio nursery",
-    "-pno:cacheprovider",
-)
 
 
 def run(*command: str | Path, cwd: Path = TREE) -> None:
@@ -60,7 +52,7 @@ def test(wheel: Path, arguments: list[str]) -> None:
         for name in BESIDE:
             whole = TREE / name
             (shutil.copytree if whole.is_dir() else shutil.copy)(whole, tests / name)
-        run(python, "-m", "pytest", *PYTEST, *(arguments or ["--cov"]), cwd=tests)
+        run(python, "-m", "pytest", "-pno:cacheprovider", *arguments, cwd=tests)
         where = "import displbe, sys; sys.exit(0 if displbe.__file__.startswith(sys.prefix) else displbe.__file__)"
         run(python, "-c", where, cwd=tests)
 
