@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     pages: int = 49152
     """Mapped pages of buffers: 192 MiB, six 3840x2160 buffers. Of a domain's maptrack, with 262144 entries by default, all guests get three
-    quarters: enough for two of them where each page may be mapped twice (DRM), for four elsewhere."""
+    quarters: enough for two where each page may be mapped twice (zero copy on DRM and Wayland), for four where frames are copied."""
     buffers: int = 64
     framebuffers: int = 128
     connectors: int = 8

@@ -20,7 +20,7 @@ from .alone import alone
 __all__ = ["close_what_nobody_serves"]
 
 PATIENCE: Final = 3.0
-"""Seconds that all of this may take."""
+"""Seconds that all of this may take: what is not done by then waits for the whole start, which takes longer where this does."""
 # xen/include/public/io/xs_wire.h
 _HEADER: Final = Struct("=IIII")
 _DIRECTORY, _READ, _TRANSACTION_START, _TRANSACTION_END, _WRITE, _ERROR = 1, 2, 6, 7, 11, 16

@@ -56,7 +56,9 @@ def machine() -> Iterator[Machine]:
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
     """What this test measures."""
-    return Figures(request.node.name, request.config.getoption("--hold"), request.config.stash[LINES])
+    return Figures(
+        f"{request.path.stem}::{request.node.name}", request.config.getoption("--hold"), request.config.stash[LINES]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Figures: what an emulated machine measures depends on what else its host does. `make lab` takes each one once, and says whether it is
 what is wanted. `make figures` holds them, on a machine that does nothing else: what is not good is taken again when the host is quiet.
 
-Each is printed with how long the emulator stood waiting for a processor meanwhile, and how long its host did.
+What is taken is printed with how long the emulator stood waiting for a processor meanwhile, and how long its host did.
 """
 
 from __future__ import annotations
@@ -70,27 +70,31 @@ class Figures:
     lines: list[str]
     """What came of each of the whole run."""
 
-    def note(self, what: str, found: object, met: bool) -> None:
+    def note(self, wanted: str, found: object, met: bool) -> None:
         """One that was measured once. Raises AssertionError where figures are held and it is not met."""
-        self.lines.append(f"{'met' if met else 'NOT MET':8}{self.name}: {what}: {found}")
-        print(f"\n{self.lines[-1]}")
+        self._say(wanted, str(found), met)
         assert met or not self.held, self.lines[-1]
 
-    def take(self, machine: Machine, measure: Callable[[], T], good: Callable[[T], bool], tries: int = 3) -> T:
+    def take(
+        self, machine: Machine, wanted: str, measure: Callable[[], T], good: Callable[[T], bool], tries: int = 3
+    ) -> T:
         """Measure; so many times at most, where figures are held. Raises AssertionError when they are and none is good."""
         for left in reversed(range(tries if self.held else 1)):
             before = Spent.by(machine)
             found = measure()
             spent = Spent.by(machine).since(before)
             met = good(found)
-            self.lines.append(f"{'met' if met else 'NOT MET':8}{self.name}: {found} ({spent})")
-            print(f"\n{self.lines[-1]}")
+            self._say(wanted, f"{found} ({spent})", met)
             if met:
                 return found
             if left:
                 _wait(machine)
-        assert not self.held, f"not good: {found}"
+        assert not self.held, self.lines[-1]
         return found
+
+    def _say(self, wanted: str, found: str, met: bool) -> None:
+        self.lines.append(f"{'met' if met else 'NOT MET':8}{self.name}: {wanted}: {found}")
+        print(f"\n{self.lines[-1]}")
 
 
 def _wait(machine: Machine) -> None:

@@ -96,7 +96,7 @@ def test_monitors_come_and_go(
             machine.create("two", guest_config("still", screens(second)))
             rate = goes_on(machine, "one")
             print(f"\nwithout a monitor: {rate:.1f} flips/s")
-            assert rate < 75
+            assert 4 < rate < 75  # as a monitor would; what completes late does so twice a second
             assert [line["source"] for line in displbe.events("events of monitors")] == [source]
             wait_event(displbe, "output dark", connector=first)
             wait_event(displbe, "output on", connector=second, path="copy")
@@ -106,7 +106,7 @@ def test_monitors_come_and_go(
                 wait_event(displbe, "output on", 10, count, connector=first)
                 on = [line["timestamp"] for line in displbe.events("output on") if line["connector"] == first]
                 shown = (datetime.fromisoformat(str(on[-1])) - plugged).total_seconds()
-                figures.note("seconds to the picture", shown, shown <= 1)
+                figures.note("the picture within 1 s", shown, shown <= 1)
                 goes_on(machine, "one")
                 card.plug(0, False)
                 wait_event(displbe, "monitor disconnected", 10, count, connector=first)
@@ -137,6 +137,7 @@ def test_unbound(machine: Machine, reference: Callable[..., Picture], names: lis
             machine.check(f"echo {device} > {driver}/unbind")
             rate = goes_on(machine, "one")
             print(f"\nwithout a card: {rate:.1f} flips/s")
+            assert 4 < rate < 75
             machine.expect_picture(wanted, "unbound-other", machine.gpus[1])
             machine.check(f"echo {device} > {driver}/bind")
             wait_event(displbe, "output on", 10, count, connector=names[0])
@@ -177,7 +178,8 @@ def test_drawing_without_flipping(machine: Machine, names: list[str], zero_copy:
             return (sum(displbe.cpu_seconds()) - before) / 10
 
         # Of an emulated CPU. 8 % where nobody else uses this machine: five comparisons and the card's keeper.
-        figures.take(machine, watching, lambda used: used < 0.2)
+        used = figures.take(machine, "less than 0.2 s of CPU time a second", watching, lambda used: used < 0.2)
+        assert used < 0.8, "it is not busy"
 
 
 def test_kept(machine: Machine, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The DRM sink's figures, printed and held: flips per second, frames lost, CPU per flip, the time of a copy."""
+"""The DRM sink's figures: flips per second, frames lost, CPU per flip, the time of a copy."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Flips(NamedTuple):
     """How many times a bare memmove the copy of a frame took; 0 without copies."""
 
     def good(self) -> bool:
-        """Fast enough, and none lost but the one under way."""
-        return self.cost.rate >= 55 and self.flips - self.shown <= 1 and self.late == 0 and self.copied <= 1.3
+        """Fast enough, and none late."""
+        return self.cost.rate >= 55 and self.late == 0 and self.copied <= 1.3
 
 
 def flips(machine: Machine, path: str) -> Flips:
@@ -111,8 +111,10 @@ def flips(machine: Machine, path: str) -> Flips:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.replace(" ", "-"))
 def test_flips(machine: Machine, path: str, figures: Figures) -> None:
     """At least 55 flips a second, of more than a thousand none is lost, and a copy takes at most 1.3 times a bare one."""
-    found = figures.take(machine, lambda: flips(machine, path), Flips.good)
+    wanted = "at least 55 flips/s, none late, a copy at most 1.3 of a memmove"
+    found = figures.take(machine, wanted, lambda: flips(machine, path), Flips.good)
     assert found.flips >= 1000
+    assert found.flips - found.shown - found.late <= 1, "none is lost but the one under way"
 
 
 def test_zero_copy_touches_no_pixels(machine: Machine, figures: Figures) -> None:
@@ -133,4 +135,7 @@ def test_zero_copy_touches_no_pixels(machine: Machine, figures: Figures) -> None
         return cost["1920x1080"].user / cost["640x480"].user
 
     with backend(machine, config('zero-copy = "require"')) as displbe:
-        figures.take(machine, times_the_cost, lambda times: times <= 1.1)
+        times = figures.take(
+            machine, "1920x1080 costs at most 1.1 of 640x480", times_the_cost, lambda times: times <= 1.1
+        )
+    assert times < 3, "it has 6.75 times the pixels"

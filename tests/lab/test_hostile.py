@@ -98,11 +98,12 @@ def test_beside_a_good_guest(
     for reason in ("backend node is", "0/unique-id is missing", "0/unique-id was written by the guest"):
         assert reason in said, "the operator is to see it in the log"
     stormy = flips(machine, "good")[len(quiet) :]
+    assert len(stormy) > 2
     print(
         f"the other guest: {median(quiet):.1f} flips/s before, {median(stormy):.1f} during, {min(stormy):.1f} at worst"
     )
     # Three guests' processors on the emulator's two; its neighbour's answers are in tests/bench.
-    figures.note("flips/s beside it", median(stormy), median(stormy) >= 20)
+    figures.note("at least 20 flips/s beside it", median(stormy), median(stormy) >= 20)
     assert "timed-out" not in machine.console("good")
     assert machine.screendump(name="good-beside-hostile") in pictures
     assert not displbe.events("device failed; it is started anew")

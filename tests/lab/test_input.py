@@ -404,12 +404,24 @@ def summed(machine: Machine, name: str) -> dict[str, str]:
     return dict(pair.split("=") for pair in lines[-1].split()) if lines else {"events": "0"}
 
 
+def settled(machine: Machine, name: str) -> dict[str, str]:
+    """The same, once it has read something and nothing has come for a while."""
+    seen: list[dict[str, str]] = [{}]
+
+    def is_still() -> bool:
+        seen.append(summed(machine, name))
+        return seen[-1] == seen[-2] and seen[-1]["events"] != "0"
+
+    machine.wait_for(is_still, 60, every=3, why="the last of the events")
+    return seen[-1]
+
+
 @pytest.mark.figure
 def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devices: Devices, figures: Figures) -> None:
     """10,000 presses and releases at 500 per second: each arrives, in order, and none stays down.
 
-    The kernel keeps 64 events for a reader, of a keyboard of this rate those of 64 ms: when the emulated machine stands still for longer,
-    which displbe says, the keys of this time are nobody's.
+    The kernels keep 64 events for a reader, of a keyboard of this rate those of 64 ms: when the emulated machine stands still for longer,
+    which displbe says, and what reads in the guest, the keys of this time are nobody's.
     """
     cycle: list[Frame] = [[(KEY, 2 + key % 50, value)] for key in range(50) for value in (1, 0)]
     wanted = [event for frame in cycle * 100 for event in frame]
@@ -419,16 +431,17 @@ def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devic
         boot(machine, displbe, vkb("K:name=lab keyboard"), how="sum")
         late = len(displbe.events(LOST))
         seconds = devices.emit_all("lab keyboard", cycle, 100, 500)
-        time.sleep(3)
-        found = summed(machine, KEYBOARD)
-        late = len(displbe.events(LOST)) - late
+        found = settled(machine, KEYBOARD)
+        late = len(displbe.events(LOST)) - late + int(found["lost"])
         print(f"\nkeys: {len(wanted)} events, {len(wanted) / seconds:.0f} per second, {found}; {late} times too late")
-        assert found["down"] == found["lost"] == "0"
-        assert late or int(found["hash"], 16) == fnv(wanted)
+        assert late or (int(found["hash"], 16) == fnv(wanted) and found["down"] == "0")
         return found
 
     figures.take(
-        machine, typed, lambda found: (int(found["events"]), int(found["hash"], 16)) == (len(wanted), fnv(wanted))
+        machine,
+        "all of 10,000 events, in order",
+        typed,
+        lambda found: (int(found["events"]), int(found["hash"], 16)) == (len(wanted), fnv(wanted)),
     )
 
 
@@ -439,7 +452,12 @@ def test_a_fast_mouse_beside_a_display(
     """A mouse of 1000 Hz: not a motion is lost, another guest flips on, and a notification tells of more than one motion."""
     connector = next(iter(machine.connectors()))
     try:
-        figures.take(machine, lambda: moved(machine, displbe, devices, connector), lambda rate: rate >= 55)
+        figures.take(
+            machine,
+            "at least 55 flips/s beside it",
+            lambda: moved(machine, displbe, devices, connector),
+            lambda rate: rate >= 55,
+        )
     finally:
         machine.destroy("flip")
 
@@ -451,22 +469,22 @@ def moved(machine: Machine, displbe: Backend, devices: Devices, connector: str) 
     boot(machine, displbe, vkb("P:name=lab mouse"), how="sum")
     machine.create("flip", guest_config("flip", screens(connector)))
     machine.wait_console("flip", "freq:", 60)
-    before = len(flips(machine, "flip"))
+    before, late = len(flips(machine, "flip")), len(displbe.events(LOST))
     ended = len(displbe.events("input over"))
     cpu = sum(displbe.cpu_seconds())
     steps: list[Frame] = [[(REL, REL_X, 1), (REL, REL_Y, -2)]] * 100
     seconds = devices.emit_all("lab mouse", steps, 100, 1000)
     cpu = sum(displbe.cpu_seconds()) - cpu
+    found = settled(machine, POINTER)
+    late = len(displbe.events(LOST)) - late + int(found["lost"])
     rate = median(flips(machine, "flip")[before:])
-    machine.wait_for(lambda: summed(machine, POINTER).get("x") == "10000", 30, why="the whole motion")
-    found = summed(machine, POINTER)
     machine.destroy("input")
     machine.wait_for(lambda: len(displbe.events("input over")) > ended, 20, why="the end of the input")
     over = displbe.events("input over")[-1]
     print(
         f"\nmouse: 10000 motions at {10000 / seconds:.0f} per second, {over['events']} events, {over['notifications']} notifications,"
-        f" {over['answers']} answers, {cpu / seconds * 100:.0f} % CPU; beside it {rate:.1f} flips/s"
+        f" {over['answers']} answers, {cpu / seconds * 100:.0f} % CPU; beside it {rate:.1f} flips/s; {late} times too late"
     )
-    assert (found["x"], found["y"], found["lost"]) == ("10000", "-20000", "0")
+    assert late or (found["x"], found["y"]) == ("10000", "-20000")
     assert int(str(over["notifications"])) < 10000 / 2
     return rate

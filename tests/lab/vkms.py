@@ -56,7 +56,7 @@ class Vkms:
         number = self.card.removeprefix("card")
         folder = f"/sys/kernel/debug/dri/{number}/crtc-{index}/crc"
         read = f"echo auto > {folder}/control; exec 3< {folder}/data; head -n 3 <&3 | tail -n 1"
-        return self.machine.check(f"timeout 10 bash -c '{read}'").split()[-1]
+        return self.machine.check(f"timeout 30 bash -c '{read}'").split()[-1]
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from lab.pictures import Picture
 __all__ = ["Card", "LabError", "Machine", "Result", "guest_config", "reference_picture", "tarball"]
 
 SLOWER: Final = 2.5
-"""Limits of time are for a host with nothing else to do; they are so many times longer for any other. Nothing is measured by them."""
+"""Limits of time are for a host with nothing else to do; they are so many times longer for any other."""
 ANSWER_MARGIN: Final = 60.0
 """Seconds beyond a command's own time limit until Dom0 counts as lost."""
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from displbe import __version__, cli, process
 from displbe.config import ControlSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.hypervisor import Xen
+from displbe.xen.alone import alone
 from displbe.xen.port import Unavailable
 
 NO_XEN = not any(Path(path).exists() for path in ("/dev/xen/gntdev", "/dev/xen/xenbus", "/run/xenstored/socket"))
@@ -140,11 +142,33 @@ def test_only_one_daemon(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="another displbe"), process.only_one(str(device)):
             pass
         first.kill()
+        first.wait()
     for _ in range(2):
         with process.only_one(str(device)):
             pass
     with pytest.raises(Unavailable, match="No such file"), process.only_one(str(tmp_path / "nothing")):
         pass
+
+
+def test_one_that_only_begins_is_waited_for(tmp_path: Path) -> None:
+    """The early close of another start holds the lock for a moment."""
+    device = tmp_path / "gntdev"
+    device.touch()
+    held = threading.Event()
+
+    def begin() -> None:
+        with alone(str(device)):
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(BlockingIOError), alone(str(device)):
+        pass
+    with process.only_one(str(device)):
+        pass
+    thread.join()
 
 
 def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
