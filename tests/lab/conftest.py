@@ -25,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LINES] = []
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """What is tried once more (pytest-rerunfailures) is told as a failure is."""
+    if str(report.outcome) == "rerun":
+        print(f"\n{report.longreprtext}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[LINES]:
         terminalreporter.section("figures")
