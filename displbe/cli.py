@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from displbe import __version__
-from displbe.xen import early
+from displbe.xen import stale_devices
 
 __all__ = ["main", "parser"]
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run displbe: the exit code."""
     arguments = parser().parse_args(argv)
     if arguments.command is None and not arguments.check:
-        early.close_what_nobody_serves()
+        stale_devices.close_stale_displays()
     gc.disable()  # nothing that is imported is garbage
     try:
         from displbe import process

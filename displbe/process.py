@@ -17,10 +17,10 @@ import trio
 from displbe.config import ConfigError, load
 from displbe.ops import log
 from displbe.ops.health import Health
-from displbe.xen import early
-from displbe.xen.alone import alone
-from displbe.xen.places import GNTDEV
+from displbe.xen import stale_devices
+from displbe.xen.paths import GNTDEV
 from displbe.xen.port import Unavailable
+from displbe.xen.single_instance import single_instance
 
 if TYPE_CHECKING:
     from displbe.daemon import Daemon
@@ -31,7 +31,7 @@ OK: Final = 0
 USAGE: Final = 2
 UNAVAILABLE: Final = 69
 """EX_UNAVAILABLE of sysexits.h."""
-PATIENCE: Final = early.PATIENCE + 0.5
+PATIENCE: Final = stale_devices.PATIENCE + 0.5
 """Seconds that another one may hold the lock: longer than one that only begins."""
 
 
@@ -127,7 +127,7 @@ def only_one(device: str = GNTDEV) -> Iterator[None]:
     """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(alone(device, PATIENCE))
+            stack.enter_context(single_instance(device, PATIENCE))
         except BlockingIOError as error:
             raise Unavailable("another displbe runs in this domain") from error
         except OSError as error:

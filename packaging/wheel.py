@@ -10,7 +10,7 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[1]
 OUT = TREE / "out" / "dist"
-EXTRAS = "headless,drm,wayland,x11,input,metrics"
+EXTRAS = "headless,drm,wayland,x11,input,metrics,check"
 BESIDE = (
     "LICENSE",
     "Makefile",

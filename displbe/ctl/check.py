@@ -1,7 +1,7 @@
-"""`displbectl check`: what would keep displbe from working on this machine, each finding with what mends it.
+"""`displbectl check`: finds what would keep displbe from working on this machine, and tells how to fix each problem.
 
-It needs no daemon and no Xen, changes nothing, and looks at everything even when the first thing is wrong. What has to be opened is
-looked at as displbe's user, where root asks.
+It needs neither a running daemon nor Xen, changes nothing, and does all checks even when the first one fails. When root runs it, files
+and sockets are opened as displbe's user, so that the answers hold for the service.
 """
 
 from __future__ import annotations
@@ -19,44 +19,50 @@ from displbe.config import ConfigError, Settings, load
 from displbe.sinks.drm.device import Card
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
-from displbe.xen import gntdev, places
+from displbe.xen import gntdev, paths
 
+from .check_result import CheckResult, failed, passed, warning
 from .client import Client, Failure
-from .finding import Finding, good, note, wrong
-from .guests import guest_findings, read_guests
+from .guests import guest_results, read_guests
 from .inputs import allowed_devices
 from .machine import Machine
+from .xenstore import store_results
 
-__all__ = ["findings"]
+__all__ = ["run_checks"]
 
-KERNEL: Final = {
+REQUIRED: Final = {
     "CONFIG_XEN_GNTDEV": "guests' pages cannot be mapped",
-    "CONFIG_XEN_DEV_EVTCHN": "guests cannot be heard",
+    "CONFIG_XEN_DEV_EVTCHN": "notifications of guests cannot be received",
 }
-"""Options without which nothing works."""
-BETTER: Final = {
+"""Kernel options without which nothing works, and the reason."""
+USEFUL: Final = {
     "CONFIG_XEN_GNTDEV_DMABUF": "every frame is copied, and there is no be-alloc",
     "CONFIG_XEN_GRANT_DMA_ALLOC": "there is no be-alloc",
     "CONFIG_DRM": "the drm sink has no card",
 }
+"""Kernel options without which displbe does less, and what it does not do then."""
 FULL_HD: Final = 2025
-"""Pages of a buffer of 1920x1080."""
-RULES: Final = "install displbe's udev rules, and the groups of displbe.service"
+"""Pages of a 1920x1080 buffer of 32 bits per pixel."""
+UDEV_RULES: Final = "install displbe's udev rules, and the groups that displbe.service names"
 
 
-def findings(machine: Machine, config: str, control: str, guests: list[str]) -> Iterator[Finding]:
-    """All of them. `guests`: xl's configurations; none: those in /etc/xen."""
+def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -> Iterator[CheckResult]:
+    """Do all checks.
+
+    `config` is displbe's configuration, `control` the daemon's control socket, `guests` the xl configurations (empty: /etc/xen/*.cfg).
+    """
     settings = Settings()
     try:
         settings = load(config)
-        yield good(f"{config} is right")
+        yield passed(f"{config} is valid")
     except ConfigError as error:
-        yield wrong(f"configuration: {error}", "correct it; configs/displbe.toml explains every key")
-    yield from _who(machine)
+        yield failed(f"configuration: {error}", "correct it; configs/displbe.toml explains each key")
+    yield from _user(machine)
     yield from _daemon(control)
     yield from _packages(settings)
     yield from _xen(machine)
     yield from machine.as_service(_nodes(machine))
+    yield from machine.as_service(store_results(machine, settings))
     yield from _kernel(machine)
     yield from machine.as_service(_gntdev(machine))
     known, unread = read_guests(machine, guests)
@@ -64,30 +70,33 @@ def findings(machine: Machine, config: str, control: str, guests: list[str]) -> 
     yield from _sink(machine, settings)
     yield from machine.as_service(allowed_devices(machine, settings))
     yield from unread
-    yield from guest_findings(machine, settings, known)
+    yield from guest_results(machine, settings, known)
 
 
-def _who(machine: Machine) -> Iterator[Finding]:
+def _user(machine: Machine) -> Iterator[CheckResult]:
     if machine.trouble:
-        yield wrong(machine.trouble, "systemd-sysusers makes those of systemd/displbe.sysusers")
+        yield failed(machine.trouble, "systemd-sysusers creates the user and groups of systemd/displbe.sysusers")
     elif machine.who is not None:
-        yield good(f"looked at as the user {machine.user}, as displbe.service says")
+        yield passed(f"checked as the user {machine.user}, which displbe.service names")
     elif not machine.certain:
-        yield note(
-            f"looked at as {machine.user}, which displbe does not run as", "as root, this looks as displbe's user"
+        yield warning(
+            f"checked as {machine.user}, but displbe does not run as this user",
+            "run this check as root: it then checks as displbe's user",
         )
 
 
-def _daemon(control: str) -> Iterator[Finding]:
+def _daemon(control: str) -> Iterator[CheckResult]:
     try:
         with Client(control) as client:
             client.ask("status")
-        yield good("displbe runs and answers")
+        yield passed("displbe runs and answers")
     except Failure as failure:
-        yield note(f"displbe does not answer: {failure}", "systemctl status displbe says why, if it should run")
+        yield warning(
+            f"displbe does not answer: {failure}", "if it should run, systemctl status displbe tells why it does not"
+        )
 
 
-def _packages(settings: Settings) -> Iterator[Finding]:
+def _packages(settings: Settings) -> Iterator[CheckResult]:
     extras: dict[str, tuple[str, ...]] = {settings.sink: SINKS[settings.sink][2]}
     if settings.input.devices or any(guest.input for guest in settings.guest.values()):
         extras["input"] = ("evdev",)
@@ -96,93 +105,97 @@ def _packages(settings: Settings) -> Iterator[Finding]:
     for extra, packages in extras.items():
         for package in packages:
             if find_spec(package) is None:
-                yield wrong(f"Python has no {package}", f"install displbe[{extra}], or the distribution's package")
+                yield failed(f"Python has no {package}", f"install displbe[{extra}], or the distribution's package")
 
 
-def _xen(machine: Machine) -> Iterator[Finding]:
+def _xen(machine: Machine) -> Iterator[CheckResult]:
     if machine.text("/sys/hypervisor/type") != "xen":
-        yield wrong("this is no Xen domain", "boot Xen, with this system as Dom0 or as a driver domain")
+        yield failed("this is no Xen domain", "boot Xen with this system as Dom0, or run it as a driver domain")
     elif (kind := machine.text("/sys/hypervisor/guest_type")) == "PV":
-        yield note("this is a PV domain: its frames are copied", "boot Dom0 with dom0=pvh, or use a PVH driver domain")
+        yield warning(
+            "this is a PV domain: each frame is copied", "boot Dom0 with dom0=pvh, or use a PVH driver domain"
+        )
     else:
-        yield good(f"this is a Xen domain ({kind or 'of unknown kind'})")
+        yield passed(f"this is a Xen domain ({kind or 'type unknown'})")
 
 
-def _nodes(machine: Machine) -> Iterator[Finding]:
+def _nodes(machine: Machine) -> Iterator[CheckResult]:
     for name, module in (("evtchn", "xen_evtchn"), ("gntdev", "xen_gntdev")):
         yield _node(machine, f"/dev/xen/{name}", f"modprobe {module}")
-    there = [path for path in map(machine.path, (*places.SOCKETS, places.XENBUS)) if os.path.exists(path)]
-    usable = [path for path in there if machine.may(path, os.R_OK | os.W_OK)]
+    present = [path for path in map(machine.path, (*paths.SOCKETS, paths.XENBUS)) if os.path.exists(path)]
+    usable = [path for path in present if machine.may(path, os.R_OK | os.W_OK)]
     if usable:
-        yield good(f"XenStore: {usable[0]}")
-    elif there:
-        yield machine.denied(str(there[-1]), RULES)
+        yield passed(f"XenStore can be opened: {usable[0]}")
+    elif present:
+        yield machine.denied(str(present[-1]), UDEV_RULES)
     else:
-        yield wrong("there is no XenStore", "start xenstored; in a driver domain, mount xenfs and load xenbus")
+        yield failed("there is no XenStore", "start xenstored; in a driver domain, mount xenfs")
 
 
-def _node(machine: Machine, name: str, fix: str) -> Finding:
+def _node(machine: Machine, name: str, fix: str) -> CheckResult:
     path = machine.path(name)
     if not os.path.exists(path):
-        return wrong(f"{name} is not there", fix)
+        return failed(f"{name} does not exist", fix)
     if not machine.may(path, os.R_OK | os.W_OK):
-        return machine.denied(name, RULES)
-    return good(f"{name} is there")
+        return machine.denied(name, UDEV_RULES)
+    return passed(f"{name} can be opened")
 
 
-def _kernel(machine: Machine) -> Iterator[Finding]:
+def _kernel(machine: Machine) -> Iterator[CheckResult]:
     options = machine.kernel_options()
     if not options:
-        yield note("the kernel's configuration cannot be read", "look for CONFIG_XEN_GNTDEV_DMABUF=y in it yourself")
-    for wanted, grade in ((KERNEL, wrong), (BETTER, note)) if options else ():
+        yield warning("the kernel's configuration cannot be read", "check that it has CONFIG_XEN_GNTDEV_DMABUF=y")
+    for wanted, result in ((REQUIRED, failed), (USEFUL, warning)) if options else ():
         for option, loss in wanted.items():
             if options.get(option) not in ("y", "m"):
-                yield grade(f"the kernel has no {option}: {loss}", "build or install a kernel that has it")
+                yield result(f"the kernel has no {option}: {loss}", "build or install a kernel that has it")
 
 
-def _gntdev(machine: Machine) -> Iterator[Finding]:
+def _gntdev(machine: Machine) -> Iterator[CheckResult]:
     try:
         fd = gntdev.open_gntdev(str(machine.path("/dev/xen/gntdev")))
     except OSError:
-        return  # told already
+        return  # reported by _nodes
     try:
         if gntdev.probe(fd):
-            yield good("gntdev has dma-bufs")
+            yield passed("gntdev supports dma-bufs")
         else:
-            yield note("gntdev has no dma-bufs: every frame is copied", "a kernel with CONFIG_XEN_GNTDEV_DMABUF=y")
+            yield warning(
+                "gntdev does not support dma-bufs: each frame is copied", "use a kernel with CONFIG_XEN_GNTDEV_DMABUF=y"
+            )
     finally:
         os.close(fd)
     limit = machine.text("/sys/module/xen_gntdev/parameters/limit")
     if limit.isdigit() and int(limit) < FULL_HD:
-        yield wrong(
-            f"gntdev maps only {limit} pages at once, a buffer of 1920x1080 has {FULL_HD}",
-            "set the module parameter: xen_gntdev.limit=65536 on the kernel's command line",
+        yield failed(
+            f"gntdev maps only {limit} pages at once; a buffer of 1920x1080 has {FULL_HD}",
+            "set the module parameter: xen_gntdev.limit=65536 on the kernel command line",
         )
 
 
-def _quotas(machine: Machine, settings: Settings, guests: int) -> Iterator[Finding]:
+def _quotas(machine: Machine, settings: Settings, guests: int) -> Iterator[CheckResult]:
     room = Total(settings.xen.maptrack, mappings(getattr(settings, settings.sink))).limit
     count = max(1, guests)
     promised = count * settings.limits.pages
     if promised > room:
-        yield note(
-            f"{count} guests of {settings.limits.pages} pages are more than the {room} that can be mapped",
-            "lower pages in [limits]; or raise Xen's gnttab_max_maptrack_frames, and maptrack in [xen] to 256 times that",
+        yield warning(
+            f"{count} guests may map {settings.limits.pages} pages each; together they may map {room}",
+            "lower pages in [limits]; or raise Xen's gnttab_max_maptrack_frames, and set maptrack in [xen] to 256 times that",
         )
     else:
-        yield good(f"{count} guests' quotas ({promised} pages) fit into maptrack ({room})")
+        yield passed(f"the quotas of {count} guests ({promised} pages) fit into maptrack ({room})")
     frames = re.search(r"gnttab_max_maptrack_frames=(\d+)", machine.xl_info())
     if frames is not None and int(frames[1]) * 256 != settings.xen.maptrack:
-        yield wrong(
-            f"Xen has {int(frames[1]) * 256} maptrack entries, the configuration says {settings.xen.maptrack}",
-            f"maptrack = {int(frames[1]) * 256} in [xen]",
+        yield failed(
+            f"Xen has {int(frames[1]) * 256} maptrack entries, but the configuration says {settings.xen.maptrack}",
+            f"set maptrack = {int(frames[1]) * 256} in [xen]",
         )
 
 
 # Sinks
 
 
-def _sink(machine: Machine, settings: Settings) -> Iterator[Finding]:
+def _sink(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
     if settings.sink == "drm":
         yield from machine.as_service(_cards(machine, settings))
     elif settings.sink == "wayland":
@@ -197,31 +210,31 @@ def _sink(machine: Machine, settings: Settings) -> Iterator[Finding]:
             path = str(machine.path(f"/tmp/.X11-unix/X{number[1]}"))
             yield from machine.as_service(_connects(path, "the X server", "display in [x11]"))
         elif not display:
-            yield wrong("no X server is named", "display in [x11], or the environment's DISPLAY")
+            yield failed("no X server is configured", "set display in [x11], or DISPLAY in the environment")
     elif settings.headless.directory:
         yield from machine.as_service(_writes(machine, settings.headless.directory))
 
 
-def _writes(machine: Machine, folder: str) -> Iterator[Finding]:
+def _writes(machine: Machine, folder: str) -> Iterator[CheckResult]:
     if not machine.may(machine.path(folder), os.W_OK):
-        yield note(f"{folder} cannot be written", "directory in [headless]")
+        yield warning(f"{folder} cannot be written", "set directory in [headless] to one that displbe's user may write")
 
 
-def _connects(path: str, whose: str, key: str) -> Iterator[Finding]:
+def _connects(path: str, server: str, key: str) -> Iterator[CheckResult]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(2)
         try:
             client.connect(path)
         except OSError as error:
-            yield wrong(
+            yield failed(
                 f"{path}: {error.strerror or error}",
-                f"start {whose}, or name its socket ({key}); displbe's user must be let in",
+                f"start {server}, or set its socket ({key}); displbe's user must have access",
             )
         else:
-            yield good(f"{path} answers")
+            yield passed(f"{path} accepts connections")
 
 
-def _cards(machine: Machine, settings: Settings) -> Iterator[Finding]:
+def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
     folder = machine.path("/dev/dri")
     named = settings.drm.device
     paths = sorted(folder.glob("card*")) if named == "auto" else [folder / Path(named).name]
@@ -231,18 +244,18 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[Finding]:
             card = Card(str(path))
         except (DrmError, OSError) as error:
             why = str(error) if isinstance(error, DrmError) else error.strerror
-            yield note(f"{path.name} cannot be used: {why}", "displbe's user must be in the group video or render")
+            yield warning(f"{path.name} cannot be used: {why}", "displbe's user must be in the group video or render")
             continue
         try:
             usable = True
             if card.become_master():
-                yield good(f"{path.name}: can be DRM master")
+                yield passed(f"{path.name}: displbe can be DRM master")
             else:
-                yield note(
-                    f"{path.name}: another program is DRM master, maybe displbe",
-                    'end the compositor or display manager there, or let displbe be its client (sink = "wayland")',
+                yield warning(
+                    f"{path.name}: another program is DRM master, possibly a running displbe",
+                    'stop the compositor or display manager, or make displbe its client (sink = "wayland")',
                 )
         finally:
             card.close()
     if not usable:
-        yield wrong(f"no usable DRM device in {folder}", "load the card's driver; or choose another sink")
+        yield failed(f"no usable DRM device in {folder}", "load the card's driver, or choose another sink")

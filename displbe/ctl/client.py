@@ -1,4 +1,4 @@
-"""The other end of the control socket (protocol/control.md)."""
+"""The client of the control socket (protocol/control.md)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ __all__ = ["Client", "Failure"]
 
 VERSION: Final = 1
 PATIENCE: Final = 30.0
-"""Seconds that an answer may take."""
+"""Seconds to wait for an answer."""
 MAX_HEAD: Final = 65536
 MAX_BODY: Final = 1 << 30
 
 
 class Failure(Exception):
-    """It cannot be done; the text is one sentence for the operator."""
+    """A command failed; the text is one sentence for the operator."""
 
 
 class _Head(msgspec.Struct):
     ok: bool
     error: str = ""
-    octets: int = 0
+    size: int = msgspec.field(name="octets", default=0)
+    """Bytes of the body that follows."""
     facts: dict[str, int | float | str] = {}
 
 
@@ -48,34 +49,36 @@ class Client:
         self._socket.close()
 
     def ask(self, command: str, **arguments: str) -> tuple[dict[str, int | float | str], bytes]:
-        """What there is to know of the answer, and the answer. Raises Failure."""
+        """Send a command and return the facts and the body of its answer. Raises Failure."""
         try:
             self._socket.sendall(msgspec.json.encode({"version": VERSION, "command": command, **arguments}) + b"\n")
             head = self._head(self._file.readline(MAX_HEAD))
-            body = self._file.read(head.octets)
+            body = self._file.read(head.size)
         except OSError as error:
             raise Failure(f"no answer from displbe: {error.strerror or error}") from error
-        if len(body) < head.octets:
-            raise Failure("displbe has ended the connection")
+        if len(body) < head.size:
+            raise Failure("displbe has closed the connection")
         return head.facts, body
 
     def _head(self, line: bytes) -> _Head:
         if not line:
-            raise Failure("displbe has ended the connection (it serves few clients at a time)")
+            raise Failure("displbe has closed the connection (it serves few clients at a time)")
         try:
             head = msgspec.json.decode(line, type=_Head)
         except msgspec.DecodeError as error:
-            raise Failure(f"this is not displbe's answer: {error}") from error
+            raise Failure(f"the answer is not of displbe: {error}") from error
         if not head.ok:
             raise Failure(head.error)
-        if not 0 <= head.octets <= MAX_BODY:
-            raise Failure("this is not displbe's answer")
+        if not 0 <= head.size <= MAX_BODY:
+            raise Failure("the answer is not of displbe")
         return head
 
 
 def _why(path: str, error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return f"{path}: only root and the group that displbe runs as may use it (the service: adduser USER displbe)"
+        return (
+            f"{path}: only root and the group that displbe runs as may use it (for the service: adduser USER displbe)"
+        )
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return f"{path}: displbe does not run here, or listens elsewhere (systemctl status displbe; [control] socket)"
+        return f"{path}: displbe does not run, or listens on another path (systemctl status displbe; [control] socket)"
     return f"{path}: {error.strerror or error}"

@@ -1,4 +1,4 @@
-"""Guests' xl configurations beside displbe's: what each of them asks for, and what they ask for together."""
+"""Checks guests' xl configurations against displbe's: each one alone, and all together."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import msgspec
 
 from displbe.config import Settings
 
-from .finding import Finding, good, note, wrong
+from .check_result import CheckResult, failed, passed, warning
 from .inputs import guests_devices
 from .machine import Machine
 from .xlconfig import Display, Keyboard, XlConfig, read_xl_config
 
-__all__ = ["guest_findings", "read_guests"]
+__all__ = ["guest_results", "read_guests"]
 
 Guests = dict[Path, XlConfig]
 DOM0 = ("", "0", "Domain-0")
+"""What `backend=` in xl.cfg says for Dom0."""
 
 
-def read_guests(machine: Machine, paths: list[str]) -> tuple[Guests, list[Finding]]:
-    """The guests that have a device of ours, out of these files; none: those in /etc/xen. And what is wrong with files."""
+def read_guests(machine: Machine, paths: list[str]) -> tuple[Guests, list[CheckResult]]:
+    """Read xl configurations (empty: /etc/xen/*.cfg): the guests that have a device here, and problems with the files."""
     guests: Guests = {}
-    found: list[Finding] = []
+    found: list[CheckResult] = []
     for path in [Path(path) for path in paths] or sorted(machine.path("/etc/xen").glob("*.cfg")):
         try:
             guest = read_xl_config(path.read_text("utf-8", "replace"))
         except OSError as error:
-            found.append(note(f"{path}: {error.strerror}", "run this check as a user who may read it"))
+            found.append(warning(f"{path}: {error.strerror}", "run this check as a user who may read the file"))
             continue
         except ValueError as error:
             fix = 'man xl.cfg: vdispl = ["backend=0,connectors=HDMI-A-1:1920x1080"]'
             found.append(
-                wrong(f"{path}: {error}", fix if "vdispl" in str(error) else "configs/guest.cfg has an example")
+                failed(f"{path}: {error}", fix if "vdispl" in str(error) else "configs/guest.cfg is an example")
             )
             continue
         devices: tuple[Display | Keyboard, ...] = (*guest.displays, *guest.keyboards)
         others = [device for device in devices if not _is_here(machine, device)]
         for name in sorted({device.backend or "0" for device in others}):
             found.append(
-                note(
-                    f"{path}: it has devices whose backend is the domain {name}, not this one",
-                    "backend= in its vdispl and vkb lines; a displbe there serves it",
+                warning(
+                    f"{path}: it has devices with backend={name}, which is not this domain",
+                    "a displbe in that domain serves them; to change it, set backend= in the vdispl and vkb lines",
                 )
             )
         guest = msgspec.structs.replace(
@@ -57,72 +58,76 @@ def read_guests(machine: Machine, paths: list[str]) -> tuple[Guests, list[Findin
 
 
 def _is_here(machine: Machine, device: Display | Keyboard) -> bool:
-    """Whether this domain is a device's backend, as far as that can be known: a driver domain does not know how it is called."""
+    """Whether this domain may be a device's backend. A driver domain does not know its own name, so any name may be its."""
     here = machine.is_dom0
     return here is None or (device.backend in DOM0) == here
 
 
-def guest_findings(machine: Machine, settings: Settings, guests: Guests) -> Iterator[Finding]:
-    """What is wrong with each, and with all of them."""
+def guest_results(machine: Machine, settings: Settings, guests: Guests) -> Iterator[CheckResult]:
+    """Check each guest, and all of them together."""
     for path, guest in guests.items():
         yield from _guest(machine, settings, path, guest)
         yield from guests_devices(machine, settings, path, guest, _outputs(settings, guest))
     yield from _together(settings, list(guests.values()))
     if settings.guest and machine.is_dom0 is False:
-        yield note(
-            "a driver domain does not know guests' names: no [guest.NAME] holds before Dom0 lets it",
-            "xenstore-chmod, as docs/security.md has it",
+        yield warning(
+            "a driver domain cannot read guests' names until Dom0 allows it: until then no [guest.NAME] applies",
+            "in Dom0, use xenstore-chmod as docs/security.md describes",
         )
 
 
-def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) -> Iterator[Finding]:
+def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) -> Iterator[CheckResult]:
     own = settings.guest.get(guest.name)
     if any(display.be_alloc for display in guest.displays) and not (own and own.be_alloc):
-        yield wrong(
-            f"{path}: be-alloc=1, which is not allowed to {guest.name}",
-            f"be-alloc = true in [guest.{guest.name}]; or be-alloc=0",
+        yield failed(
+            f"{path}: be-alloc=1, which {guest.name} is not allowed",
+            f"set be-alloc = true in [guest.{guest.name}], or be-alloc=0 in its vdispl line",
         )
     names = _outputs(settings, guest)
     known = [re.sub(r"^card\d+-", "", entry.name) for entry in machine.path("/sys/class/drm").glob("card*-*")]
     for name in names:
         if settings.sink == "drm" and known and name.rpartition("/")[2] not in known:
-            yield wrong(f"{path}: there is no connector {name}", f"there are: {', '.join(sorted(known))}")
+            yield failed(f"{path}: there is no connector {name}", f"this machine has {', '.join(sorted(known))}")
         if settings.sink == "headless" and settings.headless.outputs and name not in settings.headless.outputs:
-            yield wrong(f"{path}: there is no output {name}", f"there are: {', '.join(settings.headless.outputs)}")
+            yield failed(
+                f"{path}: there is no output {name}", f"[headless] outputs has {', '.join(settings.headless.outputs)}"
+            )
     if len(names) > settings.limits.connectors:
-        yield wrong(
-            f"{path}: {len(names)} connectors, {settings.limits.connectors} are allowed", "connectors in [limits]"
+        yield failed(
+            f"{path}: it has {len(names)} connectors; {settings.limits.connectors} are allowed",
+            "raise connectors in [limits]",
         )
     largest = max((w * h * 4 // 4096 * 2 for d in guest.displays for _, w, h in d.connectors), default=0)
     if largest > settings.limits.pages:
-        yield wrong(
-            f"{path}: two buffers of its largest screen are {largest} pages, {settings.limits.pages} are allowed",
-            "pages in [limits]",
+        yield failed(
+            f"{path}: two buffers of its largest screen need {largest} pages; {settings.limits.pages} are allowed",
+            "raise pages in [limits]",
         )
-    yield good(f"{path}: {guest.name or 'a guest without name'} on {', '.join(names) or 'no screen'}")
+    yield passed(f"{path}: {guest.name or 'a guest without a name'} on {', '.join(names) or 'no screen'}")
 
 
 def _outputs(settings: Settings, guest: XlConfig) -> list[str]:
-    """Where its connectors are shown."""
+    """Return the names of the outputs that show its connectors."""
     own = settings.guest.get(guest.name)
     if own is not None and own.connectors:
         return list(own.connectors)
     return [name for display in guest.displays for name, _, _ in display.connectors]
 
 
-def _together(settings: Settings, guests: list[XlConfig]) -> Iterator[Finding]:
+def _together(settings: Settings, guests: list[XlConfig]) -> Iterator[CheckResult]:
     users: dict[str, list[str]] = {}
     for guest in guests:
         for name in _outputs(settings, guest):
             users.setdefault(name, []).append(guest.name)
-    for name, who in sorted(users.items()):
-        if len(who) > 1:
-            yield note(
-                f"{', '.join(who)} all want the output {name}", "only one of them is shown at a time; name another"
+    for name, names in sorted(users.items()):
+        if len(names) > 1:
+            yield warning(
+                f"{', '.join(names)} all use the output {name}",
+                "only one of them is shown at a time; give each its own output",
             )
     missing = settings.guest.keys() - {guest.name for guest in guests}
     if guests and missing:
-        yield note(
-            f"the configuration has settings for {', '.join(sorted(missing))}, of whom no guest's configuration was found",
-            "the name must be the guest's `name` in xl",
+        yield warning(
+            f"the configuration has settings for {', '.join(sorted(missing))}, but no xl configuration has these names",
+            "NAME in [guest.NAME] must be the guest's `name` in xl",
         )

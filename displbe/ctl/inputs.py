@@ -1,4 +1,4 @@
-"""The input devices of a machine: which of them a guest may have, and whether displbe can open them."""
+"""Checks input devices: which of them guests may have, and whether displbe can open them."""
 
 from __future__ import annotations
 
@@ -12,66 +12,75 @@ from pathlib import Path
 from displbe.config import Settings
 from displbe.input.names import Binding, parse_unique_id
 
-from .finding import Finding, good, note, wrong
+from .check_result import CheckResult, failed, passed, warning
 from .machine import Machine
 from .xlconfig import XlConfig
 
 __all__ = ["allowed_devices", "guests_devices"]
 
 
-def allowed_devices(machine: Machine, settings: Settings) -> Iterator[Finding]:
-    """What `[input] devices` names."""
+def allowed_devices(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
+    """Check each entry of `[input] devices`."""
     for entry in settings.input.devices:
         paths = _named(machine, entry)
         if not paths:
-            yield note(f"[input] devices: there is no {entry} now", "ls -l /dev/input/by-id /dev/input/by-path")
+            yield warning(
+                f"[input] devices: there is no {entry} at present",
+                "list the devices: ls -l /dev/input/by-id /dev/input/by-path",
+            )
         for path in paths:
             if machine.may(path, os.R_OK):
-                yield good(f"[input] devices: {entry} is {path.name}")
+                yield passed(f"[input] devices: {entry} is {path.name}")
             else:
-                yield machine.denied(f"[input] devices: {path.name}", "the group input, for displbe's user")
+                yield machine.denied(f"{path.name} of [input] devices", "add displbe's user to the group input")
 
 
 def guests_devices(
     machine: Machine, settings: Settings, path: Path, guest: XlConfig, outputs: list[str]
-) -> Iterator[Finding]:
-    """What a guest's vkb lines name, or its own settings."""
+) -> Iterator[CheckResult]:
+    """Check the devices that a guest's own settings name, or its vkb lines."""
     own = settings.guest.get(guest.name)
     for keyboard in guest.keyboards:
         ours = own.input if own is not None else ""
         try:
             bindings = parse_unique_id(ours or keyboard.unique_id)
         except ValueError as error:
-            yield wrong(
-                f"{path}: vkb: unique-id: {error}", "unique-id=K:ID;P:ID;T:ID; see [input] in configs/displbe.toml"
+            yield failed(
+                f"{path}: vkb: unique-id: {error}",
+                "unique-id is K:ID;P:ID;T:ID; see [input] in configs/displbe.toml",
             )
             continue
         for binding in bindings:
             if binding.is_device:
                 yield from _device(machine, settings, path, binding, granted=bool(ours))
             elif binding.id not in outputs:
-                yield wrong(
-                    f"{path}: vkb: {binding.id} is no device and none of the guest's connectors",
-                    "a device is /dev/input/eventN, by-id/NAME, by-path/NAME or name=NAME",
+                yield failed(
+                    f"{path}: vkb: {binding.id} is neither a device nor one of the guest's connectors",
+                    "name a device: /dev/input/eventN, by-id/NAME, by-path/NAME or name=NAME",
                 )
             elif settings.sink not in ("wayland", "x11"):
-                yield wrong(
-                    f"{path}: vkb: {binding.id}: the {settings.sink} sink's screens have no input of their own",
+                yield failed(
+                    f"{path}: vkb: {binding.id}: screens of the {settings.sink} sink have no input of their own",
                     "name a device: /dev/input/eventN, by-id/NAME, by-path/NAME or name=NAME",
                 )
 
 
-def _device(machine: Machine, settings: Settings, path: Path, binding: Binding, *, granted: bool) -> Iterator[Finding]:
+def _device(
+    machine: Machine, settings: Settings, path: Path, binding: Binding, *, granted: bool
+) -> Iterator[CheckResult]:
     nodes = _named(machine, binding.id, pattern=False)
     allowed = {node for entry in settings.input.devices for node in _named(machine, entry)}
     if not granted and (not settings.input.devices or (nodes and not allowed.intersection(nodes))):
-        yield wrong(f"{path}: vkb: no guest may have {binding.id}", f'devices = ["{binding.id}"] in [input]')
+        yield failed(f"{path}: vkb: no guest may have {binding.id}", f'allow it: devices = ["{binding.id}"] in [input]')
     elif not nodes:
-        yield note(f"{path}: vkb: there is no {binding.id} now", "ls -l /dev/input/by-id /dev/input/by-path")
+        yield warning(
+            f"{path}: vkb: there is no {binding.id} at present",
+            "list the devices: ls -l /dev/input/by-id /dev/input/by-path",
+        )
 
 
 def _named(machine: Machine, id: str, *, pattern: bool = True) -> list[Path]:
-    """The nodes that an ID leads to, which may be a pattern, as the daemon finds them (input.sources.evdev)."""
+    """Return the nodes that an ID stands for, found as the daemon does (input.sources.evdev). With `pattern`, the ID may be a pattern."""
     folder = machine.path("/dev/input")
     if id.startswith("name="):
         name = id.removeprefix("name=")

@@ -1,4 +1,4 @@
-"""The machine that `displbectl check` looks at."""
+"""The machine that `displbectl check` checks: its files, its kernel, its Xen, and the user that displbe runs as."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .finding import Finding, note, wrong
+from .check_result import CheckResult, failed, warning
 from .service import Identity, acting_as, service_identity
 
 __all__ = ["Machine", "this_machine"]
 
 
 class Machine:
-    """Where to look, and for whom; another root in tests.
+    """The file system to check (`root`; tests use another one), and the user to check it for.
 
-    `who`: displbe's user, whom root can be for a while. Without: the caller, of whom `certain` says whether displbe runs as him.
-    `trouble`: why displbe's user cannot be known.
+    `who` is displbe's user, whose rights root can take on. None: the checks run as the caller, and `certain` says whether displbe
+    runs as that user. `trouble` says why displbe's user is not known; empty when it is.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Machine:
         self.trouble = trouble
         self._xl = xl
 
-    # For whom
+    # The user
 
     @property
     def user(self) -> str:
-        """Who opens what is looked at."""
+        """Name of the user that files are opened as."""
         if self.who is not None:
             return self.who.user
         try:
@@ -53,27 +53,27 @@ class Machine:
         except KeyError:
             return str(os.geteuid())
 
-    def as_service(self, found: Iterable[Finding]) -> list[Finding]:
-        """Findings that depend on who looks."""
+    def as_service(self, results: Iterable[CheckResult]) -> list[CheckResult]:
+        """Do checks that depend on the user, as displbe's user."""
         with acting_as(self.who):
-            return list(found)
+            return list(results)
 
     def may(self, path: Path, mode: int) -> bool:
-        """Whether a file may be read or written (os.R_OK, os.W_OK)."""
+        """Whether the effective user may read or write a file (`mode`: os.R_OK, os.W_OK)."""
         return os.access(path, mode, effective_ids=True)
 
-    def denied(self, what: str, fix: str) -> Finding:
-        """Something may not be opened, which says little when it is not displbe's user who may not."""
-        return (wrong if self.certain else note)(f"{what} is not for {self.user}", fix)
+    def denied(self, what: str, fix: str) -> CheckResult:
+        """Return the result for a file without access: a warning where displbe may run as another user."""
+        return (failed if self.certain else warning)(f"{self.user} has no access to {what}", fix)
 
-    # What there is
+    # Files, kernel, Xen
 
     def path(self, path: str) -> Path:
-        """A file of this machine."""
+        """Return the path of a file of this machine."""
         return self.root / path.lstrip("/")
 
     def text(self, path: str) -> str:
-        """A file's text, empty when it cannot be read."""
+        """Return a file's text, empty when it cannot be read."""
         try:
             return self.path(path).read_text("utf-8", "replace").strip()
         except OSError:
@@ -81,19 +81,19 @@ class Machine:
 
     @property
     def is_dom0(self) -> bool | None:
-        """None: not known."""
+        """Whether this is Dom0; None when that is not known."""
         file = "/proc/xen/capabilities"
         return "control_d" in self.text(file) if self.path(file).exists() else None
 
     def xl_info(self) -> str:
-        """What xl says of Xen; empty where it may not be asked."""
+        """Return the output of `xl info`; empty where it cannot be run, or takes more than 10 s."""
         try:
             return subprocess.run(self._xl, capture_output=True, text=True, timeout=10, check=False).stdout
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
     def kernel_options(self) -> dict[str, str]:
-        """The kernel's configuration, empty where it is not to be had."""
+        """Return the kernel's configuration; empty where it cannot be read."""
         text = self.text(f"/boot/config-{self.release}")
         if not text:
             try:
@@ -104,7 +104,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The machine that we are on, where root looks as the service's user."""
+    """Return the machine this runs on; for root, with displbe's user."""
     root = os.geteuid() == 0
     try:
         who = service_identity()

@@ -1,6 +1,6 @@
 """The command line of displbectl.
 
-Exit codes: 0 done, 1 it could not be done, 2 wrong use; `check`: 1 when something would keep displbe from working.
+Exit codes: 0 success, 1 failure, 2 wrong usage; `check`: 1 when it reports an error.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["main"]
 
 SOCKET: Final = "/run/displbe/control"
 CONFIG: Final = "/etc/displbe/displbe.toml"
-TRACE: Final = "the last 4,096 requests of a connector and their answers"
+TRACE: Final = "show the last 4,096 requests of a connector and their responses"
 CLEAR: Final = "\x1b[H\x1b[J"
-"""Cursor home, and clear from there."""
+"""Escape sequence: cursor home, and clear the screen."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments there are."""
-    top = argparse.ArgumentParser(prog="displbectl", description="Asks and tells the displbe that runs here.")
+    """Return the parser of the arguments."""
+    top = argparse.ArgumentParser(prog="displbectl", description="Shows and controls the displbe that runs here.")
     top.add_argument("--version", action="version", version=f"displbectl {__version__}")
-    top.add_argument("--socket", metavar="PATH", default=SOCKET, help=f"its control socket (default: {SOCKET})")
+    top.add_argument("--socket", metavar="PATH", default=SOCKET, help=f"displbe's control socket (default: {SOCKET})")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -49,55 +49,62 @@ def parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(run=run)
         if guest:
-            made.add_argument("guest", metavar="GUEST", help="its name in xl, or its domain number")
+            made.add_argument("guest", metavar="GUEST", help="the guest's name in xl, or its domain id")
             made.set_defaults(connector="")
         if guest and connector:
             made.add_argument(
                 "--connector",
                 metavar="C",
                 default="",
-                help="the name of its output, or its number (default: the first, or all)",
+                help="the name of the connector's output, or its number (default: the first, or all)",
             )
         return made
 
-    made = command("status", _status, "what every guest's screen is doing", guest=False)
-    made.add_argument("--json", action="store_true", help="as JSON (protocol/control.md)")
-    made = command("top", _top, "the same, live, a line for each connector", guest=False)
+    made = command("status", _status, "show the state of each guest's devices", guest=False)
+    made.add_argument("--json", action="store_true", help="print JSON (protocol/control.md)")
+    made = command("top", _top, "show one line for each connector, updated at an interval", guest=False)
     made.add_argument(
-        "--interval", type=_interval, default=1.0, metavar="S", help="seconds between two looks (default: 1)"
+        "--interval", type=_interval, default=1.0, metavar="S", help="seconds between two updates (default: 1)"
     )
-    made.add_argument("--count", type=int, default=0, metavar="N", help="looks, then end (default: for ever)")
-    made = command("screenshot", _screenshot, "what a guest shows, as a PNG file")
+    made.add_argument("--count", type=int, default=0, metavar="N", help="number of updates (default: no limit)")
+    made = command("screenshot", _screenshot, "write a guest's picture to a PNG file")
     made.add_argument("file", metavar="FILE.png")
     made = commands.add_parser("trace", help=TRACE, description=TRACE)
     made.set_defaults(run=_trace)
     which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument("guest", metavar="GUEST", nargs="?", default="", help="its name in xl, or its domain number")
-    which.add_argument("--file", metavar="FILE", default="", help="a trace that was kept when a device was shut off")
-    made.add_argument(
-        "--connector", metavar="C", default="", help="the name of its output, or its number (default: the first)"
+    which.add_argument("guest", metavar="GUEST", nargs="?", default="", help="the guest's name in xl, or its domain id")
+    which.add_argument(
+        "--file", metavar="FILE", default="", help="a trace file that was written when a device was shut off"
     )
-    made = command("check", _check, "what would keep displbe from working here, and what mends it", guest=False)
+    made.add_argument(
+        "--connector",
+        metavar="C",
+        default="",
+        help="the name of the connector's output, or its number (default: the first)",
+    )
+    made = command(
+        "check", _check, "find what would keep displbe from working here, and tell how to fix it", guest=False
+    )
     made.add_argument("--config", metavar="FILE", default=CONFIG, help=f"displbe's configuration (default: {CONFIG})")
     made.add_argument(
         "guests", metavar="XL.CFG", nargs="*", default=[], help="guests' configurations (default: /etc/xen/*.cfg)"
     )
-    command("focus", _tell, "give a guest the keyboard and pointer", connector=False)
-    command("blank", _tell, "switch a guest's screens off; the guest does not notice")
-    command("unblank", _tell, "switch them on again")
-    command("kick", _tell, "end a guest's connections; its driver connects anew", connector=False)
+    command("focus", _command, "give a guest the keyboard and pointer", connector=False)
+    command("blank", _command, "switch a guest's screens off, without the guest noticing")
+    command("unblank", _command, "switch a guest's screens on again")
+    command("kick", _command, "end a guest's connections; its driver connects again", connector=False)
     return top
 
 
 def _interval(text: str) -> float:
     seconds = float(text)
     if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError("0.1 to 3600 seconds")
+        raise argparse.ArgumentTypeError("must be 0.1 to 3600 seconds")
     return seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run displbectl: the exit code."""
+    """Run displbectl and return the exit code."""
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
@@ -107,17 +114,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 0
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader of the output has ended
         sys.stderr.close()
         return 0
 
 
-def _look(client: Client) -> Status:
+def _read_status(client: Client) -> Status:
     _, body = client.ask("status")
     try:
         return msgspec.json.decode(body, type=Status)
     except msgspec.DecodeError as error:
-        raise Failure(f"this displbectl is not of the daemon's version: {error}") from error
+        raise Failure(f"displbectl and the daemon have different versions: {error}") from error
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -125,18 +132,18 @@ def _status(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(msgspec.json.format(client.ask("status")[1]).decode())
         else:
-            print("\n".join(status_lines(_look(client))))
+            print("\n".join(status_lines(_read_status(client))))
     return 0
 
 
 def _top(arguments: argparse.Namespace) -> int:
-    looks = 0
+    updates = 0
     while True:
-        with Client(arguments.socket) as client:  # anew for each look: the daemon keeps nobody who is silent
-            lines = "\n".join(top_lines(_look(client)))
+        with Client(arguments.socket) as client:  # a connection for each update: the daemon closes idle ones
+            lines = "\n".join(top_lines(_read_status(client)))
         print(f"{CLEAR}{lines}" if sys.stdout.isatty() else lines, flush=True)
-        looks += 1
-        if looks == arguments.count:
+        updates += 1
+        if updates == arguments.count:
             return 0
         time.sleep(arguments.interval)
 
@@ -151,7 +158,7 @@ def _screenshot(arguments: argparse.Namespace) -> int:
 
     facts, pixels = _ask(arguments)
     write_png(arguments.file, facts, pixels)
-    print(f"{facts['width']}x{facts['height']}, {arguments.file}")
+    print(f"{arguments.file}: {facts['width']}x{facts['height']}")
     return 0
 
 
@@ -177,7 +184,7 @@ def _trace_file(path: str) -> int:
             lines += trace_lines(records, piece.epoch)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
-    # A file may hold anything: half a record, a time beyond every calendar.
+    # The file may hold anything: half a record, or a time beyond the calendar.
     except (ValueError, OverflowError, struct.error) as error:
         raise Failure(f"{path}: {error}") from error
     print("\n".join(lines))
@@ -185,18 +192,18 @@ def _trace_file(path: str) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from .check import findings
+    from .check import run_checks
     from .machine import this_machine
 
     code = 0
-    for finding in findings(this_machine(), arguments.config, arguments.socket, arguments.guests):
-        print(f"{finding.grade:6}{escape(finding.what)}", flush=True)
-        if finding.fix:
-            print(f"      -> {escape(finding.fix)}", flush=True)
-        code = max(code, finding.grade == "wrong")
+    for result in run_checks(this_machine(), arguments.config, arguments.socket, arguments.guests):
+        print(f"{result.grade:8}{escape(result.text)}", flush=True)
+        if result.fix:
+            print(f"        -> {escape(result.fix)}", flush=True)
+        code = max(code, result.grade == "error")
     return int(code)
 
 
-def _tell(arguments: argparse.Namespace) -> int:
+def _command(arguments: argparse.Namespace) -> int:
     _ask(arguments)
     return 0

@@ -1,4 +1,4 @@
-"""A guest's picture as a PNG file."""
+"""Writes a guest's picture as a PNG file."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["write_png"]
 
 
 def write_png(path: str, facts: dict[str, int | float | str], pixels: bytes) -> None:
-    """Write what the daemon has answered, under its name only when it is whole. Raises Failure."""
+    """Write the daemon's answer to a PNG file, which gets its name when it is complete. Raises Failure."""
     try:
         from displbe.sinks.base import Geometry, Part
         from displbe.sinks.picture import image
     except ImportError as error:
-        raise Failure("PNG files need Pillow: install displbe[headless]") from error
+        raise Failure("writing PNG files needs Pillow: install displbe[headless]") from error
     try:
         width, height, fourcc, stride = (int(facts[key]) for key in ("width", "height", "fourcc", "stride"))
         if fourcc not in FORMATS:
-            raise Failure("this displbectl is not of the daemon's version: it does not know the pixel format")
+            raise Failure("displbectl and the daemon have different versions: the pixel format is not known here")
         part = Path(f"{path}.part")
         whole = Part(0, 0, width, height)
         image(memoryview(pixels), Geometry(width, height, fourcc, stride, 0), whole).save(part, "PNG")
         os.replace(part, path)
     except (KeyError, ValueError) as error:
-        raise Failure(f"this is not displbe's answer: {error}") from error
+        raise Failure(f"the answer is not of displbe: {error}") from error
     except OSError as error:
         raise Failure(f"{path}: {error.strerror or error}") from error

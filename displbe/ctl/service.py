@@ -1,4 +1,4 @@
-"""Who displbe's service runs as, and how root is that user for a while: what root may open says nothing of what the service may."""
+"""The user that displbe's service runs as, and a block in which root has only that user's rights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOW: Final = ("systemctl", "show", "--property=User,Group,SupplementaryGroups",
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """A user, and all groups that a process of his has."""
+    """A user, and all groups of its processes."""
 
     user: str
     uid: int
@@ -27,9 +27,9 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 def service_identity(command: Sequence[str] = SHOW) -> Identity | None:
-    """The unit's user and groups, as systemd knows them with all drop-ins; None where there is no such unit, or it is root's.
+    """Return the unit's user and groups, drop-ins included; None where there is no such unit, or systemctl fails, or it runs as root.
 
-    Raises LookupError, in words, for a user or a group that does not exist.
+    Raises LookupError, with a sentence, for a user or a group that does not exist.
     """
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
@@ -48,19 +48,19 @@ def _user(name: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except KeyError:
-        raise LookupError(f"displbe.service runs as {name}, and there is no such user") from None
+        raise LookupError(f"displbe.service runs as {name}, but there is no such user") from None
 
 
 def _group(name: str) -> int:
     try:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError:
-        raise LookupError(f"displbe.service has the group {name}, and there is no such group") from None
+        raise LookupError(f"displbe.service has the group {name}, but there is no such group") from None
 
 
 @contextlib.contextmanager
 def acting_as(identity: Identity | None) -> Iterator[None]:
-    """Root has this user's rights while the block lasts, and no others; None: whoever we are. For a process of one thread."""
+    """Give up root's rights for this user's while the block lasts; with None, nothing changes. All threads of the process are affected."""
     if identity is None:
         yield
         return
@@ -68,7 +68,7 @@ def acting_as(identity: Identity | None) -> Iterator[None]:
     os.setgroups(identity.groups)
     try:
         os.setegid(identity.gid)
-        os.seteuid(identity.uid)  # the last: who is not root cannot change the others
+        os.seteuid(identity.uid)  # last, because only root may change the others
         yield
     finally:
         os.seteuid(uid)

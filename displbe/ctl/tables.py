@@ -1,4 +1,4 @@
-"""The status as people read it, 80 columns wide."""
+"""Formats the status as text, 80 columns wide."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _age(seconds: float | None) -> str:
-    """A length of time in at most five characters."""
+    """Return a length of time in at most five characters."""
     if seconds is None:
         return "never"
     if seconds < 1:
@@ -31,7 +31,7 @@ def _age(seconds: float | None) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    """In at most five characters; what is no matter of milliseconds has its unit."""
+    """Return a time in milliseconds, without a unit, in at most five characters; from 10 s on, with its unit."""
     if seconds < 0.1:
         return f"{seconds * 1000:.1f}"
     return f"{seconds * 1000:.0f}" if seconds < 10 else _age(seconds)
@@ -42,7 +42,7 @@ def _pages(pages: int) -> str:
 
 
 def _wrap(indent: str, label: str, text: str) -> Iterator[str]:
-    """A labelled text over as many lines as it takes."""
+    """Yield a text with its label, over as many lines as needed."""
     room = WIDTH - len(indent) - 10
     words = escape(text)
     while len(words) > room:
@@ -54,18 +54,18 @@ def _wrap(indent: str, label: str, text: str) -> Iterator[str]:
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """`displbectl status`."""
+    """Yield the lines of `displbectl status`."""
     mapped = f"{_pages(status.mapped.used)} of {_pages(status.mapped.limit)} MiB mapped"
     lag = f"loop at most {_milliseconds(status.loop.lag)} ms late"
     yield _cut(f"displbe {status.version}, {status.sink}, up {_age(status.uptime)}, {mapped}, {lag}", WIDTH)
     if status.loop.log_dropped:
-        yield f"{status.loop.log_dropped} lines of the log were lost: its reader is too slow"
+        yield f"{status.loop.log_dropped} log lines were lost: the log's reader is too slow"
     for label, answers in (("host", status.abilities.host), ("screens", status.abilities.sink)):
         for name, answer in answers.items():
             yield from _wrap("  ", label, f"{name}: {answer}")
             label = ""
     if status.focus:
-        yield _cut(f"shared input devices: for {status.focus}", WIDTH)
+        yield _cut(f"shared input devices go to {status.focus}", WIDTH)
     if not status.guests:
         yield "no guest has a device here"
     for guest in status.guests:
@@ -97,12 +97,12 @@ def _device_lines(device: Device) -> Iterator[str]:
         yield from _connector_lines(connector)
 
 
-def _input(told: Input) -> str:
-    text = f"from {', '.join(told.devices)}" if told.devices else "from no device of this machine now"
-    text += f"; {told.events} events"
-    if told.waiting:
-        text += f", {told.waiting} wait for the guest"
-    return f"{text}, {told.dropped} dropped" if told.dropped else text
+def _input(status: Input) -> str:
+    text = f"from {', '.join(status.devices)}" if status.devices else "from no device of this machine at present"
+    text += f"; {status.events} events"
+    if status.waiting:
+        text += f", {status.waiting} waiting for the guest"
+    return f"{text}, {status.dropped} dropped" if status.dropped else text
 
 
 def _connector_lines(connector: Connector) -> Iterator[str]:
@@ -128,15 +128,15 @@ def _connector_lines(connector: Connector) -> Iterator[str]:
         yield from _wrap(indent, "error", f"{connector.error} ({_age(connector.error_age)} ago)")
 
 
-def _framebuffers(told: Framebuffers) -> str:
-    text = f"{told.count} {told.path or 'not shown yet'}"
-    return f"{text} ({told.reason})" if told.reason else text
+def _framebuffers(status: Framebuffers) -> str:
+    text = f"{status.count} {status.path or 'not shown yet'}"
+    return f"{text} ({status.reason})" if status.reason else text
 
 
 def _flips(connector: Connector) -> str:
     flips = connector.flips
     if not flips.shown:
-        return "none yet" + (", one under way" if flips.pending else "")
+        return "none yet" + (", one pending" if flips.pending else "")
     text = f"last {_age(flips.age)} ago, {flips.fps_1s:.1f}/s, {flips.fps_60s:.1f}/s in a minute"
     if flips.latency is not None:
         took = [_milliseconds(value) for value in (flips.latency.p50, flips.latency.p99, flips.latency.max)]
@@ -150,7 +150,7 @@ HEADING = (
 
 
 def top_lines(status: Status) -> Iterator[str]:
-    """`displbectl top`: a line for each connector; MAPPED is the guest's, in MiB."""
+    """Yield the lines of `displbectl top`: one for each connector. MAPPED counts the whole guest, in MiB."""
     yield _cut(f"displbe: {status.summary()}", WIDTH)
     yield HEADING
     for guest in status.guests:

@@ -1,4 +1,4 @@
-"""What of a guest's xl configuration concerns displbe: `name`, `vdispl` and `vkb` (xl.cfg(5))."""
+"""Reads the parts of a guest's xl configuration that concern displbe: `name`, `vdispl` and `vkb` (xl.cfg(5))."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ class Display(msgspec.Struct, frozen=True):
     """One entry of `vdispl`."""
 
     backend: str
-    """The domain that serves it, by its name or number; empty: Dom0."""
+    """Name or id of the domain that serves it; empty: Dom0."""
     be_alloc: bool
     connectors: tuple[tuple[str, int, int], ...]
-    """unique-id, width, height."""
+    """unique-id, width and height in pixels, of each connector."""
 
 
 class Keyboard(msgspec.Struct, frozen=True):
-    """One entry of `vkb` that is displbe's (`backend-type=linux`): keyboard, pointer, touch screen."""
+    """One entry of `vkb` that displbe serves (`backend-type=linux`): keyboard, pointer, touch screen."""
 
     backend: str
     unique_id: str
 
 
 class XlConfig(msgspec.Struct, frozen=True):
-    """A guest."""
+    """A guest's configuration."""
 
     name: str
     displays: tuple[Display, ...]
@@ -41,7 +41,7 @@ _CONNECTOR = re.compile(r"(.+):(\d{1,5})x(\d{1,5})")
 
 
 def read_xl_config(text: str) -> XlConfig:
-    """The guest of a configuration. Raises ValueError for an entry that xl would refuse."""
+    """Parse a configuration. Raises ValueError for an entry that xl would refuse."""
     text = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
     name = _NAME.search(text)
     displays = [_display(keys) for keys in _entries(text, "vdispl")]
@@ -50,7 +50,7 @@ def read_xl_config(text: str) -> XlConfig:
 
 
 def _entries(text: str, name: str) -> list[dict[str, str]]:
-    """The keys and values of each string in a list."""
+    """Return the keys and values of each string of the list with this name."""
     found = re.search(_LIST.format(name), text, re.MULTILINE | re.DOTALL)
     entries = [entry for _, entry in _STRING.findall(found[1])] if found is not None else []
     return [dict(part.strip().partition("=")[::2] for part in entry.split(",") if part.strip()) for entry in entries]
@@ -58,7 +58,7 @@ def _entries(text: str, name: str) -> list[dict[str, str]]:
 
 def _is_ours(keys: dict[str, str]) -> bool:
     if keys.get("backend-type") not in ("linux", "qemu"):
-        raise ValueError("vkb: backend-type must be linux, which is displbe, or qemu")
+        raise ValueError("vkb: backend-type must be linux (displbe) or qemu")
     return keys["backend-type"] == "linux"
 
 

@@ -192,14 +192,14 @@ class Connection:
             op, payload = packet.op, self._handle(packet)
         except StoreFailure as failure:
             op, payload = Op.ERROR, str(failure).encode() + NUL
-        self._put(op, packet.rq_id, packet.tx_id, payload)
+        self._put(op, packet.request_id, packet.transaction_id, payload)
         if packet.op == Op.WATCH and op != Op.ERROR:
             path, token = xs.split(packet.payload)
             self.event(path.decode(), token)
         self.server.fire(self._fired)
 
     def _put(self, op: int, request: int, transaction: int, payload: bytes) -> None:
-        header = xs.Packet._struct.pack(op, request, transaction, len(payload))
+        header = xs.HEADER.pack(op, request, transaction, len(payload))
         with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
             self._out.send_nowait(header + payload)
 
@@ -220,11 +220,11 @@ class Connection:
 
     def _handle(self, packet: xs.Packet) -> bytes:
         handler = _HANDLERS.get(packet.op)
-        if handler is None or (packet.op == xs.DIRECTORY_PART and self.server.flavour == "oxenstored"):
+        if handler is None or (packet.op == Op.DIRECTORY_PART and self.server.flavour == "oxenstored"):
             raise StoreFailure("ENOSYS")
         transaction = None
-        if packet.tx_id:
-            transaction = self._transactions.get(packet.tx_id)
+        if packet.transaction_id:
+            transaction = self._transactions.get(packet.transaction_id)
             if transaction is None:
                 raise StoreFailure("ENOENT" if self.server.flavour == "xenstored" else "EIO")
         return handler(self, transaction, packet)
@@ -325,7 +325,7 @@ class Connection:
     def end(self, transaction: Transaction | None, packet: xs.Packet) -> bytes:
         if transaction is None:
             raise StoreFailure("ENOENT")
-        del self._transactions[packet.tx_id]
+        del self._transactions[packet.transaction_id]
         if packet.payload == b"T" + NUL:
             self._commit(transaction)
         return b"OK" + NUL
@@ -346,7 +346,7 @@ class Connection:
 _HANDLERS: Final[dict[int, Callable[[Connection, Transaction | None, xs.Packet], bytes]]] = {
     Op.READ: Connection.read,
     Op.DIRECTORY: Connection.directory,
-    xs.DIRECTORY_PART: Connection.directory_part,
+    Op.DIRECTORY_PART: Connection.directory_part,
     Op.GET_PERMS: Connection.get_perms,
     Op.WRITE: Connection.write,
     Op.MKDIR: Connection.mkdir,
@@ -354,7 +354,7 @@ _HANDLERS: Final[dict[int, Callable[[Connection, Transaction | None, xs.Packet],
     Op.SET_PERMS: Connection.set_perms,
     Op.WATCH: Connection.watch,
     Op.UNWATCH: Connection.unwatch,
-    xs.RESET_WATCHES: Connection.reset_watches,
+    Op.RESET_WATCHES: Connection.reset_watches,
     Op.TRANSACTION_START: Connection.start,
     Op.TRANSACTION_END: Connection.end,
     Op.GET_DOMAIN_PATH: Connection.domain_path,

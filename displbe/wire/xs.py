@@ -1,23 +1,21 @@
-"""XenStore's messages (xen/include/public/io/xs_wire.h), on pyxs's words for them.
+"""XenStore messages (xen/include/public/io/xs_wire.h): the operations, encoding, and decoding of a byte stream.
 
-A message is a header of four u32 (type, request id, transaction id, length of the payload) and the payload. pyxs's
-`Packet` checks what it is given against limits that real daemons do not keep (oxenstored answers a long DIRECTORY in
-more than 4096 octets), so incoming ones are made past that check.
+A message is a header of four u32 in the machine's byte order (`struct xsd_sockmsg`: type, request id, transaction id, length of the
+payload), followed by the payload. A reply repeats the type, the request id and the transaction id of its request, or has the type
+ERROR and the name of an errno as its payload.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
-from pyxs._internal import NUL as _NUL
-from pyxs._internal import Op, Packet
+import enum
+from struct import Struct
+from typing import Final, NamedTuple
 
 __all__ = [
-    "DIRECTORY_PART",
+    "HEADER",
     "MAX_PAYLOAD",
     "MAX_REPLY",
     "NUL",
-    "RESET_WATCHES",
     "Decoder",
     "Op",
     "Packet",
@@ -28,61 +26,98 @@ __all__ = [
     "split",
 ]
 
-NUL: Final[bytes] = _NUL
-DIRECTORY_PART: Final = 22
-"""XS_DIRECTORY_PART, which pyxs does not know: a directory in pieces."""
-RESET_WATCHES: Final = 21
-"""XS_RESET_WATCHES, unknown to pyxs too: forget all watches of this connection."""
+NUL: Final = b"\0"
+HEADER: Final = Struct("=IIII")
+"""`struct xsd_sockmsg`: 16 bytes."""
 MAX_PAYLOAD: Final = 4096
-"""XENSTORE_PAYLOAD_MAX, of what we send."""
+"""XENSTORE_PAYLOAD_MAX in bytes: the limit of what a client sends."""
 MAX_REPLY: Final = 1 << 20
-"""The longest reply that is believed; a longer one means that the stream has lost its place."""
+"""The longest reply that is accepted, in bytes. A longer one means that the stream is out of step.
 
-_HEADER: Final = Packet._struct
+It is above MAX_PAYLOAD because oxenstored answers a long DIRECTORY with more than that, in one message.
+"""
+
+
+class Op(enum.IntEnum):
+    """The type of a message: `enum xsd_sockmsg_type`."""
+
+    CONTROL = 0
+    DIRECTORY = 1
+    READ = 2
+    GET_PERMS = 3
+    WATCH = 4
+    UNWATCH = 5
+    TRANSACTION_START = 6
+    TRANSACTION_END = 7
+    INTRODUCE = 8
+    RELEASE = 9
+    GET_DOMAIN_PATH = 10
+    WRITE = 11
+    MKDIR = 12
+    RM = 13
+    SET_PERMS = 14
+    WATCH_EVENT = 15
+    ERROR = 16
+    IS_DOMAIN_INTRODUCED = 17
+    RESUME = 18
+    SET_TARGET = 19
+    RESET_WATCHES = 21
+    """20 was RESTRICT, which Xen has removed."""
+    DIRECTORY_PART = 22
+
+
+class Packet(NamedTuple):
+    """One message. `op` is a plain int: a peer may send a type that is not in `Op`."""
+
+    op: int
+    request_id: int
+    transaction_id: int
+    payload: bytes
 
 
 class ProtocolError(Exception):
-    """The other end does not speak XenStore."""
+    """The peer sent bytes that are no XenStore message."""
 
 
-def encode(op: int, request_id: int, transaction: int, payload: bytes) -> bytes:
-    """The octets of a message. Raises ValueError for a payload over 4096 octets."""
+def encode(op: int, request_id: int, transaction_id: int, payload: bytes) -> bytes:
+    """Return a message as bytes. Raises ValueError for a payload over MAX_PAYLOAD bytes."""
     if len(payload) > MAX_PAYLOAD:
-        raise ValueError(f"XenStore message of {len(payload)} octets")
-    return bytes(_HEADER.pack(op, request_id, transaction, len(payload))) + payload
+        raise ValueError(f"XenStore message of {len(payload)} bytes")
+    return HEADER.pack(op, request_id, transaction_id, len(payload)) + payload
 
 
 class Decoder:
-    """Octets in, packets out, in whatever pieces they come."""
+    """Turns a stream of bytes, in pieces of any size, into packets."""
 
     def __init__(self, limit: int = MAX_REPLY) -> None:
         self._buffer = bytearray()
         self._limit = limit
 
     def feed(self, data: bytes) -> list[Packet]:
-        """The messages that are complete now. Raises ProtocolError for a length beyond the limit."""
+        """Return the messages that are complete now. Raises ProtocolError for a payload longer than the limit, once its header is there."""
         self._buffer += data
         packets = []
-        while len(self._buffer) >= _HEADER.size:
-            op, request_id, transaction, size = _HEADER.unpack_from(self._buffer)
+        while len(self._buffer) >= HEADER.size:
+            op, request_id, transaction_id, size = HEADER.unpack_from(self._buffer)
             if size > self._limit:
-                raise ProtocolError(f"message of {size} octets")
-            end = _HEADER.size + size
+                raise ProtocolError(f"message of {size} bytes")
+            end = HEADER.size + size
             if len(self._buffer) < end:
                 break
-            packets.append(Packet._make((op, request_id, transaction, size, bytes(self._buffer[_HEADER.size : end]))))
+            packets.append(Packet(op, request_id, transaction_id, bytes(self._buffer[HEADER.size : end])))
             del self._buffer[:end]
         return packets
 
 
 def split(payload: bytes) -> list[bytes]:
-    """The parts of a payload, each of which ends in NUL."""
+    """Return the parts of a payload, each of which ends in NUL; bytes after the last NUL are left out."""
     return payload.split(NUL)[:-1]
 
 
 def parse_perms(payload: bytes) -> list[tuple[str, int]]:
-    """GET_PERMS' answer: (n, r, w or b; domid) for each entry; the first names the owner, and the rights of all others.
+    """Return the entries of a GET_PERMS reply: (n, r, w or b; domid).
 
+    The domid of the first entry owns the node; its letter holds for every domain without an entry of its own.
     Raises ProtocolError for anything else.
     """
     entries = []
@@ -97,7 +132,7 @@ def parse_perms(payload: bytes) -> list[tuple[str, int]]:
 
 
 def parse_number(value: bytes, maximum: int = 0xFFFFFFFF) -> int | None:
-    """A decimal number as another domain wrote it, or None: digits only, at most ten, not above `maximum`."""
+    """Return a decimal number that another domain wrote, or None: 1 to 10 digits and nothing else, at most `maximum`."""
     if not 1 <= len(value) <= 10 or not value.isdigit():
         return None
     number = int(value)

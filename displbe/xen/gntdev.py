@@ -24,7 +24,7 @@ import trio
 
 from .barriers import SharedMemory
 from .memory import PAGE_SIZE, Mapping
-from .places import GNTDEV
+from .paths import GNTDEV
 from .port import HypervisorError, Ledger
 
 __all__ = ["GrantedPages", "GuestPage", "map_page", "open_gntdev", "probe", "share_dmabuf"]

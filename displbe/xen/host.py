@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from . import gntdev, places, store
+from . import gntdev, paths, store
 from .evtchn import Channel, EventChannels
 from .gntdev import GrantedPages, GuestPage
 from .port import Abilities, Ledger, Unavailable
@@ -25,7 +25,7 @@ class Host:
     """Xen as this domain sees it. Raises NoXen when it cannot be made."""
 
     def __init__(self, store_path: str | None = None) -> None:
-        path = store_path or places.find()
+        path = store_path or paths.find_store()
         if path is None:
             raise NoXen(
                 "there is no XenStore here (neither its socket nor /dev/xen/xenbus); displbe runs in a Xen domain"

@@ -24,7 +24,7 @@ import trio
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
 
-from .places import connect, is_device
+from .paths import connect, is_device
 from .port import NoEntry, StoreError, StoreLost, WatchRefused
 
 __all__ = ["XenStore", "connect"]
@@ -112,7 +112,7 @@ class XenStore:
             path, token, *_ = [*xs.split(packet.payload), b"", b""]
             if (watch := self._watches.get(token)) is not None:
                 watch[1](path.decode("utf-8", "replace"))
-        elif (reply := self._replies.pop(packet.rq_id, None)) is not None:
+        elif (reply := self._replies.pop(packet.request_id, None)) is not None:
             reply.packet = packet
             reply.arrived.set()
 
@@ -217,7 +217,7 @@ class XenStore:
         generation, listing = b"", b""
         while True:
             offset = str(len(listing)).encode()
-            payload = await self._request(xs.DIRECTORY_PART, path.encode() + NUL, offset + NUL)
+            payload = await self._request(Op.DIRECTORY_PART, path.encode() + NUL, offset + NUL)
             now, _, part = payload.partition(NUL)
             if listing and now != generation:
                 listing = b""

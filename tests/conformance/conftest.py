@@ -13,6 +13,7 @@ from conformance.world import HOST, WORLDS, World, descriptors, fitting
 
 from displbe.sim.hypervisor import Xen
 from displbe.xen.host import Host
+from displbe.xen.paths import find_store
 from displbe.xen.port import Ledger
 
 HOME = "data/displbe-conformance"
@@ -25,17 +26,19 @@ async def _simulated(folder: Path, sharing: bool) -> AsyncIterator[World]:
         ours, theirs = xen.hypervisor(0), xen.hypervisor(1)
         await nursery.start(theirs.run)
         await nursery.start(ours.run)
-        yield World(ours, SimPeer(xen, theirs, 0), HOME)
+        yield World(ours, SimPeer(xen, theirs, 0), HOME, str(xen.server.socket_of(0)))
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def _real() -> AsyncIterator[World]:
-    host, peer = Host(), HostPeer()
+    path = find_store()
+    assert path is not None
+    host, peer = Host(path), HostPeer()
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(host.run)
-            yield World(host, peer, HOME)
+            yield World(host, peer, HOME, path)
             await host.store.remove(HOME)
             nursery.cancel_scope.cancel()
     finally:

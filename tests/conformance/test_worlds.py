@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Final
 
-from conformance import test_event_channels, test_pages, test_xenstore
+from conformance import test_event_channels, test_pages, test_xenstore, test_xenstore_pyxs
 from conformance.world import HOST, fitting
 
 LEFT_OUT: Final = {
@@ -23,7 +23,7 @@ LEFT_OUT: Final = {
 def test_what_is_left_out() -> None:
     tests = {
         name: function
-        for module in (test_event_channels, test_pages, test_xenstore)
+        for module in (test_event_channels, test_pages, test_xenstore, test_xenstore_pyxs)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if name.startswith("test_")
     }

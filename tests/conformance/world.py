@@ -44,9 +44,11 @@ def descriptors() -> int:
 class World:
     """A hypervisor, a domain to talk to, and a place in XenStore to write."""
 
-    def __init__(self, hypervisor: Hypervisor, peer: Peer, home: str) -> None:
+    def __init__(self, hypervisor: Hypervisor, peer: Peer, home: str, store_path: str) -> None:
         self.hypervisor = hypervisor
         self.peer = peer
+        self.store_path = store_path
+        """XenStore's socket or device in our domain, for other clients than displbe's."""
         self.home = home
         """Relative to our domain's home."""
 

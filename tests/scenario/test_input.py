@@ -637,7 +637,7 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
         expected = [status.Input((MOUSE,), kbdif.IN_SLOTS, waiting, 1), status.Input((KEYBOARD,), 0, 0, 0)]
         assert await told() == expected
         lines = " ".join(" ".join(status_lines(await world.daemon.commands.status())).split())
-        assert f"from {MOUSE}; 51 events, 53 wait for the guest, 1 dropped" in lines
+        assert f"from {MOUSE}; 51 events, 53 waiting for the guest, 1 dropped" in lines
         assert "from /dev/input/event0; 0 events" in lines
         a.reads = True
         a.take()

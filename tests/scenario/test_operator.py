@@ -485,7 +485,7 @@ async def test_focus(world: World) -> None:
     async with world.guest(1), world.guest(2, spec("DP-1")):
         await ctl(world, "focus", "2")
         assert world.daemon.focus.first == "2"
-        assert "shared input devices: for 2" in await ctl(world, "status")
+        assert "shared input devices go to 2" in await ctl(world, "status")
 
 
 async def test_who_is_meant(world: World) -> None:

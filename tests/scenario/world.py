@@ -24,8 +24,8 @@ from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks.headless import HeadlessOutput
 from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request
 from displbe.wire.xenbus import State
-from displbe.xen.early import close_what_nobody_serves
 from displbe.xen.port import Ledger
+from displbe.xen.stale_devices import close_stale_displays
 
 from .devices import SimNodes
 
@@ -130,7 +130,7 @@ class World:
         assert self.folder is not None
         lock, store = self.folder / "gntdev", str(self.xen.server.socket_of(0))
         lock.touch()
-        await trio.to_thread.run_sync(close_what_nobody_serves, str(lock), store)
+        await trio.to_thread.run_sync(close_stale_displays, str(lock), store)
 
     def output(self, name: str = "HDMI-A-1") -> HeadlessOutput:
         """An output that a guest has."""

@@ -1,4 +1,4 @@
-"""`displbectl check`, on machines made of files."""
+"""`displbectl check`, on machines that are directories of files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from displbe.ctl import check
-from displbe.ctl.check import findings
-from displbe.ctl.finding import Finding
+from displbe.ctl.check import run_checks
+from displbe.ctl.check_result import CheckResult
 from displbe.ctl.machine import Machine
 from displbe.ctl.service import Identity, acting_as, service_identity
 from displbe.ctl.xlconfig import Display, Keyboard, XlConfig, read_xl_config
@@ -27,11 +27,11 @@ from displbe.sinks.registry import SINKS
 from displbe.xen import gntdev
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GOOD_KERNEL = "\n".join(f"{option}=y" for option in (*check.KERNEL, *check.BETTER))
+GOOD_KERNEL = "\n".join(f"{option}=y" for option in (*check.REQUIRED, *check.USEFUL))
 
 
 class Made:
-    """A machine that is as it should be, to be spoilt."""
+    """A machine without problems; tests add some."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -55,22 +55,22 @@ class Made:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text.encode() if isinstance(text, str) else text)
 
-    def found(self, *guests: str) -> list[Finding]:
-        """What is found."""
+    def results(self, *guests: str) -> list[CheckResult]:
+        """All results."""
         xl = (sys.executable, "-c", f"print({self.xl!r})")
         machine = Machine(self.root, "6.12", xl, self.who, certain=self.certain, trouble=self.trouble)
-        return list(findings(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
+        return list(run_checks(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
 
-    def wrong(self, *guests: str) -> list[str]:
-        """What would not work."""
-        return [finding.what for finding in self.found(*guests) if finding.grade == "wrong"]
+    def errors(self, *guests: str) -> list[str]:
+        """The texts of the errors."""
+        return [result.text for result in self.results(*guests) if result.grade == "error"]
 
-    def noted(self, *guests: str) -> list[str]:
-        """What could be better; that no daemon answers is always told here."""
+    def warnings(self, *guests: str) -> list[str]:
+        """The texts of the warnings, but for the one that no daemon answers: none runs here."""
         return [
-            finding.what
-            for finding in self.found(*guests)
-            if finding.grade == "note" and "does not answer" not in finding.what
+            result.text
+            for result in self.results(*guests)
+            if result.grade == "warning" and "does not answer" not in result.text
         ]
 
 
@@ -82,46 +82,46 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 
 def test_a_machine_that_is_as_it_should_be(made: Made) -> None:
-    assert made.wrong() == []
-    assert made.noted() == []
-    assert any("cockpit on HDMI-A-1" in finding.what for finding in made.found())
+    assert made.errors() == []
+    assert made.warnings() == []
+    assert any("cockpit on HDMI-A-1" in result.text for result in made.results())
 
 
-def test_every_finding_has_its_fix(made: Made, tmp_path: Path) -> None:
+def test_every_problem_has_a_fix(made: Made, tmp_path: Path) -> None:
     for path in ("dev/xen/gntdev", "dev/xen/evtchn", "dev/xen/xenbus", "sys/hypervisor/type", "boot/config-6.12"):
         (tmp_path / path).unlink()
     made.write("displbe.toml", "sink = 'drm'\n[limits]\npages = 900000\n")
     made.write("etc/xen/b.cfg", 'vdispl = ["connectors=DP-7:1x1", "be-alloc=1,connectors=HDMI-A-1:99999x99999"]')
-    found = made.found()
-    assert sum(finding.grade == "wrong" for finding in found) >= 6
-    assert all(bool(finding.fix) == (finding.grade != "good") for finding in found)
+    found = made.results()
+    assert sum(result.grade == "error" for result in found) >= 6
+    assert all(bool(result.fix) == (result.grade != "ok") for result in found)
 
 
 @pytest.mark.parametrize("node", ["evtchn", "gntdev"])
 def test_device_nodes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode, *, effective_ids: Path(path).name != node)
-        assert [what.split()[0] for what in made.wrong()] == [f"/dev/xen/{node}"]
+        assert [what.split()[-1] for what in made.errors()] == [f"/dev/xen/{node}"]
         made.certain = False  # displbe's user may have what this one has not
-        assert made.wrong() == []
-        assert [what.split()[0] for what in made.noted()] == ["looked", f"/dev/xen/{node}"]
+        assert made.errors() == []
+        assert [what.split()[-1] for what in made.warnings()] == ["user", f"/dev/xen/{node}"]
     (tmp_path / "dev/xen" / node).unlink()
-    assert made.wrong() == [f"/dev/xen/{node} is not there"]
+    assert made.errors() == [f"/dev/xen/{node} does not exist"]
 
 
 def test_xenstore(made: Made, tmp_path: Path) -> None:
     (tmp_path / "dev/xen/xenbus").unlink()
-    assert made.wrong() == ["there is no XenStore"]
+    assert made.errors() == ["there is no XenStore"]
 
 
 def test_no_xen(made: Made) -> None:
     made.write("sys/hypervisor/type", "kvm")
-    assert made.wrong() == ["this is no Xen domain"]
+    assert made.errors() == ["this is no Xen domain"]
 
 
 def test_a_pv_domain(made: Made) -> None:
     made.write("sys/hypervisor/guest_type", "PV")
-    assert made.noted() == ["this is a PV domain: its frames are copied"]
+    assert made.warnings() == ["this is a PV domain: each frame is copied"]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -133,40 +133,40 @@ def test_kernel_options(made: Made, tmp_path: Path, packed: bool) -> None:
         made.write("proc/config.gz", gzip.compress(text.encode()))
     else:
         made.write("boot/config-6.12", text)
-    assert made.wrong() == ["the kernel has no CONFIG_XEN_GNTDEV: guests' pages cannot be mapped"]
-    (noted,) = made.noted()
+    assert made.errors() == ["the kernel has no CONFIG_XEN_GNTDEV: guests' pages cannot be mapped"]
+    (noted,) = made.warnings()
     assert noted.startswith("the kernel has no CONFIG_XEN_GNTDEV_DMABUF")
 
 
 def test_a_kernel_whose_options_nobody_knows(made: Made, tmp_path: Path) -> None:
     (tmp_path / "boot/config-6.12").unlink()
     made.write("proc/config.gz", b"rubbish")
-    assert made.wrong() == []
-    assert made.noted() == ["the kernel's configuration cannot be read"]
+    assert made.errors() == []
+    assert made.warnings() == ["the kernel's configuration cannot be read"]
 
 
 def test_gntdev_without_dmabufs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gntdev, "probe", lambda fd: False)
-    assert made.noted() == ["gntdev has no dma-bufs: every frame is copied"]
+    assert made.warnings() == ["gntdev does not support dma-bufs: each frame is copied"]
 
 
 def test_gntdevs_limit(made: Made) -> None:
     made.write("sys/module/xen_gntdev/parameters/limit", "1000")
-    (said,) = made.wrong()
+    (said,) = made.errors()
     assert "maps only 1000 pages at once" in said
 
 
 def test_maptrack_and_quotas(made: Made) -> None:
     made.write("displbe.toml", "sink = 'headless'\n[guest.cockpit]\n[guest.a]\n[guest.b]\n[guest.c]\n[guest.d]\n")
-    assert "5 guests of 49152 pages are more than the 196608 that can be mapped" in made.noted()
+    assert "5 guests may map 49152 pages each; together they may map 196608" in made.warnings()
     made.write("displbe.toml", "sink = 'headless'\n")
     for name in "abcd":
         made.write(f"etc/xen/{name}.cfg", f'name = "{name}"\nvdispl = ["connectors={name}:64x64"]')
-    assert "5 guests of 49152 pages are more than the 196608 that can be mapped" in made.noted()
+    assert "5 guests may map 49152 pages each; together they may map 196608" in made.warnings()
     made.xl = "xen_commandline : gnttab_max_maptrack_frames=4096 dom0=pvh"
-    assert made.wrong() == ["Xen has 1048576 maptrack entries, the configuration says 262144"]
+    assert made.errors() == ["Xen has 1048576 maptrack entries, but the configuration says 262144"]
     made.write("displbe.toml", "sink = 'headless'\n[xen]\nmaptrack = 1048576\n")
-    assert made.wrong() == []
+    assert made.errors() == []
 
 
 @pytest.mark.parametrize(
@@ -182,54 +182,56 @@ def test_maptrack_and_quotas(made: Made) -> None:
 )
 def test_a_page_that_is_mapped_twice_counts_twice(made: Made, sink: str, room: int) -> None:
     made.write("displbe.toml", f"{sink}\n[limits]\npages = 1000000\n")
-    assert f"1 guests of 1000000 pages are more than the {room} that can be mapped" in made.noted()
+    assert f"1 guests may map 1000000 pages each; together they may map {room}" in made.warnings()
 
 
 @pytest.mark.parametrize(("sink", "guests"), [("drm", 2), ("wayland", 2), ("headless", 4)])
 def test_the_default_quotas_of_so_many_guests_fit(made: Made, sink: str, guests: int) -> None:
     def quotas(count: int) -> list[str]:
         made.write("displbe.toml", f"sink = '{sink}'\n" + "".join(f"[guest.g{number}]\n" for number in range(count)))
-        return [found.grade for found in made.found() if "maptrack" in found.what or "can be mapped" in found.what]
+        return [
+            found.grade for found in made.results() if "maptrack" in found.text or "together they may map" in found.text
+        ]
 
-    assert quotas(guests) == ["good"]
-    assert quotas(guests + 1) == ["note"]
+    assert quotas(guests) == ["ok"]
+    assert quotas(guests + 1) == ["warning"]
 
 
 def test_a_wrong_configuration(made: Made) -> None:
     made.write("displbe.toml", "sink = 'cinema'\n")
-    assert any("$.sink" in what for what in made.wrong())
+    assert any("$.sink" in what for what in made.errors())
 
 
 def test_packages(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "find_spec", lambda name: None)
-    assert made.wrong() == ["Python has no PIL"]
+    assert made.errors() == ["Python has no PIL"]
     made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['*']\n[metrics]\nlisten = 'a:1'\n")
-    assert made.wrong() == ["Python has no PIL", "Python has no evdev", "Python has no prometheus_client"]
+    assert made.errors() == ["Python has no PIL", "Python has no evdev", "Python has no prometheus_client"]
 
 
 def test_cards(made: Made) -> None:
     made.write("displbe.toml", "sink = 'drm'\n")
-    (said,) = made.wrong()
+    (said,) = made.errors()
     assert said.startswith("no usable DRM device")
     made.write("dev/dri/card0", "")
-    assert any(what.startswith("card0 cannot be used") for what in made.noted())
+    assert any(what.startswith("card0 cannot be used") for what in made.warnings())
 
 
 def test_a_compositor(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.write("displbe.toml", f"sink = 'wayland'\n[wayland]\ndisplay = '{tmp_path}/wayland-7'\n")
-    assert made.wrong() == [f"{tmp_path}/wayland-7: No such file or directory"]
+    assert made.errors() == [f"{tmp_path}/wayland-7: No such file or directory"]
     with socket.socket(socket.AF_UNIX) as ear:
         ear.bind(str(tmp_path / "wayland-7"))
         ear.listen()
-        assert made.wrong() == []
+        assert made.errors() == []
 
 
 def test_an_x_server(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     made.write("displbe.toml", "sink = 'x11'\n")
-    assert made.wrong() == ["no X server is named"]
+    assert made.errors() == ["no X server is configured"]
     made.write("displbe.toml", "sink = 'x11'\n[x11]\ndisplay = ':3'\n")
-    (said,) = made.wrong()
+    (said,) = made.errors()
     assert "X3" in said
 
 
@@ -237,15 +239,15 @@ def test_guests(made: Made) -> None:
     made.write(
         "displbe.toml", "sink = 'headless'\n[headless]\noutputs = ['A', 'B']\n[guest.cockpit]\nconnectors = ['A']\n"
     )
-    assert made.wrong() == []
+    assert made.errors() == []
     made.write("etc/xen/second.cfg", 'name = "second"\nvdispl = ["be-alloc=1,connectors=C:64x64;A:32x32"]')
     made.write("etc/xen/third.cfg", 'name = "third"\nvdispl = ["connectors=HDMI"]')
     made.write("etc/xen/none.cfg", 'name = "no display"\n')
-    said = " ".join(made.wrong())
-    assert "be-alloc=1, which is not allowed to second" in said
+    said = " ".join(made.errors())
+    assert "be-alloc=1, which second is not allowed" in said
     assert "there is no output C" in said
     assert "connector 'HDMI' is not ID:WIDTHxHEIGHT" in said
-    assert "cockpit, second all want the output A" in made.noted()
+    assert "cockpit, second all use the output A" in made.warnings()
 
 
 def test_guests_of_another_domain(made: Made) -> None:
@@ -253,16 +255,16 @@ def test_guests_of_another_domain(made: Made) -> None:
     made.write(
         "etc/xen/cockpit.cfg", 'name="a"\nvdispl=["backend=DomD,connectors=A:1x1", "backend=0,connectors=B:1x1"]'
     )
-    assert made.noted() == []
+    assert made.warnings() == []
     made.write("proc/xen/capabilities", "control_d\n")
-    (said,) = made.noted()
-    assert "the domain DomD, not this one" in said
-    assert any("a on B" in finding.what for finding in made.found())
+    (said,) = made.warnings()
+    assert "backend=DomD, which is not this domain" in said
+    assert any("a on B" in result.text for result in made.results())
     made.write("proc/xen/capabilities", "")
-    (said,) = made.noted()
-    assert "the domain 0, not this one" in said
+    (said,) = made.warnings()
+    assert "backend=0, which is not this domain" in said
     made.write("displbe.toml", "sink = 'headless'\n[guest.a]\n")
-    assert any("does not know guests' names" in what for what in made.noted())
+    assert any("cannot read guests' names" in what for what in made.warnings())
 
 
 def keyboard(made: Made, unique_id: str) -> None:
@@ -276,14 +278,14 @@ def keyboard(made: Made, unique_id: str) -> None:
     [
         ("nonsense", "none of K:ID, P:ID and T:ID"),
         ("", "it names no device"),
-        ("K:nonsense", "nonsense is no device and none of the guest's connectors"),
-        ("P:HDMI-A-1", "the headless sink's screens have no input"),
+        ("K:nonsense", "nonsense is neither a device nor one of the guest's connectors"),
+        ("P:HDMI-A-1", "screens of the headless sink have no input"),
         ("K:/dev/input/event0", "no guest may have /dev/input/event0"),
     ],
 )
 def test_keyboards_that_do_not_work(made: Made, unique_id: str, said: str) -> None:
     keyboard(made, unique_id)
-    (found,) = made.wrong()
+    (found,) = made.errors()
     assert said in found
 
 
@@ -296,31 +298,31 @@ def test_keyboards(made: Made, tmp_path: Path) -> None:
     (tmp_path / "dev/input/by-id/usb-mouse").symlink_to("../event1")
     keyboard(made, "K:name=Fine Keyboard;P:by-id/usb-mouse")
     made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['name=Fine*', 'event1']\n")
-    assert (made.wrong(), made.noted()) == ([], [])
-    assert any(finding.what == "[input] devices: name=Fine* is event0" for finding in made.found())
+    assert (made.errors(), made.warnings()) == ([], [])
+    assert any(result.text == "[input] devices: name=Fine* is event0" for result in made.results())
     made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['name=Fine*']\n")
-    (said,) = made.wrong()
+    (said,) = made.errors()
     assert "no guest may have by-id/usb-mouse" in said
     made.write("displbe.toml", "sink = 'headless'\n[guest.cockpit]\ninput = 'P:by-id/usb-mouse'\n")
-    assert (made.wrong(), made.noted()) == ([], [])
+    assert (made.errors(), made.warnings()) == ([], [])
     (tmp_path / "dev/input/event1").unlink()
     made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['name=*', 'by-id/*']\n")
-    (first, second) = made.noted()
-    assert "there is no by-id/* now" in first
-    assert "there is no by-id/usb-mouse now" in second
+    (first, second) = made.warnings()
+    assert "there is no by-id/* at present" in first
+    assert "there is no by-id/usb-mouse at present" in second
 
 
 def test_keyboards_of_others(made: Made) -> None:
     """QEMU's are not displbe's; xl takes none without its kind."""
     made.write("etc/xen/q.cfg", 'name = "q"\nvkb = ["backend-type=qemu"]')
-    assert made.wrong() == []
+    assert made.errors() == []
     made.write("etc/xen/q.cfg", 'name = "q"\nvkb = ["unique-id=K:nonsense"]')
-    (said,) = made.wrong()
+    (said,) = made.errors()
     assert "backend-type must be linux" in said
 
 
 def test_what_is_opened_is_opened_as_displbes_user(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What root may open says nothing. What only root may read (xl, guests' configurations) root reads."""
+    """Files are opened as displbe's user; what only root may read (xl, guests' configurations) is read as root."""
     acting: list[Identity] = []
     opened: list[bool] = []
 
@@ -346,16 +348,16 @@ def test_what_is_opened_is_opened_as_displbes_user(made: Made, monkeypatch: pyte
     made.who = Identity("displbe", 990, 991, (991, 992))
     made.write("dev/input/event0", "")
     made.write("displbe.toml", "sink = 'headless'\n[headless]\ndirectory = '/tmp'\n[input]\ndevices = ['*']\n")
-    said = [finding.what for finding in made.found()]
-    assert "looked at as the user displbe, as displbe.service says" in said
-    assert "gntdev has dma-bufs" in said
+    said = [result.text for result in made.results()]
+    assert "checked as the user displbe, which displbe.service names" in said
+    assert "gntdev supports dma-bufs" in said
     assert len(opened) == 5  # evtchn, gntdev, xenbus, the folder, the input device
     assert all(opened)
 
 
 def test_a_user_that_is_not_there(made: Made) -> None:
-    made.certain, made.trouble = False, "displbe.service runs as displbe, and there is no such user"
-    assert made.wrong() == [made.trouble]
+    made.certain, made.trouble = False, "displbe.service runs as displbe, but there is no such user"
+    assert made.errors() == [made.trouble]
 
 
 def test_whom_the_service_runs_as() -> None:
@@ -371,7 +373,7 @@ def test_whom_the_service_runs_as() -> None:
     assert says(User="0", Group="", SupplementaryGroups="") is not None
     assert says(User="", Group="", SupplementaryGroups="") is None
     assert service_identity(["/nonexistent"]) is None
-    with pytest.raises(LookupError, match="nobody-at-all, and there is no such user"):
+    with pytest.raises(LookupError, match="nobody-at-all, but there is no such user"):
         says(User="nobody-at-all")
     with pytest.raises(LookupError, match="the group nothing-at-all"):
         says(User="root", Group="nothing-at-all")
@@ -396,24 +398,24 @@ def test_acting_as_another(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None
 def test_a_connector_that_the_card_has_not(made: Made) -> None:
     made.write("displbe.toml", "sink = 'drm'\n")
     made.write("etc/xen/a.cfg", 'name = "a"\nvdispl = ["connectors=DP-9:64x64"]')
-    assert any("there is no connector DP-9" in what for what in made.wrong())
+    assert any("there is no connector DP-9" in what for what in made.errors())
 
 
 def test_guests_that_are_too_large(made: Made, tmp_path: Path) -> None:
     made.write("displbe.toml", "sink = 'headless'\n[limits]\npages = 100\nconnectors = 1\n[guest.nobody]\n")
     made.write("a.cfg", 'name = "a"\nvdispl = ["connectors=A:640x480;B:64x64"]')
-    said = " ".join(made.wrong(str(tmp_path / "a.cfg")))
-    assert "2 connectors, 1 are allowed" in said
-    assert "two buffers of its largest screen are 600 pages, 100 are allowed" in said
-    assert any("settings for nobody" in what for what in made.noted(str(tmp_path / "a.cfg")))
-    assert any("No such file" in what for what in made.noted(str(tmp_path / "none.cfg")))
+    said = " ".join(made.errors(str(tmp_path / "a.cfg")))
+    assert "it has 2 connectors; 1 are allowed" in said
+    assert "two buffers of its largest screen need 600 pages; 100 are allowed" in said
+    assert any("settings for nobody" in what for what in made.warnings(str(tmp_path / "a.cfg")))
+    assert any("No such file" in what for what in made.warnings(str(tmp_path / "none.cfg")))
 
 
 def test_the_example_is_right(made: Made) -> None:
     example = str(CONFIGS / "guest.cfg")
-    assert "no guest may have" in " ".join(made.wrong(example))
+    assert "no guest may have" in " ".join(made.errors(example))
     made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['by-id/*', 'name=Logi*']\n")
-    assert made.wrong(example) == []
+    assert made.errors(example) == []
     guest = read_xl_config((CONFIGS / "guest.cfg").read_text("utf-8"))
     connectors = (("HDMI-A-1", 1920, 1080), ("HDMI-A-2", 1280, 720))
     keyboard = Keyboard("0", "K:/dev/input/by-id/usb-Keyboard-event-kbd;P:name=Logitech USB Mouse")
@@ -430,8 +432,8 @@ def test_any_text_is_a_guest_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("sink", sorted(SINKS))
-def test_the_command_ends_well_anywhere(tmp_path: Path, sink: str) -> None:
-    """This machine has no Xen, or it has: every sink's checks come to an end, and a finding that is wrong is exit code 1."""
+def test_the_command_works_on_any_machine(tmp_path: Path, sink: str) -> None:
+    """With or without Xen: every sink's checks come to an end, and a result that is wrong is exit code 1."""
     path = tmp_path / "displbe.toml"
     path.write_text(f"sink = '{sink}'\n")
     code = "import sys; from displbe.ctl.main import main; sys.exit(main())"
@@ -444,5 +446,5 @@ def test_the_command_ends_well_anywhere(tmp_path: Path, sink: str) -> None:
         env=os.environ | {"DISPLAY": ":987"},
     )
     assert done.stderr == ""
-    assert done.returncode == int("wrong " in done.stdout)
+    assert done.returncode == int("error " in done.stdout)
     assert "displbe does not answer" in done.stdout

@@ -21,8 +21,8 @@ from displbe import __version__, cli, process
 from displbe.config import ControlSettings, Settings
 from displbe.daemon import Daemon
 from displbe.sim.hypervisor import Xen
-from displbe.xen.alone import alone
 from displbe.xen.port import Unavailable
+from displbe.xen.single_instance import single_instance
 
 NO_XEN = not any(Path(path).exists() for path in ("/dev/xen/gntdev", "/dev/xen/xenbus", "/run/xenstored/socket"))
 WITHOUT_PILLOW = """
@@ -157,14 +157,14 @@ def test_one_that_only_begins_is_waited_for(tmp_path: Path) -> None:
     held = threading.Event()
 
     def begin() -> None:
-        with alone(str(device)):
+        with single_instance(str(device)):
             held.set()
             time.sleep(0.3)
 
     thread = threading.Thread(target=begin)
     thread.start()
     assert held.wait(10)
-    with pytest.raises(BlockingIOError), alone(str(device)):
+    with pytest.raises(BlockingIOError), single_instance(str(device)):
         pass
     with process.only_one(str(device)):
         pass

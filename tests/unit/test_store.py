@@ -18,7 +18,7 @@ import trio.testing
 from displbe.sim.store import StoreServer
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
-from displbe.xen.places import connect, find
+from displbe.xen.paths import connect, find_store
 from displbe.xen.port import NoEntry, StoreError, StoreLost, WatchRefused
 from displbe.xen.store import XenStore
 
@@ -345,9 +345,9 @@ async def test_unasked_replies_and_events_for_nobody_are_dropped(tmp_path: Path)
                 asking.start_soon(read)
                 (request,) = xs.Decoder().feed(await client.recv(100))
                 assert (request.op, request.payload) == (Op.READ, b"/a" + NUL)
-                answer = xs.encode(Op.READ, request.rq_id, 0, b"value")
-                for octet in answer:  # in whatever pieces it comes
-                    await client.send(bytes([octet]))
+                answer = xs.encode(Op.READ, request.request_id, 0, b"value")
+                for byte in answer:  # in whatever pieces it comes
+                    await client.send(bytes([byte]))
             client.close()
             nursery.cancel_scope.cancel()
     assert values == [b"value"]
@@ -374,7 +374,7 @@ async def test_the_device_is_asked_one_thing_at_a_time(tmp_path: Path, monkeypat
             (request,) = requests  # never a second one
             assert not await more(client)
             seen.append((request.op, bytes(request.payload)))
-            await client.send(xs.encode(request.op, request.rq_id, 0, b"reply"))
+            await client.send(xs.encode(request.op, request.request_id, 0, b"reply"))
 
     async def more(client: trio.socket.SocketType) -> bool:
         with trio.move_on_after(0.02):
@@ -432,19 +432,19 @@ async def test_the_device_refuses_a_watch(tmp_path: Path, monkeypatch: pytest.Mo
             nursery.cancel_scope.cancel()
 
 
-# Where it connects
+# Paths
 
 
-def test_the_first_place_that_is_there(tmp_path: Path) -> None:
-    places = tuple(str(tmp_path / name) for name in ("one", "two"))
-    assert find(places) is None
+def test_the_first_path_that_exists(tmp_path: Path) -> None:
+    paths = tuple(str(tmp_path / name) for name in ("one", "two"))
+    assert find_store(paths) is None
     (tmp_path / "two").touch()
-    assert find(places) == places[1]
+    assert find_store(paths) == paths[1]
     (tmp_path / "one").touch()
-    assert find(places) == places[0]
+    assert find_store(paths) == paths[0]
 
 
-def test_what_is_no_socket_is_opened_as_a_device(tmp_path: Path) -> None:
+def test_a_path_that_is_no_socket_is_opened_as_a_device(tmp_path: Path) -> None:
     path = tmp_path / "xenbus"
     os.mkfifo(path)
     fd = connect(str(path))

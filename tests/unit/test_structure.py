@@ -1,0 +1,88 @@
+"""The modules' imports: no circles, and a daemon that runs without pyxs."""
+
+from __future__ import annotations
+
+import graphlib
+import subprocess
+import sys
+from typing import Final
+
+import grimp
+
+from displbe.sinks.registry import SINKS
+
+KNOWN: Final = {
+    frozenset(f"displbe.sinks.drm.{name}" for name in ("keeper", "output", "sink")),
+    frozenset(f"displbe.sinks.wayland.{name}" for name in ("buffers", "client", "copies", "output", "sink")),
+    frozenset(f"displbe.sinks.x11.{name}" for name in ("output", "sink")),
+}
+"""Circles that are still to be removed."""
+
+
+def circles(imports: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Return the sets of modules that import each other in circles; circles that share a module are one set."""
+    groups = {module: frozenset({module}) for module in imports}
+    while True:
+        graph = {group: {groups[to] for of in group for to in imports[of]} - {group} for group in groups.values()}
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            circle: frozenset[str] = frozenset().union(*error.args[1])
+            groups.update(dict.fromkeys(circle, circle))
+        else:
+            return {group for group in graph if len(group) > 1 or group & imports[next(iter(group))]}
+
+
+def test_circles() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == set()
+    assert circles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == {frozenset("ab")}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"e"}, "e": {"d"}}) == {frozenset("abc"), frozenset("de")}
+    assert circles({"a": {"b"}, "b": {"a", "c"}, "c": {"b"}, "d": {"d"}}) == {frozenset("abc"), frozenset("d")}
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    """Imports under TYPE_CHECKING are counted: a module that needs another one's types cannot be read without it."""
+    graph = grimp.build_graph("displbe", cache_dir=None)
+    found = circles({module: graph.find_modules_directly_imported_by(module) for module in graph.modules})
+    assert not found - KNOWN, "\n".join(" <-> ".join(sorted(circle)) for circle in found - KNOWN)
+    assert found == KNOWN, "a circle is gone: take it out of KNOWN"
+
+
+DAEMON: Final = """
+import importlib, pkgutil, sys
+sys.modules["pyxs"] = None  # makes `import pyxs` fail
+import displbe
+for module in pkgutil.walk_packages(displbe.__path__, "displbe."):
+    if module.name != "displbe.__main__" and not module.name.startswith("displbe.ctl"):
+        importlib.import_module(module.name)
+from displbe.wire.xs import Op, encode
+assert encode(Op.READ, 1, 0, b"domid\\0").endswith(b"domid\\0")
+print(*sys.modules)
+"""
+
+
+def test_the_daemon_runs_without_pyxs() -> None:
+    """All its modules, those of every sink and of the demonstration, load where pyxs is not installed."""
+    done = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert {
+        f"displbe.{name}" for name in ("cli", "process", "daemon", "demo", "xen.host", "xen.stale_devices")
+    } <= loaded
+    assert {entry[0] for entry in SINKS.values()} <= loaded
+    assert not [module for module in loaded if module.startswith("pyxs.")]
+
+
+def test_only_the_check_imports_pyxs() -> None:
+    graph = grimp.build_graph("displbe", include_external_packages=True, cache_dir=None)
+    assert graph.find_modules_that_directly_import("pyxs") == {"displbe.ctl.xenstore"}
+
+
+def test_the_check_runs_without_pyxs() -> None:
+    """It says which look-ups it has left out, and goes on."""
+    code = "import sys; sys.modules['pyxs'] = None; from displbe.ctl.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stderr == ""
+    assert "because Python has no pyxs" in done.stdout
