@@ -1,4 +1,4 @@
-"""The Yocto recipe against the tree: bitbake is not here, so names, versions and checksums are looked at."""
+"""The Yocto recipe against the tree: names, versions and checksums, since bitbake is not at hand."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ def test_dependencies() -> None:
     needed = {re.split(r"[<>=]", entry)[0] for entry in project["dependencies"]}
     (listed,) = re.findall(r'RDEPENDS:\$\{PN\} = "(.*?)"', recipe()[1], re.S)
     assert {f"python3-{name}" for name in needed} <= set(listed.split())
+
+
+def test_pyxs_may_be_left_out() -> None:
+    """It is LGPL-3: an extra of the wheel, recommended in Yocto, a dependency in Debian."""
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["check"] == ["pyxs>=0.4.1,<0.5"]
+    assert "pyxs" not in " ".join(project["dependencies"])
+    (needed,) = re.findall(r'RDEPENDS:\$\{PN\} = "(.*?)"', recipe()[1], re.S)
+    (recommended,) = re.findall(r'RRECOMMENDS:\$\{PN\} = "(.*?)"', recipe()[1])
+    assert "python3-pyxs" not in needed.split()
+    assert "python3-pyxs" in recommended.split()
+    (depends,) = re.findall(r"^Depends:\n((?: .*\n)+)", (TREE / "packaging/debian/control").read_text(), re.M)
+    assert " python3-pyxs,\n" in depends
 
 
 def test_groups() -> None:

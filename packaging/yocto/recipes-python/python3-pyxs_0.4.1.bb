@@ -1,4 +1,4 @@
-SUMMARY = "XenStore's packets in Python"
+SUMMARY = "XenStore client in Python"
 HOMEPAGE = "https://github.com/selectel/pyxs"
 LICENSE = "LGPL-3.0-only"
 LIC_FILES_CHKSUM = "file://LICENSE;md5=e6a600fd5e1d9cbde2d983680233ad02"
