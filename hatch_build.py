@@ -1,8 +1,8 @@
-"""The build's own step. It makes modules:
+"""Hatchling's build hook. It generates Python modules:
 
-* for the Wayland protocols that pywayland or Debian's package of it lacks, from their XML. pywayland has a scanner, but what it writes
-  differs between its versions; these modules fit all of them, from 0.4.18.
-* for the C functions that displbe calls, from their declarations: cffi's parser for C is not to be waited for at each start.
+* for the Wayland protocols that pywayland or Debian's package of it lacks, from their XML. pywayland has a scanner, but its output
+  differs between versions; these modules work with all versions from 0.4.18 on.
+* for the C functions that displbe calls, from their declarations. At run time, cffi's parser for C would delay each start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROTOCOLS = {
     "xdg_shell": ("stable/xdg-shell/xdg-shell.xml",),
     "viewporter": ("stable/viewporter/viewporter.xml",),
     "presentation_time": ("stable/presentation-time/presentation-time.xml",),
-    # It has moved with wayland-protocols 1.35.
+    # wayland-protocols 1.35 moved it.
     "linux_dmabuf": (
         "stable/linux-dmabuf/linux-dmabuf-v1.xml",
         "unstable/linux-dmabuf/linux-dmabuf-unstable-v1.xml",
@@ -53,22 +53,22 @@ class CustomBuildHook(BuildHookInterface[Any]):
         folders = [OURS, *xml_folders()]
         TARGET.mkdir(exist_ok=True)
         made = {"__init__": '"""Made by hatch_build.py: do not edit."""\n'}
-        for module, places in PROTOCOLS.items():
-            found = [folder / place for place in places for folder in folders if (folder / place).exists()]
+        for module, paths in PROTOCOLS.items():
+            found = [folder / path for path in paths for folder in folders if (folder / path).exists()]
             if found:
                 made[module] = generate(ET.parse(found[0]).getroot())
-            elif not (TARGET / f"{module}.py").exists():  # an sdist brings them along
+            elif not (TARGET / f"{module}.py").exists():  # an sdist contains the generated modules
                 raise FileNotFoundError(
-                    f"{places[0]} is missing: install wayland-protocols (Debian's package, or your system's)"
+                    f"{paths[0]} is missing: install wayland-protocols (Debian's package, or your system's)"
                 )
         for module, text in made.items():
             (TARGET / f"{module}.py").write_text(text)
-        for path in DECLARATIONS:
-            declare(Path(path))
+        for header in DECLARATIONS:
+            declare(Path(header))
 
 
 def declare(header: Path) -> None:
-    """libc.h becomes _libc.py, whose `ffi` knows what libc.h declares."""
+    """Generate _libc.py from libc.h: its `ffi` has the declarations."""
     module = header.with_name(f"_{header.stem}")
     ffi = FFI()
     ffi.cdef((HERE / header).read_text())
@@ -77,17 +77,17 @@ def declare(header: Path) -> None:
 
 
 def xml_folders() -> Iterator[Path]:
-    """Where wayland-protocols may be installed."""
+    """Yield the folders where wayland-protocols may be installed."""
     if shutil.which("pkg-config"):
-        ask = ["pkg-config", "--variable=pkgdatadir", "wayland-protocols"]
-        told = subprocess.run(ask, check=False, capture_output=True, text=True).stdout.strip()
-        if told:
-            yield Path(told)
+        command = ["pkg-config", "--variable=pkgdatadir", "wayland-protocols"]
+        folder = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+        if folder:
+            yield Path(folder)
     yield from (Path("/usr/share/wayland-protocols"), Path("/usr/local/share/wayland-protocols"))
 
 
 def generate(protocol: ET.Element) -> str:
-    """A protocol's module."""
+    """Return the text of a protocol's module."""
     interfaces = protocol.findall("interface")
     own = {entry.attrib["name"] for entry in interfaces}
     used = {arg.attrib["interface"] for arg in protocol.iter("arg") if "interface" in arg.attrib}
@@ -95,7 +95,7 @@ def generate(protocol: ET.Element) -> str:
     lines += ["from pywayland.protocol_core import Argument, ArgumentType, Interface, Proxy"]
     if used - own:
         lines.append(f"from pywayland.protocol.wayland import {', '.join(map(class_name, sorted(used - own)))}")
-    for entry in interfaces:  # all of them first: their messages name each other
+    for entry in interfaces:  # all of them first: their messages refer to each other
         lines += ["", "", f"class {class_name(entry.attrib['name'])}(Interface):"]
         lines += [f"    name = {entry.attrib['name']!r}", f"    version = {entry.attrib['version']}"]
         for enum in entry.findall("enum"):
@@ -111,7 +111,7 @@ def generate(protocol: ET.Element) -> str:
 
 
 def messages(entry: ET.Element) -> Iterator[str]:
-    """An interface's requests, as methods of its proxy, and its events."""
+    """Yield the lines of an interface's requests, which are methods of its proxy, and of its events."""
     name = class_name(entry.attrib["name"])
     yield from ("", "", f"class {name}Proxy(Proxy):", f"    interface = {name}")
     for opcode, request in enumerate(entry.findall("request")):
@@ -124,14 +124,14 @@ def messages(entry: ET.Element) -> Iterator[str]:
         yield f"        return self._marshal_constructor({call})" if made else f"        self._marshal({call})"
         if request.get("type") == "destructor":
             yield "        self._destroy()"
-    yield from ("", "", f"class {name}Events:", '    """What the compositor says."""')
+    yield from ("", "", f"class {name}Events:", '    """Events from the compositor."""')
     for event in entry.findall("event"):
         yield from ("", f"    @{name}.event({signature(event)})", f"    def {python_name(event.attrib['name'])}(self):")
         yield "        raise NotImplementedError"
 
 
 def signature(message: ET.Element) -> str:
-    """The arguments as pywayland's decorators take them."""
+    """Return the arguments of a message as pywayland's decorators take them."""
     parts = []
     for arg in message.findall("arg"):
         text = f"ArgumentType.{KINDS[arg.attrib['type']]}"

@@ -1,4 +1,4 @@
-"""`displbe demo`: a simulated Xen in this process, a guest that draws, the real daemon; a window with the guest's picture, or a PNG."""
+"""`displbe demo`: a simulated Xen in this process, a guest that draws, and the real daemon, which shows a window or writes a PNG."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ from displbe.sim.toolstack import ConnectorSpec
 __all__ = ["run_demo"]
 
 CONNECTOR: Final = ConnectorSpec("DEMO-1", 800, 600)
-NOWHERE: Final = ControlSettings(socket="")
-"""displbectl is for the daemon that serves this machine's guests."""
+NO_CONTROL: Final = ControlSettings(socket="")
+"""No control socket: displbectl is for the daemon that serves this machine's guests."""
 FRAMES: Final = 120
+"""Page flips without a window: two seconds at 60 Hz."""
 FRAMES_IN_WINDOW: Final = 600
-"""At 60 Hz: two seconds where nobody looks, ten where somebody does."""
+"""Page flips in a window: ten seconds at 60 Hz."""
 PATIENCE: Final = 3.0
-"""Seconds that a compositor or an X server may take to answer."""
+"""Seconds to wait for an answer of a compositor or an X server."""
 
 
 async def run_demo(output: str, frames: int | None, window: bool) -> None:
-    """Boot a guest, let it flip so many frames in a window, or without one and then write what its output shows."""
+    """Boot a guest that flips `frames` times in a window.
+
+    Without `window`, or without a display server, write a PNG of its last frame to `output` instead.
+    """
     settings = (await _on_wayland() or await _on_x11()) if window else None
     if settings is not None:
         display = getattr(settings, settings.sink).display
         frames = frames or FRAMES_IN_WINDOW
-        print(f"a window on {display} shows the guest's screen, for some {frames / 60:.0f} s", flush=True)
+        print(f"a window on {display} shows the guest's screen for about {frames / 60:.0f} s", flush=True)
     else:
         frames = frames or FRAMES
-    headless = Settings(sink="headless", control=NOWHERE, headless=HeadlessSettings(outputs=[CONNECTOR.name]))
+    headless = Settings(sink="headless", control=NO_CONTROL, headless=HeadlessSettings(outputs=[CONNECTOR.name]))
     with (
         tempfile.TemporaryDirectory(prefix="displbe-demo-") as folder,
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
@@ -55,12 +59,14 @@ async def run_demo(output: str, frames: int | None, window: bool) -> None:
             nursery.cancel_scope.cancel()
     where = f"the last one is in {output}" if settings is None else "the window is closed"
     print(
-        f"{flipped} frames of {CONNECTOR.width}x{CONNECTOR.height} flipped; {where}" if flipped else "nothing was shown"
+        f"{flipped} frames of {CONNECTOR.width}x{CONNECTOR.height} flipped; {where}"
+        if flipped
+        else "no frame was flipped"
     )
 
 
 async def _draw_until(signals: AsyncIterator[int], display: Frontend, frames: int) -> int:
-    """Draw so many frames, or until a signal comes (Ctrl-C): how many there were. Guest and daemon end in their order afterwards."""
+    """Draw frames until there are `frames`, or a signal (Ctrl-C), and return how many were flipped."""
     async with trio.open_nursery() as nursery:
 
         async def end() -> None:
@@ -75,7 +81,7 @@ async def _draw_until(signals: AsyncIterator[int], display: Frontend, frames: in
 
 
 async def _on_wayland() -> Settings | None:
-    """A window of the Wayland compositor that the environment names; None: there is none."""
+    """Return settings for a window of the Wayland compositor in the environment, or None."""
     name = os.environ.get("WAYLAND_DISPLAY", "")
     if not name or find_spec("pywayland") is None:
         return None
@@ -86,15 +92,15 @@ async def _on_wayland() -> Settings | None:
     except (OSError, trio.TooSlowError) as error:
         print(f"no window: {path}: {error or 'no answer'}")
         return None
-    return Settings(sink="wayland", control=NOWHERE, wayland=WaylandSettings(display=path))
+    return Settings(sink="wayland", control=NO_CONTROL, wayland=WaylandSettings(display=path))
 
 
 async def _on_x11() -> Settings | None:
-    """A window of the X server that the environment names; None: there is none."""
+    """Return settings for a window of the X server in the environment, or None."""
     display = os.environ.get("DISPLAY", "")
     if not display or find_spec("xcffib") is None:
         return None
-    from displbe.sinks.x11.server import Refused, Server  # an extra: it may be missing
+    from displbe.sinks.x11.server import Refused, Server  # late: xcffib is optional
 
     with trio.move_on_after(PATIENCE):
         try:
@@ -103,13 +109,15 @@ async def _on_x11() -> Settings | None:
             print(f"no window: {error}")
             return None
         server.close()
-        return Settings(sink="x11", control=NOWHERE, x11=X11Settings(display=display, on_close="detach"))
+        return Settings(sink="x11", control=NO_CONTROL, x11=X11Settings(display=display, on_close="detach"))
     print(f"no window: {display} does not answer")
     return None
 
 
 def _write(daemon: Daemon, output: str) -> None:
-    from displbe.sinks.headless import HeadlessOutput  # had Pillow been missing, the daemon would have said so
+    from displbe.sinks.headless import (
+        HeadlessOutput,
+    )  # late: Pillow is optional; without it the daemon would not have started
 
     shown = daemon.sink.claimed(CONNECTOR.name)
     assert isinstance(shown, HeadlessOutput)
@@ -117,7 +125,7 @@ def _write(daemon: Daemon, output: str) -> None:
 
 
 async def _draw(display: Frontend, frames: int) -> None:
-    """What a guest's compositor does: draw into the buffer that is not shown, flip, wait for the event."""
+    """Do what a guest's compositor does: draw into the buffer that is not shown, flip, wait for the event."""
     width, height = CONNECTOR.width, CONNECTOR.height
     buffers = [await display.create_framebuffer(width, height) for _ in range(2)]
     draw_bars(buffers[0][2].pixels, width, height)

@@ -1,4 +1,4 @@
-"""The process around the daemon: one in a domain, signals, exit codes."""
+"""The process around the daemon: the lock against a second one, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from displbe.xen.single_instance import single_instance
 if TYPE_CHECKING:
     from displbe.daemon import Daemon
 
-__all__ = ["keep_for_good", "only_one", "run", "serve"]
+__all__ = ["exempt_from_gc", "only_one", "run", "serve"]
 
 OK: Final = 0
 USAGE: Final = 2
 UNAVAILABLE: Final = 69
 """EX_UNAVAILABLE of sysexits.h."""
 PATIENCE: Final = stale_devices.PATIENCE + 0.5
-"""Seconds that another one may hold the lock: longer than one that only begins."""
+"""Seconds to wait for the lock: longer than a process that is starting holds it to close stale displays."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """What the command line asks for: the exit code."""
+    """Do what the command line asks for, and return the exit code."""
     try:
         return _demo(arguments) if arguments.command == "demo" else _daemon(arguments)
     except ConfigError as error:
@@ -62,10 +62,10 @@ def _end(code: int, error: BaseException) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from displbe.demo import run_demo  # what it imports may be missing, which is said in a sentence
+    from displbe.demo import run_demo  # late: it may raise Unavailable
 
     log.configure()
-    keep_for_good()
+    exempt_from_gc()
     trio.run(run_demo, arguments.output, arguments.frames, not arguments.no_window)
     return OK
 
@@ -74,47 +74,49 @@ def _daemon(arguments: argparse.Namespace) -> int:
     settings = load(arguments.config)
     log.configure(settings.log.format, settings.log.level)
     if arguments.check:
-        print("configuration: good")
+        print("configuration: valid")
     from displbe.daemon import Daemon
     from displbe.xen.host import Host
 
-    runtime = os.environ.get("RUNTIME_DIRECTORY")  # systemd's: it outlasts a restart
+    runtime = os.environ.get("RUNTIME_DIRECTORY")  # set by systemd; the directory persists over a restart
     daemon = Daemon(settings, Host(settings.xen.store or None), Health(), runtime=Path(runtime) if runtime else None)
     if arguments.check:
-        _tell_abilities(daemon)
+        _print_abilities(daemon)
     else:
         with only_one():
-            keep_for_good()
+            exempt_from_gc()
             trio.run(serve, daemon, arguments.config)
     return OK
 
 
-def keep_for_good() -> None:
-    """What has been imported and built stays until the end. To look through all of it for garbage takes 10 ms and more each time, in which
-    no ring is served: from now on, only what is newer is looked through.
+def exempt_from_gc() -> None:
+    """Exempt all present objects from garbage collection.
+
+    Imported modules stay until the process ends. Scanning all of their objects takes 10 ms and more each time, during which no ring is
+    served.
     """
     gc.freeze()
     gc.enable()
 
 
-def _tell_abilities(daemon: Daemon) -> None:
+def _print_abilities(daemon: Daemon) -> None:
     abilities = daemon.hypervisor.abilities
     print(f"guests' pages as dma-bufs: {'yes' if abilities.dmabuf_export else 'no'}")
     print(f"dma-bufs as guests' pages: {'yes' if abilities.dmabuf_import else 'no'}")
     if abilities.reason:
-        print(f"because: {abilities.reason}")
+        print(f"reason: {abilities.reason}")
 
 
 async def serve(daemon: Daemon, config: str) -> None:
-    """The daemon, until a signal ends it. SIGHUP has it read its configuration again."""
-    # Outside of what is cancelled: a second signal must not kill what says goodbye.
+    """Run the daemon until SIGTERM or SIGINT. SIGHUP makes it read its configuration again."""
+    # Outside of the cancelled nursery: a second signal must not kill the process while it says goodbye to the guests.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey, signals, nursery.cancel_scope, daemon, config)
+            nursery.start_soon(_handle_signals, signals, nursery.cancel_scope, daemon, config)
             await daemon.run()
 
 
-async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Daemon, config: str) -> None:
+async def _handle_signals(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Daemon, config: str) -> None:
     async for number in signals:
         if number == signal.SIGHUP:
             daemon.reload(config)
@@ -124,7 +126,7 @@ async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Da
 
 @contextlib.contextmanager
 def only_one(device: str = GNTDEV) -> Iterator[None]:
-    """Two daemons would take each other's guests. Raises Unavailable when another one runs in this domain."""
+    """Hold the lock while the block lasts: two daemons would serve the same guests. Raises Unavailable when another one runs."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(single_instance(device, PATIENCE))

@@ -1,7 +1,7 @@
-"""make deb: the Debian package, built in a Debian 13 of its own, looked at by its lintian, and tried: installed there, its unit runs the
-demonstration under a systemd of its own, as the unit's user with the unit's restrictions. Needs root, on Debian 12 or 13.
+"""make deb: builds the Debian package in a Debian 13 of its own, checks it with lintian, and tests it: the package is installed there, and
+its unit runs the demonstration under a separate systemd, as the unit's user with the unit's restrictions. Needs root, on Debian 12 or 13.
 
-That Debian lies in the user's cache folder, under a name made from what is in it.
+That Debian is in the user's cache folder, under a name derived from its contents.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ mount -t cgroup2 cgroup $root/sys/fs/cgroup
 exec chroot $root env -i container=deb PATH=/usr/sbin:/usr/bin LANG=C.UTF-8 \\
     /usr/lib/systemd/systemd --system --unit=try.service --log-target=console --show-status=no
 """
-"""A systemd in name spaces of its own, whose only task is try.service, and to end with it."""
+"""Start a systemd in its own namespaces that runs try.service only, and ends with it."""
 TRY = """
 [Unit]
 DefaultDependencies=no
@@ -70,36 +70,37 @@ Restart=no
 ExecStart=
 ExecStart=/usr/bin/displbe demo --no-window --output /var/lib/displbe/demo.png
 """
-"""What the unit does in place of serving guests, where there is no Xen."""
+"""Drop-in for the unit: it runs the demonstration, since there is no Xen here."""
 
 
 def build_depends() -> list[str]:
-    """What debian/control says, without versions and profiles."""
+    """Return the build dependencies of debian/control, without versions and profiles."""
     control = (TREE / "packaging/debian/control").read_text()
     (listed,) = re.findall(r"^Build-Depends:\n((?: .*\n)+)", control, re.M)
     return [re.split(r"[ (<]", entry.strip())[0] for entry in listed.split(",") if entry.strip()]
 
 
 def packages() -> list[str]:
-    """What is to be in the Debian that builds."""
+    """Return the packages to install in the Debian that builds."""
     virtual = {"debhelper-compat", "dh-sequence-installsysusers", "dh-sequence-python3"}
     return sorted({*TOOLS, *build_depends()} - virtual)
 
 
 def make_root(made: Path, source: str) -> None:
-    print(f"deb: making a {SUITE} to build in; a minute or two, once", file=sys.stderr, flush=True)
+    """Install the Debian that builds."""
+    print(f"deb: installing {SUITE} to build in; takes a minute or two, once", file=sys.stderr, flush=True)
     include = f"--include={','.join(packages())}"
     run(["mmdebstrap", "--variant=buildd", include, SUITE, made / "root", source])
 
 
 def inside(root: Path, *command: str) -> None:
-    """Run a command there, in name spaces of its own, as far as that goes on this machine. What it says is ours to say."""
+    """Run a command in that Debian, in its own mount and PID namespaces, with the output of this process."""
     enter = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"'
     subprocess.run(["unshare", "--mount", "--pid", "--fork", "sh", "-c", enter, str(root), *command], check=True)
 
 
 def try_package(root: Path, deb: Path) -> None:
-    """Install it and run its unit. Raises SystemExit with what was said."""
+    """Install the package and run its unit. Raises SystemExit with the output when that fails."""
     drop_in = root / "etc/systemd/system/displbe.service.d"
     drop_in.mkdir(parents=True, exist_ok=True)
     (drop_in / "try.conf").write_text(INSTEAD)
@@ -109,13 +110,15 @@ def try_package(root: Path, deb: Path) -> None:
     log = root / "tmp/try.log"
     log.unlink(missing_ok=True)
     try:
-        spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc"]
+        namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc"]
         done = subprocess.run(
-            [*spaces, "sh", "-c", BOOT, str(root)], check=False, capture_output=True, text=True, timeout=300
+            [*namespaces, "sh", "-c", BOOT, str(root)], check=False, capture_output=True, text=True, timeout=300
         )
         if done.returncode != 0:
-            told = log.read_text() if log.exists() else ""
-            raise SystemExit(f"deb: the package does not do: exit {done.returncode}\n{told}{done.stdout}{done.stderr}")
+            output = log.read_text() if log.exists() else ""
+            raise SystemExit(
+                f"deb: the test of the package failed: exit {done.returncode}\n{output}{done.stdout}{done.stderr}"
+            )
     finally:
         inside(root, "dpkg", "-P", "displbe")
         shutil.rmtree(drop_in)
@@ -123,7 +126,7 @@ def try_package(root: Path, deb: Path) -> None:
 
 
 def key() -> str:
-    """Of all that goes into the package, and decides how it is made."""
+    """Return a hash of all files that the package is built from."""
     digest = hashlib.sha256()
     for name in sorted(name for name in sources() if not name.startswith("tests/")):
         digest.update(f"{name}\0".encode() + (TREE / name).read_bytes() + b"\0")
@@ -131,7 +134,7 @@ def key() -> str:
 
 
 def built() -> Path:
-    """The package of this tree as it is, made when it is not there yet."""
+    """Return the package of this tree in its present state, built if needed."""
     made = OUT / "key"
     if not made.exists() or made.read_text() != key():
         build([])
@@ -140,19 +143,19 @@ def built() -> Path:
 
 
 def sources() -> list[str]:
-    """The files of the tree: those that git knows, and new ones; without git, all but what building leaves."""
+    """Return the files of the tree: tracked and new ones; without git, all but build products."""
     try:
         listed = ["git", "-C", str(TREE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
         return [name for name in names if name and (TREE / name).exists()]
     except (OSError, subprocess.CalledProcessError):
-        left = {".venv", "out", ".git", "__pycache__"}
+        products = {".venv", "out", ".git", "__pycache__"}
         files = (path.relative_to(TREE) for path in TREE.rglob("*") if path.is_file())
-        return [str(path) for path in files if not left & set(path.parts) and not path.parts[0].startswith(".")]
+        return [str(path) for path in files if not products & set(path.parts) and not path.parts[0].startswith(".")]
 
 
 def copy_tree(to: Path) -> None:
-    """The sources, with packaging/debian as debian/."""
+    """Copy the sources, with packaging/debian as debian/."""
     for name in sources():
         target = to / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +164,7 @@ def copy_tree(to: Path) -> None:
 
 
 def build(arguments: Sequence[str]) -> None:
-    """Build it, into out/deb. Raises SystemExit, or CalledProcessError of a step that has said why."""
+    """Build the package into out/deb. Raises SystemExit, or CalledProcessError of a step that has printed why."""
     host_tools({"mmdebstrap": "mmdebstrap"})
     with only_one():
         apt = Apt()
@@ -172,23 +175,23 @@ def build(arguments: Sequence[str]) -> None:
     print(*sorted(str(path.relative_to(TREE)) for path in OUT.glob("*.deb")))
 
 
-def build_in(base: Path, place: Path, arguments: Sequence[str]) -> None:
-    """The steps, in a folder of the Debian that builds."""
+def build_in(base: Path, folder: Path, arguments: Sequence[str]) -> None:
+    """Build, check and test in a folder of the Debian that builds."""
     made_of = key()
-    copy_tree(place / "displbe")
-    os.chmod(place, 0o755)
-    there = f"/tmp/{place.name}"
-    inside(base, "sh", "-c", f"cd {there}/displbe && dpkg-buildpackage -us -uc {' '.join(arguments)}")
-    (changes,) = place.glob("*.changes")
+    copy_tree(folder / "displbe")
+    os.chmod(folder, 0o755)
+    inner = f"/tmp/{folder.name}"
+    inside(base, "sh", "-c", f"cd {inner}/displbe && dpkg-buildpackage -us -uc {' '.join(arguments)}")
+    (changes,) = folder.glob("*.changes")
     print("deb: lintian", file=sys.stderr, flush=True)
     strict = "--allow-root --fail-on=error,warning --display-info --pedantic --tag-display-limit=0"
-    inside(base, "sh", "-c", f"cd {there} && lintian {strict} {changes.name}")
-    print("deb: installing it, and running its unit", file=sys.stderr, flush=True)
-    (deb,) = place.glob("*.deb")
+    inside(base, "sh", "-c", f"cd {inner} && lintian {strict} {changes.name}")
+    print("deb: installing the package and running its unit", file=sys.stderr, flush=True)
+    (deb,) = folder.glob("*.deb")
     try_package(base, deb)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    for path in place.iterdir():
+    for path in folder.iterdir():
         if path.is_file():
             shutil.copy(path, OUT)
     (OUT / "key").write_text(made_of)

@@ -1,4 +1,4 @@
-"""make wheel: sdist and wheel, and the tests against that wheel, installed where nothing else of this tree is. Arguments are pytest's."""
+"""make wheel: builds sdist and wheel, and tests the installed wheel outside of this tree. Arguments are passed to pytest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BESIDE = (
     "systemd",
     "tests",
 )
-"""What the tests look at, which is no part of the wheel."""
+"""Files that the tests need and that are not in the wheel."""
 
 
 def run(*command: str | Path, cwd: Path = TREE) -> None:
@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path = TREE) -> None:
 
 
 def build() -> Path:
-    """The sdist, and the wheel made from it."""
+    """Build the sdist, and the wheel from it; return the wheel."""
     shutil.rmtree(OUT, ignore_errors=True)
     run(sys.executable, "-m", "build", "--outdir", OUT)
     (wheel,) = OUT.glob("*.whl")
@@ -40,14 +40,15 @@ def build() -> Path:
 
 
 def test(wheel: Path, arguments: list[str]) -> None:
+    """Install the wheel into a new virtual environment and run the tests there. Raises CalledProcessError."""
     with tempfile.TemporaryDirectory(prefix="displbe-wheel-") as folder:
-        place = Path(folder)
-        python = place / "venv/bin/python"
-        run(sys.executable, "-m", "venv", place / "venv")
+        root = Path(folder)
+        python = root / "venv/bin/python"
+        run(sys.executable, "-m", "venv", root / "venv")
         run(python, "-m", "pip", "install", "-q", "--upgrade", "pip>=25.1")
         group = f"{TREE / 'pyproject.toml'}:test"
         run(python, "-m", "pip", "install", "-q", "--group", group, f"displbe[{EXTRAS}] @ {wheel.as_uri()}")
-        tests = place / "tree"
+        tests = root / "tree"
         tests.mkdir()
         for name in BESIDE:
             whole = TREE / name

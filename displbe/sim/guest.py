@@ -1,4 +1,4 @@
-"""A guest with a display frontend that does what Linux's `drm_xen_front` does (drivers/gpu/drm/xen), and draws."""
+"""A simulated guest whose display frontend behaves like Linux's `drm_xen_front` (drivers/gpu/drm/xen), and which can draw."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLIP_TIMEOUT: Final = 3.1
 
 
 class GuestFailure(Exception):
-    """The backend answered with an error; `status` is negative, as it came."""
+    """The backend answered a request with an error; `status` is the negative errno of the response."""
 
     def __init__(self, request: Request, status: int) -> None:
         super().__init__(f"{type(request).__name__}: {status}")
@@ -43,15 +43,16 @@ class GuestFailure(Exception):
 class DisplayBuffer:
     """A display buffer in the guest's memory, granted to the backend."""
 
-    def __init__(self, domain: Domain, octets: int, *, writable: bool = True) -> None:
-        self.octets = octets
+    def __init__(self, domain: Domain, size: int, *, writable: bool = True) -> None:
+        self.size = size
+        """In bytes."""
         self._domain = domain
-        self._count = pages_of(octets)
+        self._count = pages_of(size)
         self._first = domain.allocate(self._count)
         self._directory_count = directory_pages(self._count)
         self._directory = domain.allocate(self._directory_count)
-        self.pixels = domain.pages(self._first, self._count)[:octets]
-        # Writable, as Linux's frontend grants them (drivers/xen/xen-front-pgdir-shbuf.c).
+        self.pixels = domain.pages(self._first, self._count)[:size]
+        # Linux's frontend grants them writable (drivers/xen/xen-front-pgdir-shbuf.c).
         self.refs = [domain.grant(self._first + n, domain.backend, writable=writable) for n in range(self._count)]
         self._directory_refs = [domain.grant(self._directory + n, domain.backend) for n in range(self._directory_count)]
         for n, page in enumerate(encode_directory(self.refs, self._directory_refs)):
@@ -59,7 +60,7 @@ class DisplayBuffer:
         self.directory = self._directory_refs[0]
 
     def free(self) -> None:
-        """Take the pages back. Raises AssertionError when the backend still maps one of them."""
+        """End the grants and free the pages. Raises AssertionError when the backend still maps one of them."""
         held = [ref for ref in (*self.refs, *self._directory_refs) if not self._domain.end_grant(ref)]
         assert not held, f"{len(held)} pages still mapped"
         self._domain.free(self._first, self._count)
@@ -67,12 +68,13 @@ class DisplayBuffer:
 
 
 class BorrowedBuffer:
-    """A display buffer in the backend's memory: the directory is chained, its references are the backend's to write."""
+    """A display buffer in the backend's memory. The guest makes the chained directory; the backend writes its references."""
 
-    def __init__(self, domain: Domain, octets: int) -> None:
-        self.octets = octets
+    def __init__(self, domain: Domain, size: int) -> None:
+        self.size = size
+        """In bytes."""
         self._domain = domain
-        self._count = pages_of(octets)
+        self._count = pages_of(size)
         self._pages = directory_pages(self._count)
         self._first = domain.allocate(self._pages)
         self._refs = [domain.grant(self._first + n, domain.backend) for n in range(self._pages)]
@@ -82,7 +84,7 @@ class BorrowedBuffer:
         self._mapped: SimBuffer | None = None
 
     async def map(self, hypervisor: SimHypervisor) -> memoryview:
-        """Map what the backend has granted (backend_map in xen-front-pgdir-shbuf.c)."""
+        """Map the pages that the backend has granted (backend_map in xen-front-pgdir-shbuf.c)."""
         refs: list[int] = []
         for n in range(self._pages):
             page = bytes(self._domain.pages(self._first + n, 1))
@@ -91,7 +93,7 @@ class BorrowedBuffer:
         return await self._mapped.view()
 
     async def free(self) -> None:
-        """Unmap, and take the directory back."""
+        """Unmap the pages and free the directory. Raises AssertionError when the backend still maps the directory."""
         if self._mapped is not None:
             await self._mapped.aclose()
         for ref in self._refs:
@@ -100,7 +102,10 @@ class BorrowedBuffer:
 
 
 class FrontConnector:
-    """One connector: its rings and channels, the guest's half."""
+    """The guest's side of one connector: rings and event channels.
+
+    It has one attribute for each reference, port, page, ring and channel of the protocol, hence more than fifteen.
+    """
 
     def __init__(self, domain: Domain, hypervisor: SimHypervisor) -> None:
         self._domain = domain
@@ -123,7 +128,7 @@ class FrontConnector:
         self.event_channel: Channel = hypervisor.channels.adopt(self.evt_port, self._on_event)
 
     def free(self) -> None:
-        """Give rings and ports up. Raises AssertionError when the backend still maps a page."""
+        """Close the ports and end the grants. Raises AssertionError when the backend still maps a page."""
         self.channel.close()
         self.event_channel.close()
         for ref in (self.req_ref, self.evt_ref):
@@ -137,25 +142,25 @@ class FrontConnector:
                 self._answers[response.id] = response
             if not self.ring.final_check():
                 break
-        told, self._answered = self._answered, trio.Event()
-        told.set()
+        answered, self._answered = self._answered, trio.Event()
+        answered.set()
         self.channel.rearm()
         return False
 
     def _on_event(self) -> bool:
         while (slot := self.events.take()) is not None:
             event = displif.decode_event(slot)
-            # evtchnl_interrupt_evt: an event whose id is not the count is dropped, and counted all the same.
+            # evtchnl_interrupt_evt: an event with an unexpected id is dropped, but counted.
             if event.id == self._next_event_id & 0xFFFF:
                 self.flips_done.append(event.fb_cookie)
             self._next_event_id += 1
-        told, self._flipped = self._flipped, trio.Event()
-        told.set()
+        flipped, self._flipped = self._flipped, trio.Event()
+        flipped.set()
         self.event_channel.rearm()
         return False
 
     async def ask(self, request: Request) -> Response:
-        """Send a request, its id replaced by the next one, and wait for the answer. Raises trio.TooSlowError after 3 s."""
+        """Send a request with the next id, and return its response. Raises trio.TooSlowError after 3 s."""
         number = self._next_id & 0xFFFF
         self._next_id += 1
         data = bytearray(displif.encode_request(request))
@@ -168,14 +173,14 @@ class FrontConnector:
         return self._answers.pop(number)
 
     async def order(self, request: Request) -> None:
-        """`ask`, and raise GuestFailure for an error."""
+        """Send a request and check its response. Raises GuestFailure for an error, trio.TooSlowError."""
         response = await self.ask(request)
         assert response.operation == request.operation
         if response.status != 0:
             raise GuestFailure(request, response.status)
 
     async def flip(self, fb_cookie: int) -> None:
-        """Flip and wait until it is shown. Raises GuestFailure, trio.TooSlowError after 3.1 s."""
+        """Request a page flip and wait for its event. Raises GuestFailure, trio.TooSlowError after 3.1 s."""
         done = len(self.flips_done)
         await self.order(displif.PageFlip(0, fb_cookie))
         with trio.fail_after(FLIP_TIMEOUT):
@@ -184,7 +189,7 @@ class FrontConnector:
 
 
 class Frontend:
-    """The display driver of a guest: one vdispl device."""
+    """The guest's display driver for one vdispl device."""
 
     def __init__(self, guest: Guest, number: int = 0) -> None:
         self.connectors: list[FrontConnector] = []
@@ -198,7 +203,7 @@ class Frontend:
         self._next_cookie = 0xFFFF_8880_0000_1000  # a kernel pointer
 
     async def run(self) -> None:
-        """displback_changed: follow the backend's state."""
+        """Follow the backend's state (displback_changed)."""
         store = self._guest.hypervisor.store
         backend = (await store.read(f"{self._path}/backend")).decode()
         await self._switch(State.INITIALISING)
@@ -225,11 +230,11 @@ class Frontend:
 
     async def _switch(self, state: State) -> None:
         self.state = state
-        with contextlib.suppress(StoreError):  # the toolstack may have taken the directory away
+        with contextlib.suppress(StoreError):  # the toolstack may have removed the directory
             await self._guest.hypervisor.store.write(f"{self._path}/state", b"%d" % state)
 
     async def _publish(self) -> None:
-        """All connectors in one transaction, then 3 (evtchnl_publish)."""
+        """Write the rings and ports of all connectors in one transaction, then state 3 (evtchnl_publish)."""
         store = self._guest.hypervisor.store
         count = len([name for name in await store.children(self._path) if name.isdigit()])
         self.connectors = [FrontConnector(self._guest.domain, self._guest.hypervisor) for _ in range(count)]
@@ -246,7 +251,7 @@ class Frontend:
         await self._switch(State.INITIALISED)
 
     async def _disconnect(self) -> None:
-        """xen_drm_front_disconnect: only a connected frontend has something to take down."""
+        """Free rings and start again, if connected (xen_drm_front_disconnect)."""
         if self.state is not State.CONNECTED:
             return
         await self._switch(State.RECONFIGURING)
@@ -256,13 +261,13 @@ class Frontend:
         await self._switch(State.INITIALISING)
 
     def free_rings(self) -> None:
-        """Take rings and ports back."""
+        """Free the rings and ports of all connectors."""
         for connector in self.connectors:
             connector.free()
         self.connectors = []
 
     async def close(self) -> None:
-        """Driver removal: 5, wait up to a second for the backend's 2, take everything down, 6 (displback_remove)."""
+        """Remove the driver: state 5, wait up to 1 s for the backend's 2, free the rings, state 6 (displback_remove)."""
         store = self._guest.hypervisor.store
         backend = (await store.read(f"{self._path}/backend")).decode()
         await self._switch(State.CLOSING)
@@ -274,19 +279,19 @@ class Frontend:
         await self._switch(State.CLOSED)
 
     def cookie(self) -> int:
-        """A value that names something of ours."""
+        """Return a new cookie."""
         self._next_cookie += 64
         return self._next_cookie
 
     async def create_framebuffer(self, width: int, height: int, format: str = "XR24") -> tuple[int, int, DisplayBuffer]:
-        """A display buffer with a framebuffer over all of it: (dbuf cookie, fb cookie, buffer). Raises GuestFailure."""
+        """Create a display buffer, and a framebuffer of its whole size: (dbuf cookie, fb cookie, buffer). Raises GuestFailure."""
         pixels = FORMATS[fourcc(format)]
         buffer = DisplayBuffer(self._guest.domain, stride(width, pixels.bits) * height)
         dbuf, fb = self.cookie(), self.cookie()
         generic = self.connectors[0]
         try:
             await generic.order(
-                displif.DbufCreate(0, dbuf, width, height, pixels.bits, buffer.octets, 0, buffer.directory, 0)
+                displif.DbufCreate(0, dbuf, width, height, pixels.bits, buffer.size, 0, buffer.directory, 0)
             )
         except GuestFailure:
             buffer.free()
@@ -295,23 +300,23 @@ class Frontend:
         return dbuf, fb, buffer
 
     async def destroy_framebuffer(self, dbuf: int, fb: int, buffer: DisplayBuffer) -> None:
-        """The opposite."""
+        """Destroy a framebuffer and its display buffer. Raises GuestFailure."""
         generic = self.connectors[0]
         await generic.order(displif.FbDetach(0, fb))
         await generic.order(displif.DbufDestroy(0, dbuf))
         buffer.free()
 
     async def show(self, index: int, fb: int, width: int, height: int, bpp: int = 32) -> None:
-        """SET_CONFIG of a whole framebuffer."""
+        """Send SET_CONFIG for a whole framebuffer. Raises GuestFailure."""
         await self.connectors[index].order(displif.SetConfig(0, fb, 0, 0, width, height, bpp))
 
     async def hide(self, index: int) -> None:
-        """SET_CONFIG of nothing."""
+        """Send SET_CONFIG with all fields 0, which switches the connector off. Raises GuestFailure."""
         await self.connectors[index].order(displif.SetConfig(0, 0, 0, 0, 0, 0, 0))
 
 
 class Guest:
-    """A domain with a frontend. The toolstack has made its nodes before."""
+    """A domain with a display and an input frontend, whose nodes the toolstack has created."""
 
     def __init__(self, xen: Xen, domid: int, backend: int = 0) -> None:
         self.xen = xen
@@ -332,9 +337,9 @@ class Guest:
         name: str = "",
         backend: int = 0,
     ) -> AsyncIterator[Guest]:
-        """`xl create`: a domain whose kernel runs while the block lasts. It is destroyed at the end.
+        """Create a domain as `xl create` does, and run its kernel while the block lasts; then destroy it.
 
-        It has a vdispl device with these connectors, if there are any, and a vkbd device with these nodes, unless None.
+        It has a vdispl device if there are connectors, and a vkbd device with the nodes `vkb` unless that is None.
         """
         tools = Toolstack(xen.server)
         tools.create_domain(domid)
@@ -367,7 +372,7 @@ class Guest:
 
 
 def draw_bars(pixels: memoryview, width: int, height: int, phase: float = 0.0) -> None:
-    """Colour bars above a grey ramp, moved sideways by `phase` (0 to 1), into XRGB8888 pixels without padding."""
+    """Draw colour bars above a grey ramp, shifted sideways by `phase` (0 to 1), in XRGB8888 without padding."""
     bars = (0xFFFFFF, 0xFFFF00, 0x00FFFF, 0x00FF00, 0xFF00FF, 0xFF0000, 0x0000FF, 0x101010)
     shift = math.floor(phase * width)
     columns = [(x + shift) % width for x in range(width)]

@@ -1,7 +1,7 @@
-"""Domains with memory, grants and event channels, and `xen.port.Hypervisor` for each of them.
+"""A simulated Xen: domains with memory, grants and event channels, and `xen.port.Hypervisor` for each domain.
 
-A domain's memory is a memfd, a grant names one page of it. A domain's event channels are an eventfd and two flags per port,
-pending and masked, in shared memory, as in Xen: so a forked process can play a guest.
+A domain's memory is a memfd; a grant refers to one page of it. A domain's event channels are an eventfd, and two flags for each port in
+shared memory, pending and masked, as in Xen. So a forked process can act as a guest.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = ["Domain", "Xen"]
 
 PORTS: Final = 1024
 MEMORY_PAGES: Final = 1 << 17
-"""512 MiB, none of it used before it is touched."""
+"""512 MiB for each domain; pages use memory once they are touched."""
 _SEQ_CST: Final = 5
 
 
 class Grant:
-    """One page that a domain lets another one map."""
+    """One page that another domain may map."""
 
     def __init__(self, memfd: int, page: int, domid: int, *, writable: bool) -> None:
         self.memfd = memfd
@@ -45,18 +45,21 @@ class Grant:
 
 
 class Domain:
-    """A domain: its memory, its grant table, its event channels."""
+    """A domain: its memory, its grant table, its event channels.
+
+    More than fifteen attributes: it stands for a whole machine, as the hypervisor keeps it.
+    """
 
     def __init__(self, domid: int) -> None:
         self.domid = domid
         self.backend = 0
-        """The domain that serves its PV devices."""
+        """Id of the domain that serves its PV devices."""
         self.memfd = os.memfd_create(f"dom{domid}", os.MFD_CLOEXEC)
         os.ftruncate(self.memfd, MEMORY_PAGES * PAGE_SIZE)
         self.memory = mmap.mmap(self.memfd, MEMORY_PAGES * PAGE_SIZE)
         self.grants: dict[int, Grant] = {}
         self._next_page = 0
-        self._next_ref = itertools.count(8)  # the first ones are reserved in Xen
+        self._next_ref = itertools.count(8)  # Xen reserves the first ones
         self._free: dict[int, list[int]] = {}
         self.upcall = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._flags = mmap.mmap(-1, 2 * PORTS)
@@ -67,7 +70,7 @@ class Domain:
         self._next_port = itertools.count(1)
 
     def close(self) -> None:
-        """The domain is gone: its channels end. Its memory lives on while others map it."""
+        """Destroy the domain and close its channels. Its memory exists while others map it."""
         for peer in filter(None, self.peers.values()):
             peer[0].peers[peer[1]] = None
         self.peers.clear()
@@ -77,7 +80,7 @@ class Domain:
         os.close(self.upcall)
 
     def allocate(self, pages: int) -> int:
-        """The number of the first of so many pages in a row, zeroed."""
+        """Allocate consecutive pages, zeroed, and return the number of the first."""
         if self._free.get(pages):
             first = self._free[pages].pop()
             self.memory[first * PAGE_SIZE : (first + pages) * PAGE_SIZE] = bytes(pages * PAGE_SIZE)
@@ -89,28 +92,28 @@ class Domain:
         return first
 
     def free(self, first: int, pages: int) -> None:
-        """Give pages back."""
+        """Free pages of `allocate`."""
         self._free.setdefault(pages, []).append(first)
 
     def pages(self, first: int, count: int) -> memoryview:
-        """The memory of pages, as the domain itself sees it."""
+        """Return the memory of pages, as the domain itself sees it."""
         return memoryview(self.memory)[first * PAGE_SIZE : (first + count) * PAGE_SIZE]
 
     def grant(self, page: int, domid: int, *, writable: bool = True, memfd: int | None = None) -> int:
-        """Let a domain map a page of ours, or of other memory: the reference."""
+        """Grant a page of this domain, or of other memory (`memfd`), to a domain, and return the reference."""
         ref = next(self._next_ref)
         self.grants[ref] = Grant(self.memfd if memfd is None else memfd, page, domid, writable=writable)
         return ref
 
     def end_grant(self, ref: int) -> bool:
-        """Revoke a grant; False (and nothing done) while it is mapped, as gnttab_end_foreign_access finds it."""
+        """Revoke a grant and return True; while it is mapped, return False and do nothing (gnttab_end_foreign_access)."""
         if self.grants[ref].mapped:
             return False
         del self.grants[ref]
         return True
 
     def offer(self, domid: int) -> int:
-        """A new unbound port for a domain to bind."""
+        """Return a new unbound port, which `domid` may bind."""
         port = next(self._next_port)
         self.peers[port] = None
         self.offers[port] = domid
@@ -119,21 +122,21 @@ class Domain:
         return port
 
     def raise_port(self, port: int) -> None:
-        """An event for a port of this domain."""
+        """Make a port of this domain pending."""
         self.pending[port] = 1
         libatomic.atomic_thread_fence(_SEQ_CST)
         if not self.masked[port]:
             os.eventfd_write(self.upcall, 1)
 
     def unmask(self, port: int) -> None:
-        """Let a port fire again; it fires at once when it has become pending meanwhile."""
+        """Unmask a port; it fires at once if it is pending."""
         self.masked[port] = 0
         libatomic.atomic_thread_fence(_SEQ_CST)
         if self.pending[port]:
             os.eventfd_write(self.upcall, 1)
 
     def take_fired(self) -> list[int]:
-        """The pending ports that are not masked; they are masked from now on."""
+        """Mask the pending unmasked ports and return them."""
         try:
             os.eventfd_read(self.upcall)
         except BlockingIOError:
@@ -192,7 +195,7 @@ class SimChannels(ChannelTable):
         return channel
 
     def adopt(self, port: int, fired: Callable[[], bool]) -> Channel:
-        """Serve a port that is there already: one that this domain has offered."""
+        """Serve a port that this domain has offered."""
         channel = SimChannel(self._domain, port, fired, self)
         self.add(channel)
         return channel
@@ -225,7 +228,7 @@ class SimPage(SharedMemory):
 
 
 class SimBuffer:
-    """A simulated guest's pages (port.GuestBuffer)."""
+    """port.GuestBuffer: pages of a simulated guest."""
 
     def __init__(self, domid: int, mapping: Mapping, grants: Sequence[Grant], ledger: Ledger) -> None:
         self.domid = domid
@@ -253,7 +256,7 @@ class SimBuffer:
             raise HypervisorError(errno.EINVAL, f"cannot share {len(self._grants)} pages of domain {self.domid}")
         runs = _runs([grant.page for grant in self._grants])
         if len(runs) > 1:
-            raise NotOffered(errno.EINVAL, "the simulated Xen shares only pages that lie in a row")
+            raise NotOffered(errno.EINVAL, "the simulated Xen shares consecutive pages only")
         return os.dup(self._grants[0].memfd), runs[0][0]
 
     async def aclose(self) -> None:
@@ -268,7 +271,7 @@ class SimBuffer:
 
 
 class SimHypervisor:
-    """The simulated Xen from one domain (port.Hypervisor)."""
+    """port.Hypervisor: the simulated Xen, seen from one domain."""
 
     def __init__(self, xen: Xen, domain: Domain) -> None:
         self.domain = domain
@@ -322,14 +325,14 @@ class SimHypervisor:
         return SimBuffer(domid, mapping, grants, self.ledger)
 
     def map_shared(self, domid: int, refs: Sequence[int]) -> SimBuffer:
-        """Map many pages writable: what a guest does with a buffer that its backend has allocated."""
+        """Map many pages writable, as a guest maps a buffer that its backend has allocated."""
         grants = self._grants(domid, refs, writable=True)
         mapping = Mapping(grants[0].memfd, _runs([grant.page for grant in grants]), writable=True)
         return SimBuffer(domid, mapping, grants, self.ledger)
 
     @contextlib.asynccontextmanager
     async def share_dmabuf(self, domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
-        """A memfd stands for the dma-buf."""
+        """port.Hypervisor.share_dmabuf, with a memfd in place of the dma-buf."""
         await trio.lowlevel.checkpoint()
         if not self.abilities.dmabuf_import:
             raise NotOffered(errno.ENOTTY, "this simulated Xen has no dma-bufs at all")
@@ -340,13 +343,13 @@ class SimHypervisor:
         try:
             yield refs
         finally:
-            for ref in refs:  # one that is still mapped ends when it no longer is
+            for ref in refs:  # pages that are still mapped stay mapped
                 self.domain.grants.pop(ref, None)
             os.close(memory)
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
-    """Pages as (offset, size) in octets, neighbours joined."""
+    """Return pages as (offset, size) in bytes, with consecutive pages joined."""
     runs: list[tuple[int, int]] = []
     for page in pages:
         if runs and sum(runs[-1]) == page * PAGE_SIZE:
@@ -357,7 +360,7 @@ def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class Xen:
-    """The machine: its domains and its XenStore, which listens under `folder`. `sharing`: whether it can grant a dma-buf."""
+    """A simulated machine: its domains and its XenStore, whose sockets are in `folder`. `sharing`: whether it can grant dma-bufs."""
 
     def __init__(self, folder: Path, *, sharing: bool = True) -> None:
         self.server = StoreServer(folder)
@@ -367,7 +370,7 @@ class Xen:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Xen]:
-        """Xen, with domain 0, while the block lasts."""
+        """Run Xen with domain 0 while the block lasts."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -379,17 +382,17 @@ class Xen:
                     self.domains.pop(domid).close()
 
     async def start_domain(self, domid: int) -> Domain:
-        """A new domain, with its way to XenStore."""
+        """Start a domain and its XenStore socket."""
         assert self._nursery is not None
         domain = self.domains[domid] = Domain(domid)
         await self._nursery.start(self.server.serve, domid)
         return domain
 
     def stop_domain(self, domid: int) -> None:
-        """The domain dies: what others have mapped stays theirs until they let go."""
+        """Destroy a domain. Pages that others have mapped stay until they unmap them."""
         self.domains.pop(domid).close()
         self.server.release(domid)
 
     def hypervisor(self, domid: int) -> SimHypervisor:
-        """Xen as this domain sees it."""
+        """Return Xen as seen from this domain."""
         return SimHypervisor(self, self.domains[domid])

@@ -1,6 +1,6 @@
-"""A guest's input frontend that does what Linux's `xen-kbdfront` does (drivers/input/misc), down to what its programs read of it.
+"""A guest's input frontend that behaves like Linux's `xen-kbdfront` (drivers/input/misc), and the input events that its programs get.
 
-What the kernel could not bear is an `Oops` here.
+An event that would crash the guest's kernel is an `Oops` here.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ POINTER: Final = frozenset(range(0x110, 0x118))
 
 
 class Oops(Exception):
-    """The guest's kernel would have dereferenced a null pointer, or written where it should not."""
+    """The guest's kernel would have dereferenced a null pointer, or written outside an array."""
 
 
 class InputCore:
-    """The guest's input devices: what its programs see of the events that its driver takes (drivers/input/input.c)."""
+    """The guest's input devices: what its programs get of the events that its driver reads (drivers/input/input.c)."""
 
     def __init__(self) -> None:
         self.events: list[InEvent] = []
-        """All events, as they came."""
+        """All events, in order."""
         self.pressed: set[int] = set()
         self.repeats: list[int] = []
         self.fingers: dict[int, tuple[int, int]] = {}
@@ -44,7 +44,7 @@ class InputCore:
         self.wheel = 0
         """REL_WHEEL: positive is up."""
         self.warnings: list[InEvent] = []
-        """What the kernel would have thrown away, or complained of."""
+        """Events that the kernel would have dropped, with or without a warning."""
         self.oops: Oops | None = None
         self.has_keyboard = self.has_pointer = True
         self.absolute = False
@@ -115,16 +115,19 @@ class InputCore:
 
 
 class InputFrontend(InputCore):
-    """The input driver of a guest: one vkbd device."""
+    """The guest's input driver for one vkbd device.
+
+    More than fifteen attributes: with its base class it is the driver and the devices that the driver feeds.
+    """
 
     def __init__(self, domain: Domain, hypervisor: SimHypervisor, number: int = 0) -> None:
         super().__init__()
         self.state = State.INITIALISING
         self.connected = trio.Event()
         self.reads = True
-        """Whether it takes events when it is notified."""
+        """Whether it reads events when it is notified."""
         self.kicks = 0
-        """Notifications it got that had a reason."""
+        """Number of notifications that came with events."""
         self.history: list[State] = []
         self.page: FrontKbdPage
         self.memory: SharedMemory
@@ -176,7 +179,7 @@ class InputFrontend(InputCore):
             await store.write(f"{self._path}/request-abs-pointer", b"1")
 
     async def publish(self) -> None:
-        """xenkbd_connect_backend, and xenkbd_resume: a page and a channel, then state 3."""
+        """Publish a new page and port, then state 3 (xenkbd_connect_backend, xenkbd_resume)."""
         if self._published:
             self.free()
         self._page_number = self._domain.allocate(1)
@@ -195,7 +198,7 @@ class InputFrontend(InputCore):
         self._changed.set()
 
     def free(self) -> None:
-        """Give page and port up: the grant ends when the backend no longer maps it (gnttab_end_foreign_access)."""
+        """Close the port and end the grant, which stays while the backend maps the page (gnttab_end_foreign_access)."""
         self.channel.close()
         self._domain.end_grant(self._ref)
 
@@ -210,9 +213,9 @@ class InputFrontend(InputCore):
             await self.switch(State.CLOSED)
 
     async def switch(self, state: State) -> None:
-        """Write our state."""
+        """Set the frontend's state."""
         self.state = state
-        with contextlib.suppress(StoreError):  # the toolstack may have taken the directory away
+        with contextlib.suppress(StoreError):  # the toolstack may have removed the directory
             await self._hypervisor.store.write(f"{self._path}/state", b"%d" % state)
 
     def _on_event(self) -> bool:
@@ -223,7 +226,7 @@ class InputFrontend(InputCore):
         return False
 
     def take(self) -> None:
-        """Take what is there, and tell the backend."""
+        """Read all events, and notify the backend."""
         found = self.page.take()
         if found:
             self.kicks += 1

@@ -1,7 +1,7 @@
-"""XenStore's daemon, simulated: the real messages on unix sockets, with permissions, watches and transactions.
+"""A simulated XenStore daemon: the real messages over UNIX sockets, with permissions, watches and transactions.
 
-It follows C xenstored (tools/xenstored), or oxenstored where a client can tell them apart (`flavour`): how long a listing
-may be, whether DIRECTORY_PART is there. Each domain has a socket of its own, which tells who is speaking.
+It behaves like C xenstored (tools/xenstored) or like oxenstored (`flavour`), where a client can tell them apart: the length of a
+listing, DIRECTORY_PART, the names of some errors. Each domain has its own socket, which identifies it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["StoreFailure", "StoreServer", "Tree"]
 
 Perms = list[tuple[str, int]]
 MAX_WATCHES: Final = 128
-"""quota_nb_watch_per_domain of xenstored_core.c."""
+"""quota_nb_watch_per_domain in xenstored_core.c."""
 
 
 class StoreFailure(Exception):
-    """An error's name, as it goes into an ERROR message."""
+    """A request fails; the text is the error's name, the payload of the ERROR message."""
 
 
 class Node:
-    """One node. The first permission is the owner's, with the rights of everybody else."""
+    """One node. The first permission has the owner, and the right of all domains not listed."""
 
     __slots__ = ("children", "generation", "perms", "value")
 
@@ -40,7 +40,7 @@ class Node:
         self.generation = 0
 
     def copy(self) -> Node:
-        """This node with all below it."""
+        """Return a copy of this node and all below it."""
         twin = Node(list(self.perms))
         twin.value, twin.generation = self.value, self.generation
         twin.children = {name: child.copy() for name, child in self.children.items()}
@@ -56,24 +56,24 @@ class Node:
 
 
 class Tree:
-    """The nodes, and what a domain may do with them. Paths are absolute and checked by the caller."""
+    """The nodes, with checks of permissions. Paths are absolute and checked by the caller."""
 
     def __init__(self, root: Node | None = None) -> None:
         self.root = root or Node([("n", 0)])
         self.clock = 0
 
     def find(self, path: str) -> Node | None:
-        """The node of a path."""
+        """Return the node of a path, or None."""
         node: Node | None = self.root
         for name in _names(path):
             node = node.children.get(name) if node is not None else None
         return node
 
     def get(self, domid: int, path: str, right: str = "r") -> Node:
-        """The node, when the domain has this right on it. Raises StoreFailure ENOENT, EACCES."""
+        """Return the node if the domain has this right on it. Raises StoreFailure ENOENT, EACCES."""
         node = self.find(path)
         if node is None:
-            # Who may not read the nearest node that exists does not learn what is below it.
+            # A domain that may not read the nearest existing node does not learn what is below it.
             raise StoreFailure("ENOENT" if self._nearest(path).allows(domid, "r") else "EACCES")
         if not node.allows(domid, right):
             raise StoreFailure("EACCES")
@@ -88,9 +88,10 @@ class Tree:
         return node
 
     def make(self, domid: int, path: str) -> Node:
-        """The node, made with its parents when missing: with its parent's permissions, owned by who made it.
+        """Return the node; when missing, it and its parents are created with the permissions of the nearest existing one.
 
-        (construct_node in xenstored_core.c: a privileged domain's new node keeps its parent's owner.)
+        The creating domain owns new nodes. Those that Dom0 creates keep their parent's owner (construct_node in xenstored_core.c).
+        Raises StoreFailure EACCES.
         """
         node = self.root
         for name in _names(path):
@@ -105,7 +106,7 @@ class Tree:
         return node
 
     def write(self, domid: int, path: str, value: bytes) -> None:
-        """Write a value."""
+        """Write a value; the node is created when missing. Raises StoreFailure EACCES."""
         node = self.make(domid, path)
         if not node.allows(domid, "w"):
             raise StoreFailure("EACCES")
@@ -113,7 +114,7 @@ class Tree:
         self._touch(node)
 
     def remove(self, domid: int, path: str) -> None:
-        """Remove a node and all below it: only the top one's permissions are asked (do_rm)."""
+        """Remove a node and all below it; only the permissions of this node count (do_rm)."""
         if path == "/":
             raise StoreFailure("EINVAL")
         self.get(domid, path, "w")
@@ -124,7 +125,7 @@ class Tree:
         self._touch(above)
 
     def set_perms(self, domid: int, path: str, perms: Perms) -> None:
-        """Change permissions: the owner's right, and only a privileged domain gives a node away."""
+        """Change permissions. The owner and Dom0 may; only Dom0 may change the owner. Raises StoreFailure ENOENT, EACCES."""
         node = self.find(path)
         if node is None:
             raise StoreFailure("ENOENT")
@@ -147,7 +148,7 @@ def _names(path: str) -> list[str]:
 
 
 class Transaction:
-    """A copy of the tree to work on, and what was done, to be done again on the real one."""
+    """A copy of the tree that requests work on, and the changes, which a commit repeats on the real tree."""
 
     def __init__(self, tree: Tree) -> None:
         self.before = Tree(tree.root.copy())
@@ -158,7 +159,7 @@ class Transaction:
 
 
 class Connection:
-    """One client. Replies come before the watch events that its request causes."""
+    """One client. A reply is sent before the watch events that its request causes."""
 
     def __init__(self, server: StoreServer, domid: int, stream: trio.SocketStream) -> None:
         self.server = server
@@ -170,7 +171,7 @@ class Connection:
         self._out, self._queue = trio.open_memory_channel[bytes](100_000)
 
     async def run(self) -> None:
-        """Serve until the client goes."""
+        """Serve the client until it disconnects."""
         decoder = xs.Decoder(limit=xs.MAX_PAYLOAD)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send)
@@ -204,11 +205,11 @@ class Connection:
             self._out.send_nowait(header + payload)
 
     def event(self, path: str, token: bytes) -> None:
-        """Tell the client of a change."""
+        """Send a watch event."""
         self._put(Op.WATCH_EVENT, 0, 0, path.encode() + NUL + token + NUL)
 
     def absolute(self, raw: bytes) -> str:
-        """A path as the client means it. Raises StoreFailure EINVAL."""
+        """Return the absolute path for a path as the client wrote it. Raises StoreFailure EINVAL."""
         text = raw.decode("utf-8", "replace")
         if text.startswith("@"):
             return text
@@ -238,7 +239,7 @@ class Connection:
     def _change(self, transaction: Transaction | None, path: str, change: Callable[[Tree], None]) -> bytes:
         tree = self._look(transaction, path)
         if transaction is not None and tree.find(path) is None:
-            # A new node changes its parent's list, so that it conflicts with another new one beside it.
+            # A new node changes its parent, so that it conflicts with other new nodes there.
             transaction.seen.add(path.rpartition("/")[0] or "/")
         change(tree)
         if transaction is None:
@@ -362,27 +363,27 @@ _HANDLERS: Final[dict[int, Callable[[Connection, Transaction | None, xs.Packet],
 
 
 class StoreServer:
-    """The daemon. `folder` gets one socket per domain."""
+    """The daemon. `folder` holds one socket for each domain."""
 
     def __init__(self, folder: Path, flavour: Literal["xenstored", "oxenstored"] = "xenstored") -> None:
         self.folder = folder
         self.flavour = flavour
         self.tree = Tree()
         self.max_watches = MAX_WATCHES
-        """Of each domain but Dom0, all its connections together."""
+        """Limit for each domain but Dom0, all its connections together."""
         self._connections: set[Connection] = set()
         self._listening: dict[int, trio.CancelScope] = {}
 
     def watches_of(self, domid: int) -> int:
-        """How many watches a domain has set."""
+        """Return the number of watches that a domain has set."""
         return sum(len(connection.watches) for connection in self._connections if connection.domid == domid)
 
     def socket_of(self, domid: int) -> Path:
-        """Where a domain connects."""
+        """Return the socket of a domain."""
         return self.folder / f"xenstored-{domid}"
 
     async def serve(self, domid: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve a domain's socket until it is released."""
+        """Serve a domain's socket until `release`."""
         path = self.socket_of(domid)
         listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         scope = self._listening[domid] = trio.CancelScope()
@@ -397,7 +398,7 @@ class StoreServer:
                         nursery.start_soon(self._client, domid, client)
         finally:
             listening.close()
-            if self._listening.get(domid) is scope:  # else a new domain of the same number may have the path already
+            if self._listening.get(domid) is scope:  # otherwise a new domain with the same id has created it
                 os.unlink(path)
 
     async def _client(self, domid: int, client: trio.socket.SocketType) -> None:
@@ -410,18 +411,18 @@ class StoreServer:
                 self._connections.discard(connection)
 
     def disconnect(self, domid: int) -> None:
-        """Drop a domain's connections, as a restarted daemon does; it may connect again."""
+        """Close a domain's connections, as a restart of the daemon does; it may connect again."""
         for connection in [c for c in self._connections if c.domid == domid]:
             connection._stream.socket.shutdown(trio.socket.SHUT_RDWR)
 
     def release(self, domid: int) -> None:
-        """The domain is dead."""
+        """End a dead domain: remove its socket and fire @releaseDomain."""
         self._listening.pop(domid).cancel()
         os.unlink(self.socket_of(domid))
         self.fire(["@releaseDomain"])
 
     def fire(self, paths: list[str]) -> None:
-        """Tell watchers of changed paths: those at, above and (for a removal) below them, if they may read there."""
+        """Send the events of changed paths to watches at and above them, and for a removal below them, if the domain may read the node."""
         for connection in list(self._connections):
             for (raw, token), watched in list(connection.watches.items()):
                 for path in paths:
@@ -434,5 +435,5 @@ class StoreServer:
 
 
 def _as_watched(raw: str, watched: str, path: str) -> str:
-    """The path of an event, relative when the watch was."""
+    """Return the path of an event: relative if the watch is."""
     return path if raw.startswith(("/", "@")) else raw + path[len(watched) :]

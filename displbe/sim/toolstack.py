@@ -1,4 +1,4 @@
-"""The toolstack's part in XenStore, as libxl does it (libxl_vdispl.c, libxl_device.c): who owns which node is what counts."""
+"""The toolstack's writes to XenStore, as libxl does them (libxl_vdispl.c, libxl_device.c), with the owners of the nodes."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ class ConnectorSpec(msgspec.Struct, frozen=True):
 
 
 class Toolstack:
-    """xl, straight on the tree of a simulated XenStore."""
+    """xl, working directly on the tree of a simulated XenStore."""
 
     def __init__(self, server: StoreServer) -> None:
         self._server = server
 
     def write(self, path: str, value: str | bytes, perms: Perms | None = None) -> None:
-        """Write a node as domain 0."""
+        """Write a node as Dom0."""
         self._server.tree.write(0, path, value.encode() if isinstance(value, str) else value)
         if perms is not None:
             self._server.tree.set_perms(0, path, perms)
         self._server.fire([path])
 
     def read(self, path: str) -> bytes | None:
-        """A node's value."""
+        """Return a node's value, or None."""
         node = self._server.tree.find(path)
         return node.value if node is not None else None
 
     def remove(self, path: str) -> None:
-        """Remove a node."""
+        """Remove a node, if it exists."""
         if self._server.tree.find(path) is not None:
             self._server.tree.remove(0, path)
             self._server.fire([path])
 
     def create_domain(self, domid: int) -> None:
-        """A domain's home, which it owns; its `device` directory is Dom0's."""
+        """Create a domain's home directory. Dom0 owns it and its `device` directory; the domain owns `data` and `error`."""
         self.write(f"/local/domain/{domid}", "", [("n", 0), ("r", domid)])
         self.write(f"/local/domain/{domid}/domid", str(domid))
         self.write(f"/local/domain/{domid}/data", "", [("n", domid)])
@@ -63,7 +63,7 @@ class Toolstack:
         backend: int = 0,
         be_alloc: bool = False,
     ) -> None:
-        """A vdispl device, as `xl create` and `xl vdispl-attach` make it."""
+        """Create the nodes of a vdispl device, as `xl create` and `xl vdispl-attach` do."""
         front, back = self.front(domid, number), self.back(domid, number, backend)
         guests: Perms = [("n", domid), ("r", backend)]
         ours: Perms = [("n", backend), ("r", domid)]
@@ -87,7 +87,7 @@ class Toolstack:
     def add_input(
         self, domid: int, nodes: Mapping[str, str], number: int = 0, *, backend: int = 0, kind: str = "vinput"
     ) -> None:
-        """A vkb device with these nodes in the backend's directory (libxl_vkb.c); `kind` "vkbd": QEMU is its backend."""
+        """Create a vkb device with these nodes in the backend's directory (libxl_vkb.c). `kind` "vkbd": QEMU is its backend."""
         front, back = self.keyboard(domid, number), f"/local/domain/{backend}/backend/{kind}/{domid}/{number}"
         guests: Perms = [("n", domid), ("r", backend)]
         ours: Perms = [("n", backend), ("r", domid)]
@@ -98,42 +98,42 @@ class Toolstack:
         self.write(f"{front}/backend-id", str(backend))
         self.write(f"{front}/state", "1")
         tree = {"": "", "frontend": front, "frontend-id": str(domid), "online": "1", "state": "1", **nodes}
-        for key, value in tree.items():  # the state is there with the directory: libxl writes all in one transaction
+        for key, value in tree.items():  # without events in between: libxl writes all in one transaction
             self._server.tree.write(0, f"{back}/{key}".rstrip("/"), value.encode())
             self._server.tree.set_perms(0, f"{back}/{key}".rstrip("/"), ours)
         self._server.fire([f"{back}/{key}".rstrip("/") for key in tree])
 
     async def remove_input(self, domid: int, number: int = 0, *, backend: int = 0) -> None:
-        """The end of a vkb device."""
+        """Remove a vkb device."""
         await self._remove(self.keyboard(domid, number), self.vinput(domid, number, backend), backend)
 
     def keyboard(self, domid: int, number: int = 0) -> str:
-        """A vkbd frontend's directory."""
+        """Return the directory of a vkbd frontend."""
         return f"/local/domain/{domid}/device/vkbd/{number}"
 
     def vinput(self, domid: int, number: int = 0, backend: int = 0) -> str:
-        """A vkbd backend's directory."""
+        """Return the directory of a vkbd backend."""
         return f"/local/domain/{backend}/backend/vinput/{domid}/{number}"
 
     def front(self, domid: int, number: int = 0) -> str:
-        """A vdispl frontend's directory."""
+        """Return the directory of a vdispl frontend."""
         return f"/local/domain/{domid}/device/vdispl/{number}"
 
     def back(self, domid: int, number: int = 0, backend: int = 0) -> str:
-        """A vdispl backend's directory."""
+        """Return the directory of a vdispl backend."""
         return f"/local/domain/{backend}/backend/vdispl/{domid}/{number}"
 
     async def wait_state(self, path: str, *states: State | None, timeout: float = 30.0) -> State | None:
-        """Wait until `path`/state is one of these (None: missing). Raises trio.TooSlowError."""
+        """Wait until `path`/state is one of these (None: missing), and return it. Raises trio.TooSlowError after `timeout` seconds."""
         with trio.fail_after(timeout):
             while (state := parse_state(self.read(f"{path}/state"))) not in states:
                 await trio.sleep(0.005)
         return state
 
     async def remove_display(self, domid: int, number: int = 0, *, backend: int = 0) -> None:
-        """`xl vdispl-detach`, and the end of a domain: ask the backend for 6, for at most 10 s, then remove the nodes.
+        """Remove a vdispl device, as `xl vdispl-detach` and `xl destroy` do: wait up to 10 s for the backend's 6, then remove the nodes.
 
-        A driver domain has another 10 s to remove its own.
+        A driver domain has another 10 s to remove its own nodes. Raises trio.TooSlowError.
         """
         await self._remove(self.front(domid, number), self.back(domid, number, backend), backend)
 
@@ -150,5 +150,5 @@ class Toolstack:
             self.remove(back)
 
     def destroy_domain(self, domid: int) -> None:
-        """The home of a dead domain goes."""
+        """Remove the home directory of a dead domain."""
         self.remove(f"/local/domain/{domid}")

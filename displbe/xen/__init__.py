@@ -1,1 +1,1 @@
-"""The hypervisor, as trio sees it: `port` says what it offers, the other modules do it over /dev/xen and XenStore."""
+"""The hypervisor, for trio: `port` has the interfaces, the other modules implement them over /dev/xen and XenStore."""

@@ -1,8 +1,8 @@
 """Shared memory with the accesses that rings need: acquire, release, full fence.
 
-Python has no barriers. libatomic exports the compiler's atomic operations as functions; cffi calls them without a compiler.
-On Arm, the main target, nothing else will do; and on x86 a store may still pass a later load, which is what the ring's final
-check must not see.
+Python has no memory barriers. libatomic exports the compiler's atomic operations as functions, which cffi calls without a compiler.
+Arm, the main target, needs all of them. x86 needs the fence: it may reorder a store with a later load, which would break the ring's
+final check.
 """
 
 from __future__ import annotations
@@ -38,51 +38,53 @@ _fence = libatomic.atomic_thread_fence
 
 
 ORDERED: Final = platform.machine() == "x86_64"
-"""x86 never passes a load with a later access, nor an earlier access with a store: a plain access of a whole word is enough, which
-is what CPython makes of an item of a memoryview, and costs a fifth of a call through cffi.
+"""Whether plain accesses of a whole word have acquire and release semantics.
+
+x86 reorders neither a load with a later access nor a store with an earlier one. CPython reads and writes an item of a memoryview
+with one such access, which costs a fifth of a call through cffi.
 """
 
 
 class SharedMemory:
-    """Memory that someone else writes at the same time: what `wire.ring.SharedPage` asks for, over a buffer.
+    """Memory that another domain writes at the same time: `wire.ring.SharedPage` over a buffer.
 
-    Read-only memory can be copied from and loaded from.
+    On read-only memory, `load` and `copy` work.
     """
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._words = memory.cast("I")
-        # A bare address: it keeps no hold on the memory, which the owner unmaps after `forget`.
+        # A plain address, which does not keep the buffer alive: the owner unmaps it after `forget`.
         self._base: Any = ffi.cast("char *", ffi.from_buffer(memory))
 
     def forget(self) -> None:
-        """The memory is about to go: later accesses raise instead of faulting."""
+        """Drop the memory before it is unmapped, so that later accesses raise instead of faulting."""
         self._base = None
         self._words.release()
         self._memory = memoryview(b"")
 
     def load(self, offset: int) -> int:
-        """A u32 at an octet offset, with acquire semantics."""
+        """Return the u32 at an offset in bytes, with acquire semantics."""
         if ORDERED:
             return self._words[offset >> 2]
         loaded: int = _load(self._base + offset, ACQUIRE)
         return loaded
 
     def store(self, offset: int, value: int) -> None:
-        """Write a u32 at an octet offset with release semantics."""
+        """Write a u32 at an offset in bytes, with release semantics."""
         if ORDERED:
             self._words[offset >> 2] = value
         else:
             _store(self._base + offset, value, RELEASE)
 
     def fence(self) -> None:
-        """A full barrier."""
+        """Issue a full barrier."""
         _fence(SEQ_CST)
 
     def copy(self, offset: int, size: int) -> bytes:
-        """A private copy of `size` octets."""
+        """Return a private copy of `size` bytes."""
         return self._memory[offset : offset + size].tobytes()
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write octets."""
+        """Write bytes at an offset."""
         self._memory[offset : offset + len(data)] = data

@@ -1,6 +1,6 @@
-"""Event channels: one file and one reading task for all ports, since the wake-up is the dearest part of a page flip.
+"""Event channels: one file and one reading task for all ports, because the wake-up is the most expensive part of a page flip.
 
-`EventChannels` does it over /dev/xen/evtchn (drivers/xen/evtchn.c): reading gives the ports that fired, which stay masked
+`EventChannels` implements them over /dev/xen/evtchn (drivers/xen/evtchn.c): a read returns the ports that fired, which stay masked
 until they are written back.
 """
 
@@ -27,14 +27,14 @@ UNBIND: Final = 0x00044503
 NOTIFY: Final = 0x00044504
 RESET: Final = 0x00004505
 READ_TRIES: Final = 10
-"""Failures to read the fired ports, one after the other, until the daemon gives up; after each, every ring is looked at."""
+"""Consecutive failures to read the fired ports before the daemon gives up. After each failure, all ports count as fired."""
 _log = structlog.get_logger("displbe.evtchn")
 _PORT: Final = Struct("=I")
 _PAIR: Final = Struct("=II")
 
 
 def _nothing() -> bool:
-    """What a closed port still has to do, when it closes while its turn comes."""
+    """The callback of a closed port, which may still be in the list of ports with work left."""
     return False
 
 
@@ -52,14 +52,14 @@ class Channel(abc.ABC):
 
     @abc.abstractmethod
     def rearm(self) -> None:
-        """Let the port fire again."""
+        """Allow the port to fire again."""
 
     def call(self) -> bool:
-        """Call the callback. One that raises, against the rule, is called no more: its port's, and no other one's, is the harm."""
+        """Call the callback. One that raises, which it must not, is never called again; other ports are not affected."""
         try:
             return self.fired()
         except Exception:
-            _log.exception("a port's callback failed", port=self.port)
+            _log.exception("callback of a port failed; the port is ignored from now on", port=self.port)
             self.fired = _nothing
             return False
 
@@ -70,8 +70,10 @@ class Channel(abc.ABC):
 
 
 class ChannelTable(abc.ABC):
-    """All ports of our domain. A port's callback is called in `run` and must neither block nor raise; it returns True when
-    it has more to do than one turn allows, and is called again in the next.
+    """All bound ports of our domain.
+
+    `run` calls the callback of a port that fires. A callback must neither block nor raise. It returns True when it has work left, and
+    is then called again in the next turn.
     """
 
     def __init__(self, fd: int, ledger: Ledger) -> None:
@@ -81,13 +83,13 @@ class ChannelTable(abc.ABC):
 
     @abc.abstractmethod
     def _fired(self) -> Iterable[int]:
-        """The ports that fired since the last call; none is no error."""
+        """Return the ports that fired since the last call; possibly none."""
 
     @abc.abstractmethod
     def _unbind(self, port: int) -> None: ...
 
     async def run(self) -> None:
-        """Call the callbacks of ports that fire, for ever; those with more to do take turns with the ports that fire next."""
+        """Call the callbacks of ports that fire, until cancelled. Ports with work left take turns with the ports that fire next."""
         channels = self._channels
         busy: list[Channel] = []
         while True:
@@ -102,18 +104,18 @@ class ChannelTable(abc.ABC):
                     busy.append(channel)
 
     def add(self, channel: Channel) -> None:
-        """A port has been bound."""
+        """Add a port that has been bound."""
         self._channels[channel.port] = channel
         self._ledger.ports += 1
 
     def closed(self, port: int) -> None:
-        """A port is given up."""
+        """Remove and unbind a port; a second call does nothing."""
         if self._channels.pop(port, None) is not None:
             self._ledger.ports -= 1
             self._unbind(port)
 
     def close(self) -> None:
-        """Give up all ports."""
+        """Close all ports and the file."""
         for port in list(self._channels):
             self._channels[port].close()
         os.close(self._fd)
@@ -134,7 +136,7 @@ class EventChannels(ChannelTable):
         except BlockingIOError:
             return ()
         except OSError as error:
-            # The kernel's list of fired ports was too short and some are lost, or it cannot be read: look at every ring.
+            # EFBIG: the kernel's ring of fired ports was full and some are lost. For any error, all ports count as fired.
             if not (error.errno == errno.EFBIG and self._reset()):
                 self._failures += 1
                 if self._failures > READ_TRIES:
@@ -162,7 +164,7 @@ class EventChannels(ChannelTable):
         return channel
 
     def _unbind(self, port: int) -> None:
-        with contextlib.suppress(OSError):  # it is gone already, or goes with the file
+        with contextlib.suppress(OSError):  # it is unbound already, or will be when the file is closed
             fcntl.ioctl(self._fd, UNBIND, bytearray(_PORT.pack(port)))
 
 
@@ -174,9 +176,9 @@ class _Evtchn(Channel):
         self._argument = bytearray(self._packed)
 
     def notify(self) -> None:
-        with contextlib.suppress(OSError):  # the guest's channel may be gone; its task will be told by XenStore
+        with contextlib.suppress(OSError):  # the guest may have closed its end; XenStore will tell the device's task
             fcntl.ioctl(self._fd, NOTIFY, self._argument)
 
     def rearm(self) -> None:
-        with contextlib.suppress(OSError):  # the rescue poll finds what comes over a port that stays masked
+        with contextlib.suppress(OSError):  # the port stays masked; the rescue poll finds its requests
             os.write(self._fd, self._packed)

@@ -1,10 +1,10 @@
 """Grants over /dev/xen/gntdev (include/uapi/xen/gntdev.h, drivers/xen/gntdev.c, gntdev-dmabuf.c).
 
-MAP_GRANT_REF only reserves; the mmap at the index it gives does the mapping, as a whole or not at all, and a mapping without
-PROT_WRITE is read-only in the hypervisor. Unmapping is munmap, then UNMAP_GRANT_REF.
+MAP_GRANT_REF only reserves. mmap at the index that it returns maps the pages, all or none; a mapping without PROT_WRITE is read-only in
+the hypervisor. Unmapping is munmap, then UNMAP_GRANT_REF.
 
-Each guest buffer has a gntdev file of its own. So all it holds goes with that file; and the kernel knows an exported dma-buf
-by file and fd number, which could otherwise be taken for another's once the number is used again.
+Each guest buffer has its own gntdev file, so that closing the file releases everything. It also keeps exported dma-bufs apart: the
+kernel identifies them by file and fd number, and fd numbers are reused.
 """
 
 from __future__ import annotations
@@ -43,22 +43,23 @@ _IMPORT: Final = Struct("=IIII")
 _PAIR: Final = Struct("=II")
 
 _RELEASE_WAIT_MS: Final = 20
-"""One WAIT_RELEASED, which holds a thread: a display driver lets go at its next refresh."""
+"""Timeout of one WAIT_RELEASED, which occupies a thread. A display driver releases a dma-buf at its next refresh."""
 _RELEASE_PAUSE: Final = 0.5
-"""Seconds between two of them, at most."""
+"""Longest pause between two WAIT_RELEASED, in seconds."""
 _MAP_TRIES: Final = 20
+"""Attempts to map pages that the guest has paged out, 1 ms apart."""
 
 _log = structlog.get_logger("displbe.gntdev")
 T = TypeVar("T")
 
 
 def open_gntdev(path: str = GNTDEV) -> int:
-    """A new gntdev file. Raises OSError."""
+    """Open gntdev and return the fd. Raises OSError."""
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
 def _close(fd: int) -> None:
-    """Close a file. It is closed on Linux even where close reports an error, of which nothing follows here."""
+    """Close a file and ignore errors: Linux closes it in any case."""
     with contextlib.suppress(OSError):
         os.close(fd)
 
@@ -68,16 +69,16 @@ def _refused(what: str, error: OSError) -> HypervisorError:
 
 
 def _reserve(fd: int, domid: int, refs: Sequence[int]) -> int:
-    """MAP_GRANT_REF: where in the file these pages can be mapped. Raises OSError."""
+    """MAP_GRANT_REF: return the file offset where these pages can be mapped. Raises OSError."""
     pairs = array("I", [domid]) * (2 * len(refs))
-    pairs[1::2] = array("I", refs)  # no loop: the interpreter is everybody's
+    pairs[1::2] = array("I", refs)  # not a loop, which would hold the GIL
     ask = bytearray(_MAP.pack(len(refs), 0, 0)) + pairs.tobytes()
     fcntl.ioctl(fd, MAP_GRANT_REF, ask)
     return int(_MAP.unpack_from(ask)[2])
 
 
 class _Grants:
-    """Granted pages in our address space. Raises OSError when any of them cannot be mapped; then none is."""
+    """Granted pages mapped into our address space, all or none. Raises OSError."""
 
     def __init__(self, fd: int, domid: int, refs: Sequence[int], *, writable: bool) -> None:
         self._fd = fd
@@ -94,23 +95,23 @@ class _Grants:
         for _ in range(_MAP_TRIES):
             try:
                 return Mapping(self._fd, [(self._index, self._count * PAGE_SIZE)], writable=writable)
-            except BlockingIOError:  # EAGAIN: the guest's page is paged out, and comes back
+            except BlockingIOError:  # EAGAIN: a page of the guest is paged out, and will be paged in
                 time.sleep(0.001)
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _unreserve(self) -> None:
-        # Nothing is mapped any more; a reservation that cannot be given up goes with the file.
+        # Nothing is mapped any more. If this fails, closing the file releases the reservation.
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, UNMAP_GRANT_REF, bytearray(_UNMAP.pack(self._index, self._count, 0)))
 
     def close(self) -> None:
-        """Unmap. Slices of the view must not be used any more: their memory is gone."""
+        """Unmap. Slices of the view must not be used afterwards: their memory is gone."""
         self._mapping.close()
         self._unreserve()
 
 
 class GuestPage(SharedMemory):
-    """One page of a guest, mapped: a ring, an event page, a directory page."""
+    """One mapped page of a guest: a ring, an event page, a directory page."""
 
     def __init__(self, mapping: _Grants, ledger: Ledger) -> None:
         super().__init__(mapping.view)
@@ -136,7 +137,7 @@ def map_page(fd: int, domid: int, ref: int, ledger: Ledger, *, writable: bool) -
 
 
 class GrantedPages:
-    """A guest's buffer (port.GuestBuffer). Made by `open`, let go by `aclose`."""
+    """A guest's buffer (port.GuestBuffer), made by `open`."""
 
     def __init__(
         self, domid: int, refs: Sequence[int], ledger: Ledger, threads: trio.CapacityLimiter | None = None
@@ -165,7 +166,7 @@ class GrantedPages:
         shared: bool = False,
         threads: trio.CapacityLimiter | None = None,
     ) -> GrantedPages:
-        """Map, export or try at once. Raises HypervisorError; nothing is held then."""
+        """Open a buffer and export it (`dmabuf`), try to share it (`shared`), or map it. Raises HypervisorError; nothing is held then."""
         try:
             self = cls(domid, refs, ledger, threads)
         except OSError as error:
@@ -181,14 +182,14 @@ class GrantedPages:
         return self
 
     async def view(self) -> memoryview:
-        """The pages, read-only. Raises HypervisorError."""
+        """Return the pages, read-only. Raises HypervisorError."""
         async with self._lock:
             if self._mapping is None:
                 self._mapping = await self._off_loop("map", self._map)
             return self._mapping.view
 
     async def dmabuf(self) -> int:
-        """A dma-buf of the pages. Raises HypervisorError."""
+        """Return a dma-buf of the pages; the fd belongs to this object. Raises HypervisorError."""
         async with self._lock:
             if self._dmabuf is None:
                 self._dmabuf = await self._off_loop("export", self._export)
@@ -209,12 +210,12 @@ class GrantedPages:
         return int(_EXPORT.unpack_from(ask)[2])
 
     async def shm_fd(self) -> tuple[int, int]:
-        """A file with nothing but these pages, at 0. Raises HypervisorError."""
+        """Return a new gntdev file with these pages only, at offset 0. Raises HypervisorError."""
         return await self._off_loop("share", self._share), 0
 
     def _try_share(self) -> None:
-        # Who maps it maps it writable, and may be sorely surprised when that fails: it is tried here first, with a file of its
-        # own, since a file is mapped once (drivers/xen/gntdev.c, gntdev_mmap).
+        # The other process (a compositor) maps the file writable and may end when that fails, so it is tried here first. It takes a file
+        # of its own, because a file can be mapped once (drivers/xen/gntdev.c, gntdev_mmap).
         fd = open_gntdev()
         try:
             _Grants(fd, self.domid, self._refs, writable=True).close()
@@ -228,14 +229,14 @@ class GrantedPages:
         fd = open_gntdev()
         try:
             if _reserve(fd, self.domid, self._refs):
-                raise OSError(errno.EIO, "not at the file's beginning")
+                raise OSError(errno.EIO, "the pages are not at offset 0 of the file")
         except BaseException:
             _close(fd)
             raise
         return fd
 
     async def aclose(self) -> None:
-        """Unmap, close the dma-buf and wait until its last user is gone, or this is cancelled."""
+        """Unmap, close the dma-buf, and wait until no process or driver uses it; cancellation ends the waiting."""
         with trio.CancelScope(shield=True) as unmapping:
             async with self._lock:
                 if self._fd < 0:
@@ -253,21 +254,23 @@ class GrantedPages:
                     self._end()
 
     async def _until_released(self, number: int) -> None:
-        """The dma-buf of this closed fd is gone."""
+        """Wait until the dma-buf of this closed fd is released."""
         pause = 0.01
         while not await trio.to_thread.run_sync(self._released, number, limiter=self._threads):
             await trio.sleep(pause)
             pause = min(2 * pause, _RELEASE_PAUSE)
 
     def _released(self, number: int) -> bool:
-        """Whether the dma-buf of this closed fd is gone; waits a little for it."""
+        """Whether the dma-buf of this closed fd is released; waits up to _RELEASE_WAIT_MS for it."""
         try:
             fcntl.ioctl(self._fd, DMABUF_EXP_WAIT_RELEASED, bytearray(_PAIR.pack(number, _RELEASE_WAIT_MS)))
         except OSError as error:
             if error.errno in (errno.ETIMEDOUT, errno.EINTR):
                 return False
-            if error.errno != errno.ENOENT:  # gone before we asked
-                _log.error("nobody can say whether a buffer is in use still", reason=error.strerror)
+            if error.errno != errno.ENOENT:  # it was released before
+                _log.error(
+                    "cannot tell whether the buffer is still in use; its pages are given up", reason=error.strerror
+                )
         return True
 
     def _end(self) -> None:
@@ -279,7 +282,7 @@ class GrantedPages:
 
 @contextlib.asynccontextmanager
 async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
-    """Grant a dma-buf's pages to a guest while the block lasts. Raises HypervisorError."""
+    """Grant a dma-buf's pages to a guest while the block lasts, and yield the references. Raises HypervisorError."""
     try:
         gntdev = open_gntdev()
     except OSError as error:
@@ -295,13 +298,13 @@ async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[in
     try:
         yield array("I", bytes(ask[_IMPORT.size :])).tolist()
     finally:
-        with contextlib.suppress(OSError):  # the grants end with the file at the latest
+        with contextlib.suppress(OSError):  # closing the file ends the grants in any case
             fcntl.ioctl(gntdev, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(fd, 0)))
         _close(gntdev)
 
 
 def probe(fd: int) -> bool:
-    """Whether this kernel's gntdev has dma-bufs at all: it is asked to release one that never was."""
+    """Whether this kernel's gntdev supports dma-bufs: releasing one that does not exist fails with ENOTTY when it does not."""
     try:
         fcntl.ioctl(fd, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(0xFFFFFFFF, 0)))
     except OSError as error:

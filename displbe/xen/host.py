@@ -1,4 +1,4 @@
-"""The real hypervisor, over /dev/xen/* and XenStore (port.Hypervisor)."""
+"""port.Hypervisor over /dev/xen/* and XenStore."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Host", "NoXen"]
 
 
 class NoXen(Unavailable):
-    """This machine offers no Xen to work with; the text says what is missing, in one sentence."""
+    """This machine lacks a part of Xen that displbe needs; the text says which, in one sentence."""
 
 
 class Host:
-    """Xen as this domain sees it. Raises NoXen when it cannot be made."""
+    """Xen from this domain. Raises NoXen when XenStore, gntdev or evtchn is missing."""
 
     def __init__(self, store_path: str | None = None) -> None:
         path = store_path or paths.find_store()
@@ -81,7 +81,7 @@ class Host:
 
 
 def _probe(fd: int) -> Abilities:
-    """What this host offers: the kernel's option, and the kind of our domain (a PV domain cannot export)."""
+    """Return what this host offers. It depends on a kernel option and on the type of our domain: a PV domain cannot export."""
     if not gntdev.probe(fd):
         return Abilities(False, False, "this kernel is built without CONFIG_XEN_GNTDEV_DMABUF")
     try:
@@ -89,5 +89,5 @@ def _probe(fd: int) -> Abilities:
     except OSError:
         kind = ""
     if kind == "PV":
-        return Abilities(False, True, "a PV domain's gntdev exports no dma-bufs")
+        return Abilities(False, True, "gntdev cannot export dma-bufs in a PV domain")
     return Abilities(True, True)

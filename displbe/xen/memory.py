@@ -1,6 +1,6 @@
-"""Mapping and copying without holding the interpreter: thousands of granted pages, whole frames.
+"""Maps and copies memory without holding the GIL: thousands of granted pages, whole frames.
 
-Python's own mmap duplicates the fd for each mapping and, before 3.13, stops every thread while it maps.
+Python's own mmap duplicates the fd for each mapping and, before 3.13, holds the GIL while it maps.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def _mmap(address: Any, size: int, protection: int, flags: int, fd: int, offset:
 
 
 class Mapping:
-    """Shared memory of a file, as one range of addresses. Raises OSError when any part cannot be mapped; then none is.
+    """Parts of a file mapped shared, as one range of addresses. Raises OSError when any part cannot be mapped; then none is.
 
-    `pieces`: (offset, size) in octets, whole pages, laid one after the other.
+    `pieces`: (offset, size) of each part in bytes, whole pages; they are mapped one after the other.
     """
 
     def __init__(self, fd: int, pieces: Sequence[tuple[int, int]], *, writable: bool) -> None:
@@ -58,15 +58,15 @@ class Mapping:
         self.view = view if writable else view.toreadonly()
 
     def close(self) -> None:
-        """Unmap; slices of the view must not be used any more: their memory is gone."""
+        """Unmap. Slices of the view must not be used afterwards: their memory is gone."""
         self.view.release()
         _libc.munmap(self._address, self.size)
 
 
 def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
-    """Copy an image of `rows` rows of `row` octets, at once where both strides are the same. The interpreter runs on meanwhile.
+    """Copy an image of `rows` rows of `row` bytes, in one call when both strides are the same. The GIL is not held meanwhile.
 
-    Raises ValueError when either side is too small.
+    Strides are in bytes. Raises ValueError when either side is too small.
     """
     _check_rows(to, to_stride, of, of_stride, row, rows)
     target = _ffi.cast("char *", _ffi.from_buffer(to))
@@ -81,9 +81,9 @@ def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, ro
 
 
 def same_rows(one: memoryview, one_stride: int, other: memoryview, other_stride: int, row: int, rows: int) -> bool:
-    """Whether two images of `rows` rows of `row` octets are the same. The interpreter runs on meanwhile.
+    """Whether two images of `rows` rows of `row` bytes are the same. The GIL is not held meanwhile.
 
-    Raises ValueError when either side is too small.
+    Strides are in bytes. Raises ValueError when either side is too small.
     """
     _check_rows(one, one_stride, other, other_stride, row, rows)
     a = _ffi.cast("const char *", _ffi.from_buffer(one))
@@ -95,6 +95,6 @@ def same_rows(one: memoryview, one_stride: int, other: memoryview, other_stride:
 
 def _check_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
     if rows < 1 or row < 1 or min(to_stride, of_stride) < row:
-        raise ValueError("image of an impossible shape")
+        raise ValueError("impossible shape of an image")
     if len(to) < to_stride * (rows - 1) + row or len(of) < of_stride * (rows - 1) + row:
-        raise ValueError("image larger than its memory")
+        raise ValueError("image is larger than its memory")

@@ -1,6 +1,6 @@
-"""What a hypervisor is to the daemon. `xen.host` is the real one, `sim.hypervisor` the simulated one.
+"""The interfaces of a hypervisor. `xen.host` implements them over the real Xen, `sim.hypervisor` in one process.
 
-The conformance suite (tests/conformance) says in executable form what the docstrings here say in words; both pass it.
+Both pass the conformance suite (tests/conformance), which tests what the docstrings here say.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 
 
 class Unavailable(Exception):
-    """This machine lacks what displbe needs to run at all; the text is one sentence for the operator."""
+    """This machine lacks something that displbe cannot run without; the text is one sentence for the operator."""
 
 
 class HypervisorError(Exception):
-    """Xen, or the kernel on its behalf, refused: `number` is the host's errno."""
+    """Xen or the kernel refused; `number` is the host's errno."""
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(what)
@@ -46,12 +46,12 @@ class HypervisorError(Exception):
 
     @property
     def code(self) -> Errno:
-        """What a guest gets whose request needed it."""
+        """The errno that a guest gets when its request failed because of this."""
         return from_host(self.number)
 
 
 class NotOffered(HypervisorError):
-    """This host cannot do it at all (a kernel without the option, a PV domain)."""
+    """This host does not support it (a kernel without the option, a PV domain)."""
 
     @property
     def code(self) -> Errno:
@@ -59,23 +59,23 @@ class NotOffered(HypervisorError):
 
 
 class StoreError(Exception):
-    """XenStore refused; the text is its own name for the error (EACCES, EINVAL, …)."""
+    """XenStore refused; the text is the name of its error (EACCES, EINVAL, …)."""
 
 
 class NoEntry(StoreError):
-    """ENOENT: there is no such node."""
+    """ENOENT: the node does not exist."""
 
 
 class WatchRefused(StoreError, Unavailable):
-    """XenStore sets no more watches for our domain; the text is a sentence."""
+    """XenStore refused to set a watch for our domain; the text is a sentence."""
 
 
 class StoreLost(Exception):
-    """The connection to xenstored is lost; every request under way fails with it, later ones wait for the next one."""
+    """The connection to XenStore is lost. Pending requests fail with this; later ones wait for the next connection."""
 
 
 class Transaction(Protocol):
-    """Reads and writes that happen together or not at all."""
+    """Reads and writes that take effect together or not at all."""
 
     async def read(self, path: str) -> bytes: ...
     async def write(self, path: str, value: bytes) -> None: ...
@@ -89,97 +89,97 @@ class Store(Protocol):
     """
 
     async def read(self, path: str) -> bytes:
-        """A node's value. Raises NoEntry."""
+        """Return a node's value. Raises NoEntry."""
 
     async def children(self, path: str) -> list[str]:
-        """The names below a node, however many. Raises NoEntry."""
+        """Return the names of all children of a node, also where one message cannot hold them. Raises NoEntry."""
 
     async def write(self, path: str, value: bytes) -> None:
-        """Write a node; it and its parents are made when missing."""
+        """Write a node; it and its parents are created when missing."""
 
     async def remove(self, path: str) -> None:
-        """Remove a node with all below it; its absence is no error."""
+        """Remove a node and all below it. A missing node is no error."""
 
     async def permissions(self, path: str) -> list[tuple[str, int]]:
-        """(n, r, w or b; domid) per entry; the first is the owner, with what all others may. Raises NoEntry."""
+        """Return (n, r, w or b; domid) for each entry. The first has the owner, and the right of all domains not listed. Raises NoEntry."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Commit at the end of the block, give up when an exception leaves it.
+        """Start a transaction; commit it at the end of the block, or abort it when an exception leaves the block.
 
-        Raises StoreError EAGAIN at the end when someone else changed what was read: do it all again.
+        Raises StoreError EAGAIN at the end when another client changed what was read; the caller then starts over.
         """
 
     def watch(self, path: str, changed: Callable[[str], None]) -> AbstractAsyncContextManager[None]:
         """Call `changed` with the path of each node at or below `path` that may have changed, and once at the start.
 
-        Calls may be spurious and may be merged: look at the store, do not count. After a lost connection the watch is
-        set again by itself, and called again. Raises WatchRefused.
+        Calls may be spurious or merged, so the caller must read the store again. After a lost connection the watch is set again, and
+        `changed` is called once. Raises WatchRefused.
         """
 
 
 class EventChannel(Protocol):
-    """One bound port. Its callback is called from the reading task when the other end has notified; no more calls come until `rearm`."""
+    """One bound port. The reading task calls its callback when the other end notifies, and not again until `rearm`."""
 
     port: int
 
     def notify(self) -> None:
-        """Notify the other end. Whether anyone is there to hear it is not said."""
+        """Notify the other end. There is no error when it has closed its port."""
 
     def rearm(self) -> None:
-        """Allow the next call: after the work, so that a storm of notifications costs one call at a time."""
+        """Allow the next call. Done after the work, so that many notifications cost one call."""
 
     def close(self) -> None:
-        """Unbind; no call comes any more."""
+        """Unbind the port. The callback is not called afterwards."""
 
 
 class Page(SharedPage, Protocol):
-    """One page of another domain, mapped."""
+    """One mapped page of another domain."""
 
     def close(self) -> None:
         """Unmap."""
 
 
 class GuestBuffer(Protocol):
-    """A guest's pages, mapped as a whole or not at all."""
+    """A guest's pages, mapped all or none."""
 
     domid: int
     size: int
-    """Octets: whole pages."""
+    """In bytes; whole pages."""
 
     async def view(self) -> memoryview:
-        """The pages as memory, read-only, mapped at the first call. Raises HypervisorError."""
+        """Return the pages as read-only memory; the first call maps them. Raises HypervisorError."""
 
     async def dmabuf(self) -> int:
-        """A dma-buf of the pages, exported at the first call; the fd stays the buffer's. Raises HypervisorError."""
+        """Return a dma-buf of the pages; the first call exports it. The fd belongs to this object. Raises HypervisorError."""
 
     async def shm_fd(self) -> tuple[int, int]:
-        """A new file that another process can map the pages from, writable and once, and the octet where they begin in it.
+        """Return a new file from which another process can map the pages, writable and once, and their offset in it in bytes.
 
-        The file is the caller's to close. What maps it must be gone before `aclose`, which cannot see it.
-        Raises HypervisorError, also where the guest has granted its pages for reading only.
+        The caller closes the file. Mappings of it must be gone before `aclose`, which does not know of them.
+        Raises HypervisorError, also when the guest has granted its pages read-only.
         """
 
     async def aclose(self) -> None:
-        """Let go of the pages; returns when nothing maps them any more. Views must be released before.
+        """Release the pages, and return when nothing maps them any more. Views must be released before.
 
-        While somebody else (a display driver) holds the dma-buf, this waits for them; cancelled, not any longer: the kernel lets
-        go of the pages when they do.
+        While a display driver or another process holds the dma-buf, this waits. When it is cancelled it stops waiting; the kernel then
+        releases the pages once the dma-buf is no longer held.
         """
 
 
 class Abilities(msgspec.Struct, frozen=True):
-    """What the host offers, probed once."""
+    """What the host supports, probed once."""
 
     dmabuf_export: bool
-    """EXP_FROM_REFS: a guest's pages as a dma-buf (front-allocated zero copy)."""
+    """EXP_FROM_REFS: a guest's pages as a dma-buf (zero copy with buffers of the frontend)."""
     dmabuf_import: bool
-    """IMP_TO_REFS: a dma-buf granted to a guest (back-allocated zero copy)."""
+    """IMP_TO_REFS: a dma-buf granted to a guest (zero copy with buffers of the backend, be-alloc)."""
     reason: str = ""
-    """Why something is missing, in words."""
+    """Why one of them is missing, as a sentence."""
 
 
 class Ledger(msgspec.Struct):
-    """What is held of other domains right now; all zero when nobody is connected."""
+    """Counts what this domain holds of other domains at present; all zero when no guest is connected."""
 
     ports: int = 0
     pages: int = 0
@@ -189,7 +189,7 @@ class Ledger(msgspec.Struct):
 
 
 class Hypervisor(Protocol):
-    """Xen, from our domain."""
+    """Xen, seen from our domain."""
 
     @property
     def store(self) -> Store: ...
@@ -201,17 +201,17 @@ class Hypervisor(Protocol):
     def ledger(self) -> Ledger: ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve event channels and XenStore; `started` when both are there. Ends only by cancellation or error."""
+        """Serve event channels and XenStore; started once both are connected. Ends by cancellation or error only."""
 
     def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> EventChannel:
         """Bind a guest's unbound port. Raises HypervisorError.
 
-        `fired` is called soon in any case (Xen sends a first event), and then when the guest notifies. It must neither block
-        nor raise, and returns True when it has more to do than one turn allows: then it is called again in the next turn.
+        `fired` is called once soon after (Xen sends a first event), and then when the guest notifies. It must neither block nor raise.
+        It returns True when it has work left, and is then called again in the next turn.
         """
 
     def map_page(self, domid: int, ref: int, *, writable: bool) -> Page:
-        """Map one page. Raises HypervisorError. One hypercall: short enough for the loop."""
+        """Map one page. Raises HypervisorError. It is one hypercall, short enough for the event loop."""
 
     async def map_buffer(
         self,
@@ -222,11 +222,11 @@ class Hypervisor(Protocol):
         shared: bool = False,
         threads: trio.CapacityLimiter | None = None,
     ) -> GuestBuffer:
-        """Map many pages, or export them (`dmabuf`), or make sure that another process can map them (`shared`), off the loop.
+        """Map many pages, or export them (`dmabuf`), or test that another process can map them (`shared`), in a worker thread.
 
-        `threads`: what all that is done with the buffer takes its threads from; None: where everybody does.
-        Raises HypervisorError; nothing stays then. The other ways stay open: a buffer that was exported can be mapped later.
+        `threads` limits the worker threads of all operations on the buffer; None: trio's default limit.
+        Raises HypervisorError; nothing is held then. The other kinds of access stay possible: an exported buffer can be mapped later.
         """
 
     def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
-        """Grant a dma-buf's pages to a guest, writable, while the block lasts: the references. Raises HypervisorError."""
+        """Grant a dma-buf's pages to a guest, writable, while the block lasts; the value is their references. Raises HypervisorError."""

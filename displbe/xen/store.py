@@ -1,12 +1,12 @@
 """XenStore for trio, over xenstored's socket or /dev/xen/xenbus.
 
-One task reads; requests are matched with their replies by id. Messages are written whole: a cancelled request leaves the
-stream intact, and its late reply is dropped. A lost connection fails every request under way, then the store connects again and
-sets its watches again, each of which is called once more, so that whoever watches looks at everything anew.
+One task reads; replies are matched with requests by id. Messages are written whole: a cancelled request leaves the stream intact, and
+its late reply is dropped. When the connection is lost, all pending requests fail; then the store connects again and sets its watches
+again. Each watch's callback is called once more, so that its owner reads everything again.
 
-The socket takes many requests at a time, the device one. Linux (drivers/xen/xenbus/xenbus_dev_frontend.c, since 4.11) holds a mutex
-while it sets a watch and waits for XenStore's answer; the thread that reads that answer takes the same mutex when it first has the
-reply to another request of ours. From then on nobody in the domain hears of XenStore any more.
+The socket accepts many requests at a time, the device one. Linux (drivers/xen/xenbus/xenbus_dev_frontend.c, since 4.11) holds a mutex
+while it sets a watch and waits for XenStore's answer. The thread that reads this answer takes the same mutex if it first receives the
+reply to another request of ours, and the whole domain is cut off from XenStore.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["XenStore", "connect"]
 _RECONNECT_FIRST: Final = 0.05
 _RECONNECT_LAST: Final = 2.0
 _PATIENCE: Final = 1.0
-"""Seconds that tidying up may take when xenstored does not answer."""
+"""Seconds to wait for xenstored when a transaction starts or ends, or a watch is removed."""
 _log = structlog.get_logger("displbe.store")
 
 
 class _Reply:
-    """A place for one answer."""
+    """The reply to one request. `packet` stays None when the connection is lost."""
 
     def __init__(self) -> None:
         self.arrived = trio.Event()
@@ -45,14 +45,14 @@ class _Reply:
 
 
 class XenStore:
-    """port.Store over one connection, which `run` keeps up."""
+    """port.Store over one connection, which `run` keeps open."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
         self._device = False
         self._last: _Reply | None = None
-        """The device's last request: the next one waits for its reply."""
+        """Reply to the last request sent to the device; the next request waits for it."""
         self._connected = trio.Event()
         self._ids = itertools.count(1)
         self._replies: dict[int, _Reply] = {}
@@ -61,7 +61,7 @@ class XenStore:
         self._writing = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the connection up. The first one must succeed: raises OSError when it does not."""
+        """Keep the connection open. Raises OSError when the first attempt to connect fails."""
         self._open()
         task_status.started()
         pause = _RECONNECT_FIRST
@@ -83,13 +83,13 @@ class XenStore:
         self._connected.set()
 
     async def _serve(self) -> None:
-        """Read until the connection is lost."""
+        """Set the watches and read until the connection is lost."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_again)
                 await self._receive()
         except* (OSError, xs.ProtocolError, StoreLost) as lost:
-            _log.warning("connection to XenStore lost", error=str(lost.exceptions[0]))
+            _log.warning("connection to XenStore lost; connecting again", error=str(lost.exceptions[0]))
         finally:
             self._lose()
 
@@ -108,7 +108,7 @@ class XenStore:
 
     def _dispatch(self, packet: xs.Packet) -> None:
         if packet.op == Op.WATCH_EVENT:
-            # /dev/xen/xenbus leaves the ids of an event uninitialised; its token says whose it is.
+            # /dev/xen/xenbus leaves the ids of an event uninitialised, so the watch is found by its token.
             path, token, *_ = [*xs.split(packet.payload), b"", b""]
             if (watch := self._watches.get(token)) is not None:
                 watch[1](path.decode("utf-8", "replace"))
@@ -117,7 +117,7 @@ class XenStore:
             reply.arrived.set()
 
     def _lose(self) -> None:
-        """The connection is gone: fail every request that waits."""
+        """Close the connection and fail all pending requests."""
         self._connected = trio.Event()
         if self._fd >= 0:
             trio.lowlevel.notify_closing(self._fd)
@@ -133,20 +133,20 @@ class XenStore:
                 try:
                     await self._set_watch(path, token)
                 except WatchRefused as refused:
-                    _log.error("a watch is not set again", reason=str(refused))
+                    _log.error("a watch could not be set again; its changes are not seen", reason=str(refused))
 
     async def _set_watch(self, path: str, token: bytes) -> None:
         try:
             await self._request(Op.WATCH, path.encode() + NUL, token + NUL)
         except StoreError as error:
-            if str(error) != "EEXIST":  # a new connection has set it before us
+            if str(error) != "EEXIST":  # `_watch_again` of a new connection has set it already
                 raise WatchRefused(
-                    f"XenStore refuses to watch {path} ({error}): this domain's quota, 128 watches if nobody has raised it, may be"
-                    " used up; its kernel's own drivers are counted too"
+                    f"XenStore refuses to watch {path} ({error}): this domain's quota of watches (128 by default) may be used up;"
+                    " those of its kernel's drivers count too"
                 ) from error
 
     async def _request(self, op: int, *parts: bytes, transaction: _Transaction | None = None) -> bytes:
-        """One request and its answer's payload. Raises StoreError, NoEntry, StoreLost."""
+        """Send a request and return the payload of its reply. Raises StoreError, NoEntry, StoreLost."""
         if transaction is None:
             await self._connected.wait()
         elif (
@@ -174,28 +174,28 @@ class XenStore:
         async with self._writing:
             if self._device and self._last is not None:
                 await self._last.arrived.wait()
-            if reply.arrived.is_set():  # the connection was lost meanwhile; the message is not for the next one
+            if reply.arrived.is_set():  # the connection was lost; do not send this on the next one
                 return
-            with trio.CancelScope(shield=True):  # half a message would leave the stream without a place to go on from
+            with trio.CancelScope(shield=True):  # half a message would put the stream out of step
                 try:
                     await self._write(message, in_thread)
                 except (OSError, trio.ClosedResourceError) as error:
                     if in_thread and isinstance(error, OSError):
-                        # XenStore has refused: the device says so here, and sends no reply (xenbus_write_watch).
+                        # XenStore has refused: the device reports it as an error of write, without a reply (xenbus_write_watch).
                         raise StoreError(errno.errorcode.get(error.errno or 0, str(error))) from error
                     raise StoreLost(f"connection to XenStore lost: {error}") from error
             self._last = reply
 
     async def _write(self, message: bytes, in_thread: bool) -> None:
         if in_thread:
-            # The kernel waits here for xenstored, and for all its own watches under way: those of other drivers take their time.
+            # The write blocks until xenstored has answered, and while the kernel sets watches of other drivers.
             await trio.to_thread.run_sync(_write_and_close, os.dup(self._fd), message)
             return
         fd = self._fd
         while message:
             try:
                 message = message[os.write(fd, message) :]
-            except BlockingIOError:  # the socket only: the device takes a write whole
+            except BlockingIOError:  # the socket only: the device accepts whole messages
                 await trio.lowlevel.wait_writable(fd)
 
     async def read(self, path: str, transaction: _Transaction | None = None) -> bytes:
@@ -203,7 +203,7 @@ class XenStore:
         return await self._request(Op.READ, path.encode() + NUL, transaction=transaction)
 
     async def children(self, path: str) -> list[str]:
-        """port.Store.children: C xenstored refuses a long listing, oxenstored sends it and knows no parts."""
+        """port.Store.children. C xenstored refuses a long listing with E2BIG; oxenstored sends it whole and has no DIRECTORY_PART."""
         try:
             payload = await self._request(Op.DIRECTORY, path.encode() + NUL)
         except StoreError as error:
@@ -213,7 +213,7 @@ class XenStore:
         return [name.decode("utf-8", "replace") for name in xs.split(payload)]
 
     async def _list_parts(self, path: str) -> bytes:
-        """The directory piece by piece, from the start again whenever it changes meanwhile."""
+        """Read a directory in parts; start again when it changes in between."""
         generation, listing = b"", b""
         while True:
             offset = str(len(listing)).encode()
@@ -250,22 +250,22 @@ class XenStore:
         connection = self._connected
         await trio.lowlevel.checkpoint()
         number = 0
-        with trio.move_on_after(_PATIENCE, shield=True):  # one that was opened must be known, to be ended
+        with trio.move_on_after(_PATIENCE, shield=True):  # a transaction that was started must be known, to be ended
             number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
         if number == 0:
             raise StoreLost("XenStore does not answer")
         transaction = _Transaction(self, number, connection)
-        under_way = True
+        is_open = True
         try:
             yield transaction
             try:
                 await self._request(Op.TRANSACTION_END, b"T" + NUL, transaction=transaction)
             except (StoreError, StoreLost):
-                under_way = False
+                is_open = False
                 raise
-            under_way = False
+            is_open = False
         finally:
-            if under_way:
+            if is_open:
                 with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
                     await self._request(Op.TRANSACTION_END, b"F" + NUL, transaction=transaction)
 
@@ -275,12 +275,12 @@ class XenStore:
         token = b"displbe-%d" % next(self._tokens)
         self._watches[token] = (path, changed)
         try:
-            with contextlib.suppress(StoreLost):  # set with the next connection
+            with contextlib.suppress(StoreLost):  # the next connection sets it
                 await self._set_watch(path, token)
             yield
         finally:
             del self._watches[token]
-            if self._connected.is_set():  # else it ended with its connection
+            if self._connected.is_set():  # otherwise it ended with the connection
                 with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
                     await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
 

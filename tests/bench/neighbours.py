@@ -151,7 +151,7 @@ class Flooder:
             DbufDestroy(0, dbuf),
             FbDetach(0, fb),
             FbAttach(0, dbuf, fb, 64, 64, fourcc("XR24")),
-            DbufCreate(0, dbuf, 64, 64, 32, buffer.octets, 0, buffer.directory, 0),
+            DbufCreate(0, dbuf, 64, 64, 32, buffer.size, 0, buffer.directory, 0),
         ]
 
     def _put(self, request: Request) -> None:

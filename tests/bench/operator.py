@@ -25,7 +25,7 @@ import trio
 
 from displbe.config import ControlSettings, HeadlessSettings, Settings
 from displbe.daemon import Daemon
-from displbe.process import keep_for_good
+from displbe.process import exempt_from_gc
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
@@ -91,7 +91,7 @@ async def measure_status(folder: Path) -> list[Round]:
     took: list[float] = []
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
         await _start(nursery, Daemon(settings, xen.hypervisor(0)).run)
-        keep_for_good()
+        exempt_from_gc()
         async with trio.open_nursery() as guests:
             for domid, connectors in enumerate(CONNECTORS, 1):
                 await guests.start(_boot, xen, domid, connectors, took)

@@ -181,7 +181,7 @@ def create(buffer: DisplayBuffer, cookie: int = 0x1000, **changes: int) -> DbufC
         "width": 64,
         "height": 48,
         "bpp": 32,
-        "buffer_sz": buffer.octets,
+        "buffer_sz": buffer.size,
         "flags": 0,
         "gref_directory": buffer.directory,
         "data_ofs": 0,

@@ -49,17 +49,17 @@ async def test_a_call_that_the_host_refuses(
         with monkeypatch.context() as patch:
             patch.setattr(world.hypervisor, call, refuse)
             requests: dict[str, list[Request]] = {
-                "map_buffer": [DbufCreate(0, 1, 64, 48, 32, ours.octets, 0, ours.directory, 0)],
+                "map_buffer": [DbufCreate(0, 1, 64, 48, 32, ours.size, 0, ours.directory, 0)],
                 "map_page": [
-                    DbufCreate(0, 1, 64, 48, 32, ours.octets, 0, ours.directory, 0),
+                    DbufCreate(0, 1, 64, 48, 32, ours.size, 0, ours.directory, 0),
                     GetEdid(0, 128, ours.directory),
                 ],
-                "share_dmabuf": [DbufCreate(0, 1, 64, 48, 32, theirs.octets, REQ_ALLOC, theirs.directory, 0)],
+                "share_dmabuf": [DbufCreate(0, 1, 64, 48, 32, theirs.size, REQ_ALLOC, theirs.directory, 0)],
             }
             for request in requests[call]:
                 assert (await connector.ask(request)).status == -answer
         assert world.held(1) == {"connectors": 1}
-        await connector.order(DbufCreate(0, 1, 64, 48, 32, ours.octets, 0, ours.directory, 0))
+        await connector.order(DbufCreate(0, 1, 64, 48, 32, ours.size, 0, ours.directory, 0))
 
 
 class Importer:

@@ -41,7 +41,7 @@ async def test_a_buffer_of_ours(tmp_path: Path) -> None:
         connector = guest.display.connectors[0]
         for _ in range(2):
             buffer = BorrowedBuffer(guest.domain, 64 * 48 * 4)
-            create = DbufCreate(0, 1, 64, 48, 32, buffer.octets, REQ_ALLOC, buffer.directory, 0)
+            create = DbufCreate(0, 1, 64, 48, 32, buffer.size, REQ_ALLOC, buffer.directory, 0)
             await connector.order(create)
             assert world.held(1) == {"connectors": 1, "buffers": 1, "alloc_pages": 3}
             pixels = await buffer.map(guest.hypervisor)

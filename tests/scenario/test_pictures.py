@@ -78,7 +78,7 @@ async def create(
     buffer = DisplayBuffer(guest.domain, offset + stride * height)
     cookie = guest.display.cookie()
     shape = (width, height, 8 * octets(name)) if stated else (0, 0, 0)
-    request = displif.DbufCreate(0, cookie, *shape, buffer.octets, 0, buffer.directory, offset)
+    request = displif.DbufCreate(0, cookie, *shape, buffer.size, 0, buffer.directory, offset)
     await guest.display.connectors[0].order(request)
     return cookie, buffer, stride
 

@@ -156,7 +156,7 @@ async def test_page_directories(world: World) -> None:
         large = DisplayBuffer(domain, 1100 * 4096)
         pages = [domain.pages(large._directory + number, 1) for number in range(2)]
         right = [bytes(page) for page in pages]
-        create = stage.create(width=1024, height=1000, buffer_sz=large.octets, gref_directory=large.directory)
+        create = stage.create(width=1024, height=1000, buffer_sz=large.size, gref_directory=large.directory)
 
         async def refused(number: int, offset: int, value: int) -> None:
             pages[number][offset : offset + 4] = value.to_bytes(4, "little")

@@ -175,4 +175,6 @@ async def test_a_callback_that_raises_harms_its_own_port_only(kernel: Kernel) ->
             assert fired == ["bad", "bad", "good", "good", "good"]
             nursery.cancel_scope.cancel()
     channels.close()
-    assert [(line["event"], line["port"]) for line in logs] == [("a port's callback failed", 41)]
+    assert [(line["event"], line["port"]) for line in logs] == [
+        ("callback of a port failed; the port is ignored from now on", 41)
+    ]
