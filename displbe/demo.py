@@ -28,7 +28,7 @@ FRAMES: Final = 120
 """Page flips without a window: two seconds at 60 Hz."""
 FRAMES_IN_WINDOW: Final = 600
 """Page flips in a window: ten seconds at 60 Hz."""
-PATIENCE: Final = 3.0
+TIMEOUT: Final = 3.0
 """Seconds to wait for an answer of a compositor or an X server."""
 
 
@@ -87,7 +87,7 @@ async def _on_wayland() -> Settings | None:
         return None
     path = os.path.join(os.environ.get("XDG_RUNTIME_DIR", "/"), name)
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TIMEOUT):
             await (await trio.open_unix_socket(path)).aclose()
     except (OSError, trio.TooSlowError) as error:
         print(f"no window: {path}: {error or 'no answer'}")
@@ -102,7 +102,7 @@ async def _on_x11() -> Settings | None:
         return None
     from displbe.sinks.x11.server import Refused, Server  # late: xcffib is optional
 
-    with trio.move_on_after(PATIENCE):
+    with trio.move_on_after(TIMEOUT):
         try:
             server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
         except Refused as error:

@@ -31,7 +31,7 @@ OK: Final = 0
 USAGE: Final = 2
 UNAVAILABLE: Final = 69
 """EX_UNAVAILABLE of sysexits.h."""
-PATIENCE: Final = stale_devices.PATIENCE + 0.5
+TIMEOUT: Final = stale_devices.TIMEOUT + 0.5
 """Seconds to wait for the lock: longer than a process that is starting holds it to close stale displays."""
 
 
@@ -129,7 +129,7 @@ def only_one(device: str = GNTDEV) -> Iterator[None]:
     """Hold the lock while the block lasts: two daemons would serve the same guests. Raises Unavailable when another one runs."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(single_instance(device, PATIENCE))
+            stack.enter_context(single_instance(device, TIMEOUT))
         except BlockingIOError as error:
             raise Unavailable("another displbe runs in this domain") from error
         except OSError as error:

@@ -36,7 +36,7 @@ REQUIRED: Final = {
 }
 """Kernel options without which nothing works, and the reason."""
 USEFUL: Final = {
-    "CONFIG_XEN_GNTDEV_DMABUF": "every frame is copied, and there is no be-alloc",
+    "CONFIG_XEN_GNTDEV_DMABUF": "each frame is copied, and there is no be-alloc",
     "CONFIG_XEN_GRANT_DMA_ALLOC": "there is no be-alloc",
     "CONFIG_DRM": "the drm sink has no card",
 }
@@ -74,11 +74,11 @@ def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -
 
 
 def _user(machine: Machine) -> Iterator[CheckResult]:
-    if machine.trouble:
-        yield failed(machine.trouble, "systemd-sysusers creates the user and groups of systemd/displbe.sysusers")
-    elif machine.who is not None:
+    if machine.identity_error:
+        yield failed(machine.identity_error, "systemd-sysusers creates the user and groups of systemd/displbe.sysusers")
+    elif machine.identity is not None:
         yield passed(f"checked as the user {machine.user}, which displbe.service names")
-    elif not machine.certain:
+    elif not machine.is_service_user:
         yield warning(
             f"checked as {machine.user}, but displbe does not run as this user",
             "run this check as root: it then checks as displbe's user",
@@ -237,9 +237,9 @@ def _connects(path: str, server: str, key: str) -> Iterator[CheckResult]:
 def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
     folder = machine.path("/dev/dri")
     named = settings.drm.device
-    paths = sorted(folder.glob("card*")) if named == "auto" else [folder / Path(named).name]
+    nodes = sorted(folder.glob("card*")) if named == "auto" else [folder / Path(named).name]
     usable = False
-    for path in paths:
+    for path in nodes:
         try:
             card = Card(str(path))
         except (DrmError, OSError) as error:

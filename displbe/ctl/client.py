@@ -10,7 +10,7 @@ import msgspec
 __all__ = ["Client", "Failure"]
 
 VERSION: Final = 1
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 """Seconds to wait for an answer."""
 MAX_HEAD: Final = 65536
 MAX_BODY: Final = 1 << 30
@@ -33,7 +33,7 @@ class Client:
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(PATIENCE)
+        self._socket.settimeout(TIMEOUT)
         try:
             self._socket.connect(path)
         except OSError as error:

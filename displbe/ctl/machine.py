@@ -1,4 +1,4 @@
-"""The machine that `displbectl check` checks: its files, its kernel, its Xen, and the user that displbe runs as."""
+"""The machine to check: its files, its kernel, its Xen, and the user that displbe runs as."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["Machine", "this_machine"]
 class Machine:
     """The file system to check (`root`; tests use another one), and the user to check it for.
 
-    `who` is displbe's user, whose rights root can take on. None: the checks run as the caller, and `certain` says whether displbe
-    runs as that user. `trouble` says why displbe's user is not known; empty when it is.
+    `identity` is displbe's user, whose rights root takes on. None: the checks run as the caller, and `is_service_user` says whether
+    displbe runs as that user. `identity_error` says why displbe's user is not known; empty when it is.
     """
 
     def __init__(
@@ -29,16 +29,16 @@ class Machine:
         root: Path = Path("/"),
         release: str = platform.release(),
         xl: Sequence[str] = ("xl", "info"),
-        who: Identity | None = None,
+        identity: Identity | None = None,
         *,
-        certain: bool = True,
-        trouble: str = "",
+        is_service_user: bool = True,
+        identity_error: str = "",
     ) -> None:
         self.root = root
         self.release = release
-        self.who = who
-        self.certain = certain
-        self.trouble = trouble
+        self.identity = identity
+        self.is_service_user = is_service_user
+        self.identity_error = identity_error
         self._xl = xl
 
     # The user
@@ -46,8 +46,8 @@ class Machine:
     @property
     def user(self) -> str:
         """Name of the user that files are opened as."""
-        if self.who is not None:
-            return self.who.user
+        if self.identity is not None:
+            return self.identity.user
         try:
             return pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
@@ -55,7 +55,7 @@ class Machine:
 
     def as_service(self, results: Iterable[CheckResult]) -> list[CheckResult]:
         """Do checks that depend on the user, as displbe's user."""
-        with acting_as(self.who):
+        with acting_as(self.identity):
             return list(results)
 
     def may(self, path: Path, mode: int) -> bool:
@@ -64,7 +64,7 @@ class Machine:
 
     def denied(self, what: str, fix: str) -> CheckResult:
         """Return the result for a file without access: a warning where displbe may run as another user."""
-        return (failed if self.certain else warning)(f"{self.user} has no access to {what}", fix)
+        return (failed if self.is_service_user else warning)(f"{self.user} has no access to {what}", fix)
 
     # Files, kernel, Xen
 
@@ -107,9 +107,9 @@ def this_machine() -> Machine:
     """Return the machine this runs on; for root, with displbe's user."""
     root = os.geteuid() == 0
     try:
-        who = service_identity()
+        identity = service_identity()
     except LookupError as error:
-        return Machine(certain=False, trouble=str(error))
-    if who is None:
-        return Machine(certain=root)
-    return Machine(who=who) if root else Machine(certain=os.geteuid() == who.uid)
+        return Machine(is_service_user=False, identity_error=str(error))
+    if identity is None:
+        return Machine(is_service_user=root)
+    return Machine(identity=identity) if root else Machine(is_service_user=os.geteuid() == identity.uid)

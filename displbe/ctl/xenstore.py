@@ -2,7 +2,7 @@
 
 The client is pyxs, which shares no code with displbe's own (xen/store.py), so that a mistake there does not hide itself here. pyxs is
 LGPL-3 and optional: the extra `check` of the wheel. It has no time limits, and after a lost connection its calls never return, so it runs
-in threads of its own, which are abandoned after PATIENCE seconds.
+in threads of its own, which are abandoned after TIMEOUT seconds.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from displbe.xen import paths
 from .check_result import CheckResult, passed, warning
 from .machine import Machine
 
-__all__ = ["PATIENCE", "store_results"]
+__all__ = ["TIMEOUT", "store_results"]
 
-PATIENCE: Final = 3.0
+TIMEOUT: Final = 3.0
 """Seconds that all look-ups together may take."""
 KINDS: Final = ("vdispl", "vinput")
 """The device types that displbe serves: directories below `backend`."""
@@ -58,7 +58,7 @@ def store_results(machine: Machine, settings: Settings) -> Iterator[CheckResult]
 
 
 def _path(machine: Machine, settings: Settings) -> str | None:
-    """Return the socket or device to use, or None. Other files are not opened: a made-up machine of a test has such."""
+    """Return the socket or device to use, or None. Files of other types are not opened."""
     wanted = [settings.xen.store] if settings.xen.store else [*paths.SOCKETS, paths.XENBUS]
     for path in map(machine.path, wanted):
         with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ def _with_client(path: str, read: Callable[[Any], list[CheckResult]]) -> list[Ch
     from pyxs.connection import UnixSocketConnection, XenBusConnection
 
     try:
-        os.close(paths.connect(path, PATIENCE))  # pyxs has no time limit for it, and leaks its socket when it fails
+        os.close(paths.connect(path, TIMEOUT))  # pyxs has no time limit for it, and leaks its socket when it fails
     except OSError as error:
         raise NoAnswer(error.strerror or str(error)) from error
     results: queue.SimpleQueue[list[CheckResult] | NoAnswer] = queue.SimpleQueue()
@@ -90,18 +90,19 @@ def _with_client(path: str, read: Callable[[Any], list[CheckResult]]) -> list[Ch
     def work() -> None:
         try:
             with pyxs.Client(router=router) as client:
-                results.put(read(client))
+                found = read(client)
+            results.put(found)
         except Exception as error:  # of any kind: a closed connection also surfaces as an AttributeError inside pyxs
             results.put(NoAnswer(str(error)))
 
     router.thread = threading.Thread(target=route, name="pyxs", daemon=True)
     threading.Thread(target=work, name="xenstore", daemon=True).start()
     try:
-        result = results.get(timeout=PATIENCE)
+        result = results.get(timeout=TIMEOUT)
     except queue.Empty:
         with contextlib.suppress(OSError):
             router.w_terminator.send(b"\0")  # ends the router's thread, which closes the connection
-        raise NoAnswer(f"no answer within {PATIENCE:.0f} s") from None
+        raise NoAnswer(f"no answer within {TIMEOUT:.0f} s") from None
     if isinstance(result, NoAnswer):
         raise result
     return result

@@ -26,15 +26,15 @@ def find_store(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
     return next(usable, present[-1] if present else None)
 
 
-def connect(path: str, patience: float | None = None) -> int:
+def connect(path: str, timeout: float | None = None) -> int:
     """Return a non-blocking fd of xenstored's socket or of the xenbus device.
 
-    Waits at most `patience` seconds for the socket (None: no limit). Raises OSError.
+    Waits at most `timeout` seconds for the socket (None: no limit). Raises OSError.
     """
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(patience)
+        connection.settimeout(timeout)
         connection.connect(path)
         connection.setblocking(False)
         return connection.detach()

@@ -12,16 +12,16 @@ __all__ = ["single_instance"]
 
 
 @contextmanager
-def single_instance(device: str, patience: float = 0.0) -> Iterator[None]:
+def single_instance(device: str, timeout: float = 0.0) -> Iterator[None]:
     """Hold the lock while the block lasts.
 
     It is a flock on a device that every daemon needs and only displbe's user may open; the kernel releases it however the process ends.
 
-    Raises BlockingIOError when another process still holds it after `patience` seconds, other OSErrors when the device cannot be opened.
+    Raises BlockingIOError when another process still holds it after `timeout` seconds, other OSErrors when the device cannot be opened.
     """
     fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
-        _lock(fd, time.monotonic() + patience)
+        _lock(fd, time.monotonic() + timeout)
         yield
     finally:
         os.close(fd)

@@ -19,7 +19,7 @@ from .single_instance import single_instance
 
 __all__ = ["close_stale_displays"]
 
-PATIENCE: Final = 3.0
+TIMEOUT: Final = 3.0
 """Seconds that all of this may take. Displays that are not closed by then are closed once the daemon has started."""
 # xen/include/public/io/xs_wire.h
 _HEADER: Final = Struct("=IIII")
@@ -42,8 +42,8 @@ class _Store:
     """A connection to XenStore that sends one request at a time. Methods raise OSError (no answer) and _Refused."""
 
     def __init__(self, path: str) -> None:
-        self._until = time.monotonic() + PATIENCE
-        self._fd = paths.connect(path, PATIENCE)
+        self._until = time.monotonic() + TIMEOUT
+        self._fd = paths.connect(path, TIMEOUT)
 
     def close(self) -> None:
         os.close(self._fd)

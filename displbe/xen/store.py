@@ -31,7 +31,7 @@ __all__ = ["XenStore", "connect"]
 
 _RECONNECT_FIRST: Final = 0.05
 _RECONNECT_LAST: Final = 2.0
-_PATIENCE: Final = 1.0
+_TIMEOUT: Final = 1.0
 """Seconds to wait for xenstored when a transaction starts or ends, or a watch is removed."""
 _log = structlog.get_logger("displbe.store")
 
@@ -250,7 +250,7 @@ class XenStore:
         connection = self._connected
         await trio.lowlevel.checkpoint()
         number = 0
-        with trio.move_on_after(_PATIENCE, shield=True):  # a transaction that was started must be known, to be ended
+        with trio.move_on_after(_TIMEOUT, shield=True):  # a transaction that was started must be known, to be ended
             number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
         if number == 0:
             raise StoreLost("XenStore does not answer")
@@ -266,7 +266,7 @@ class XenStore:
             is_open = False
         finally:
             if is_open:
-                with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
+                with trio.move_on_after(_TIMEOUT, shield=True), contextlib.suppress(StoreError, StoreLost):
                     await self._request(Op.TRANSACTION_END, b"F" + NUL, transaction=transaction)
 
     @contextlib.asynccontextmanager
@@ -281,7 +281,7 @@ class XenStore:
         finally:
             del self._watches[token]
             if self._connected.is_set():  # otherwise it ended with the connection
-                with trio.move_on_after(_PATIENCE, shield=True), contextlib.suppress(StoreError, StoreLost):
+                with trio.move_on_after(_TIMEOUT, shield=True), contextlib.suppress(StoreError, StoreLost):
                     await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
 
 

@@ -1,4 +1,4 @@
-"""Makes the worlds of the suite (world.py)."""
+"""Sets up the worlds of the suite (world.py)."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ async def _real() -> AsyncIterator[World]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The suite's own mark."""
-    config.addinivalue_line("markers", "abilities(dmabuf_export=…, dmabuf_import=…): of the worlds that a test is for")
+    """Register the suite's own mark."""
+    config.addinivalue_line(
+        "markers", "abilities(dmabuf_export=…, dmabuf_import=…): abilities of the worlds that a test runs in"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test in the first world that it is for. test_worlds.py says which tests have none in this run."""
+    """Run each test in the first world with its abilities. test_worlds.py lists the tests that have none in this run."""
     if "world" in metafunc.fixturenames:
         worlds = fitting(metafunc.function)[:1]
         elsewhere = "for a simulated Xen" if HOST else "for a real Xen: tests/lab"
@@ -61,12 +63,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    """A hypervisor that runs, and a peer. At the end nothing may be held, and no file be open that was not before."""
+    """A running hypervisor and a peer. At the end, nothing may be held, and no file be open that was not open before."""
     before = descriptors()
     abilities = WORLDS[request.param]
     async with _real() if HOST else _simulated(tmp_path, abilities.dmabuf_import) as world:
         found = world.hypervisor.abilities
         assert (found.dmabuf_export, found.dmabuf_import) == (abilities.dmabuf_export, abilities.dmabuf_import)
         yield world
-        assert world.hypervisor.ledger == Ledger(), "the test has left something open"
+        assert world.hypervisor.ledger == Ledger(), "the test left something open"
     assert descriptors() == before

@@ -1,4 +1,4 @@
-"""port.EventChannel."""
+"""Conformance of port.EventChannel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conformance.world import Listener, World
 from displbe.xen.port import HypervisorError
 
 
-async def test_a_bound_port_fires_at_first_without_being_notified(world: World) -> None:
+async def test_a_bound_port_fires_once_without_a_notification(world: World) -> None:
     listener = Listener()
     channel = world.hypervisor.bind(world.peer.domid, world.peer.offer().number, listener)
     assert world.hypervisor.ledger.ports == 1
@@ -41,7 +41,7 @@ async def test_no_call_before_rearm(world: World) -> None:
     for _ in range(10):
         port.notify()
     await listener.quiet(1)
-    # What came meanwhile is not lost, and is one call.
+    # The notifications in between are not lost, and make one call.
     channel.rearm()
     await listener.called(2)
     await listener.quiet(2)
@@ -60,7 +60,7 @@ async def test_rearm_without_a_notification_calls_nothing(world: World) -> None:
     channel.close()
 
 
-async def test_who_has_more_to_do_is_called_again_and_others_get_their_turn(world: World) -> None:
+async def test_a_port_with_work_left_is_called_again_and_others_get_their_turn(world: World) -> None:
     greedy, modest = Listener(), Listener()
     greedy.more = lambda: greedy.calls < 2000
     ports = world.peer.offer(), world.peer.offer()
@@ -118,7 +118,7 @@ async def test_a_busy_port_may_be_closed(world: World) -> None:
     await listener.quiet(calls)
 
 
-async def test_a_port_that_nobody_offers(world: World) -> None:
+async def test_a_port_that_does_not_exist(world: World) -> None:
     for domid, number in ((world.peer.domid, 900), (STRANGER, 1), (world.peer.domid, 0xFFFFFFFF)):
         with pytest.raises(HypervisorError, match=f"event channel {number} of domain {domid}"):
             world.hypervisor.bind(domid, number, Listener())
@@ -140,7 +140,7 @@ async def test_a_port_is_bound_once(world: World) -> None:
     channel.close()
 
 
-async def test_a_peer_that_has_gone_is_notified_in_vain(world: World) -> None:
+async def test_notifying_a_closed_port_is_no_error(world: World) -> None:
     listener, port = Listener(), world.peer.offer()
     channel = world.hypervisor.bind(world.peer.domid, port.number, listener)
     await listener.called(1)

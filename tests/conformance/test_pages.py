@@ -1,4 +1,4 @@
-"""port.Page and port.GuestBuffer."""
+"""Conformance of port.Page and port.GuestBuffer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NO_REF = 0xFFFFFF
 
 
 def pattern(number: int) -> bytes:
-    """What page `number` of a buffer holds: nothing that another one holds."""
+    """Return the content of page `number` of a buffer, different for each page."""
     return number.to_bytes(8, "little") * (PAGE_SIZE // 8)
 
 
 def scattered(world: World, pages: int, *, writable: bool = False) -> tuple[list[int], list[int]]:
-    """So many granted pages, each with its pattern: as they were granted, and in the buffer's order."""
+    """Grant pages with a pattern each; return the references as granted, and in the order of a buffer."""
     granted = world.peer.grant(pages, writable=writable)
     refs = random.Random(pages).sample(granted, pages)
     for number, ref in enumerate(refs):
@@ -69,7 +69,7 @@ async def test_a_read_only_grant_cannot_be_mapped_writable(world: World) -> None
     assert world.hypervisor.ledger == Ledger()
 
 
-async def test_pages_that_are_not_ours_to_map(world: World) -> None:
+async def test_pages_that_are_not_granted_to_us(world: World) -> None:
     (strangers,) = world.peer.grant(1, to=STRANGER)
     before = descriptors()
     for domid, ref in ((world.peer.domid, NO_REF), (world.peer.domid, strangers), (STRANGER, 8)):
@@ -86,7 +86,7 @@ async def test_a_closed_page_is_not_touched(world: World) -> None:
     page.close()
     page.close()
     assert world.hypervisor.ledger == Ledger()
-    with pytest.raises(Exception):  # noqa: B017, PT011 - any, so long as it is no fault
+    with pytest.raises(Exception):  # noqa: B017, PT011 - any exception, but no fault
         page.load(0)
     with pytest.raises(Exception):  # noqa: B017, PT011
         page.store(0, 1)
@@ -114,7 +114,7 @@ async def test_pages_are_mapped_one_by_one(world: World) -> None:
 
 
 async def test_a_mapped_page_cannot_be_taken_back(world: World) -> None:
-    """What all other tests believe when they take pages back."""
+    """All other tests rely on this when they take pages back."""
     granted = world.peer.grant(3)
     page = world.hypervisor.map_page(world.peer.domid, granted[1], writable=True)
     assert not await world.peer.take_back(granted)
@@ -155,7 +155,7 @@ async def test_a_buffer_for_another_process_to_map(world: World, mapped: bool) -
         world.peer.write(ref, pattern(number))
     before = descriptors()
     buffer = await world.hypervisor.map_buffer(world.peer.domid, granted, dmabuf=False, shared=not mapped)
-    for _ in range(2):  # one after the other, as when a compositor is started again
+    for _ in range(2):  # twice, as when a compositor is restarted
         fd, offset = await buffer.shm_fd()
         mapping = Mapping(fd, [(offset, buffer.size)], writable=True)
         os.close(fd)
@@ -170,7 +170,7 @@ async def test_a_buffer_for_another_process_to_map(world: World, mapped: bool) -
     assert await world.peer.take_back(granted)
 
 
-async def test_a_buffer_granted_for_reading_is_for_nobody_else_to_map(world: World) -> None:
+async def test_a_buffer_granted_read_only_cannot_be_shared(world: World) -> None:
     granted = world.peer.grant(16, writable=False)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, granted, dmabuf=False)
     before = descriptors()
@@ -205,7 +205,7 @@ async def test_a_buffer_closed_twice(world: World) -> None:
     assert await world.peer.take_back(granted)
 
 
-async def test_a_cancelled_close_closes_all_the_same(world: World) -> None:
+async def test_a_cancelled_close_closes(world: World) -> None:
     granted, refs = scattered(world, 64)
     before = descriptors()
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
@@ -223,7 +223,7 @@ async def test_a_cancelled_mapping_leaves_nothing(world: World) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
-        await buffer.aclose()  # it may have come too late to be cancelled
+        await buffer.aclose()  # the mapping may have been complete before the cancellation
     assert world.hypervisor.ledger == Ledger()
     assert descriptors() == before
     assert await world.peer.take_back(granted)
@@ -248,11 +248,11 @@ async def test_buffers_at_once(world: World) -> None:
         assert await world.peer.take_back(granted)
 
 
-# dma-bufs: only some hosts have them, and say so. They are exported writable: of pages granted so.
+# dma-bufs: some hosts only have them, as their abilities say. They are exported writable, from pages granted writable.
 
 
 @pytest.mark.abilities(dmabuf_export=False)
-async def test_a_dmabuf_where_there_is_none(world: World) -> None:
+async def test_no_export_of_dmabufs_where_it_is_not_supported(world: World) -> None:
     assert world.hypervisor.abilities.reason
     granted, refs = scattered(world, 4)
     before = descriptors()
@@ -269,13 +269,13 @@ async def test_a_dmabuf_where_there_is_none(world: World) -> None:
 
 
 @pytest.mark.abilities(dmabuf_import=False)
-async def test_no_sharing_of_dmabufs_where_there_is_none(world: World) -> None:
+async def test_no_sharing_of_dmabufs_where_it_is_not_supported(world: World) -> None:
     with pytest.raises(HypervisorError):
         async with world.hypervisor.share_dmabuf(world.peer.domid, 0, 1):
             pytest.fail("shared")
 
 
-async def test_sharing_what_is_no_dmabuf(world: World) -> None:
+async def test_sharing_a_file_that_is_no_dmabuf(world: World) -> None:
     file = os.memfd_create("no dma-buf")
     before = descriptors()
     with pytest.raises(HypervisorError):
@@ -313,7 +313,7 @@ async def test_a_dmabuf_of_a_mapped_buffer(world: World) -> None:
 
 
 @pytest.mark.abilities(dmabuf_export=True)
-async def test_closing_waits_for_whoever_holds_the_dmabuf(world: World) -> None:
+async def test_closing_waits_until_the_dmabuf_is_released(world: World) -> None:
     granted, refs = scattered(world, 16, writable=True)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=True)
     held = os.dup(await buffer.dmabuf())

@@ -1,4 +1,4 @@
-"""port.Store."""
+"""Conformance of port.Store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from displbe.xen.port import NoEntry, Store, StoreError
 
 
 class Watcher:
-    """Counts what a watch says, by path."""
+    """Collects the paths that a watch reports."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -24,7 +24,7 @@ class Watcher:
         self._told.set()
 
     async def told(self, path: str) -> None:
-        """Wait until the watch has named this path, then forget all it has named."""
+        """Wait until the watch has reported this path, then forget all paths."""
         with trio.fail_after(5):
             while path not in self.paths:
                 self._told = trio.Event()
@@ -34,13 +34,13 @@ class Watcher:
 
 @pytest.fixture
 async def store(world: World) -> AsyncIterator[Store]:
-    """The store, with nothing at our home in it."""
+    """The store, with an empty home."""
     await world.store.remove(world.home)
     yield world.store
     await world.store.remove(world.home)
 
 
-async def test_what_is_written_is_read(world: World, store: Store) -> None:
+async def test_a_written_value_is_read(world: World, store: Store) -> None:
     await store.write(f"{world.home}/a", b"first")
     assert await store.read(f"{world.home}/a") == b"first"
     await store.write(f"{world.home}/a", b"second")
@@ -57,11 +57,11 @@ async def test_what_is_written_is_read(world: World, store: Store) -> None:
         "newline",
         "space",
         "utf-8",
-        "all octets",
+        "all bytes",
         "long",
-    ],  # oxenstored takes 2048 octets at most
+    ],  # oxenstored accepts 2048 bytes at most
 )
-async def test_a_value_is_any_octets(world: World, store: Store, value: bytes) -> None:
+async def test_a_value_is_any_bytes(world: World, store: Store, value: bytes) -> None:
     await store.write(f"{world.home}/value", value)
     assert await store.read(f"{world.home}/value") == value
 
@@ -99,7 +99,7 @@ async def _exists(store: Store, path: str) -> bool:
     return True
 
 
-async def test_parents_are_made_and_removed_with_what_is_below(world: World, store: Store) -> None:
+async def test_parents_are_created_and_removed_with_their_children(world: World, store: Store) -> None:
     await store.write(f"{world.home}/a/b/c", b"deep")
     assert await store.read(f"{world.home}/a/b") == b""
     assert await store.children(world.home) == ["a"]
@@ -119,13 +119,13 @@ async def test_children(world: World, store: Store) -> None:
 
 @pytest.mark.parametrize("count", [60, 68, 69, 137, 300])
 async def test_a_directory_longer_than_a_message(world: World, store: Store, count: int) -> None:
-    names = [f"{n:03}-{'name' * 14}" for n in range(count)]  # 60 octets; 61 with their NUL
+    names = [f"{n:03}-{'name' * 14}" for n in range(count)]  # 60 bytes; 61 with their NUL
     for name in names:
         await store.write(f"{world.home}/{name}", b"")
     assert sorted(await store.children(world.home)) == names
 
 
-async def test_permissions_tell_the_owner(world: World, store: Store) -> None:
+async def test_permissions_name_the_owner(world: World, store: Store) -> None:
     await store.write(f"{world.home}/ours", b"")
     assert (await store.permissions(f"{world.home}/ours"))[0][1] == 0
     await store.write(f"{world.home}/theirs", b"")
@@ -133,7 +133,7 @@ async def test_permissions_tell_the_owner(world: World, store: Store) -> None:
     assert (await store.permissions(f"{world.home}/theirs"))[0] == ("n", STRANGER)
 
 
-async def test_a_transaction_is_seen_as_a_whole(world: World, store: Store) -> None:
+async def test_a_transaction_takes_effect_as_a_whole(world: World, store: Store) -> None:
     await store.write(f"{world.home}/old", b"")
     async with store.transaction() as transaction:
         await transaction.write(f"{world.home}/a", b"1")
@@ -144,7 +144,7 @@ async def test_a_transaction_is_seen_as_a_whole(world: World, store: Store) -> N
     assert sorted(await store.children(world.home)) == ["a", "b"]
 
 
-async def test_an_exception_gives_the_transaction_up(world: World, store: Store) -> None:
+async def test_an_exception_aborts_the_transaction(world: World, store: Store) -> None:
     async def fail() -> None:
         async with store.transaction() as transaction:
             await transaction.write(f"{world.home}/a", b"1")
@@ -155,7 +155,7 @@ async def test_an_exception_gives_the_transaction_up(world: World, store: Store)
     assert not await _exists(store, f"{world.home}/a")
 
 
-async def test_a_cancelled_transaction_is_given_up(world: World, store: Store) -> None:
+async def test_a_cancelled_transaction_is_aborted(world: World, store: Store) -> None:
     with trio.CancelScope() as scope:
         async with store.transaction() as transaction:
             await transaction.write(f"{world.home}/a", b"1")
@@ -218,7 +218,7 @@ async def test_a_watch_is_called_at_the_start_and_for_changes_below(world: World
     assert watcher.paths == []
 
 
-async def test_a_watch_names_paths_as_it_was_set(world: World, store: Store) -> None:
+async def test_a_watch_reports_paths_as_it_was_set(world: World, store: Store) -> None:
     absolute = f"/local/domain/0/{world.home}"
     watcher = Watcher()
     async with store.watch(absolute, watcher):
@@ -227,7 +227,7 @@ async def test_a_watch_names_paths_as_it_was_set(world: World, store: Store) -> 
         await watcher.told(f"{absolute}/a")
 
 
-async def test_a_watch_below_what_is_removed(world: World, store: Store) -> None:
+async def test_a_watch_below_a_removed_node(world: World, store: Store) -> None:
     await store.write(f"{world.home}/device/0/state", b"1")
     watcher = Watcher()
     async with store.watch(f"{world.home}/device/0/state", watcher):
@@ -239,7 +239,7 @@ async def test_a_watch_below_what_is_removed(world: World, store: Store) -> None
 
 
 async def test_a_transaction_fires_watches_when_it_ends(world: World, store: Store) -> None:
-    for name in ("a", "other"):  # a new node would be a change of its parent, and a conflict
+    for name in ("a", "other"):  # creating a node would change its parent, and be a conflict
         await store.write(f"{world.home}/{name}", b"")
     watcher = Watcher()
     async with store.watch(f"{world.home}/a", watcher):

@@ -102,7 +102,7 @@ async def test_removal_in_both_directions(world: World, other: Other) -> None:
 
 
 async def test_errors(world: World, other: Other) -> None:
-    """A missing node is ENOENT, and no connection is lost by it. A node may go without its parent, but not with it."""
+    """An error has the right errno, and the connection works afterwards."""
     for method in (other.client.read, other.client.list, other.client.get_perms):
         await refused(other, errno.ENOENT, method, other.path("missing"))
     await refused(other, errno.EEXIST, _watch_twice, other.client, other.path("a"))
@@ -127,7 +127,7 @@ async def test_permissions(world: World, other: Other) -> None:
 
 
 async def test_a_transaction_of_theirs(world: World, other: Other) -> None:
-    """We see it as a whole, when it is committed; and not at all when it is given up."""
+    """It takes effect as a whole when it is committed, and not at all when it is rolled back."""
     await world.store.write(f"{world.home}/a", b"0")
     assert await other.call(other.client.transaction) > 0
     await other.write("a", b"1")
@@ -152,7 +152,7 @@ async def test_a_transaction_of_ours(world: World, other: Other) -> None:
 
 
 async def test_conflicts(world: World, other: Other) -> None:
-    """The transaction that read what another client has written since is refused, whoever's it is."""
+    """A transaction fails if the other client has written a node that it read."""
     await world.store.write(f"{world.home}/state", b"1")
     await other.call(other.client.transaction)
     assert await other.read("state") == b"1"

@@ -1,5 +1,6 @@
-"""The worlds of the suite: the simulated Xen anywhere, the real one where DISPLBE_HOST=1 says that this is a Dom0 with time for us;
-and what a test of the suite gets.
+"""The worlds that the suite runs in, and what its tests use.
+
+They are the simulated Xen on any machine, and the real one with DISPLBE_HOST=1, in a Dom0 that is used for nothing else.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ WORLDS: Final[dict[str, Abilities]] = (
     if HOST
     else {"sim": Abilities(False, True), "sim without dma-bufs": Abilities(False, False)}
 )
-"""Those of this run, with the abilities that they must have. The lab's kernel has both kinds of dma-bufs."""
+"""The worlds of this run, with the abilities that they must have. The lab's kernel can export and import dma-bufs."""
 
 
 def fitting(test: Callable[..., Any]) -> list[str]:
-    """The worlds of this run that have the abilities that a test is marked with."""
+    """Return the worlds of this run that have the abilities that a test is marked with."""
     marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "abilities"]
     wanted: dict[str, bool] = {key: value for mark in marks for key, value in mark.kwargs.items()}
     return [name for name, has in WORLDS.items() if all(getattr(has, key) is wanted[key] for key in wanted)]
 
 
 def descriptors() -> int:
-    """How many files this process has open, but for the memory of simulated domains: that goes when nobody looks at it any more."""
+    """Return the number of open files, without the memory of simulated domains, which is freed with its last reference."""
     found = 0
     for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
+        with contextlib.suppress(FileNotFoundError):  # the fd of the listing itself
             found += not os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:dom")
     return found
 
 
 class World:
-    """A hypervisor, a domain to talk to, and a place in XenStore to write."""
+    """A hypervisor, another domain, and a directory in XenStore to write."""
 
     def __init__(self, hypervisor: Hypervisor, peer: Peer, home: str, store_path: str) -> None:
         self.hypervisor = hypervisor
@@ -59,14 +60,14 @@ class World:
 
 
 class Listener:
-    """A bound channel's callback that counts its calls. It rearms only when told to."""
+    """The callback of a bound channel. It counts its calls, and does not rearm the port."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.more: Callable[[], bool] = lambda: False
-        """What the callback returns."""
+        """Returns the callback's result."""
         self.then: Callable[[], None] = lambda: None
-        """What it does."""
+        """Called by each call."""
         self._called = trio.Event()
 
     def __call__(self) -> bool:
@@ -76,13 +77,13 @@ class Listener:
         return self.more()
 
     async def called(self, times: int) -> None:
-        """Wait until it has been called so many times in all."""
+        """Wait until it has been called this many times in all."""
         with trio.fail_after(5):
             while self.calls < times:
                 self._called = trio.Event()
                 await self._called.wait()
 
     async def quiet(self, times: int) -> None:
-        """Make sure that it is not called more often than that."""
+        """Check that it is not called more often than that."""
         await trio.sleep(0.05)
         assert self.calls == times

@@ -35,9 +35,9 @@ class Made:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.who: Identity | None = None
-        self.certain = True
-        self.trouble = ""
+        self.identity: Identity | None = None
+        self.is_service_user = True
+        self.identity_error = ""
         self.xl = "xen_commandline : gnttab_max_maptrack_frames=1024"
         self.write("sys/hypervisor/type", "xen\n")
         self.write("sys/hypervisor/guest_type", "PVH\n")
@@ -58,7 +58,14 @@ class Made:
     def results(self, *guests: str) -> list[CheckResult]:
         """All results."""
         xl = (sys.executable, "-c", f"print({self.xl!r})")
-        machine = Machine(self.root, "6.12", xl, self.who, certain=self.certain, trouble=self.trouble)
+        machine = Machine(
+            self.root,
+            "6.12",
+            xl,
+            self.identity,
+            is_service_user=self.is_service_user,
+            identity_error=self.identity_error,
+        )
         return list(run_checks(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
 
     def errors(self, *guests: str) -> list[str]:
@@ -102,7 +109,7 @@ def test_device_nodes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode, *, effective_ids: Path(path).name != node)
         assert [what.split()[-1] for what in made.errors()] == [f"/dev/xen/{node}"]
-        made.certain = False  # displbe's user may have what this one has not
+        made.is_service_user = False  # displbe's user may have access where this one has none
         assert made.errors() == []
         assert [what.split()[-1] for what in made.warnings()] == ["user", f"/dev/xen/{node}"]
     (tmp_path / "dev/xen" / node).unlink()
@@ -138,7 +145,7 @@ def test_kernel_options(made: Made, tmp_path: Path, packed: bool) -> None:
     assert noted.startswith("the kernel has no CONFIG_XEN_GNTDEV_DMABUF")
 
 
-def test_a_kernel_whose_options_nobody_knows(made: Made, tmp_path: Path) -> None:
+def test_a_kernel_with_unknown_options(made: Made, tmp_path: Path) -> None:
     (tmp_path / "boot/config-6.12").unlink()
     made.write("proc/config.gz", b"rubbish")
     assert made.errors() == []
@@ -186,7 +193,7 @@ def test_a_page_that_is_mapped_twice_counts_twice(made: Made, sink: str, room: i
 
 
 @pytest.mark.parametrize(("sink", "guests"), [("drm", 2), ("wayland", 2), ("headless", 4)])
-def test_the_default_quotas_of_so_many_guests_fit(made: Made, sink: str, guests: int) -> None:
+def test_the_number_of_guests_whose_default_quotas_fit(made: Made, sink: str, guests: int) -> None:
     def quotas(count: int) -> list[str]:
         made.write("displbe.toml", f"sink = '{sink}'\n" + "".join(f"[guest.g{number}]\n" for number in range(count)))
         return [
@@ -251,7 +258,7 @@ def test_guests(made: Made) -> None:
 
 
 def test_guests_of_another_domain(made: Made) -> None:
-    """What a displbe elsewhere serves is told, and is not counted here; as long as it is known where this is."""
+    """Devices of another backend domain are reported, and not counted here, if it is known which domain this is."""
     made.write(
         "etc/xen/cockpit.cfg", 'name="a"\nvdispl=["backend=DomD,connectors=A:1x1", "backend=0,connectors=B:1x1"]'
     )
@@ -290,7 +297,7 @@ def test_keyboards_that_do_not_work(made: Made, unique_id: str, said: str) -> No
 
 
 def test_keyboards(made: Made, tmp_path: Path) -> None:
-    """By their nodes, their links and what they call themselves; allowed by patterns, or by the guest's own settings."""
+    """Named by node, link or device name; allowed by patterns, or by the guest's own settings."""
     for number, name in enumerate(("Fine Keyboard", "Poor Mouse")):
         made.write(f"dev/input/event{number}", "")
         made.write(f"sys/class/input/event{number}/device/name", f"{name}\n")
@@ -313,7 +320,7 @@ def test_keyboards(made: Made, tmp_path: Path) -> None:
 
 
 def test_keyboards_of_others(made: Made) -> None:
-    """QEMU's are not displbe's; xl takes none without its kind."""
+    """displbe does not serve those of QEMU; xl refuses a vkb line without backend-type."""
     made.write("etc/xen/q.cfg", 'name = "q"\nvkb = ["backend-type=qemu"]')
     assert made.errors() == []
     made.write("etc/xen/q.cfg", 'name = "q"\nvkb = ["unique-id=K:nonsense"]')
@@ -321,7 +328,7 @@ def test_keyboards_of_others(made: Made) -> None:
     assert "backend-type must be linux" in said
 
 
-def test_what_is_opened_is_opened_as_displbes_user(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_opened_as_displbes_user(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are opened as displbe's user; what only root may read (xl, guests' configurations) is read as root."""
     acting: list[Identity] = []
     opened: list[bool] = []
@@ -345,7 +352,7 @@ def test_what_is_opened_is_opened_as_displbes_user(made: Made, monkeypatch: pyte
     monkeypatch.setattr(os, "access", look)
     monkeypatch.setattr(gntdev, "probe", lambda fd: bool(acting))
     monkeypatch.setattr(Machine, "xl_info", not_acting)
-    made.who = Identity("displbe", 990, 991, (991, 992))
+    made.identity = Identity("displbe", 990, 991, (991, 992))
     made.write("dev/input/event0", "")
     made.write("displbe.toml", "sink = 'headless'\n[headless]\ndirectory = '/tmp'\n[input]\ndevices = ['*']\n")
     said = [result.text for result in made.results()]
@@ -355,13 +362,13 @@ def test_what_is_opened_is_opened_as_displbes_user(made: Made, monkeypatch: pyte
     assert all(opened)
 
 
-def test_a_user_that_is_not_there(made: Made) -> None:
-    made.certain, made.trouble = False, "displbe.service runs as displbe, but there is no such user"
-    assert made.errors() == [made.trouble]
+def test_a_missing_user(made: Made) -> None:
+    made.is_service_user, made.identity_error = False, "displbe.service runs as displbe, but there is no such user"
+    assert made.errors() == [made.identity_error]
 
 
-def test_whom_the_service_runs_as() -> None:
-    """By systemd; groups by their names and numbers, and those that the user has anyway."""
+def test_the_user_that_the_service_runs_as() -> None:
+    """As systemd says: groups by name and number, and those that the user has in any case."""
     user, group = pwd.getpwuid(0), grp.getgrgid(0)
 
     def says(**unit: str) -> Identity | None:
@@ -381,7 +388,7 @@ def test_whom_the_service_runs_as() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_acting_as_another(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    """Groups first, while it is root's to say, and all of it back again afterwards, also when something fails."""
+    """Groups are set first, while the process is root; everything is restored at the end, also after a failure."""
     done: list[tuple[str, object]] = []
     for name, now in (("geteuid", 0), ("getegid", 0), ("getgroups", [0, 4])):
         monkeypatch.setattr(os, name, lambda now=now: now)
@@ -433,7 +440,7 @@ def test_any_text_is_a_guest_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("sink", sorted(SINKS))
 def test_the_command_works_on_any_machine(tmp_path: Path, sink: str) -> None:
-    """With or without Xen: every sink's checks come to an end, and a result that is wrong is exit code 1."""
+    """With or without Xen: the checks of every sink end, and an error is exit code 1."""
     path = tmp_path / "displbe.toml"
     path.write_text(f"sink = '{sink}'\n")
     code = "import sys; from displbe.ctl.main import main; sys.exit(main())"

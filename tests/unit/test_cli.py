@@ -33,7 +33,7 @@ PathFinder.find_spec = lambda name, *rest: None if name.split('.')[0] == 'PIL' e
 
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run displbe in a process of its own."""
+    """Run displbe in its own process."""
     code = f"{before}\nimport sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
@@ -95,7 +95,7 @@ def test_demo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demonstration_that_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C is no failure."""
+    """Ctrl-C is not a failure."""
     code = "import sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
     output = tmp_path / "demo.png"
     arguments = ["demo", "--no-window", "--frames", "1000000", "--output", str(output)]
@@ -133,7 +133,7 @@ with only_one(sys.argv[1]):
 
 
 def test_only_one_daemon(tmp_path: Path) -> None:
-    """A second one is refused as long as the first one lives, however that ends."""
+    """A second process is refused while the first one lives, however that ends."""
     device = tmp_path / "gntdev"
     device.touch()
     with subprocess.Popen([sys.executable, "-c", HOLD, str(device)], stdout=subprocess.PIPE, text=True) as first:
@@ -151,7 +151,7 @@ def test_only_one_daemon(tmp_path: Path) -> None:
 
 
 def test_one_that_only_begins_is_waited_for(tmp_path: Path) -> None:
-    """The early close of another start holds the lock for a moment."""
+    """Another process that starts holds the lock for a moment, to close stale displays."""
     device = tmp_path / "gntdev"
     device.touch()
     held = threading.Event()
@@ -172,7 +172,7 @@ def test_one_that_only_begins_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The garbage collector's passes hold the rings up as long as there is to look through."""
+    """A pass of the garbage collector delays the rings by the number of objects that it scans."""
     frozen: list[int] = []
 
     async def serve(*arguments: object) -> None:

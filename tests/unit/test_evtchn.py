@@ -1,4 +1,4 @@
-"""Event channels over an evtchn file that a test plays. tests/conformance says the rest, over real ones too."""
+"""Event channels over a fake evtchn file. The rest is tested by tests/conformance, on real event channels too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from displbe.xen.port import HypervisorError, Ledger
 
 
 class Kernel:
-    """Stands for the fcntl module; the file is one end of a socket, whose other end the test has."""
+    """Replaces the fcntl module. The file is one end of a socket, whose other end the test has."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -39,11 +39,11 @@ class Kernel:
         return 0
 
     def fire(self, *ports: int) -> None:
-        """These ports fire, in one go."""
+        """Let these ports fire, all in one read."""
         self.theirs.send(pack(f"={len(ports)}I", *ports))
 
     def rearmed(self) -> list[int]:
-        """The ports written back since the last time."""
+        """Return the ports written back since the last call."""
         self.theirs.setblocking(False)
         found = []
         try:
@@ -97,7 +97,7 @@ async def test_ports(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("refuses", [0, errno.ENOMEM])
 async def test_fired_ports_that_the_kernel_lost(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, refuses: int) -> None:
-    """Its list was too short (EFBIG): every port is looked at, also when it cannot be made empty."""
+    """Its ring was full (EFBIG): all ports count as fired, also when the ring cannot be reset."""
     channels = EventChannels(Ledger())
     fired: list[int] = []
 
@@ -144,8 +144,8 @@ async def test_refused(kernel: Kernel, error: int, said: str) -> None:
     channels.close()
 
 
-async def test_a_callback_that_raises_harms_its_own_port_only(kernel: Kernel) -> None:
-    """Against the rule; but all guests hang on the task that calls it."""
+async def test_a_callback_that_raises_affects_its_own_port_only(kernel: Kernel) -> None:
+    """It must not; but all guests depend on the task that calls it."""
     channels = EventChannels(Ledger())
     fired: list[str] = []
     more = [False, True, False]

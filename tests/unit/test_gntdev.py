@@ -1,4 +1,4 @@
-"""Grants over a gntdev that a test plays: what it is asked, and what is left when it refuses."""
+"""Grants over a fake gntdev: the ioctls it gets, and that nothing stays open when it refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GUEST = 5
 
 
 class Kernel:
-    """Stands for the fcntl module, and for the file behind it. Keeps the rules of drivers/xen/gntdev.c that matter here."""
+    """Replaces the fcntl module and the file, with the rules of drivers/xen/gntdev.c that matter here."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, tuple[int, ...]]] = []
@@ -32,7 +32,7 @@ class Kernel:
         self.exported: list[int] = []
         self.shared: dict[int, list[int]] = {}
         self.failures: defaultdict[int, deque[int]] = defaultdict(deque)
-        """What the next calls of an ioctl fail with (0: they do not)."""
+        """The errnos that the next calls of an ioctl fail with (0: success)."""
         self.unmappable: deque[int] = deque()
         """The same for mmap."""
         self.open_fails = 0
@@ -98,7 +98,7 @@ class Kernel:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    """The played kernel. At the end nothing may be reserved and no file open that was not before."""
+    """The fake kernel. At the end, nothing may be reserved, and no file be open that was not open before."""
     kernel = Kernel()
 
     def mapping(fd: int, pieces: Sequence[tuple[int, int]], *, writable: bool) -> Mapping:
@@ -167,7 +167,7 @@ def test_a_refused_page(kernel: Kernel, fd: int, error: int) -> None:
         assert ledger == Ledger()
 
 
-def test_a_page_that_is_paged_out_comes_back(kernel: Kernel, fd: int) -> None:
+def test_a_paged_out_page_is_tried_again(kernel: Kernel, fd: int) -> None:
     kernel.unmappable += (errno.EAGAIN,) * 3
     map_page(fd, GUEST, 8, Ledger(), writable=False).close()
     kernel.unmappable += (errno.EAGAIN,) * 1000
@@ -237,8 +237,8 @@ async def test_closing_waits_for_the_dmabufs_last_user(kernel: Kernel, ends: int
     assert ledger == Ledger()
 
 
-async def test_nobody_waits_longer_than_he_likes_for_the_dmabufs_last_user(kernel: Kernel) -> None:
-    """A compositor that stands still: no thread is held for it, and all else is let go of when the wait is cancelled."""
+async def test_waiting_for_the_dmabufs_last_user_can_be_cancelled(kernel: Kernel) -> None:
+    """A compositor that hangs: no thread waits for it, and everything else is released when the wait is cancelled."""
     ledger = Ledger()
     buffer = await opened([1, 2], ledger, dmabuf=True)
     await buffer.view()
@@ -251,7 +251,7 @@ async def test_nobody_waits_longer_than_he_likes_for_the_dmabufs_last_user(kerne
     await buffer.aclose()
 
 
-async def test_a_dmabuf_of_which_nothing_can_be_learnt(kernel: Kernel) -> None:
+async def test_a_dmabuf_whose_state_is_unknown(kernel: Kernel) -> None:
     ledger = Ledger()
     buffer = await opened([1], ledger, dmabuf=True)
     kernel.failures[gntdev.DMABUF_EXP_WAIT_RELEASED] += (errno.ENOMEM,)
@@ -260,7 +260,7 @@ async def test_a_dmabuf_of_which_nothing_can_be_learnt(kernel: Kernel) -> None:
 
 
 async def test_a_guests_own_threads(kernel: Kernel) -> None:
-    """What waits for a thread waits for its own guest's."""
+    """Work on a buffer waits for a thread of its own guest only."""
     threads = trio.CapacityLimiter(1)
     made: list[GrantedPages] = []
 
@@ -323,12 +323,12 @@ def test_probe(kernel: Kernel, fd: int) -> None:
     assert not probe(fd)
 
 
-# The host that is made of it
+# The host on top of it
 
 
 @pytest.fixture
 def devices(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """/dev/xen with the played gntdev and an evtchn that nothing comes from."""
+    """/dev/xen with the fake gntdev, and an evtchn on which nothing fires."""
     monkeypatch.setattr(host, "EventChannels", lambda ledger: EventChannels(ledger, "/dev/zero"))
     return kernel
 

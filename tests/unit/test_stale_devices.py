@@ -157,7 +157,7 @@ def test_a_store_that_closes_the_connection(tmp_path: Path, answer: bytes) -> No
 
 def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor one that does not exist."""
-    monkeypatch.setattr(stale_devices, "PATIENCE", 0.2)
+    monkeypatch.setattr(stale_devices, "TIMEOUT", 0.2)
     (tmp_path / "gntdev").touch()
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

@@ -1,4 +1,4 @@
-"""The XenStore client against the simulated daemon in both flavours, and against one that keeps no promise."""
+"""The XenStore client against the simulated daemon in both flavours, and against a misbehaving one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Flavour = Literal["xenstored", "oxenstored"]
 
 
 class Setup:
-    """A simulated daemon and domain 0's store on it."""
+    """A simulated daemon, and domain 0's store connected to it."""
 
     def __init__(self, server: StoreServer, store: XenStore, nursery: trio.Nursery) -> None:
         self.server = server
@@ -34,15 +34,15 @@ class Setup:
         self.nursery = nursery
 
     async def of(self, domid: int) -> XenStore:
-        """Another domain's store."""
+        """Return the store of another domain."""
         await self.nursery.start(self.server.serve, domid)
         store = XenStore(str(self.server.socket_of(domid)))
         await self.nursery.start(store.run)
         return store
 
     async def drop(self, *, for_good: bool = False) -> None:
-        """The connection is lost, and the client has noticed."""
-        await self.store.read("/")  # the server has this connection
+        """Close the connection, and wait until the client has noticed."""
+        await self.store.read("/")  # the server has accepted the connection
         connected = self.store._connected
         if for_good:
             self.server.release(0)
@@ -66,7 +66,7 @@ async def setup(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         nursery.cancel_scope.cancel()
 
 
-# What the two daemons do differently
+# Differences between the two daemons
 
 
 @pytest.mark.parametrize("count", [0, 1, 60, 300])
@@ -95,7 +95,7 @@ async def test_a_listing_that_changes_while_it_is_read(setup: Setup) -> None:
     assert all(len(name) == 64 for name in listed)
 
 
-# Who may do what
+# Permissions
 
 
 async def test_another_domain_is_refused(setup: Setup) -> None:
@@ -110,7 +110,7 @@ async def test_another_domain_is_refused(setup: Setup) -> None:
     assert await setup.store.read("/secret") == b"1"
 
 
-async def test_a_watch_tells_a_domain_nothing_of_what_it_may_not_read(setup: Setup) -> None:
+async def test_no_events_for_nodes_that_a_domain_may_not_read(setup: Setup) -> None:
     await setup.store.write("/local/domain/1", b"")
     setup.server.tree.set_perms(0, "/local/domain/1", [("n", 1)])
     guest, told = await setup.of(1), list[str]()
@@ -124,8 +124,8 @@ async def test_a_watch_tells_a_domain_nothing_of_what_it_may_not_read(setup: Set
 # A lost connection
 
 
-async def test_a_domain_has_so_many_watches(setup: Setup) -> None:
-    """Of all its connections together; one that is given up makes room. Dom0 has no such limit."""
+async def test_the_quota_of_watches(setup: Setup) -> None:
+    """The quota counts all connections of a domain. Removing a watch makes room. Dom0 has no quota."""
     setup.server.max_watches = 3
     guest, name = await setup.of(5), "E2BIG" if setup.server.flavour == "xenstored" else "EQUOTA"
     async with contextlib.AsyncExitStack() as stack:
@@ -140,7 +140,7 @@ async def test_a_domain_has_so_many_watches(setup: Setup) -> None:
 
 
 def ignore(path: str) -> None:
-    """Who watches."""
+    """A watch's callback that does nothing."""
 
 
 async def test_requests_wait_for_the_next_connection(setup: Setup) -> None:
@@ -197,7 +197,7 @@ async def test_a_message_that_is_half_written_when_the_connection_is_lost(tmp_pa
                 client.close()
                 with trio.fail_after(5):
                     again, _ = await listener.accept()
-            # Nothing of the old requests goes to the new connection.
+            # The rest of the old requests is not sent on the new connection.
             with trio.move_on_after(0.05):
                 assert not await again.recv(100)
             again.close()
@@ -220,7 +220,7 @@ async def test_watches_are_set_again_and_called(setup: Setup) -> None:
 
 
 async def test_a_watch_that_is_set_while_there_is_no_connection(setup: Setup) -> None:
-    """Both the new connection and the watch itself set it then; xenstored takes it once."""
+    """Both the new connection and `watch` set it then; xenstored accepts it once."""
     for _ in range(5):
         told = list[str]()
         await setup.drop()
@@ -231,7 +231,7 @@ async def test_a_watch_that_is_set_while_there_is_no_connection(setup: Setup) ->
             assert len(told) in (2, 3)
 
 
-async def test_a_watch_that_is_given_up_while_there_is_no_connection(setup: Setup) -> None:
+async def test_a_watch_that_is_removed_while_there_is_no_connection(setup: Setup) -> None:
     told = list[str]()
     async with setup.store.watch("/a", told.append):
         await setup.store.read("/")
@@ -243,7 +243,7 @@ async def test_a_watch_that_is_given_up_while_there_is_no_connection(setup: Setu
 
 
 async def test_a_transaction_ends_with_its_connection(setup: Setup) -> None:
-    """Its number on the next connection would be another one's."""
+    """On the next connection, its id may belong to another transaction."""
     await setup.store.write("/a", b"1")
 
     async def lost() -> None:
@@ -291,7 +291,7 @@ async def test_the_first_connection_must_succeed(tmp_path: Path) -> None:
         await XenStore(str(tmp_path / "nowhere")).run()
 
 
-async def test_it_tries_until_the_daemon_is_back(tmp_path: Path) -> None:
+async def test_it_connects_again_when_the_daemon_is_back(tmp_path: Path) -> None:
     server = StoreServer(tmp_path)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, 0)
@@ -326,7 +326,7 @@ async def test_an_impossible_length_ends_the_connection(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_unasked_replies_and_events_for_nobody_are_dropped(tmp_path: Path) -> None:
+async def test_unexpected_replies_and_events_are_dropped(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     store = XenStore(path)
     values: list[bytes] = []
@@ -346,7 +346,7 @@ async def test_unasked_replies_and_events_for_nobody_are_dropped(tmp_path: Path)
                 (request,) = xs.Decoder().feed(await client.recv(100))
                 assert (request.op, request.payload) == (Op.READ, b"/a" + NUL)
                 answer = xs.encode(Op.READ, request.request_id, 0, b"value")
-                for byte in answer:  # in whatever pieces it comes
+                for byte in answer:  # in pieces of one byte
                     await client.send(bytes([byte]))
             client.close()
             nursery.cancel_scope.cancel()
@@ -356,8 +356,8 @@ async def test_unasked_replies_and_events_for_nobody_are_dropped(tmp_path: Path)
 # The kernel's device
 
 
-async def test_the_device_is_asked_one_thing_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux' xenbus thread waits for itself when a watch is set before an earlier request was answered."""
+async def test_the_device_gets_one_request_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux's xenbus thread deadlocks when a watch is set before an earlier request was answered."""
     path = str(tmp_path / "socket")
     store = XenStore(path)
     monkeypatch.setattr("displbe.xen.store.is_device", lambda fd: True)
@@ -371,7 +371,7 @@ async def test_the_device_is_asked_one_thing_at_a_time(tmp_path: Path, monkeypat
             if not requests:
                 continue
             await trio.sleep(0.02)
-            (request,) = requests  # never a second one
+            (request,) = requests  # never more than one
             assert not await more(client)
             seen.append((request.op, bytes(request.payload)))
             await client.send(xs.encode(request.op, request.request_id, 0, b"reply"))
@@ -413,7 +413,7 @@ async def test_the_device_is_asked_one_thing_at_a_time(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("number", [errno.E2BIG, errno.EINVAL])
 async def test_the_device_refuses_a_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Linux' xenbus device says it as write()'s error, and sends no reply (xenbus_write_watch): it does not come later."""
+    """Linux's xenbus device reports it as an error of write(), and sends no reply (xenbus_write_watch)."""
     path = str(tmp_path / "socket")
     store = XenStore(path)
     monkeypatch.setattr("displbe.xen.store.is_device", lambda fd: True)

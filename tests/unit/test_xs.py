@@ -1,4 +1,4 @@
-"""XenStore's messages: a stream in any pieces, and texts that another domain wrote."""
+"""XenStore messages: a stream in pieces of any size, and values that another domain wrote."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MESSAGES: Final = st.lists(st.tuples(U32, U32, U32, st.binary(max_size=80)), max
 
 
 def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
-    """The stream in pieces, some of them empty."""
+    """Return the stream in pieces, some of them empty."""
     offsets = sorted(offset % (len(stream) + 1) for offset in cuts)
     return [stream[start:end] for start, end in zip([0, *offsets], [*offsets, len(stream)], strict=True)]
 
@@ -44,7 +44,7 @@ def test_an_unknown_operation() -> None:
 
 
 def test_a_long_reply() -> None:
-    """oxenstored answers a long listing in one piece."""
+    """oxenstored sends a long listing in one message."""
     payload = b"name\0" * 20000
     header = xs.encode(xs.Op.DIRECTORY, 1, 0, b"")[:12] + len(payload).to_bytes(4, "little")
     (packet,) = xs.Decoder().feed(header + payload)
@@ -52,8 +52,8 @@ def test_a_long_reply() -> None:
 
 
 @pytest.mark.parametrize("size", [xs.MAX_REPLY + 1, 0xFFFFFFFF])
-def test_a_reply_that_is_not_believed(size: int) -> None:
-    """It is refused with its header; its payload is not waited for."""
+def test_a_reply_over_the_limit(size: int) -> None:
+    """It is refused as soon as its header is there."""
     with pytest.raises(xs.ProtocolError, match=str(size)):
         xs.Decoder().feed(bytes(12) + size.to_bytes(4, "little"))
 
@@ -65,7 +65,7 @@ def test_the_limit_itself() -> None:
         decoder.feed(xs.encode(1, 1, 0, bytes(11)))
 
 
-def test_what_we_send_is_limited() -> None:
+def test_the_limit_of_what_is_sent() -> None:
     assert len(xs.encode(xs.Op.WRITE, 1, 0, bytes(4096))) == 16 + 4096
     with pytest.raises(ValueError, match="4097 bytes"):
         xs.encode(xs.Op.WRITE, 1, 0, bytes(4097))
@@ -76,7 +76,7 @@ def test_split(parts: list[bytes]) -> None:
     assert xs.split(b"".join(part + xs.NUL for part in parts)) == parts
 
 
-def test_split_leaves_out_what_is_not_ended() -> None:
+def test_split_leaves_out_an_unterminated_part() -> None:
     assert xs.split(b"") == []
     assert xs.split(b"a\0b") == [b"a"]
 
@@ -90,7 +90,7 @@ def test_permissions(entries: list[tuple[str, int]]) -> None:
     "payload",
     [b"", b"\0", b"n", b"n0", b"n\0", b"x0\0", b"N0\0", b"0\0", b"n-1\0", b"n+1\0", b"n 1\0", b"n65536\0", b"n0\0r\0"],
 )
-def test_permissions_that_are_none(payload: bytes) -> None:
+def test_invalid_permissions(payload: bytes) -> None:
     with pytest.raises(xs.ProtocolError):
         xs.parse_perms(payload)
 
@@ -100,7 +100,7 @@ def test_numbers(number: int) -> None:
     assert xs.parse_number(b"%d" % number) == number
 
 
-def test_a_number_with_zeros_before_it() -> None:
+def test_a_number_with_leading_zeros() -> None:
     assert xs.parse_number(b"0000000007") == 7
 
 
@@ -128,12 +128,12 @@ def test_a_number_with_zeros_before_it() -> None:
         b"1" * 4096,
     ],
 )
-def test_texts_that_are_no_number(text: bytes) -> None:
+def test_invalid_numbers(text: bytes) -> None:
     assert xs.parse_number(text) is None
 
 
 @given(st.binary(max_size=12))
-def test_any_text_is_a_number_in_range_or_none(text: bytes) -> None:
+def test_any_value_is_a_number_in_range_or_none(text: bytes) -> None:
     number = xs.parse_number(text, 0xFFFF)
     if number is None:
         assert not (text.isdigit() and len(text) <= 10 and int(text) <= 0xFFFF)
