@@ -21,7 +21,7 @@ from displbe.xen.evtchn import Channel
 from displbe.xen.port import StoreError
 
 from .hypervisor import Domain, SimBuffer, SimHypervisor, Xen
-from .keyboard import InputFrontend
+from .input import InputFrontend
 from .toolstack import ConnectorSpec, Toolstack
 
 __all__ = ["BorrowedBuffer", "DisplayBuffer", "FrontConnector", "Frontend", "Guest", "GuestFailure", "draw_bars"]

@@ -28,7 +28,7 @@ from displbe.input.sources.evdev import REST, read_events
 from displbe.input.translate import Description, Event, State
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
-from displbe.sim.keyboard import InputFrontend
+from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import Toolstack
 from displbe.wire.kbdif import EVENT_SIZE, IN_SLOTS
 from displbe.xen.barriers import SharedMemory

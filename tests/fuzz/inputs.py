@@ -14,7 +14,7 @@ from displbe.input.outbox import QUEUE
 from displbe.input.sources.base import Source
 from displbe.input.translate import Axis, Decoder, Description, Event, Slot, State
 from displbe.ops.text import escape
-from displbe.sim.keyboard import InputCore
+from displbe.sim.input import InputCore
 from displbe.wire import kbdif
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.kbdif import EVENT_SIZE, IN_SLOTS, BackKbdPage, FrontKbdPage

@@ -33,7 +33,7 @@ from displbe.input.translate import (
     Description,
 )
 from displbe.ops import status
-from displbe.sim.keyboard import InputFrontend
+from displbe.sim.input import InputFrontend
 from displbe.sinks.headless import HeadlessSink
 from displbe.sinks.seat import (
     KeyboardEnter,

@@ -19,7 +19,7 @@ from displbe.config import ControlSettings, HeadlessSettings, InputSettings, Log
 from displbe.daemon import Daemon
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
-from displbe.sim.keyboard import InputFrontend
+from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks.headless import HeadlessOutput
 from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request

@@ -46,7 +46,7 @@ from displbe.input.translate import (
     Slot,
     State,
 )
-from displbe.sim.keyboard import InputCore
+from displbe.sim.input import InputCore
 from displbe.wire import kbdif
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.kbdif import BackKbdPage, FrontKbdPage
