@@ -80,5 +80,5 @@ def _why(path: str, error: OSError) -> str:
             f"{path}: only root and the group that displbe runs as may use it (for the service: adduser USER displbe)"
         )
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return f"{path}: displbe does not run, or listens on another path (systemctl status displbe; [control] socket)"
+        return f"{path}: displbe does not run here, or listens on another path (systemctl status displbe; [control] socket)"
     return f"{path}: {error.strerror or error}"

@@ -233,6 +233,7 @@ async def test_watches_of_ours(world: World, other: Other) -> None:
                 await trio.sleep(0.005)
         paths.clear()
 
+    await other.write("a", b"0")
     async with world.store.watch(world.home, paths.append):
         await wait_for(world.home)
         await other.write("a/b", b"1")
