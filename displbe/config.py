@@ -10,23 +10,16 @@ import msgspec
 
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
+from displbe.input.settings import InputSettings
+from displbe.ops.settings import ControlSettings, LogSettings, MetricsSettings
+from displbe.settings import Table
+from displbe.sinks.drm.settings import DrmSettings
+from displbe.sinks.headless.settings import HeadlessSettings
+from displbe.sinks.wayland.settings import WaylandSettings
+from displbe.sinks.x11.settings import X11Settings
+from displbe.xen.settings import XenSettings
 
-__all__ = [
-    "RELOADABLE",
-    "ConfigError",
-    "ControlSettings",
-    "DrmSettings",
-    "HeadlessSettings",
-    "InputSettings",
-    "LogSettings",
-    "MetricsSettings",
-    "Settings",
-    "WaylandSettings",
-    "X11Settings",
-    "XenSettings",
-    "differences",
-    "load",
-]
+__all__ = ["RELOADABLE", "ConfigError", "Settings", "differences", "load"]
 
 
 RELOADABLE: Final = {
@@ -42,140 +35,7 @@ class ConfigError(Exception):
     """The configuration is wrong; the text names the file, the key and what is wrong."""
 
 
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    pass
-
-
-class LogSettings(_Table, frozen=True):
-    """`[log]`"""
-
-    format: Literal["auto", "json", "console"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    traces: str = "auto"
-
-
-class XenSettings(_Table, frozen=True):
-    """`[xen]`"""
-
-    store: str = ""
-    """xenstored's socket or the xenbus device; empty: the one that is there."""
-    maptrack: int = 262144
-    """Pages that this domain can map of others (Xen's gnttab_max_maptrack_frames, 1024 by default, times 256)."""
-
-
-class InputSettings(_Table, frozen=True):
-    """`[input]`"""
-
-    devices: list[str] = []
-    grab: bool = True
-    focus: str = ""
-    repeat_delay: float = 0.5
-    repeat_rate: float = 25.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.repeat_delay <= 10:
-            raise ValueError("repeat-delay is a number of seconds, up to 10")
-        if not 0 <= self.repeat_rate <= 100:
-            raise ValueError("repeat-rate is a number of repetitions per second, 0 (none) to 100")
-
-
-class ControlSettings(_Table, frozen=True):
-    """`[control]`"""
-
-    socket: str = "/run/displbe/control"
-
-
-class MetricsSettings(_Table, frozen=True):
-    """`[metrics]`"""
-
-    textfile: str = ""
-    interval: float = 15.0
-    socket: str = ""
-    listen: str = ""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.interval <= 3600:
-            raise ValueError("interval is a number of seconds, 1 to 3600")
-        host, colon, port = self.listen.rpartition(":")
-        if self.listen and not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-            raise ValueError("listen is HOST:PORT")
-        try:
-            host.strip("[]").encode("idna")
-        except UnicodeError as error:
-            raise ValueError(f"listen is HOST:PORT, and {host} cannot be a host: {error}") from error
-
-
-class HeadlessSettings(_Table, frozen=True):
-    """`[headless]`"""
-
-    refresh: float = 60.0
-    directory: str = ""
-    outputs: list[str] = []
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.refresh <= 1000:
-            raise ValueError("refresh is a number of refreshes per second, 1 to 1000")
-
-
-class DrmSettings(_Table, frozen=True):
-    """`[drm]`"""
-
-    device: str = "auto"
-    zero_copy: Literal["auto", "require", "off"] = "auto"
-    scale: Literal["fit", "stretch", "none"] = "fit"
-    refresh: float = 30.0
-    on_exit: Literal["restore", "keep", "blank"] = "restore"
-    seat: Literal["auto", "off"] = "auto"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.refresh <= 120:
-            raise ValueError("refresh is a number of looks per second, 0 (never) to 120")
-
-
-class WaylandSettings(_Table, frozen=True):
-    """`[wayland]`"""
-
-    display: str = ""
-    zero_copy: Literal["auto", "off"] = "auto"
-    dmabuf: Literal["auto", "always", "never"] = "auto"
-    shell: Literal["auto", "xdg"] = "auto"
-    title: str = "{guest}: {connector}"
-    app_id: str = "displbe.{guest}.{connector}"
-    scale: Literal["fit", "stretch", "none"] = "fit"
-    refresh: float = 30.0
-    on_close: Literal["ignore", "detach"] = "ignore"
-    outputs: dict[str, str] = {}
-    surfaces: dict[str, int] = {}
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.refresh <= 120:
-            raise ValueError("refresh is a number of looks per second, 0 (never) to 120")
-        for template in (self.title, self.app_id):
-            try:
-                template.format(guest="", connector="")
-            except (LookupError, ValueError) as error:
-                raise ValueError(f"{template!r}: only {{guest}} and {{connector}} can be filled in") from error
-        if any(not 0 <= number < 1 << 32 for number in self.surfaces.values()):
-            raise ValueError("surfaces are ivi ids, numbers of 32 bits")
-        if len(set(self.surfaces.values())) < len(self.surfaces):
-            raise ValueError("surfaces are ivi ids: no two connectors have the same")
-
-
-class X11Settings(_Table, frozen=True):
-    """`[x11]`"""
-
-    display: str = ""
-    scale: Literal["fit", "stretch", "none"] = "fit"
-    fullscreen: bool = False
-    on_close: Literal["iconify", "detach", "ignore"] = "iconify"
-    refresh: float = 60.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.refresh <= 1000:
-            raise ValueError("refresh is a number of refreshes per second, 1 to 1000")
-
-
-class Settings(_Table, frozen=True):
+class Settings(Table, frozen=True):
     """The whole file."""
 
     sink: Literal["drm", "wayland", "x11", "headless"] = "drm"

@@ -13,11 +13,15 @@ from typing import Final
 
 import trio
 
-from displbe.config import ControlSettings, HeadlessSettings, Settings, WaylandSettings, X11Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Frontend, Guest, draw_bars
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
+from displbe.sinks.headless.settings import HeadlessSettings
+from displbe.sinks.wayland.settings import WaylandSettings
+from displbe.sinks.x11.settings import X11Settings
 
 __all__ = ["run_demo"]
 
@@ -115,9 +119,8 @@ async def _on_x11() -> Settings | None:
 
 
 def _write(daemon: Daemon, output: str) -> None:
-    from displbe.sinks.headless import (
-        HeadlessOutput,
-    )  # late: Pillow is optional; without it the daemon would not have started
+    # Late: Pillow is optional. Without it the daemon would not have started.
+    from displbe.sinks.headless.sink import HeadlessOutput
 
     shown = daemon.sink.claimed(CONNECTOR.name)
     assert isinstance(shown, HeadlessOutput)

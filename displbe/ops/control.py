@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from struct import Struct
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -19,13 +19,13 @@ import trio
 
 from .clients import Clients
 from .listen import unix_listener
+from .settings import ControlSettings
 
 __all__ = [
     "VERSION",
     "Answer",
     "CommandError",
     "Control",
-    "ControlSettings",
     "Head",
     "Lines",
     "Request",
@@ -49,14 +49,6 @@ DEADLINE: Final = 10.0
 """Seconds in which a command must be done. What a guest holds up (a buffer that a card or a compositor still has) it may hold for ever."""
 _CREDENTIALS: Final = Struct("=iII")
 _log = structlog.get_logger("displbe.control")
-
-
-class ControlSettings(Protocol):
-    """`[control]` of the configuration, which configs/displbe.toml explains."""
-
-    @property
-    def socket(self) -> str:
-        """Its path; empty: no socket."""
 
 
 class CommandError(Exception):

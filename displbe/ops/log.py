@@ -19,13 +19,15 @@ import structlog
 from .text import escape
 from .writer import LineWriter
 
-__all__ = ["RateLimit", "configure", "dropped", "flush", "set_level"]
+__all__ = ["RateLimit", "SparseLog", "configure", "dropped", "flush", "set_level"]
 
 BURST: Final = 20
 """Lines of one kind from one device that are written at once…"""
 RATE: Final = 1.0
 """…and then this many per second."""
 MAX_KINDS: Final = 1024
+SPARSE: Final = 10.0
+"""Seconds between two equal lines of a SparseLog."""
 
 Event = MutableMapping[str, Any]
 
@@ -59,6 +61,25 @@ class RateLimit:
         if suppressed:
             event["suppressed"] = suppressed
         return event
+
+
+class SparseLog:
+    """Writes a line unless the same line was written a moment ago: for events that a guest can cause as often as it likes.
+
+    Two lines are the same when their event and reason are.
+    """
+
+    def __init__(self, logger: Any, seconds: float = SPARSE) -> None:
+        self._logger = logger
+        self._seconds = seconds
+        self._written: dict[tuple[str, str], float] = {}
+
+    def __call__(self, event: str, reason: str = "", *, level: str = "warning", **values: object) -> None:
+        now = time.monotonic()
+        if now - self._written.get((event, reason), -self._seconds) >= self._seconds:
+            self._written = {key: when for key, when in self._written.items() if now - when < self._seconds}
+            self._written[event, reason] = now
+            getattr(self._logger, level)(event, reason=reason or None, **values)
 
 
 class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 import trio
@@ -19,9 +19,10 @@ from prometheus_client.registry import CollectorRegistry
 
 from .clients import Clients
 from .listen import unix_listener
+from .settings import MetricsSettings
 from .status import Connector, Device, Guest, Status
 
-__all__ = ["Metrics", "MetricsSettings", "families"]
+__all__ = ["Metrics", "families"]
 
 MAX_GUESTS: Final = 64
 MAX_NAME: Final = 64
@@ -33,26 +34,6 @@ MAX_REQUEST: Final = 8192
 FRESH: Final = 1.0
 """Seconds that an answer serves for further clients."""
 _log = structlog.get_logger("displbe.metrics")
-
-
-class MetricsSettings(Protocol):
-    """`[metrics]` of the configuration, which configs/displbe.toml explains."""
-
-    @property
-    def textfile(self) -> str:
-        """A file, NAME.prom; empty: none."""
-
-    @property
-    def interval(self) -> float:
-        """Seconds between two versions of it."""
-
-    @property
-    def socket(self) -> str:
-        """A UNIX socket that speaks HTTP; empty: none."""
-
-    @property
-    def listen(self) -> str:
-        """HOST:PORT; empty: no TCP."""
 
 
 def _labels(guest: Guest, guests: list[Guest]) -> str:

@@ -13,7 +13,7 @@ from .base import Sink
 __all__ = ["SINKS", "MissingPackage", "make_sink", "mappings"]
 
 SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
-    "headless": ("displbe.sinks.headless", "HeadlessSink", ("PIL",)),
+    "headless": ("displbe.sinks.headless.sink", "HeadlessSink", ("PIL",)),
     "drm": ("displbe.sinks.drm.sink", "DrmSink", ()),
     "wayland": ("displbe.sinks.wayland.sink", "WaylandSink", ("pywayland",)),
     "x11": ("displbe.sinks.x11.sink", "X11Sink", ("xcffib",)),

@@ -20,8 +20,9 @@ from typing import Final
 import structlog
 import trio
 
-from displbe.config import ControlSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import SimChannels, Xen
 from displbe.sim.toolstack import ConnectorSpec, Toolstack

@@ -21,11 +21,13 @@ from typing import Any, Final, NoReturn
 import trio
 from evdev.eventio import EventIO
 
-from displbe.config import ControlSettings, InputSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.input.names import Role
+from displbe.input.settings import InputSettings
 from displbe.input.sources.evdev import REST, read_events
 from displbe.input.translate import Description, Event, State
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
 from displbe.sim.input import InputFrontend

@@ -23,12 +23,14 @@ from typing import Final
 
 import trio
 
-from displbe.config import ControlSettings, HeadlessSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
 from displbe.process import exempt_from_gc
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
+from displbe.sinks.headless.settings import HeadlessSettings
 
 from .steps import Steps, _start
 

@@ -25,13 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unit.drm_model import Board
 
-from displbe.config import ControlSettings, DrmSettings, HeadlessSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks import registry
+from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
+from displbe.sinks.headless.settings import HeadlessSettings
 
 __all__ = ["Steps", "report"]
 

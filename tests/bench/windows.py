@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sinks.headless_weston import Weston, weston
 
-from displbe.config import WaylandSettings
 from displbe.sinks.base import Claimant, Geometry, Part
 from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import Mapping

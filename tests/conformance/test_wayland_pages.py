@@ -11,10 +11,10 @@ import trio
 from conformance.world import World
 from sinks.compositor import CORE, FakeCompositor
 
-from displbe.config import WaylandSettings
 from displbe.sinks.base import Claimant, Geometry, Part
 from displbe.sinks.wayland.buffers import WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 from displbe.wire.formats import fourcc
 from displbe.xen.port import Ledger

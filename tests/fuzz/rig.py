@@ -17,10 +17,10 @@ import trio
 from displbe.backend.device import Device, Driver
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits, Quota, Total
-from displbe.config import HeadlessSettings
 from displbe.display.device import DisplayDriver
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
-from displbe.sinks.headless import HeadlessSink
+from displbe.sinks.headless.settings import HeadlessSettings
+from displbe.sinks.headless.sink import HeadlessSink
 from displbe.wire.displif import PageFlipEvent, Response, decode_event, decode_response
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.pgdir import encode_directory

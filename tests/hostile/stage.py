@@ -15,7 +15,7 @@ from scenario.world import World, exchange, flip_on, spec, until
 
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
-from displbe.config import InputSettings
+from displbe.input.settings import InputSettings
 from displbe.sim.guest import DisplayBuffer, FrontConnector, Guest
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.wire.displif import DbufCreate, FbAttach, Request, SetConfig, decode_response

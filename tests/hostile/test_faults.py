@@ -21,11 +21,12 @@ from scenario.world import World, descriptors, flip_on, spec, until
 
 from displbe.backend import device, supervisor
 from displbe.backend.guests import GuestSettings
-from displbe.config import HeadlessSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.sim import guest as sim_guest
 from displbe.sim.guest import Frontend, Guest, GuestFailure
 from displbe.sim.hypervisor import Xen
+from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.wire.displif import REQ_ALLOC, DbufDestroy, FbAttach, FbDetach, GetEdid, PageFlip
 from displbe.wire.pgdir import encode_directory
 from displbe.wire.xenbus import Next, State, Table, decide

@@ -13,8 +13,8 @@ from hostile.stage import BAD, Stage, forked
 from scenario.devices import SimDevice
 from scenario.world import descriptors, until
 
-from displbe.config import InputSettings
 from displbe.input.outbox import QUEUE, Outbox
+from displbe.input.settings import InputSettings
 from displbe.input.translate import EV_KEY, EV_REL, REL_X, Description
 from displbe.sim.guest import Guest
 from displbe.wire.kbdif import IN_SLOTS

@@ -18,10 +18,10 @@ from typing import Any
 import structlog
 import trio
 
-from displbe.config import DrmSettings
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer
 from displbe.sinks.drm.device import Card
 from displbe.sinks.drm.dumb import DumbAllocation
+from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.formats import fourcc
 

@@ -14,13 +14,16 @@ from scenario.world import spec, until
 
 from displbe import process
 from displbe.backend.guests import GuestSettings
-from displbe.config import ControlSettings, HeadlessSettings, InputSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.input.settings import InputSettings
 from displbe.input.translate import EV_KEY, Description
 from displbe.ops.control import Answer, CommandError, Request
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import SimHypervisor, Xen
 from displbe.sim.toolstack import Toolstack
+from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger, Unavailable
 

@@ -14,11 +14,11 @@ from scenario.world import World, descriptors, flip_on, spec, until
 
 from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
-from displbe.config import InputSettings
 from displbe.ctl.tables import WIDTH, status_lines
 from displbe.input import device as input_device
 from displbe.input import focus
 from displbe.input.remembered import Remembered
+from displbe.input.settings import InputSettings
 from displbe.input.sources import evdev
 from displbe.input.translate import (
     ABS_X,
@@ -34,7 +34,7 @@ from displbe.input.translate import (
 )
 from displbe.ops import status
 from displbe.sim.input import InputFrontend
-from displbe.sinks.headless import HeadlessSink
+from displbe.sinks.headless.sink import HeadlessSink
 from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,

@@ -10,8 +10,9 @@ import pytest
 import trio
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
-from displbe.config import ControlSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Frontend, Guest
 from displbe.sim.hypervisor import Xen
 from displbe.wire.displif import PageFlip

@@ -18,10 +18,11 @@ from scenario.world import World, flip_on, spec, until
 
 from displbe import daemon, process
 from displbe.backend.guests import GuestSettings
-from displbe.config import ControlSettings, Settings, differences, load
+from displbe.config import Settings, differences, load
 from displbe.daemon import Daemon
 from displbe.input.translate import EV_KEY, Description
 from displbe.ops.health import Health
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 

@@ -15,13 +15,16 @@ from displbe.backend import device as backend_device
 from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
-from displbe.config import ControlSettings, HeadlessSettings, InputSettings, LogSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.input.settings import InputSettings
+from displbe.ops.settings import ControlSettings, LogSettings
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
 from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
-from displbe.sinks.headless import HeadlessOutput
+from displbe.sinks.headless.settings import HeadlessSettings
+from displbe.sinks.headless.sink import HeadlessOutput
 from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request
 from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger

@@ -16,7 +16,6 @@ import trio
 import trio.testing
 from sinks.compositor import CORE, FakeCompositor, Surface
 
-from displbe.config import WaylandSettings
 from displbe.sinks.base import Claimant, Geometry, OutputUnavailable, Part, SinkError
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import feedback
@@ -24,6 +23,7 @@ from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import WaylandBuffer
 from displbe.sinks.wayland.copies import Copies, Copy
 from displbe.sinks.wayland.output import WaylandOutput, ivi_id
+from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink, socket_path
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc

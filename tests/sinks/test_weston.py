@@ -18,7 +18,7 @@ from PIL import Image
 from sinks.headless_weston import IVI, Weston, version, weston
 
 from displbe.backend.quota import Limits
-from displbe.config import Settings, WaylandSettings
+from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.sim.guest import Guest, draw_bars
 from displbe.sim.hypervisor import Xen
@@ -26,6 +26,7 @@ from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks.base import Claimant, Geometry, Part
 from displbe.sinks.wayland.buffers import WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 from displbe.wire.displif import DbufDestroy, FbDetach
 from displbe.wire.formats import fourcc

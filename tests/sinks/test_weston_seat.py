@@ -10,11 +10,13 @@ from scenario.world import until
 from sinks.headless_weston import weston
 from sinks.x11.xvfb import User, Xvfb
 
-from displbe.config import ControlSettings, Settings, WaylandSettings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest, draw_bars
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
+from displbe.sinks.wayland.settings import WaylandSettings
 
 KEY_A, KEY_B, BTN_LEFT = 30, 48, 0x110
 SIZE = 1024, 768

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from displbe.config import Settings, XenSettings
+from displbe.config import Settings
 from displbe.ctl import xenstore
 from displbe.ctl.check_result import CheckResult
 from displbe.ctl.machine import Machine
 from displbe.ctl.xenstore import store_results
 from displbe.sim.store import StoreServer
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
+from displbe.xen.settings import XenSettings
 
 
 class World:

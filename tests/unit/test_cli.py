@@ -18,8 +18,9 @@ from logs import as_in_tests
 from PIL import Image
 
 from displbe import __version__, cli, process
-from displbe.config import ControlSettings, Settings
+from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
 from displbe.sim.hypervisor import Xen
 from displbe.xen.port import Unavailable
 from displbe.xen.single_instance import single_instance

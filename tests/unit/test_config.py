@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from displbe.backend.guests import GuestSettings
-from displbe.config import ConfigError, HeadlessSettings, LogSettings, Settings, load
+from displbe.config import ConfigError, Settings, load
+from displbe.ops.settings import LogSettings
+from displbe.sinks.headless.settings import HeadlessSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

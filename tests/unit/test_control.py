@@ -16,10 +16,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from displbe.config import ControlSettings
 from displbe.ops import clients, control
 from displbe.ops.clients import MAX_CLIENTS
 from displbe.ops.control import MAX_LINE, Answer, CommandError, Control, Lines, Request, parse_request
+from displbe.ops.settings import ControlSettings
 
 LINE = st.binary(max_size=200).filter(lambda line: b"\n" not in line)
 LARGE = bytes(range(256)) * 16384  # far more than a socket holds

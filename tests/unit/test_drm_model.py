@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelCard, Monitor, Pages
 
-from displbe.config import DrmSettings
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import direct, flip, frames, hotplug, keeper, sink
 from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.drm.seat import Files, Seat
+from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc

@@ -14,10 +14,11 @@ import trio
 import trio.testing
 from PIL import Image
 
-from displbe.config import HeadlessSettings
-from displbe.sinks import headless, picture
+from displbe.sinks import picture
 from displbe.sinks.base import Geometry, OutputUnavailable, Part, SinkError
-from displbe.sinks.headless import HeadlessOutput, HeadlessSink
+from displbe.sinks.headless import sink as headless
+from displbe.sinks.headless.settings import HeadlessSettings
+from displbe.sinks.headless.sink import HeadlessOutput, HeadlessSink
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 

@@ -12,12 +12,13 @@ from typing import TextIO, cast
 
 import pytest
 import structlog
+import structlog.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from logs import as_in_tests
 
 from displbe.ops import log, writer
-from displbe.ops.log import BURST, MAX_KINDS, RateLimit, configure
+from displbe.ops.log import BURST, MAX_KINDS, SPARSE, RateLimit, SparseLog, configure
 from displbe.ops.text import MAX_TEXT, escape
 from displbe.ops.writer import LineWriter
 
@@ -243,6 +244,7 @@ def test_a_file_that_does_not_block(pipe: Pipe) -> None:
 def test_what_waits_is_written_at_the_end() -> None:
     code = """
 import structlog
+import structlog.testing
 from displbe.ops import log
 log.configure("json")
 for number in range(1000):
@@ -257,6 +259,7 @@ for number in range(1000):
 def test_a_stalled_reader_does_not_keep_the_process() -> None:
     code = """
 import structlog
+import structlog.testing
 from displbe.ops import log
 log.configure("json")
 for number in range(5000):
@@ -269,3 +272,21 @@ for number in range(5000):
     finally:
         os.close(reader)
         os.close(end)
+
+
+def test_a_sparse_log_writes_equal_lines_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("displbe.ops.log.time.monotonic", lambda: now)
+    with structlog.testing.capture_logs() as lines:
+        say = SparseLog(structlog.get_logger())
+        for _ in range(3):
+            say("output dark", "no monitor")
+        say("output dark", "the card is gone", level="info", card="card0")
+        now += SPARSE
+        say("output dark", "no monitor")
+    assert [(line["log_level"], line["reason"]) for line in lines] == [
+        ("warning", "no monitor"),
+        ("info", "the card is gone"),
+        ("warning", "no monitor"),
+    ]
+    assert lines[1]["card"] == "card0"

@@ -18,10 +18,10 @@ from hypothesis import given
 from prometheus_client.parser import text_string_to_metric_families
 from unit.statuses import STATUS
 
-from displbe.config import MetricsSettings
 from displbe.ops import clients, metrics
 from displbe.ops.clients import MAX_CLIENTS
 from displbe.ops.metrics import MAX_GUESTS, Metrics
+from displbe.ops.settings import MetricsSettings
 from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
 
 CONFIGS = Path(__file__).parents[2] / "configs"

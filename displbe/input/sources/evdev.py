@@ -24,6 +24,7 @@ import trio
 
 from displbe.input.focus import Claim, Focus, Terms
 from displbe.input.names import Binding, Role
+from displbe.input.settings import InputSettings
 from displbe.input.translate import (
     ABS_MT_ORIENTATION,
     ABS_MT_POSITION_X,
@@ -131,18 +132,6 @@ class Nodes(Protocol):
 
     def open(self, path: str) -> Node:
         """Open a device. Raises OSError."""
-
-
-class InputSettings(Protocol):
-    """`[input]` of the configuration, as far as evdev goes."""
-
-    @property
-    def devices(self) -> list[str]:
-        """The devices that guests may name: paths, patterns of paths, `name=` and a pattern."""
-
-    @property
-    def grab(self) -> bool:
-        """Whether the devices' events are kept from everybody else."""
 
 
 class _Reader(Source):

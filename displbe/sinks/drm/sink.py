@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 import trio
@@ -20,8 +20,9 @@ from .errors import DrmError, Unfit
 from .keeper import Keeper
 from .output import DrmOutput
 from .seat import PLAIN, Files, Seat, find_seat
+from .settings import DrmSettings
 
-__all__ = ["DrmSettings", "DrmSink", "NoCard"]
+__all__ = ["DrmSink", "NoCard"]
 
 DEVICES: Final = Path("/dev/dri")
 LATE_CHECK: Final = 0.25
@@ -34,34 +35,6 @@ _log = structlog.get_logger("displbe.drm")
 
 class NoCard(Unavailable):
     """There is no card to show anything on."""
-
-
-class DrmSettings(Protocol):
-    """`[drm]` of the configuration, which configs/displbe.toml explains."""
-
-    @property
-    def device(self) -> str:
-        """A card's device or name (`/dev/dri/card0`, `card0`), or `auto`: every card that can be used."""
-
-    @property
-    def zero_copy(self) -> str:
-        """`auto`, `require` or `off`."""
-
-    @property
-    def scale(self) -> str:
-        """`fit`, `stretch` or `none`."""
-
-    @property
-    def refresh(self) -> float:
-        """How often a second what the guest draws without flipping is looked for, or the card told of; 0: never."""
-
-    @property
-    def on_exit(self) -> str:
-        """`restore`, `keep` or `blank`."""
-
-    @property
-    def seat(self) -> str:
-        """`auto` or `off`: whether cards are opened through libseat where there is a session manager."""
 
 
 class DrmSink(Sink):

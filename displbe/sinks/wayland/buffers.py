@@ -22,10 +22,10 @@ from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .conn import Proxy
+from .settings import WaylandSettings
 
 if TYPE_CHECKING:
     from .session import Session
-    from .sink import WaylandSettings
 
 __all__ = ["Unsuitable", "WaylandBuffer", "can_copy", "offer", "shm_format"]
 

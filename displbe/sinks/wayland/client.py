@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -19,9 +19,7 @@ from .buffers import WaylandBuffer, offer
 from .conn import Connection, Lost, Proxy, connect
 from .output import WaylandOutput
 from .session import Session
-
-if TYPE_CHECKING:
-    from .sink import WaylandSettings
+from .settings import WaylandSettings
 
 __all__ = ["Client", "Dmabufs"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -15,59 +15,12 @@ from displbe.sinks.seat import Seats
 from .client import Client, Dmabufs
 from .conn import Connection, connect
 from .output import WaylandOutput, ivi_id
+from .settings import WaylandSettings
 
-__all__ = ["WaylandSettings", "WaylandSink", "socket_path"]
+__all__ = ["WaylandSink", "socket_path"]
 
 LATE_CHECK: Final = 0.25
 """Seconds between looks for flips of which the compositor says nothing."""
-
-
-class WaylandSettings(Protocol):
-    """`[wayland]` of the configuration, which configs/displbe.toml explains."""
-
-    @property
-    def display(self) -> str:
-        """The compositor's socket: a path, or a name in $XDG_RUNTIME_DIR; empty: what $WAYLAND_DISPLAY says."""
-
-    @property
-    def zero_copy(self) -> str:
-        """`auto` or `off`."""
-
-    @property
-    def dmabuf(self) -> str:
-        """`auto`, `always` or `never`."""
-
-    @property
-    def shell(self) -> str:
-        """`auto` or `xdg`."""
-
-    @property
-    def title(self) -> str:
-        """A window's title, with {guest} and {connector}."""
-
-    @property
-    def app_id(self) -> str:
-        """Its application's id, likewise."""
-
-    @property
-    def scale(self) -> str:
-        """`fit`, `stretch` or `none`."""
-
-    @property
-    def refresh(self) -> float:
-        """How often a second a frame is looked at for what the guest draws without flipping; 0: never."""
-
-    @property
-    def on_close(self) -> str:
-        """`ignore` or `detach`."""
-
-    @property
-    def outputs(self) -> Mapping[str, str]:
-        """The compositor's outputs that connectors fill, by the connectors' names."""
-
-    @property
-    def surfaces(self) -> Mapping[str, int]:
-        """The ivi ids of connectors whose names are no numbers."""
 
 
 def socket_path(display: str, environment: Mapping[str, str] = os.environ) -> str:

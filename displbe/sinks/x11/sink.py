@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 import trio
@@ -14,36 +14,13 @@ from displbe.sinks.seat import Seats
 
 from .output import X11Output
 from .server import Lost, Refused, Server
+from .settings import X11Settings
 
-__all__ = ["X11Settings", "X11Sink"]
+__all__ = ["X11Sink"]
 
 RETRY: Final = 1.0
 """Seconds between two attempts to reach the server."""
 _log = structlog.get_logger("displbe.x11")
-
-
-class X11Settings(Protocol):
-    """`[x11]` of the configuration."""
-
-    @property
-    def display(self) -> str:
-        """The X server, as in DISPLAY; empty: what the environment says."""
-
-    @property
-    def scale(self) -> str:
-        """`fit`, `stretch` or `none`."""
-
-    @property
-    def fullscreen(self) -> bool:
-        """Whether windows ask to be full screen."""
-
-    @property
-    def on_close(self) -> str:
-        """`iconify`, `detach` or `ignore`."""
-
-    @property
-    def refresh(self) -> float:
-        """Refreshes per second."""
 
 
 class X11Sink(Sink):

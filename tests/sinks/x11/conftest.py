@@ -12,9 +12,10 @@ import trio
 from scenario.world import World, descriptors
 from sinks.x11.xvfb import User, Xvfb
 
-from displbe.config import Settings, X11Settings
+from displbe.config import Settings
 from displbe.sim.hypervisor import Xen
 from displbe.sinks.x11.output import X11Output
+from displbe.sinks.x11.settings import X11Settings
 from displbe.sinks.x11.sink import X11Sink
 from displbe.xen.port import Ledger
 

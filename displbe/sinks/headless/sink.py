@@ -1,23 +1,19 @@
-"""A sink without a screen: keeps each output's last frame and writes it as PNG. For CI, for demos, for boards without a display.
+"""A sink without a screen. It keeps each output's last frame and writes it as PNG: for CI, demos, boards without a display.
 
-It shows as a screen does: a flip takes effect at the next refresh, by a timer.
+It behaves as a screen does: a flip takes effect at the next refresh, which a timer gives.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Final
 
 import structlog
 import trio
 from PIL import Image
 
-from displbe.wire.errors import from_host
-from displbe.xen.memory import PAGE_SIZE, Mapping
-from displbe.xen.port import GuestBuffer
-
-from .base import (
+from displbe.sinks.base import (
     NOBODY,
     Allocation,
     Claimant,
@@ -30,27 +26,19 @@ from .base import (
     SinkError,
     view_of,
 )
-from .picture import image
+from displbe.sinks.flip import Flip, FlipClock
+from displbe.sinks.picture import image
+from displbe.wire.errors import from_host
+from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.port import GuestBuffer
 
-__all__ = ["HeadlessOutput", "HeadlessSettings", "HeadlessSink"]
+from .settings import HeadlessSettings
 
+__all__ = ["HeadlessOutput", "HeadlessSink"]
+
+LATE: Final = 3.0
+"""Seconds: longer than the longest refresh."""
 _log = structlog.get_logger("displbe.headless")
-
-
-class HeadlessSettings(Protocol):
-    """`[headless]` of the configuration."""
-
-    @property
-    def refresh(self) -> float:
-        """Refreshes per second."""
-
-    @property
-    def directory(self) -> str:
-        """Where the last frame of each output is written as NAME.png when it is switched off; empty: nowhere."""
-
-    @property
-    def outputs(self) -> list[str]:
-        """The outputs there are; empty: as many as are asked for, under any name."""
 
 
 class _Frame(SinkBuffer):
@@ -94,19 +82,26 @@ class HeadlessOutput(Output):
         super().__init__(name)
         self._sink = sink
         self._shown: _Frame | None = None
-        self._next: tuple[_Frame, int] | None = None
+        self._next: _Frame | None = None
+        """The frame of the flip under way."""
+        self._flip = Flip(sink.clock, self._on_refresh, late=LATE)
+        self._flip.period = 1 / sink.settings.refresh
         self._part = Part(0, 0, 0, 0)
         self._last: Image.Image | None = None
         self._copying = trio.Lock()
         self.reason = "off"
-        self.flips = 0
+
+    @property
+    def flips(self) -> int:
+        """Flips that were shown."""
+        return self._flip.shown
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
         return _Frame(self, await view_of(buffer), geometry)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)
-        self.refresh()  # a flip under way comes before what is asked for now
+        self.refresh()  # a flip under way comes before this frame
         self._shown = buffer
         self._part = part
         self.path, self.reason = "copy", "there is no screen"
@@ -123,22 +118,24 @@ class HeadlessOutput(Output):
 
     def flip(self, buffer: SinkBuffer, token: int) -> None:
         assert isinstance(buffer, _Frame)
-        self._next = (buffer, token)
-        self._sink.refresh_soon()
+        self._next = buffer
+        self._flip.on_ready(self._flip.begin(token))
 
     def refresh(self) -> None:
-        """The moment of a vertical blank: a waiting flip is shown."""
+        """Refresh now: a flip under way is shown."""
+        self._flip.end()
+
+    def _on_refresh(self, token: int) -> None:
+        """Show the frame of the flip that has ended, unless the guest has taken it back."""
         if self._next is not None:
-            (self._shown, token), self._next = self._next, None
-            self.flips += 1
-            self.flipped(token)
+            self._shown, self._next = self._next, None
+        self.flipped(token)
 
     async def forget(self, frame: _Frame) -> None:
-        """A buffer goes: keep its picture if it is on the screen, complete a flip that waits for it. Nothing reads it afterwards."""
-        if self._next is not None and self._next[0] is frame:
-            _, token = self._next
+        """Keep the picture of a buffer that goes, if it is on the screen; end a flip to it. Nothing reads the buffer afterwards."""
+        if self._next is frame:
             self._next = None
-            self.flipped(token)
+            self._flip.end()
         await self._take_off(frame)
 
     async def _take_off(self, frame: _Frame | None = None) -> None:
@@ -192,24 +189,13 @@ class HeadlessSink(Sink):
     def __init__(self, settings: HeadlessSettings) -> None:
         self.settings = settings
         self.outputs: dict[str, HeadlessOutput] = {}
-        self._wanted = trio.Event()
-
-    def refresh_soon(self) -> None:
-        """A flip waits for the next refresh."""
-        self._wanted.set()
+        self.clock = FlipClock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         if self.settings.directory:
             await trio.Path(self.settings.directory).mkdir(parents=True, exist_ok=True)
         task_status.started()
-        period = 1 / self.settings.refresh
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            now = trio.current_time()
-            await trio.sleep_until(now - now % period + period)
-            for output in list(self.outputs.values()):
-                output.refresh()
+        await self.clock.run()
 
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
         if self.settings.outputs and name not in self.settings.outputs:

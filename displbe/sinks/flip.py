@@ -1,0 +1,180 @@
+"""The page flip that a guest waits for, and every rule by which it ends.
+
+An output has at most one flip under way. Each flip ends exactly once, by one of three rules:
+
+* shown: the screen reports that the frame is visible (`on_shown`), or will be at the next refresh (`on_ready`). An output also ends a
+  flip at once when nothing is left to wait for, as when the guest switches the screen off (`end`).
+* timer: no screen reports anything, because the screen is dark or hidden. The flip ends when the next refresh would be
+  (`end_at_refresh`), so that the guest draws at its usual rate.
+* late: the screen should have reported and did not. The clock ends the flip after a limit well below the 3.1 s that Linux's frontend
+  waits for the event.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+__all__ = ["LATE_CHECK", "Flip", "FlipClock", "FlipState"]
+
+LATE_CHECK: Final = 0.25
+"""Seconds between two searches for late flips."""
+_log = structlog.get_logger("displbe.flip")
+
+
+class FlipState(enum.Enum):
+    """Who ends the flip."""
+
+    NONE = "none"
+    """No flip is under way."""
+    WAITING = "waiting"
+    """The screen ends it; if the screen does not, the flip becomes late."""
+    TIMED = "timed"
+    """The clock ends it at the next refresh."""
+
+
+def _nothing() -> None:
+    """Nothing else follows from a late flip."""
+
+
+class Flip:
+    """The flip of one output. `ended` is called with the token of each flip that ends; `on_late` before it when the flip is late.
+
+    `late` is the limit in seconds. Serial numbers tell reports about this flip from reports about earlier ones; they count up from
+    `first_serial`.
+    """
+
+    def __init__(
+        self,
+        clock: FlipClock,
+        ended: Callable[[int], None],
+        *,
+        late: float,
+        on_late: Callable[[], None] = _nothing,
+        first_serial: int = 0,
+    ) -> None:
+        self.state = FlipState.NONE
+        self.serial = first_serial
+        """The serial number of the newest flip."""
+        self.period = 1 / 60
+        """Seconds between two refreshes of the screen; the timer keeps this rate."""
+        self.began = -math.inf
+        """When the newest flip began, in seconds of trio's clock."""
+        self.shown = 0
+        """Flips whose frames the screen has shown."""
+        self.late = 0
+        """Flips that ended because the screen reported nothing in time."""
+        self.ends_by = math.inf
+        """When the clock ends the flip under way, in seconds of trio's clock."""
+        self._clock = clock
+        self._ended = ended
+        self._limit = late
+        self._on_late = on_late
+        self._token = 0
+
+    def begin(self, token: int) -> int:
+        """Begin a flip and return its serial number. The caller has waited for the end of the flip before."""
+        self._token = token
+        self.state = FlipState.WAITING
+        self.began = now = trio.current_time()
+        self.ends_by = now + self._limit
+        self.serial += 1
+        self._clock.add(self)
+        return self.serial
+
+    def renew(self) -> int:
+        """Return a new serial number: reports about earlier commits no longer end the flip under way, if there is one."""
+        self.serial += 1
+        if self.state is not FlipState.NONE:
+            self.state = FlipState.WAITING
+            self.ends_by = self.began + self._limit
+        return self.serial
+
+    def on_shown(self, serial: int) -> None:
+        """The screen shows the frame of this flip: end it. A report about an earlier flip changes nothing."""
+        if serial == self.serial:
+            self.shown += 1
+            self.end()
+
+    def on_ready(self, serial: int) -> None:
+        """The screen shows the frame of this flip at its next refresh, which it does not report: end the flip then."""
+        if serial == self.serial:
+            self.shown += 1
+            self.end_at_refresh()
+
+    def end(self) -> None:
+        """End the flip under way, if there is one."""
+        if self.state is not FlipState.NONE:
+            self.state = FlipState.NONE
+            self._clock.discard(self)
+            self._ended(self._token)
+
+    def end_at_refresh(self) -> None:
+        """Let the clock end the flip under way, if there is one, when the next refresh would be."""
+        if self.state is FlipState.WAITING:
+            self.state = FlipState.TIMED
+            self.ends_by = (trio.current_time() // self.period + 1) * self.period
+            self._clock.wake()
+
+    def check(self, now: float) -> None:
+        """End the flip under way if its time has come. For the clock."""
+        if now < self.ends_by:
+            return
+        if self.state is FlipState.WAITING:
+            self.late += 1
+            self._on_late()
+        self.end()
+
+
+class FlipClock:
+    """The clock of a sink's flips: ends those that no screen ends.
+
+    A flip that its screen ends costs the clock no wake-up: it looks for late flips four times a second, and only while there are flips.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: set[Flip] = set()
+        self._wanted = trio.Event()
+        self._parked = True
+        """Nothing was under way at the last look: the next flip wakes the clock."""
+
+    def add(self, flip: Flip) -> None:
+        """A flip begins."""
+        self._under_way.add(flip)
+        if self._parked:
+            self._parked = False
+            self._wanted.set()
+
+    def discard(self, flip: Flip) -> None:
+        """A flip has ended."""
+        self._under_way.discard(flip)
+
+    def wake(self) -> None:
+        """A flip ends earlier than was known."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """End flips whose time has come, until cancelled."""
+        while True:
+            with trio.move_on_at(self._next_look()):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            now = trio.current_time()
+            for flip in list(self._under_way):
+                try:
+                    flip.check(now)
+                except Exception:  # an error in one output must not stop the clock of all
+                    _log.exception("cannot end a flip")
+
+    def _next_look(self) -> float:
+        """The time of the next look, in seconds of trio's clock."""
+        if not self._under_way:
+            self._parked = True
+            return math.inf
+        timed = (flip.ends_by for flip in self._under_way if flip.state is FlipState.TIMED)
+        return min(trio.current_time() + LATE_CHECK, *timed, math.inf)

@@ -1,0 +1,26 @@
+"""`[x11]` of the configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from displbe.settings import Table
+
+__all__ = ["X11Settings"]
+
+
+class X11Settings(Table, frozen=True):
+    """`[x11]`"""
+
+    display: str = ""
+    """The X server, as in DISPLAY; empty: the one that the environment names."""
+    scale: Literal["fit", "stretch", "none"] = "fit"
+    fullscreen: bool = False
+    """Whether windows ask to be full screen."""
+    on_close: Literal["iconify", "detach", "ignore"] = "iconify"
+    refresh: float = 60.0
+    """Refreshes per second."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.refresh <= 1000:
+            raise ValueError("refresh is a number of refreshes per second, 1 to 1000")
