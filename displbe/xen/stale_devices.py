@@ -11,8 +11,10 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from struct import Struct
 from typing import Final
+
+from displbe.wire import xs
+from displbe.wire.xs import NUL, Op
 
 from . import paths
 from .single_instance import single_instance
@@ -21,11 +23,6 @@ __all__ = ["close_stale_displays"]
 
 TIMEOUT: Final = 3.0
 """Seconds that all of this may take. Displays that are not closed by then are closed once the daemon has started."""
-# xen/include/public/io/xs_wire.h
-_HEADER: Final = Struct("=IIII")
-_DIRECTORY, _READ, _TRANSACTION_START, _TRANSACTION_END, _WRITE, _ERROR = 1, 2, 6, 7, 11, 16
-_LONGEST: Final = 1 << 20
-"""The longest reply that is accepted, in bytes (wire.xs.MAX_REPLY)."""
 # xen/include/public/io/xenbus.h
 _CONNECTED: Final = b"4"
 _CLOSING: Final = b"5"
@@ -39,7 +36,7 @@ class _Refused(Exception):
 
 
 class _Store:
-    """A connection to XenStore that sends one request at a time. Methods raise OSError (no answer) and _Refused."""
+    """A connection to XenStore that sends one request at a time. Methods raise OSError (no answer), xs.ProtocolError, _Refused."""
 
     def __init__(self, path: str) -> None:
         self._until = time.monotonic() + TIMEOUT
@@ -48,41 +45,38 @@ class _Store:
     def close(self) -> None:
         os.close(self._fd)
 
-    def ask(self, operation: int, payload: bytes, transaction: int = 0) -> bytes:
+    def ask(self, op: Op, payload: bytes, transaction: int = 0) -> bytes:
         """Send a request and return the payload of the reply."""
-        message = _HEADER.pack(operation, 0, transaction, len(payload)) + payload
+        message = xs.encode(op, 0, transaction, payload)
         # The device accepts whole messages, and its poll never reports POLLOUT.
         if os.write(self._fd, message) != len(message):
             raise OSError("XenStore does not accept requests")
-        op, _, _, size = _HEADER.unpack(self._receive(_HEADER.size))
-        if size > _LONGEST:
-            raise OSError("the reply is not of XenStore")
-        answer = self._receive(size)
-        if op == _ERROR:
-            raise _Refused(answer)
-        return answer
+        reply = self._receive()
+        if reply.op == Op.ERROR:
+            raise _Refused(reply.payload)
+        return reply.payload
 
     def read(self, path: bytes, transaction: int = 0) -> bytes:
         """Return a node's value."""
-        return self.ask(_READ, path + b"\0", transaction)
+        return self.ask(Op.READ, path + NUL, transaction)
 
     def children(self, path: bytes) -> Iterator[bytes]:
         """Yield the paths of the nodes below a node; none when it is missing."""
         try:
-            names = self.ask(_DIRECTORY, path + b"\0")
+            names = self.ask(Op.DIRECTORY, path + NUL)
         except _Refused:
             return
-        yield from (path + b"/" + name for name in names.split(b"\0") if name)
+        yield from (path + b"/" + name for name in xs.split(names))
 
-    def _receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
+    def _receive(self) -> xs.Packet:
+        decoder = xs.Decoder()
+        while True:
             self._wait()
-            piece = os.read(self._fd, size - len(data))
-            if not piece:
+            data = os.read(self._fd, 65536)
+            if not data:
                 raise OSError("XenStore has closed the connection")
-            data += piece
-        return data
+            for packet in decoder.feed(data):
+                return packet
 
     def _wait(self) -> None:
         poll = select.poll()
@@ -103,7 +97,7 @@ def close_stale_displays(device: str = paths.GNTDEV, store: str | None = None) -
         if store is not None:
             with single_instance(device):
                 _close_all(store)
-    except (OSError, ValueError):
+    except (OSError, ValueError, xs.ProtocolError):
         pass
 
 
@@ -139,11 +133,11 @@ def _switch(store: _Store, display: bytes, old: bytes, new: bytes) -> bool:
     In a transaction, because the toolstack may be removing the display.
     """
     try:
-        number = int(store.ask(_TRANSACTION_START, b"\0").rstrip(b"\0"))
+        number = int(store.ask(Op.TRANSACTION_START, NUL).rstrip(NUL))
         is_old = store.read(display + b"/state", number) == old
         if is_old:
-            store.ask(_WRITE, display + b"/state\0" + new, number)
-        store.ask(_TRANSACTION_END, b"T\0" if is_old else b"F\0", number)
+            store.ask(Op.WRITE, display + b"/state\0" + new, number)
+        store.ask(Op.TRANSACTION_END, b"T\0" if is_old else b"F\0", number)
         return is_old
     except _Refused:
         return False

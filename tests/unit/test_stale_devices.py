@@ -177,6 +177,8 @@ def test_it_loads_few_modules() -> None:
     assert ours == {
         "displbe",
         "displbe.cli",
+        "displbe.wire",
+        "displbe.wire.xs",
         "displbe.xen",
         *(f"displbe.xen.{name}" for name in ("paths", "single_instance", "stale_devices")),
     }
