@@ -61,7 +61,7 @@ def diagram() -> list[str]:
 def table() -> list[str]:
     """Return a table of all rules."""
     lines = [
-        "| Ours | `online` | Frontend's | Ours becomes | when ours has stood | because |",
+        "| displbe's state | `online` | frontend's state | new state | after | reason |",
         "|---|---|---|---|---|---|",
     ]
     for states, rules in groups():
