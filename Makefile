@@ -1,4 +1,4 @@
-# The two commands of the README set up all they need: a virtual environment in .venv, Debian packages where they are missing.
+# make demo and make test install everything that they need: a virtual environment in .venv, and missing Debian packages.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
 
-# The quick tests are among those of the wheel.
+# `make wheel` includes the quick tests.
 test: lint fuzz-short bench wheel deb lab
 
 check: lint unit
@@ -18,8 +18,8 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Most tests wait more than they work. One whose wait was too short, as on a busy machine, is tried once more (trio packs it into a
-# group); the output says so.
+# Most tests wait more than they compute. On a busy machine a wait may be too short: a test that fails with TooSlowError (trio puts it into
+# an exception group) runs once more, and the output says so.
 UNIT := -q -n 4 --dist worksteal --reruns 1 --only-rerun 'TooSlowError|Exceptions from Trio nursery'
 unit: .venv/ready
 	$(BIN)/python -m pytest $(UNIT) -m 'not slow'
@@ -36,12 +36,12 @@ bench: .venv/ready
 	$(BIN)/python -m tests.bench.windows
 	$(BIN)/python -m tests.bench.converting
 
-# Emulated machines depend on what else their host does: what fails is tried once more, and both tries are shown.
+# The speed of an emulated machine depends on the load of its host: a test that fails runs once more, and the output shows both runs.
 LAB := $(BIN)/python -m pytest -q -s -o faulthandler_timeout=0
 lab: .venv/ready
 	$(LAB) --reruns 1 --durations 15 tests/lab
 
-# On a machine with nothing else to do: figures that are not what is wanted are failures.
+# Only on an otherwise idle machine: a measurement that misses its target is a failure.
 figures: .venv/ready
 	$(LAB) --hold -m figure tests/lab
 
@@ -49,12 +49,12 @@ figures: .venv/ready
 		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h)
 	PYTHON=$(PYTHON) sh tests/setup.sh
 
-# Sdist and wheel in out/dist, and all the tests against that wheel. What guests' requests and input go through, wire/, display/ and
-# input/, must be covered to 95 % of lines and branches: [tool.coverage].
+# Sdist and wheel in out/dist, and all tests except the lab against that wheel. The code for guests' requests and input (wire/, display/,
+# input/) must have a coverage of 95 % of lines and branches: [tool.coverage].
 wheel: .venv/ready
 	$(BIN)/python packaging/wheel.py $(UNIT) --cov
 
-# The Debian package in out/deb, built and checked in a Debian 13 of its own.
+# The Debian package in out/deb, built and checked in its own Debian 13.
 deb: .venv/ready
 	$(BIN)/python packaging/deb.py
 

@@ -1,9 +1,9 @@
-"""The manual, from what it tells of: man pages and docs/configuration.md.
+"""Generate the manual: the man pages and docs/configuration.md.
 
     python packaging/manual.py configuration >docs/configuration.md
     python packaging/manual.py man FOLDER            # displbe.8, displbe.toml.5, displbectl.1
 
-Types and defaults are those of the settings, the words those of configs/displbe.toml; options are those of the programs' own --help.
+Types and defaults come from the settings, descriptions from the comments of configs/displbe.toml, options from the programs' --help.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = ["configuration", "man_pages", "settings"]
 
 EXAMPLE = TREE / "configs" / "displbe.toml"
 ABOUT = (
-    "displbe shows the screens of Xen guests, and gives them their keyboards, pointers and touch screens. It is the backend of Xen's"
-    " paravirtual display and input devices (displif.h, kbdif.h), whose frontends are part of Linux (drm_xen_front, xen-kbdfront):"
-    " a daemon in Dom0 or in a driver domain, that takes the guests' frames as they lie in the guests' memory and shows them on this"
-    " machine's screens, or in windows of a Wayland compositor or an X server; without copying pixels where kernel and driver allow it."
+    "displbe shows the screens of Xen guests, and gives the guests keyboards, pointers and touch screens. It is the backend of Xen's"
+    " paravirtual display and input devices (displif.h, kbdif.h). Their frontends are part of Linux (drm_xen_front, xen-kbdfront)."
+    " displbe is a daemon in Dom0 or in a driver domain. It takes the frames from the guests' memory and shows them on the screens of"
+    " this machine, or in windows of a Wayland compositor or an X server. It copies no pixels if the kernel and the driver allow that."
 )
 SEE_ALSO = {
     "displbe.8": ["displbe.toml(5)", "displbectl(1)", "xl.cfg(5)"],
@@ -49,7 +49,7 @@ SEE_ALSO = {
 
 @dataclass
 class Key:
-    """A key of the configuration."""
+    """A key of the configuration, with its description."""
 
     name: str
     text: str
@@ -59,18 +59,18 @@ class Key:
 
 @dataclass
 class Section:
-    """A table of the configuration; the name of the top is empty."""
+    """A table of the configuration. The name of the top-level table is empty."""
 
     name: str
     text: str
     keys: list[Key] = field(default_factory=list)
 
 
-# The words: configs/displbe.toml
+# Descriptions: configs/displbe.toml
 
 
 def words() -> list[Section]:
-    """The example's comments, as sections and keys. A key without a comment of its own shares that of the one before."""
+    """Return the comments of the example, as sections and keys. A key without a comment has that of the key before it."""
     sections = [Section("", "")]
     comment: list[str] = []
     for line in EXAMPLE.read_text("utf-8").splitlines():
@@ -86,7 +86,7 @@ def words() -> list[Section]:
             comment.append(line[2:].strip())
         elif not comment or sections[-1].keys or sections[-1].name:
             comment = []
-        else:  # what stands at the top
+        else:  # the head of the file
             sections[-1].text, comment = " ".join(comment), []
     return sections
 
@@ -95,7 +95,7 @@ def words() -> list[Section]:
 
 
 def kind(of: Any) -> str:
-    """A type in words."""
+    """Return the description of a type."""
     origin, arguments = typing.get_origin(of), typing.get_args(of)
     if origin is typing.Literal:
         return " | ".join(f'"{value}"' for value in arguments)
@@ -107,7 +107,7 @@ def kind(of: Any) -> str:
 
 
 def literal(value: Any) -> str:
-    """A value as TOML has it."""
+    """Return a value in TOML syntax."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -116,7 +116,7 @@ def literal(value: Any) -> str:
 
 
 def fields(of: type) -> dict[str, tuple[str, Any, Any]]:
-    """Name in TOML -> Python's name, type and default."""
+    """Return for each TOML name the Python name, the type and the default."""
     types = typing.get_type_hints(of)
     found = {}
     for entry in msgspec.structs.fields(of):
@@ -127,7 +127,7 @@ def fields(of: type) -> dict[str, tuple[str, Any, Any]]:
 
 
 def settings() -> list[Section]:
-    """The whole configuration. Raises LookupError where words and settings do not fit together."""
+    """Return the whole configuration. Raises LookupError when the descriptions and the settings do not match."""
     told = words()
     top = fields(Settings)
     described = {section.name: section for section in told}
@@ -153,29 +153,29 @@ def settings() -> list[Section]:
 
 
 def reloading() -> str:
-    """What `systemctl reload` does."""
+    """Return the paragraph about `systemctl reload`."""
     when = []
     for key, then in RELOADABLE.items():
         table, _, name = key.partition(".")
         what = f"`[{table}] {name}`" if name else "`[guest.NAME]`" if table == "guest" else f"all of `[{table}]`"
         when.append(f"{what} {then}")
     return (
-        "SIGHUP (`systemctl reload displbe`) has displbe read its configuration again while guests run. These changes hold without a"
-        f" restart: {', '.join(when)}. Others wait for a restart; the log says which. A file that is wrong changes nothing, which the log"
-        " says too."
+        "SIGHUP (`systemctl reload displbe`) makes displbe read its configuration again while guests run. These changes take effect"
+        f" without a restart: {', '.join(when)}. Other changes need a restart; the log names them. If the file has an error, displbe logs"
+        " the error and keeps its present configuration."
     )
 
 
 def configuration() -> str:
-    """docs/configuration.md"""
+    """Return the text of docs/configuration.md."""
     lines = ["<!-- Made by packaging/manual.py from the settings and configs/displbe.toml: do not edit. -->", ""]
     lines += [
         "# The configuration",
         "",
-        "`/etc/displbe/displbe.toml`, in [TOML](https://toml.io). Every key may be left out;",
+        "The file is `/etc/displbe/displbe.toml`, in [TOML](https://toml.io). A key may be left out; then its default applies.",
     ]
     lines += [
-        "an unknown key or a wrong value is an error, which `displbe --check` tells with its place.",
+        "An unknown key or a wrong value is an error; `displbe --check` reports it with its place in the file.",
         "",
         reloading(),
         "",
@@ -197,19 +197,20 @@ def configuration() -> str:
 
 
 def roff(text: str) -> str:
-    """Text that troff takes as it is."""
+    """Return text with all that troff would interpret escaped."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "")
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.M)
 
 
 def page(name: str, about: str) -> Iterator[str]:
+    """Yield the head of a man page."""
     title, section = name.rsplit(".", 1)
     yield f'.TH "{title.upper()}" "{section}" "" "displbe {displbe.__version__}" ""'
     yield from (".SH NAME", f"{roff(title)} \\- {roff(about)}")
 
 
 def options(of: argparse.ArgumentParser) -> Iterator[str]:
-    """What a parser takes, but for its commands."""
+    """Yield the options of a parser, without its commands."""
     for action in of._actions:
         if isinstance(action, argparse._SubParsersAction) or action.help == argparse.SUPPRESS:
             continue
@@ -221,7 +222,7 @@ def options(of: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def program(name: str, about: str, parser: argparse.ArgumentParser, module: ModuleType, more: list[str]) -> str:
-    """A program's page."""
+    """Return the man page of a program."""
     lines = [
         *page(name, about),
         ".SH SYNOPSIS",
@@ -245,12 +246,12 @@ def program(name: str, about: str, parser: argparse.ArgumentParser, module: Modu
 
 
 def settings_page() -> str:
-    """displbe.toml(5)"""
+    """Return the man page displbe.toml(5)."""
     lines = [*page("displbe.toml.5", "configuration of displbe"), ".SH SYNOPSIS", roff(cli.CONFIG), ".SH DESCRIPTION"]
     lines.append(
         roff(
-            "A file in TOML. Every key may be left out; an unknown key or a wrong value is an error."
-            f" displbe --config {cli.CONFIG} --check tells whether it is right."
+            "The configuration is a file in TOML. A key may be left out; then its default applies. An unknown key or a wrong value is an"
+            f" error. displbe --config {cli.CONFIG} --check reports the errors of the file."
         )
     )
     lines += [".PP", roff(reloading())]
@@ -269,11 +270,13 @@ def settings_page() -> str:
 
 
 def man_pages() -> dict[str, str]:
-    """Name -> page."""
+    """Return each man page by its name."""
     files = [".SH FILES", ".TP", f"\\fI{roff(cli.CONFIG)}\\fR", "the configuration"]
     signals = [
         ".SH SIGNALS",
-        roff("SIGTERM and SIGINT end it: every guest is told, and the screens are left as the configuration says."),
+        roff(
+            "SIGTERM and SIGINT end displbe. It closes the devices of all guests, and leaves the screens as on-exit in [drm] says."
+        ),
         ".PP",
         roff(reloading()),
     ]
@@ -283,9 +286,7 @@ def man_pages() -> dict[str, str]:
     }
     if find_spec("displbe.ctl") is not None:
         ctl = importlib.import_module("displbe.ctl.main")
-        made["displbectl.1"] = program(
-            "displbectl.1", "asks and tells the displbe that runs here", ctl.parser(), ctl, []
-        )
+        made["displbectl.1"] = program("displbectl.1", "query and control the running displbe", ctl.parser(), ctl, [])
     return made
 
 

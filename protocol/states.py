@@ -1,6 +1,6 @@
-"""Writes the generated part of states.md from displbe.wire.xenbus.TRANSITIONS: `python3 -m protocol.states`.
+"""Write the generated part of states.md from displbe.wire.xenbus.TRANSITIONS: `python3 -m protocol.states`.
 
-With --check it writes nothing, and fails when the page is not current.
+With --check, write nothing, and fail when the page is out of date.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ END: Final = "<!-- end -->"
 
 
 def name(state: State) -> str:
-    """A state as xenbus.h writes it: InitWait."""
+    """Return the name of a state as in xenbus.h, such as InitWait."""
     return state.name.title().replace("_", "")
 
 
 def seen(states: frozenset[State | None]) -> str:
-    """A set of frontend states, the shorter way round."""
+    """Return a set of frontend states in words: as a list, or as the states that are not in it, whichever is shorter."""
     if states == ANY:
         return "any"
     if len(states) > len(ANY) // 2:
@@ -32,7 +32,7 @@ def seen(states: frozenset[State | None]) -> str:
 
 
 def groups() -> list[tuple[list[State], tuple[Rule, ...]]]:
-    """The table, states with the same rules together."""
+    """Return the table, with states that have the same rules in one group."""
     found: list[tuple[list[State], tuple[Rule, ...]]] = []
     for state, rules in TRANSITIONS.items():
         for states, others in found:
@@ -45,7 +45,7 @@ def groups() -> list[tuple[list[State], tuple[Rule, ...]]]:
 
 
 def diagram() -> list[str]:
-    """The rules while `online` is 1, as Mermaid draws them; those states that displbe never writes are one point."""
+    """Return a Mermaid diagram of the rules for `online` 1. All states that displbe never writes are one point in it."""
     lines = ["```mermaid", "stateDiagram-v2"]
     written = {rule.then for rules in TRANSITIONS.values() for rule in rules}
     lines += [f"    {name(state)}: {state.value} {name(state)}" for state in sorted(written)]
@@ -59,9 +59,9 @@ def diagram() -> list[str]:
 
 
 def table() -> list[str]:
-    """All the rules."""
+    """Return a table of all rules."""
     lines = [
-        "| Ours | `online` | Frontend's | Ours becomes | when ours has stood | because |",
+        "| displbe's state | `online` | frontend's state | new state | after | reason |",
         "|---|---|---|---|---|---|",
     ]
     for states, rules in groups():
@@ -80,22 +80,22 @@ def table() -> list[str]:
 
 
 def current(text: str) -> str:
-    """The page with its generated part made anew."""
+    """Return the page with its generated part replaced. Raises ValueError when a mark of that part is missing."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     if not rest or not after:
-        raise ValueError(f"{PAGE.name} has lost the marks of its generated part")
+        raise ValueError(f"{PAGE.name} has no marks around its generated part")
     return "\n".join([before + BEGIN, "", *diagram(), "", *table(), "", END]) + after
 
 
 def main() -> int:
-    """Write or check."""
+    """Write the page, or check it: the exit code."""
     old = PAGE.read_text("utf-8")
     new = current(old)
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(new, "utf-8")
     elif new != old:
-        print(f"{PAGE.name} is not current: run python3 -m protocol.states", file=sys.stderr)
+        print(f"{PAGE.name} is out of date: run python3 -m protocol.states", file=sys.stderr)
         return 1
     return 0
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv with displbe and what its tests need. On Debian, as root, it installs the packages that are missing.
+# Create .venv with displbe and everything that its tests need. On Debian, as root, install the missing packages.
 set -eu
 
 need=""
@@ -8,7 +8,7 @@ need=""
 command -v cc >/dev/null || need="$need gcc libc6-dev"
 [ -e /usr/include/xen/io/displif.h ] || need="$need libxen-dev"
 command -v edid-decode >/dev/null || need="$need edid-decode"
-# evdev comes as source, and is compiled here.
+# PyPI has evdev as source only, so pip compiles it.
 "$PYTHON" -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null || need="$need python3-dev"
 [ -e /usr/include/linux/limits.h ] || need="$need linux-libc-dev"
 [ -d /usr/share/wayland-protocols ] || need="$need wayland-protocols"

@@ -1,16 +1,16 @@
 /*
- * Prints displif.json: what Xen's own headers say, for the tests to hold displbe against.
+ * Print displif.json: messages, offsets and numbers from Xen's own headers. The tests compare displbe with them.
  *
  *     cc -o generate generate.c && ./generate > displif.json
  *
- * The headers are those of Debian's libxen-dev. Each field of each message is filled with octets that occur nowhere
- * else in that message, all of them above 0x80, so that a swapped, shifted, shortened or sign-extended field shows.
+ * The headers are those of Debian's libxen-dev. Each byte of a field differs from all other bytes of its message, and
+ * is above 0x80. So a test finds a swapped, shifted, shortened or sign-extended field.
  */
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
-/* Else the headers assume the oldest interface, with other names for the barriers. */
+/* Without this, the headers assume the oldest interface, with other names for the barriers. */
 #define __XEN_INTERFACE_VERSION__ 0x00040900
 #include <xen/xen.h>
 #include <xen/errno.h>
@@ -33,7 +33,7 @@ static void open_message(void)
     comma();
     printf("    {\"fields\": [");
     first = true;
-    octet = 0xa1;
+    next_byte = 0xa1;
 }
 
 #define OPEN_REQUEST(kind)                                                                                            \
@@ -131,7 +131,7 @@ static void events(void)
     close_list(']');
 }
 
-/* What ring.h's macros decide, at the indices where they are easily got wrong. */
+/* Results of ring.h's macros, for indices where an implementation easily goes wrong. */
 static unsigned char page[XENDISPL_EVENT_PAGE_SIZE] __attribute__((aligned(8)));
 
 static void ring_decisions(void)

@@ -1,5 +1,5 @@
 /*
- * How the vectors are printed: JSON, and messages whose octets are all different, so that no field can stand at another's place.
+ * Helpers to print the vectors as JSON. The bytes of all fields of a message differ, so that a misplaced field shows.
  */
 #ifndef JSON_H
 #define JSON_H
@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* Layout of the output: one comma before every item but the first of its list. */
+/* A comma comes before every item except the first one of its list. */
 static bool first;
 
 static void comma(void)
@@ -45,14 +45,14 @@ static void string(const char *name, const char *value)
 }
 
 /* Messages. */
-static unsigned octet;
+static unsigned next_byte;
 
 static uint64_t distinct(size_t size)
 {
     uint64_t value = 0;
 
     for (size_t i = 0; i < size; i++)
-        value |= (uint64_t)octet++ << (8 * i);
+        value |= (uint64_t)next_byte++ << (8 * i);
     return value;
 }
 

@@ -1,5 +1,6 @@
 /*
- * Prints kbdif.json: what Xen's own kbdif.h and Linux's own key numbers say, for the tests to hold displbe against.
+ * Print kbdif.json: messages, offsets and numbers from Xen's own kbdif.h, and Linux's key codes. The tests compare
+ * displbe with them.
  *
  *     cc -o kbdif kbdif.c && ./kbdif > kbdif.json
  *
@@ -18,7 +19,7 @@ static void open_event(const char *name)
     comma();
     printf("    {\"event\": \"%s\", \"fields\": [", name);
     first = true;
-    octet = 0xa1;
+    next_byte = 0xa1;
 }
 
 #define FILL_S16(message, name, member)                                                                               \
@@ -146,7 +147,7 @@ int main(void)
     number("out_slots", XENKBD_OUT_RING_LEN);
     close_list('}');
 
-    /* What the translation goes by. */
+    /* The codes of evdev that displbe translates. */
     open_list("codes", '{');
     number("EV_SYN", EV_SYN);
     number("EV_KEY", EV_KEY);

@@ -60,48 +60,48 @@ def row(input: str, answer: str) -> Callable[[Test], Test]:
 LAB: Final = (
     Row(
         "A8",
-        "the domain dies while it connects and leaves, between any two hypercalls of ours",
-        "all is let go of; the next guest is served",
+        "the domain dies while it connects and leaves, between any two hypercalls of displbe",
+        "displbe releases everything and serves the next guest",
         "test_destroyed_while_connecting",
     ),
     Row(
         "A8",
-        "Xen's policy (SILO) forbids channels between the guest and displbe in a driver domain",
-        "not run: Xen refuses the guest's own kernel first, which then has no port to publish; Dom0 is exempt from the policy",
+        "Xen's SILO policy forbids event channels between the guest and displbe in a driver domain",
+        "not run: Xen already refuses the guest's own kernel, which then has no port to publish; Dom0 is exempt from the policy",
     ),
     Row(
         "B4",
-        "a grant that is there to receive a page (transfer), in the directory and as the directory; a free one",
+        "a grant for receiving a page (transfer), in the directory and as the directory; a free grant",
         "EINVAL",
         "test_wrong_grants",
     ),
     Row(
         "B4",
         "a grant for copying only",
-        "not run: only version 2 of Xen's grant tables has them, which Xen on Arm, as in the lab, does not offer",
+        "not run: only version 2 of Xen's grant tables has such grants, and Xen on Arm, as in the lab, does not offer it",
     ),
     Row(
         "C13",
-        "a framebuffer that this very graphics card cannot scan out",
-        "EINVAL, with the reason in the log; a right one is served",
+        "a framebuffer that the graphics card of the lab cannot scan out",
+        "EINVAL, with the reason in the log; displbe serves a valid one",
         "test_shapes_that_the_card_cannot_show",
     ),
     Row(
         "D12",
         "`xl pause` of a guest that flips",
-        "the screen keeps the last frame; unpaused, the guest goes on",
+        "the screen keeps the last frame; after `xl unpause`, the guest goes on",
         "test_paused",
     ),
     Row(
         "K3",
-        "the guest's `backend` names another guest's directory, with xenstored",
-        "refused, and said in the log; the other guest's flips go on",
+        "the guest's `backend` names the directory of another guest, with xenstored",
+        "refused, with a line in the log; the other guest's flips go on",
         "test_beside_a_good_guest",
     ),
     Row(
         "K4",
-        "`unique-id` and `resolution` forged, each alone and both, with xenstored",
-        "refused, and said in the log",
+        "the guest forges `unique-id` and `resolution`, one of them or both, with xenstored",
+        "refused, with a line in the log",
         "test_beside_a_good_guest",
     ),
     Row("K4", "the same with oxenstored", "refused", "test_forged"),
@@ -111,17 +111,16 @@ LAB: Final = (
 _HEAD: Final = """\
 # Hostile inputs
 
-What a guest can do to displbe, and what displbe does then. Each row is a test of the whole daemon on the simulated
-Xen (`tests/hostile`), with a second guest beside the hostile one. A row holds when the answer is the one that stands
-here, the second guest's flips went on all the while, and afterwards nothing was held of either guest: no page, no
-port, no buffer, no file.
+This page lists what a hostile guest can send to displbe, and what displbe does then. Each row is a test of the whole
+daemon on the simulated Xen (`tests/hostile`), with a second guest beside the hostile one. "holds" in the last column
+means: displbe gave the answer of this row, the second guest kept flipping all the time, and afterwards displbe held
+nothing of either guest: no page, no port, no buffer, no file.
 
-Numbers are those of the project's table of malicious frontends. *Shut off* means: the device goes to states 5 and 6 and
-lets go of everything; the guest may connect again. *Refused* means: the device stays at state 2, and its `error` node
-says why. The error numbers are in [errors.md](errors.md).
+The numbers are those of the project's table of malicious frontends. *Shut off* means: the device goes to states 5 and
+6, and displbe releases everything of it; the guest may connect again. *Refused* means: the device stays at state 2, and
+its `error` node gives the reason. The error numbers are in [errors.md](errors.md).
 
-This page is written by the tests: `DISPLBE_WRITE_HOSTILE=1 python -m pytest -q tests/hostile`. They fail when it is not
-current.
+The tests write this page: `DISPLBE_WRITE_HOSTILE=1 python -m pytest -q tests/hostile`. They fail when the page is out of date.
 """
 
 

@@ -71,7 +71,7 @@ async def test_a1_impossible_request_index(stage: Stage) -> None:
             await stage.shut_off(bad)
 
 
-@row("slots rewritten by another vCPU while they are parsed", "each request is answered as one consistent copy of it")
+@row("another vCPU rewrites slots while displbe parses them", "displbe answers one consistent copy of each request")
 async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What each operation gets with these fields; or with cookies 0, when a copy still has an old answer's octets.
     expected = {
@@ -118,7 +118,7 @@ async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert stage.held == {"connectors": 1}
 
 
-@row("`req_event` and `rsp_event` full of garbage", "every request is answered, with at most one notification each")
+@row("`req_event` and `rsp_event` hold garbage", "each request gets a response, with at most one notification each")
 async def test_a3_garbage_in_event_indices(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(3)
     async with stage.bad() as bad:
@@ -150,8 +150,8 @@ async def test_a3_garbage_in_event_indices(stage: Stage, monkeypatch: pytest.Mon
 
 
 @row(
-    "`rsp_prod` and the event page's `in_prod` overwritten",
-    "never read: the next response and event are where they belong",
+    "the guest overwrites `rsp_prod` and the event page's `in_prod`",
+    "displbe never reads them: the next response and event are in the right slots",
 )
 async def test_a4_our_indices_overwritten(stage: Stage) -> None:
     async with stage.bad() as bad:
@@ -174,7 +174,7 @@ async def test_a4_our_indices_overwritten(stage: Stage) -> None:
         assert connector.flips_done == [fb] * 5
 
 
-@row("`in_cons` ahead of `in_prod`, or far behind it", "shut off at the next event")
+@row("`in_cons` is ahead of `in_prod`, or far behind it", "shut off at the next event")
 async def test_a5_impossible_event_index(stage: Stage) -> None:
     async with stage.bad() as bad:
         for value in (5, 1 << 31, -EVENT_SLOTS - 5):
@@ -185,7 +185,7 @@ async def test_a5_impossible_event_index(stage: Stage) -> None:
             await stage.shut_off(bad)
 
 
-@row("`in_cons` never moves", "63 events are written, one waits; then PG_FLIP gets EBUSY until there is room")
+@row("`in_cons` never moves", "displbe writes 63 events and one waits; then PG_FLIP gets EBUSY until there is room")
 async def test_a5_events_never_read(stage: Stage) -> None:
     async with stage.bad() as bad:
         fb = await one_flip(bad)
@@ -206,8 +206,8 @@ async def test_a5_events_never_read(stage: Stage) -> None:
 
 
 @row(
-    "notifications without requests, as fast as a vCPU can",
-    "the port is armed again later each time; others notice nothing",
+    "notifications without requests, as fast as a vCPU can send them",
+    "displbe re-arms the port later each time; other guests notice nothing",
 )
 async def test_a6_event_flood(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage.bad() as bad:
@@ -241,8 +241,8 @@ def ours(stage: Stage, connector: FrontConnector) -> SimChannel:
 
 
 @row(
-    "the ring full of requests all the time",
-    "a few requests in a turn, then the others have theirs; not more than 2000 a second",
+    "the ring is always full of requests",
+    "displbe serves a few requests, then the other rings; at most 2000 requests a second",
 )
 async def test_a7_request_flood(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage.bad() as bad:
@@ -265,7 +265,7 @@ async def test_a7_request_flood(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
         assert 500 < connector.ring_page.load(RSP_PROD) - before <= most
 
 
-@row("eight requests at a time, or 32, with one notification each time", "served at once: taken for no storm")
+@row("eight requests at a time, or 32, with one notification each time", "served at once: not taken for a flood")
 async def test_a7_full_turns(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -285,8 +285,8 @@ async def test_a7_full_turns(stage: Stage) -> None:
 
 
 @row(
-    "the guest closes its ends of the channels while it is served",
-    "notifications go nowhere; the device lives until it leaves",
+    "the guest closes its ends of the event channels while it is connected",
+    "notifications have no effect; the device stays connected until the guest leaves",
 )
 async def test_a8_channels_closed(stage: Stage) -> None:
     async with stage.bad() as bad:
@@ -301,7 +301,7 @@ async def test_a8_channels_closed(stage: Stage) -> None:
         await until(lambda: connector.ring_page.load(RSP_PROD) == connector.ring._req_prod)
 
 
-@row("a channel that there is not, or that is offered to another domain", "refused")
+@row("an event channel that does not exist, or that is offered to another domain", "refused")
 async def test_a8_bind_to_a_closed_port(stage: Stage) -> None:
     await refuse_keys(stage, {"req-event-channel": lambda c: 1000}, "cannot bind event channel")
     await refuse_keys(stage, {"evt-event-channel": lambda c: c._domain.offer(GOOD)}, "cannot bind event channel")
@@ -326,7 +326,7 @@ async def refuse_keys(stage: Stage, changes: dict[str, object], *reasons: str) -
     await stage.gone()
 
 
-@row("each of the 249 operations that there are not", "EOPNOTSUPP")
+@row("each of the 249 operations that do not exist", "EOPNOTSUPP")
 async def test_a9_unknown_operations(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -335,7 +335,7 @@ async def test_a9_unknown_operations(stage: Stage) -> None:
             assert await status(connector, b"\0\0" + bytes((operation,)) + filler) == -Errno.EOPNOTSUPP
 
 
-@row("reserved octets and unknown flags set", "ignored: Linux leaves old octets there")
+@row("reserved bytes and unknown flags are set", "ignored: Linux leaves old bytes there")
 async def test_a10_reserved_octets(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -351,7 +351,7 @@ async def test_a10_reserved_octets(stage: Stage) -> None:
         buffer.free()
 
 
-@row("32 requests with one id", "32 answers, in order, each with that id")
+@row("32 requests with the same id", "32 responses, in order, each with that id")
 async def test_a11_one_id(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -366,7 +366,7 @@ async def test_a11_one_id(stage: Stage) -> None:
         assert {answer.id for answer in found} == {0x1234}
 
 
-@row("requests on buffers and framebuffers sent on connector 1", "EINVAL")
+@row("requests for buffers and framebuffers on connector 1", "EINVAL")
 async def test_a12_wrong_connector(stage: Stage) -> None:
     async with stage.bad(spec("bad"), spec("worse")) as bad:
         first, second = bad.display.connectors
@@ -379,7 +379,7 @@ async def test_a12_wrong_connector(stage: Stage) -> None:
         buffer.free()
 
 
-@row("one page for both rings or for two connectors, one port twice", "refused")
+@row("the same page for both rings or for two connectors; the same port twice", "refused")
 async def test_a13_shared_twice(stage: Stage) -> None:
     await refuse_keys(stage, {"evt-ring-ref": lambda c: c.req_ref}, "twice")
     await refuse_keys(stage, {"evt-event-channel": lambda c: c.req_port}, "twice")

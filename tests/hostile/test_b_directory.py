@@ -48,7 +48,7 @@ async def refused(stage: Stage, guest: Guest, code: Errno, **changes: int) -> No
     buffer.free()
 
 
-@row("a directory page that names itself as the next; two that name each other", "EINVAL")
+@row("a directory page names itself as the next; two pages name each other", "EINVAL")
 async def test_b1_circles(stage: Stage) -> None:
     async with stage.bad() as bad:
         big = REFS_PER_PAGE * 4 * PAGE_SIZE
@@ -70,7 +70,7 @@ async def test_b2_ends_early(stage: Stage) -> None:
         await refused(stage, bad, Errno.EINVAL, buffer_sz=(REFS_PER_PAGE + 1) * PAGE_SIZE, gref_directory=first)
 
 
-@row("the chain is longer than needed, with rubbish in the rest", "served; the rest is never looked at")
+@row("the chain is longer than needed, with garbage in the rest", "served; displbe never looks at the rest")
 async def test_b3_too_long(stage: Stage) -> None:
     async with stage.bad() as bad:
         buffer = raw_buffer(bad)
@@ -83,7 +83,7 @@ async def test_b3_too_long(stage: Stage) -> None:
 
 
 @row(
-    "grant 0, a free one, another domain's, one past the table, one granted to a third domain",
+    "grant reference 0, a free one, one of another domain, one beyond the grant table, one granted to a third domain",
     "EINVAL; nothing stays mapped",
 )
 async def test_b4_wrong_references(stage: Stage) -> None:
@@ -102,7 +102,7 @@ async def test_b4_wrong_references(stage: Stage) -> None:
             await refused(stage, bad, Errno.EINVAL, gref_directory=ref)
 
 
-@row("one reference 1,048,576 times: `buffer_sz` 4 GiB - 1", "ENOSPC, before anything is mapped")
+@row("the same reference 1,048,576 times: `buffer_sz` 4 GiB - 1", "ENOSPC, before displbe maps anything")
 async def test_b5_one_reference_a_million_times(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage.bad() as bad:
         mapped: list[int] = []
@@ -122,7 +122,7 @@ async def test_b5_one_reference_a_million_times(stage: Stage, monkeypatch: pytes
         assert not mapped
 
 
-@row("one reference several times, within the limits", "served, and each charged as a page")
+@row("the same reference several times, within the quota", "served; each one counts as a page of the quota")
 async def test_b5_one_reference_three_times(stage: Stage) -> None:
     async with stage.bad() as bad:
         buffer = raw_buffer(bad)
@@ -134,7 +134,7 @@ async def test_b5_one_reference_three_times(stage: Stage) -> None:
         buffer.free()
 
 
-@row("a directory page rewritten by another vCPU while it is read", "one consistent copy of it counts: 0 or EINVAL")
+@row("another vCPU rewrites a directory page while displbe reads it", "displbe uses one consistent copy: 0 or EINVAL")
 async def test_b6_directory_rewritten(stage: Stage) -> None:
     async with stage.bad() as bad:
         buffer = raw_buffer(bad)
@@ -158,7 +158,7 @@ async def test_b6_directory_rewritten(stage: Stage) -> None:
         buffer.free()
 
 
-@row("a directory page granted read-only", "served: it is mapped read-only")
+@row("a directory page is granted read-only", "served: displbe maps it read-only")
 async def test_b7_read_only_directory(stage: Stage) -> None:
     async with stage.bad() as bad:
         buffer = raw_buffer(bad)
@@ -179,8 +179,8 @@ async def allowed(tmp_path: Path) -> AsyncIterator[Stage]:
 
 
 @row(
-    "be-alloc: a directory that cannot be written, ends early, goes round, or is no grant",
-    "EINVAL; the memory is freed",
+    "be-alloc: a directory that is not writable, ends early, contains a loop, or is not granted",
+    "EINVAL; displbe frees the memory",
 )
 async def test_b8_be_alloc_directory(allowed: Stage) -> None:
     async with allowed.bad(be_alloc=True) as bad:
@@ -210,7 +210,7 @@ async def test_b8_be_alloc_directory(allowed: Stage) -> None:
 
 @row(
     "be-alloc: the same directory page for two buffers",
-    "served: each reply finds its references there, the guest reads them in between",
+    "served: displbe writes the references of each buffer there; the guest reads them before the next request",
 )
 async def test_b8_be_alloc_directory_shared(allowed: Stage) -> None:
     async with allowed.bad(be_alloc=True) as bad:
@@ -229,7 +229,7 @@ async def test_b8_be_alloc_directory_shared(allowed: Stage) -> None:
             assert await status(connector, DbufDestroy(0, cookie)) == 0
 
 
-@row("GET_EDID with `buffer_sz` 4 GiB - 1", "served; as many pages are mapped as the EDID has")
+@row("GET_EDID with `buffer_sz` 4 GiB - 1", "served; displbe maps only as many pages as the EDID needs")
 async def test_b9_edid_into_4_gib(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage.bad() as bad:
         mapped: list[int] = []
@@ -252,7 +252,10 @@ async def test_b9_edid_into_4_gib(stage: Stage, monkeypatch: pytest.MonkeyPatch)
         assert bytes(page[128:]) == b"\xaa" * (PAGE_SIZE - 128)
 
 
-@row("GET_EDID with `buffer_sz` below 128, a wrong directory, or pages granted read-only", "EINVAL; nothing is written")
+@row(
+    "GET_EDID with `buffer_sz` below 128, an invalid directory, or pages granted read-only",
+    "EINVAL; displbe writes nothing",
+)
 async def test_b9_edid_into_nothing(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]

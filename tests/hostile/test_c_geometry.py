@@ -55,7 +55,7 @@ async def test_c1_products_wrap(stage: Stage) -> None:
         )
 
 
-@row("the picture is larger than `buffer_sz`: 1920x1080 in 4096 octets, one octet too few", "EINVAL")
+@row("the picture is larger than `buffer_sz`: 1920x1080 in 4096 bytes; one byte too few", "EINVAL")
 async def test_c2_larger_than_its_buffer(stage: Stage) -> None:
     async with stage.bad() as bad:
         cases = (
@@ -67,7 +67,7 @@ async def test_c2_larger_than_its_buffer(stage: Stage) -> None:
         await refused(stage, bad, Errno.EINVAL, *cases)
 
 
-@row("`data_ofs` beyond the buffer, or so that the last row is outside", "EINVAL")
+@row("`data_ofs` is beyond the buffer, or so large that the last row is outside", "EINVAL")
 async def test_c3_offset(stage: Stage) -> None:
     async with stage.bad() as bad:
         cases = [{"data_ofs": offset} for offset in (1, OCTETS - 1, OCTETS, OCTETS + 1, 1 << 31, U32)]
@@ -85,7 +85,7 @@ async def allowed(tmp_path: Path) -> AsyncIterator[Stage]:
     assert descriptors() == before
 
 
-@row("be-alloc with `data_ofs` other than 0", "EINVAL")
+@row("be-alloc with a `data_ofs` other than 0", "EINVAL")
 async def test_c3_offset_into_our_buffer(allowed: Stage) -> None:
     async with allowed.bad(be_alloc=True) as bad:
         await refused(allowed, bad, Errno.EINVAL, {"flags": REQ_ALLOC, "data_ofs": 64, "buffer_sz": 2 * OCTETS})
@@ -105,7 +105,7 @@ async def test_c4_impossible_sizes(stage: Stage) -> None:
 
 
 @row(
-    "width, height and bpp all 0: an imported buffer, whose shape comes with FB_ATTACH",
+    "width, height and bpp are all 0: an imported buffer, whose size and format come with FB_ATTACH",
     "0; a framebuffer that does not fit gets EINVAL",
 )
 async def test_c4_pending_buffer(stage: Stage) -> None:
@@ -133,7 +133,7 @@ async def test_c5_cookie_0(stage: Stage) -> None:
         assert stage.held == {"connectors": 1, "buffers": 1, "pages": 3}
 
 
-@row("a cookie that is in use", "EEXIST; the one that has it stays as it is")
+@row("a cookie that is already in use", "EEXIST; the object that has the cookie does not change")
 async def test_c6_cookie_in_use(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -151,14 +151,14 @@ async def test_c6_cookie_in_use(stage: Stage) -> None:
         assert picture.getpixel((63, 47)) == (255, 0, 0)
 
 
-@row("FB_ATTACH to a buffer that is not there", "ENOENT")
+@row("FB_ATTACH to a buffer that does not exist", "ENOENT")
 async def test_c7_unknown_buffer(stage: Stage) -> None:
     async with stage.bad() as bad:
         for cookie in (0, 1, COOKIE, (1 << 64) - 1):
             assert await status(bad.display.connectors[0], attach(FB, dbuf=cookie)) == -Errno.ENOENT
 
 
-@row("a framebuffer larger than its buffer, of no size, or of a format of other bits", "EINVAL")
+@row("a framebuffer that is larger than its buffer, has size 0, or has a format with other bits per pixel", "EINVAL")
 async def test_c8_framebuffer_does_not_fit(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -181,7 +181,9 @@ async def test_c9_unknown_formats(stage: Stage) -> None:
             assert await status(connector, attach(FB, code=code)) == -Errno.EINVAL
 
 
-@row("more buffers, framebuffers or pages than a guest may have", "ENOSPC; what it has works on")
+@row(
+    "more buffers, framebuffers or pages than the quota", "ENOSPC; everything that the guest already has keeps working"
+)
 async def test_c10_too_many(tmp_path: Path) -> None:
     limits = Limits(pages=40, buffers=8, framebuffers=12)
     async with Stage.set(tmp_path, limits=limits) as stage, stage.bad() as bad:
@@ -204,7 +206,10 @@ async def test_c10_too_many(tmp_path: Path) -> None:
         assert await status(connector, PageFlip(0, 1)) == 0
 
 
-@row("a thousand times: create, attach, destroy, of one pixel, the ring always full", "served; nothing grows")
+@row(
+    "create, attach and destroy a buffer of one pixel, a thousand times, with the ring always full",
+    "served; the memory in use does not grow",
+)
 async def test_c10_storm(tmp_path: Path) -> None:
     async with Stage.set(tmp_path, limits=Limits(requests_per_second=1e9)) as stage, stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -230,8 +235,8 @@ async def test_c10_storm(tmp_path: Path) -> None:
 
 
 @row(
-    "the flag REQ_ALLOC although `be-alloc` is 0 in XenStore",
-    "ignored, since Linux leaves old octets there: the guest's own pages",
+    "the flag REQ_ALLOC, but `be-alloc` is 0 in XenStore",
+    "ignored, because Linux leaves old bytes there: displbe uses the guest's own pages",
 )
 async def test_c11_flag_alone(stage: Stage) -> None:
     async with stage.bad() as bad:
@@ -242,14 +247,17 @@ async def test_c11_flag_alone(stage: Stage) -> None:
         assert not stage.world.hypervisor.domain.grants
 
 
-@row("REQ_ALLOC with `be-alloc` 1 in XenStore, not allowed by the configuration", "EOPNOTSUPP")
+@row("REQ_ALLOC with `be-alloc` 1 in XenStore, but the configuration does not allow it", "EOPNOTSUPP")
 async def test_c11_not_allowed(stage: Stage) -> None:
     async with stage.bad(be_alloc=True) as bad:
         await refused(stage, bad, Errno.EOPNOTSUPP, {"flags": REQ_ALLOC}, {"flags": U32})
         assert not stage.world.hypervisor.domain.grants
 
 
-@row("REQ_ALLOC of 16384x16384, and again and again of less", "ENOSPC at the guest's limit for such pages")
+@row(
+    "REQ_ALLOC of 16384x16384, and then many times of less",
+    "ENOSPC at the guest's quota for such pages (`alloc-pages`)",
+)
 async def test_c12_allocate_everything(allowed: Stage) -> None:
     async with allowed.bad(be_alloc=True) as bad:
         connector = bad.display.connectors[0]
@@ -267,7 +275,7 @@ async def test_c12_allocate_everything(allowed: Stage) -> None:
 
 @row(
     "sizes and strides that the output cannot show",
-    "EINVAL, the output's reason in the log; 0 where another output of the device can",
+    "EINVAL, with the reason of the output in the log; 0 if another output of the device can show them",
 )
 async def test_c13_what_the_output_cannot(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     real = HeadlessOutput.attach

@@ -43,8 +43,8 @@ async def at_once(connector: FrontConnector, *requests: Request) -> list[int]:
 
 
 @row(
-    "DBUF_DESTROY while framebuffers of it are attached, one shown, one being flipped to",
-    "0: they are detached first, nothing maps the pages",
+    "DBUF_DESTROY while the buffer has framebuffers: one is shown, one has a flip under way",
+    "0: displbe detaches the framebuffers first; then nothing maps the pages",
 )
 async def test_d1_destroy_with_framebuffers(stage: Stage) -> None:
     async with stage.bad() as bad:
@@ -57,7 +57,7 @@ async def test_d1_destroy_with_framebuffers(stage: Stage) -> None:
         assert await status(connector, PageFlip(0, FB)) == -Errno.ENOENT
 
 
-@row("DBUF_DESTROY and FB_DETACH of what is not there, or a second time", "ENOENT")
+@row("DBUF_DESTROY and FB_DETACH of something that does not exist, or for the second time", "ENOENT")
 async def test_d2_destroyed_twice(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -71,8 +71,8 @@ async def test_d2_destroyed_twice(stage: Stage) -> None:
 
 
 @row(
-    "FB_DETACH of what is shown, and of what is being flipped to",
-    "0; the picture stays, the flip has its event; the connector stays on and can be flipped",
+    "FB_DETACH of the framebuffer that is shown, and of one with a flip under way",
+    "0; the picture stays, the flip gets its event; the connector stays on and can flip",
 )
 async def test_d3_detach_what_is_shown(stage: Stage) -> None:
     async with stage.bad() as bad:
@@ -116,7 +116,8 @@ async def test_d3_detach_what_is_about_to_be_shown(stage: Stage) -> None:
 
 
 @row(
-    "PG_FLIP to a framebuffer that never was, is gone, or is another device's of the same guest", "ENOENT, and no event"
+    "PG_FLIP to a framebuffer that never existed, is detached, or belongs to another device of the guest",
+    "ENOENT, and no event",
 )
 async def test_d4_flip_to_nothing(stage: Stage) -> None:
     async with stage.bad() as bad:
@@ -142,7 +143,7 @@ async def test_d4_flip_to_nothing(stage: Stage) -> None:
         assert connector.event_page.load(EVENTS) == 0
 
 
-@row("a second and a third PG_FLIP while one is under way", "EBUSY; one event, for the first")
+@row("a second and a third PG_FLIP while the first is under way", "EBUSY; one event, for the first flip")
 async def test_d5_second_flip(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -157,7 +158,7 @@ async def test_d5_second_flip(stage: Stage) -> None:
         assert connector._next_event_id == 10
 
 
-@row("PG_FLIP before SET_CONFIG, or after the connector was switched off", "EINVAL")
+@row("PG_FLIP before SET_CONFIG, or after the guest has switched the connector off", "EINVAL")
 async def test_d6_flip_while_off(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -169,7 +170,7 @@ async def test_d6_flip_while_off(stage: Stage) -> None:
 
 
 @row(
-    "a framebuffer's cookie used again at once, with the old one's flip still under way",
+    "the cookie of a framebuffer is used again at once, while the flip to the old framebuffer is under way",
     "one event for each accepted flip, in order",
 )
 async def test_d7_cookie_used_again(stage: Stage) -> None:
@@ -186,8 +187,8 @@ async def test_d7_cookie_used_again(stage: Stage) -> None:
 
 
 @row(
-    "the guest closes the device, or its nodes vanish, with a flip under way",
-    "let go of at once; no event into pages that are the guest's again",
+    "the guest closes the device, or its nodes are removed, while a flip is under way",
+    "displbe releases everything at once, and writes no event into pages that the guest has back",
 )
 async def test_d8_closed_while_flipping(stage: Stage) -> None:
     async with stage.bad() as bad:
@@ -209,7 +210,10 @@ async def test_d8_closed_while_flipping(stage: Stage) -> None:
                 await bad.display.connected.wait()
 
 
-@row("SET_CONFIG as fast as it is answered", "after eight, two a second; each is answered within Linux's 3 s")
+@row(
+    "SET_CONFIG, again as soon as the response comes",
+    "eight at once, then two a second; each response comes within Linux's 3 s",
+)
 async def test_d9_mode_storm(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -225,7 +229,7 @@ async def test_d9_mode_storm(stage: Stage) -> None:
 
 
 @row(
-    "the connector switched on and off, or flipped between framebuffers of two shapes, as fast as it is answered",
+    "the guest switches the connector on and off, or flips between framebuffers of two sizes, again as soon as the response comes",
     "the same",
 )
 async def test_d9_switching_storm(stage: Stage) -> None:
@@ -241,7 +245,10 @@ async def test_d9_switching_storm(stage: Stage) -> None:
         await stage.still_flips(20)
 
 
-@row("SET_CONFIG of no size, outside the framebuffer, or of cookie 0 with a size", "EINVAL; what was shown stays")
+@row(
+    "SET_CONFIG with size 0, outside the framebuffer, or with cookie 0 and a size",
+    "EINVAL; the picture does not change",
+)
 async def test_d10_impossible_configuration(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -267,7 +274,10 @@ async def test_d10_impossible_configuration(stage: Stage) -> None:
         assert await status(connector, PageFlip(0, FB2)) == 0
 
 
-@row("another vCPU draws all the while into what is shown", "the guest's own trouble: nothing waits for it")
+@row(
+    "another vCPU draws all the time into the frame that is shown",
+    "only the guest's own picture is affected; nothing waits for it",
+)
 async def test_d11_drawing_while_shown(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
@@ -286,7 +296,7 @@ async def test_d11_drawing_while_shown(stage: Stage) -> None:
 
 @row(
     "the domain is destroyed while it flips, creates and changes modes",
-    "all is given back within a second of the toolstack's word",
+    "displbe releases everything within a second after the toolstack ends the device",
 )
 async def test_d12_destroyed(stage: Stage) -> None:
     for delay in (0.0, 0.003, 0.02):
@@ -308,8 +318,8 @@ async def test_d12_destroyed(stage: Stage) -> None:
 
 
 @row(
-    "the guest stops: no vCPU runs, no event is read, no state changes",
-    "the picture stays; nothing is done for it, and nothing is held up",
+    "the guest stops: no vCPU runs, it reads no event, no state changes",
+    "the picture stays; displbe does no work for the guest, and nothing else waits for it",
 )
 async def test_d12_paused(stage: Stage) -> None:
     async with stage.bad() as bad:

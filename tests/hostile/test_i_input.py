@@ -76,7 +76,8 @@ async def shut_off(stage: Stage, guest: Guest, reason: str) -> None:
 
 
 @row(
-    "no event is ever taken", "512 events wait; then motions go, then taps; what went down comes up when there is room"
+    "the guest never reads an event",
+    "512 events wait; then displbe drops motions, then taps; each key that is down for the guest gets its release when there is room",
 )
 async def test_i1_events_never_taken(stage: Stage) -> None:
     async with hostile(stage) as bad:
@@ -102,8 +103,8 @@ async def test_i1_events_never_taken(stage: Stage) -> None:
 
 
 @row(
-    "a page that says it was used before, of which nothing is ever taken",
-    "every key's release waits, and twice as much at most; an event costs what it costs else",
+    "a page that looks used before, whose events the guest never reads",
+    "the releases of all keys wait, and at most twice as many events; an event costs no more time than usual",
 )
 async def test_i1_used_page_never_taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     looks, drop = 0, Outbox._drop_taps
@@ -146,7 +147,7 @@ async def test_i1_used_page_never_taken(stage: Stage, monkeypatch: pytest.Monkey
         await until(lambda: not feed.outbox.waiting and not bad.input.pressed)
 
 
-@row("`in_cons` ahead of `in_prod`, or far behind it", "shut off")
+@row("`in_cons` is ahead of `in_prod`, or far behind it", "shut off")
 async def test_i2_impossible_index(stage: Stage) -> None:
     for value in (1, IN_SLOTS + 1, 1 << 31):
         async with hostile(stage) as bad:
@@ -157,7 +158,7 @@ async def test_i2_impossible_index(stage: Stage) -> None:
             await shut_off(stage, bad, "impossible event index")
 
 
-@row("`in_prod` and `out_cons` overwritten", "never read: the next event is where it belongs")
+@row("the guest overwrites `in_prod` and `out_cons`", "displbe never reads them: the next event is in the right slot")
 async def test_i2_our_indices_overwritten(stage: Stage) -> None:
     async with hostile(stage) as bad:
         memory = bad.input.memory
@@ -171,7 +172,10 @@ async def test_i2_our_indices_overwritten(stage: Stage) -> None:
             assert len(bad.input.events) == number + 1
 
 
-@row("`in_cons` moved to and fro with notifications, as fast as a vCPU can", "the port is armed again later each time")
+@row(
+    "the guest moves `in_cons` back and forth with notifications, as fast as a vCPU can",
+    "displbe re-arms the port later each time",
+)
 async def test_i2_index_moved_to_and_fro(stage: Stage) -> None:
     async with hostile(stage) as bad:
         bad.input.reads = False
@@ -203,7 +207,10 @@ async def test_i2_index_moved_to_and_fro(stage: Stage) -> None:
         memory.store(IN_CONS, memory.load(IN_PROD))
 
 
-@row("`request-…` nodes that are no 1, or change while connected", "taken for 0; read once for each connection")
+@row(
+    "`request-…` nodes that are not 1, or that change while connected",
+    "count as 0; displbe reads them once for each connection",
+)
 async def test_i3_garbage_in_requests(stage: Stage) -> None:
     vkb = {"unique-id": f"K:{OWN};P:{OWN};T:{OWN}", "feature-abs-pointer": "1", "feature-raw-pointer": "1"}
     keys = ("request-abs-pointer", "request-multi-touch", "request-raw-pointer")
@@ -230,7 +237,7 @@ async def test_i3_garbage_in_requests(stage: Stage) -> None:
     await stage.still_flips()
 
 
-@row("`unique-id` that the guest may write, or that another domain owns", "refused")
+@row("a `unique-id` that the guest may write, or that another domain owns", "refused")
 async def test_i3_forged_unique_id(stage: Stage) -> None:
     tools = stage.world.tools
     for perms in ([("n", BAD)], [("n", 0), ("w", BAD)], [("w", 0)], [("n", 7)]):
@@ -251,7 +258,10 @@ async def test_i3_forged_unique_id(stage: Stage) -> None:
         await until(lambda: (BAD, 0) not in stage.world.daemon.inputs.devices)
 
 
-@row("a device named that the configuration does not allow", "not opened; the guest gets nothing from it")
+@row(
+    "`unique-id` names a device that the configuration does not allow",
+    "displbe does not open it; the guest gets nothing from it",
+)
 async def test_i3_device_not_allowed(tmp_path: Path) -> None:
     allowed = InputSettings(devices=[OWN, "name=some other*"])
     async with Stage.set(tmp_path, input=allowed) as stage:
@@ -265,8 +275,8 @@ async def test_i3_device_not_allowed(tmp_path: Path) -> None:
 
 
 @row(
-    "events sent over the guest's own ring, as fast as a vCPU can",
-    "taken away unread, ever more slowly; others notice nothing",
+    "the guest sends events over its own ring, as fast as a vCPU can",
+    "displbe consumes them unread, later each time; other guests notice nothing",
 )
 async def test_i4_flood_of_its_own_events(stage: Stage) -> None:
     async with hostile(stage) as bad:
@@ -285,7 +295,7 @@ async def test_i4_flood_of_its_own_events(stage: Stage) -> None:
         await until(lambda: bad.input.pressed == {A})
 
 
-@row("`out_prod` more than 25 ahead", "shut off")
+@row("`out_prod` is more than 25 ahead", "shut off")
 async def test_i4_impossible_index(stage: Stage) -> None:
     async with hostile(stage) as bad:
         bad.input.memory.store(OUT_PROD, 26)
@@ -294,8 +304,8 @@ async def test_i4_impossible_index(stage: Stage) -> None:
 
 
 @row(
-    "a keyboard named that another guest has, connections one after the other, the other guest's end waited for",
-    "what is typed for the other is never told; after the operator's word, only what is pressed from then on",
+    "the guest names a keyboard that another guest has, connects again and again, and waits for the other guest to end",
+    "the guest never gets what is typed for the other; when the operator gives it the focus, it gets only keys pressed from then on",
 )
 async def test_i5_focus(stage: Stage) -> None:
     keyboard, world = device(stage, SHARED), stage.world

@@ -56,8 +56,8 @@ async def honest(stage: Stage, bad: Guest) -> None:
 
 
 @row(
-    "ring references and ports that are no numbers: abc, -1, 4294967296, 4000 digits, NUL inside, missing",
-    "refused; right ones are served later",
+    "ring references and ports that are not valid numbers: abc, -1, 4294967296, 4000 digits, a NUL inside, missing",
+    "refused; valid ones are served later",
 )
 async def test_k1_wrong_numbers(stage: Stage) -> None:
     async def nothing(bad: Guest) -> None:
@@ -100,8 +100,8 @@ def suffix(key: str) -> str:
 
 
 @row(
-    "500 directories of connectors that the toolstack knows nothing of",
-    "refused: their outputs and sizes must be the toolstack's",
+    "500 directories of connectors that the toolstack did not write",
+    "refused: outputs and sizes must come from the toolstack",
 )
 async def test_k2_500_connectors(stage: Stage) -> None:
     async def many(bad: Guest) -> None:
@@ -117,7 +117,10 @@ async def test_k2_500_connectors(stage: Stage) -> None:
         await honest(stage, bad)
 
 
-@row("nine connectors, all the toolstack's", "refused, even where the guest's limit is higher; none of them is served")
+@row(
+    "nine connectors, all from the toolstack",
+    "refused, even if the guest's quota is higher; displbe serves none of them",
+)
 async def test_k2_nine_connectors(tmp_path: Path) -> None:
     async with (
         Stage.set(tmp_path, limits=Limits(connectors=20)) as stage,
@@ -130,7 +133,7 @@ async def test_k2_nine_connectors(tmp_path: Path) -> None:
         assert stage.held == {"connectors": 8}
 
 
-@row("more connectors than the guest's limit", "refused; none of them is served")
+@row("more connectors than the guest's quota", "refused; displbe serves none of them")
 async def test_k2_over_the_limit(tmp_path: Path) -> None:
     async with (
         Stage.set(tmp_path, limits=Limits(connectors=2)) as stage,
@@ -140,8 +143,8 @@ async def test_k2_over_the_limit(tmp_path: Path) -> None:
 
 
 @row(
-    "the guest's `backend` names another guest's directory; the daemon is restarted, the guest comes and goes",
-    "never followed: nothing is written there for its sake, and the other guest is served as ever; the log and `error` name it",
+    "the guest's `backend` names the directory of another guest; displbe restarts, and the guest connects and leaves",
+    "displbe never follows it and writes nothing there because of it; it serves the other guest as before; the log and `error` name it",
 )
 async def test_k3_backend_forged(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -193,7 +196,7 @@ async def ignore(state: State | None) -> None:
 
 
 @row(
-    "`unique-id` and `resolution` removed with their directory and made anew by the guest, naming another guest's output",
+    "the guest removes `unique-id` and `resolution` with their directory and creates them again, with the output of another guest",
     "refused",
 )
 async def test_k4_identity_forged(stage: Stage) -> None:
@@ -211,8 +214,8 @@ async def test_k4_identity_forged(stage: Stage) -> None:
 
 
 @row(
-    "`resolution` alone, or `be-alloc`, removed and made anew",
-    "refused where the guest can do it; xenstored forbids the rest",
+    "the guest removes only `resolution`, or `be-alloc`, and creates it again",
+    "refused, if xenstored lets the guest do it at all",
 )
 async def test_k4_resolution_forged(stage: Stage) -> None:
     async def forge(bad: Guest) -> None:
@@ -230,8 +233,8 @@ async def test_k4_resolution_forged(stage: Stage) -> None:
 
 
 @row(
-    "`unique-id`, `resolution` or `be-alloc` that belongs to a third domain",
-    "refused: only Dom0's and our own are believed",
+    "a `unique-id`, `resolution` or `be-alloc` that a third domain owns",
+    "refused: displbe trusts only nodes of Dom0 and of its own domain",
 )
 @pytest.mark.parametrize("key", ["0/unique-id", "0/resolution", "be-alloc"])
 async def test_k4_owned_by_a_third_domain(stage: Stage, key: str) -> None:
@@ -248,8 +251,8 @@ async def test_k4_owned_by_a_third_domain(stage: Stage, key: str) -> None:
 
 
 @row(
-    "a node changes hands between our reading of its value and of its owner",
-    "refused; what counts is one state of both",
+    "a node gets another owner after displbe has read its value and before it reads its owner",
+    "refused; displbe uses a value only with its own owner",
 )
 @pytest.mark.parametrize("order", ["the toolstack's, then the guest's", "the guest's, then the toolstack's"])
 async def test_k4_changes_hands(stage: Stage, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
@@ -287,15 +290,15 @@ async def test_k4_changes_hands(stage: Stage, monkeypatch: pytest.MonkeyPatch, o
         assert set(stage.world.daemon.sink.outputs) == {"good", "bad"}  # type: ignore[attr-defined]
 
 
-@row("an output that another guest has, named by the toolstack's own nodes", "refused")
+@row("the toolstack's own nodes name an output that another guest has", "refused")
 async def test_k4_anothers_output(stage: Stage) -> None:
     async with stage.booted(spec("good")):
         await stage.refused("taken")
 
 
 @row(
-    "states 1, 3, 4, 6 in a loop, with fresh rings each time",
-    "connections are slowed down to one a second; an honest start works afterwards",
+    "states 1, 3, 4, 6 in a loop, with new rings each time",
+    "displbe slows connections down to one a second; a regular start works afterwards",
 )
 async def test_k5_state_storm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = 0
@@ -331,8 +334,8 @@ async def test_k5_state_storm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @row(
-    "the toolstack takes the device away while its guest, which came and left too often, has to wait for its next connection",
-    "it is gone at once",
+    "the toolstack removes the device of a guest that has connected too often and must wait for its next connection",
+    "the device is gone at once",
 )
 async def test_k5_detached_while_it_waits(tmp_path: Path) -> None:
     limits = Limits(reconnects_per_second=0.05)
@@ -352,8 +355,8 @@ async def test_k5_detached_while_it_waits(tmp_path: Path) -> None:
 
 
 @row(
-    "eight connectors; nodes written as fast as XenStore takes it: of no meaning, the state, a port, the directory itself",
-    "looked at 20 times a second at most, and what means nothing not at all: XenStore has others to serve",
+    "eight connectors; the guest writes as fast as XenStore accepts it: nodes without meaning, the state, a port, the directory",
+    "displbe looks at them at most 20 times a second, and not at all at nodes without meaning, so that XenStore can serve others",
 )
 async def test_k5_writes_without_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = 0
@@ -388,7 +391,7 @@ async def test_k5_writes_without_end(stage: Stage, monkeypatch: pytest.MonkeyPat
         assert stage.world.device(BAD).status(()).connections == 1
 
 
-@row("states that are none (99, `4 `, empty, 4000 octets), or come out of order", "ignored")
+@row("values that are not states (99, `4 `, empty, 4000 bytes), and states out of order", "ignored")
 async def test_k6_no_states(stage: Stage) -> None:
     async with stage.booted() as bad:
         store = bad.hypervisor.store
@@ -426,8 +429,8 @@ async def test_k6_no_states(stage: Stage) -> None:
 
 
 @row(
-    "a ring reference or a port changed to another number while connected",
-    "the connection ends: states 5, 6, 2, as a restart",
+    "the guest changes a ring reference or a port to another number while connected",
+    "the connection ends: states 5, 6, 2, as at a restart",
 )
 @pytest.mark.parametrize("key", KEYS)
 async def test_k7_keys_changed(stage: Stage, key: str) -> None:
@@ -442,7 +445,9 @@ async def test_k7_keys_changed(stage: Stage, key: str) -> None:
             await bad.display.connected.wait()
 
 
-@row("the same, changed to what is no number; or removed", "ignored: the rings are what counts")
+@row(
+    "the same, but to a value that is not a number; or it removes the node", "ignored: displbe keeps serving the rings"
+)
 async def test_k7_keys_spoilt(stage: Stage) -> None:
     async with stage.bad() as bad, flip_on(bad) as times:
         for key in KEYS:
@@ -457,8 +462,8 @@ async def test_k7_keys_spoilt(stage: Stage) -> None:
 
 
 @row(
-    "values of 4000 octets that are no text, in every node that the guest can write",
-    "refused or ignored; logs and the error node hold printable ASCII, cut",
+    "values of 4000 bytes that are not text, in every node that the guest can write",
+    "refused or ignored; the log and the `error` node contain only printable ASCII, truncated",
 )
 async def test_k8_values_that_are_no_text(stage: Stage) -> None:
     junk = bytes(range(256)) * 15
@@ -488,8 +493,8 @@ def assert_harmless(lines: list[structlog.typing.EventDict]) -> None:
 
 
 @row(
-    "the domain dies and another gets its number at once",
-    "all that was the old one's is let go of before the new one is served",
+    "the domain dies, and a new domain gets its domid at once",
+    "displbe releases everything of the old domain before it serves the new one",
 )
 async def test_k9_the_same_number(stage: Stage) -> None:
     world = stage.world
@@ -543,8 +548,8 @@ async def test_k10_forged_log_lines(stage: Stage) -> None:
 
 
 @row(
-    "XenStore refuses our own writes for a while: ENOSPC, E2BIG, EAGAIN",
-    "tried again until they succeed; others notice nothing",
+    "XenStore refuses displbe's own writes for some time: ENOSPC, E2BIG, EAGAIN",
+    "displbe tries again until they succeed; other guests notice nothing",
 )
 async def test_k11_our_writes_fail(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RESTART", 0.2)
