@@ -23,8 +23,7 @@ from displbe.input.focus import Focus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import Lag
-from displbe.ops.status import Abilities, Guest, Loop, Status, Usage
-from displbe.ops.status import Device as DeviceStatus
+from displbe.ops.status import Abilities, DeviceStatus, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
 from displbe.wire.errors import RequestError
@@ -88,9 +87,9 @@ class Commands:
             guests=tuple(guests),
         )
 
-    async def _guest(self, domid: int, quota: Quota) -> Guest:
+    async def _guest(self, domid: int, quota: Quota) -> GuestStatus:
         devices = [device for device in self._devices() if device.domid == domid]
-        return Guest(
+        return GuestStatus(
             domid=domid,
             name=escape(next((device.name for device in devices if device.name), "")),
             quota={kind: Usage(used, getattr(quota.limits, kind)) for kind, used in quota.used.items()},

@@ -221,9 +221,9 @@ class InputDriver:
         self._focus.changed()
         return stack
 
-    def _tell(self, feed: Feed) -> status.Input:
+    def _tell(self, feed: Feed) -> status.InputStatus:
         outbox = feed.outbox
-        return status.Input(self._evdev.heard_by(feed), outbox.written, outbox.waiting, outbox.dropped)
+        return status.InputStatus(self._evdev.heard_by(feed), outbox.written, outbox.waiting, outbox.dropped)
 
 
 class _Session:

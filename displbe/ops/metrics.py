@@ -20,14 +20,14 @@ from prometheus_client.registry import CollectorRegistry
 from .clients import Clients
 from .listen import unix_listener
 from .settings import MetricsSettings
-from .status import Connector, Device, Guest, Status
+from .status import ConnectorStatus, DeviceStatus, GuestStatus, Status
 
 __all__ = ["Metrics", "families"]
 
 MAX_GUESTS: Final = 64
 MAX_NAME: Final = 64
 FIRST_BUCKET: Final = 0.00025
-"""Seconds; status.Flips.buckets says how they go on."""
+"""Seconds; status.FlipsStatus.buckets says how they go on."""
 PATIENCE: Final = 5.0
 """Seconds that a client has for its request, and for its answer."""
 MAX_REQUEST: Final = 8192
@@ -36,7 +36,7 @@ FRESH: Final = 1.0
 _log = structlog.get_logger("displbe.metrics")
 
 
-def _labels(guest: Guest, guests: list[Guest]) -> str:
+def _labels(guest: GuestStatus, guests: list[GuestStatus]) -> str:
     """What a guest is called: its name where it is its alone, else its domain's number."""
     name = guest.name[:MAX_NAME]
     alone = sum(other.name[:MAX_NAME] == name for other in guests) == 1
@@ -83,7 +83,7 @@ def _of_the_daemon(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("displbe_guests", "Guests that have a device.", len(status.guests))
 
 
-def _of_guests(guests: list[tuple[str, Guest]]) -> Iterator[Metric]:
+def _of_guests(guests: list[tuple[str, GuestStatus]]) -> Iterator[Metric]:
     used = GaugeMetricFamily("displbe_quota_used_ratio", "Held of what a guest may hold.", labels=["dom", "kind"])
     for dom, guest in guests:
         for kind, usage in guest.quota.items():
@@ -91,7 +91,7 @@ def _of_guests(guests: list[tuple[str, Guest]]) -> Iterator[Metric]:
     yield used
 
 
-def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
+def _of_devices(devices: list[tuple[str, DeviceStatus]]) -> Iterator[Metric]:
     labels = ["dom", "kind", "number"]
     connected = GaugeMetricFamily("displbe_device_connected", "Whether the guest is served.", labels=labels)
     connections = CounterMetricFamily("displbe_connections", "How often it has connected.", labels=labels)
@@ -111,7 +111,7 @@ def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
     yield from (connected, connections, shut_off, events, dropped)
 
 
-def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
+def _of_connectors(connectors: list[tuple[str, ConnectorStatus]]) -> Iterator[Metric]:
     labels = ["dom", "conn"]
     flips = CounterMetricFamily("displbe_flips", "Page flips that were shown.", labels=labels)
     rate = GaugeMetricFamily("displbe_flips_per_second", "In the last second.", labels=labels)
@@ -145,7 +145,7 @@ def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
     yield from (flips, rate, age, wanted, lit, requests, rescued, spurious, throttled, late)
 
 
-def _refusals(connectors: list[tuple[str, Connector]]) -> Metric:
+def _refusals(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
     """As few series as there are kinds of requests and errors."""
     labels = ["dom", "conn", "request", "error"]
     family = CounterMetricFamily("displbe_requests_refused", "Requests that were refused.", labels=labels)
@@ -155,7 +155,7 @@ def _refusals(connectors: list[tuple[str, Connector]]) -> Metric:
     return family
 
 
-def _latencies(connectors: list[tuple[str, Connector]]) -> Metric:
+def _latencies(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
     family = HistogramMetricFamily(
         "displbe_flip_latency_seconds", "From a page flip's request to its event.", labels=["dom", "conn"]
     )

@@ -10,12 +10,12 @@ import msgspec
 
 __all__ = [
     "Abilities",
-    "Connector",
-    "Device",
-    "Flips",
+    "ConnectorStatus",
+    "DeviceStatus",
+    "FlipsStatus",
     "Framebuffers",
-    "Guest",
-    "Input",
+    "GuestStatus",
+    "InputStatus",
     "Latency",
     "Loop",
     "Refusal",
@@ -32,7 +32,7 @@ class Latency(msgspec.Struct, frozen=True):
     max: float
 
 
-class Flips(msgspec.Struct, frozen=True):
+class FlipsStatus(msgspec.Struct, frozen=True):
     """Page flips of one connector since its guest has connected."""
 
     shown: int
@@ -67,7 +67,7 @@ class Framebuffers(msgspec.Struct, frozen=True):
     count: int
 
 
-class Connector(msgspec.Struct, frozen=True):
+class ConnectorStatus(msgspec.Struct, frozen=True):
     """One connector of a guest and the output that shows it."""
 
     index: int
@@ -84,7 +84,7 @@ class Connector(msgspec.Struct, frozen=True):
     """All that the guest has attached and this output can show. Where one must be copied, DRM copies all of them."""
     blanked: bool
     """By the operator."""
-    flips: Flips
+    flips: FlipsStatus
     requests: int
     refused: int
     refusals: tuple[Refusal, ...]
@@ -102,7 +102,7 @@ class Connector(msgspec.Struct, frozen=True):
     """Events of flips that had to wait because the guest had left no room for them."""
 
 
-class Input(msgspec.Struct, frozen=True):
+class InputStatus(msgspec.Struct, frozen=True):
     """The input of a connected device."""
 
     devices: tuple[str, ...]
@@ -115,7 +115,7 @@ class Input(msgspec.Struct, frozen=True):
     """Those that it never sees, since it took none for too long."""
 
 
-class Device(msgspec.Struct, frozen=True):
+class DeviceStatus(msgspec.Struct, frozen=True):
     """One PV device."""
 
     kind: str
@@ -132,9 +132,9 @@ class Device(msgspec.Struct, frozen=True):
     error: str
     """Why it is not connected, or was shut off last; empty: never."""
     error_age: float | None
-    connectors: tuple[Connector, ...]
+    connectors: tuple[ConnectorStatus, ...]
     """Those of the connection there is."""
-    input: Input | None = None
+    input: InputStatus | None = None
     """Of a `vkbd` that is connected."""
 
 
@@ -145,14 +145,14 @@ class Usage(msgspec.Struct, frozen=True):
     limit: int
 
 
-class Guest(msgspec.Struct, frozen=True):
+class GuestStatus(msgspec.Struct, frozen=True):
     """A guest and all its devices."""
 
     domid: int
     name: str
     """In xl; empty: not known."""
     quota: dict[str, Usage]
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceStatus, ...]
 
 
 class Abilities(msgspec.Struct, frozen=True):
@@ -187,7 +187,7 @@ class Status(msgspec.Struct, frozen=True):
     abilities: Abilities
     focus: str
     """The guest that has the input devices which several name; empty: the one that came first."""
-    guests: tuple[Guest, ...]
+    guests: tuple[GuestStatus, ...]
 
     def summary(self) -> str:
         """One line for systemd."""

@@ -616,7 +616,7 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
     """And what a guest was given, and does not take."""
     keyboard = world.nodes.devices[KEYBOARD]
 
-    async def told() -> list[status.Input | None]:
+    async def told() -> list[status.InputStatus | None]:
         said = await world.daemon.commands.status()
         assert all(len(line) <= WIDTH for line in status_lines(said))
         return [device.input for guest in said.guests for device in guest.devices]
@@ -625,7 +625,7 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
         await grabbed(keyboard)
         await grabbed(world.nodes.devices[MOUSE])
         await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
-        assert await told() == [status.Input((KEYBOARD, MOUSE), 0, 0, 0), status.Input((), 0, 0, 0)]
+        assert await told() == [status.InputStatus((KEYBOARD, MOUSE), 0, 0, 0), status.InputStatus((), 0, 0, 0)]
         a.reads = False
         for number in range(2 * kbdif.IN_SLOTS):
             keyboard.emit((EV_KEY, KEY_A, 1 - number % 2))
@@ -634,7 +634,7 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
         keyboard.emit((EV_KEY, KEY_A, 2))
         world.daemon.focus.give("b")
         waiting = kbdif.IN_SLOTS + 2  # the last press, and its release
-        expected = [status.Input((MOUSE,), kbdif.IN_SLOTS, waiting, 1), status.Input((KEYBOARD,), 0, 0, 0)]
+        expected = [status.InputStatus((MOUSE,), kbdif.IN_SLOTS, waiting, 1), status.InputStatus((KEYBOARD,), 0, 0, 0)]
         assert await told() == expected
         lines = " ".join(" ".join(status_lines(await world.daemon.commands.status())).split())
         assert f"from {MOUSE}; 51 events, 53 wait for the guest, 1 dropped" in lines

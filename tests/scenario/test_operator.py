@@ -21,8 +21,7 @@ from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
 from displbe.display.connector import Connector
 from displbe.ops import control
-from displbe.ops.status import Connector as ConnectorStatus
-from displbe.ops.status import Status
+from displbe.ops.status import ConnectorStatus, Status
 from displbe.sim.guest import Guest as SimGuest
 from displbe.sinks.base import Part, SinkBuffer, SinkError
 from displbe.wire.displif import FbDetach, PageFlip, UnknownRequest

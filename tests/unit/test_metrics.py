@@ -22,7 +22,19 @@ from displbe.ops import clients, metrics
 from displbe.ops.clients import MAX_CLIENTS
 from displbe.ops.metrics import MAX_GUESTS, Metrics
 from displbe.ops.settings import MetricsSettings
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
+from displbe.ops.status import (
+    Abilities,
+    ConnectorStatus,
+    DeviceStatus,
+    FlipsStatus,
+    GuestStatus,
+    InputStatus,
+    Latency,
+    Loop,
+    Refusal,
+    Status,
+    Usage,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
@@ -30,23 +42,23 @@ BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
 REFUSALS = (Refusal("PageFlip", "ENOENT", 2),)
 
 
-def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> Guest:
+def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> GuestStatus:
     """A guest that flips."""
-    flips = Flips(44, 0.01, 60.0, 59.0, Latency(0.016, 0.02, 5.0), False, 6.5, BUCKETS)
+    flips = FlipsStatus(44, 0.01, 60.0, 59.0, Latency(0.016, 0.02, 5.0), False, 6.5, BUCKETS)
     connectors = tuple(
-        Connector(
+        ConnectorStatus(
             i, output, "64x48", "64x48 XR24", "copy", "", (), False, flips, 50, 2, REFUSALS, "why", 1.0, 0, 7, 0.5, 1
         )
         for i, output in enumerate(outputs)
     )
-    device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
-    keyboard = Device(
-        "vkbd", 0, "connected", 9.0, "connected", 9.0, 1, 0, "", None, (), Input(("/dev/input/event0",), 7, 0, 2)
+    device = DeviceStatus("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
+    keyboard = DeviceStatus(
+        "vkbd", 0, "connected", 9.0, "connected", 9.0, 1, 0, "", None, (), InputStatus(("/dev/input/event0",), 7, 0, 2)
     )
-    return Guest(domid, name, {"pages": Usage(6, 12)}, (device, keyboard))
+    return GuestStatus(domid, name, {"pages": Usage(6, 12)}, (device, keyboard))
 
 
-def status(*guests: Guest) -> Status:
+def status(*guests: GuestStatus) -> Status:
     """What the daemon says."""
     return Status(
         "0.1.0",
