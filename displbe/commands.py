@@ -19,7 +19,7 @@ from displbe.backend.supervisor import Supervisor
 from displbe.display.connector import Connector
 from displbe.display.device import DisplayDriver
 from displbe.display.trace import Trace
-from displbe.input.focus import Focus
+from displbe.input.focus import InputFocus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import Lag
@@ -43,7 +43,7 @@ class Commands:
         driver: DisplayDriver,
         supervisors: list[Supervisor],
         quotas: Quotas,
-        focus: Focus,
+        focus: InputFocus,
         lag: Lag,
     ) -> None:
         self._hypervisor = hypervisor
@@ -83,7 +83,7 @@ class Commands:
             files=Usage(len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
             loop=Loop(self._lag.worst(), log.dropped()),
             abilities=Abilities(_host(self._hypervisor), dict(self._sink.abilities())),
-            focus=escape(self._input_focus.first),
+            focus=escape(self._input_focus.preferred),
             guests=tuple(guests),
         )
 

@@ -19,10 +19,11 @@ from displbe.commands import Commands
 from displbe.config import RELOADABLE, ConfigError, Settings, differences, load
 from displbe.display.device import DisplayDriver
 from displbe.input.device import InputDriver
-from displbe.input.feed import Repeats
-from displbe.input.focus import Focus
-from displbe.input.remembered import Remembered
-from displbe.input.sources.evdev import Evdev, Nodes, SystemNodes
+from displbe.input.evdev.devices import EvdevDevices
+from displbe.input.evdev.nodes import DeviceNodes, SystemNodes
+from displbe.input.focus import InputFocus
+from displbe.input.focus_file import FocusFile
+from displbe.input.guest_input import AutoRepeat
 from displbe.ops import log
 from displbe.ops.control import Control
 from displbe.ops.health import Health
@@ -50,7 +51,7 @@ class Daemon:
         settings: Settings,
         hypervisor: Hypervisor,
         health: Health | None = None,
-        nodes: Nodes | None = None,
+        nodes: DeviceNodes | None = None,
         runtime: Path | None = None,
     ) -> None:
         """`runtime` is a directory for what the next daemon is to know; None: nothing."""
@@ -60,11 +61,11 @@ class Daemon:
         traces = TraceFiles(directory_of(settings.log.traces))
         self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, traces)
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
-        self.focus = Focus(Remembered(runtime, settings.input.focus))
+        self.focus = InputFocus(FocusFile(runtime, settings.input.focus))
         if nodes is None:
             _need_evdev(settings)
-        self.evdev = Evdev(settings.input, self.focus, nodes or SystemNodes())
-        repeats = Repeats(
+        self.evdev = EvdevDevices(settings.input, self.focus, nodes or SystemNodes())
+        repeats = AutoRepeat(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )
         self._keyboards = keyboards = InputDriver(

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from displbe.config import Settings
-from displbe.input.names import Binding, parse_unique_id
+from displbe.input.bindings import Binding, parse_unique_id
 
 from .finding import Finding, good, note, wrong
 from .machine import Machine
@@ -71,7 +71,7 @@ def _device(machine: Machine, settings: Settings, path: Path, binding: Binding, 
 
 
 def _named(machine: Machine, id: str, *, pattern: bool = True) -> list[Path]:
-    """The nodes that an ID leads to, which may be a pattern, as the daemon finds them (input.sources.evdev)."""
+    """The nodes that an ID leads to, which may be a pattern, as the daemon finds them (input.evdev.lookup)."""
     folder = machine.path("/dev/input")
     if id.startswith("name="):
         name = id.removeprefix("name=")

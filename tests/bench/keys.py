@@ -23,10 +23,11 @@ from evdev.eventio import EventIO
 
 from displbe.config import Settings
 from displbe.daemon import Daemon
-from displbe.input.names import Role
+from displbe.input.bindings import Role
+from displbe.input.evdev.capabilities import Capabilities, InputEvent, Snapshot
+from displbe.input.evdev.device import MIN_READ_INTERVAL
+from displbe.input.evdev.nodes import read_events
 from displbe.input.settings import InputSettings
-from displbe.input.sources.evdev import REST, read_events
-from displbe.input.translate import Description, Event, State
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
@@ -40,7 +41,7 @@ __all__ = ["report"]
 ROUNDS: Final = 7
 KEYS: Final = 200
 AT_MOST: Final = 3.0
-PAUSE: Final = 1.5 * REST
+PAUSE: Final = 1.5 * MIN_READ_INTERVAL
 """Seconds between two events: each finds the backend asleep, and no burst."""
 PATH: Final = "/dev/input/event0"
 EVENT: Final = Struct("@llHHi")
@@ -51,32 +52,32 @@ _KEY: Final = Struct("<BB2xI32x")
 
 
 class PipeNode(EventIO):
-    """A device whose events come over a pipe (input.sources.evdev.Node); the bare loop has python-evdev read it."""
+    """A device whose events come over a pipe (input.evdev.nodes.DeviceNode); the bare loop has python-evdev read it."""
 
     name = "bench"
-    description = Description(keys=frozenset(range(1, 128)))
+    capabilities = Capabilities(keys=frozenset(range(1, 128)))
     repeats = True
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def read(self) -> Sequence[Event]:  # type: ignore[override]
-        """Node.read"""
+    def read(self) -> Sequence[InputEvent]:  # type: ignore[override]
+        """DeviceNode.read"""
         return read_events(self.fd)
 
-    def state(self) -> State:
-        """Node.state"""
-        return State()
+    def snapshot(self) -> Snapshot:
+        """DeviceNode.snapshot"""
+        return Snapshot()
 
     def grab(self) -> None:
-        """Node.grab"""
+        """DeviceNode.grab"""
 
     def close(self) -> None:
-        """Node.close: the pipe is used again."""
+        """DeviceNode.close: the pipe is used again."""
 
 
 class PipeNodes:
-    """The one device there is (input.sources.evdev.Nodes)."""
+    """The one device there is (input.evdev.nodes.DeviceNodes)."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -216,7 +217,7 @@ async def _measure(folder: Path) -> list[tuple[list[float], list[float]]]:
         daemon = Daemon(settings, host, nodes=PipeNodes(pipes[0][0]))
         await nursery.start(daemon.run)
         fronts = [await _connect(xen, 1, nursery, serve=True), await _connect(xen, 2, nursery, serve=False)]
-        while not daemon.evdev._readers:
+        while not daemon.evdev.devices:
             await trio.sleep(0.01)
         peers: list[Any] = [xen.domains[1].peers[fronts[0]._port], None]
         pages = [SharedMemory(front._domain.pages(front._page_number, 1)) for front in fronts]

@@ -13,9 +13,10 @@ from hostile.stage import BAD, Stage, forked
 from scenario.devices import SimDevice
 from scenario.world import descriptors, until
 
-from displbe.input.outbox import QUEUE, Outbox
+from displbe.input.evdev.capabilities import Capabilities
+from displbe.input.event_codes import EV_KEY, EV_REL, REL_X
+from displbe.input.event_queue import CAPACITY, EventQueue
 from displbe.input.settings import InputSettings
-from displbe.input.translate import EV_KEY, EV_REL, REL_X, Description
 from displbe.sim.guest import Guest
 from displbe.wire.kbdif import IN_SLOTS
 from displbe.wire.xenbus import State
@@ -41,7 +42,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 
 def plug(stage: Stage) -> None:
     """Plug the devices in."""
-    keys = Description(keys=frozenset(range(1, 128)), wheels=frozenset((REL_X,)))
+    keys = Capabilities(keys=frozenset(range(1, 128)), rel_axes=frozenset((REL_X,)))
     for path in (SHARED, OWN):
         stage.world.nodes.plug(path, SimDevice(path, keys))
 
@@ -83,22 +84,22 @@ async def test_i1_events_never_taken(stage: Stage) -> None:
         keyboard = device(stage, OWN)
         bad.input.reads = False
         keyboard.emit((EV_KEY, A, 1))
-        for number in range(3 * QUEUE):
+        for number in range(3 * CAPACITY):
             keyboard.emit((EV_KEY, B, 1), (EV_REL, REL_X, 1))
             keyboard.emit((EV_KEY, B, 0))
             if number % 10 == 0:
                 await until(lambda: not keyboard.readers[0]._events)
         keyboard.emit((EV_KEY, A, 0))
-        feed = next(claim.feed for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
-        assert feed is not None
-        await until(lambda: not feed.outbox.pressed)
-        assert 0 < feed.outbox.waiting <= QUEUE
-        assert feed.outbox.dropped > QUEUE
+        guest_input = next(claim.guest_input for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
+        assert guest_input is not None
+        await until(lambda: not guest_input.queue.pressed)
+        assert 0 < guest_input.queue.waiting <= CAPACITY
+        assert guest_input.queue.dropped > CAPACITY
         await stage.still_flips()
         bad.input.reads = True
         bad.input.take()
-        await until(lambda: not feed.outbox.waiting and not bad.input.pressed)
-        assert bad.input.moved[0] == 3 * QUEUE
+        await until(lambda: not guest_input.queue.waiting and not bad.input.pressed)
+        assert bad.input.moved[0] == 3 * CAPACITY
 
 
 @row(
@@ -106,14 +107,14 @@ async def test_i1_events_never_taken(stage: Stage) -> None:
     "every key's release waits, and twice as much at most; an event costs what it costs else",
 )
 async def test_i1_used_page_never_taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, drop = 0, Outbox._drop_taps
+    looks, drop = 0, EventQueue._drop_taps
 
-    def count(outbox: Outbox) -> None:
+    def count(queue: EventQueue) -> None:
         nonlocal looks
         looks += 1
-        drop(outbox)
+        drop(queue)
 
-    monkeypatch.setattr(Outbox, "_drop_taps", count)
+    monkeypatch.setattr(EventQueue, "_drop_taps", count)
     vkb = {"unique-id": f"K:{OWN}"}
     async with stage.world.booted(BAD, vkb=vkb, name="hostile") as bad:
         switch = bad.input.switch
@@ -128,22 +129,22 @@ async def test_i1_used_page_never_taken(stage: Stage, monkeypatch: pytest.Monkey
         bad.input.switch = forge  # type: ignore[method-assign]
         with trio.fail_after(5):
             await bad.input.connected.wait()
-        feed = next(claim.feed for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
-        assert feed is not None
-        assert (releases := feed.outbox.waiting) > QUEUE
+        guest_input = next(claim.guest_input for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
+        assert guest_input is not None
+        assert (releases := guest_input.queue.waiting) > CAPACITY
         keyboard = device(stage, OWN)
         await until(lambda: keyboard.readers)
-        for number in range(3 * QUEUE):
+        for number in range(3 * CAPACITY):
             keyboard.emit((EV_KEY, A if number % 4 < 2 else B, 1 - number % 2))
             if number % 20 == 0:
                 await until(lambda: not keyboard.readers[0]._events)
         await until(lambda: not keyboard.readers[0]._events)
-        assert feed.outbox.waiting <= 2 * releases
+        assert guest_input.queue.waiting <= 2 * releases
         assert looks < 10
         await stage.still_flips()
         bad.input.reads = True
         bad.input.take()
-        await until(lambda: not feed.outbox.waiting and not bad.input.pressed)
+        await until(lambda: not guest_input.queue.waiting and not bad.input.pressed)
 
 
 @row("`in_cons` ahead of `in_prod`, or far behind it", "shut off")
@@ -219,14 +220,16 @@ async def test_i3_garbage_in_requests(stage: Stage) -> None:
             bad.input._probe = forged  # type: ignore[method-assign]
             with trio.fail_after(5):
                 await bad.input.connected.wait()
-            feed = next(claim.feed for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
-            assert feed is not None
-            before = feed.features
+            guest_input = next(
+                claim.guest_input for claim in stage.world.daemon.focus.claims if claim.guest == "hostile"
+            )
+            assert guest_input is not None
+            before = guest_input.features
             assert (before.absolute, before.contacts, before.width) == (False, 0, 800)
             for key in keys:
                 await bad.hypervisor.store.write(f"device/vkbd/0/{key}", b"1")
             await trio.sleep(0.02)
-            assert feed.features is before
+            assert guest_input.features is before
     await stage.still_flips()
 
 
@@ -329,7 +332,7 @@ async def test_i5_focus(stage: Stage) -> None:
         keyboard.emit((EV_KEY, C, 0))
         # The other guest has gone, and may come again: nobody has what is typed.
         await good.input.switch(State.CLOSED)
-        await until(lambda: not any(claim.feed for claim in world.daemon.focus.claims if claim.guest == "good"))
+        await until(lambda: not any(claim.guest_input for claim in world.daemon.focus.claims if claim.guest == "good"))
         keyboard.emit((EV_KEY, A, 1))
         keyboard.emit((EV_KEY, A, 0))
         await trio.sleep(0.05)

@@ -14,20 +14,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from displbe.input.names import Role
-from displbe.input.sources.evdev import READ
-from displbe.input.translate import (
-    ABS_MT_SLOT,
-    ABS_MT_TRACKING_ID,
-    EV_ABS,
-    EV_KEY,
-    EV_SYN,
-    SYN_DROPPED,
-    SYN_REPORT,
-    Description,
-    Slot,
-    State,
-)
+from displbe.input.bindings import Role
+from displbe.input.evdev.capabilities import Capabilities, Slot, Snapshot
+from displbe.input.evdev.nodes import READ_EVENTS
+from displbe.input.event_codes import ABS_MT_SLOT, ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_SYN, SYN_DROPPED, SYN_REPORT
 
 __all__ = ["BUFFER", "SimDevice", "SimNodes"]
 
@@ -36,16 +26,16 @@ BUFFER: Final = 64
 
 
 class SimDevice:
-    """A device that can do what `description` says."""
+    """A device that can do what `capabilities` says."""
 
-    def __init__(self, name: str, description: Description, *, repeats: bool = True, buffer: int = BUFFER) -> None:
+    def __init__(self, name: str, capabilities: Capabilities, *, repeats: bool = True, buffer: int = BUFFER) -> None:
         self.name = name
         self.buffer = buffer
-        self.description = description
+        self.capabilities = capabilities
         self.repeats = repeats
         self.keys: set[int] = set()
-        self.axes: dict[int, int] = dict.fromkeys(description.axes, 0)
-        self.slots: list[dict[int, int]] = [{ABS_MT_TRACKING_ID: -1} for _ in range(description.slots)]
+        self.axes: dict[int, int] = dict.fromkeys(capabilities.abs_axes, 0)
+        self.slots: list[dict[int, int]] = [{ABS_MT_TRACKING_ID: -1} for _ in range(capabilities.slots)]
         self.readers: list[SimNode] = []
 
     def emit(self, *events: tuple[int, int, int]) -> None:
@@ -82,11 +72,11 @@ class SimDevice:
 
 
 class SimNode:
-    """A device that somebody has open (input.sources.evdev.Node)."""
+    """A device that somebody has open (input.evdev.nodes.DeviceNode)."""
 
     def __init__(self, device: SimDevice) -> None:
         self.name = device.name
-        self.description = device.description
+        self.capabilities = device.capabilities
         self.repeats = device.repeats
         self.grabbed = False
         self._buffer = device.buffer
@@ -114,33 +104,33 @@ class SimNode:
         return (EV_SYN, SYN_DROPPED, 0) in self._events
 
     def read(self) -> Sequence[tuple[int, int, int]]:
-        """Node.read"""
+        """DeviceNode.read"""
         self._need()
         if not self._events:
             with suppress(BlockingIOError):
                 os.eventfd_read(self.fd)
             raise BlockingIOError(errno.EAGAIN, "nothing to read")
-        found = [self._events.popleft() for _ in range(min(READ, len(self._events)))]
+        found = [self._events.popleft() for _ in range(min(READ_EVENTS, len(self._events)))]
         if not self._events:
             os.eventfd_read(self.fd)
         return found
 
-    def state(self) -> State:
-        """Node.state; EVIOCGKEY takes the key events that wait away."""
+    def snapshot(self) -> Snapshot:
+        """DeviceNode.snapshot; EVIOCGKEY takes the key events that wait away."""
         device = self._need()
         self._events = deque(event for event in self._events if event[0] != EV_KEY)
         names = {ABS_MT_TRACKING_ID: "tracking", 53: "x", 54: "y", 48: "major", 49: "minor", 52: "orientation"}
         slots = [Slot(**{names[code]: value for code, value in slot.items()}) for slot in device.slots]
-        return State(keys=frozenset(device.keys), axes=dict(device.axes), slots=slots)
+        return Snapshot(keys=frozenset(device.keys), axes=dict(device.axes), slots=slots)
 
     def grab(self) -> None:
-        """Node.grab"""
+        """DeviceNode.grab"""
         if any(reader.grabbed for reader in self._need().readers):
             raise OSError(errno.EBUSY, "Device or resource busy")
         self.grabbed = True
 
     def close(self) -> None:
-        """Node.close"""
+        """DeviceNode.close"""
         if self._device is not None:
             self._device.readers.remove(self)
         os.close(self.fd)
@@ -152,7 +142,7 @@ class SimNode:
 
 
 class SimNodes:
-    """The devices that are plugged in (input.sources.evdev.Nodes)."""
+    """The devices that are plugged in (input.evdev.nodes.DeviceNodes)."""
 
     def __init__(self) -> None:
         self.devices: dict[str, SimDevice] = {}
@@ -174,29 +164,29 @@ class SimNodes:
         device.keys.clear()
 
     def paths(self) -> list[str]:
-        """Nodes.paths"""
+        """DeviceNodes.paths"""
         return sorted(self.devices)
 
     def resolve(self, path: str) -> list[str]:
-        """Nodes.resolve"""
+        """DeviceNodes.resolve"""
         there = {name: name for name in self.devices} | self.links
         found = {target for name, target in there.items() if fnmatch.fnmatchcase(name, path)}
         return sorted(found & self.devices.keys())
 
     def name(self, path: str) -> str:
-        """Nodes.name"""
+        """DeviceNodes.name"""
         return self.devices[path].name if path in self.devices else ""
 
     def is_absolute(self, path: str) -> bool:
-        """Nodes.is_absolute"""
-        return path in self.devices and bool(self.devices[path].description.is_absolute)
+        """DeviceNodes.is_absolute"""
+        return path in self.devices and bool(self.devices[path].capabilities.is_absolute)
 
     def fitness(self, path: str, role: Role) -> int:
-        """Nodes.fitness"""
-        return self.devices[path].description.fitness(role) if path in self.devices else 0
+        """DeviceNodes.fitness"""
+        return self.devices[path].capabilities.fitness(role) if path in self.devices else 0
 
     def open(self, path: str) -> SimNode:
-        """Nodes.open"""
+        """DeviceNodes.open"""
         if path not in self.devices:
             raise OSError(errno.ENOENT, "No such file or directory")
         self.opened += 1

@@ -16,8 +16,9 @@ from displbe import process
 from displbe.backend.guests import GuestSettings
 from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.input.evdev.capabilities import Capabilities
+from displbe.input.event_codes import EV_KEY
 from displbe.input.settings import InputSettings
-from displbe.input.translate import EV_KEY, Description
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
@@ -129,7 +130,7 @@ async def shown(guest: Guest) -> None:
 async def test_input_settings_there(tmp_path: Path) -> None:
     """The devices of `[guest.NAME] input` are the guest's as soon as its name is known."""
     nodes = SimNodes()
-    nodes.plug("/dev/input/event0", keyboard := SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
+    nodes.plug("/dev/input/event0", keyboard := SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
     guests = {"cockpit": GuestSettings(input="K:/dev/input/event0")}
     async with driver_domain(tmp_path, nodes, guests) as (xen, _, daemon):
         vkb = {"unique-id": "K:/dev/input/event7"}
@@ -183,14 +184,14 @@ async def test_watches_that_are_used_up(tmp_path: Path) -> None:
 async def test_input_of_a_driver_domain(tmp_path: Path) -> None:
     """A guest's keyboard is its own again when it is rebooted: its name cannot be read here, so no place is kept for it."""
     nodes = SimNodes()
-    keyboard = nodes.plug("/dev/input/event0", SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
+    keyboard = nodes.plug("/dev/input/event0", SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
     async with driver_domain(tmp_path, nodes) as (xen, _, daemon):
         for domid in (1, 2):
             vkb = {"unique-id": "K:/dev/input/event0"}
             async with Guest.booted(xen, domid, backend=DRIVER, vkb=vkb, name="guest") as guest:
                 with trio.fail_after(30):
                     await guest.input.connected.wait()
-                await until(lambda: any(reader._receiver for reader in daemon.evdev._readers.values()), timeout=10)
+                await until(lambda: any(device.guest_input for device in daemon.evdev.devices.values()), timeout=10)
                 keyboard.emit((EV_KEY, 30, 1))
                 await until(lambda: guest.input.pressed == {30})
                 keyboard.emit((EV_KEY, 30, 0))
@@ -203,5 +204,5 @@ async def test_input_of_a_driver_domain(tmp_path: Path) -> None:
         tools.add_input(3, {"unique-id": "K:/dev/input/event0"}, backend=DRIVER)
         await until(lambda: [claim.guest for claim in daemon.focus.claims] == ["guest"])
         await tools.remove_input(3, backend=DRIVER)
-        await until(lambda: daemon.focus.claims[0].left is not None)
+        await until(lambda: daemon.focus.claims[0].gone_since is not None)
         tools.destroy_domain(3)

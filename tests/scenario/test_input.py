@@ -17,21 +17,12 @@ from displbe.backend.guests import GuestSettings
 from displbe.ctl.tables import WIDTH, status_lines
 from displbe.input import device as input_device
 from displbe.input import focus
-from displbe.input.remembered import Remembered
+from displbe.input.evdev import devices as evdev_devices
+from displbe.input.evdev.capabilities import AbsAxis, Capabilities
+from displbe.input.evdev.device import DeviceState
+from displbe.input.event_codes import ABS_X, ABS_Y, EV_ABS, EV_KEY, EV_REL, REL_WHEEL, REL_X, REL_Y
+from displbe.input.focus_file import FocusFile
 from displbe.input.settings import InputSettings
-from displbe.input.sources import evdev
-from displbe.input.translate import (
-    ABS_X,
-    ABS_Y,
-    EV_ABS,
-    EV_KEY,
-    EV_REL,
-    REL_WHEEL,
-    REL_X,
-    REL_Y,
-    Axis,
-    Description,
-)
 from displbe.ops import status
 from displbe.sim.keyboard import InputFrontend
 from displbe.sinks.headless.sink import HeadlessSink
@@ -69,9 +60,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     """A world whose guests may name every device, with a keyboard and a mouse."""
     before = descriptors()
     async with World.running(tmp_path, input=InputSettings(devices=["/dev/input/*"])) as world:
-        world.nodes.plug(KEYBOARD, SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
-        mouse = Description(
-            keys=frozenset(range(0x110, 0x118)), wheels=frozenset((REL_X, REL_Y, REL_WHEEL, REL_HWHEEL))
+        world.nodes.plug(KEYBOARD, SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
+        mouse = Capabilities(
+            keys=frozenset(range(0x110, 0x118)), rel_axes=frozenset((REL_X, REL_Y, REL_WHEEL, REL_HWHEEL))
         )
         world.nodes.plug(MOUSE, SimDevice("mouse", mouse))
         yield world
@@ -198,7 +189,7 @@ async def test_killed_with_a_key_down(world: World) -> None:
 
 async def test_features_are_published_before_the_guest_looks(world: World) -> None:
     """An absolute pointer and a touch screen, with the size of the guest's screen; what the toolstack says goes before."""
-    tablet = Description(keys=frozenset((BTN_LEFT,)), axes={ABS_X: Axis(0, 99), ABS_Y: Axis(0, 99)})
+    tablet = Capabilities(keys=frozenset((BTN_LEFT,)), abs_axes={ABS_X: AbsAxis(0, 99), ABS_Y: AbsAxis(0, 99)})
     world.nodes.plug("/dev/input/event2", SimDevice("tablet", tablet))
     vkb = {"unique-id": "P:name=tablet;T:name=tablet", "multi-touch-num-contacts": "2"}
     async with world.booted(1, spec("screen", 300, 200), vkb=vkb) as guest:
@@ -232,7 +223,7 @@ async def test_no_key_that_the_kernel_cannot_bear(world: World, feature: str) ->
 async def test_keys_repeat_where_the_device_does_not(tmp_path: Path) -> None:
     settings = InputSettings(devices=["/dev/input/*"], repeat_delay=0.05, repeat_rate=100)
     async with World.running(tmp_path, input=settings) as world:
-        keyboard = SimDevice("keyboard", Description(keys=frozenset((KEY_A, KEY_B, BTN_LEFT))), repeats=False)
+        keyboard = SimDevice("keyboard", Capabilities(keys=frozenset((KEY_A, KEY_B, BTN_LEFT))), repeats=False)
         world.nodes.plug(KEYBOARD, keyboard)
         async with world.typist(1, f"K:{KEYBOARD};P:{KEYBOARD}") as guest:
             await grabbed(keyboard)
@@ -257,9 +248,12 @@ async def test_a_release_does_not_wait_for_the_next_look(world: World, monkeypat
         await grabbed(keyboard)
         keyboard.emit((EV_KEY, KEY_A, 1))
         await until(lambda: guest.pressed == {KEY_A})
-        monkeypatch.setattr(evdev, "RESCAN", 1000.0)
+        monkeypatch.setattr(evdev_devices, "RESCAN_INTERVAL", 1000.0)
         world.nodes.unplug(KEYBOARD)
         await until(lambda: not guest.pressed, timeout=10)
+        assert world.daemon.evdev.devices[KEYBOARD].state is DeviceState.LOST
+        world.daemon.focus.changed()
+        assert world.daemon.evdev.devices[KEYBOARD].guest_input is None, "a lost device is no guest's"
 
 
 @pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a name"), ModuleNotFoundError("evdev")])
@@ -275,7 +269,7 @@ async def test_a_device_that_cannot_be_opened_is_one_device(
             raise error
         return opened(path)
 
-    monkeypatch.setattr(evdev, "RESCAN", 0.01)
+    monkeypatch.setattr(evdev_devices, "RESCAN_INTERVAL", 0.01)
     monkeypatch.setattr(world.nodes, "open", fail)
     with structlog.testing.capture_logs() as lines:
         async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}") as guest:
@@ -287,7 +281,7 @@ async def test_a_device_that_cannot_be_opened_is_one_device(
             await grabbed(keyboard)
             keyboard.emit((EV_KEY, KEY_A, 1))
             await until(lambda: guest.pressed == {KEY_A})
-    (line,) = [line for line in lines if line["event"] == "cannot open"]
+    (line,) = [line for line in lines if line["event"] == "cannot open input device"]
     assert line["device"] == KEYBOARD
     assert line["exc_info"]
 
@@ -295,10 +289,10 @@ async def test_a_device_that_cannot_be_opened_is_one_device(
 async def test_the_node_that_can_be_what_is_named(world: World) -> None:
     """Three nodes of one name: a few special keys, a mouse, the keyboard; event10 sorts before event2 as text, and comes after it."""
     can = {
-        "event2": Description(keys=frozenset((113, 114, 115))),
-        "event10": Description(keys=frozenset(range(1, 128))),
-        "event11": Description(keys=frozenset((BTN_LEFT,)), wheels=frozenset((REL_X, REL_Y))),
-        "event12": Description(keys=frozenset((BTN_LEFT,)), wheels=frozenset((REL_X, REL_Y))),
+        "event2": Capabilities(keys=frozenset((113, 114, 115))),
+        "event10": Capabilities(keys=frozenset(range(1, 128))),
+        "event11": Capabilities(keys=frozenset((BTN_LEFT,)), rel_axes=frozenset((REL_X, REL_Y))),
+        "event12": Capabilities(keys=frozenset((BTN_LEFT,)), rel_axes=frozenset((REL_X, REL_Y))),
     }
     nodes = {
         name: world.nodes.plug(f"/dev/input/{name}", SimDevice("Receiver", what))
@@ -319,12 +313,13 @@ async def test_devices_that_others_hear_too(tmp_path: Path) -> None:
     settings = InputSettings(grab=False)
     guests = {"typist": GuestSettings(input=f"K:{KEYBOARD}")}
     async with World.running(tmp_path, input=settings, guests=guests) as world:
-        keyboard = world.nodes.plug(KEYBOARD, SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
-        other = world.nodes.plug(MOUSE, SimDevice("other", Description(keys=frozenset(range(1, 128)))))
+        keyboard = world.nodes.plug(KEYBOARD, SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
+        other = world.nodes.plug(MOUSE, SimDevice("other", Capabilities(keys=frozenset(range(1, 128)))))
         console = world.nodes.open(KEYBOARD)
         async with world.typist(1, f"K:{MOUSE}", "typist") as guest, world.typist(2, f"K:{MOUSE}", "other") as none:
             await until(lambda: len(keyboard.readers) == 2)
-            await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+            await until(lambda: world.daemon.evdev.devices[KEYBOARD].state is DeviceState.SHARED)
+            await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
             keyboard.emit((EV_KEY, KEY_A, 1))
             await until(lambda: guest.pressed == {KEY_A})
             assert (EV_KEY, KEY_A, 1) in console.read()
@@ -367,10 +362,12 @@ async def test_keys_that_are_down_when_the_device_is_opened(world: World) -> Non
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await until(lambda: len(keyboard.readers) == 2)
         await trio.sleep(0.05)
+        assert world.daemon.evdev.devices[KEYBOARD].state is DeviceState.HELD_BACK
         assert not any(reader.grabbed for reader in keyboard.readers)
         keyboard.emit((EV_KEY, KEY_A, 0))
         assert (EV_KEY, KEY_A, 0) in console.read()
         await grabbed(keyboard)
+        assert world.daemon.evdev.devices[KEYBOARD].state is DeviceState.GRABBED
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: guest.pressed == {KEY_B})
         assert [event.keycode for event in guest.events if isinstance(event, kbdif.Key)] == [KEY_B]
@@ -398,8 +395,8 @@ async def test_a_storm_of_one_mouse_is_few_notifications(world: World) -> None:
                 await until(lambda: not mouse.readers[0]._events)
         await until(lambda: guest.moved == [1000, 0])
         (claim,) = world.daemon.focus.claims
-        assert claim.feed is not None
-        assert claim.feed.outbox.notified <= guest.kicks + 1
+        assert claim.guest_input is not None
+        assert claim.guest_input.queue.notified <= guest.kicks + 1
 
 
 async def test_a_guest_beside_a_display(world: World) -> None:
@@ -471,7 +468,7 @@ async def test_a_window_where_there_are_none(world: World) -> None:
 
 async def test_a_guest_that_asks_for_raw_positions(world: World) -> None:
     """0 to 0x7fff, whatever the size of the screen. Linux does not ask."""
-    tablet = Description(keys=frozenset((BTN_LEFT,)), axes={ABS_X: Axis(0, 9), ABS_Y: Axis(0, 9)})
+    tablet = Capabilities(keys=frozenset((BTN_LEFT,)), abs_axes={ABS_X: AbsAxis(0, 9), ABS_Y: AbsAxis(0, 9)})
     device = world.nodes.plug("/dev/input/event2", SimDevice("tablet", tablet))
     async with world.booted(1, vkb={"unique-id": "P:name=tablet", "width": "640"}) as guest:
         probe = guest.input._probe
@@ -545,7 +542,7 @@ async def test_what_was_typed_before_the_switch(world: World) -> None:
 
 def is_served(world: World, name: str) -> bool:
     """Whether a guest can be told something."""
-    return any(claim.guest == name and claim.feed is not None for claim in world.daemon.focus.claims)
+    return any(claim.guest == name and claim.guest_input is not None for claim in world.daemon.focus.claims)
 
 
 async def slowly(world: World, guest: InputFrontend) -> trio.Event:
@@ -575,7 +572,7 @@ async def test_a_restart_moves_no_keyboard(world: World) -> None:
         await until(lambda: not keyboard.readers[0]._events)
         hurry.set()
         await until(lambda: is_served(world, "first"))
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: first.pressed == {KEY_B})
         assert second.events == []
@@ -591,7 +588,7 @@ async def test_the_operators_word_outlasts_a_restart(world: World) -> None:
         hurry.set()
         await until(lambda: is_served(world, "second"))
         await grabbed(keyboard)
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         keyboard.emit((EV_KEY, KEY_A, 1))
         await until(lambda: second.pressed == {KEY_A})
         assert first.events == []
@@ -599,17 +596,17 @@ async def test_the_operators_word_outlasts_a_restart(world: World) -> None:
 
 def test_what_is_remembered(tmp_path: Path) -> None:
     """Until the configuration says something else; and a file that is spoilt, or cannot be written, harms nothing."""
-    Remembered(tmp_path, "a").keep("b")
-    assert Remembered(tmp_path, "a").first() == "b"
-    assert Remembered(tmp_path, "c").first() == "c"
-    assert Remembered(None, "a").first() == "a"
+    FocusFile(tmp_path, "a").save("b")
+    assert FocusFile(tmp_path, "a").load() == "b"
+    assert FocusFile(tmp_path, "c").load() == "c"
+    assert FocusFile(None, "a").load() == "a"
     for spoilt in (b"", b"\xff", b"[]", b"{}", b'{"configured": "a", "first": 1}', b" " * 10000):
         (tmp_path / "focus").write_bytes(spoilt)
-        assert Remembered(tmp_path, "a").first() == "a"
-    nowhere = Remembered(tmp_path / "missing", "a")
-    nowhere.keep("b")
-    assert nowhere.first() == "a"
-    Remembered(None, "a").keep("b")
+        assert FocusFile(tmp_path, "a").load() == "a"
+    nowhere = FocusFile(tmp_path / "missing", "a")
+    nowhere.save("b")
+    assert nowhere.load() == "a"
+    FocusFile(None, "a").save("b")
 
 
 async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
@@ -624,7 +621,7 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
     async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}", "a") as a, world.typist(2, f"K:{KEYBOARD}", "b"):
         await grabbed(keyboard)
         await grabbed(world.nodes.devices[MOUSE])
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         assert await told() == [status.InputStatus((KEYBOARD, MOUSE), 0, 0, 0), status.InputStatus((), 0, 0, 0)]
         a.reads = False
         for number in range(2 * kbdif.IN_SLOTS):
@@ -705,11 +702,11 @@ async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest
         keyboard.emit((EV_KEY, KEY_A, 0))
         await trio.sleep(0.05)
         assert fourth.events == [], "the place of the one before is kept"
-        gone = next(claim.left for claim in world.daemon.focus.claims if claim.left is not None)
-        monkeypatch.setattr(focus, "PLACE", trio.current_time() - gone + 0.2)
+        gone = next(claim.gone_since for claim in world.daemon.focus.claims if claim.gone_since is not None)
+        monkeypatch.setattr(focus, "RESERVATION", trio.current_time() - gone + 0.2)
         world.daemon.focus.changed()
         await until(lambda: world.daemon.focus.holder(lambda claim: True) is not None)
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: fourth.pressed == {KEY_B})
 

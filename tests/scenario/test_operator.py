@@ -483,7 +483,7 @@ async def test_a_whole_guest_has_no_connector(world: World) -> None:
 async def test_focus(world: World) -> None:
     async with world.guest(1), world.guest(2, spec("DP-1")):
         await ctl(world, "focus", "2")
-        assert world.daemon.focus.first == "2"
+        assert world.daemon.focus.preferred == "2"
         assert "shared input devices: for 2" in await ctl(world, "status")
 
 

@@ -20,7 +20,8 @@ from displbe import daemon, process
 from displbe.backend.guests import GuestSettings
 from displbe.config import Settings, differences, load
 from displbe.daemon import Daemon
-from displbe.input.translate import EV_KEY, Description
+from displbe.input.evdev.capabilities import Capabilities
+from displbe.input.event_codes import EV_KEY
 from displbe.ops.health import Health
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
@@ -144,7 +145,7 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
         line = said(lines)
         assert sorted(line["applied"]) == applied
         assert line["takes_a_restart"] == ["headless.refresh", "sink"]
-    assert world.daemon.focus.first == "a"
+    assert world.daemon.focus.preferred == "a"
     async with world.booted(1, spec()) as guest:
         world.tools.write("/local/domain/1/name", "a", [("n", 0), ("r", 1)])
         with trio.fail_after(10):
@@ -156,7 +157,7 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
 async def test_another_keyboard_from_the_next_connection_on(tmp_path: Path) -> None:
     """`[guest.NAME] input` changes: the guest keeps what it has, connects anew, and has the other one only."""
     first, second = "/dev/input/event0", "/dev/input/event1"
-    keys = Description(keys=frozenset(range(1, 128)))
+    keys = Capabilities(keys=frozenset(range(1, 128)))
     async with World.running(tmp_path, guests={"a": GuestSettings(input=f"K:{first}")}) as world:
         devices = [world.nodes.plug(path, SimDevice(path, keys)) for path in (first, second)]
         config = tmp_path / "displbe.toml"

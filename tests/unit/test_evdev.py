@@ -13,20 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from displbe.input.names import Role
-from displbe.input.sources import evdev
-from displbe.input.sources.evdev import LONG, READ, SystemNodes, _EvdevNode, read_events
-from displbe.input.translate import (
+from displbe.input.bindings import Role
+from displbe.input.evdev import nodes as evdev_nodes
+from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, Slot
+from displbe.input.evdev.nodes import LONG, READ_EVENTS, SystemNode, SystemNodes, read_events
+from displbe.input.event_codes import (
     ABS_MT_ORIENTATION,
     ABS_MT_POSITION_X,
     ABS_MT_POSITION_Y,
     ABS_MT_SLOT,
     ABS_MT_TOUCH_MAJOR,
     ABS_MT_TRACKING_ID,
-    Axis,
-    Description,
-    Event,
-    Slot,
 )
 
 EVENT: Final = Struct("@llHHi")
@@ -47,11 +44,11 @@ def test_events_are_read_together(pipe: tuple[int, int]) -> None:
     read, write = pipe
     with pytest.raises(BlockingIOError):
         read_events(read)
-    events: list[Event] = [(1, 30, 1), (0, 0, 0), (2, 0, -5), (3, 57, -1)]
+    events: list[InputEvent] = [(1, 30, 1), (0, 0, 0), (2, 0, -5), (3, 57, -1)]
     os.write(write, b"".join(EVENT.pack(1 << 30, 999999, *event) for event in events))
     assert read_events(read) == events
-    os.write(write, EVENT.pack(0, 0, 1, 30, 1) * (READ + 1))
-    assert len(read_events(read)) == READ
+    os.write(write, EVENT.pack(0, 0, 1, 30, 1) * (READ_EVENTS + 1))
+    assert len(read_events(read)) == READ_EVENTS
     assert len(read_events(read)) == 1
 
 
@@ -77,18 +74,18 @@ def shown(monkeypatch: pytest.MonkeyPatch, **bits: set[int]) -> None:
     texts = dict(
         zip(ATTRIBUTES, (bitmap(bits.get(kind, set())) for kind in ("key", "rel", "abs", "properties")), strict=True)
     )
-    monkeypatch.setattr(evdev, "_attribute", lambda path, name: texts[name])
+    monkeypatch.setattr(evdev_nodes, "_attribute", lambda path, name: texts[name])
 
 
 @given(bits=st.sets(st.integers(0, 0x2FF)))
 def test_bits(bits: set[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         shown(patch, key=bits)
-        assert evdev.describe(NODE).keys == bits
+        assert evdev_nodes.sysfs_capabilities(NODE).keys == bits
 
 
 def test_a_device_that_has_gone() -> None:
-    assert evdev.describe("/dev/input/event987654") == Description()
+    assert evdev_nodes.sysfs_capabilities("/dev/input/event987654") == Capabilities()
     assert [SystemNodes().fitness("/dev/input/event987654", role) for role in Role] == [0, 0, 0]
 
 
@@ -134,12 +131,12 @@ def test_fingers_are_asked_for_by_slots(monkeypatch: pytest.MonkeyPatch) -> None
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    node: Any = object.__new__(_EvdevNode)
+    node: Any = object.__new__(SystemNode)
     node.fd = 5
-    axes = dict.fromkeys(answers, Axis(0, 99)) | {ABS_MT_SLOT: Axis(0, 2)}
-    node.description = Description(axes=axes)
+    axes = dict.fromkeys(answers, AbsAxis(0, 99)) | {ABS_MT_SLOT: AbsAxis(0, 2)}
+    node.capabilities = Capabilities(abs_axes=axes)
     node._device = SimpleNamespace(absinfo=lambda code: SimpleNamespace(value=code), active_keys=lambda: [30])
-    state = node.state()
+    state = node.snapshot()
     assert state.keys == {30}
     assert state.axes == {code: code for code in axes}
     assert state.slots == [Slot(7, 10, 11, 1, 0, -4), Slot(-1, 20, 21, 2, 0, 0), Slot(9, 30, 31, 3, 0, 4)]
