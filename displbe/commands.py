@@ -22,7 +22,7 @@ from displbe.display.trace import Trace
 from displbe.input.focus import InputFocus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
-from displbe.ops.lag import Lag
+from displbe.ops.lag import LoopLag
 from displbe.ops.status import Abilities, DeviceStatus, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
@@ -44,7 +44,7 @@ class Commands:
         supervisors: list[Supervisor],
         quotas: Quotas,
         focus: InputFocus,
-        lag: Lag,
+        lag: LoopLag,
     ) -> None:
         self._hypervisor = hypervisor
         self._sink = sink

@@ -16,7 +16,7 @@ import trio
 
 from displbe.config import ConfigError, load
 from displbe.ops import log
-from displbe.ops.health import Health
+from displbe.ops.service_manager import ServiceManager
 from displbe.xen import early
 from displbe.xen.alone import alone
 from displbe.xen.places import GNTDEV
@@ -79,7 +79,9 @@ def _daemon(arguments: argparse.Namespace) -> int:
     from displbe.xen.host import Host
 
     runtime = os.environ.get("RUNTIME_DIRECTORY")  # systemd's: it outlasts a restart
-    daemon = Daemon(settings, Host(settings.xen.store or None), Health(), runtime=Path(runtime) if runtime else None)
+    daemon = Daemon(
+        settings, Host(settings.xen.store or None), ServiceManager(), runtime=Path(runtime) if runtime else None
+    )
     if arguments.check:
         _tell_abilities(daemon)
     else:

@@ -236,7 +236,7 @@ async def test_traces_are_kept_when_devices_are_shut_off(tmp_path: Path) -> None
         assert "domain1, DP-1: shut off: impossible request index" in text
         assert "PG_FLIP id=0 fb_cookie=0x63 -> ENOENT after" in text
         assert "fb_cookie=0x62 -> ENOENT after" in await ctl(world, "trace", "--file", str(folder / other))
-        assert "this is no trace" in await ctl(world, "trace", "--file", "/etc/passwd", code=1)
+        assert "this is not a trace" in await ctl(world, "trace", "--file", "/etc/passwd", code=1)
         assert "No such file" in await ctl(world, "trace", "--file", str(folder / "none"), code=1)
 
 
@@ -464,7 +464,7 @@ async def test_kick(world: World) -> None:
 
 async def test_top_goes_on_after_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than the daemon keeps who is silent."""
-    monkeypatch.setattr(control, "IDLE", 0.05)
+    monkeypatch.setattr(control, "IDLE_TIMEOUT", 0.05)
     assert (await ctl(world, "top", "--count", "2", "--interval", "0.5")).count("serving 0 guests") == 2
 
 
@@ -536,7 +536,7 @@ async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch:
             for _ in range(8):
                 nursery.start_soon(flood)
         (begun, _), (ended, _) = looks[0], looks[-1]
-        assert 5 < len(looks) <= (ended - begun) / control.PACE + 2
+        assert 5 < len(looks) <= (ended - begun) / control.COMMAND_INTERVAL + 2
         # A busy machine gives time to both, now and then: they are counted over all of the flood.
         assert looks[-1][1] - looks[0][1] >= 0.8 * (len(looks) - 1)
         longest = max(len(list(group)) for _, group in groupby(flips for _, flips in looks))

@@ -22,7 +22,7 @@ from displbe.config import Settings, differences, load
 from displbe.daemon import Daemon
 from displbe.input.evdev.capabilities import Capabilities
 from displbe.input.event_codes import EV_KEY
-from displbe.ops.health import Health
+from displbe.ops.service_manager import ServiceManager
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
@@ -64,7 +64,7 @@ async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: 
     config = tmp_path / "displbe.toml"
     config.write_text("sink = 'headless'\n[control]\nsocket = ''\n")
     async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
-        made = Daemon(load(str(config)), xen.hypervisor(0), Health({"NOTIFY_SOCKET": str(manager.path)}))
+        made = Daemon(load(str(config)), xen.hypervisor(0), ServiceManager({"NOTIFY_SOCKET": str(manager.path)}))
         nursery.start_soon(process.serve, made, str(config))
         await until(lambda: "READY=1" in manager.heard)
         assert manager.last("STATUS").startswith("serving")
@@ -101,7 +101,7 @@ async def test_the_watchdog_is_fed_by_the_loop_that_serves(tmp_path: Path) -> No
             except BlockingIOError:
                 return lines
 
-        health = Health({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"})
+        health = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"})
         settings = Settings(sink="headless", control=ControlSettings(socket=""))
         async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
             await nursery.start(Daemon(settings, xen.hypervisor(0), health).run)

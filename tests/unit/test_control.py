@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from displbe.ops import clients, control
 from displbe.ops.clients import MAX_CLIENTS
-from displbe.ops.control import MAX_LINE, Answer, CommandError, Control, Lines, Request, parse_request
+from displbe.ops.control import MAX_LINE, Answer, CommandError, Control, LineSplitter, Request, parse_request
 from displbe.ops.settings import ControlSettings
 
 LINE = st.binary(max_size=200).filter(lambda line: b"\n" not in line)
@@ -32,7 +32,7 @@ LARGE = bytes(range(256)) * 16384  # far more than a socket holds
 def test_lines_come_out_whole_however_they_come_in(lines: list[bytes], rest: bytes, data: st.DataObject) -> None:
     octets = b"".join(line + b"\n" for line in lines) + rest
     cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=20)))
-    parser = Lines()
+    parser = LineSplitter()
     found: list[bytes] = []
     for start, end in zip([0, *cuts], [*cuts, len(octets)], strict=True):
         found += parser.feed(octets[start:end])
@@ -42,7 +42,7 @@ def test_lines_come_out_whole_however_they_come_in(lines: list[bytes], rest: byt
 
 @given(st.integers(1, 3 * MAX_LINE), st.integers(1, 5000))
 def test_a_line_without_end_is_refused_before_it_grows(length: int, piece: int) -> None:
-    parser = Lines()
+    parser = LineSplitter()
     octets = b"x" * length
     fed = 0
     try:
@@ -192,8 +192,8 @@ async def ended(client: trio.SocketStream) -> bool:
 @pytest.fixture
 async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     """A socket that is served."""
-    monkeypatch.setattr(control, "PACE", 0.0)
-    monkeypatch.setattr(clients, "ACCEPT_PACE", 0.0)
+    monkeypatch.setattr(control, "COMMAND_INTERVAL", 0.0)
+    monkeypatch.setattr(clients, "ACCEPT_INTERVAL", 0.0)
     made = Served(tmp_path / "control")
     async with trio.open_nursery() as nursery:
         await nursery.start(made.control.run)
@@ -300,7 +300,7 @@ async def test_half_a_line_and_gone(served: Served) -> None:
 
 
 async def test_a_client_that_hangs_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "IDLE", 0.05)
+    monkeypatch.setattr(control, "IDLE_TIMEOUT", 0.05)
     async with await served.connect() as client:
         await client.send_all(b'{"version"')
         assert await ended(client)
@@ -308,7 +308,7 @@ async def test_a_client_that_hangs_is_dropped(served: Served, monkeypatch: pytes
 
 
 async def test_a_client_that_takes_no_answer_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "STALLED", 0.05)
+    monkeypatch.setattr(control, "CHUNK_TIMEOUT", 0.05)
     async with await served.connect() as client:
         await client.send_all(line("screenshot"))
         assert (await served.ask("say"))[0]["ok"]  # others are served meanwhile
@@ -320,7 +320,7 @@ async def test_a_client_that_takes_no_answer_is_dropped(served: Served, monkeypa
 async def test_a_client_that_takes_an_answer_by_drops_is_dropped(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "TOO_LONG", 0.2)
+    monkeypatch.setattr(control, "ANSWER_TIMEOUT", 0.2)
     async with await served.connect() as client:
         await client.send_all(line("screenshot"))
         taken = 0
@@ -334,7 +334,7 @@ async def test_a_client_that_takes_an_answer_by_drops_is_dropped(
 
 async def test_a_command_that_is_held_up_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a guest can hold up for ever must not hold up those who ask, nor other commands."""
-    monkeypatch.setattr(control, "DEADLINE", 0.1)
+    monkeypatch.setattr(control, "COMMAND_TIMEOUT", 0.1)
     for command in ("wait", "trace"):
         head, _ = await served.ask(command)
         assert not head["ok"]
@@ -364,7 +364,7 @@ async def test_only_so_many_clients(served: Served) -> None:
 
 
 async def test_a_flood_is_served_at_a_bounded_rate(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "PACE", 0.02)
+    monkeypatch.setattr(control, "COMMAND_INTERVAL", 0.02)
 
     async def flood(client: trio.SocketStream) -> None:
         with trio.move_on_after(0.5):

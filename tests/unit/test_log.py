@@ -207,7 +207,7 @@ def pipe() -> Iterator[Pipe]:
 
 def test_a_reader_that_stalls_costs_lines_and_no_time(pipe: Pipe) -> None:
     lines = LineWriter(cast("TextIO", pipe), lambda count: f"lost {count}")
-    wanted = 10 * writer.ROOM
+    wanted = 10 * writer.MAX_WAITING
     for number in range(wanted):
         lines.msg(f"{number} " + "x" * 100)  # would block for ever
     assert 0 < lines.dropped < wanted

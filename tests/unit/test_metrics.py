@@ -271,7 +271,7 @@ async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are few: who comes when many are there is not kept waiting in one."""
-    monkeypatch.setattr(clients, "ACCEPT_PACE", 0.0)
+    monkeypatch.setattr(clients, "ACCEPT_INTERVAL", 0.0)
     path = tmp_path / "metrics"
     made = Metrics(MetricsSettings(socket=str(path)), Told().look)
     async with trio.open_nursery() as nursery:
@@ -289,7 +289,7 @@ async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.M
         with trio.fail_after(10):
             while made.clients.count:
                 await trio.sleep(0.005)
-        monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+        monkeypatch.setattr(metrics, "CLIENT_TIMEOUT", 0.05)
         late = await trio.open_unix_socket(path)
         assert await http(late, b"GET") == b""
         assert b"200 OK" in await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n")

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from displbe.ctl import main as ctl
 from displbe.display.trace import Trace
 from displbe.ops import traces
-from displbe.ops.traces import KEPT, MAGIC, SHARE, Piece, TraceFiles, directory_of, read_traces
+from displbe.ops.traces import MAGIC, MAX_FILES, MAX_GUEST_FILES, TraceFiles, TraceHeader, directory_of, read_traces
 from displbe.wire.displif import PageFlip, encode_request
 
 
-def piece(connector: str = "HDMI-A-1", guest: str = "cockpit") -> Piece:
+def piece(connector: str = "HDMI-A-1", guest: str = "cockpit") -> TraceHeader:
     """What is said of a connector."""
-    return Piece(guest, connector, 1.5, "why")
+    return TraceHeader(guest, connector, 1.5, "why")
 
 
 def written() -> None:
@@ -62,7 +62,7 @@ def test_where_traces_go() -> None:
 def test_one_guest_silences_no_other(tmp_path: Path) -> None:
     """Nor does it fill the disk: of what follows too soon nothing is kept, not even made, and it is counted."""
 
-    def too_dear() -> Iterator[tuple[Piece, bytes]]:
+    def too_dear() -> Iterator[tuple[TraceHeader, bytes]]:
         raise AssertionError
         yield
 
@@ -78,7 +78,7 @@ def test_one_guest_silences_no_other(tmp_path: Path) -> None:
 
 def test_each_guest_has_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest's files make room for its own; of many guests, those of who has most."""
-    monkeypatch.setattr(traces, "PAUSE", 0.0)
+    monkeypatch.setattr(traces, "MIN_INTERVAL", 0.0)
     files = TraceFiles(str(tmp_path))
     time = 0
 
@@ -93,12 +93,12 @@ def test_each_guest_has_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return new
 
     first = keep("quiet")
-    noisy = [keep("noisy") for _ in range(3 * SHARE)]
-    assert set(os.listdir(tmp_path)) == {first, *noisy[-SHARE:]}
-    for number in range(KEPT - 2):
+    noisy = [keep("noisy") for _ in range(3 * MAX_GUEST_FILES)]
+    assert set(os.listdir(tmp_path)) == {first, *noisy[-MAX_GUEST_FILES:]}
+    for number in range(MAX_FILES - 2):
         keep(f"other{number}")
     assert first in os.listdir(tmp_path)
-    assert len(os.listdir(tmp_path)) == KEPT
+    assert len(os.listdir(tmp_path)) == MAX_FILES
     assert guests_of(tmp_path)["noisy"] == 1
 
 
