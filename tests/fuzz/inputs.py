@@ -1,4 +1,4 @@
-"""What is fuzzed of input: the page, what XenStore says of a vkbd, and what a device says."""
+"""Fuzz targets of input: the event page, a vkbd's XenStore nodes, unique-id, a device's events."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ __all__ = ["SEEDS", "TARGETS"]
 FINGERS: Final = 4
 ALL: Final = frozenset(Role)
 MOST: Final = 2 * max(CAPACITY, 700 + 4 * FINGERS)
-"""Events that may wait."""
+"""The limit of waiting events."""
 
 
 class _Page:
-    """A page in which every look finds something else."""
+    """A page whose guest changes it between any two reads."""
 
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
         self.written = 0
 
     def load(self, offset: int) -> int:
-        """Most often what an honest guest might say."""
+        """Return a value that an honest guest might write, most often."""
         kind = self._choices.number(1)
         if kind < 128:
             return max(0, self.written - kind % IN_SLOTS) & 0xFFFFFFFF
         return self._choices.number(4) if kind < 132 else kind % 8
 
     def store(self, offset: int, value: int) -> None:
-        """Only our own indices."""
+        """Check that only our own indices are written."""
         assert offset in (4, 8)
         assert 0 <= value <= 0xFFFFFFFF
 
     def fence(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: there is no other CPU."""
 
     def copy(self, offset: int, size: int) -> bytes:
-        """Nothing of it is ever read."""
+        """Fail: the guest's events are never read."""
         raise AssertionError("the guest's events are not read")
 
     def write(self, offset: int, data: bytes) -> None:
-        """Only whole events, in their places."""
+        """Check that only whole events are written, and only to slots."""
         assert (offset - 1024) % EVENT_SIZE == 0
         assert 1024 <= offset < 1024 + IN_SLOTS * EVENT_SIZE
         assert len(data) == EVENT_SIZE
@@ -67,7 +67,7 @@ class _Page:
 
 
 def page(data: bytes) -> None:
-    """The page under a guest that writes anything, and what waits for it."""
+    """Fuzz the event page, and the queue for it."""
     choices = Choices(data)
     broken: list[FrontendBroken] = []
     try:
@@ -93,7 +93,7 @@ def page(data: bytes) -> None:
 
 
 def _say(choices: Choices, guest_input: GuestInput, source: InputSource) -> None:
-    """Something that a source may say."""
+    """Report an event as a source does."""
     finger = choices.below(FINGERS + 1)
     x, y = choices.number(1) / 255, choices.number(1) / 255
     match choices.below(9):
@@ -123,7 +123,7 @@ ASKED: Final = ("request-abs-pointer", "request-raw-pointer", "request-multi-tou
 
 
 def _done(reading: Coroutine[Any, Any, Any]) -> Any:
-    """What it returns; None: it was refused."""
+    """Run a coroutine that never waits; return its result. None: it raised Refused."""
     try:
         reading.send(None)
     except Refused as refused:
@@ -135,7 +135,7 @@ def _done(reading: Coroutine[Any, Any, Any]) -> Any:
 
 
 def vkbd(data: bytes) -> None:
-    """What XenStore says of a vkbd, each line a node."""
+    """Fuzz a vkbd's XenStore nodes; each line is a node."""
     nodes: dict[str, bytes] = {}
     device = fake_device(nodes)
     names = [f"{device.path}/{key}" for key in NODES] + [f"{device.frontend}/{key}" for key in ASKED]
@@ -151,7 +151,7 @@ def vkbd(data: bytes) -> None:
 
 
 def unique_id(data: bytes) -> None:
-    """What a vkb line names."""
+    """Fuzz a vkb line's unique-id."""
     try:
         bindings = parse_unique_id(data.decode("utf-8", "replace"))
     except ValueError as error:
@@ -167,13 +167,13 @@ EDGES: Final = (0, 1, -1, 2, 100, 0x7FFFFFFF, -0x80000000)
 
 
 def _value(choices: Choices) -> int:
-    """An s32."""
+    """Return an s32."""
     kind = choices.number(1)
     return EDGES[kind] if kind < len(EDGES) else kind - 128 if kind < 250 else choices.number(4) - 0x80000000
 
 
 def _device(choices: Choices) -> tuple[Capabilities, Snapshot]:
-    """A device that can be anything."""
+    """Return the capabilities and the state of some device."""
     codes = [code for code in CODES if choices.below(2)]
     axes = {code: AbsAxis(_value(choices), _value(choices)) for code in codes if code < 64 and choices.below(4)}
     if 47 in axes:
@@ -191,7 +191,7 @@ def _state(choices: Choices, capabilities: Capabilities) -> Snapshot:
 
 
 def evdev(data: bytes) -> None:
-    """Events of a device that can be anything, for a guest of any kind: it gets nothing that it cannot bear."""
+    """Fuzz the events of any device for any guest: the guest gets no event that its kernel does not survive."""
     choices = Choices(data)
     features = Features(
         pointer=bool(choices.below(8)),

@@ -31,7 +31,7 @@ IN_CONS, IN_PROD, OUT_CONS, OUT_PROD = 0, 4, 8, 12
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    """The stage, with input devices; the good guest's flips go on."""
+    """The stage with input devices, and a good guest that flips throughout."""
     before = descriptors()
     settings = InputSettings(devices=["/dev/input/*"], focus="good")
     async with Stage.set(tmp_path, input=settings) as stage:
@@ -48,13 +48,13 @@ def plug(stage: Stage) -> None:
 
 
 def device(stage: Stage, path: str) -> SimDevice:
-    """A device that is plugged in."""
+    """Return a device that is plugged in."""
     return stage.world.nodes.devices[path]
 
 
 @contextlib.asynccontextmanager
 async def hostile(stage: Stage, unique_id: str = f"K:{OWN};P:{OWN}", **nodes: str) -> AsyncIterator[Guest]:
-    """The hostile guest, its input connected and its devices open. Afterwards nothing of it may be left."""
+    """Run the hostile guest, with connected input and open devices. Afterwards none of its resources may be left."""
     vkb = {"unique-id": unique_id, **{key.replace("_", "-"): value for key, value in nodes.items()}}
     async with stage.world.booted(BAD, vkb=vkb, name="hostile") as guest:
         with trio.fail_after(5):
@@ -66,12 +66,12 @@ async def hostile(stage: Stage, unique_id: str = f"K:{OWN};P:{OWN}", **nodes: st
 
 
 def error(stage: Stage) -> str:
-    """The device's `error` node."""
+    """Return the device's `error` node."""
     return (stage.world.tools.read(f"{stage.world.tools.vinput(BAD)}/error") or b"").decode()
 
 
 async def shut_off(stage: Stage, guest: Guest, reason: str) -> None:
-    """The device goes to 5 and 6, lets go of everything, and serves the guest again when it begins anew."""
+    """Wait until the device has been closed for this reason."""
     await until(lambda: guest.input.history[-4:].count(State.CLOSING) or guest.input.history[-1] is State.CLOSED)
     await until(lambda: reason in error(stage))
 
@@ -310,13 +310,13 @@ async def test_i5_focus(stage: Stage) -> None:
         await until(lambda: any(reader.grabbed for reader in keyboard.readers))
         keyboard.emit((EV_KEY, A, 1))
         await until(lambda: good.input.pressed == {A})
-        # It comes and goes: that moves nothing.
+        # The hostile guest reconnects: the focus stays.
         await bad.input.publish()
         await until(lambda: bad.input.history.count(State.CONNECTED) >= 2)
         keyboard.emit((EV_KEY, B, 1))
         await until(lambda: good.input.pressed == {A, B})
         assert bad.input.events == []
-        keyboard.emit((EV_KEY, C, 1))  # and not read yet when the operator says:
+        keyboard.emit((EV_KEY, C, 1))  # not read yet when the operator moves the focus:
         keyboard.emit((EV_KEY, C, 0))
         world.daemon.focus.give("hostile")
         await until(lambda: not good.input.pressed)
@@ -330,7 +330,7 @@ async def test_i5_focus(stage: Stage) -> None:
         world.daemon.focus.give("good")
         await until(lambda: not bad.input.pressed)
         keyboard.emit((EV_KEY, C, 0))
-        # The other guest has gone, and may come again: nobody has what is typed.
+        # The good guest has gone and may return: events are discarded.
         await good.input.switch(State.CLOSED)
         await until(lambda: not any(claim.guest_input for claim in world.daemon.focus.claims if claim.guest == "good"))
         keyboard.emit((EV_KEY, A, 1))

@@ -1,7 +1,7 @@
-"""Input devices that are only simulated, as evdev shows them: what is written to one can be read from whoever has it open.
+"""Simulated evdev devices: events that a test emits are read from all open nodes of the device.
 
-As in the kernel (drivers/input/input.c, evdev.c), only changes are seen, a reader that is too slow loses its events and finds
-SYN_DROPPED, and a device that is unplugged cannot be read any more.
+As in the kernel (drivers/input/input.c, evdev.c), only changes are reported, a reader that is too slow loses its events and reads
+SYN_DROPPED, and a device that has been unplugged cannot be read.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from displbe.input.event_codes import ABS_MT_SLOT, ABS_MT_TRACKING_ID, EV_ABS, E
 __all__ = ["BUFFER", "SimDevice", "SimNodes"]
 
 BUFFER: Final = 64
-"""Events that an open device keeps: of a keyboard or a mouse; of a touch screen it may be many more."""
+"""Events that the kernel buffers for an open keyboard or mouse; for a touch screen it may be many more."""
 
 
 class SimDevice:
-    """A device that can do what `capabilities` says."""
+    """A device."""
 
     def __init__(self, name: str, capabilities: Capabilities, *, repeats: bool = True, buffer: int = BUFFER) -> None:
         self.name = name
@@ -39,7 +39,7 @@ class SimDevice:
         self.readers: list[SimNode] = []
 
     def emit(self, *events: tuple[int, int, int]) -> None:
-        """Events of one frame; SYN_REPORT is added. What is no change is not passed on."""
+        """Report the events of one frame, and SYN_REPORT. Events that change nothing are left out."""
         frame = [event for event in events if self._changes(*event)]
         if frame:
             grabbed = [reader for reader in self.readers if reader.grabbed]
@@ -72,7 +72,7 @@ class SimDevice:
 
 
 class SimNode:
-    """A device that somebody has open (input.evdev.nodes.DeviceNode)."""
+    """An open node of a device (input.evdev.nodes.DeviceNode)."""
 
     def __init__(self, device: SimDevice) -> None:
         self.name = device.name
@@ -86,7 +86,7 @@ class SimNode:
         device.readers.append(self)
 
     def push(self, events: list[tuple[int, int, int]]) -> None:
-        """A frame comes in (evdev_pass_values)."""
+        """Buffer a frame (evdev_pass_values)."""
         for event in events:
             self._events.append(event)
             if len(self._events) >= self._buffer:
@@ -94,13 +94,13 @@ class SimNode:
         os.eventfd_write(self.fd, 1)
 
     def unplug(self) -> None:
-        """The device has gone."""
+        """Make reads fail: the device has gone."""
         self._device = None
         os.eventfd_write(self.fd, 1)
 
     @property
     def has_lost(self) -> bool:
-        """Whether the reader will find that events were lost."""
+        """Whether the reader will read SYN_DROPPED."""
         return (EV_SYN, SYN_DROPPED, 0) in self._events
 
     def read(self) -> Sequence[tuple[int, int, int]]:
@@ -116,7 +116,7 @@ class SimNode:
         return found
 
     def snapshot(self) -> Snapshot:
-        """DeviceNode.snapshot; EVIOCGKEY takes the key events that wait away."""
+        """DeviceNode.snapshot; EVIOCGKEY discards buffered key events."""
         device = self._need()
         self._events = deque(event for event in self._events if event[0] != EV_KEY)
         names = {ABS_MT_TRACKING_ID: "tracking", 53: "x", 54: "y", 48: "major", 49: "minor", 52: "orientation"}
@@ -147,7 +147,7 @@ class SimNodes:
     def __init__(self) -> None:
         self.devices: dict[str, SimDevice] = {}
         self.links: dict[str, str] = {}
-        """Other paths of devices, as udev makes them."""
+        """Symbolic links to nodes, as udev makes them."""
         self.opened = 0
 
     def plug(self, path: str, device: SimDevice) -> SimDevice:
@@ -156,7 +156,7 @@ class SimNodes:
         return device
 
     def unplug(self, path: str) -> None:
-        """Pull it out; its keys are up then."""
+        """Unplug a device, which releases its keys."""
         device = self.devices.pop(path)
         for reader in device.readers:
             reader.unplug()

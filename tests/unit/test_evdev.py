@@ -1,4 +1,4 @@
-"""What the kernel says of input devices: struct input_event, sysfs, EVIOCGMTSLOTS."""
+"""The kernel's interfaces to input devices: struct input_event, sysfs, EVIOCGMTSLOTS."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ATTRIBUTES: Final = ("capabilities/key", "capabilities/rel", "capabilities/abs",
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Stands for a device's file."""
+    """A pipe in place of a device node."""
     ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     yield ends
     for end in ends:
@@ -62,7 +62,7 @@ def test_a_file_that_has_ended(pipe: tuple[int, int]) -> None:
 
 
 def bitmap(bits: set[int]) -> str:
-    """input_print_bitmap of the kernel: longs, the highest that is not 0 first, and at least one."""
+    """Format a bitmap as the kernel does (input_print_bitmap): longs in hexadecimal, from the highest that is not 0, at least one."""
     words = [0] * (max(bits, default=0) // (8 * LONG) + 1)
     for bit in bits:
         words[bit // (8 * LONG)] |= 1 << bit % (8 * LONG)
@@ -70,7 +70,7 @@ def bitmap(bits: set[int]) -> str:
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, **bits: set[int]) -> None:
-    """A device whose sysfs says so."""
+    """Replace the sysfs attributes of all devices."""
     texts = dict(
         zip(ATTRIBUTES, (bitmap(bits.get(kind, set())) for kind in ("key", "rel", "abs", "properties")), strict=True)
     )
@@ -114,7 +114,7 @@ def test_what_a_device_can_be(
 
 
 def test_fingers_are_asked_for_by_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """EVIOCGMTSLOTS(len), of linux/input.h: the axis' code, then a value for each slot. An axis that there is not is not asked for."""
+    """EVIOCGMTSLOTS(len) in linux/input.h: the axis' code, then a value for each slot. An axis that the device lacks is not requested."""
     answers = {
         ABS_MT_TRACKING_ID: (7, -1, 9),
         ABS_MT_POSITION_X: (10, 20, 30),

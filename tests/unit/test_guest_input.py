@@ -1,4 +1,4 @@
-"""From evdev's events to what a guest's programs see, against models of both ends: what is down here is down there, and nothing else."""
+"""From evdev's events to a guest's input core, against models of both ends: the same keys and contacts are down at both."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ END: Final = (EV_SYN, SYN_REPORT, 0)
 
 
 class Guest:
-    """A guest that takes its events when it is told to."""
+    """A guest that consumes its events when the test says so."""
 
     def __init__(self, features: Features, used: int = 0) -> None:
-        """`used`: so many events have gone over the page before."""
+        """`used`: the number of events that have gone over the page before."""
         memory = SharedMemory(memoryview(bytearray(4096)))
         self.core = InputCore()
         self.core.has_keyboard, self.core.has_pointer = features.keyboard, features.pointer
@@ -74,7 +74,7 @@ class Guest:
         raise AssertionError(reason)
 
     def take(self) -> None:
-        """Take what is in the page, and let what waits in."""
+        """Consume the events in the page, which makes room for waiting ones."""
         for slot in self._front.take():
             self.core.handle(kbdif.decode_event(slot))
         assert self.core.oops is None
@@ -82,7 +82,7 @@ class Guest:
         self.guest_input.flush()
 
     def take_all(self) -> None:
-        """Take everything."""
+        """Consume all events, the waiting ones too."""
         self.guest_input.flush()
         count = -1
         while count != len(self.core.events):
@@ -94,7 +94,7 @@ ASSIGNMENT: Final = Assignment(())
 
 
 class Given:
-    """A focus that has decided (input.focus.InputFocus)."""
+    """A focus that always has the same holder (input.focus.InputFocus)."""
 
     def __init__(self, guest_input: GuestInput | None) -> None:
         self._claim = Claim("guest", 1, 0, ASSIGNMENT)
@@ -106,7 +106,7 @@ class Given:
 
 
 class Hand:
-    """A device that somebody works with, and displbe's reader of it."""
+    """A simulated device, and displbe's EvdevDevice for it."""
 
     def __init__(self, name: str, description: Capabilities, buffer: int = BUFFER) -> None:
         self.device = SimDevice(name, description, buffer=buffer)
@@ -118,18 +118,18 @@ class Hand:
         self.reader.start(DeviceState.GRABBED)
 
     def give(self, guest_input: GuestInput) -> None:
-        """It is another guest's from now on."""
+        """Give the device to another guest."""
         self.reader.follow(cast("InputFocus", Given(guest_input)))
 
     def read(self, guest_input: GuestInput) -> bool:
-        """For the guest that has it. True: events were lost."""
+        """Pass buffered events to the guest that has the device. True: events were lost."""
         self.reader.guest_input, self.reader._roles = guest_input, ALL
         lost = self._node.has_lost
         self.reader._pass_buffered()
         return lost
 
     def replug(self) -> None:
-        """Out, and in again."""
+        """Unplug the device, and plug it in again."""
         self._node.close()
         self.reader.leave()
         self.device.keys.clear()
@@ -140,13 +140,13 @@ class Hand:
 
 
 class Typing(RuleBasedStateMachine):
-    """Two keyboards, two guests, one of whom has the keyboards. Events get lost, guests do not take theirs, keyboards are pulled out.
+    """Two keyboards and two guests, one of which has both keyboards. Events are lost or not consumed, keyboards are unplugged.
 
-    The model: of each keyboard, the keys that went down since the guest who has them now has it.
+    The model: for each keyboard, the keys that went down since its present guest got it, and are still down.
     """
 
     KEYS: Final = (30, 48, LEFT, 200, 0x160, 0x12C, 250)
-    """Some that Linux's frontend has, some that it has not."""
+    """Keys that Linux's frontend has, and keys that it lacks."""
 
     @initialize()
     def begin(self) -> None:
@@ -156,9 +156,9 @@ class Typing(RuleBasedStateMachine):
         self.mine: list[set[int]] = [set(), set()]
         self.unread = [0, 0]
         self.up: list[set[int]] = [set(), set()]
-        """Keys that went up since the last reading."""
+        """Keys that went up since the last read."""
         self.before: list[set[int]] = [set(), set()]
-        """Keys that went down for another guest, and of whose going up nothing was heard."""
+        """Keys that went down for another guest, and whose release has not been read."""
 
     @property
     def guest_input(self) -> GuestInput:
@@ -178,7 +178,7 @@ class Typing(RuleBasedStateMachine):
 
     @rule(hand=st.integers(0, 1), key=st.sampled_from(KEYS), times=st.sampled_from([1, 17, 40]))
     def type_fast(self, hand: int, key: int, times: int) -> None:
-        """More than the kernel keeps, most often: with what was not read before."""
+        """Mostly more events than the kernel buffers, together with those that were not read before."""
         for _ in range(times):
             self.press_or_let_go(hand, key)
             self.press_or_let_go(hand, key)
@@ -188,7 +188,8 @@ class Typing(RuleBasedStateMachine):
         lost = self.hands[hand].read(self.guest_input)
         self.unread[hand] = 0
         if lost:
-            # Up and down again, or never up? Nobody knows; the guest need not hear of what may be another one's.
+            # Such a key was released and pressed again, or never released: then its press was for the other guest.
+            # The two look the same, so this guest need not be told.
             self.mine[hand] -= {key for key in self.before[hand] if key not in self.guest_input.queue.pressed}
         else:
             self.before[hand] -= self.up[hand]
@@ -200,7 +201,7 @@ class Typing(RuleBasedStateMachine):
 
     @rule()
     def switch(self) -> None:
-        """What was typed and not read yet was typed for the guest that had the keyboards."""
+        """Give the keyboards to the other guest. Events not read yet were typed for the guest that had them."""
         for hand in range(2):
             self.hands[hand].give(self.guests[1 - self.holder].guest_input)
             self.unread[hand] = 0
@@ -219,7 +220,7 @@ class Typing(RuleBasedStateMachine):
 
     @rule(count=st.sampled_from([60, CAPACITY, CAPACITY + 60, 3 * CAPACITY]), first=st.sampled_from([0, 2]))
     def stall(self, count: int, first: int) -> None:
-        """The guest takes nothing while much is typed."""
+        """Much is typed while the guest consumes nothing."""
         for number in range(count):
             self.press_or_let_go(0, self.KEYS[first + number % 2])
             self.read(0)
@@ -253,9 +254,7 @@ TestTyping.settings = settings(max_examples=40, stateful_step_count=30, deadline
 
 
 class Touching(RuleBasedStateMachine):
-    """A touch screen of four fingers, for a guest that knows three. What the guest's fingers touch is what is touched, of those that it
-    could take up.
-    """
+    """A touch screen with four slots, for a guest with three contacts. The guest's contacts are where the fingers are that got a number."""
 
     @initialize(buffer=st.sampled_from([BUFFER, 16 * BUFFER]))
     def begin(self, buffer: int) -> None:
@@ -308,14 +307,14 @@ class Touching(RuleBasedStateMachine):
 
     @rule(times=st.sampled_from([10, 100, 2 * CAPACITY]))
     def wriggle(self, times: int) -> None:
-        """Much movement, of which the guest takes nothing."""
+        """Move much while the guest consumes nothing."""
         for number in range(times):
             self.down_or_move(number % 2, number % 100, number % 90)
             self.read()
 
     @rule(times=st.sampled_from([10, 100, 2 * CAPACITY]))
     def drum(self, times: int) -> None:
-        """Many taps, of which the guest takes nothing."""
+        """Tap often while the guest consumes nothing."""
         for number in range(times):
             self.down_or_move(2, number % 100, 50)
             self.read()
@@ -324,7 +323,7 @@ class Touching(RuleBasedStateMachine):
 
     @rule(slot=st.integers(0, 3), times=st.sampled_from([100, 300, 500]))
     def lose(self, slot: int, times: int) -> None:
-        """More than the kernel keeps: what was not read is lost."""
+        """More events than the kernel buffers: those not read are lost."""
         for number in range(times):
             self.down_or_move(slot, number % 100, number % 100)
 
@@ -352,7 +351,7 @@ TestTouching.settings = settings(max_examples=40, stateful_step_count=30, deadli
 
 
 def test_what_is_queued_behind_lost_events_is_older_than_the_answer() -> None:
-    """More of it than one read takes: the device's answer is how it is after that, so it must not be told after the answer."""
+    """More events than one read returns are buffered. The device's snapshot is newer, so they must not be passed on after it."""
     axes = {ABS_MT_SLOT: AbsAxis(0, 3), ABS_MT_TRACKING_ID: AbsAxis(0, 65535)}
     axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), AbsAxis(0, 999))
     guest = Guest(Features(contacts=4, touch_width=1000, touch_height=1000))
@@ -367,7 +366,7 @@ def test_what_is_queued_behind_lost_events_is_older_than_the_answer() -> None:
     guest.take_all()
     for number in range(
         3 * READ_EVENTS
-    ):  # with SYN_REPORT two events each: too many, then more than one read after them
+    ):  # two events each, with SYN_REPORT: events are lost, and more than one read is buffered after that
         emit(0, (ABS_MT_POSITION_X, number % 99))
     emit(0, (ABS_MT_TRACKING_ID, -1))
     for number in range(READ_EVENTS // 4):
@@ -432,7 +431,7 @@ def test_a_key_held_on_two_keyboards() -> None:
 
 
 def test_a_guest_that_takes_nothing_gets_the_whole_motion_and_every_release() -> None:
-    """Keys and motions in turns, more than wait: motions are put together, taps are forgotten, what was down comes up."""
+    """More keys and motions in turns than may wait: motions are merged, taps are dropped, the release of a key that is down is kept."""
     guest = Guest(Features())
     source = InputSource("both", repeats=True)
     guest.guest_input.key(source, 57, 1)
@@ -450,7 +449,7 @@ def test_a_guest_that_takes_nothing_gets_the_whole_motion_and_every_release() ->
 def test_a_page_that_was_used_before_is_no_reason_to_look_through_the_queue_for_each_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A guest says that its page was used before, and takes nothing: every key's release waits, which is more than CAPACITY."""
+    """A guest claims that its page was used before, and consumes nothing: the releases of all keys wait, which is more than CAPACITY."""
     looks = 0
     drop = EventQueue._drop_taps
 
@@ -499,7 +498,7 @@ def test_a_finger_that_came_down_elsewhere_meanwhile_is_no_drag() -> None:
 
 
 def told(features: Features, description: Capabilities, *events: InputEvent, roles: frozenset[Role] = ALL) -> Guest:
-    """A guest that was told these events."""
+    """Return a guest that has consumed these events."""
     guest = Guest(features)
     state = Snapshot(axes=dict.fromkeys(description.abs_axes, 0))
     Decoder(InputSource("device", repeats=True), description, state).decode(events, guest.guest_input, roles)
@@ -538,7 +537,7 @@ def test_a_wheel_of_high_resolution_alone_counts_detents(turns: list[int], up: b
 
 
 def test_motions_that_come_together_are_one() -> None:
-    """But not over a button: it goes down where the pointer is then. A motion whose frame has not ended waits for its end."""
+    """But a button separates them: it goes down where the pointer is at that moment. A motion is passed on when its frame ends."""
     right, down, up = (EV_REL, REL_X, 1), (EV_KEY, LEFT, 1), (EV_KEY, LEFT, 0)
     guest = Guest(Features())
     decoder = Decoder(InputSource("mouse", repeats=True), MOUSE, Snapshot())
@@ -569,7 +568,7 @@ def test_positions_are_scaled(low: int, span: int, size: int, data: st.DataObjec
         core = told(features, tablet, (EV_ABS, ABS_X, value), (EV_ABS, ABS_Y, value), END).core
         assert core.position is not None
         found.append(core.position[0])
-        # Within a pixel of where it is, and never outside.
+        # Within a pixel of the exact position, and never outside the screen.
         inside = min(max(value, low), low + span) - low
         assert abs(core.position[0] - inside * (size - 1) / span) <= 1
         if size == span + 1:
@@ -592,7 +591,7 @@ def test_a_mouse_for_a_guest_with_positions(moves: list[tuple[int, int, int]]) -
 
 @given(places=st.lists(st.integers(0, 999), min_size=1, max_size=50))
 def test_positions_for_a_guest_with_motions(places: list[int]) -> None:
-    """The first place is where it begins; then the way between two."""
+    """The first position is no motion; then each motion is the difference of two positions."""
     tablet = Capabilities(abs_axes={ABS_X: AbsAxis(0, 999), ABS_Y: AbsAxis(0, 999)})
     events = [event for place in places for event in ((EV_ABS, ABS_X, place), END)]
     core = told(Features(width=1000, height=1000), tablet, *events).core
@@ -659,7 +658,7 @@ def test_a_role_is_all_that_a_device_plays(role: Role) -> None:
     assert len(core.fingers) == (role is Role.TOUCH)
 
 
-# Fingers
+# Contacts
 
 
 def test_shape_and_orientation() -> None:
@@ -685,7 +684,7 @@ def test_shape_and_orientation() -> None:
 
 
 def test_numbers_that_do_not_fit() -> None:
-    """A device may say any s32, in a range as small as it likes: what is too much for an event is as much as fits."""
+    """A device may report any s32 in any range: values are limited to what the event's field holds."""
     least, most = -0x80000000, 0x7FFFFFFF
     far = ((EV_REL, REL_X, least), (EV_REL, REL_X, least), (EV_REL, REL_WHEEL, least), END)
     assert told(Features(), MOUSE, *far).core.events == [kbdif.Motion(least, 0, most)]
@@ -729,7 +728,7 @@ Spots = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=4, 
 
 @given(frames=st.lists(Spots, max_size=20))
 def test_fingers_without_numbers(frames: list[list[tuple[int, int]]]) -> None:
-    """Type A: after each frame the guest's fingers are those of the frame, and what stays near keeps its number."""
+    """Type A: after each frame the guest's contacts are those of the frame, and a contact that stays keeps its number."""
     axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), AbsAxis(0, 99))
     guest = Guest(Features(contacts=8, touch_width=100, touch_height=100))
     decoder = Decoder(InputSource("touch", repeats=True), Capabilities(abs_axes=axes), Snapshot())
@@ -749,7 +748,7 @@ def test_fingers_without_numbers(frames: list[list[tuple[int, int]]]) -> None:
 
 
 def test_one_finger() -> None:
-    """A touch screen that knows one finger: ABS_X, ABS_Y, BTN_TOUCH."""
+    """A touch screen with one contact: ABS_X, ABS_Y, BTN_TOUCH."""
     screen = Capabilities(keys=frozenset((BTN_TOUCH,)), abs_axes={ABS_X: AbsAxis(0, 9), ABS_Y: AbsAxis(0, 9)})
     features = Features(contacts=1, touch_width=10, touch_height=10)
     events: list[InputEvent] = [
@@ -768,7 +767,7 @@ def test_one_finger() -> None:
     ]
 
 
-# What is named
+# unique-id
 
 
 @given(

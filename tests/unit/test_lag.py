@@ -1,4 +1,4 @@
-"""How late the loop is: every turn counts, also one between two looks."""
+"""The loop's lag: every turn is measured, also one between two samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from displbe.ops.lag import LoopLag
 
 
 async def test_one_long_turn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However far it is from when somebody looks, until it is forgotten."""
+    """A long turn is reported, whenever the lag is read, until it is a minute old."""
     monkeypatch.setattr(lag, "PERIOD", 0.5)
     monkeypatch.setattr(lag, "MEMORY", 1.0)
     measured = LoopLag()

@@ -14,7 +14,7 @@ from displbe.ops.service_manager import ServiceManager
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
-    """A service manager's socket, and its address as in NOTIFY_SOCKET."""
+    """Return a service manager's socket, and its address as in NOTIFY_SOCKET."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as ear:
         name = f"displbe-test-{os.getpid()}" if request.param == "abstract" else str(tmp_path / "notify")
         ear.bind("\0" + name if request.param == "abstract" else name)
