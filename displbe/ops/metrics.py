@@ -64,30 +64,34 @@ def _daemon_metrics(status: Status) -> Iterator[Metric]:
     build = GaugeMetricFamily("displbe_build_info", "The daemon's version and sink.", labels=["version", "sink"])
     build.add_metric([status.version, status.sink], 1)
     yield build
-    yield GaugeMetricFamily("displbe_uptime_seconds", "Since the daemon has started.", status.uptime)
+    yield GaugeMetricFamily("displbe_uptime_seconds", "Seconds since the daemon started.", status.uptime)
     yield GaugeMetricFamily(
         "displbe_loop_lag_seconds",
-        "The longest turn, in the last minute, of the loop that serves the rings.",
+        "The longest lag, in the last minute, of the loop that serves the rings.",
         status.loop.lag,
     )
-    yield CounterMetricFamily("displbe_log_lines_dropped", "Lines of the log that were lost.", status.loop.log_dropped)
-    yield GaugeMetricFamily("displbe_grants_mapped_pages", "Pages of all guests.", status.mapped.used)
-    yield GaugeMetricFamily("displbe_grants_mappable_pages", "What all guests may have mapped.", status.mapped.limit)
+    yield CounterMetricFamily(
+        "displbe_log_lines_dropped", "Lines of the log that were dropped.", status.loop.log_dropped
+    )
+    yield GaugeMetricFamily("displbe_grants_mapped_pages", "Mapped pages of all guests.", status.mapped.used)
+    yield GaugeMetricFamily(
+        "displbe_grants_mappable_pages", "The limit of mapped pages of all guests.", status.mapped.limit
+    )
     held = GaugeMetricFamily(
         "displbe_held",
-        "Of all guests: event channels (ports), ring pages (pages), buffers, their pages.",
+        "Resources of all guests: event channels (ports), ring pages (pages), buffers, pages of buffers.",
         labels=["kind"],
     )
     for kind, count in status.held.items():
         held.add_metric([kind], count)
     yield held
-    yield GaugeMetricFamily("displbe_files_open", "Files, sockets and buffers that are open.", status.files.used)
-    yield GaugeMetricFamily("displbe_files_openable", "What may be open.", status.files.limit)
-    yield GaugeMetricFamily("displbe_guests", "Guests that have a device.", len(status.guests))
+    yield GaugeMetricFamily("displbe_files_open", "Open file descriptors.", status.files.used)
+    yield GaugeMetricFamily("displbe_files_openable", "The limit of open file descriptors.", status.files.limit)
+    yield GaugeMetricFamily("displbe_guests", "Guests with a device.", len(status.guests))
 
 
 def _guest_metrics(guests: list[tuple[str, GuestStatus]]) -> Iterator[Metric]:
-    used = GaugeMetricFamily("displbe_quota_used_ratio", "Held of what a guest may hold.", labels=["dom", "kind"])
+    used = GaugeMetricFamily("displbe_quota_used_ratio", "The used part of a guest's quota.", labels=["dom", "kind"])
     for dom, guest in guests:
         for kind, usage in guest.quota.items():
             used.add_metric([dom, kind], usage.used / usage.limit if usage.limit else 0.0)
@@ -96,12 +100,16 @@ def _guest_metrics(guests: list[tuple[str, GuestStatus]]) -> Iterator[Metric]:
 
 def _device_metrics(devices: list[tuple[str, DeviceStatus]]) -> Iterator[Metric]:
     labels = ["dom", "kind", "number"]
-    connected = GaugeMetricFamily("displbe_device_connected", "Whether the guest is served.", labels=labels)
-    connections = CounterMetricFamily("displbe_connections", "How often it has connected.", labels=labels)
-    shut_off = CounterMetricFamily("displbe_ring_shutoff", "How often it broke a rule and was shut off.", labels=labels)
-    events = CounterMetricFamily("displbe_input_events", "Input that it was given.", labels=labels)
+    connected = GaugeMetricFamily("displbe_device_connected", "Whether the device is connected.", labels=labels)
+    connections = CounterMetricFamily("displbe_connections", "Connections of the device.", labels=labels)
+    shut_off = CounterMetricFamily(
+        "displbe_ring_shutoff", "How often the device was shut off because its frontend broke a rule.", labels=labels
+    )
+    events = CounterMetricFamily("displbe_input_events", "Input events written to the guest's page.", labels=labels)
     dropped = CounterMetricFamily(
-        "displbe_input_events_dropped", "Input that it never sees, since it took none for too long.", labels=labels
+        "displbe_input_events_dropped",
+        "Input events dropped because the guest consumed none for too long.",
+        labels=labels,
     )
     for dom, device in devices:
         values = [dom, device.kind, str(device.number)]
@@ -117,20 +125,28 @@ def _device_metrics(devices: list[tuple[str, DeviceStatus]]) -> Iterator[Metric]
 def _connector_metrics(connectors: list[tuple[str, ConnectorStatus]]) -> Iterator[Metric]:
     labels = ["dom", "conn"]
     flips = CounterMetricFamily("displbe_flips", "Page flips that were shown.", labels=labels)
-    rate = GaugeMetricFamily("displbe_flips_per_second", "In the last second.", labels=labels)
-    age = GaugeMetricFamily("displbe_last_flip_age_seconds", "Since the last page flip.", labels=labels)
-    wanted = GaugeMetricFamily("displbe_connector_on", "Whether the guest shows something.", labels=labels)
-    lit = GaugeMetricFamily("displbe_connector_lit", "Whether it is on the screen.", labels=[*labels, "path"])
-    requests = CounterMetricFamily("displbe_requests", "Requests read.", labels=labels)
+    rate = GaugeMetricFamily("displbe_flips_per_second", "Page flips shown in the last second.", labels=labels)
+    age = GaugeMetricFamily("displbe_last_flip_age_seconds", "Seconds since the last page flip.", labels=labels)
+    wanted = GaugeMetricFamily(
+        "displbe_connector_on", "Whether the guest has switched the connector on.", labels=labels
+    )
+    lit = GaugeMetricFamily(
+        "displbe_connector_lit", "Whether the guest's image is on the screen.", labels=[*labels, "path"]
+    )
+    requests = CounterMetricFamily("displbe_requests", "Requests read from the ring.", labels=labels)
     rescued = CounterMetricFamily(
-        "displbe_rescue_polls", "Requests found without a notification; there should be none.", labels=labels
+        "displbe_rescue_polls",
+        "Requests found by polling, without a notification; there should be none.",
+        labels=labels,
     )
     spurious = CounterMetricFamily("displbe_notifications_spurious", "Notifications without a request.", labels=labels)
     throttled = CounterMetricFamily(
-        "displbe_throttled_seconds", "How long requests were held back for the guest's limits.", labels=labels
+        "displbe_throttled_seconds",
+        "Seconds that requests were delayed because the guest exceeded its limits.",
+        labels=labels,
     )
     late = CounterMetricFamily(
-        "displbe_events_late", "Flips' events that waited for room, which the guest had to make.", labels=labels
+        "displbe_events_late", "Flip events delayed because the guest's event page was full.", labels=labels
     )
     for dom, connector in connectors:
         values = [dom, connector.output]
@@ -160,7 +176,7 @@ def _refusals(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
 
 def _latencies(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
     family = HistogramMetricFamily(
-        "displbe_flip_latency_seconds", "From a page flip's request to its event.", labels=["dom", "conn"]
+        "displbe_flip_latency_seconds", "Seconds from a page flip's request to its event.", labels=["dom", "conn"]
     )
     for dom, connector in connectors:
         buckets, total = [], 0

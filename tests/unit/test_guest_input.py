@@ -17,6 +17,7 @@ from displbe.input.evdev.decoder import Decoder
 from displbe.input.evdev.device import DeviceState, EvdevDevice
 from displbe.input.evdev.lookup import ClaimedRoles
 from displbe.input.evdev.nodes import READ_EVENTS
+from displbe.input.evdev.pointer import PointerDecoder, PointerKind
 from displbe.input.event_codes import (
     ABS_MT_ORIENTATION,
     ABS_MT_POSITION_X,
@@ -494,7 +495,47 @@ def test_a_finger_that_came_down_elsewhere_meanwhile_is_no_drag() -> None:
     assert ends[-1] == kbdif.TouchDown(0, 99, 0)
 
 
+# The life of a device
+
+
+def test_a_device_passes_events_on_only_while_it_is_read() -> None:
+    guest, device = Guest(Features()), SimDevice("keyboard", Capabilities(keys=frozenset((30, 48))))
+    node = SimNode(device)
+    reader = EvdevDevice(device.name, node, {("guest", 0): ClaimedRoles(ASSIGNMENT, ALL)})
+    focus = cast("InputFocus", Given(guest.guest_input))
+    reader.follow(focus)
+    device.emit((EV_KEY, 30, 1))
+    assert reader.state is DeviceState.HELD_BACK
+    assert not reader._pass_buffered()
+    reader.start(DeviceState.SHARED)
+    device.emit((EV_KEY, 48, 1))
+    assert reader._pass_buffered()
+    guest.take_all()
+    assert guest.core.events == [kbdif.Key(1, 48)], "keys that were down at the start were pressed for another program"
+    reader.state = DeviceState.LOST
+    reader.leave()
+    reader.follow(focus)
+    assert reader.guest_input is None
+    guest.take_all()
+    assert guest.core.events == [kbdif.Key(1, 48), kbdif.Key(0, 48)]
+    node.close()
+
+
 # The pointer
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "kind"),
+    [
+        (Capabilities(keys=frozenset((30,))), PointerKind.RELATIVE),
+        (Capabilities(rel_axes=frozenset((REL_X, REL_Y))), PointerKind.RELATIVE),
+        (Capabilities(abs_axes={ABS_X: AbsAxis(0, 9)}), PointerKind.RELATIVE),
+        (Capabilities(abs_axes=dict.fromkeys((ABS_X, ABS_Y), AbsAxis(0, 9))), PointerKind.ABSOLUTE),
+        (Capabilities(abs_axes=dict.fromkeys((ABS_X, ABS_Y), AbsAxis(0, 9)), is_touchpad=True), PointerKind.TOUCHPAD),
+    ],
+)
+def test_kinds_of_pointers(capabilities: Capabilities, kind: PointerKind) -> None:
+    assert PointerDecoder(InputSource("device", repeats=True), capabilities, Snapshot()).kind is kind
 
 
 def told(features: Features, description: Capabilities, *events: InputEvent, roles: frozenset[Role] = ALL) -> Guest:
