@@ -1,4 +1,4 @@
-"""Whatever a daemon may say of itself."""
+"""Hypothesis strategies for any status of a daemon."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_demo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demonstration_that_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C is no failure."""
+    """Ctrl-C is not an error: the exit status is 0."""
     code = "import sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
     output = tmp_path / "demo.png"
     arguments = ["demo", "--no-window", "--frames", "1000000", "--output", str(output)]
@@ -134,7 +134,7 @@ with only_one(sys.argv[1]):
 
 
 def test_only_one_daemon(tmp_path: Path) -> None:
-    """A second one is refused as long as the first one lives, however that ends."""
+    """A second daemon is refused as long as the first one lives, however the first one ends."""
     device = tmp_path / "gntdev"
     device.touch()
     with subprocess.Popen([sys.executable, "-c", HOLD, str(device)], stdout=subprocess.PIPE, text=True) as first:
@@ -152,7 +152,7 @@ def test_only_one_daemon(tmp_path: Path) -> None:
 
 
 def test_one_that_only_begins_is_waited_for(tmp_path: Path) -> None:
-    """The early close of another start holds the lock for a moment."""
+    """The early close of another daemon's start may hold the lock for a moment: the start waits for it."""
     device = tmp_path / "gntdev"
     device.touch()
     held = threading.Event()
@@ -173,7 +173,7 @@ def test_one_that_only_begins_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The garbage collector's passes hold the rings up as long as there is to look through."""
+    """A pass of the garbage collector delays the rings by the time it takes to look at all objects."""
     frozen: list[int] = []
 
     async def serve(*arguments: object) -> None:

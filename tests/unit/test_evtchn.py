@@ -1,4 +1,4 @@
-"""Event channels over an evtchn file that a test plays. tests/conformance says the rest, over real ones too."""
+"""Event channels over a simulated evtchn file. tests/conformance has the other tests, over real ones too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from displbe.xen.port import HypervisorError, Ledger
 
 
 class Kernel:
-    """Stands for the fcntl module; the file is one end of a socket, whose other end the test has."""
+    """Replaces the fcntl module. The evtchn file is one end of a socket; the test has the other end."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -39,11 +39,11 @@ class Kernel:
         return 0
 
     def fire(self, *ports: int) -> None:
-        """These ports fire, in one go."""
+        """Make these ports fire together."""
         self.theirs.send(pack(f"={len(ports)}I", *ports))
 
     def rearmed(self) -> list[int]:
-        """The ports written back since the last time."""
+        """Return the ports that were unmasked since the last call."""
         self.theirs.setblocking(False)
         found = []
         try:
@@ -97,7 +97,7 @@ async def test_ports(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("refuses", [0, errno.ENOMEM])
 async def test_fired_ports_that_the_kernel_lost(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, refuses: int) -> None:
-    """Its list was too short (EFBIG): every port is looked at, also when it cannot be made empty."""
+    """The kernel's list overflowed (EFBIG): every port is looked at, also when resetting the list fails."""
     channels = EventChannels(Ledger())
     fired: list[int] = []
 
@@ -145,7 +145,7 @@ async def test_refused(kernel: Kernel, error: int, said: str) -> None:
 
 
 async def test_a_callback_that_raises_harms_its_own_port_only(kernel: Kernel) -> None:
-    """Against the rule; but all guests hang on the task that calls it."""
+    """A callback must not raise; but if it does, the task that serves all guests must go on."""
     channels = EventChannels(Ledger())
     fired: list[str] = []
     more = [False, True, False]
