@@ -1,4 +1,4 @@
-"""Makes the worlds of the suite (world.py)."""
+"""Creates the worlds of the suite (world.py)."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ async def _real() -> AsyncIterator[World]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The suite's own mark."""
+    """Register the suite's own mark."""
     config.addinivalue_line("markers", "abilities(dmabuf_export=…, dmabuf_import=…): of the worlds that a test is for")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test in the first world that it is for. test_worlds.py says which tests have none in this run."""
+    """Run each test in the first world that has the abilities it needs. test_worlds.py lists the tests without a world in this run."""
     if "world" in metafunc.fixturenames:
         worlds = fitting(metafunc.function)[:1]
         elsewhere = "for a simulated Xen" if HOST else "for a real Xen: tests/lab"
@@ -58,7 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    """A hypervisor that runs, and a peer. At the end nothing may be held, and no file be open that was not before."""
+    """A running hypervisor and a peer. At the end no resource may be held and no further file be open."""
     before = descriptors()
     abilities = WORLDS[request.param]
     async with _real() if HOST else _simulated(tmp_path, abilities.dmabuf_import) as world:

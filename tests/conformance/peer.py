@@ -1,7 +1,7 @@
-"""The other domain: what a frontend does so that there is something to map, to bind and to be told of.
+"""The other domain: it grants pages, offers ports and notifies, as a frontend does.
 
-`SimPeer` is a second domain of the simulated Xen. `HostPeer` lives in the same domain as the tests (a Dom0 may be its own
-remote domain) and uses /dev/xen/gntalloc and /dev/xen/evtchn, with no line of displbe's, so that both halves cannot be wrong alike.
+`SimPeer` is a second domain of the simulated Xen. `HostPeer` is in the same domain as the tests (a Dom0 may be its own remote domain) and
+uses /dev/xen/gntalloc and /dev/xen/evtchn without displbe's code, so that both halves cannot have the same defect.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["PAGE_SIZE", "STRANGER", "HostPeer", "Peer", "Port", "SimPeer"]
 
 PAGE_SIZE: Final = 4096
 STRANGER: Final = int(os.environ.get("DISPLBE_STRANGER", "77"))
-"""A domain that is neither the peer nor we; on a real Xen it must be there."""
+"""A domain that is neither the peer nor ours; on a real Xen it must exist."""
 
 
 class Port(Protocol):
@@ -37,10 +37,10 @@ class Port(Protocol):
         """Notify the other end."""
 
     async def notified(self) -> None:
-        """Wait until the other end has notified, once more than this has returned."""
+        """Wait for one more notification from the other end."""
 
     def close(self) -> None:
-        """Give the port up."""
+        """Close the port."""
 
 
 class Peer(Protocol):
@@ -49,19 +49,19 @@ class Peer(Protocol):
     domid: int
 
     def grant(self, pages: int, *, writable: bool = True, to: int | None = None) -> list[int]:
-        """Let us (or another domain) map so many new pages, zeroed: their references."""
+        """Grant this number of new, zeroed pages to us (or to another domain); return their references."""
 
     def read(self, ref: int, size: int = PAGE_SIZE) -> bytes:
-        """The beginning of a granted page, as the peer sees it."""
+        """Return the beginning of a granted page, as the peer sees it."""
 
     def write(self, ref: int, data: bytes) -> None:
         """Write the beginning of a granted page."""
 
     async def take_back(self, refs: Sequence[int]) -> bool:
-        """End all grants that one call of `grant` made; False when the other end still maps one of the pages."""
+        """End all grants that one call of `grant` made. False: the other end still maps one of the pages."""
 
     def offer(self, *, to: int | None = None) -> Port:
-        """A new unbound port."""
+        """Return a new unbound port."""
 
     async def give(self, path: str, domid: int) -> None:
         """Make a domain the owner of a node, as the toolstack does."""
@@ -92,7 +92,7 @@ class SimPort:
 
 
 class SimPeer:
-    """A second domain of a simulated Xen, whose hypervisor runs already."""
+    """A second domain of a simulated Xen whose hypervisor is running."""
 
     def __init__(self, xen: Xen, hypervisor: SimHypervisor, us: int) -> None:
         self.domid = hypervisor.domain.domid
@@ -138,7 +138,7 @@ _U32: Final = Struct("=I")
 _LIMIT: Final = Path("/sys/module/xen_gntalloc/parameters/limit")
 _MANY: Final = 16384
 _PATIENCE: Final = 2.0
-"""Seconds for the kernel to let go of what the other end has unmapped."""
+"""Seconds that the kernel may take to release pages that the other end has unmapped."""
 
 
 class HostPort:
@@ -155,7 +155,7 @@ class HostPort:
         while True:
             await trio.lowlevel.wait_readable(self._fd)
             with contextlib.suppress(BlockingIOError):
-                os.write(self._fd, os.read(self._fd, 4))  # what is read is masked until it is written back
+                os.write(self._fd, os.read(self._fd, 4))  # a port that has been read is masked until it is written back
                 return
 
     def close(self) -> None:
@@ -174,12 +174,12 @@ class _Block:
         self._page = {ref: page for page, ref in enumerate(refs)}
 
     def start(self, ref: int) -> int:
-        """Where a page lies in the memory."""
+        """Return the offset of a page in the memory."""
         return self._page[ref] * PAGE_SIZE
 
 
 def _mapped_grants() -> set[int]:
-    """Dom0's grants that somebody maps, from Xen's debug key g: lines of `[0x…] domid mfn pin …` below `remote d0`."""
+    """Return Dom0's grants that are mapped, from Xen's debug key g: lines of `[0x…] domid mfn pin …` below `remote d0`."""
     subprocess.run(["xl", "dmesg", "-c"], check=True, capture_output=True)
     subprocess.run(["xl", "debug-keys", "g"], check=True)
     said = subprocess.run(["xl", "dmesg"], check=True, capture_output=True, text=True).stdout
@@ -189,7 +189,7 @@ def _mapped_grants() -> set[int]:
 
 
 class HostPeer:
-    """This domain as its own peer. The pages count against gntalloc's limit, which is for the whole system."""
+    """This domain as its own peer. The pages count towards gntalloc's limit, which is for the whole system."""
 
     def __init__(self, domid: int = 0) -> None:
         self.domid = domid
@@ -200,7 +200,7 @@ class HostPeer:
         self._set_limit(_MANY)
 
     def close(self) -> None:
-        """Give back all there is."""
+        """Release everything."""
         for port in self._ports:
             port.close()
         for block in set(self._blocks.values()):
@@ -238,7 +238,7 @@ class HostPeer:
         fcntl.ioctl(self._fd, DEALLOC_GREF, bytearray(_DEALLOC.pack(block.index, len(refs), 0)))
 
     async def take_back(self, refs: Sequence[int]) -> bool:
-        """The kernel keeps pages that the other end maps, and says so to nobody; but Xen lists the grants that are in use."""
+        """The kernel keeps pages that the other end maps without telling; but Xen lists the grants in use."""
         until = trio.current_time() + _PATIENCE
         while mapped := _mapped_grants() & set(refs):
             if trio.current_time() > until:

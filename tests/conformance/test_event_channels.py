@@ -41,7 +41,7 @@ async def test_no_call_before_rearm(world: World) -> None:
     for _ in range(10):
         port.notify()
     await listener.quiet(1)
-    # What came meanwhile is not lost, and is one call.
+    # Notifications that arrived meanwhile are not lost; they make one call.
     channel.rearm()
     await listener.called(2)
     await listener.quiet(2)

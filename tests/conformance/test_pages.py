@@ -19,12 +19,12 @@ NO_REF = 0xFFFFFF
 
 
 def pattern(number: int) -> bytes:
-    """What page `number` of a buffer holds: nothing that another one holds."""
+    """Return the content of page `number` of a buffer, different for each page."""
     return number.to_bytes(8, "little") * (PAGE_SIZE // 8)
 
 
 def scattered(world: World, pages: int, *, writable: bool = False) -> tuple[list[int], list[int]]:
-    """So many granted pages, each with its pattern: as they were granted, and in the buffer's order."""
+    """Grant this number of pages, each with its pattern; return them as granted, and in the buffer's order."""
     granted = world.peer.grant(pages, writable=writable)
     refs = random.Random(pages).sample(granted, pages)
     for number, ref in enumerate(refs):
@@ -114,7 +114,7 @@ async def test_pages_are_mapped_one_by_one(world: World) -> None:
 
 
 async def test_a_mapped_page_cannot_be_taken_back(world: World) -> None:
-    """What all other tests believe when they take pages back."""
+    """All other tests depend on this when they take pages back."""
     granted = world.peer.grant(3)
     page = world.hypervisor.map_page(world.peer.domid, granted[1], writable=True)
     assert not await world.peer.take_back(granted)
@@ -223,7 +223,7 @@ async def test_a_cancelled_mapping_leaves_nothing(world: World) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
-        await buffer.aclose()  # it may have come too late to be cancelled
+        await buffer.aclose()  # the call may have finished before it could be cancelled
     assert world.hypervisor.ledger == Ledger()
     assert descriptors() == before
     assert await world.peer.take_back(granted)
@@ -248,7 +248,7 @@ async def test_buffers_at_once(world: World) -> None:
         assert await world.peer.take_back(granted)
 
 
-# dma-bufs: only some hosts have them, and say so. They are exported writable: of pages granted so.
+# dma-bufs: not all hosts have them. They are exported writable, from pages that are granted writable.
 
 
 @pytest.mark.abilities(dmabuf_export=False)

@@ -1,4 +1,4 @@
-"""No test of the suite is left out unnoticed: each runs in a world of this machine, or in one of the lab's."""
+"""No test of the suite is silently left out: each runs in a world of this machine or of the lab."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEFT_OUT: Final = {
     },
     True: {"test_a_dmabuf_where_there_is_none", "test_no_sharing_of_dmabufs_where_there_is_none"},
 }
-"""What needs a kernel's dma-bufs, and what needs there to be none: of a run on the simulated Xen, and of one on the real Xen."""
+"""The tests that a run leaves out. Simulated Xen: those that need a kernel's dma-bufs; real Xen: those that need their absence."""
 
 
 def test_what_is_left_out() -> None:

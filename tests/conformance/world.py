@@ -1,6 +1,4 @@
-"""The worlds of the suite: the simulated Xen anywhere, the real one where DISPLBE_HOST=1 says that this is a Dom0 with time for us;
-and what a test of the suite gets.
-"""
+"""The worlds of the suite: the simulated Xen anywhere, and the real one where DISPLBE_HOST=1 says that this is a Dom0 for tests."""
 
 from __future__ import annotations
 
@@ -22,33 +20,33 @@ WORLDS: Final[dict[str, Abilities]] = (
     if HOST
     else {"sim": Abilities(False, True), "sim without dma-bufs": Abilities(False, False)}
 )
-"""Those of this run, with the abilities that they must have. The lab's kernel has both kinds of dma-bufs."""
+"""The worlds of this run, with the abilities that they must have. The lab's kernel has both kinds of dma-bufs."""
 
 
 def fitting(test: Callable[..., Any]) -> list[str]:
-    """The worlds of this run that have the abilities that a test is marked with."""
+    """Return the worlds of this run that have the abilities in a test's mark."""
     marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "abilities"]
     wanted: dict[str, bool] = {key: value for mark in marks for key, value in mark.kwargs.items()}
     return [name for name, has in WORLDS.items() if all(getattr(has, key) is wanted[key] for key in wanted)]
 
 
 def descriptors() -> int:
-    """How many files this process has open, but for the memory of simulated domains: that goes when nobody looks at it any more."""
+    """Return the number of open files, without the memory of simulated domains, which is released when it is no longer referenced."""
     found = 0
     for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
+        with contextlib.suppress(FileNotFoundError):  # the directory that is being listed
             found += not os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:dom")
     return found
 
 
 class World:
-    """A hypervisor, a domain to talk to, and a place in XenStore to write."""
+    """A hypervisor, a peer domain, and a directory in XenStore to write to."""
 
     def __init__(self, hypervisor: Hypervisor, peer: Peer, home: str) -> None:
         self.hypervisor = hypervisor
         self.peer = peer
         self.home = home
-        """Relative to our domain's home."""
+        """A path relative to our domain's home."""
 
     @property
     def store(self) -> Store:
@@ -57,7 +55,7 @@ class World:
 
 
 class Listener:
-    """A bound channel's callback that counts its calls. It rearms only when told to."""
+    """A bound channel's callback that counts its calls. It rearms the channel only when told to."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -74,13 +72,13 @@ class Listener:
         return self.more()
 
     async def called(self, times: int) -> None:
-        """Wait until it has been called so many times in all."""
+        """Wait until it has been called this number of times in all."""
         with trio.fail_after(5):
             while self.calls < times:
                 self._called = trio.Event()
                 await self._called.wait()
 
     async def quiet(self, times: int) -> None:
-        """Make sure that it is not called more often than that."""
+        """Check that it is not called more often than that."""
         await trio.sleep(0.05)
         assert self.calls == times
