@@ -19,12 +19,11 @@ from displbe.backend.supervisor import Supervisor
 from displbe.display.connector import Connector
 from displbe.display.device import DisplayDriver
 from displbe.display.trace import Trace
-from displbe.input.focus import Focus
+from displbe.input.focus import InputFocus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
-from displbe.ops.lag import Lag
-from displbe.ops.status import Abilities, Guest, Loop, Status, Usage
-from displbe.ops.status import Device as DeviceStatus
+from displbe.ops.lag import LoopLag
+from displbe.ops.status import Abilities, DeviceStatus, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
 from displbe.wire.errors import RequestError
@@ -44,8 +43,8 @@ class Commands:
         driver: DisplayDriver,
         supervisors: list[Supervisor],
         quotas: Quotas,
-        focus: Focus,
-        lag: Lag,
+        focus: InputFocus,
+        lag: LoopLag,
     ) -> None:
         self._hypervisor = hypervisor
         self._sink = sink
@@ -84,13 +83,13 @@ class Commands:
             files=Usage(len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
             loop=Loop(self._lag.worst(), log.dropped()),
             abilities=Abilities(_host(self._hypervisor), dict(self._sink.abilities())),
-            focus=escape(self._input_focus.first),
+            focus=escape(self._input_focus.preferred),
             guests=tuple(guests),
         )
 
-    async def _guest(self, domid: int, quota: Quota) -> Guest:
+    async def _guest(self, domid: int, quota: Quota) -> GuestStatus:
         devices = [device for device in self._devices() if device.domid == domid]
-        return Guest(
+        return GuestStatus(
             domid=domid,
             name=escape(next((device.name for device in devices if device.name), "")),
             quota={kind: Usage(used, getattr(quota.limits, kind)) for kind, used in quota.used.items()},

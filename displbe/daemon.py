@@ -19,14 +19,15 @@ from displbe.commands import Commands
 from displbe.config import RELOADABLE, ConfigError, Settings, differences, load
 from displbe.display.device import DisplayDriver
 from displbe.input.device import InputDriver
-from displbe.input.feed import Repeats
-from displbe.input.focus import Focus
-from displbe.input.remembered import Remembered
-from displbe.input.sources.evdev import Evdev, Nodes, SystemNodes
+from displbe.input.evdev.devices import EvdevDevices
+from displbe.input.evdev.nodes import DeviceNodes, SystemNodes
+from displbe.input.focus import InputFocus
+from displbe.input.focus_file import FocusFile
+from displbe.input.guest_input import AutoRepeat
 from displbe.ops import log
 from displbe.ops.control import Control
-from displbe.ops.health import Health
-from displbe.ops.lag import Lag
+from displbe.ops.lag import LoopLag
+from displbe.ops.service_manager import ServiceManager
 from displbe.ops.traces import TraceFiles, directory_of
 from displbe.sinks.base import Sink
 from displbe.sinks.registry import MissingPackage, make_sink, mappings
@@ -49,8 +50,8 @@ class Daemon:
         self,
         settings: Settings,
         hypervisor: Hypervisor,
-        health: Health | None = None,
-        nodes: Nodes | None = None,
+        service_manager: ServiceManager | None = None,
+        nodes: DeviceNodes | None = None,
         runtime: Path | None = None,
     ) -> None:
         """`runtime` is a directory for what the next daemon is to know; None: nothing."""
@@ -60,18 +61,18 @@ class Daemon:
         traces = TraceFiles(directory_of(settings.log.traces))
         self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, traces)
         self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
-        self.focus = Focus(Remembered(runtime, settings.input.focus))
+        self.focus = InputFocus(FocusFile(runtime, settings.input.focus))
         if nodes is None:
             _need_evdev(settings)
-        self.evdev = Evdev(settings.input, self.focus, nodes or SystemNodes())
-        repeats = Repeats(
+        self.evdev = EvdevDevices(settings.input, self.focus, nodes or SystemNodes())
+        repeats = AutoRepeat(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )
         self._keyboards = keyboards = InputDriver(
             hypervisor, self.focus, self.evdev, self.sink.seats, settings.guest, repeats
         )
         self.inputs = Supervisor(hypervisor.store, keyboards, self.quotas, keyboards.arrive)
-        self._lag = Lag()
+        self._lag = LoopLag()
         self.commands = Commands(
             hypervisor,
             self.sink,
@@ -83,7 +84,7 @@ class Daemon:
             self._lag,
         )
         self._metrics = _metrics(settings, self.commands)
-        self._health = health or Health({})
+        self._service_manager = service_manager or ServiceManager({})
         self._settings = settings
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -98,14 +99,14 @@ class Daemon:
                 async with trio.open_nursery() as guests:
                     await guests.start(self.supervisor.run)
                     await guests.start(self.inputs.run)
-                    self._health.tell("READY=1", "STATUS=serving")
+                    self._service_manager.notify("READY=1", "STATUS=serving")
                     guests.start_soon(self._tell_status)
                     _log.info("ready")
                     task_status.started()
                     try:
                         await self._feed_watchdog()
                     finally:
-                        self._health.tell("STOPPING=1")
+                        self._service_manager.notify("STOPPING=1")
             finally:
                 services.cancel()
         _log.info("displbe ends")
@@ -127,23 +128,23 @@ class Daemon:
     async def _feed_watchdog(self) -> None:
         """From the loop that serves the rings: when it stands still, systemd hears nothing."""
         while True:
-            await trio.sleep(self._health.interval or math.inf)
-            self._health.tell("WATCHDOG=1")
+            await trio.sleep(self._service_manager.watchdog_interval or math.inf)
+            self._service_manager.notify("WATCHDOG=1")
 
     async def _tell_status(self) -> None:
         """What `systemctl status` shows."""
-        while self._health.listening:
-            self._health.tell(f"STATUS={(await self.commands.status()).summary()}")
+        while self._service_manager.is_present:
+            self._service_manager.notify(f"STATUS={(await self.commands.status()).summary()}")
             await trio.sleep(STATUS_PERIOD)
 
     def reload(self, path: str) -> None:
         """Read the configuration again, and apply what can be applied without touching guests that are connected."""
-        self._health.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._service_manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._apply(load(path))
         except (ConfigError, MissingPackage) as error:
             _log.error("configuration not reloaded", reason=str(error))
-        self._health.tell("READY=1")
+        self._service_manager.notify("READY=1")
 
     def _apply(self, wanted: Settings) -> None:
         """Raises MissingPackage; then nothing is applied."""

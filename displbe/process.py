@@ -16,7 +16,7 @@ import trio
 
 from displbe.config import ConfigError, load
 from displbe.ops import log
-from displbe.ops.health import Health
+from displbe.ops.service_manager import ServiceManager
 from displbe.xen import stale_devices
 from displbe.xen.paths import GNTDEV
 from displbe.xen.port import Unavailable
@@ -79,7 +79,9 @@ def _daemon(arguments: argparse.Namespace) -> int:
     from displbe.xen.host import Host
 
     runtime = os.environ.get("RUNTIME_DIRECTORY")  # set by systemd; the directory persists over a restart
-    daemon = Daemon(settings, Host(settings.xen.store or None), Health(), runtime=Path(runtime) if runtime else None)
+    daemon = Daemon(
+        settings, Host(settings.xen.store or None), ServiceManager(), runtime=Path(runtime) if runtime else None
+    )
     if arguments.check:
         _print_abilities(daemon)
     else:

@@ -1,4 +1,4 @@
-"""What a pixel is made of, by drm_fourcc.h: for the tests, apart from what the product knows of it."""
+"""The layouts of pixel formats (drm_fourcc.h), written for the tests independently of the product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of tests."""
+"""The log configuration of the tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["as_in_tests"]
 
 
 def as_in_tests() -> None:
-    """structlog's own defaults but for tracebacks: rich takes most of a second for one, in which the daemon's loop stands still."""
+    """structlog's defaults, but plain tracebacks: rich takes most of a second for one, in which the daemon's loop stands still."""
     structlog.reset_defaults()
     structlog.configure(
         processors=[

@@ -46,7 +46,7 @@ class Refused(Exception):
 class Served(Protocol):
     """A part of a connected device, such as a connector."""
 
-    def status(self) -> status.Connector:
+    def status(self) -> status.ConnectorStatus:
         """What the operator is told of it."""
 
     def forget(self) -> None:
@@ -125,7 +125,7 @@ class Device:
         """The guest's name in xl; empty: not known."""
         self.parts: Sequence[Served] = ()
         """What is served, or was when the device was connected last; set by the driver."""
-        self.input: Callable[[], status.Input] | None = None
+        self.input: Callable[[], status.InputStatus] | None = None
         """What the operator is told of the input, while there is some; set by the driver."""
         self.path = f"backend/{driver.backend_kind}/{domid}/{number}"
         # Identity is what our own directory's place says. The guest's `backend` node is the guest's to write.
@@ -186,10 +186,10 @@ class Device:
         """Its parts, while it is connected."""
         return self.parts if self._serving else ()
 
-    def status(self, connectors: tuple[status.Connector, ...]) -> status.Device:
+    def status(self, connectors: tuple[status.ConnectorStatus, ...]) -> status.DeviceStatus:
         """What the operator is told; the parts' statuses, each of which takes its time, have been made before."""
         now = trio.current_time()
-        return status.Device(
+        return status.DeviceStatus(
             kind=self.kind,
             number=self.number,
             backend=_name(self._state),

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from displbe.config import Settings
-from displbe.input.names import Binding, parse_unique_id
+from displbe.input.bindings import Binding, parse_unique_id
 
 from .check_result import CheckResult, failed, passed, warning
 from .machine import Machine
@@ -80,7 +80,7 @@ def _device(
 
 
 def _named(machine: Machine, id: str, *, pattern: bool = True) -> list[Path]:
-    """Return the nodes that an ID stands for, found as the daemon does (input.sources.evdev). With `pattern`, the ID may be a pattern."""
+    """Return the nodes that an ID stands for, found as the daemon does (input.evdev.lookup). With `pattern`, the ID may be a pattern."""
     folder = machine.path("/dev/input")
     if id.startswith("name="):
         name = id.removeprefix("name=")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from displbe.ops.status import Connector, Device, Framebuffers, Guest, Input, Status
+from displbe.ops.status import ConnectorStatus, DeviceStatus, Framebuffers, GuestStatus, InputStatus, Status
 from displbe.ops.text import escape
 
 __all__ = ["WIDTH", "status_lines", "top_lines"]
@@ -73,7 +73,7 @@ def status_lines(status: Status) -> Iterator[str]:
         yield from _guest_lines(guest)
 
 
-def _guest_lines(guest: Guest) -> Iterator[str]:
+def _guest_lines(guest: GuestStatus) -> Iterator[str]:
     held = [
         f"{usage.used} of {usage.limit} {kind.replace('_', ' ')}" for kind, usage in guest.quota.items() if usage.used
     ]
@@ -83,7 +83,7 @@ def _guest_lines(guest: Guest) -> Iterator[str]:
         yield from _device_lines(device)
 
 
-def _device_lines(device: Device) -> Iterator[str]:
+def _device_lines(device: DeviceStatus) -> Iterator[str]:
     ours = f"backend {device.backend} for {_age(device.backend_age)}"
     theirs = f"frontend {device.frontend} for {_age(device.frontend_age)}"
     yield f"  {device.kind} {device.number}: {ours}, {theirs}"
@@ -97,7 +97,7 @@ def _device_lines(device: Device) -> Iterator[str]:
         yield from _connector_lines(connector)
 
 
-def _input(status: Input) -> str:
+def _input(status: InputStatus) -> str:
     text = f"from {', '.join(status.devices)}" if status.devices else "from no device of this machine at present"
     text += f"; {status.events} events"
     if status.waiting:
@@ -105,7 +105,7 @@ def _input(status: Input) -> str:
     return f"{text}, {status.dropped} dropped" if status.dropped else text
 
 
-def _connector_lines(connector: Connector) -> Iterator[str]:
+def _connector_lines(connector: ConnectorStatus) -> Iterator[str]:
     shown = f"shows {connector.shown}" if connector.shown else "switched off by the guest"
     yield _cut(f"    connector {connector.index} on {connector.output}, {connector.resolution}: {shown}", WIDTH)
     indent = " " * 6
@@ -133,7 +133,7 @@ def _framebuffers(status: Framebuffers) -> str:
     return f"{text} ({status.reason})" if status.reason else text
 
 
-def _flips(connector: Connector) -> str:
+def _flips(connector: ConnectorStatus) -> str:
     flips = connector.flips
     if not flips.shown:
         return "none yet" + (", one pending" if flips.pending else "")
@@ -165,7 +165,7 @@ def top_lines(status: Status) -> Iterator[str]:
                 yield _top_line(name, connector, mapped)
 
 
-def _top_line(name: str, connector: Connector, mapped: str) -> str:
+def _top_line(name: str, connector: ConnectorStatus, mapped: str) -> str:
     flips = connector.flips
     state = "blanked" if connector.blanked else "off" if not connector.shown else "on" if connector.path else "dark"
     if state == "on" and flips.age is not None and flips.age > 1:

@@ -335,9 +335,9 @@ class Connector:
         ways = Counter((each.path, escape(each.reason)) for each in attached if each is not None)
         return tuple(status.Framebuffers(*way, count) for way, count in sorted(ways.items()))
 
-    def status(self) -> status.Connector:
+    def status(self) -> status.ConnectorStatus:
         """What the operator is told."""
-        return status.Connector(
+        return status.ConnectorStatus(
             index=self.index,
             output=escape(self.output.name),
             resolution="{}x{}".format(*self._resolution),

@@ -13,7 +13,7 @@ import trio
 from displbe.backend.device import Device, Refused, releasing
 from displbe.backend.guests import GuestSettings
 from displbe.ops.text import escape
-from displbe.ops.traces import Piece, TraceFiles
+from displbe.ops.traces import TraceFiles, TraceHeader
 from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
@@ -171,7 +171,10 @@ class DisplayDriver:
             last = list(trace_lines(connector.trace.octets(LOGGED), epoch))
             device.log.warning("last requests", connector=connector.output.name, requests=last)
         pieces = (
-            (Piece(escape(guest), escape(connector.output.name), epoch, escape(str(reason))), connector.trace.octets())
+            (
+                TraceHeader(escape(guest), escape(connector.output.name), epoch, escape(str(reason))),
+                connector.trace.octets(),
+            )
             for connector in connectors
         )
         self._traces.keep(escape(guest), device.number, pieces)

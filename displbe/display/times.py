@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_left
 from typing import Final
 
-from displbe.ops.status import Flips, Latency
+from displbe.ops.status import FlipsStatus, Latency
 
 __all__ = ["FlipTimes", "clock"]
 
@@ -58,14 +58,14 @@ class FlipTimes:
         found = bisect_left(kept, start, key=lambda index: self._shown[index & _MASK])
         return (len(kept) - found) / max(now - start, 0.001)
 
-    def status(self, *, pending: bool) -> Flips:
+    def status(self, *, pending: bool) -> FlipsStatus:
         """All of it, as it is now."""
         now = clock()
         first, end = max(0, self.count - SAMPLE) & _MASK, self.count & _MASK
         took = sorted(self._took[first:end] if first <= end else self._took[first:] + self._took[:end])
         latency = Latency(took[len(took) // 2], took[len(took) * 99 // 100], took[-1]) if took else None
         age = now - self._shown[(self.count - 1) & _MASK] if self.count else None
-        return Flips(
+        return FlipsStatus(
             shown=self.count,
             age=age,
             fps_1s=self._rate(now, 1),

@@ -1,1 +1,1 @@
-"""Guests' keyboards, pointers and touch screens (vkbd): from the operator's devices to the guests' pages."""
+"""Guests' keyboards, pointers and touch screens (vkbd): from evdev devices and compositor windows to the guests' pages."""

@@ -23,12 +23,12 @@ from displbe.wire.xenbus import KEYBOARD_TRANSITIONS, State, parse_state
 from displbe.wire.xs import parse_number
 from displbe.xen.port import EventChannel, Hypervisor, StoreLost
 
+from .bindings import Role, parse_unique_id
+from .evdev.devices import EvdevDevices
 from .features import DEFAULT_HEIGHT, DEFAULT_WIDTH, Features
-from .feed import Feed, Repeats
-from .focus import Claim, Focus, Terms
-from .names import Role, parse_unique_id
-from .sources.evdev import Evdev
-from .sources.wayland import listening
+from .focus import Assignment, Claim, InputFocus
+from .guest_input import AutoRepeat, GuestInput
+from .window_input import window_input
 
 __all__ = ["InputDriver"]
 
@@ -65,18 +65,18 @@ class InputDriver:
     def __init__(
         self,
         hypervisor: Hypervisor,
-        focus: Focus,
-        evdev: Evdev,
+        focus: InputFocus,
+        evdev: EvdevDevices,
         seats: Seats | None,
         guests: Mapping[str, GuestSettings] | None = None,
-        repeats: Repeats | None = None,
+        repeats: AutoRepeat | None = None,
     ) -> None:
         self._hypervisor = hypervisor
         self._focus = focus
         self._evdev = evdev
         self._seats = seats
         self.guests = guests or {}
-        self._repeats = repeats or Repeats()
+        self._repeats = repeats or AutoRepeat()
         self._claims: dict[str, Claim] = {}
         self._served: dict[str, _Keys] = {}
 
@@ -107,11 +107,11 @@ class InputDriver:
 
     async def _offers(self, device: Device, claim: Claim) -> dict[str, str]:
         """What we can do for this guest."""
-        bindings = claim.terms.bindings
+        bindings = claim.assignment.bindings
         roles = {binding.role for binding in bindings}
         nodes: dict[str, str] = {}
         of_window = any(binding.role is Role.POINTER and not binding.is_device for binding in bindings)
-        if of_window or (Role.POINTER in roles and await self._evdev.is_absolute(claim)):
+        if of_window or (Role.POINTER in roles and await self._evdev.has_absolute_pointer(claim)):
             nodes |= {"feature-abs-pointer": "1", "feature-raw-pointer": "1"}
         size = None
         if nodes or Role.TOUCH in roles:
@@ -141,12 +141,12 @@ class InputDriver:
         if claim is None:
             claim = self._claims[device.path] = Claim(device.name, device.domid, device.number, terms)
             self._focus.arrive(claim)
-        elif (claim.name, claim.terms) != (device.name, terms):
-            claim.name, claim.terms = device.name, terms
+        elif (claim.name, claim.assignment) != (device.name, terms):
+            claim.name, claim.assignment = device.name, terms
             self._focus.changed()
         return claim
 
-    async def _terms(self, device: Device, settings: GuestSettings) -> Terms:
+    async def _terms(self, device: Device, settings: GuestSettings) -> Assignment:
         """By the configuration, else by the toolstack. Raises Refused."""
         text = settings.input
         if not text:
@@ -160,7 +160,7 @@ class InputDriver:
         windows = [binding.id for binding in bindings if not binding.is_device]
         if windows and self._seats is None:
             raise Refused(f"unique-id names {', '.join(windows)}, but this sink's screens have no input of their own")
-        return Terms(bindings, frozenset(binding.id for binding in bindings) if settings.input else frozenset())
+        return Assignment(bindings, frozenset(binding.id for binding in bindings) if settings.input else frozenset())
 
     def forget(self, device: Device) -> None:
         """The device is gone."""
@@ -206,24 +206,24 @@ class InputDriver:
                 with trio.move_on_after(LAST_WORDS, shield=True):
                     await session.end()
 
-    def _listening(self, claim: Claim, feed: Feed) -> contextlib.ExitStack:
+    def _listening(self, claim: Claim, feed: GuestInput) -> contextlib.ExitStack:
         """Let the guest have what is its own, while the block lasts."""
         stack = contextlib.ExitStack()
 
         def detach() -> None:
-            claim.feed = None
+            claim.guest_input = None
             self._focus.changed()
 
-        claim.feed = feed
+        claim.guest_input = feed
         stack.callback(detach)
         if self._seats is not None:
-            stack.enter_context(listening(self._seats, claim, feed))
+            stack.enter_context(window_input(self._seats, claim, feed))
         self._focus.changed()
         return stack
 
-    def _tell(self, feed: Feed) -> status.Input:
-        outbox = feed.outbox
-        return status.Input(self._evdev.heard_by(feed), outbox.written, outbox.waiting, outbox.dropped)
+    def _tell(self, feed: GuestInput) -> status.InputStatus:
+        outbox = feed.queue
+        return status.InputStatus(self._evdev.passed_to(feed), outbox.written, outbox.waiting, outbox.dropped)
 
 
 class _Session:
@@ -231,10 +231,10 @@ class _Session:
 
     channel: EventChannel
 
-    def __init__(self, page: BackKbdPage, features: Features, repeats: Repeats, device: Device) -> None:
+    def __init__(self, page: BackKbdPage, features: Features, repeats: AutoRepeat, device: Device) -> None:
         self.page = page
         self._log = device.log
-        self.feed = Feed(page, features, repeats, self._wake, self._break)
+        self.feed = GuestInput(page, features, repeats, self._wake, self._break)
         self._storms = Storms(self._rearm)
         self._seen = page.taken()
         self._woken = trio.Event()
@@ -293,7 +293,7 @@ class _Session:
             await self._woken.wait()
             self._woken = trio.Event()
             before, pause = None, RESCUE
-            while self.page.is_waiting() or self.feed.outbox.waiting:
+            while self.page.is_waiting() or self.feed.queue.waiting:
                 self.feed.flush()
                 if (now := self.page.taken()) == before:
                     self.channel.notify()
@@ -306,12 +306,12 @@ class _Session:
         try:
             if not self._failed.is_set():
                 self.feed.leave_all()
-                while self.feed.outbox.waiting and not self._failed.is_set():
+                while self.feed.queue.waiting and not self._failed.is_set():
                     await trio.sleep(0.01)
                     self.feed.flush()
         finally:
             self._open = False
-            outbox = self.feed.outbox
+            outbox = self.feed.queue
             self._log.info(
                 "input over",
                 events=outbox.written,

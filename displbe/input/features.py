@@ -1,8 +1,8 @@
-"""What a guest's input driver has: which devices it made when it started, and how far their axes go.
+"""The input devices that a guest's frontend has created, and the ranges of their axes.
 
-Linux's frontend (drivers/input/misc/xen-kbdfront.c) reads our feature nodes once, when it starts. What it cannot bear is never sent:
-it looks a key up in its pointer and in its keyboard without asking whether they are there, uses the number as the index of a bit
-without checking it, and writes a touch whose number it does not have into another one's.
+Linux's frontend (drivers/input/misc/xen-kbdfront.c) reads our feature nodes once, when it starts. It does not check the events that
+it gets: it looks a key up in its pointer and in its keyboard without asking whether they exist, uses the key's number unchecked as
+the index of a bit, and applies a touch with an unknown contact number to another contact. Such events are therefore never sent.
 """
 
 from __future__ import annotations
@@ -11,43 +11,37 @@ from typing import Final
 
 import msgspec
 
+from .event_codes import BTN_LEFT, BTN_TASK, KEY_ESC, KEY_MAX, KEY_OK, KEY_UNKNOWN
+
 __all__ = ["DEFAULT_HEIGHT", "DEFAULT_WIDTH", "Features"]
 
 DEFAULT_WIDTH: Final = 800
 DEFAULT_HEIGHT: Final = 600
-"""XENFB_WIDTH, XENFB_HEIGHT: what Linux's frontend takes where the nodes are missing."""
-
-# linux/input-event-codes.h
-KEY_ESC: Final = 1
-KEY_UNKNOWN: Final = 240
-KEY_OK: Final = 0x160
-KEY_MAX: Final = 0x2FF
-BTN_LEFT: Final = 0x110
-BTN_TASK: Final = 0x117
+"""XENFB_WIDTH, XENFB_HEIGHT: Linux's frontend uses them where the nodes are missing."""
 
 KEYS: Final = (*range(KEY_ESC, KEY_UNKNOWN), *range(KEY_OK, KEY_MAX))
-"""What the frontend's keyboard has."""
+"""Key codes of the frontend's keyboard."""
 BUTTONS: Final = tuple(range(BTN_LEFT, BTN_TASK + 1))
-"""What its pointer has."""
+"""Button codes of its pointer."""
 
 
 class Features(msgspec.Struct, frozen=True):
-    """What may be sent to a guest."""
+    """The events that may be sent to a guest."""
 
     keyboard: bool = True
     pointer: bool = True
     absolute: bool = False
-    """The pointer has positions (POS), else motions (MOTION)."""
+    """Whether the pointer takes positions (XENKBD_TYPE_POS) instead of motions (XENKBD_TYPE_MOTION)."""
     width: int = DEFAULT_WIDTH
     height: int = DEFAULT_HEIGHT
-    """Positions are 0 to one less."""
+    """The range of positions: 0 to one less."""
     contacts: int = 0
-    """Fingers of the touch screen; 0: there is none."""
+    """Contacts that the touch screen tracks; 0: there is no touch screen."""
     touch_width: int = DEFAULT_WIDTH
     touch_height: int = DEFAULT_HEIGHT
 
     def codes(self) -> frozenset[int]:
-        """The keys and buttons that may be sent."""
+        """Return the keys and buttons that may be sent."""
         if not self.pointer:
-            return frozenset()  # it looks into its pointer first, which is a null pointer then
+            return frozenset()  # the frontend looks every key up in its pointer first, which is a null pointer then
         return frozenset(BUTTONS + (KEYS if self.keyboard else ()))

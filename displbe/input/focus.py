@@ -1,8 +1,9 @@
-"""Which guest a device belongs to that several guests name.
+"""The input focus: which guest gets the events of a device that several guests name.
 
-The operator says so: in the configuration, or by `give`. No guest's doing moves it. Where nothing was said, the guest that came first
-has the device; of those that were there before displbe, the one with the lowest number. Its place is kept for a while when it goes,
-since it may be rebooting: what is typed then is for nobody. (A guest without a name, as in a driver domain, cannot be known again.)
+The operator decides, in the configuration or with `displbectl focus`; a guest cannot. Where the operator has not decided, the guest that
+arrived first has the device; among guests that run when displbe starts, the one with the lowest domain number. The place of a guest that
+goes is reserved for a while, since the guest may be rebooting; its input is discarded meanwhile. (A guest without a name, as in a driver
+domain, cannot be recognized when it returns, so its place is not reserved.)
 """
 
 from __future__ import annotations
@@ -15,63 +16,63 @@ import msgspec
 import structlog
 import trio
 
-from .feed import Feed
-from .names import Binding
-from .remembered import Remembered
+from .bindings import Binding
+from .focus_file import FocusFile
+from .guest_input import GuestInput
 
-__all__ = ["PLACE", "Claim", "Focus", "Terms"]
+__all__ = ["RESERVATION", "Assignment", "Claim", "InputFocus"]
 
-PLACE: Final = 60.0
-"""Seconds that a guest's place is kept when it has gone."""
+RESERVATION: Final = 60.0
+"""Seconds that the place of a guest that has gone is reserved."""
 
 _log = structlog.get_logger("displbe.focus")
 
 
-class Terms(msgspec.Struct, frozen=True):
-    """What a guest names, and what of that it may have whatever `[input] devices` says."""
+class Assignment(msgspec.Struct, frozen=True):
+    """The devices that are assigned to a guest, by its own settings or by its vkb line."""
 
     bindings: tuple[Binding, ...]
-    allowed: frozenset[str] = frozenset()
-    """IDs of bindings that the configuration itself gives this guest."""
+    always_allowed: frozenset[str] = frozenset()
+    """IDs of bindings from the guest's own settings, which `[input] devices` need not allow."""
 
 
 class Claim:
-    """A guest's vkbd device, with the devices that it names."""
+    """A guest's vkbd device and its claim to the devices that are assigned to it."""
 
-    def __init__(self, name: str, domid: int, number: int, terms: Terms) -> None:
+    def __init__(self, name: str, domid: int, number: int, assignment: Assignment) -> None:
         self.name = name
-        """In xl; empty: it is not to be known."""
+        """The guest's name in xl; empty: not known."""
         self.domid = domid
         self.number = number
-        self.terms = terms
-        self.feed: Feed | None = None
-        """Where its input goes while it is connected."""
-        self.left: float | None = None
-        """Since when its device is gone."""
+        self.assignment = assignment
+        self.guest_input: GuestInput | None = None
+        """Takes the guest's events while the device is connected."""
+        self.gone_since: float | None = None
+        """When the device has gone; None: it is there."""
         self.key = self.guest, number
-        """What a claim has in common with the one that comes after it when its guest reboots, and keeps when its name is known later."""
+        """Identifies the claim. The claim of the same guest after a reboot has the same key; it does not change with the name."""
 
     @property
     def guest(self) -> str:
-        """Its name; where that is not to be known, its domain's number."""
+        """The guest's name, or its domain number where the name is not known."""
         return self.name or str(self.domid)
 
 
-class Focus:
-    """The claims, in the order of their rights. `first` comes first; empty: nobody does."""
+class InputFocus:
+    """The claims of all guests, in order of arrival. Those of the `preferred` guest come first; empty: no guest is preferred."""
 
-    def __init__(self, remembered: Remembered) -> None:
-        self.first = remembered.first()
-        self._remembered = remembered
+    def __init__(self, file: FocusFile) -> None:
+        self.preferred = file.load()
+        self._file = file
         self.claims: list[Claim] = []
         self.listeners: list[Callable[[], None]] = []
-        """Called when another guest may have become the holder of something."""
+        """Called whenever a device may belong to another claim than before."""
 
     def arrive(self, claim: Claim) -> None:
-        """A device has come. It takes the place that it had, if it is kept still."""
-        self._forget()
+        """Add the claim of a new device, in the place that is reserved for it or at the end."""
+        self._expire()
         for place, old in enumerate(self.claims):
-            if old.left is not None and (old.guest, old.number) == (claim.guest, claim.number):
+            if old.gone_since is not None and (old.guest, old.number) == (claim.guest, claim.number):
                 claim.key = old.key
                 self.claims[place] = claim
                 break
@@ -79,50 +80,55 @@ class Focus:
             self.claims.append(claim)
         self.changed()
 
-    def _forget(self) -> None:
-        """Give up the places that have been kept long enough. That of the guest that comes first is kept for ever."""
+    def _expire(self) -> None:
+        """Remove reservations that have expired. That of the preferred guest never does."""
         now = trio.current_time()
         self.claims = [
             claim
             for claim in self.claims
-            if claim.left is None or claim.guest == self.first or now - claim.left < PLACE
+            if claim.gone_since is None or claim.guest == self.preferred or now - claim.gone_since < RESERVATION
         ]
 
-    def patience(self) -> float:
-        """Seconds until a place is given up."""
+    def seconds_to_expiry(self) -> float:
+        """Return the seconds until the next reservation expires; infinity: none will."""
         now = trio.current_time()
-        left = (claim.left for claim in self.claims if claim.left is not None and claim.guest != self.first)
-        return min((max(0.0, PLACE - (now - since)) for since in left), default=math.inf)
+        gone = (
+            claim.gone_since for claim in self.claims if claim.gone_since is not None and claim.guest != self.preferred
+        )
+        return min((max(0.0, RESERVATION - (now - since)) for since in gone), default=math.inf)
 
     def leave(self, claim: Claim) -> None:
-        """A device has gone."""
-        claim.feed = None
-        claim.left = trio.current_time()
+        """Turn the claim of a device that has gone into a reservation."""
+        claim.guest_input = None
+        claim.gone_since = trio.current_time()
         if not claim.name:
             self.claims.remove(claim)
         self.changed()
 
     def configure(self, guest: str) -> None:
-        """The configuration says so now, whatever was said before."""
-        self._remembered.configured = guest
+        """Prefer the guest that a changed configuration names. It overrides the operator's earlier choice."""
+        self._file.configured = guest
         self.give(guest)
 
     def give(self, guest: str) -> None:
-        """The operator's word: this guest has what it names, whoever else names it. The next displbe remembers it."""
-        self._remembered.keep(guest)
-        if guest != self.first:
+        """Prefer this guest from now on: it has every device that it names. The choice is kept for the next daemon."""
+        self._file.save(guest)
+        if guest != self.preferred:
             _log.info("focus", guest=guest)
-        self.first = guest
+        self.preferred = guest
         self.changed()
 
     def changed(self) -> None:
-        """Claims have changed."""
+        """Call the listeners."""
         for listener in self.listeners:
             listener()
 
     def holder(self, names: Callable[[Claim], bool]) -> Claim | None:
-        """The claim that a device belongs to, of those that name it; None: to nobody now."""
-        self._forget()
-        ordered = sorted(self.claims, key=lambda claim: claim.guest != self.first)
+        """Return the claim that gets the events of a device, of the claims for which `names` is true: the claims that name the device.
+
+        None: the events are discarded. Either there is no such claim, or the claim that comes first is not connected.
+        """
+        self._expire()
+        ordered = sorted(self.claims, key=lambda claim: claim.guest != self.preferred)
         found = next((claim for claim in ordered if names(claim)), None)
-        return found if found is not None and found.feed is not None else None
+        return found if found is not None and found.guest_input is not None else None

@@ -8,21 +8,21 @@ __all__ = ["InputSettings"]
 
 
 class InputSettings(Table, frozen=True):
-    """`[input]`"""
+    """The table `[input]`."""
 
     devices: list[str] = []
-    """Patterns of the devices that guests may name in XenStore."""
+    """Patterns of the devices that guests may use: of paths, or of names after `name=`. A guest's own settings need no permission."""
     grab: bool = True
-    """Whether a device that a guest uses is grabbed, so that the host's programs do not read it."""
+    """Whether a device that a guest uses is grabbed (EVIOCGRAB), so that the host's programs get no events from it."""
     focus: str = ""
-    """The guest that gets a device which several guests name; empty: the guest that came first."""
+    """The guest that gets a device which several guests name; empty: the guest that arrived first."""
     repeat_delay: float = 0.5
-    """Seconds until a key that is held down repeats."""
+    """Seconds until a key that is held down repeats, where its device does not repeat keys itself."""
     repeat_rate: float = 25.0
     """Repetitions per second; 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.repeat_delay <= 10:
-            raise ValueError("repeat-delay is a number of seconds, up to 10")
+            raise ValueError("repeat-delay must be a number of seconds, more than 0 and up to 10")
         if not 0 <= self.repeat_rate <= 100:
-            raise ValueError("repeat-rate is a number of repetitions per second, 0 (none) to 100")
+            raise ValueError("repeat-rate must be a number of repetitions per second, 0 (none) to 100")

@@ -1,1 +1,1 @@
-"""What the operator sees. These modules are told things, they never ask."""
+"""Operation: log, status, control socket, metrics, traces. These modules are handed what they show; they import none of the layers."""

@@ -1,7 +1,7 @@
-"""The control socket: what `displbectl` talks to. protocol/control.md describes what is said.
+"""The control socket, which `displbectl` connects to. protocol/control.md describes its protocol.
 
-Served by the loop that serves the rings, so a client must not cost the guests anything: there are few clients at a time, requests
-are short and served at a bounded rate, nothing is read while an answer is under way, and who does not take an answer is dropped.
+The loop that serves the rings serves it as well, so that clients must not delay guests: their number is limited, requests are short and
+served at a limited rate, no request is read while an answer is sent, and a client that does not read its answer is disconnected.
 """
 
 from __future__ import annotations
@@ -18,67 +18,72 @@ import structlog
 import trio
 
 from .clients import Clients
-from .listen import unix_listener
 from .settings import ControlSettings
 
 __all__ = [
     "VERSION",
     "Answer",
+    "AnswerHeader",
     "CommandError",
     "Control",
-    "Head",
-    "Lines",
+    "LineSplitter",
     "Request",
     "parse_request",
 ]
 
 VERSION: Final = 1
-"""Of the protocol."""
+"""The protocol's version."""
 MAX_LINE: Final = 4096
-"""Octets of a request."""
-IDLE: Final = 60.0
-"""Seconds that a client may be connected without asking."""
-STALLED: Final = 5.0
-"""Seconds in which a client must take a piece of an answer."""
-TOO_LONG: Final = 30.0
-"""Seconds in which it must have taken all of it."""
-PIECE: Final = 65536
-PACE: Final = 0.02
+"""Bytes of a request, without its newline."""
+IDLE_TIMEOUT: Final = 60.0
+"""Seconds that a client may be connected without sending a request."""
+CHUNK_SIZE: Final = 65536
+"""Bytes of an answer that are sent at once."""
+CHUNK_TIMEOUT: Final = 5.0
+"""Seconds in which a client must read a chunk."""
+ANSWER_TIMEOUT: Final = 30.0
+"""Seconds in which it must read the whole answer."""
+COMMAND_INTERVAL: Final = 0.02
 """Seconds between two commands, of all clients together."""
-DEADLINE: Final = 10.0
-"""Seconds in which a command must be done. What a guest holds up (a buffer that a card or a compositor still has) it may hold for ever."""
+COMMAND_TIMEOUT: Final = 10.0
+"""Seconds that a command may take. A guest may delay a command for ever, with a buffer that a card or a compositor still has."""
+LARGE: Final = frozenset({"screenshot", "trace"})
+"""Commands with large answers: one at a time is in memory."""
+NOT_LOGGED: Final = frozenset({"status"})
+"""Commands that are not logged."""
 _CREDENTIALS: Final = Struct("=iII")
+"""struct ucred (SO_PEERCRED): pid, uid, gid."""
 _log = structlog.get_logger("displbe.control")
 
 
 class CommandError(Exception):
-    """The command cannot be done; the text goes to who asked."""
+    """The command cannot be executed; the text is sent to the client."""
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a client."""
+    """A client's request, one line of JSON."""
 
     version: int
     command: str
     guest: str = ""
-    """A name, or a domain's number."""
+    """The guest's name, or its domain number."""
     connector: str = ""
-    """The name of its output, or its number; empty: the first one, or all."""
+    """The name of the connector's output, or the connector's number; empty: the first connector, or all of them."""
 
 
-class Head(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The line before an answer."""
+class AnswerHeader(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The line of JSON before an answer's body."""
 
     ok: bool
     error: str = ""
     octets: int = 0
-    """How many follow the line."""
+    """Bytes of the body, which follows the line."""
     facts: dict[str, int | float | str] = {}
-    """What there is to know of them."""
+    """Describes the body."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a command gives."""
+    """The result of a command."""
 
     body: bytes | memoryview = b""
     facts: dict[str, int | float | str] = {}
@@ -87,120 +92,106 @@ class Answer(msgspec.Struct, frozen=True):
 Command = Callable[[Request], Awaitable[Answer]]
 
 
-class Lines:
-    """Lines out of octets that come as they come. Sans-IO."""
+class LineSplitter:
+    """Splits a stream of bytes into lines. It does no I/O."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
-    def feed(self, octets: bytes) -> list[bytes]:
-        """The lines that are whole now, without their ends. Raises CommandError when one is too long."""
-        self._rest += octets
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that are complete now, without their newlines. Raises CommandError for a line longer than MAX_LINE."""
+        self._rest += data
         *lines, rest = self._rest.split(b"\n")
         if len(rest) > MAX_LINE or any(len(line) > MAX_LINE for line in lines):
             self._rest.clear()
-            raise CommandError(f"a request has at most {MAX_LINE} octets")
+            raise CommandError(f"a request has at most {MAX_LINE} bytes")
         self._rest = rest
         return [bytes(line) for line in lines]
 
 
 def parse_request(line: bytes) -> Request:
-    """The request in a line. Raises CommandError."""
+    """Return the request in a line. Raises CommandError."""
     try:
         request = msgspec.json.decode(line, type=Request)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CommandError(f"no request: {error}") from error
+        raise CommandError(f"not a request: {error}") from error
     if request.version != VERSION:
-        raise CommandError(f"this is version {VERSION} of the protocol")
+        raise CommandError(f"unknown version {request.version}: this displbe speaks version {VERSION} of the protocol")
     return request
 
 
 class Control:
-    """The socket and who is connected to it. `commands` by name; they raise CommandError."""
+    """The control socket. `commands` are functions by name, which raise CommandError."""
 
     def __init__(self, settings: ControlSettings, commands: Mapping[str, Command]) -> None:
         self._settings = settings
         self._commands = commands
-        self.clients = Clients(self._serve)
-        self._next = 0.0
-        # One large answer in memory at a time.
-        self._heavy = trio.Lock()
+        self.clients = Clients("control", self._serve)
+        self._not_before = 0.0
+        """When the next command may be executed."""
+        self._large_answer = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled. Without a socket, the guests are served all the same."""
-        if not self._settings.socket:
+        """Serve clients until cancelled. Return at once if no socket is configured or it cannot be opened: guests are served anyway."""
+        if self._settings.socket:
+            await self.clients.serve_unix(Path(self._settings.socket), task_status=task_status)
+        else:
             task_status.started()
-            return
-        path = Path(self._settings.socket)
-        with contextlib.ExitStack() as stack:
-            try:
-                listener = stack.enter_context(unix_listener(path))
-            except OSError as error:
-                _log.error("no control socket", path=str(path), reason=str(error))
-                task_status.started()
-                return
-            task_status.started()
-            await self.clients.accept(listener)
 
     async def _serve(self, client: trio.SocketStream) -> None:
         try:
-            await self._converse(client)
+            await self._answer_requests(client)
         except CommandError as error:
-            await _send(client, Head(False, str(error)), b"")
+            await _send(client, AnswerHeader(False, str(error)), b"")
 
-    async def _converse(self, client: trio.SocketStream) -> None:
-        """Raises CommandError for what is no request."""
-        lines = Lines()
+    async def _answer_requests(self, client: trio.SocketStream) -> None:
+        """Answer requests until the client disconnects. Raises CommandError for a line that is not a request: the connection ends."""
+        splitter = LineSplitter()
         while True:
-            with trio.move_on_after(IDLE) as waiting:
-                octets = await client.receive_some(MAX_LINE)
-            if waiting.cancelled_caught or not octets:
+            with trio.move_on_after(IDLE_TIMEOUT) as waiting:
+                data = await client.receive_some(MAX_LINE)
+            if waiting.cancelled_caught or not data:
                 return
-            for line in lines.feed(octets):
+            for line in splitter.feed(data):
                 await self._answer(client, line)
 
     async def _answer(self, client: trio.SocketStream, line: bytes) -> None:
-        now = trio.current_time()
-        self._next = max(now, self._next + PACE)
-        await trio.sleep_until(self._next)
+        self._not_before = max(trio.current_time(), self._not_before + COMMAND_INTERVAL)
+        await trio.sleep_until(self._not_before)
         request = parse_request(line)
         command = self._commands.get(request.command)
         if command is None:
             raise CommandError(f"no such command; there are: {', '.join(sorted(self._commands))}")
-        if request.command not in SILENT:
+        if request.command not in NOT_LOGGED:
             _log.info(
-                "command", command=request.command, guest=request.guest, connector=request.connector, **_who(client)
+                "command", command=request.command, guest=request.guest, connector=request.connector, **_peer(client)
             )
         async with contextlib.AsyncExitStack() as stack:
             try:
-                with trio.fail_after(DEADLINE):
+                with trio.fail_after(COMMAND_TIMEOUT):
                     if request.command in LARGE:
-                        await stack.enter_async_context(self._heavy)
-                    made = await command(request)
-                head, body = Head(True, octets=len(made.body), facts=made.facts), made.body
+                        await stack.enter_async_context(self._large_answer)
+                    answer = await command(request)
+                header, body = AnswerHeader(True, octets=len(answer.body), facts=answer.facts), answer.body
             except CommandError as error:
-                head, body = Head(False, str(error)), b""
+                header, body = AnswerHeader(False, str(error)), b""
             except trio.TooSlowError:
-                head, body = Head(False, f"not done within {DEADLINE:.0f} s: what it needs is held up"), b""
-            await _send(client, head, body)
+                header = AnswerHeader(False, f"not done within {COMMAND_TIMEOUT:.0f} s: something it needs is held up")
+                body = b""
+            await _send(client, header, body)
 
 
-LARGE: Final = frozenset({"screenshot", "trace"})
-SILENT: Final = frozenset({"status"})
-"""What leaves no line in the log."""
-
-
-def _who(client: trio.SocketStream) -> dict[str, Any]:
-    """Who is on the other side."""
-    octets = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _ = _CREDENTIALS.unpack(octets)
+def _peer(client: trio.SocketStream) -> dict[str, Any]:
+    """Return the client's process and user, for the log."""
+    credentials = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
     return {"pid": pid, "uid": uid}
 
 
-async def _send(client: trio.SocketStream, head: Head, body: bytes | memoryview) -> None:
-    """Raises trio.TooSlowError, trio.BrokenResourceError."""
-    with trio.fail_after(TOO_LONG):
-        for octets in (memoryview(msgspec.json.encode(head) + b"\n"), memoryview(body)):
-            for start in range(0, len(octets), PIECE):
-                with trio.fail_after(STALLED):
-                    await client.send_all(octets[start : start + PIECE])
+async def _send(client: trio.SocketStream, header: AnswerHeader, body: bytes | memoryview) -> None:
+    """Send an answer. Raises trio.TooSlowError, trio.BrokenResourceError."""
+    with trio.fail_after(ANSWER_TIMEOUT):
+        for data in (memoryview(msgspec.json.encode(header) + b"\n"), memoryview(body)):
+            for start in range(0, len(data), CHUNK_SIZE):
+                with trio.fail_after(CHUNK_TIMEOUT):
+                    await client.send_all(data[start : start + CHUNK_SIZE])

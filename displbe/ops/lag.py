@@ -1,4 +1,4 @@
-"""How late the loop is that serves the rings: what every guest waits for when something of ours takes too long."""
+"""The lag of the loop that serves the rings: how long guests wait because something of ours takes too long."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from typing import Final
 
 import trio
 
-__all__ = ["Lag"]
+__all__ = ["LoopLag"]
 
 PERIOD: Final = 1.0
+"""Seconds of which the longest lag is kept."""
 MEMORY: Final = 60.0
-"""Seconds."""
+"""Seconds for which it is kept."""
 
 
-class Lag(trio.abc.Instrument):
-    """Every turn of the loop, from one wait for events to the next: an event that comes meanwhile has to wait until its end.
+class LoopLag(trio.abc.Instrument):
+    """Measures two things, and keeps the longer: each turn of the loop, from one wait for I/O to the next, since an event that arrives
+    meanwhile waits until the turn ends; and how much later than asked a sleeping task wakes up, which is what the machine adds.
 
-    On the way of each flip: two reads of the clock. Besides, a task sleeps, and looks how much later than asked it wakes up: that is
-    what the machine keeps from the loop.
+    It costs two reads of the clock for each turn.
     """
 
     def __init__(self) -> None:
-        self._begun = 0.0
+        self._turn_began = 0.0
         self._longest = 0.0
-        """In this period."""
+        """In the present period."""
         self._before: deque[float] = deque(maxlen=int(MEMORY / PERIOD))
+        """In each period before."""
 
     def after_io_wait(self, timeout: float) -> None:
-        """A turn begins."""
-        self._begun = time.perf_counter()
+        """A turn begins (trio.abc.Instrument)."""
+        self._turn_began = time.perf_counter()
 
     def before_io_wait(self, timeout: float) -> None:
-        """It is over."""
-        took = time.perf_counter() - self._begun
+        """A turn ends (trio.abc.Instrument)."""
+        took = time.perf_counter() - self._turn_began
         if took > self._longest:
             self._longest = took
 
     async def run(self) -> None:
         """Measure until cancelled."""
-        self._begun = time.perf_counter()
+        self._turn_began = time.perf_counter()
         trio.lowlevel.add_instrument(self)
         try:
             while True:
@@ -52,5 +54,5 @@ class Lag(trio.abc.Instrument):
             trio.lowlevel.remove_instrument(self)
 
     def worst(self) -> float:
-        """The most that the loop was late in the last minute, in seconds."""
+        """Return the longest lag of the last minute, in seconds."""
         return max(self._longest, *self._before, 0.0)

@@ -1,4 +1,4 @@
-"""Sockets in the file system, and who may use them."""
+"""UNIX sockets in the file system: replacing stale ones, permissions, removal."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ BACKLOG: Final = 8
 
 @contextlib.contextmanager
 def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
-    """Listen at a path, for the members of our own group, while the block lasts. Raises OSError, also where somebody listens already."""
-    if _is_left(path):
+    """Listen at a path while the block lasts. Only our own user and group may connect (mode 0660).
+
+    Raises OSError, EADDRINUSE where another process listens there.
+    """
+    if _is_stale(path):
         path.unlink()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as ear:
-        ear.bind(str(path))
-        mine = os.stat(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as server:
+        server.bind(str(path))
+        ours = os.stat(path)
         try:
             os.chmod(path, 0o660)
-            ear.listen(BACKLOG)
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(ear.dup()))
+            server.listen(BACKLOG)
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(server.dup()))
             try:
                 yield listener
             finally:
                 listener.socket.close()
         finally:
             with contextlib.suppress(OSError):
-                if os.path.samestat(os.stat(path), mine):  # not a successor's
+                if os.path.samestat(os.stat(path), ours):  # another daemon may have put its own socket there
                     path.unlink()
 
 
-def _is_left(path: Path) -> bool:
-    """Whether there is the socket of a daemon that was killed. Raises OSError when somebody listens there."""
+def _is_stale(path: Path) -> bool:
+    """Return whether a daemon that was killed has left its socket there. Raises OSError where a process listens at the path."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False

@@ -1,7 +1,7 @@
-"""The log: structlog, JSON lines for a journal, colours for a terminal.
+"""The log, by structlog: lines of JSON for a journal, coloured text for a terminal.
 
-What guests wrote is in many lines: it is escaped and cut, so that it can neither forge a line nor drive a terminal. A line that is
-repeated for the same device is written at a bounded rate, and the next one says how many were not.
+Many lines contain text that a guest wrote. It is escaped and truncated, so that it can neither forge a line nor control a terminal.
+Lines that repeat for the same device are written at a limited rate; the next one says how many were suppressed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from .writer import LineWriter
 __all__ = ["RateLimit", "SparseLog", "configure", "dropped", "flush", "set_level"]
 
 BURST: Final = 20
-"""Lines of one kind from one device that are written at once…"""
+"""Lines of one kind from one device that are written without limit."""
 RATE: Final = 1.0
-"""…and then this many per second."""
+"""Lines per second after that."""
 MAX_KINDS: Final = 1024
+"""Kinds of lines that are counted; with more, counting starts anew."""
 SPARSE: Final = 10.0
 """Seconds between two equal lines of a SparseLog."""
 
@@ -64,7 +65,7 @@ class RateLimit:
 
 
 class SparseLog:
-    """Writes a line unless the same line was written a moment ago: for events that a guest can cause as often as it likes.
+    """Writes a line unless the same line was written less than `seconds` ago: for events that a guest can cause at any rate.
 
     Two lines are the same when their event and reason are.
     """
@@ -83,11 +84,11 @@ class SparseLog:
 
 
 class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]
-    """What is behind every logger of ours. Loggers are made once and kept; `set_level` changes what all of them do."""
+    """The class of all our loggers. structlog caches loggers on first use, so `set_level` replaces the methods of this class."""
 
 
 def set_level(level: str) -> None:
-    """From now on, write lines of this level and above. A line below it costs one call of a function that does nothing."""
+    """Write lines of this level and above from now on. A line below it costs the call of an empty function."""
     for name, method in vars(
         structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
     ).items():
@@ -99,32 +100,32 @@ _writer: LineWriter | None = None
 
 
 def dropped() -> int:
-    """Lines that were lost because the log's reader was too slow."""
+    """Return the number of lines that were dropped because the log's reader was too slow."""
     return _writer.dropped if _writer is not None else 0
 
 
 def flush() -> None:
-    """Wait until what was logged is written; not for ever."""
+    """Wait until all lines so far are written, for a limited time."""
     if _writer is not None:
         _writer.flush()
 
 
 def _lost_json(count: int) -> str:
-    entry = {"count": count, "event": "lines lost: the log's reader is too slow", "level": "warning"}
+    entry = {"count": count, "event": "lines dropped: the log's reader is too slow", "level": "warning"}
     return json.dumps(entry | {"timestamp": datetime.now(UTC).isoformat()})
 
 
 def _lost_console(count: int) -> str:
-    return f"{count} lines lost: the log's reader is too slow"
+    return f"{count} lines dropped: the log's reader is too slow"
 
 
 def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "info") -> None:
-    """Set the log up: `auto` is colours where stderr is a terminal, JSON lines else."""
+    """Set up the log on stderr. `auto` is `console` (coloured text) where stderr is a terminal, else `json`."""
     global _writer  # noqa: PLW0603
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     final: list[Any]
     if console:
-        # Plain: rich, where it is installed, takes most of a second for a traceback, in which no guest's ring is served.
+        # Not rich's tracebacks, which structlog prefers: one takes most of a second, in which no ring is served.
         plain = structlog.dev.plain_traceback
         final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:

@@ -1,6 +1,7 @@
-"""The status as Prometheus reads it: in a file for node_exporter's textfile collector, over a UNIX socket, or, when asked for, over TCP.
+"""Metrics for Prometheus: in a file for node_exporter's textfile collector, over HTTP on a UNIX socket, or on TCP where configured.
 
-The series are bounded: of guests 64, of their connectors those that there are; a guest is named as in xl, escaped and cut.
+The number of series is limited: at most 64 guests, and their existing connectors. A guest is labelled with its name in xl, escaped and
+truncated.
 """
 
 from __future__ import annotations
@@ -18,87 +19,97 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import CollectorRegistry
 
 from .clients import Clients
-from .listen import unix_listener
+from .files import replace_file
 from .settings import MetricsSettings
-from .status import Connector, Device, Guest, Status
+from .status import ConnectorStatus, DeviceStatus, GuestStatus, Status
 
 __all__ = ["Metrics", "families"]
 
 MAX_GUESTS: Final = 64
 MAX_NAME: Final = 64
+"""Characters of a guest's name."""
 FIRST_BUCKET: Final = 0.00025
-"""Seconds; status.Flips.buckets says how they go on."""
-PATIENCE: Final = 5.0
-"""Seconds that a client has for its request, and for its answer."""
+"""Seconds; each further bucket is twice the one before (status.FlipsStatus.buckets)."""
+CLIENT_TIMEOUT: Final = 5.0
+"""Seconds that a client may take to send its request, and again to read the answer."""
 MAX_REQUEST: Final = 8192
-FRESH: Final = 1.0
-"""Seconds that an answer serves for further clients."""
+"""Bytes of an HTTP request."""
+MAX_AGE: Final = 1.0
+"""Seconds for which an answer is sent to further clients."""
 _log = structlog.get_logger("displbe.metrics")
 
 
-def _labels(guest: Guest, guests: list[Guest]) -> str:
-    """What a guest is called: its name where it is its alone, else its domain's number."""
+def _label(guest: GuestStatus, guests: list[GuestStatus]) -> str:
+    """Return a guest's label: its name if no other guest has the same, else its domain number."""
     name = guest.name[:MAX_NAME]
-    alone = sum(other.name[:MAX_NAME] == name for other in guests) == 1
-    return name if name and alone else str(guest.domid)
+    is_unique = sum(other.name[:MAX_NAME] == name for other in guests) == 1
+    return name if name and is_unique else str(guest.domid)
 
 
 def families(status: Status) -> Iterator[Metric]:
-    """All there is to measure."""
+    """Return all metrics."""
     guests = list(status.guests[:MAX_GUESTS])
-    named = [(_labels(guest, guests), guest) for guest in guests]
+    named = [(_label(guest, guests), guest) for guest in guests]
     devices = [(dom, device) for dom, guest in named for device in guest.devices]
     connectors = [(dom, connector) for dom, device in devices for connector in device.connectors]
-    yield from _of_the_daemon(status)
-    yield from _of_guests(named)
-    yield from _of_devices(devices)
-    yield from _of_connectors(connectors)
+    yield from _daemon_metrics(status)
+    yield from _guest_metrics(named)
+    yield from _device_metrics(devices)
+    yield from _connector_metrics(connectors)
     yield _refusals(connectors)
     yield _latencies(connectors)
 
 
-def _of_the_daemon(status: Status) -> Iterator[Metric]:
+def _daemon_metrics(status: Status) -> Iterator[Metric]:
     build = GaugeMetricFamily("displbe_build_info", "The daemon's version and sink.", labels=["version", "sink"])
     build.add_metric([status.version, status.sink], 1)
     yield build
-    yield GaugeMetricFamily("displbe_uptime_seconds", "Since the daemon has started.", status.uptime)
+    yield GaugeMetricFamily("displbe_uptime_seconds", "Seconds since the daemon started.", status.uptime)
     yield GaugeMetricFamily(
         "displbe_loop_lag_seconds",
-        "The longest turn, in the last minute, of the loop that serves the rings.",
+        "The longest lag, in the last minute, of the loop that serves the rings.",
         status.loop.lag,
     )
-    yield CounterMetricFamily("displbe_log_lines_dropped", "Lines of the log that were lost.", status.loop.log_dropped)
-    yield GaugeMetricFamily("displbe_grants_mapped_pages", "Pages of all guests.", status.mapped.used)
-    yield GaugeMetricFamily("displbe_grants_mappable_pages", "What all guests may have mapped.", status.mapped.limit)
+    yield CounterMetricFamily(
+        "displbe_log_lines_dropped", "Lines of the log that were dropped.", status.loop.log_dropped
+    )
+    yield GaugeMetricFamily("displbe_grants_mapped_pages", "Mapped pages of all guests.", status.mapped.used)
+    yield GaugeMetricFamily(
+        "displbe_grants_mappable_pages", "The limit of mapped pages of all guests.", status.mapped.limit
+    )
     held = GaugeMetricFamily(
         "displbe_held",
-        "Of all guests: event channels (ports), ring pages (pages), buffers, their pages.",
+        "Resources of all guests: event channels (ports), ring pages (pages), buffers, pages of buffers.",
         labels=["kind"],
     )
     for kind, count in status.held.items():
         held.add_metric([kind], count)
     yield held
-    yield GaugeMetricFamily("displbe_files_open", "Files, sockets and buffers that are open.", status.files.used)
-    yield GaugeMetricFamily("displbe_files_openable", "What may be open.", status.files.limit)
-    yield GaugeMetricFamily("displbe_guests", "Guests that have a device.", len(status.guests))
+    yield GaugeMetricFamily("displbe_files_open", "Open file descriptors.", status.files.used)
+    yield GaugeMetricFamily("displbe_files_openable", "The limit of open file descriptors.", status.files.limit)
+    yield GaugeMetricFamily("displbe_guests", "Guests with a device.", len(status.guests))
 
 
-def _of_guests(guests: list[tuple[str, Guest]]) -> Iterator[Metric]:
-    used = GaugeMetricFamily("displbe_quota_used_ratio", "Held of what a guest may hold.", labels=["dom", "kind"])
+def _guest_metrics(guests: list[tuple[str, GuestStatus]]) -> Iterator[Metric]:
+    used = GaugeMetricFamily("displbe_quota_used_ratio", "The used part of a guest's quota.", labels=["dom", "kind"])
     for dom, guest in guests:
         for kind, usage in guest.quota.items():
             used.add_metric([dom, kind], usage.used / usage.limit if usage.limit else 0.0)
     yield used
 
 
-def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
+def _device_metrics(devices: list[tuple[str, DeviceStatus]]) -> Iterator[Metric]:
     labels = ["dom", "kind", "number"]
-    connected = GaugeMetricFamily("displbe_device_connected", "Whether the guest is served.", labels=labels)
-    connections = CounterMetricFamily("displbe_connections", "How often it has connected.", labels=labels)
-    shut_off = CounterMetricFamily("displbe_ring_shutoff", "How often it broke a rule and was shut off.", labels=labels)
-    events = CounterMetricFamily("displbe_input_events", "Input that it was given.", labels=labels)
+    connected = GaugeMetricFamily("displbe_device_connected", "Whether the device is connected.", labels=labels)
+    connections = CounterMetricFamily("displbe_connections", "Connections of the device.", labels=labels)
+    shut_off = CounterMetricFamily(
+        "displbe_ring_shutoff", "How often the device was shut off because its frontend broke a rule.", labels=labels
+    )
+    events = CounterMetricFamily("displbe_input_events", "Input events written to the guest's page.", labels=labels)
     dropped = CounterMetricFamily(
-        "displbe_input_events_dropped", "Input that it never sees, since it took none for too long.", labels=labels
+        "displbe_input_events_dropped",
+        "Input events dropped because the guest consumed none for too long.",
+        labels=labels,
     )
     for dom, device in devices:
         values = [dom, device.kind, str(device.number)]
@@ -111,23 +122,31 @@ def _of_devices(devices: list[tuple[str, Device]]) -> Iterator[Metric]:
     yield from (connected, connections, shut_off, events, dropped)
 
 
-def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
+def _connector_metrics(connectors: list[tuple[str, ConnectorStatus]]) -> Iterator[Metric]:
     labels = ["dom", "conn"]
     flips = CounterMetricFamily("displbe_flips", "Page flips that were shown.", labels=labels)
-    rate = GaugeMetricFamily("displbe_flips_per_second", "In the last second.", labels=labels)
-    age = GaugeMetricFamily("displbe_last_flip_age_seconds", "Since the last page flip.", labels=labels)
-    wanted = GaugeMetricFamily("displbe_connector_on", "Whether the guest shows something.", labels=labels)
-    lit = GaugeMetricFamily("displbe_connector_lit", "Whether it is on the screen.", labels=[*labels, "path"])
-    requests = CounterMetricFamily("displbe_requests", "Requests read.", labels=labels)
+    rate = GaugeMetricFamily("displbe_flips_per_second", "Page flips shown in the last second.", labels=labels)
+    age = GaugeMetricFamily("displbe_last_flip_age_seconds", "Seconds since the last page flip.", labels=labels)
+    wanted = GaugeMetricFamily(
+        "displbe_connector_on", "Whether the guest has switched the connector on.", labels=labels
+    )
+    lit = GaugeMetricFamily(
+        "displbe_connector_lit", "Whether the guest's image is on the screen.", labels=[*labels, "path"]
+    )
+    requests = CounterMetricFamily("displbe_requests", "Requests read from the ring.", labels=labels)
     rescued = CounterMetricFamily(
-        "displbe_rescue_polls", "Requests found without a notification; there should be none.", labels=labels
+        "displbe_rescue_polls",
+        "Requests found by polling, without a notification; there should be none.",
+        labels=labels,
     )
     spurious = CounterMetricFamily("displbe_notifications_spurious", "Notifications without a request.", labels=labels)
     throttled = CounterMetricFamily(
-        "displbe_throttled_seconds", "How long requests were held back for the guest's limits.", labels=labels
+        "displbe_throttled_seconds",
+        "Seconds that requests were delayed because the guest exceeded its limits.",
+        labels=labels,
     )
     late = CounterMetricFamily(
-        "displbe_events_late", "Flips' events that waited for room, which the guest had to make.", labels=labels
+        "displbe_events_late", "Flip events delayed because the guest's event page was full.", labels=labels
     )
     for dom, connector in connectors:
         values = [dom, connector.output]
@@ -145,8 +164,8 @@ def _of_connectors(connectors: list[tuple[str, Connector]]) -> Iterator[Metric]:
     yield from (flips, rate, age, wanted, lit, requests, rescued, spurious, throttled, late)
 
 
-def _refusals(connectors: list[tuple[str, Connector]]) -> Metric:
-    """As few series as there are kinds of requests and errors."""
+def _refusals(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
+    """One series for each kind of request and error that occurred."""
     labels = ["dom", "conn", "request", "error"]
     family = CounterMetricFamily("displbe_requests_refused", "Requests that were refused.", labels=labels)
     for dom, connector in connectors:
@@ -155,9 +174,9 @@ def _refusals(connectors: list[tuple[str, Connector]]) -> Metric:
     return family
 
 
-def _latencies(connectors: list[tuple[str, Connector]]) -> Metric:
+def _latencies(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
     family = HistogramMetricFamily(
-        "displbe_flip_latency_seconds", "From a page flip's request to its event.", labels=["dom", "conn"]
+        "displbe_flip_latency_seconds", "Seconds from a page flip's request to its event.", labels=["dom", "conn"]
     )
     for dom, connector in connectors:
         buckets, total = [], 0
@@ -169,8 +188,8 @@ def _latencies(connectors: list[tuple[str, Connector]]) -> Metric:
     return family
 
 
-class _One(CollectorRegistry):
-    """A registry of one family, so that each can be written by itself."""
+class _SingleFamily(CollectorRegistry):
+    """A registry of one family, which can thus be written separately."""
 
     def __init__(self, family: Metric) -> None:
         super().__init__()
@@ -181,66 +200,57 @@ class _One(CollectorRegistry):
 
 
 class Metrics:
-    """Answers whoever is to be answered. `look` gives the status."""
+    """Serves the metrics in all configured ways. `read_status` returns the status."""
 
-    def __init__(self, settings: MetricsSettings, look: Callable[[], Awaitable[Status]]) -> None:
+    def __init__(self, settings: MetricsSettings, read_status: Callable[[], Awaitable[Status]]) -> None:
         self._settings = settings
-        self._look = look
-        self.clients = Clients(self._answer)
-        self._making = trio.Lock()
+        self._read_status = read_status
+        self.clients = Clients("metrics", self._answer)
+        self._generating = trio.Lock()
         self._text = b""
-        self._made = float("-inf")
+        self._generated_at = float("-inf")
 
     async def run(self) -> None:
-        """Serve until cancelled. What cannot be opened is told, and missing."""
+        """Serve until cancelled. A file or socket that cannot be opened is logged."""
         async with trio.open_nursery() as nursery:
             if self._settings.textfile:
                 nursery.start_soon(self._write_file, Path(self._settings.textfile))
             if self._settings.socket:
-                nursery.start_soon(self._serve_unix, Path(self._settings.socket))
+                nursery.start_soon(self.clients.serve_unix, Path(self._settings.socket))
             if self._settings.listen:
                 nursery.start_soon(self._serve_tcp, self._settings.listen)
 
     async def text(self) -> bytes:
-        """The exposition format. Each family is written by itself: the rings have their turn between."""
-        async with self._making:
-            if trio.current_time() - self._made >= FRESH:
+        """Return the metrics in Prometheus' exposition format. Rings are served between two families."""
+        async with self._generating:
+            if trio.current_time() - self._generated_at >= MAX_AGE:
                 pieces = []
-                for family in families(await self._look()):
-                    pieces.append(generate_latest(_One(family)))
+                for family in families(await self._read_status()):
+                    pieces.append(generate_latest(_SingleFamily(family)))
                     await trio.lowlevel.checkpoint()
-                self._text, self._made = b"".join(pieces), trio.current_time()
+                self._text, self._generated_at = b"".join(pieces), trio.current_time()
             return self._text
 
     async def _write_file(self, path: Path) -> None:
-        """Until the end, and then there is none: who reads it would take our last figures for today's."""
+        """Write the file again and again; remove it in the end, since its reader would take old figures for present ones."""
         try:
             while True:
                 text = await self.text()
                 try:
-                    await trio.to_thread.run_sync(_replace, path, text)
+                    await trio.to_thread.run_sync(replace_file, path, text, 0o644)
                 except OSError as error:
-                    _log.warning("cannot write the metrics", file=str(path), reason=str(error))
+                    _log.warning("cannot write the metrics file", file=str(path), reason=str(error))
                 await trio.sleep(self._settings.interval)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    async def _serve_unix(self, path: Path) -> None:
-        with contextlib.ExitStack() as stack:
-            try:
-                listener = stack.enter_context(unix_listener(path))
-            except OSError as error:
-                _log.error("no socket for metrics", path=str(path), reason=str(error))
-                return
-            await self.clients.accept(listener)
-
     async def _serve_tcp(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         try:
             listeners = await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
-        except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be the name of a host
-            _log.error("no port for metrics", address=address, reason=str(error))
+        except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
+            _log.error("cannot listen for metrics: TCP clients are not served", address=address, reason=str(error))
             return
         async with contextlib.AsyncExitStack() as stack, trio.open_nursery() as nursery:
             for listener in listeners:
@@ -248,33 +258,25 @@ class Metrics:
                 nursery.start_soon(self.clients.accept, listener)
 
     async def _answer(self, client: trio.SocketStream) -> None:
-        """One client, one answer."""
-        with trio.fail_after(PATIENCE):
+        """Answer one request; then the connection ends."""
+        with trio.fail_after(CLIENT_TIMEOUT):
             line = await _request_line(client)
         if line.split(b"?")[0] not in (b"GET /metrics", b"GET /"):
             text, kind, status = b"only /metrics is here\n", "text/plain", "404 Not Found"
         else:
             text, kind, status = await self.text(), CONTENT_TYPE_LATEST, "200 OK"
         head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(CLIENT_TIMEOUT):
             await client.send_all(head.encode() + text)
 
 
 async def _request_line(client: trio.SocketStream) -> bytes:
-    """METHOD and path of a request, all of which has been read. Raises trio.BrokenResourceError when there is none."""
-    octets = b""
-    while b"\r\n\r\n" not in octets and b"\n\n" not in octets:
+    """Read a whole HTTP request; return its method and path. Raises trio.BrokenResourceError for an incomplete or too long one."""
+    request = b""
+    while b"\r\n\r\n" not in request and b"\n\n" not in request:
         more = await client.receive_some(MAX_REQUEST)
-        octets += more
-        if not more or len(octets) > MAX_REQUEST:
+        request += more
+        if not more or len(request) > MAX_REQUEST:
             raise trio.BrokenResourceError
-    words = octets.splitlines()[0].split(b" ")
+    words = request.splitlines()[0].split(b" ")
     return b" ".join(words[:2])
-
-
-def _replace(path: Path, text: bytes) -> None:
-    """In a thread: the file is whole at any time. Its reader is somebody else."""
-    part = path.with_suffix(".part")
-    part.write_bytes(text)
-    os.chmod(part, 0o644)
-    os.replace(part, path)

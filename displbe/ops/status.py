@@ -1,7 +1,7 @@
-"""What the daemon says of itself: the tree behind `displbectl status`, the metrics and systemd's STATUS line.
+"""The daemon's status, as `displbectl status`, the metrics and systemd's STATUS line show it.
 
-Each object that knows a part of it makes that part; the names of the fields are those of the JSON (protocol/control.md). Times are
-seconds, ages count back from the moment of the answer. Whatever a guest may have written has been escaped.
+The structs are encoded as JSON (protocol/control.md), so their fields' names are an interface. Times are in seconds; an age is the time
+from an event to the answer. Text that a guest may have written has been escaped.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import msgspec
 
 __all__ = [
     "Abilities",
-    "Connector",
-    "Device",
-    "Flips",
+    "ConnectorStatus",
+    "DeviceStatus",
+    "FlipsStatus",
     "Framebuffers",
-    "Guest",
-    "Input",
+    "GuestStatus",
+    "InputStatus",
     "Latency",
     "Loop",
     "Refusal",
@@ -25,32 +25,34 @@ __all__ = [
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """From a flip's request to its event, in seconds, of the last 1,000 flips of a connection."""
+    """The time from a flip's request to its event, in seconds: percentiles and maximum of a connection's last 1,000 flips."""
 
     p50: float
     p99: float
     max: float
 
 
-class Flips(msgspec.Struct, frozen=True):
-    """Page flips of one connector since its guest has connected."""
+class FlipsStatus(msgspec.Struct, frozen=True):
+    """Page flips of one connector since its guest connected."""
 
     shown: int
     age: float | None
-    """Since the last one; None: there was none."""
+    """Of the last flip; None: there was none."""
     fps_1s: float
     fps_60s: float
     latency: Latency | None
     pending: bool
-    """One is under way."""
+    """Whether the guest waits for a flip's event."""
     total_latency: float
-    """Of all flips, in seconds."""
+    """The sum of all flips' latencies, in seconds."""
     buckets: tuple[int, ...]
-    """How many took at most 0.25 ms, 0.5 ms, 1 ms, … each twice the one before, 16 in all; the last are all others."""
+    """The histogram of latencies: flips that took at most 0.25 ms, at most 0.5 ms and so on, each bound twice the one before. There are
+    16 buckets; a flip is in the first that fits, and the last has no bound.
+    """
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Requests that were refused, of one kind and for one error."""
+    """The number of requests of one kind that were refused with one error."""
 
     request: str
     error: str
@@ -58,105 +60,105 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Framebuffers(msgspec.Struct, frozen=True):
-    """Framebuffers of a guest that can get to an output's screen in the same way."""
+    """The number of framebuffers whose contents reach the screen in the same way."""
 
     path: str
-    """As a connector's; empty: not known while there is no screen."""
+    """As in ConnectorStatus; empty: not known while there is no screen."""
     reason: str
-    """Why not in a better way."""
+    """Why there is no better way."""
     count: int
 
 
-class Connector(msgspec.Struct, frozen=True):
-    """One connector of a guest and the output that shows it."""
+class ConnectorStatus(msgspec.Struct, frozen=True):
+    """One connector of a guest and the output that shows it. The fields are many since each is one of the JSON."""
 
     index: int
     output: str
     resolution: str
-    """What the toolstack gave the connector."""
+    """As the toolstack configured it in XenStore."""
     shown: str
-    """Size, format and place of what the guest shows; empty: it has switched the connector off."""
+    """Size, pixel format and position of the image that the guest shows; empty: it has switched the connector off."""
     path: str
-    """How frames get to the screen: `zero copy`, `be-alloc`, `copy`; empty: they do not."""
+    """How frames reach the screen: `zero copy`, `be-alloc` or `copy`; empty: they do not."""
     reason: str
-    """Why not in a better way, or not at all."""
+    """Why there is no better way, or none at all."""
     framebuffers: tuple[Framebuffers, ...]
-    """All that the guest has attached and this output can show. Where one must be copied, DRM copies all of them."""
+    """Those that the guest has attached and this output can show. If one of them must be copied, the DRM sink copies all."""
     blanked: bool
-    """By the operator."""
-    flips: Flips
+    """Whether the operator has switched the screen off (`displbectl blank`)."""
+    flips: FlipsStatus
     requests: int
     refused: int
     refusals: tuple[Refusal, ...]
-    """The same by kind and error."""
+    """Refused requests by kind and error."""
     error: str
-    """The last refused request; empty: none was."""
+    """The last refused request and why it was refused; empty: none was."""
     error_age: float | None
     rescued: int
-    """Requests that were found without a notification; there should be none."""
+    """Requests that were found by polling, since the guest's notification was missing. There should be none."""
     spurious: int
-    """Notifications without a request."""
+    """Notifications that came without a request."""
     throttled: float
-    """Seconds that its requests had to wait because its guest asks for too much (`[limits]`)."""
+    """Seconds that requests were delayed because the guest exceeded its `[limits]`."""
     late_events: int
-    """Events of flips that had to wait because the guest had left no room for them."""
+    """Flip events that were delayed because the guest's event page was full."""
 
 
-class Input(msgspec.Struct, frozen=True):
-    """The input of a connected device."""
+class InputStatus(msgspec.Struct, frozen=True):
+    """The input of a connected vkbd."""
 
     devices: tuple[str, ...]
-    """This machine's devices that are the guest's now: of those that several guests name, those that it has the focus of."""
+    """The host devices whose events the guest gets now. Of a device that several guests name, the guest with the focus gets them."""
     events: int
-    """Those that it was given."""
+    """Events written to the guest's page."""
     waiting: int
-    """Those that its page has no room for."""
+    """Events that wait until the guest's page has room."""
     dropped: int
-    """Those that it never sees, since it took none for too long."""
+    """Events that were dropped because the guest consumed none for too long."""
 
 
-class Device(msgspec.Struct, frozen=True):
+class DeviceStatus(msgspec.Struct, frozen=True):
     """One PV device."""
 
     kind: str
     number: int
     backend: str
-    """Our state."""
+    """The backend's xenbus state."""
     backend_age: float
     frontend: str
-    """The guest's state."""
+    """The frontend's xenbus state."""
     frontend_age: float
     connections: int
     shut_off: int
-    """How often it was shut off for a broken rule."""
+    """How often the device was shut off because the frontend broke a rule of the protocol."""
     error: str
-    """Why it is not connected, or was shut off last; empty: never."""
+    """Why it is not connected, or was shut off last; empty: it never was."""
     error_age: float | None
-    connectors: tuple[Connector, ...]
-    """Those of the connection there is."""
-    input: Input | None = None
-    """Of a `vkbd` that is connected."""
+    connectors: tuple[ConnectorStatus, ...]
+    """The connectors of a connected vdispl."""
+    input: InputStatus | None = None
+    """The input of a connected vkbd."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a guest holds, and may hold, of one kind."""
+    """The amount of one resource that is used, and its limit."""
 
     used: int
     limit: int
 
 
-class Guest(msgspec.Struct, frozen=True):
-    """A guest and all its devices."""
+class GuestStatus(msgspec.Struct, frozen=True):
+    """A guest and its devices."""
 
     domid: int
     name: str
-    """In xl; empty: not known."""
+    """The guest's name in xl; empty: not known."""
     quota: dict[str, Usage]
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceStatus, ...]
 
 
 class Abilities(msgspec.Struct, frozen=True):
-    """What host, driver and compositor can do, in words: name and answer."""
+    """The abilities of host, driver and compositor: name and answer, in words."""
 
     host: dict[str, str]
     sink: dict[str, str]
@@ -166,9 +168,9 @@ class Loop(msgspec.Struct, frozen=True):
     """The loop that serves all rings."""
 
     lag: float
-    """The most that it was late in the last minute."""
+    """The longest lag of the last minute (ops.lag)."""
     log_dropped: int
-    """Lines that the log had no room for."""
+    """Lines of the log that were dropped."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -178,19 +180,19 @@ class Status(msgspec.Struct, frozen=True):
     uptime: float
     sink: str
     mapped: Usage
-    """Pages of all guests."""
+    """Mapped pages of all guests."""
     held: dict[str, int]
-    """Of all guests: event channels (`ports`), pages of rings and directories (`pages`), `buffers` and `buffer_pages`."""
+    """Resources of all guests: event channels (`ports`), pages of rings and page directories (`pages`), `buffers`, `buffer_pages`."""
     files: Usage
-    """Of the process: descriptors."""
+    """The process' file descriptors."""
     loop: Loop
     abilities: Abilities
     focus: str
-    """The guest that has the input devices which several name; empty: the one that came first."""
-    guests: tuple[Guest, ...]
+    """The guest that gets the input devices which several guests name; empty: the guest that arrived first."""
+    guests: tuple[GuestStatus, ...]
 
     def summary(self) -> str:
-        """One line for systemd."""
+        """Return one line for systemd's STATUS."""
         devices = [device for guest in self.guests for device in guest.devices]
         connected = sum(device.backend == "connected" for device in devices)
         flips = sum(connector.flips.fps_1s for device in devices for connector in device.connectors)

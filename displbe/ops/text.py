@@ -1,4 +1,4 @@
-"""Text of guests' making, made harmless."""
+"""Text that a guest may have written, escaped for logs and terminals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ MAX_TEXT: Final = 512
 
 
 def escape(text: str) -> str:
-    """Printable ASCII of at most 512 characters: control characters, escape sequences and the like as \\xNN."""
+    """Return the text as printable ASCII, at most MAX_TEXT characters of it; all others are written as \\xNN, \\uNNNN or the like."""
     safe = "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in text[:MAX_TEXT])
     return safe if len(text) <= MAX_TEXT else safe + "…"

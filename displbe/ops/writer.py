@@ -1,6 +1,6 @@
-"""The log's lines on their way out, in a thread: who reads them (a journal, a full disk, a stopped terminal) may be slow, the loop may not.
+"""Writes the log's lines in a thread: the reader (a journal, a full disk, a stopped terminal) may be slow, the loop must not wait for it.
 
-A line that finds no room is dropped and counted, and a later line says how many were.
+When too many lines wait, further ones are dropped and counted; a later line says how many.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from typing import Any, Final, TextIO
 
 __all__ = ["LineWriter"]
 
-ROOM: Final = 2000
-"""Lines that may wait."""
+MAX_WAITING: Final = 2000
+"""Lines that may wait to be written."""
 BATCH: Final = 64
-GOODBYE: Final = 1.0
-"""Seconds that the lines have which wait when the process ends."""
+"""Lines that are written at once."""
+EXIT_TIMEOUT: Final = 1.0
+"""Seconds to write the waiting lines when the process ends."""
 
 
 class LineWriter:
-    """structlog's last station. `lost` makes the line that tells how many were dropped."""
+    """A structlog logger that writes lines. `lost` makes the line that says how many lines were dropped."""
 
     def __init__(self, stream: TextIO, lost: Callable[[int], str]) -> None:
         self.dropped = 0
-        self._write = _way_out(stream)
+        self._write = _writer_of(stream)
         self._lost = lost
-        self._told = 0
+        self._reported = 0
+        """Dropped lines that have been reported."""
         self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        """Lines, and events to set when all lines before have been written."""
         threading.Thread(target=self._work, name="log", daemon=True).start()
         atexit.register(self.flush)
 
     def msg(self, line: str) -> None:
-        """Have a line written soon."""
-        if self._lines.qsize() < ROOM:
+        """Queue a line, or drop it."""
+        if self._lines.qsize() < MAX_WAITING:
             self._lines.put(line)
         else:
             self.dropped += 1
 
     debug = info = warning = warn = error = critical = fatal = exception = log = msg
 
-    def flush(self, seconds: float = GOODBYE) -> bool:
-        """Wait until all lines so far are written, for at most so long. False: they are not."""
+    def flush(self, seconds: float = EXIT_TIMEOUT) -> bool:
+        """Wait until all lines queued so far are written. False: that takes longer than `seconds`."""
         done = threading.Event()
         self._lines.put(done)
         return done.wait(seconds)
@@ -58,9 +61,9 @@ class LineWriter:
                     batch.append(self._lines.get_nowait())
             text = "".join(f"{entry}\n" for entry in batch if isinstance(entry, str))
             dropped = self.dropped
-            if dropped != self._told:
-                text += self._lost(dropped - self._told) + "\n"
-                self._told = dropped
+            if dropped != self._reported:
+                text += self._lost(dropped - self._reported) + "\n"
+                self._reported = dropped
             if text:
                 self._write(text)
             for entry in batch:
@@ -68,10 +71,10 @@ class LineWriter:
                     entry.set()
 
 
-def _way_out(stream: TextIO) -> Callable[[str], Any]:
-    """How text gets out of here. Its failures cost the lines, never the guests.
+def _writer_of(stream: TextIO) -> Callable[[str], Any]:
+    """Return a function that writes text to a stream. Text that cannot be written is lost.
 
-    Past Python's own buffers: a thread that waits for one of those would not let the process end.
+    It bypasses Python's buffers: a thread that waits with one of their locks would keep the process from ending.
     """
     try:
         fd = stream.fileno()
@@ -90,7 +93,7 @@ def _way_out(stream: TextIO) -> Callable[[str], Any]:
             while rest:
                 try:
                     rest = rest[os.write(fd, rest) :]
-                except BlockingIOError:  # somebody has made it so; a terminal's file is shared
+                except BlockingIOError:  # another process that shares the terminal has set O_NONBLOCK
                     time.sleep(0.01)
 
     return write_fd

@@ -1,10 +1,10 @@
-"""What a page flip costs, what a key (keys.py), and what floods cost others (isolation.py).
+"""The cost of a page flip, of a key event (keys.py), and of one guest's flood to another guest (isolation.py).
 
-`python -m tests.bench`, from the repository's root.
+Run `python -m tests.bench` in the repository's root.
 
-A guest in a process of its own flips, with a pause for drawing. The CPU time of this process is taken once with the daemon as the
-backend and once with the plainest loop that makes the same system calls (reference.py), in turns, several times. The daemon may
-cost at most three times as much: all its checks, fairness and other guests' turns included.
+A guest in a process of its own flips, with a pause for drawing. The CPU time of this process is measured in turns with the daemon as the
+backend and with the simplest loop that makes the same system calls (reference.py), several times. The daemon may take at most three
+times as much, with all its checks and its fairness to other guests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ AT_MOST: Final = 3.0
 
 
 class Side:
-    """What one backend cost, round by round."""
+    """The cost of one backend, by round."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -49,7 +49,7 @@ class Side:
         self._wall: list[float] = []
 
     def add(self, cpu: float, wall: float) -> None:
-        """One round's seconds."""
+        """Add the seconds of one round."""
         self.cpu.append(cpu / FLIPS * 1e6)
         self._wall.append(wall)
 
@@ -60,7 +60,7 @@ class Side:
 
 
 def plain_backend(xen: Xen) -> tuple[PlainLoop, Flipper]:
-    """The plain loop and its guest: domains 2 and 3."""
+    """Run the plain loop and its guest, domains 2 and 3."""
     domain, guest = xen.domains[2], xen.domains[3]
     connector = FrontConnector(guest, xen.hypervisor(3))
     channels = SimChannels(xen, domain, Ledger())
@@ -76,7 +76,7 @@ def plain_backend(xen: Xen) -> tuple[PlainLoop, Flipper]:
 
 
 async def connect(guest: Guest) -> Flipper:
-    """Let a guest's kernel connect and show a framebuffer; what comes then is for a process of its own."""
+    """Let a guest's kernel connect and show a framebuffer. Its flips come from a process of its own."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guest.hypervisor.channels.run)
         nursery.start_soon(guest.display.run)
@@ -109,14 +109,14 @@ async def measure(folder: Path) -> tuple[Side, Side]:
                     if side is plain_side:
                         plain.run(FLIPS)
                     await guests.done()
-                    if round:  # the first is for caches
+                    if round:  # the first round warms the caches
                         side.add(time.process_time() - cpu, time.perf_counter() - wall)
         nursery.cancel_scope.cancel()
     return daemon_side, plain_side
 
 
 async def boot(xen: Xen, nursery: trio.Nursery) -> Guest:
-    """A guest with one connector, whose kernel does not run yet."""
+    """Return a guest with one connector, whose kernel does not run yet."""
     tools = Toolstack(xen.server)
     tools.create_domain(1)
     await xen.start_domain(1)
@@ -127,10 +127,10 @@ async def boot(xen: Xen, nursery: trio.Nursery) -> Guest:
 
 
 def flip_cost() -> bool:
-    """Print the table; False when the daemon is too dear."""
+    """Print the table. False: the daemon takes too much."""
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         sides = trio.run(measure, Path(folder))
-    # Of each round by itself: machines have slower and faster moments.
+    # The ratio is taken for each round, since the machine's speed varies.
     ratios = [daemon / plain for daemon, plain in zip(sides[0].cpu, sides[1].cpu, strict=True)]
     ratio = statistics.median(ratios)
     print(f"\nCPU per flip [µs], {ROUNDS} rounds of {FLIPS} flips")
@@ -143,7 +143,7 @@ def flip_cost() -> bool:
 
 
 def main() -> int:
-    """Print the tables: 1 when the daemon is too dear, holds its loop for too long, or lets a flood cost others too much."""
+    """Print the tables. 1: the daemon takes too much, blocks its loop for too long, or lets a flood delay other guests too much."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     good = True
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:

@@ -1,6 +1,6 @@
-"""How late the event loop wakes up while guests' frames are converted: `python -m tests.bench.converting`.
+"""The event loop's delay while guests' frames are converted: `python -m tests.bench.converting`.
 
-A thread that computes holds the interpreter's lock for 5 ms, and every guest's flips wait for it. So a conversion pauses.
+A computing thread holds the interpreter's lock for 5 ms at a time, and every guest's flips wait for it; so a conversion makes pauses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from displbe.wire.formats import fourcc
 WIDTH, HEIGHT = 1920, 1080
 SECONDS = 3.0
 MOST = 2.0
-"""Milliseconds of the middle wake-up, with three guests that convert; epoll counts in whole ones."""
+"""The limit of the median delay in milliseconds, with three guests whose frames are converted. epoll's timeouts are whole milliseconds."""
 
 
 def convert_on(stop: threading.Event, frames: list[float]) -> None:
@@ -31,7 +31,7 @@ def convert_on(stop: threading.Event, frames: list[float]) -> None:
 
 
 async def lateness() -> float:
-    """How late the loop wakes up, in the middle, in milliseconds."""
+    """Return the median delay of the loop's wake-ups, in milliseconds."""
     late = []
     until = time.perf_counter() + SECONDS
     while (began := time.perf_counter()) < until:
@@ -41,7 +41,7 @@ async def lateness() -> float:
 
 
 def main() -> int:
-    """1 when it is too late."""
+    """Print the delay. 1: it is too long."""
     late = 0.0
     for count in (0, 1, 3):
         stop, frames = threading.Event(), list[float]()

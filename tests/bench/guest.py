@@ -1,4 +1,4 @@
-"""Guests that flip in a process of their own, so that the CPU time of this process is the backend's alone."""
+"""Guests that flip in a process of their own, so that this process' CPU time is that of the backend only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMAND: Final = Struct("=II")
 
 
 class Flipper:
-    """A guest's display driver, reduced to flips between framebuffers that are there already."""
+    """A guest's display driver, reduced to flips between existing framebuffers."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class Flipper:
         self._number = number
 
     def flip(self, count: int) -> None:
-        """So many flips, each a little after the one before has been answered and shown.
+        """Make `count` flips, each some time after the one before has been answered and shown.
 
-        It spins where a kernel would sleep: what it costs to wake another process is not the backend's, and would depend on
-        how fast the backend is. And it draws before it flips: so each flip finds the backend asleep, as on a screen.
+        It spins where a kernel would sleep: the cost of waking another process is not the backend's, and depends on the
+        backend's speed. It draws before it flips, so that the backend sleeps before each flip, as with a real screen.
         """
         pending = self._domain.pending
         for _ in range(count):
@@ -84,7 +84,7 @@ class Flipper:
 
 
 class GuestProcess:
-    """The process. `start` is for one of the guests at a time."""
+    """The process. It runs one of the guests at a time."""
 
     def __init__(self, guests: Sequence[Flipper]) -> None:
         commands, self._commands = os.pipe()
@@ -97,11 +97,11 @@ class GuestProcess:
         os.close(done)
 
     def start(self, guest: int, flips: int) -> None:
-        """Let a guest flip so often."""
+        """Let a guest flip this number of times."""
         os.write(self._commands, _COMMAND.pack(guest, flips))
 
     async def done(self) -> None:
-        """Wait until it has."""
+        """Wait until the guest has done all its flips."""
         await trio.lowlevel.wait_readable(self._done)
         assert os.read(self._done, 1), "the guests' process has ended"
 

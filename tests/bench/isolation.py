@@ -1,6 +1,6 @@
-"""What a guest notices of another one that floods the daemon: how soon its requests are answered, with and without.
+"""The response time of one guest's requests, with and without another guest that floods the daemon.
 
-Quiet and flooded phases are short and take turns, so that the machine's slower moments fall on all of them alike.
+Quiet and flooded phases are short and alternate, so that variations of the machine's speed affect both alike.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .output import BenchSink
 __all__ = ["run"]
 
 TRIES: Final = 3
-"""A machine that is busy with something else spoils a measurement: the best one counts."""
+"""Measurements are repeated, since other programs disturb them; the best one counts."""
 ROUNDS: Final = 40
 FLIPS: Final = 50
-"""Of each phase."""
+"""Flips in each phase."""
 AT_MOST: Final = 3.0
 GOOD: Final = 1
 BAD: Final = 2
@@ -41,12 +41,12 @@ DOUBLE: Final = 8
 
 
 def percentile(times: array[float], percent: int) -> float:
-    """Of so many times, in order, the one that this many percent do not exceed."""
+    """Return a percentile of sorted times."""
     return sorted(times)[min(len(times) * percent // 100, len(times) - 1)]
 
 
 async def boot(xen: Xen, nursery: trio.Nursery, domid: int) -> Guest:
-    """A guest with one connector, whose kernel does not run yet."""
+    """Return a guest with one connector, whose kernel does not run yet."""
     tools = Toolstack(xen.server)
     tools.create_domain(domid)
     await xen.start_domain(domid)
@@ -57,7 +57,7 @@ async def boot(xen: Xen, nursery: trio.Nursery, domid: int) -> Guest:
 
 
 async def guests(xen: Xen, nursery: trio.Nursery) -> tuple[Prober, Flooder]:
-    """Both guests, connected; what comes then is for processes of their own."""
+    """Let both guests connect. Everything after that is done by processes of their own."""
     good, bad = [await boot(xen, nursery, domid) for domid in (GOOD, BAD)]
     async with trio.open_nursery() as kernels:
         for guest in (good, bad):
@@ -74,7 +74,7 @@ async def guests(xen: Xen, nursery: trio.Nursery) -> tuple[Prober, Flooder]:
 
 
 def flood(flooder: Flooder, what: int, commands: int) -> bytes:
-    """Do that until the next command comes; how much it was."""
+    """Let the flooding guest do this until the next command; return how much it did."""
     before = flooder.done
     while not select.select([commands], [], [], 0)[0]:
         flooder.work(FLOODS[what])
@@ -82,7 +82,7 @@ def flood(flooder: Flooder, what: int, commands: int) -> bytes:
 
 
 class Case:
-    """What one kind of flood did to the other guest."""
+    """The effect of one kind of flood on the other guest."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -91,11 +91,11 @@ class Case:
         self.seconds = 0.0
 
     def ratio(self, quiet: Case) -> float:
-        """How much longer than in quiet the 99th percentile is."""
+        """The increase of the 99th percentile over that of quiet phases."""
         return percentile(self.times, 99) / percentile(quiet.times, 99)
 
     def row(self, quiet: Case) -> str:
-        """The table's line."""
+        """Return a line of the table."""
         half, most, last = (1e6 * percentile(self.times, p) for p in (50, 99, 100))
         return (
             f"{self.name:20}{half:9.0f}{most:9.0f}{last:9.0f}{self.ratio(quiet):8.2f}{self.done / self.seconds:10.0f}"
@@ -103,7 +103,7 @@ class Case:
 
 
 async def measure(folder: Path) -> list[Case]:
-    """All cases."""
+    """Measure all cases."""
     registry.SINKS["headless"] = (BenchSink.__module__, BenchSink.__name__, ())
     cases = [Case(name) for name in FLOODS]
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
@@ -123,7 +123,7 @@ async def measure(folder: Path) -> list[Case]:
                     times = array("d", await good.result(FLIPS * DOUBLE))
                     bad.tell(0)  # ends the flood
                     done = int.from_bytes(await bad.result(DOUBLE), "little")
-                    if round:  # the first is for caches
+                    if round:  # the first round warms the caches
                         case.times += times
                         case.done += done
                         case.seconds += time.perf_counter() - begun
@@ -133,12 +133,12 @@ async def measure(folder: Path) -> list[Case]:
 
 
 def run(folder: Path) -> bool:
-    """Print the table; False when a flood costs the other guest too much."""
+    """Print the table. False: a flood delays the other guest too much."""
     for attempt in range(TRIES):
         place = folder / str(attempt)
         place.mkdir()
         with open(os.devnull, "w") as nowhere:
-            # As the daemon does it: lines that a guest causes are counted, and few of them written.
+            # As in the daemon: lines that a guest causes are written at a limited rate.
             structlog.configure(
                 processors=[RateLimit(), structlog.processors.JSONRenderer()],
                 logger_factory=structlog.PrintLoggerFactory(nowhere),

@@ -1,8 +1,8 @@
-"""What a key costs on its way from a device to a guest's page, beside the plainest loop that does it.
+"""The time and CPU that a key event takes from a device to a guest's page, compared with the simplest loop that does the same.
 
-A process of its own writes events as a device does, looks when they are in the page, and takes them, as Linux does. This process is once
-the whole daemon, once a bare loop: epoll, python-evdev's read, the slot, the notification. A pipe stands for the device: on
-this machine there may be none.
+A second process writes events as a device does, measures when they are in the page, and consumes them as Linux does. This process runs
+the whole daemon, and then a bare loop: epoll, python-evdev's read, the slot, the notification. A pipe takes the place of the
+device, since the machine may have none.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from evdev.eventio import EventIO
 
 from displbe.config import Settings
 from displbe.daemon import Daemon
-from displbe.input.names import Role
+from displbe.input.bindings import Role
+from displbe.input.evdev.capabilities import Capabilities, InputEvent, Snapshot
+from displbe.input.evdev.device import MIN_READ_INTERVAL
+from displbe.input.evdev.nodes import read_events
 from displbe.input.settings import InputSettings
-from displbe.input.sources.evdev import REST, read_events
-from displbe.input.translate import Description, Event, State
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
@@ -40,8 +41,8 @@ __all__ = ["report"]
 ROUNDS: Final = 7
 KEYS: Final = 200
 AT_MOST: Final = 3.0
-PAUSE: Final = 1.5 * REST
-"""Seconds between two events: each finds the backend asleep, and no burst."""
+PAUSE: Final = 1.5 * MIN_READ_INTERVAL
+"""Seconds between two events: the backend sleeps before each, and does not take them for a burst."""
 PATH: Final = "/dev/input/event0"
 EVENT: Final = Struct("@llHHi")
 KEY_A: Final = 30
@@ -51,32 +52,32 @@ _KEY: Final = Struct("<BB2xI32x")
 
 
 class PipeNode(EventIO):
-    """A device whose events come over a pipe (input.sources.evdev.Node); the bare loop has python-evdev read it."""
+    """A device node that is a pipe (input.evdev.nodes.DeviceNode); the bare loop reads it with python-evdev."""
 
     name = "bench"
-    description = Description(keys=frozenset(range(1, 128)))
+    capabilities = Capabilities(keys=frozenset(range(1, 128)))
     repeats = True
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def read(self) -> Sequence[Event]:  # type: ignore[override]
-        """Node.read"""
+    def read(self) -> Sequence[InputEvent]:  # type: ignore[override]
+        """DeviceNode.read"""
         return read_events(self.fd)
 
-    def state(self) -> State:
-        """Node.state"""
-        return State()
+    def snapshot(self) -> Snapshot:
+        """DeviceNode.snapshot"""
+        return Snapshot()
 
     def grab(self) -> None:
-        """Node.grab"""
+        """DeviceNode.grab"""
 
     def close(self) -> None:
-        """Node.close: the pipe is used again."""
+        """DeviceNode.close; the pipe stays open for the next node."""
 
 
 class PipeNodes:
-    """The one device there is (input.sources.evdev.Nodes)."""
+    """The only device (input.evdev.nodes.DeviceNodes)."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -101,7 +102,7 @@ class PipeNodes:
 
 
 class Typist:
-    """The other process: writes an event, waits until it is in the page, takes it. Gives each one's microseconds."""
+    """The second process: it writes an event, waits until it is in the page, and consumes it."""
 
     def __init__(self, pages: list[SharedMemory], pipes: list[int], kicks: list[tuple[Domain, int] | None]) -> None:
         orders, self._orders = os.pipe()
@@ -113,7 +114,7 @@ class Typist:
         os.close(answers)
 
     async def type(self, side: int) -> list[float]:
-        """So many keys for one of the sides."""
+        """Type KEYS keys for the daemon (0) or the bare loop (1); return the microseconds that each took."""
         os.write(self._orders, bytes((side,)))
         size = KEYS * 8
         data = b""
@@ -123,7 +124,7 @@ class Typist:
         return [number / 1000 for (number,) in Struct("=Q").iter_unpack(data)]
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         os.close(self._orders)
         os.close(self._answers)
         os.kill(self._pid, signal.SIGKILL)
@@ -159,7 +160,7 @@ def _play(
 
 
 class BareLoop:
-    """epoll, python-evdev's read, the slot, `in_prod`, the notification. It checks nothing."""
+    """The bare loop: epoll, python-evdev's read, the slot, `in_prod`, the notification. It checks nothing."""
 
     def __init__(self, fd: int, page: SharedMemory, guest: Domain, port: int) -> None:
         self._device = PipeNode(fd)
@@ -170,7 +171,7 @@ class BareLoop:
         self._poll.register(fd, select.EPOLLIN)
 
     def run(self, count: int) -> None:
-        """So many keys."""
+        """Pass on this number of keys."""
         page, end = self._page, self._prod + count
         while self._prod < end:
             self._poll.poll()
@@ -183,7 +184,7 @@ class BareLoop:
 
 
 async def _connect(xen: Xen, domid: int, life: trio.Nursery, *, serve: bool) -> InputFrontend:
-    """A guest's frontend: connected to the daemon, or with a page of its own that nobody serves."""
+    """Return a guest's frontend: connected to the daemon, or with a page that no backend serves."""
     tools = Toolstack(xen.server)
     tools.create_domain(domid)
     await xen.start_domain(domid)
@@ -205,7 +206,7 @@ async def _connect(xen: Xen, domid: int, life: trio.Nursery, *, serve: bool) -> 
 
 
 async def _measure(folder: Path) -> list[tuple[list[float], list[float]]]:
-    """Of the daemon and of the bare loop: microseconds of each event, CPU per event of each round."""
+    """Return for the daemon and for the bare loop: each round's median microseconds and CPU microseconds per event."""
     pipes = [os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) for _ in range(2)]
     settings = Settings(
         sink="headless", control=ControlSettings(socket=""), input=InputSettings(devices=[PATH], repeat_rate=0)
@@ -216,7 +217,7 @@ async def _measure(folder: Path) -> list[tuple[list[float], list[float]]]:
         daemon = Daemon(settings, host, nodes=PipeNodes(pipes[0][0]))
         await nursery.start(daemon.run)
         fronts = [await _connect(xen, 1, nursery, serve=True), await _connect(xen, 2, nursery, serve=False)]
-        while not daemon.evdev._readers:
+        while not daemon.evdev.devices:
             await trio.sleep(0.01)
         peers: list[Any] = [xen.domains[1].peers[fronts[0]._port], None]
         pages = [SharedMemory(front._domain.pages(front._page_number, 1)) for front in fronts]
@@ -235,7 +236,7 @@ async def _measure(folder: Path) -> list[tuple[list[float], list[float]]]:
                     else:
                         times = await typist.type(0)
                         cpu = time.process_time() - cpu
-                    if turn:  # the first is for caches
+                    if turn:  # the first round warms the caches
                         found[side][0].append(statistics.median(times))
                         found[side][1].append(cpu / KEYS * 1e6)
         finally:
@@ -247,7 +248,7 @@ async def _measure(folder: Path) -> list[tuple[list[float], list[float]]]:
 
 
 def report(folder: Path) -> bool:
-    """Print the table: whether the daemon is quick enough."""
+    """Print the table; return whether the daemon is fast enough."""
     sides = trio.run(_measure, folder)
     ratios = [ours / bare for ours, bare in zip(sides[0][0], sides[1][0], strict=True)]
     ratio = statistics.median(ratios)

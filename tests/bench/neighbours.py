@@ -1,4 +1,4 @@
-"""Two guests, each in a process of its own: one that flips and measures how soon it is answered, one that floods."""
+"""Two guests, each in a process of its own: one flips and measures the response times, the other one floods the daemon."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["FLOODS", "Flooder", "Prober", "Process"]
 PAUSE: Final = 1e-3
 """Seconds from a flip's event to the next flip, on average: long enough for the daemon to sleep again."""
 FLOODS: Final = ("quiet", "full ring", "event storm", "create and destroy")
-"""What the flooding guest does; when it is quiet it computes: its vCPU is as busy as ever, but asks the daemon for nothing."""
+"""The activities of the flooding guest. When it is quiet it computes: its vCPU is as busy, but it sends nothing to the daemon."""
 _COMMAND: Final = Struct("=I")
 
 
 class Port:
-    """A guest's end of a channel, from a process that has no event loop."""
+    """A guest's end of an event channel, for a process without an event loop."""
 
     def __init__(self, domain: Domain, port: int) -> None:
         self.port = port
@@ -44,7 +44,7 @@ class Port:
 
 
 class Prober:
-    """The guest that is measured: one flip at a time, as Linux sends them, asleep until it is answered."""
+    """The guest that is measured. It has one flip in flight, as Linux has, and sleeps until the response."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class Prober:
         self._framebuffers = framebuffers
 
     def measure(self, count: int) -> array[float]:
-        """So many flips: the seconds from each request to its response."""
+        """Make `count` flips; return the seconds from each request to its response."""
         poll = select.poll()
         poll.register(self._domain.upcall, select.POLLIN)
         times = array("d")
         for number in range(count):
-            # Not in step with whatever else has a period of a millisecond.
+            # Avoids being in step with anything else that has a period of a millisecond.
             time.sleep(PAUSE * (0.5 + (number * 0.618) % 1))
             request = encode_request(PageFlip(number & 0xFFFF, self._framebuffers[number % 2]))
             begun = time.perf_counter()
@@ -91,7 +91,7 @@ class Prober:
 
 
 class Flooder:
-    """The other guest. It has one buffer, which it creates and destroys under ever new cookies."""
+    """The flooding guest. It creates and destroys one buffer, each time under a new cookie."""
 
     def __init__(
         self, domain: Domain, ring: FrontControlRing, events: FrontEventPage, port: int, buffer: DisplayBuffer
@@ -103,13 +103,13 @@ class Flooder:
         self._cookie = 0x1000
         self._todo: list[Request] = []
         self.done = 0
-        """Requests that were answered, notifications that were sent."""
+        """Answered requests, and sent notifications."""
         self._works: dict[str, Callable[[], None]] = dict(
             zip(FLOODS, (self._compute, self._fill, self._storm, self._churn), strict=True)
         )
 
     def work(self, what: str) -> None:
-        """Some of it: a millisecond at most."""
+        """Do part of the activity, for a millisecond at most."""
         self._works[what]()
 
     def _compute(self) -> None:
@@ -117,13 +117,13 @@ class Flooder:
             self._cookie ^= 0
 
     def _storm(self) -> None:
-        """Notifications without a request, as fast as they can be sent."""
+        """Send notifications without a request, as fast as possible."""
         for _ in range(100):
             self._port.notify()
         self.done += 100
 
     def _fill(self) -> None:
-        """The ring full of flips to nothing, all the time."""
+        """Keep the ring full of flips to a framebuffer that does not exist."""
         self._take()
         try:
             while True:
@@ -132,7 +132,7 @@ class Flooder:
             self._port.notify()
 
     def _churn(self) -> None:
-        """The ring full of buffers to be created, attached, detached, destroyed."""
+        """Keep the ring full of requests that create, attach, detach and destroy buffers."""
         self._take()
         try:
             while True:
@@ -144,7 +144,7 @@ class Flooder:
             self._port.notify()
 
     def _life(self) -> list[Request]:
-        """A buffer's life, backwards."""
+        """Return the requests of a buffer's life, in reverse order."""
         self._cookie += 0x40
         dbuf, fb, buffer = self._cookie, self._cookie + 0x20, self._buffer
         return [
@@ -165,10 +165,10 @@ class Flooder:
 
 
 class Process:
-    """A guest's process: it is told numbers, and gives octets back."""
+    """A guest's process, which receives numbers and returns bytes."""
 
     def __init__(self, play: Callable[[int, int], bytes]) -> None:
-        """`play`: of a number and of the file from which the next one can be read, what is given back."""
+        """`play` is called with a number, and with the file from which the next number can be read; it returns the bytes to send back."""
         commands, self._commands = os.pipe()
         self._results, results = os.pipe()
         self._pid = os.fork()
@@ -179,11 +179,11 @@ class Process:
         os.close(results)
 
     def tell(self, number: int) -> None:
-        """The next number."""
+        """Send the next number."""
         os.write(self._commands, _COMMAND.pack(number))
 
     async def result(self, octets: int) -> bytes:
-        """So many octets of what it gives back."""
+        """Receive this many bytes of what the process returns."""
         found = b""
         while len(found) < octets:
             await trio.lowlevel.wait_readable(self._results)

@@ -1,9 +1,8 @@
-"""What operating the daemon costs: how soon `displbectl status` answers and what it takes from the guests' flips; how long the
-daemon takes to start; how much memory it has.
+"""The cost of operation: the time of `displbectl status` and its effect on guests' flips, the time of the daemon's start, its memory.
 
-What is judged is CPU time, the median of all rounds: a machine that is busy with something else spoils some of them. What it hides
-stands beside it: the worst of all rounds, and the worst of as much time in which nobody asked; what the clock on the wall said; and
-what the flips themselves took, each of which is shown at a refresh, 60 times a second.
+The limits are for CPU time, the median of all rounds, since other programs disturb some of them. The table shows as well what the median
+hides: the worst round, the worst of an equal time without `displbectl`, the elapsed time, and the latency of the flips, each of
+which is shown at a refresh, 60 times a second.
 """
 
 from __future__ import annotations
@@ -37,22 +36,22 @@ from .steps import Steps, _start
 __all__ = ["report"]
 
 CONNECTORS: Final = (8, 1, 1, 1)
-"""Of each guest."""
+"""Connectors of each guest."""
 ROUNDS: Final = 20
 TRIES: Final = 5
 ANSWER: Final = 0.1
-"""Seconds of CPU that `displbectl status` may take, Python's start included."""
+"""Seconds of CPU that `displbectl status` may take, including Python's start."""
 STEP: Final = 1e-3
-"""Seconds that a flip may wait for it."""
+"""Seconds that it may delay a flip."""
 START: Final = 1.0
 """Seconds of CPU from the start to READY=1."""
 MEMORY: Final = 40.0
-"""MiB beyond the interpreter's own."""
+"""MiB of memory beyond the interpreter's own."""
 CTL: Final = (sys.executable, "-c", "import sys; from displbe.ctl.main import main; sys.exit(main())")
 
 
 class Round:
-    """What was measured in the time that `displbectl status` took, and in as much time without it."""
+    """The measurements during `displbectl status`, and during an equal time without it."""
 
     def __init__(self) -> None:
         self.cpu = 0.0
@@ -87,7 +86,7 @@ async def _boot(
 
 
 async def measure_status(folder: Path) -> list[Round]:
-    """Round by round."""
+    """Measure all rounds."""
     path = str(folder / "control")
     settings = Settings(sink="headless", headless=HeadlessSettings(refresh=60), control=ControlSettings(socket=path))
     took: list[float] = []
@@ -98,7 +97,7 @@ async def measure_status(folder: Path) -> list[Round]:
             for domid, connectors in enumerate(CONNECTORS, 1):
                 await guests.start(_boot, xen, domid, connectors, took)
             await trio.sleep(1.5)
-            await _round(path, took)  # for caches
+            await _round(path, took)  # warms the caches
             rounds = [await _round(path, took) for _ in range(ROUNDS)]
             guests.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
@@ -130,7 +129,7 @@ async def _round(path: str, took: list[float]) -> Round:
 
 @contextmanager
 def _started(folder: Path, *, guest: bool) -> Iterator[tuple[subprocess.Popen[bytes], float, float]]:
-    """A daemon that is ready, and how long that took: of the CPU, and by the clock."""
+    """Start a daemon; yield its process with the CPU time and the elapsed time until READY=1."""
     config = folder / "displbe.toml"
     config.write_text(f"sink = 'headless'\n[control]\nsocket = '{folder}/control'\n[log]\nlevel = 'warning'\n")
     environment = os.environ | {"NOTIFY_SOCKET": str(folder / "notify")}
@@ -155,13 +154,13 @@ def _started(folder: Path, *, guest: bool) -> Iterator[tuple[subprocess.Popen[by
 
 
 def _cpu(pid: int) -> float:
-    """Seconds that a process has used (proc_pid_stat(5): utime, stime)."""
+    """Return the CPU seconds that a process has used (proc_pid_stat(5): utime, stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(pid: int) -> float:
-    """MiB of a process, without what it has mapped of guests."""
+    """Return the MiB of a process, without mapped pages of guests."""
     lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))) / 1024
 
@@ -187,7 +186,7 @@ def _spread(values: list[float]) -> str:
 
 
 def report(folder: Path) -> bool:
-    """Print the figures; False when one is not met."""
+    """Print the figures. False: one exceeds its limit."""
     rounds = trio.run(measure_status, folder)
     steps, quiet = ([one.longest for one in them] for them in zip(*((r.asked, r.quiet) for r in rounds), strict=True))
     starts = []

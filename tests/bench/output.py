@@ -1,4 +1,4 @@
-"""A screen for the benchmark: a flip is one system call, its completion one readable file, as on a DRM card."""
+"""A screen for the benchmark. As on a DRM card, a flip is one system call, and a file becomes readable when it is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from displbe.xen.port import GuestBuffer
 __all__ = ["EVENT", "BenchSink"]
 
 EVENT: Final = Struct("<IIQIIII")
-"""struct drm_event_vblank: type, length, the number that came with the commit, time, sequence, CRTC."""
+"""struct drm_event_vblank: type, length, the commit's user data, time, sequence, CRTC."""
 FLIP_COMPLETE: Final = 2
 
 
@@ -42,7 +42,7 @@ class _Output(Output):
         await trio.lowlevel.checkpoint()
 
     def flip(self, buffer: SinkBuffer, token: int) -> None:
-        # The atomic commit. The card answers at once.
+        # The atomic commit. The card completes it at once.
         os.write(self._commits, EVENT.pack(FLIP_COMPLETE, EVENT.size, token, 0, 0, 0, self._number))
 
     async def edid(self) -> bytes | None:
@@ -57,7 +57,7 @@ class _Output(Output):
 
 
 class BenchSink(Sink):
-    """One card: a pipe stands for its file, which is given commits and gives events."""
+    """A card. A pipe takes the place of its file: commits are written to it, events are read from it."""
 
     wants_dmabuf = False
 

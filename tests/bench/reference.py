@@ -1,9 +1,8 @@
-"""The same work in plain Python: one epoll loop for one connector, which believes whatever the guest writes.
+"""The same work in plain Python: an epoll loop for one connector, which checks nothing that the guest writes.
 
-It makes the system calls that a backend has to make, and no other ones: epoll, the read of the ports, the commit, the
-notification of the response, the rearming of the port, epoll, the read of the flip's event, its notification. (It is the data path of
-the experiment that was measured in the lab beside displ_be, with a pipe for the DRM file. The ports are the simulated Xen's for both
-backends, with what its calls cost besides.)
+It makes only the system calls that any backend needs: epoll, reading the ports, the commit, notifying the response, rearming the port,
+epoll, reading the flip's event, notifying it. (It is the data path of the experiment that was measured in the lab beside displ_be, with
+a pipe for the DRM file. The ports are the simulated Xen's for both backends, with the additional cost of its calls.)
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _EVENT: Final = Struct("<HB5xQ48x")
 
 
 class PlainLoop:
-    """A backend whose guest has connected. `ports`: of the requests and of the events, each ours and the guest's."""
+    """A backend whose guest has connected. `ports`: our port and the guest's, for requests and for events."""
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class PlainLoop:
         self._cons = self._prod = self._shown = 0
 
     def run(self, flips: int) -> None:
-        """Serve so many flips."""
+        """Serve this number of flips."""
         end = self._shown + flips
         while self._shown < end:
             for fd, _ in self._poll.poll():

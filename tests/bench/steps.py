@@ -1,10 +1,9 @@
-"""How long the loop is held while a guest makes a framebuffer of 1920x1080, shows it and flips: 2025 grant references, in two pages of its
-directory. Once with the headless sink, once with the DRM sink, which copies frames, over the tests' model of a card.
+"""How long the loop is blocked while a guest creates a framebuffer of 1920x1080, shows it and flips: 2025 grant references in two pages of
+its directory. It is measured with the headless sink, and with the DRM sink, which copies frames, over the tests' model of a card.
 
-Whatever a guest does, the others' flips wait no longer than the longest step of one of the daemon's tasks. A step's time is that which
-passes: the processor's, and what the loop's thread waits in a system call or for the interpreter's lock. Only what other programs of
-this machine take away does not count: the time in which the thread could have run and had no processor, which the kernel keeps.
-Of each round the longest step counts, of all rounds the median.
+Whatever a guest does, the flips of others wait no longer than the longest step of one of the daemon's tasks. A step's time is the elapsed
+time: CPU time, and waiting in a system call or for the interpreter's lock. Only the time that other programs take is not counted: the
+kernel accounts the time in which the thread could have run and had no processor. The result is the median of all rounds' longest steps.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _board: Final = Board(modes=[SIZE])
 
 
 class _ModelSink(DrmSink):
-    """The DRM sink on the model."""
+    """Run the DRM sink on the model."""
 
     def __init__(self, settings: DrmSettings) -> None:
         devices = Path(settings.device).parent
@@ -57,7 +56,7 @@ class _ModelSink(DrmSink):
 
 
 class _Passed:
-    """A clock of the thread that makes it: seconds, without those in which other programs had its processor."""
+    """Return a clock of the calling thread: seconds, without those in which other programs had its processor."""
 
     def __init__(self) -> None:
         # Documentation/scheduler/sched-stats.rst: time on the processor, time waiting for one (ns), turns.
@@ -71,7 +70,7 @@ class _Passed:
 
 
 class Steps(trio.abc.Instrument):
-    """The steps of the daemon's tasks: how many there were, how many too long, the longest in seconds and its task."""
+    """The steps of the daemon's tasks: their number, the number of too long ones, the longest one in seconds and its task."""
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self.count = self.over = 0
@@ -94,7 +93,7 @@ class Steps(trio.abc.Instrument):
 
 
 async def _start(nursery: trio.Nursery, run: Callable[..., Awaitable[object]]) -> None:
-    """Start the daemon such that its tasks are known."""
+    """Start the daemon so that its tasks can be recognized."""
     _ours.set(True)
     await nursery.start(run)
     _ours.set(False)
@@ -110,7 +109,7 @@ def _clock() -> Iterator[_Passed]:
 
 
 async def _refreshes() -> None:
-    """The model's screen."""
+    """Return the model's screen."""
     while True:
         await trio.sleep(REFRESH)
         if _board.card is not None:
@@ -118,7 +117,7 @@ async def _refreshes() -> None:
 
 
 async def measure(folder: Path, settings: Settings) -> list[Steps]:
-    """Round by round."""
+    """Measure all rounds."""
     found = []
     with _clock() as clock:
         async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
@@ -138,7 +137,7 @@ async def measure(folder: Path, settings: Settings) -> list[Steps]:
                     trio.lowlevel.remove_instrument(steps)
                     found.append(steps)
             nursery.cancel_scope.cancel()
-    return found[1:]  # the first is for caches
+    return found[1:]  # the first round warms the caches
 
 
 def _line(name: str, found: list[Steps]) -> bool:
@@ -154,7 +153,7 @@ def _line(name: str, found: list[Steps]) -> bool:
 
 
 def report(folder: Path) -> bool:
-    """Print the figures; False when the loop is held for too long."""
+    """Print the figures. False: the loop is blocked for too long."""
     print(
         f"longest step of the loop [ms] while a guest makes, shows, flips and destroys a framebuffer of {SIZE[0]}x{SIZE[1]};"
         f" the median at most {AT_MOST * 1e3:.0f}"

@@ -1,6 +1,6 @@
-"""The daemon as the shell starts it, in a process of its own, but on a simulated Xen: `python -m tests.bench.whole displbe-arguments`.
+"""The daemon in a process of its own, as started from a shell, but on a simulated Xen: `python -m tests.bench.whole displbe-arguments`.
 
-With DISPLBE_BENCH_GUEST=1 a guest of 1920x1080 lives in the same process; it says so on the standard output when it has flipped.
+With DISPLBE_BENCH_GUEST=1 a guest of 1920x1080 runs in the same process; it writes to the standard output when it has flipped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZE = (1920, 1080)
 
 
 class Host(SimHypervisor):
-    """The simulated Xen in the place of the real one, with its XenStore."""
+    """A simulated Xen with its XenStore, in place of the real one."""
 
     def __init__(self, path: str | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="displbe-bench-")

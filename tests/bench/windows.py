@@ -1,8 +1,8 @@
-"""Buffers that come and go at a real compositor: `python -m tests.bench.windows [CYCLES]`.
+"""Buffers that are attached and detached at a real compositor: `python -m tests.bench.windows [CYCLES]`.
 
-A guest's buffer is attached, shown in every tenth cycle, and taken back, ten thousand times against a headless Weston: once where
-Weston maps it, once where its frames are copied. When a buffer has been taken back, nobody maps it; and at the end neither this
-process nor Weston may have a file, a mapping or an object more than before, nor a MiB more of memory.
+A guest's buffer is attached, shown in every tenth cycle, and detached, ten thousand times with a headless Weston: once where Weston maps
+it, once where its frames are copied. After the detach no process maps the buffer; and at the end neither this process nor Weston
+may have a file, a mapping or an object more than before, nor a MiB more of memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GUEST: Final = Claimant(1, "bench")
 
 
 class Pages:
-    """A guest's buffer (port.GuestBuffer): its memory stands in a file."""
+    """A guest's buffer (port.GuestBuffer) whose memory is a file."""
 
     domid = 1
     size = -(-WIDTH * HEIGHT * 4 // 4096) * 4096
@@ -67,7 +67,7 @@ class Pages:
 
 
 class Held(NamedTuple):
-    """What is held by us, and by Weston."""
+    """The resources held by this process and by Weston."""
 
     files: int
     mappings: int
@@ -84,8 +84,8 @@ class Held(NamedTuple):
 
 
 async def settled(output: WaylandOutput, compositor: Weston) -> Held:
-    """What is held once the answers that are still on their way (a frame's callback, a release) have come: of a few tenths of a
-    second, the least.
+    """Return the resources held after pending answers (a frame's callback, a release) have arrived: the least within some tenths of a
+    second.
     """
     seen = []
     for _ in range(10):
@@ -96,13 +96,13 @@ async def settled(output: WaylandOutput, compositor: Weston) -> Held:
 
 
 def memory(pid: int | str) -> int:
-    """A process's resident memory, kB."""
+    """Return a process' resident memory in kB."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.partition("VmRSS:")[2].split()[0])
 
 
 async def cycle(output: WaylandOutput, compositor: Weston, number: int) -> None:
-    """A buffer comes, is shown perhaps, and goes: Weston has let go of it by then."""
+    """Attach a buffer, show it in some cycles, detach it: then Weston must not map it any more."""
     pages = Pages()
     buffer = await output.attach(pages, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
     assert output.buffers
@@ -116,7 +116,7 @@ async def cycle(output: WaylandOutput, compositor: Weston, number: int) -> None:
 
 
 async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) -> bool:
-    """Print what is left over: whether that is nothing."""
+    """Print the leaked resources; return whether there are none."""
     good = True
     async with weston(folder) as compositor, trio.open_nursery() as nursery:
         sink = WaylandSink(WaylandSettings(display=str(compositor.socket), refresh=0.0, zero_copy=zero_copy))
@@ -148,7 +148,7 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
 
 
 def main() -> int:
-    """1 when something is left over."""
+    """1: resources have leaked."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
     good = True

@@ -51,7 +51,7 @@ class World:
         self.store_path = store_path
         """XenStore's socket or device in our domain, for other clients than displbe's."""
         self.home = home
-        """Relative to our domain's home."""
+        """A path relative to our domain's home."""
 
     @property
     def store(self) -> Store:

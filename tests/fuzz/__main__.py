@@ -1,11 +1,11 @@
-"""`python -m tests.fuzz`: hostile octets for every parser of what a guest writes.
+"""`python -m tests.fuzz`: hostile bytes for every parser of data from a guest.
 
     --seconds N       all targets one after the other, N seconds together: coverage-guided where atheris is installed, else at random
-    --requests N      N requests through the whole request path, at random; prints how many and how fast
+    --requests N      N random requests through the whole request path; prints their number and rate
     --target NAME     one target only
-    --seed N          where chance begins
+    --seed N          seed of the random numbers
 
-What atheris has found worth keeping lies in out/fuzz/TARGET, and is begun with the next time.
+atheris keeps its corpus in out/fuzz/TARGET, and starts with it the next time.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from typing import Any, Final
 
 CORPUS: Final = Path("out/fuzz")
 START: Final = 1.5
-"""Seconds until a guided target runs."""
+"""Seconds that a guided target needs to start."""
 NAMES: Final = (
     *("requests", "decode", "directory", "rings", "store", "keys"),
     *("page", "vkbd", "unique_id", "evdev"),
 )
-"""All targets, which are imported late."""
+"""Return all targets. They are imported late."""
 SESSION: Final = 4000
 """Requests between two connections."""
 
 
 def targets() -> Any:
-    """The module of the targets: imported late, so that atheris can see what it imports."""
+    """Return the module of the targets. It is imported late, so that atheris can instrument what it imports."""
     return importlib.import_module(".targets", __package__)
 
 
 def guided(name: str, seconds: float) -> None:
-    """One target under atheris, in this process, which ends with it."""
+    """Run one target under atheris, which ends this process."""
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["displbe"]):
         module = targets()
@@ -53,7 +53,7 @@ def guided(name: str, seconds: float) -> None:
 
 
 def blind(name: str, seconds: float, chance: random.Random) -> int:
-    """One target with octets by chance, some of them changed seeds: how often it was called."""
+    """Run one target with random bytes, some of them modified seeds; return the number of calls."""
     module = targets()
     call, seeds = module.TARGETS[name], module.SEEDS[name]
     calls, end = 0, time.monotonic() + seconds
@@ -74,7 +74,7 @@ def blind(name: str, seconds: float, chance: random.Random) -> int:
 
 
 def many_requests(count: int, seed: int) -> None:
-    """So many requests, a connection for every few thousand."""
+    """Send this number of requests, with a new connection every few thousand."""
     import trio
 
     module = targets()
@@ -100,7 +100,7 @@ def many_requests(count: int, seed: int) -> None:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--requests", type=int, default=0)
@@ -116,7 +116,7 @@ def main() -> int:
         many_requests(options.requests, options.seed)
         return 0
     names = [options.target] if options.target else list(NAMES)
-    # The request path is most of it.
+    # The request path gets most of the time.
     shares = {
         name: options.seconds * (0.4 if name == "requests" and len(names) > 1 else 1 / len(names)) for name in names
     }

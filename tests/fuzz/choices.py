@@ -1,4 +1,4 @@
-"""Octets as decisions."""
+"""Decisions made from a fuzzer's bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["Choices"]
 
 
 class Choices:
-    """Decisions out of octets; when they are used up, all are 0."""
+    """Makes decisions from bytes; when they are used up, every decision is 0."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -14,15 +14,15 @@ class Choices:
 
     @property
     def over(self) -> bool:
-        """Whether all octets are used up."""
+        """Whether all bytes are used up."""
         return self._at >= len(self._data)
 
     def number(self, octets: int) -> int:
-        """That many octets."""
+        """Return this many bytes."""
         part = self._data[self._at : self._at + octets]
         self._at += octets
         return int.from_bytes(part, "little")
 
     def below(self, limit: int) -> int:
-        """One of so many."""
+        """Return a number from 0 to below `limit`."""
         return self.number(1 if limit <= 256 else 4) % limit

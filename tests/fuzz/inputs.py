@@ -1,4 +1,4 @@
-"""What is fuzzed of input: the page, what XenStore says of a vkbd, and what a device says."""
+"""Fuzz targets of input: the event page, a vkbd's XenStore nodes, unique-id, a device's events."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from displbe.backend.device import Refused
+from displbe.input.bindings import MAX_BINDINGS, Role, parse_unique_id
 from displbe.input.device import MAX_CONTACTS, MAX_SIZE, _read_features, _read_keys
+from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, Slot, Snapshot
+from displbe.input.evdev.decoder import Decoder
+from displbe.input.event_queue import CAPACITY
 from displbe.input.features import Features
-from displbe.input.feed import Feed, Repeats
-from displbe.input.names import MAX_BINDINGS, Role, parse_unique_id
-from displbe.input.outbox import QUEUE
-from displbe.input.sources.base import Source
-from displbe.input.translate import Axis, Decoder, Description, Event, Slot, State
+from displbe.input.guest_input import AutoRepeat, GuestInput, InputSource
 from displbe.ops.text import escape
 from displbe.sim.input import InputCore
 from displbe.wire import kbdif
@@ -27,38 +27,38 @@ __all__ = ["SEEDS", "TARGETS"]
 
 FINGERS: Final = 4
 ALL: Final = frozenset(Role)
-MOST: Final = 2 * max(QUEUE, 700 + 4 * FINGERS)
-"""Events that may wait."""
+MOST: Final = 2 * max(CAPACITY, 700 + 4 * FINGERS)
+"""The limit of waiting events."""
 
 
 class _Page:
-    """A page in which every look finds something else."""
+    """A page whose guest changes it between any two reads."""
 
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
         self.written = 0
 
     def load(self, offset: int) -> int:
-        """Most often what an honest guest might say."""
+        """Return a value that an honest guest might write, most often."""
         kind = self._choices.number(1)
         if kind < 128:
             return max(0, self.written - kind % IN_SLOTS) & 0xFFFFFFFF
         return self._choices.number(4) if kind < 132 else kind % 8
 
     def store(self, offset: int, value: int) -> None:
-        """Only our own indices."""
+        """Check that only our own indices are written."""
         assert offset in (4, 8)
         assert 0 <= value <= 0xFFFFFFFF
 
     def fence(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: there is no other CPU."""
 
     def copy(self, offset: int, size: int) -> bytes:
-        """Nothing of it is ever read."""
+        """Fail: the guest's events are never read."""
         raise AssertionError("the guest's events are not read")
 
     def write(self, offset: int, data: bytes) -> None:
-        """Only whole events, in their places."""
+        """Check that only whole events are written, and only to slots."""
         assert (offset - 1024) % EVENT_SIZE == 0
         assert 1024 <= offset < 1024 + IN_SLOTS * EVENT_SIZE
         assert len(data) == EVENT_SIZE
@@ -67,52 +67,52 @@ class _Page:
 
 
 def page(data: bytes) -> None:
-    """The page under a guest that writes anything, and what waits for it."""
+    """Fuzz the event page, and the queue for it."""
     choices = Choices(data)
     broken: list[FrontendBroken] = []
     try:
         back = BackKbdPage(_Page(choices))
     except FrontendBroken:
         return
-    feed = Feed(back, Features(contacts=FINGERS), Repeats(period=0), lambda: None, broken.append)
-    source = Source("fuzz", repeats=True)
+    guest_input = GuestInput(back, Features(contacts=FINGERS), AutoRepeat(period=0), lambda: None, broken.append)
+    source = InputSource("fuzz", repeats=True)
     if back.used:
-        feed.release_everything()
+        guest_input.release_everything()
     while not choices.over and not broken:
-        _say(choices, feed, source)
-        assert feed.outbox.waiting <= MOST
+        _say(choices, guest_input, source)
+        assert guest_input.queue.waiting <= MOST
         try:
             back.drain()
             back.taken()
             back.is_waiting()
         except FrontendBroken as error:
             broken.append(error)
-    feed.leave_all()
-    assert not feed.outbox.pressed
-    assert not feed.outbox.fingers
+    guest_input.leave_all()
+    assert not guest_input.queue.pressed
+    assert not guest_input.queue.contacts
 
 
-def _say(choices: Choices, feed: Feed, source: Source) -> None:
-    """Something that a source may say."""
+def _say(choices: Choices, guest_input: GuestInput, source: InputSource) -> None:
+    """Report an event as a source does."""
     finger = choices.below(FINGERS + 1)
     x, y = choices.number(1) / 255, choices.number(1) / 255
     match choices.below(9):
         case 0 | 1:
-            feed.key(source, choices.below(0x300), choices.below(3))
+            guest_input.key(source, choices.below(0x300), choices.below(3))
         case 2:
-            feed.move(choices.below(9) - 4, choices.below(9) - 4, choices.below(3) - 1)
+            guest_input.move(choices.below(9) - 4, choices.below(9) - 4, choices.below(3) - 1)
         case 3:
-            feed.touch_down(source, finger, x, y)
+            guest_input.touch_down(source, finger, x, y)
         case 4:
-            feed.touch_move(source, finger, x, y)
+            guest_input.touch_move(source, finger, x, y)
         case 5:
-            feed.touch_up(source, finger)
+            guest_input.touch_up(source, finger)
         case 6:
-            feed.touch_shape(source, finger, x, y)
+            guest_input.touch_shape(source, finger, x, y)
         case 7:
-            feed.touch_frame(source)
+            guest_input.touch_frame(source)
         case _:
-            feed.flush()
+            guest_input.flush()
 
 
 NODES: Final = (
@@ -123,7 +123,7 @@ ASKED: Final = ("request-abs-pointer", "request-raw-pointer", "request-multi-tou
 
 
 def _done(reading: Coroutine[Any, Any, Any]) -> Any:
-    """What it returns; None: it was refused."""
+    """Run a coroutine that never waits; return its result. None: it raised Refused."""
     try:
         reading.send(None)
     except Refused as refused:
@@ -135,7 +135,7 @@ def _done(reading: Coroutine[Any, Any, Any]) -> Any:
 
 
 def vkbd(data: bytes) -> None:
-    """What XenStore says of a vkbd, each line a node."""
+    """Fuzz a vkbd's XenStore nodes; each line is a node."""
     nodes: dict[str, bytes] = {}
     device = fake_device(nodes)
     names = [f"{device.path}/{key}" for key in NODES] + [f"{device.frontend}/{key}" for key in ASKED]
@@ -151,7 +151,7 @@ def vkbd(data: bytes) -> None:
 
 
 def unique_id(data: bytes) -> None:
-    """What a vkb line names."""
+    """Fuzz a vkb line's unique-id."""
     try:
         bindings = parse_unique_id(data.decode("utf-8", "replace"))
     except ValueError as error:
@@ -167,31 +167,31 @@ EDGES: Final = (0, 1, -1, 2, 100, 0x7FFFFFFF, -0x80000000)
 
 
 def _value(choices: Choices) -> int:
-    """An s32."""
+    """Return an s32."""
     kind = choices.number(1)
     return EDGES[kind] if kind < len(EDGES) else kind - 128 if kind < 250 else choices.number(4) - 0x80000000
 
 
-def _device(choices: Choices) -> tuple[Description, State]:
-    """A device that can be anything."""
+def _device(choices: Choices) -> tuple[Capabilities, Snapshot]:
+    """Return the capabilities and the state of some device."""
     codes = [code for code in CODES if choices.below(2)]
-    axes = {code: Axis(_value(choices), _value(choices)) for code in codes if code < 64 and choices.below(4)}
+    axes = {code: AbsAxis(_value(choices), _value(choices)) for code in codes if code < 64 and choices.below(4)}
     if 47 in axes:
-        axes[47] = Axis(0, choices.below(FINGERS + 2) - 1)
-    wheels = frozenset(code for code in codes if code < 16)
+        axes[47] = AbsAxis(0, choices.below(FINGERS + 2) - 1)
+    rel_axes = frozenset(code for code in codes if code < 16)
     keys = frozenset(code for code in codes if code not in axes)
-    description = Description(keys=keys, wheels=wheels, axes=axes, is_touchpad=not choices.below(4))
-    return description, _state(choices, description)
+    capabilities = Capabilities(keys=keys, rel_axes=rel_axes, abs_axes=axes, is_touchpad=not choices.below(4))
+    return capabilities, _state(choices, capabilities)
 
 
-def _state(choices: Choices, description: Description) -> State:
-    slots = [Slot(choices.below(4) - 1, *(_value(choices) for _ in range(5))) for _ in range(description.slots)]
-    keys = frozenset(code for code in description.keys if not choices.below(4))
-    return State(keys, {code: _value(choices) for code in description.axes}, slots)
+def _state(choices: Choices, capabilities: Capabilities) -> Snapshot:
+    slots = [Slot(choices.below(4) - 1, *(_value(choices) for _ in range(5))) for _ in range(capabilities.slots)]
+    keys = frozenset(code for code in capabilities.keys if not choices.below(4))
+    return Snapshot(keys, {code: _value(choices) for code in capabilities.abs_axes}, slots)
 
 
 def evdev(data: bytes) -> None:
-    """Events of a device that can be anything, for a guest of any kind: it gets nothing that it cannot bear."""
+    """Fuzz the events of any device for any guest: the guest gets no event that its kernel does not survive."""
     choices = Choices(data)
     features = Features(
         pointer=bool(choices.below(8)),
@@ -204,29 +204,29 @@ def evdev(data: bytes) -> None:
     core.has_keyboard, core.has_pointer, core.contacts = features.keyboard, features.pointer, features.contacts
     core.absolute, core.size = features.absolute, (features.width - 1, features.height - 1)
     broken: list[FrontendBroken] = []
-    feed = Feed(BackKbdPage(memory), features, Repeats(), lambda: None, broken.append)
-    source = Source("fuzz", repeats=True)
-    description, state = _device(choices)
-    decoder = Decoder(source, description, state)
+    guest_input = GuestInput(BackKbdPage(memory), features, AutoRepeat(), lambda: None, broken.append)
+    source = InputSource("fuzz", repeats=True)
+    capabilities, state = _device(choices)
+    decoder = Decoder(source, capabilities, state)
 
     def take() -> None:
         while slots := front.take():
             for slot in slots:
                 core.handle(kbdif.decode_event(slot))
-            feed.flush()
+            guest_input.flush()
 
     while not choices.over:
         roles = frozenset(role for role in Role if choices.below(8))
-        events: list[Event] = [
+        events: list[InputEvent] = [
             (choices.below(4), CODES[choices.below(len(CODES))], _value(choices)) if choices.below(4) else (0, 0, 0)
             for _ in range(choices.below(32))
         ]
-        if decoder.decode(events, feed if choices.below(8) else None, roles):
-            decoder.resync(_state(choices, description), feed, roles)
+        if decoder.decode(events, guest_input if choices.below(8) else None, roles):
+            decoder.resync(_state(choices, capabilities), guest_input, roles)
         if choices.below(2):
             take()
-    feed.leave(source)
-    feed.flush()
+    guest_input.leave(source)
+    guest_input.flush()
     take()
     assert not broken
     assert core.oops is None

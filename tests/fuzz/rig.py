@@ -1,6 +1,6 @@
-"""A connected display device without XenStore, handshake and daemon, for many requests in little time.
+"""A connected display device without XenStore, handshake and daemon, for a high rate of requests.
 
-The driver, its buffers, rings and event channels are the real ones, on the simulated Xen. The guest's half is bare memory.
+The driver, its buffers, rings and event channels are the real ones, on the simulated Xen. The guest's half is plain memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["GUEST", "LIMITS", "PAGES", "FakeStore", "Front", "Machine", "Rig", "
 
 GUEST: Final = 1
 PAGES: Final = 12
-"""Pages of the guest's one buffer, of which every directory lists some."""
+"""Pages of the guest's only buffer; every directory lists some of them."""
 LIMITS: Final = Limits(
     pages=64, buffers=6, framebuffers=9, alloc_pages=24, modesets_per_second=1e9, requests_per_second=1e9
 )
@@ -40,7 +40,7 @@ SILENT: Final[Any] = structlog.wrap_logger(None, wrapper_class=structlog.make_fi
 
 
 class FakeStore:
-    """A XenStore of a few nodes, all the toolstack's. It never waits, so that a coroutine over it runs through at once."""
+    """A XenStore of a few nodes, all owned by the toolstack. It never waits, so that a coroutine that reads it runs to its end at once."""
 
     def __init__(self, nodes: dict[str, bytes], owner: int = 0) -> None:
         self.nodes = nodes
@@ -59,7 +59,7 @@ class FakeStore:
 
 
 def fake_device(nodes: dict[str, bytes], limits: Limits = LIMITS, owner: int = 0) -> Device:
-    """A device in such a store."""
+    """Return a device in such a store."""
     store = cast("Store", FakeStore(nodes, owner))
     device = Device(store, cast("Driver", DisplayDriver), GUEST, 0, Quota(limits, Total(1 << 20, 1)))
     device._log = SILENT
@@ -82,23 +82,23 @@ class Front:
         self.sent = 0
 
     def put(self, slot: bytes) -> None:
-        """A request, with no notification yet. Raises BufferError when 32 are unanswered."""
+        """Put a request, without notification. Raises BufferError when 32 are unanswered."""
         self.ring.put(slot)
         self.sent += 1
 
     def notify(self) -> None:
-        """Notify, if the other end is there."""
+        """Notify the backend, if the port is bound."""
         peer = self._domain.peers.get(self.ports[0])
         if peer is not None:
             self._host.raise_port(peer[1])
 
     @property
     def answered(self) -> bool:
-        """Whether every request has its answer."""
+        """Return whether every request has been answered."""
         return self.page.load(8) == self.sent & 0xFFFFFFFF
 
     def take_responses(self) -> list[Response]:
-        """The answers since the last call."""
+        """Return the responses since the last call."""
         found = []
         while (slot := self.ring.take()) is not None:
             assert slot[3:4] + slot[12:] == bytes(53), "all else is zero"
@@ -106,7 +106,7 @@ class Front:
         return found
 
     def take_events(self) -> list[PageFlipEvent]:
-        """The events since the last call."""
+        """Return the events since the last call."""
         found = []
         while (slot := self.events.take()) is not None:
             found.append(decode_event(slot))
@@ -131,19 +131,19 @@ class Machine:
         self.directories = [self.domain.grant(page, 0) for page in self._pages]
 
     def fill_directories(self) -> None:
-        """The directories as they were: be-alloc writes into them."""
+        """Restore the directories: be-alloc writes into them."""
         for page, refs in zip(self._pages, self._lists, strict=True):
             self.domain.pages(page, 1)[:] = encode_directory(refs, [0])[0]
 
     def close(self) -> None:
-        """The domains' memory and files."""
+        """Release the domains' memory and files."""
         self.host.channels.close()
         for domain in (self.domain, self.host_domain):
             domain.close()
 
     @contextlib.asynccontextmanager
     async def running(self, *, screens: bool = True) -> AsyncIterator[Machine]:
-        """Event channels and screens work while the block lasts; without `screens`, `vblank` is their refresh."""
+        """Run event channels and screens. Without `screens`, `vblank` is the screens' refresh."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.host.channels.run)
             if screens:
@@ -152,13 +152,13 @@ class Machine:
             nursery.cancel_scope.cancel()
 
     def vblank(self) -> None:
-        """Every screen refreshes."""
+        """Refresh every screen."""
         for output in self.sink.outputs.values():
             output.refresh()
 
 
 class Rig:
-    """One connected device. `broken`: why it was shut off, if it was."""
+    """One connected device. `broken` is why it was shut off, if it was."""
 
     def __init__(self, machine: Machine, fronts: list[Front], device: Device) -> None:
         self.machine = machine
@@ -169,7 +169,7 @@ class Rig:
     @classmethod
     @contextlib.asynccontextmanager
     async def connected(cls, machine: Machine, connectors: int = 2, *, be_alloc: bool = True) -> AsyncIterator[Rig]:
-        """A device while the block lasts; afterwards nothing may be held."""
+        """Run a device; afterwards no resource may be held."""
         machine.fill_directories()
         fronts = [Front(machine.host_domain, machine.domain) for _ in range(connectors)]
         home = f"/local/domain/{GUEST}"
@@ -209,7 +209,7 @@ class Rig:
             self.broken = broken
 
     async def settle(self) -> None:
-        """Notify, and wait until all is answered, or the device is shut off."""
+        """Notify, and wait until all requests are answered or the device is shut off."""
         for front in self.fronts:
             front.notify()
         with trio.fail_after(5):

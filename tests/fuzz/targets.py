@@ -1,4 +1,4 @@
-"""What is fuzzed. A target takes octets and raises nothing, whatever they are; everything else is a defect."""
+"""Fuzz targets. A target takes any bytes; an exception is a defect."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPERATIONS: Final = (0x10, 0x10, 0x10, 0x11, 0x12, 0x12, 0x12, 0x13, 0x14, 0x14,
 
 
 def requests_of(choices: Choices, directories: list[int]) -> Iterator[bytes]:
-    """64 octets after 64 octets: most are nearly right, some are not at all."""
+    """Yield requests of 64 bytes: most are nearly valid, some are random."""
     while not choices.over:
         kind = choices.below(16)
         if kind == 0:
@@ -48,7 +48,7 @@ def requests_of(choices: Choices, directories: list[int]) -> Iterator[bytes]:
 
 
 def _nearly_right(choices: Choices, directories: list[int]) -> bytes:
-    """A request: three of four times one that makes sense by itself, with cookies that may be there."""
+    """Return a request: three of four are valid in themselves, with cookies that may exist."""
     operation = OPERATIONS[choices.below(len(OPERATIONS))]
     number = choices.number(2)
     dbuf, fb = DBUFS[choices.below(len(DBUFS))], FBS[choices.below(len(FBS))]
@@ -112,9 +112,9 @@ def _right(
 
 
 async def drive(rig: Rig, slots: Iterator[bytes], limit: int = 1 << 62) -> int:
-    """Send requests over the rings, filled again and again: how many were answered, each with its own id and operation.
+    """Send requests over the rings; return the number of responses, each of which must have the id and operation of its request.
 
-    Events must come one for each accepted flip, in order, numbered without a gap.
+    There must be one event for each accepted flip, in order, numbered without a gap.
     """
     served = 0
     numbers = [0] * len(rig.fronts)
@@ -122,7 +122,7 @@ async def drive(rig: Rig, slots: Iterator[bytes], limit: int = 1 << 62) -> int:
     while served < limit:
         sent: list[list[bytes]] = []
         for index, front in enumerate(rig.fronts):
-            # Most requests are for connector 0; each round is as long as a ring, or as what is left.
+            # Most requests are for connector 0; each round fills a ring, or sends what is left.
             batch = [slot for _, slot in zip(range(32 if index == 0 else 8), slots, strict=False)]
             for slot in batch:
                 front.put(slot)
@@ -149,7 +149,7 @@ async def drive(rig: Rig, slots: Iterator[bytes], limit: int = 1 << 62) -> int:
 
 
 def requests(data: bytes) -> None:
-    """The request path: rings, decoding, buffers, framebuffers, configurations, flips."""
+    """Fuzz the request path: rings, decoding, buffers, framebuffers, configurations, flips."""
 
     async def main() -> None:
         machine = Machine()
@@ -161,7 +161,7 @@ def requests(data: bytes) -> None:
 
 
 def decode(data: bytes) -> None:
-    """Messages: what is decoded is encoded to the same octets where they mean something."""
+    """Fuzz messages: what has been decoded is encoded to the same bytes, where these have a meaning."""
     slot = data[:64].ljust(64, b"\0")
     request = displif.decode_request(slot)
     again = displif.encode_request(request)
@@ -175,7 +175,7 @@ def decode(data: bytes) -> None:
 
 
 def directory(data: bytes) -> None:
-    """Page directories: read and filled."""
+    """Fuzz page directories, read and filled."""
     choices = Choices(data)
     count = 1 + choices.below(5000)
     reader = DirectoryReader(choices.number(4), count)
@@ -203,7 +203,7 @@ def directory(data: bytes) -> None:
 
 
 class _Page:
-    """A page in which every look finds something else."""
+    """A page that the guest changes between any two reads."""
 
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
@@ -230,7 +230,7 @@ class _Page:
 
 
 def rings(data: bytes) -> None:
-    """Indices of the control ring and of the event page, which change between any two looks; a new one for each that is broken."""
+    """Fuzz the indices of the control ring and of the event page, which change between any two reads. A broken ring is replaced."""
     choices = Choices(data)
     while not choices.over:
         for serve in (_control_ring, _event_page):
@@ -272,7 +272,7 @@ def _event_page(choices: Choices) -> None:
 
 
 def store(data: bytes) -> None:
-    """XenStore's stream and the values in it."""
+    """Fuzz XenStore's stream and the values in it."""
     choices = Choices(data)
     decoder = xs.Decoder(limit=1 << 16)
     at = 0
@@ -302,7 +302,7 @@ KEYS: Final = ("unique-id", "resolution", "req-ring-ref", "req-event-channel", "
 
 
 def keys(data: bytes) -> None:
-    """What a guest publishes in XenStore."""
+    """Fuzz the nodes that a guest publishes in XenStore."""
     owner = (0, 0, 0, 1, 2)[data[0] % 5] if data else 0
     values = data[1:].split(b"\n")
     home = "/local/domain/1/device/vdispl/0"

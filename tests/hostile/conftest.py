@@ -11,12 +11,12 @@ from hostile.stage import Stage
 from scenario.world import descriptors
 
 RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
-"""Of each row, by its test's name: of each of its parameters' tests, by their names."""
+"""For each row, by the name of its test function: the result of each of its parametrized tests, by name."""
 
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    """A world with a good guest that flips, for a bad one. No file may be open afterwards that was not before."""
+    """A world with a good guest that flips, for a hostile one. Afterwards no further file may be open."""
     before = descriptors()
     async with Stage.set(tmp_path) as stage:
         yield stage
@@ -25,7 +25,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 
 @pytest.fixture
 def results(request: pytest.FixtureRequest) -> dict[str, str]:
-    """How the rows' tests went, of those that ran."""
+    """The results of the rows' tests that ran."""
     each = request.config.stash[RESULTS]
     return {name: "**fails**" if "**fails**" in found.values() else "holds" for name, found in each.items()}
 
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The page is compared after all rows."""
+    """Run the test of the page after those of all rows."""
     items.sort(key=lambda item: item.name == "test_the_page_is_current")
 
 
@@ -44,13 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep a row's result: it holds when its test and what is checked after it have passed."""
+    """Keep a row's result: it holds when its test, with setup and teardown, has passed."""
     report = yield
     name = getattr(item, "originalname", item.name)
     if name in ROWS:
         results = item.config.stash[RESULTS].setdefault(name, {})
         if not report.passed:
             results[item.name] = "**fails**"
-        elif report.when == "setup":  # also when it is run again: what counts is the last try
+        elif report.when == "setup":  # of a test that is run again, the last try counts
             results[item.name] = "holds"
     return report

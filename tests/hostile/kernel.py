@@ -1,7 +1,7 @@
-"""/dev/xen/gntdev and /dev/xen/evtchn played on the simulated Xen, so that `xen.host` runs without Xen; and a fault wherever wanted.
+"""/dev/xen/gntdev and /dev/xen/evtchn on the simulated Xen, so that `xen.host` runs without Xen, and with faults where a test wants them.
 
 Every system call that displbe makes through `displbe/xen` for the daemon's domain is counted by the place that makes it: the lines
-of displbe on the stack. One place can be told to fail, once.
+of displbe on the stack. A test can let one place fail once.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ ERRORS: Final = {
     "store": errno.EIO,
     "lost": errno.ECONNRESET,
 }
-"""What a call fails with."""
+"""The error of each call that fails."""
 
 
 OURS: Final = f"{Path(displbe.__file__).parent}/"
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One place that makes a call, and which of its calls: the call's name, and the lines that lead to it, innermost first."""
+    """A place that makes a call: the call's name, and the lines that lead to it, innermost first."""
 
     call: str
     lines: tuple[str, ...]
@@ -74,7 +74,7 @@ class _Module:
 
 
 class Kernel:
-    """The kernel under domain 0's daemon. `wanted`: what fails; `places`: where calls were made."""
+    """The kernel under domain 0's daemon. `wanted` is the place that fails; `places` are those where calls were made."""
 
     def __init__(self, xen: Xen, wanted: Fault | None = None) -> None:
         self._xen = xen
@@ -90,7 +90,7 @@ class Kernel:
         self._exported: dict[int, list[Grant]] = {}
 
     def host(self, patch: pytest.MonkeyPatch) -> Host:
-        """The real hypervisor adaptor, on this kernel."""
+        """Return the real hypervisor adaptor, on this kernel."""
         self._path = str(self._xen.server.socket_of(0))
         self._host = Host(self._path)
         request = self._host.store._request
@@ -111,7 +111,7 @@ class Kernel:
 
     @contextlib.contextmanager
     def under(self, patch: pytest.MonkeyPatch) -> Iterator[None]:
-        """displbe's modules talk to this kernel while the block lasts."""
+        """Let displbe's modules use this kernel while the block lasts."""
         calls = {"open": self._open, "read": self._read, "write": self._write, "close": self._close}
         connect = store.connect
         with patch.context() as patched:
@@ -133,7 +133,7 @@ class Kernel:
             yield
 
     def _count(self, call: str) -> None:
-        """A call is made: raises OSError when it is the wanted one."""
+        """Count a call. Raises OSError when it is the wanted one."""
         if not self.armed:
             return
         lines, frame = [], sys._getframe(2)
@@ -153,7 +153,7 @@ class Kernel:
     # Files
 
     def _ours(self, fd: int) -> bool:
-        """Whether this is a file of the daemon's, not of a guest's XenStore connection."""
+        """Return whether this is a file of the daemon's, not of a guest's XenStore connection."""
         return fd in self._reserved or fd in self._evtchns or fd in self._exported or fd == self._host.store._fd
 
     def _open(self, path: str, flags: int) -> int:
@@ -176,7 +176,7 @@ class Kernel:
             grant.mapped -= 1
         os.close(fd)
         if ours:
-            self._count("close")  # the file is closed all the same, as Linux does it
+            self._count("close")  # the file is closed even then, as in Linux
 
     def _read(self, fd: int, size: int) -> bytes:
         if self._ours(fd):
@@ -201,7 +201,7 @@ class Kernel:
 
     def _ioctl(self, fd: int, number: int, argument: bytearray) -> int:
         if number == gntdev.UNMAP_GRANT_REF or number == gntdev.DMABUF_IMP_RELEASE or number == evtchn.UNBIND:
-            # It is done although it fails: what is closed is closed.
+            # The call has its effect although it fails, as close() has.
             result = self._do(fd, number, argument)
             self._count("ioctl")
             return result
@@ -231,7 +231,7 @@ class Kernel:
         found = [owner.grants.get(ref) if owner else None for owner, (_, ref) in zip(owners, pairs, strict=True)]
         grants = [grant for grant in found if grant is not None and grant.domid == 0]
         index = PAGE * (1 + sum(map(len, self._reserved[fd].values())) + 1000 * len(self._reserved[fd]))
-        # That a reference is wrong is only found when it is mapped.
+        # A wrong reference is only found when it is mapped.
         self._reserved[fd][index] = grants if len(grants) == count else []
         argument[8:16] = index.to_bytes(8, "little")
         return 0

@@ -24,7 +24,7 @@ CHAPTERS: Final = {
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One hostile input: what it is, what displbe does, and the test that shows it."""
+    """One hostile input, what displbe does, and the test that shows it."""
 
     number: str
     input: str
@@ -33,12 +33,12 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def order(self) -> tuple[str, int]:
-        """Where it stands in the table."""
+        """Its place in the table."""
         return self.number[0], int(self.number[1:])
 
 
 ROWS: Final[dict[str, Row]] = {}
-"""By the test's name."""
+"""The rows by the name of the test."""
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -106,7 +106,7 @@ LAB: Final = (
     ),
     Row("K4", "the same with oxenstored", "refused", "test_forged"),
 )
-"""What only a real hypervisor, a real store or a real screen can show."""
+"""Rows that only a real hypervisor, a real store or a real screen can show."""
 
 _HEAD: Final = """\
 # Hostile inputs
@@ -125,7 +125,7 @@ The tests write this page: `DISPLBE_WRITE_HOSTILE=1 python -m pytest -q tests/ho
 
 
 def page(results: dict[str, str]) -> str:
-    """The page. `results`: of each test, by its name."""
+    """Return the page. `results` are those of each test, by its name."""
     lines = [_HEAD]
     for letter, title in CHAPTERS.items():
         lines += [f"## {letter}: {title}", "", "| # | Input | Answer | Result |", "|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""What a hostile guest plays on: a world, and a well-behaved guest beside it that keeps flipping."""
+"""The environment of a hostile guest: a world with a well-behaved guest that flips throughout."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ GOOD: Final = 2
 REFRESH: Final = 250.0
 XR24: Final = fourcc("XR24")
 RINGS: Final = Ledger(ports=2, pages=2)
-"""What one connector costs."""
+"""The resources that one connector takes."""
 EVENTS: Final = 4
-"""Where `in_prod` is in the event page."""
+"""The offset of `in_prod` in the event page."""
 
 
 class Stage:
-    """The hostile guest's surroundings."""
+    """The environment of a hostile guest."""
 
     def __init__(self, world: World, good: Guest, times: list[float]) -> None:
         self.world = world
         self.good = good
         self.times = times
-        """How long each flip of the good guest took, in seconds."""
+        """The seconds that each flip of the good guest took."""
         self.quiet = self.ledger
-        """What is held while only the good guest is there."""
+        """The resources held while only the good guest is there."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -71,9 +71,9 @@ class Stage:
         settings: GuestSettings | None = None,
         input: InputSettings | None = None,
     ) -> AsyncIterator[Stage]:
-        """A stage while the block lasts. At the end the good guest's flips must still go on, and then nothing be held.
+        """Run a stage. At the end the good guest must still flip, and then no resource be held.
 
-        `settings`: what the configuration says of the hostile guest, which is called "hostile".
+        `settings` is the configuration of the hostile guest, whose name is "hostile".
         """
         async with World.running(folder, refresh=REFRESH, limits=limits, outputs=outputs, input=input) as world:
             if settings is not None:
@@ -89,17 +89,17 @@ class Stage:
 
     @property
     def ledger(self) -> Ledger:
-        """What the daemon holds now."""
+        """Return the resources that the daemon holds now."""
         now = self.world.hypervisor.ledger
         return Ledger(now.ports, now.pages, now.buffers, now.buffer_pages)
 
     @property
     def held(self) -> dict[str, int]:
-        """What the hostile guest is charged for."""
+        """Return the resources that the hostile guest is charged for."""
         return self.world.held(BAD)
 
     async def still_flips(self, flips: int = 5) -> None:
-        """The good guest's flips go on, none was late, and each has had one event."""
+        """Check that the good guest flips, that no flip was late, and that each had one event."""
         already = len(self.times)
         await until(lambda: len(self.times) >= already + flips)
         connector = self.good.display.connectors[0]
@@ -109,7 +109,7 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def booted(self, *connectors: ConnectorSpec, be_alloc: bool = False) -> AsyncIterator[Guest]:
-        """The hostile guest; nothing of its kernel has run yet. Afterwards nothing of it may be left."""
+        """Run the hostile guest, whose kernel has not run yet. Afterwards none of its resources may be held."""
         async with self.world.booted(BAD, *(connectors or (spec("bad"),))) as guest:
             tools = self.world.tools
             tools.write(f"/local/domain/{BAD}/name", "hostile", [("n", 0), ("r", BAD)])
@@ -119,20 +119,20 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def bad(self, *connectors: ConnectorSpec, be_alloc: bool = False) -> AsyncIterator[Guest]:
-        """The hostile guest, connected."""
+        """Run the hostile guest, and wait until it is connected."""
         async with self.booted(*connectors, be_alloc=be_alloc) as guest:
             with trio.fail_after(30):
                 await guest.display.connected.wait()
             yield guest
 
     async def gone(self) -> None:
-        """Nothing is left of the hostile guest."""
+        """Wait until no resource of the hostile guest is held."""
         await until(lambda: (BAD, 0) not in self.world.daemon.supervisor.devices)
         assert self.ledger == self.quiet
         assert BAD not in self.world.daemon.quotas.guests
 
     async def shut_off(self, guest: Guest) -> None:
-        """The hostile guest's device is shut off; all is given back; its driver connects again, and it works."""
+        """Wait until the hostile guest's device has been shut off and its resources released; its driver must reconnect and work."""
         display = guest.display
         with trio.fail_after(30):
             await display.disconnected.wait()
@@ -150,7 +150,7 @@ class Stage:
             await until(lambda: len(times) > 2)
 
     async def refused(self, *reasons: str) -> None:
-        """The hostile guest's device is not connected, and its error node says why."""
+        """Wait until the hostile guest's device is refused, with this reason in its error node."""
         await until(lambda: self.world.error(BAD))
         error = self.world.error(BAD) or ""
         assert any(reason in error for reason in reasons), error
@@ -159,7 +159,7 @@ class Stage:
 
 
 async def status(connector: FrontConnector, request: Request | bytes) -> int:
-    """The status of a request's answer; all else in it is checked: 64 octets, operation echoed, the rest zero."""
+    """Send a request; return the response's status. The rest of the response is checked: 64 bytes, the same operation, zeros."""
     slot = await exchange(connector, request)
     answer = decode_response(slot)
     sent = request[2] if isinstance(request, bytes) else request.operation
@@ -169,12 +169,12 @@ async def status(connector: FrontConnector, request: Request | bytes) -> int:
 
 
 def raw_buffer(guest: Guest, octets: int = 64 * 48 * 4) -> DisplayBuffer:
-    """Pages with a directory, granted."""
+    """Grant pages and their directory."""
     return DisplayBuffer(guest.domain, octets)
 
 
 def create(buffer: DisplayBuffer, cookie: int = 0x1000, **changes: int) -> DbufCreate:
-    """A right DBUF_CREATE of 64x48, with changes."""
+    """Return a valid DBUF_CREATE of 64x48, with changes."""
     fields = {
         "id": 0,
         "dbuf_cookie": cookie,
@@ -190,17 +190,17 @@ def create(buffer: DisplayBuffer, cookie: int = 0x1000, **changes: int) -> DbufC
 
 
 def attach(fb: int, dbuf: int = 0x1000, width: int = 64, height: int = 48, code: int = XR24) -> FbAttach:
-    """FB_ATTACH."""
+    """Return an FB_ATTACH."""
     return FbAttach(0, dbuf, fb, width, height, code)
 
 
 def config(fb: int, x: int = 0, y: int = 0, width: int = 64, height: int = 48, bpp: int = 32) -> SetConfig:
-    """SET_CONFIG."""
+    """Return a SET_CONFIG."""
     return SetConfig(0, fb, x, y, width, height, bpp)
 
 
 def page_of(guest: Guest, ref: int) -> memoryview:
-    """The memory that a grant names, as the guest sees it."""
+    """Return the memory of a grant, as the guest sees it."""
     view = guest.domain.pages(guest.domain.grants[ref].page, 1)
     assert len(view) == PAGE_SIZE
     return view
@@ -208,7 +208,7 @@ def page_of(guest: Guest, ref: int) -> memoryview:
 
 @contextlib.contextmanager
 def forked(work: Callable[[], object]) -> Iterator[None]:
-    """A second process that does `work` again and again while the block lasts: another vCPU of the guest."""
+    """Run `work` again and again in a second process: another vCPU of the guest."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning

@@ -1,7 +1,7 @@
-"""Each system call fails once at each place that makes it: the daemon lives, and nothing is held afterwards.
+"""Each system call fails once at each place that makes it: the daemon must go on, and no resource be held afterwards.
 
-First the play runs undisturbed on the real `xen.host` over a kernel that is played (kernel.py), and each place that makes a call is noted.
-Then it runs once for each place, whose first call fails.
+First a scenario runs without faults on the real `xen.host` over a simulated kernel (kernel.py), and each place that makes a call is
+recorded. Then it runs once for each place, whose first call fails.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from displbe.xen import gntdev, store
 from displbe.xen.port import Ledger, StoreError
 
 FASTER = 100
-"""How much faster than in real life states follow each other here."""
+"""The factor by which waits are shorter here."""
 PARTS: Final = 8
-"""As many tests as this share the places, for as many processes."""
+"""Tests among which the places are divided, for as many processes."""
 
 
 def _hurried(backend: State, frontend: State | None, online: bool, stood: float, transitions: Table) -> Next:
@@ -46,7 +46,7 @@ def _hurried(backend: State, frontend: State | None, online: bool, stood: float,
 
 @pytest.fixture
 def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """All waits are short."""
+    """Shorten all waits."""
     monkeypatch.setattr(device, "decide", _hurried)
     monkeypatch.setattr(device, "RETRY", 0.05)
     monkeypatch.setattr(device, "LOOKS", 0.002)
@@ -60,7 +60,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 async def play(guest: Guest) -> None:
-    """What makes every kind of call: buffers of both kinds, flips, an EDID, a driver that is removed, a connection left open."""
+    """Make every kind of call: buffers of both kinds, flips, an EDID, a driver that is removed, a connection left open."""
     display = guest.display
     for last in (False, True):
         with trio.fail_after(2):
@@ -91,7 +91,7 @@ async def play(guest: Guest) -> None:
 
 
 async def connects_again(world: World, guest: Guest) -> None:
-    """Whatever has befallen the guest: its driver, loaded anew, is served. It is still there when the domain is destroyed."""
+    """Whatever happened to the guest, its driver is served when it is loaded again. It still runs when the domain is destroyed."""
     guest.display._on_backend = ignore  # type: ignore[method-assign]
     await guest.display._switch(State.CLOSED)
     await until(lambda: world.state(1) is State.INIT_WAIT)
@@ -107,12 +107,12 @@ async def connects_again(world: World, guest: Guest) -> None:
 
 
 async def ignore(state: State | None) -> None:
-    """Instead of Frontend._on_backend: the driver does nothing."""
+    """Replaces Frontend._on_backend: the driver does nothing."""
     await trio.lowlevel.checkpoint()
 
 
 async def works(world: World, domid: int) -> None:
-    """A guest that comes now is served."""
+    """Check that a new guest is served."""
     async with world.booted(domid, spec(f"screen-{domid}")) as guest:
         with trio.fail_after(30):
             await guest.display.connected.wait()
@@ -121,7 +121,7 @@ async def works(world: World, domid: int) -> None:
 
 
 async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> Kernel:
-    """The play, with one fault."""
+    """Run the scenario with one fault."""
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
         kernel = Kernel(xen, wanted)
         with kernel.under(patch):
@@ -133,7 +133,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
             world = World(xen, nursery, settings)
             host = kernel.host(patch)
             daemon = Daemon(settings, host)
-            daemon.sink.wants_dmabuf = True  # nobody here shows one, but it is made and let go of
+            daemon.sink.wants_dmabuf = True  # none is shown here, but one is exported and released
             await nursery.start(daemon.run)
             kernel.armed = True
             try:
@@ -168,11 +168,11 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
 
 
 TOLERATED = (GuestFailure, trio.TooSlowError, StoreError)
-"""What may befall the guest that is served when the call fails."""
+"""What the scenario may raise: the fault may fail the guest that is served."""
 
 
 def attempt(patch: pytest.MonkeyPatch, wanted: Fault | None) -> Kernel:
-    """The play in a world of its own; afterwards no file is open that was not before."""
+    """Run the scenario in a world of its own; afterwards no further file may be open."""
     before = descriptors()
     with tempfile.TemporaryDirectory() as folder, structlog.testing.capture_logs():
         kernel = trio.run(run, patch, Path(folder), wanted)
@@ -181,7 +181,7 @@ def attempt(patch: pytest.MonkeyPatch, wanted: Fault | None) -> Kernel:
 
 
 def of_a_sink(place: Fault) -> bool:
-    """A call that a sink makes, on memory of its own: the sinks' tests see to that."""
+    """Return whether a sink makes the call, on memory of its own: the sinks' tests cover these."""
     callers = [line for line in place.lines if not line.startswith("xen/")]
     return place.call == "mmap" and callers[:1] != [] and callers[0].startswith("sinks/")
 
@@ -194,11 +194,11 @@ def test_each_call_fails_once(patch: pytest.MonkeyPatch, part: int) -> None:
     assert {place.call for place in places} == {"open", "read", "write", "close", "ioctl", "mmap", "store", "lost"}
     wrong = {}
     for place in places:
-        # By its name: what is come to differs a little from play to play.
+        # By name, since the places reached differ a little from run to run.
         if crc32(repr(place).encode()) % PARTS != part:
             continue
         try:
-            for _ in range(5):  # what depends on who is quicker need not happen each time
+            for _ in range(5):  # places that depend on timing need not be reached each time
                 if attempt(patch, place).failed:
                     break
             else:

@@ -13,9 +13,10 @@ from hostile.stage import BAD, Stage, forked
 from scenario.devices import SimDevice
 from scenario.world import descriptors, until
 
-from displbe.input.outbox import QUEUE, Outbox
+from displbe.input.evdev.capabilities import Capabilities
+from displbe.input.event_codes import EV_KEY, EV_REL, REL_X
+from displbe.input.event_queue import CAPACITY, EventQueue
 from displbe.input.settings import InputSettings
-from displbe.input.translate import EV_KEY, EV_REL, REL_X, Description
 from displbe.sim.guest import Guest
 from displbe.wire.kbdif import IN_SLOTS
 from displbe.wire.xenbus import State
@@ -30,7 +31,7 @@ IN_CONS, IN_PROD, OUT_CONS, OUT_PROD = 0, 4, 8, 12
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    """The stage, with input devices; the good guest's flips go on."""
+    """The stage with input devices, and a good guest that flips throughout."""
     before = descriptors()
     settings = InputSettings(devices=["/dev/input/*"], focus="good")
     async with Stage.set(tmp_path, input=settings) as stage:
@@ -41,19 +42,19 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 
 def plug(stage: Stage) -> None:
     """Plug the devices in."""
-    keys = Description(keys=frozenset(range(1, 128)), wheels=frozenset((REL_X,)))
+    keys = Capabilities(keys=frozenset(range(1, 128)), rel_axes=frozenset((REL_X,)))
     for path in (SHARED, OWN):
         stage.world.nodes.plug(path, SimDevice(path, keys))
 
 
 def device(stage: Stage, path: str) -> SimDevice:
-    """A device that is plugged in."""
+    """Return a device that is plugged in."""
     return stage.world.nodes.devices[path]
 
 
 @contextlib.asynccontextmanager
 async def hostile(stage: Stage, unique_id: str = f"K:{OWN};P:{OWN}", **nodes: str) -> AsyncIterator[Guest]:
-    """The hostile guest, its input connected and its devices open. Afterwards nothing of it may be left."""
+    """Run the hostile guest, with connected input and open devices. Afterwards none of its resources may be left."""
     vkb = {"unique-id": unique_id, **{key.replace("_", "-"): value for key, value in nodes.items()}}
     async with stage.world.booted(BAD, vkb=vkb, name="hostile") as guest:
         with trio.fail_after(5):
@@ -65,12 +66,12 @@ async def hostile(stage: Stage, unique_id: str = f"K:{OWN};P:{OWN}", **nodes: st
 
 
 def error(stage: Stage) -> str:
-    """The device's `error` node."""
+    """Return the device's `error` node."""
     return (stage.world.tools.read(f"{stage.world.tools.vinput(BAD)}/error") or b"").decode()
 
 
 async def shut_off(stage: Stage, guest: Guest, reason: str) -> None:
-    """The device goes to 5 and 6, lets go of everything, and serves the guest again when it begins anew."""
+    """Wait until the device has been closed for this reason."""
     await until(lambda: guest.input.history[-4:].count(State.CLOSING) or guest.input.history[-1] is State.CLOSED)
     await until(lambda: reason in error(stage))
 
@@ -84,22 +85,22 @@ async def test_i1_events_never_taken(stage: Stage) -> None:
         keyboard = device(stage, OWN)
         bad.input.reads = False
         keyboard.emit((EV_KEY, A, 1))
-        for number in range(3 * QUEUE):
+        for number in range(3 * CAPACITY):
             keyboard.emit((EV_KEY, B, 1), (EV_REL, REL_X, 1))
             keyboard.emit((EV_KEY, B, 0))
             if number % 10 == 0:
                 await until(lambda: not keyboard.readers[0]._events)
         keyboard.emit((EV_KEY, A, 0))
-        feed = next(claim.feed for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
-        assert feed is not None
-        await until(lambda: not feed.outbox.pressed)
-        assert 0 < feed.outbox.waiting <= QUEUE
-        assert feed.outbox.dropped > QUEUE
+        guest_input = next(claim.guest_input for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
+        assert guest_input is not None
+        await until(lambda: not guest_input.queue.pressed)
+        assert 0 < guest_input.queue.waiting <= CAPACITY
+        assert guest_input.queue.dropped > CAPACITY
         await stage.still_flips()
         bad.input.reads = True
         bad.input.take()
-        await until(lambda: not feed.outbox.waiting and not bad.input.pressed)
-        assert bad.input.moved[0] == 3 * QUEUE
+        await until(lambda: not guest_input.queue.waiting and not bad.input.pressed)
+        assert bad.input.moved[0] == 3 * CAPACITY
 
 
 @row(
@@ -107,14 +108,14 @@ async def test_i1_events_never_taken(stage: Stage) -> None:
     "the releases of all keys wait, and at most twice as many events; an event costs no more time than usual",
 )
 async def test_i1_used_page_never_taken(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, drop = 0, Outbox._drop_taps
+    looks, drop = 0, EventQueue._drop_taps
 
-    def count(outbox: Outbox) -> None:
+    def count(queue: EventQueue) -> None:
         nonlocal looks
         looks += 1
-        drop(outbox)
+        drop(queue)
 
-    monkeypatch.setattr(Outbox, "_drop_taps", count)
+    monkeypatch.setattr(EventQueue, "_drop_taps", count)
     vkb = {"unique-id": f"K:{OWN}"}
     async with stage.world.booted(BAD, vkb=vkb, name="hostile") as bad:
         switch = bad.input.switch
@@ -129,22 +130,22 @@ async def test_i1_used_page_never_taken(stage: Stage, monkeypatch: pytest.Monkey
         bad.input.switch = forge  # type: ignore[method-assign]
         with trio.fail_after(5):
             await bad.input.connected.wait()
-        feed = next(claim.feed for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
-        assert feed is not None
-        assert (releases := feed.outbox.waiting) > QUEUE
+        guest_input = next(claim.guest_input for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
+        assert guest_input is not None
+        assert (releases := guest_input.queue.waiting) > CAPACITY
         keyboard = device(stage, OWN)
         await until(lambda: keyboard.readers)
-        for number in range(3 * QUEUE):
+        for number in range(3 * CAPACITY):
             keyboard.emit((EV_KEY, A if number % 4 < 2 else B, 1 - number % 2))
             if number % 20 == 0:
                 await until(lambda: not keyboard.readers[0]._events)
         await until(lambda: not keyboard.readers[0]._events)
-        assert feed.outbox.waiting <= 2 * releases
+        assert guest_input.queue.waiting <= 2 * releases
         assert looks < 10
         await stage.still_flips()
         bad.input.reads = True
         bad.input.take()
-        await until(lambda: not feed.outbox.waiting and not bad.input.pressed)
+        await until(lambda: not guest_input.queue.waiting and not bad.input.pressed)
 
 
 @row("`in_cons` is ahead of `in_prod`, or far behind it", "shut off")
@@ -226,14 +227,16 @@ async def test_i3_garbage_in_requests(stage: Stage) -> None:
             bad.input._probe = forged  # type: ignore[method-assign]
             with trio.fail_after(5):
                 await bad.input.connected.wait()
-            feed = next(claim.feed for claim in stage.world.daemon.focus.claims if claim.guest == "hostile")
-            assert feed is not None
-            before = feed.features
+            guest_input = next(
+                claim.guest_input for claim in stage.world.daemon.focus.claims if claim.guest == "hostile"
+            )
+            assert guest_input is not None
+            before = guest_input.features
             assert (before.absolute, before.contacts, before.width) == (False, 0, 800)
             for key in keys:
                 await bad.hypervisor.store.write(f"device/vkbd/0/{key}", b"1")
             await trio.sleep(0.02)
-            assert feed.features is before
+            assert guest_input.features is before
     await stage.still_flips()
 
 
@@ -317,13 +320,13 @@ async def test_i5_focus(stage: Stage) -> None:
         await until(lambda: any(reader.grabbed for reader in keyboard.readers))
         keyboard.emit((EV_KEY, A, 1))
         await until(lambda: good.input.pressed == {A})
-        # It comes and goes: that moves nothing.
+        # The hostile guest reconnects: the focus stays.
         await bad.input.publish()
         await until(lambda: bad.input.history.count(State.CONNECTED) >= 2)
         keyboard.emit((EV_KEY, B, 1))
         await until(lambda: good.input.pressed == {A, B})
         assert bad.input.events == []
-        keyboard.emit((EV_KEY, C, 1))  # and not read yet when the operator says:
+        keyboard.emit((EV_KEY, C, 1))  # not read yet when the operator moves the focus:
         keyboard.emit((EV_KEY, C, 0))
         world.daemon.focus.give("hostile")
         await until(lambda: not good.input.pressed)
@@ -337,9 +340,9 @@ async def test_i5_focus(stage: Stage) -> None:
         world.daemon.focus.give("good")
         await until(lambda: not bad.input.pressed)
         keyboard.emit((EV_KEY, C, 0))
-        # The other guest has gone, and may come again: nobody has what is typed.
+        # The good guest has gone and may return: events are discarded.
         await good.input.switch(State.CLOSED)
-        await until(lambda: not any(claim.feed for claim in world.daemon.focus.claims if claim.guest == "good"))
+        await until(lambda: not any(claim.guest_input for claim in world.daemon.focus.claims if claim.guest == "good"))
         keyboard.emit((EV_KEY, A, 1))
         keyboard.emit((EV_KEY, A, 0))
         await trio.sleep(0.05)

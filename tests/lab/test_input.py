@@ -35,7 +35,7 @@ devices = ["name=lab *"]
 """
 
 
-LOST: Final = "events lost: the device is asked for its state"
+LOST: Final = "input events lost: the guest is told the device's present state instead"
 
 
 class Devices:
@@ -137,14 +137,14 @@ STATE_RESET: Final = "state reset occurred"
 
 def boot(machine: Machine, displbe: Backend, *lines: str, how: str = "print", count: int = 1) -> None:
     """A guest whose programs read its devices, so many of which displbe has opened."""
-    opened = len(displbe.events("device opened"))
+    opened = len(displbe.events("input device opened"))
     machine.create("input", guest_config("input", "\n".join(lines), extra=f"do={how} loglevel=5"))
     try:
         machine.wait_for(lambda: is_alive(machine), 90, why="the guest's input")
     except LabError:
         print(machine.console("input")[-3000:])
         raise
-    machine.wait_for(lambda: len(displbe.events("device opened")) >= opened + count, 20, why="open devices")
+    machine.wait_for(lambda: len(displbe.events("input device opened")) >= opened + count, 20, why="open devices")
 
 
 def is_alive(machine: Machine, lives: int = 1) -> bool:
@@ -195,7 +195,7 @@ def held_down(machine: Machine, displbe: Backend, devices: Devices) -> None:
 def goes_on(machine: Machine, displbe: Backend, devices: Devices, opened: int) -> None:
     """The guest has been told that the key is up; it is let go in fact, and the next one comes as ever."""
     machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 0", 40)
-    machine.wait_for(lambda: len(displbe.events("device opened")) > opened, 30, why="an open device")
+    machine.wait_for(lambda: len(displbe.events("input device opened")) > opened, 30, why="an open device")
     devices.emit("lab plain keyboard", [(KEY, KEY_A, 0)], [(KEY, KEY_B, 1)], [(KEY, KEY_B, 0)])
     machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_B} 0", 20)
 
@@ -338,21 +338,21 @@ def test_replug_and_reboot(machine: Machine, displbe: Backend, idle: Held, devic
     for turn in (1, 2):
         devices.emit("lab plain keyboard", [(KEY, KEY_A, 1)])
         machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 1", 20)
-        opened = len(displbe.events("device opened"))
+        opened = len(displbe.events("input device opened"))
         devices.unplug("lab plain keyboard")
         machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 0", 20)
         devices.plug("lab plain keyboard", "plain keyboard")
-        machine.wait_for(lambda: len(displbe.events("device opened")) > opened, 20, why="the plugged device")  # noqa: B023
+        machine.wait_for(lambda: len(displbe.events("input device opened")) > opened, 20, why="the plugged device")  # noqa: B023
         devices.emit("lab plain keyboard", [(KEY, KEY_B, 1)], [(KEY, KEY_B, 0)])
         machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_B} 0", 20)
         if turn == 1:
-            over, opened = len(displbe.events("input over")), len(displbe.events("device opened"))
+            over, opened = len(displbe.events("input over")), len(displbe.events("input device opened"))
             devices.emit("lab plain keyboard", [(KEY, KEY_POWER, 1)], [(KEY, KEY_POWER, 0)])
             machine.wait_for(lambda: len(displbe.events("input over")) > over, 60, why="the guest's end")  # noqa: B023
             devices.unplug("lab plain keyboard")
             devices.plug("lab plain keyboard", "plain keyboard")
             machine.wait_for(lambda: is_alive(machine, 2), 90, why="the rebooted guest's input")
-            machine.wait_for(lambda: len(displbe.events("device opened")) > opened, 20, why="the plugged device")  # noqa: B023
+            machine.wait_for(lambda: len(displbe.events("input device opened")) > opened, 20, why="the plugged device")  # noqa: B023
     console = machine.console("input")
     for value in (0, 1):
         assert console.count(f"{KEYBOARD}: 1 {KEY_A} {value}") == console.count(f"{KEYBOARD}: 1 {KEY_B} {value}") == 2

@@ -11,7 +11,7 @@ from scenario.world import World, descriptors
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A simulated Xen with a daemon; at the end, nothing may be held and no file be open that was not before."""
+    """A simulated Xen with a daemon. At the end, no resource may be held and no further file be open."""
     before = descriptors()
     async with World.running(tmp_path) as world:
         yield world

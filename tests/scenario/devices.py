@@ -1,7 +1,7 @@
-"""Input devices that are only simulated, as evdev shows them: what is written to one can be read from whoever has it open.
+"""Simulated evdev devices: events that a test emits are read from all open nodes of the device.
 
-As in the kernel (drivers/input/input.c, evdev.c), only changes are seen, a reader that is too slow loses its events and finds
-SYN_DROPPED, and a device that is unplugged cannot be read any more.
+As in the kernel (drivers/input/input.c, evdev.c), only changes are reported, a reader that is too slow loses its events and reads
+SYN_DROPPED, and a device that has been unplugged cannot be read.
 """
 
 from __future__ import annotations
@@ -14,42 +14,32 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from displbe.input.names import Role
-from displbe.input.sources.evdev import READ
-from displbe.input.translate import (
-    ABS_MT_SLOT,
-    ABS_MT_TRACKING_ID,
-    EV_ABS,
-    EV_KEY,
-    EV_SYN,
-    SYN_DROPPED,
-    SYN_REPORT,
-    Description,
-    Slot,
-    State,
-)
+from displbe.input.bindings import Role
+from displbe.input.evdev.capabilities import Capabilities, Slot, Snapshot
+from displbe.input.evdev.nodes import READ_EVENTS
+from displbe.input.event_codes import ABS_MT_SLOT, ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_SYN, SYN_DROPPED, SYN_REPORT
 
 __all__ = ["BUFFER", "SimDevice", "SimNodes"]
 
 BUFFER: Final = 64
-"""Events that an open device keeps: of a keyboard or a mouse; of a touch screen it may be many more."""
+"""Events that the kernel buffers for an open keyboard or mouse; for a touch screen it may be many more."""
 
 
 class SimDevice:
-    """A device that can do what `description` says."""
+    """A device."""
 
-    def __init__(self, name: str, description: Description, *, repeats: bool = True, buffer: int = BUFFER) -> None:
+    def __init__(self, name: str, capabilities: Capabilities, *, repeats: bool = True, buffer: int = BUFFER) -> None:
         self.name = name
         self.buffer = buffer
-        self.description = description
+        self.capabilities = capabilities
         self.repeats = repeats
         self.keys: set[int] = set()
-        self.axes: dict[int, int] = dict.fromkeys(description.axes, 0)
-        self.slots: list[dict[int, int]] = [{ABS_MT_TRACKING_ID: -1} for _ in range(description.slots)]
+        self.axes: dict[int, int] = dict.fromkeys(capabilities.abs_axes, 0)
+        self.slots: list[dict[int, int]] = [{ABS_MT_TRACKING_ID: -1} for _ in range(capabilities.slots)]
         self.readers: list[SimNode] = []
 
     def emit(self, *events: tuple[int, int, int]) -> None:
-        """Events of one frame; SYN_REPORT is added. What is no change is not passed on."""
+        """Report the events of one frame, and SYN_REPORT. Events that change nothing are left out."""
         frame = [event for event in events if self._changes(*event)]
         if frame:
             grabbed = [reader for reader in self.readers if reader.grabbed]
@@ -82,11 +72,11 @@ class SimDevice:
 
 
 class SimNode:
-    """A device that somebody has open (input.sources.evdev.Node)."""
+    """An open node of a device (input.evdev.nodes.DeviceNode)."""
 
     def __init__(self, device: SimDevice) -> None:
         self.name = device.name
-        self.description = device.description
+        self.capabilities = device.capabilities
         self.repeats = device.repeats
         self.grabbed = False
         self._buffer = device.buffer
@@ -96,7 +86,7 @@ class SimNode:
         device.readers.append(self)
 
     def push(self, events: list[tuple[int, int, int]]) -> None:
-        """A frame comes in (evdev_pass_values)."""
+        """Buffer a frame (evdev_pass_values)."""
         for event in events:
             self._events.append(event)
             if len(self._events) >= self._buffer:
@@ -104,43 +94,43 @@ class SimNode:
         os.eventfd_write(self.fd, 1)
 
     def unplug(self) -> None:
-        """The device has gone."""
+        """Make reads fail: the device has gone."""
         self._device = None
         os.eventfd_write(self.fd, 1)
 
     @property
     def has_lost(self) -> bool:
-        """Whether the reader will find that events were lost."""
+        """Whether the reader will read SYN_DROPPED."""
         return (EV_SYN, SYN_DROPPED, 0) in self._events
 
     def read(self) -> Sequence[tuple[int, int, int]]:
-        """Node.read"""
+        """DeviceNode.read"""
         self._need()
         if not self._events:
             with suppress(BlockingIOError):
                 os.eventfd_read(self.fd)
             raise BlockingIOError(errno.EAGAIN, "nothing to read")
-        found = [self._events.popleft() for _ in range(min(READ, len(self._events)))]
+        found = [self._events.popleft() for _ in range(min(READ_EVENTS, len(self._events)))]
         if not self._events:
             os.eventfd_read(self.fd)
         return found
 
-    def state(self) -> State:
-        """Node.state; EVIOCGKEY takes the key events that wait away."""
+    def snapshot(self) -> Snapshot:
+        """DeviceNode.snapshot; EVIOCGKEY discards buffered key events."""
         device = self._need()
         self._events = deque(event for event in self._events if event[0] != EV_KEY)
         names = {ABS_MT_TRACKING_ID: "tracking", 53: "x", 54: "y", 48: "major", 49: "minor", 52: "orientation"}
         slots = [Slot(**{names[code]: value for code, value in slot.items()}) for slot in device.slots]
-        return State(keys=frozenset(device.keys), axes=dict(device.axes), slots=slots)
+        return Snapshot(keys=frozenset(device.keys), axes=dict(device.axes), slots=slots)
 
     def grab(self) -> None:
-        """Node.grab"""
+        """DeviceNode.grab"""
         if any(reader.grabbed for reader in self._need().readers):
             raise OSError(errno.EBUSY, "Device or resource busy")
         self.grabbed = True
 
     def close(self) -> None:
-        """Node.close"""
+        """DeviceNode.close"""
         if self._device is not None:
             self._device.readers.remove(self)
         os.close(self.fd)
@@ -152,12 +142,12 @@ class SimNode:
 
 
 class SimNodes:
-    """The devices that are plugged in (input.sources.evdev.Nodes)."""
+    """The devices that are plugged in (input.evdev.nodes.DeviceNodes)."""
 
     def __init__(self) -> None:
         self.devices: dict[str, SimDevice] = {}
         self.links: dict[str, str] = {}
-        """Other paths of devices, as udev makes them."""
+        """Symbolic links to nodes, as udev makes them."""
         self.opened = 0
 
     def plug(self, path: str, device: SimDevice) -> SimDevice:
@@ -166,7 +156,7 @@ class SimNodes:
         return device
 
     def unplug(self, path: str) -> None:
-        """Pull it out; its keys are up then."""
+        """Unplug a device, which releases its keys."""
         device = self.devices.pop(path)
         for reader in device.readers:
             reader.unplug()
@@ -174,29 +164,29 @@ class SimNodes:
         device.keys.clear()
 
     def paths(self) -> list[str]:
-        """Nodes.paths"""
+        """DeviceNodes.paths"""
         return sorted(self.devices)
 
     def resolve(self, path: str) -> list[str]:
-        """Nodes.resolve"""
+        """DeviceNodes.resolve"""
         there = {name: name for name in self.devices} | self.links
         found = {target for name, target in there.items() if fnmatch.fnmatchcase(name, path)}
         return sorted(found & self.devices.keys())
 
     def name(self, path: str) -> str:
-        """Nodes.name"""
+        """DeviceNodes.name"""
         return self.devices[path].name if path in self.devices else ""
 
     def is_absolute(self, path: str) -> bool:
-        """Nodes.is_absolute"""
-        return path in self.devices and bool(self.devices[path].description.is_absolute)
+        """DeviceNodes.is_absolute"""
+        return path in self.devices and bool(self.devices[path].capabilities.is_absolute)
 
     def fitness(self, path: str, role: Role) -> int:
-        """Nodes.fitness"""
-        return self.devices[path].description.fitness(role) if path in self.devices else 0
+        """DeviceNodes.fitness"""
+        return self.devices[path].capabilities.fitness(role) if path in self.devices else 0
 
     def open(self, path: str) -> SimNode:
-        """Nodes.open"""
+        """DeviceNodes.open"""
         if path not in self.devices:
             raise OSError(errno.ENOENT, "No such file or directory")
         self.opened += 1

@@ -16,8 +16,9 @@ from displbe import process
 from displbe.backend.guests import GuestSettings
 from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.input.evdev.capabilities import Capabilities
+from displbe.input.event_codes import EV_KEY
 from displbe.input.settings import InputSettings
-from displbe.input.translate import EV_KEY, Description
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
@@ -34,7 +35,7 @@ DRIVER = 7
 async def driver_domain(
     folder: Path, nodes: SimNodes | None = None, guests: dict[str, GuestSettings] | None = None
 ) -> AsyncIterator[tuple[Xen, SimHypervisor, Daemon]]:
-    """A machine with the daemon in domain 7, where at the end nothing is held. Guests may name all of its input devices."""
+    """Run a machine with the daemon in domain 7. Guests may name all of its input devices. At the end no resource may be held."""
     settings = Settings(
         sink="headless",
         headless=HeadlessSettings(refresh=1000),
@@ -83,7 +84,7 @@ async def test_two_devices(tmp_path: Path) -> None:
 
 
 async def tell(daemon: Daemon, command: str, guest: str) -> Answer:
-    """What displbectl asks for."""
+    """Execute a command as displbectl does."""
     return await daemon.commands.table()[command](Request(1, command, guest))
 
 
@@ -93,8 +94,8 @@ def grant_name(tools: Toolstack, domid: int, name: str) -> None:
 
 
 async def test_names_are_not_known_there(tmp_path: Path) -> None:
-    """No `[guest.NAME]` is for a guest before Dom0 lets the domain read its name; then from its next connection on. It may be the
-    one of whom nobody may have pictures, as long as its name is not known.
+    """`[guest.NAME]` applies to a guest from its next connection on after Dom0 has let the domain read its name. Until then it may be
+    a guest of which no screenshots are allowed, so there are none.
     """
     guests = {"cockpit": GuestSettings(connectors=["DP-9"]), "cluster": GuestSettings(screenshot=False)}
     with structlog.testing.capture_logs() as lines:
@@ -120,7 +121,7 @@ async def test_names_are_not_known_there(tmp_path: Path) -> None:
 
 
 async def shown(guest: Guest) -> None:
-    """The guest shows something."""
+    """Show a framebuffer."""
     with trio.fail_after(30):
         await guest.display.connected.wait()
     await guest.display.show(0, (await guest.display.create_framebuffer(64, 48))[1], 64, 48)
@@ -129,7 +130,7 @@ async def shown(guest: Guest) -> None:
 async def test_input_settings_there(tmp_path: Path) -> None:
     """The devices of `[guest.NAME] input` are the guest's as soon as its name is known."""
     nodes = SimNodes()
-    nodes.plug("/dev/input/event0", keyboard := SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
+    nodes.plug("/dev/input/event0", keyboard := SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
     guests = {"cockpit": GuestSettings(input="K:/dev/input/event0")}
     async with driver_domain(tmp_path, nodes, guests) as (xen, _, daemon):
         vkb = {"unique-id": "K:/dev/input/event7"}
@@ -147,7 +148,7 @@ async def test_input_settings_there(tmp_path: Path) -> None:
 
 
 async def test_no_watch_at_all(tmp_path: Path) -> None:
-    """A daemon that can hear of no device ends, with a sentence for the operator."""
+    """A daemon that cannot watch for devices ends, with a message for the operator."""
     async with Xen(tmp_path).running() as xen:
         Toolstack(xen.server).create_domain(DRIVER)
         await xen.start_domain(DRIVER)
@@ -162,7 +163,7 @@ async def test_no_watch_at_all(tmp_path: Path) -> None:
 
 
 async def test_watches_that_are_used_up(tmp_path: Path) -> None:
-    """A device that cannot be watched says why and waits; it is served when there is room again, and goes when it is removed."""
+    """A device that cannot be watched waits, with its reason in `error`, until there is room again; it goes when it is removed."""
     async with driver_domain(tmp_path) as (xen, _, daemon):
         tools = Toolstack(xen.server)
         async with Guest.booted(xen, 1, spec(), backend=DRIVER):
@@ -181,21 +182,21 @@ async def test_watches_that_are_used_up(tmp_path: Path) -> None:
 
 
 async def test_input_of_a_driver_domain(tmp_path: Path) -> None:
-    """A guest's keyboard is its own again when it is rebooted: its name cannot be read here, so no place is kept for it."""
+    """A guest has its keyboard again after a reboot. Its name cannot be read here, so no place is reserved for it."""
     nodes = SimNodes()
-    keyboard = nodes.plug("/dev/input/event0", SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
+    keyboard = nodes.plug("/dev/input/event0", SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
     async with driver_domain(tmp_path, nodes) as (xen, _, daemon):
         for domid in (1, 2):
             vkb = {"unique-id": "K:/dev/input/event0"}
             async with Guest.booted(xen, domid, backend=DRIVER, vkb=vkb, name="guest") as guest:
                 with trio.fail_after(30):
                     await guest.input.connected.wait()
-                await until(lambda: any(reader._receiver for reader in daemon.evdev._readers.values()), timeout=10)
+                await until(lambda: any(device.guest_input for device in daemon.evdev.devices.values()), timeout=10)
                 keyboard.emit((EV_KEY, 30, 1))
                 await until(lambda: guest.input.pressed == {30})
                 keyboard.emit((EV_KEY, 30, 0))
             await until(lambda: daemon.focus.claims == [])
-        # Where the toolstack lets the driver domain read the name, all is as in Dom0.
+        # Where the toolstack lets the driver domain read the name, the place is reserved as in Dom0.
         tools = Toolstack(xen.server)
         tools.create_domain(3)
         await xen.start_domain(3)
@@ -203,5 +204,5 @@ async def test_input_of_a_driver_domain(tmp_path: Path) -> None:
         tools.add_input(3, {"unique-id": "K:/dev/input/event0"}, backend=DRIVER)
         await until(lambda: [claim.guest for claim in daemon.focus.claims] == ["guest"])
         await tools.remove_input(3, backend=DRIVER)
-        await until(lambda: daemon.focus.claims[0].left is not None)
+        await until(lambda: daemon.focus.claims[0].gone_since is not None)
         tools.destroy_domain(3)

@@ -22,7 +22,7 @@ IN_PROD = 4
 
 @asynccontextmanager
 async def showing(world: World) -> AsyncIterator[tuple[Guest, FrontConnector, list[int]]]:
-    """A guest that shows the first of two framebuffers."""
+    """Run a guest that shows the first of two framebuffers."""
     async with world.guest(1) as guest:
         buffers = [await guest.display.create_framebuffer(64, 48) for _ in range(2)]
         fbs = [fb for _, fb, _ in buffers]
@@ -31,7 +31,7 @@ async def showing(world: World) -> AsyncIterator[tuple[Guest, FrontConnector, li
 
 
 async def flip(connector: FrontConnector, fb: int) -> int:
-    """Ask for a flip: the answer's status."""
+    """Request a flip; return the response's status."""
     return decode_response(await exchange(connector, PageFlip(0, fb))).status
 
 
@@ -78,7 +78,7 @@ async def test_a_second_flip_while_one_is_under_way(tmp_path: Path) -> None:
 
 
 async def test_a_guest_that_does_not_read_its_events(world: World) -> None:
-    """The page holds 63 events. Then flips are refused until there is room; none is lost, none is counted twice."""
+    """The page holds 63 events. When it is full, flips are refused until there is room; no event is lost or sent twice."""
     async with showing(world) as (_, connector, fbs):
         connector.event_channel.fired = lambda: False
         for count in range(EVENT_SLOTS):
@@ -92,7 +92,7 @@ async def test_a_guest_that_does_not_read_its_events(world: World) -> None:
         assert connector.event_page.load(IN_PROD) == EVENT_SLOTS
         status = await world.daemon.commands.status()
         assert status.guests[0].devices[0].connectors[0].late_events == 1
-        # It reads again: what it missed comes, in order.
+        # The guest reads again: the events that wait arrive, in order.
         connector.event_channel.fired = connector._on_event
         connector._on_event()
         await until(lambda: connector._next_event_id == EVENT_SLOTS + 1)
@@ -160,7 +160,7 @@ async def test_what_is_shown_may_go_and_be_followed(world: World) -> None:
 
 @pytest.mark.parametrize(("width", "height", "format"), [(128, 48, "XR24"), (64, 48, "RG16"), (32, 24, "XR24")])
 async def test_a_flip_to_another_shape(world: World, width: int, height: int, format: str) -> None:
-    """Another framebuffer in the same mode: Linux sends a flip (display_update), whatever the framebuffer's size and format."""
+    """For another framebuffer in the same mode Linux sends a flip (display_update), whatever the framebuffer's size and format."""
     async with showing(world) as (guest, connector, fbs):
         _, fb, buffer = await guest.display.create_framebuffer(width, height, format)
         buffer.pixels[:] = b"\xff" * len(buffer.pixels)
@@ -198,7 +198,7 @@ async def test_a_flip_to_another_shape_that_is_refused(world: World, monkeypatch
 
 
 async def test_a_cookie_is_used_again_at_once(world: World) -> None:
-    """Cookies are the guest's pointers: its allocator gives the same one soon."""
+    """Cookies are pointers in the guest: its allocator soon returns the same one again."""
     async with world.guest(1) as guest:
         connector = guest.display.connectors[0]
         for _ in range(5):

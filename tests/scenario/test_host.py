@@ -1,4 +1,4 @@
-"""What fails on the host, and who does not let go there: what the guest hears of it, and the operator."""
+"""Failures on the host, and buffers that other programs keep: what guest and operator are told."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAILURES = [
 async def test_a_call_that_the_host_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, failure: Callable[[], HypervisorError], answer: Errno
 ) -> None:
-    """The guest gets the number of the same name: it is not to blame for a host without memory."""
+    """The guest gets the error number of the same name; it is not shut off because the host has no memory."""
     allowed = {"cluster": GuestSettings(be_alloc=True)}
     async with World.running(tmp_path, guests=allowed) as world, world.booted(1, spec(), name="cluster") as guest:
         world.tools.write(f"{world.tools.front(1)}/be-alloc", "1")
@@ -63,7 +63,7 @@ async def test_a_call_that_the_host_refuses(
 
 
 class Importer:
-    """Somebody who keeps what a guest's buffers were exported to: their release waits for him."""
+    """A program that keeps the dma-bufs of a guest's buffers: releasing the buffers waits for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gone = trio.Event()
@@ -80,7 +80,7 @@ class Importer:
 
 
 async def shown(guest: Guest) -> tuple[int, int, DisplayBuffer]:
-    """A framebuffer on the screen."""
+    """Show a framebuffer."""
     made = await guest.display.create_framebuffer(64, 48)
     await guest.display.show(0, made[1], 64, 48)
     return made
@@ -89,7 +89,7 @@ async def shown(guest: Guest) -> tuple[int, int, DisplayBuffer]:
 async def test_a_buffer_that_somebody_does_not_let_go_of(
     world: World, monkeypatch: pytest.MonkeyPatch, importer: Importer
 ) -> None:
-    """DBUF_DESTROY is answered when he does; the operator is told meanwhile."""
+    """DBUF_DESTROY is answered when the program has closed them; the operator is told meanwhile."""
     monkeypatch.setattr("displbe.display.buffers.OVERDUE", 0.05)
     async with world.guest(1) as guest:
         made = await shown(guest)
@@ -110,7 +110,7 @@ async def test_a_buffer_that_somebody_does_not_let_go_of(
 async def test_a_device_ends_although_somebody_does_not_let_go(
     world: World, monkeypatch: pytest.MonkeyPatch, importer: Importer
 ) -> None:
-    """The toolstack has its 6 in time; the pages are charged until they are given back."""
+    """The toolstack sees state 6 in time; the guest is charged for the pages until they are returned."""
     monkeypatch.setattr("displbe.display.buffers.LEAVING", 0.1)
     async with world.guest(1) as guest:
         made = await shown(guest)

@@ -1,4 +1,4 @@
-"""Guests' keyboards, pointers and touch screens, from a device to what the guest's programs read."""
+"""Guests' keyboards, pointers and touch screens: from a device to the guest's input core."""
 
 from __future__ import annotations
 
@@ -17,21 +17,12 @@ from displbe.backend.guests import GuestSettings
 from displbe.ctl.tables import WIDTH, status_lines
 from displbe.input import device as input_device
 from displbe.input import focus
-from displbe.input.remembered import Remembered
+from displbe.input.evdev import devices as evdev_devices
+from displbe.input.evdev.capabilities import AbsAxis, Capabilities
+from displbe.input.evdev.device import DeviceState
+from displbe.input.event_codes import ABS_X, ABS_Y, EV_ABS, EV_KEY, EV_REL, REL_WHEEL, REL_X, REL_Y
+from displbe.input.focus_file import FocusFile
 from displbe.input.settings import InputSettings
-from displbe.input.sources import evdev
-from displbe.input.translate import (
-    ABS_X,
-    ABS_Y,
-    EV_ABS,
-    EV_KEY,
-    EV_REL,
-    REL_WHEEL,
-    REL_X,
-    REL_Y,
-    Axis,
-    Description,
-)
 from displbe.ops import status
 from displbe.sim.input import InputFrontend
 from displbe.sinks.headless.sink import HeadlessSink
@@ -66,12 +57,12 @@ REL_HWHEEL = 6
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A world whose guests may name every device, with a keyboard and a mouse."""
+    """A world with a keyboard and a mouse, whose guests may use every device."""
     before = descriptors()
     async with World.running(tmp_path, input=InputSettings(devices=["/dev/input/*"])) as world:
-        world.nodes.plug(KEYBOARD, SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
-        mouse = Description(
-            keys=frozenset(range(0x110, 0x118)), wheels=frozenset((REL_X, REL_Y, REL_WHEEL, REL_HWHEEL))
+        world.nodes.plug(KEYBOARD, SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
+        mouse = Capabilities(
+            keys=frozenset(range(0x110, 0x118)), rel_axes=frozenset((REL_X, REL_Y, REL_WHEEL, REL_HWHEEL))
         )
         world.nodes.plug(MOUSE, SimDevice("mouse", mouse))
         yield world
@@ -79,7 +70,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def grabbed(device: SimDevice) -> None:
-    """Wait until the daemon has a device."""
+    """Wait until the daemon has grabbed a device."""
     await until(lambda: any(reader.grabbed for reader in device.readers))
 
 
@@ -126,7 +117,7 @@ async def test_nothing_sticks_when_the_daemon_ends(world: World) -> None:
 
 
 async def test_a_keyboard_that_is_pulled_out(world: World) -> None:
-    """What is down there is let go; plugged in again, as another node and by its name, it works on."""
+    """Its keys are released; plugged in again, as another node, it is found by its name."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, "K:name=keyboard") as guest:
         await grabbed(keyboard)
@@ -153,7 +144,7 @@ async def test_names_that_udev_makes(world: World) -> None:
 
 
 async def test_a_pattern_is_no_name(world: World) -> None:
-    """What a vkb line says is taken word for word: only the configuration has patterns."""
+    """IDs in a vkb line are taken literally: only the configuration has patterns."""
     for unique_id in ("K:/dev/input/event*", "K:name=*", "K:by-id/*"):
         async with world.typist(1, unique_id):
             await trio.sleep(0.05)
@@ -161,13 +152,13 @@ async def test_a_pattern_is_no_name(world: World) -> None:
 
 
 async def test_a_guest_that_publishes_another_page(world: World) -> None:
-    """Resumed: the frontend has a new page and channel, and says so without leaving 3 and 4 for long (xenkbd_resume)."""
+    """After a resume the frontend has a new page and channel; it passes through states 3 and 4 quickly (xenkbd_resume)."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
         keyboard.emit((EV_KEY, KEY_A, 1))
         await until(lambda: guest.pressed == {KEY_A})
-        guest.pressed.clear()  # the kernel that was suspended has let it go
+        guest.pressed.clear()  # the guest's kernel has released it on suspend
         await guest.publish()
         await guest.switch(State.CONNECTED)
         await until(lambda: guest.history.count(State.CONNECTED) == 2 and guest.connected.is_set())
@@ -177,13 +168,13 @@ async def test_a_guest_that_publishes_another_page(world: World) -> None:
 
 
 async def test_killed_with_a_key_down(world: World) -> None:
-    """The daemon that comes next knows nothing of the key. It tells the guest that all are up, and fingers too."""
+    """The next daemon does not know which keys are down. It sends the guest the release of all keys and contacts."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}", feature_multi_touch="1", multi_touch_num_contacts="2") as guest:
         await grabbed(keyboard)
         keyboard.emit((EV_KEY, KEY_A, 1))
         await until(lambda: guest.pressed == {KEY_A})
-        guest.reads = False  # what it is told while it ends comes too late
+        guest.reads = False  # events that the daemon sends while it ends come too late
         await world.kill_daemon()
         guest.memory.store(4, guest.memory.load(0))
         guest.reads = True
@@ -197,8 +188,8 @@ async def test_killed_with_a_key_down(world: World) -> None:
 
 
 async def test_features_are_published_before_the_guest_looks(world: World) -> None:
-    """An absolute pointer and a touch screen, with the size of the guest's screen; what the toolstack says goes before."""
-    tablet = Description(keys=frozenset((BTN_LEFT,)), axes={ABS_X: Axis(0, 99), ABS_Y: Axis(0, 99)})
+    """An absolute pointer and a touch screen, with the size of the guest's screen; nodes that the toolstack has written take precedence."""
+    tablet = Capabilities(keys=frozenset((BTN_LEFT,)), abs_axes={ABS_X: AbsAxis(0, 99), ABS_Y: AbsAxis(0, 99)})
     world.nodes.plug("/dev/input/event2", SimDevice("tablet", tablet))
     vkb = {"unique-id": "P:name=tablet;T:name=tablet", "multi-touch-num-contacts": "2"}
     async with world.booted(1, spec("screen", 300, 200), vkb=vkb) as guest:
@@ -232,7 +223,7 @@ async def test_no_key_that_the_kernel_cannot_bear(world: World, feature: str) ->
 async def test_keys_repeat_where_the_device_does_not(tmp_path: Path) -> None:
     settings = InputSettings(devices=["/dev/input/*"], repeat_delay=0.05, repeat_rate=100)
     async with World.running(tmp_path, input=settings) as world:
-        keyboard = SimDevice("keyboard", Description(keys=frozenset((KEY_A, KEY_B, BTN_LEFT))), repeats=False)
+        keyboard = SimDevice("keyboard", Capabilities(keys=frozenset((KEY_A, KEY_B, BTN_LEFT))), repeats=False)
         world.nodes.plug(KEYBOARD, keyboard)
         async with world.typist(1, f"K:{KEYBOARD};P:{KEYBOARD}") as guest:
             await grabbed(keyboard)
@@ -251,22 +242,25 @@ async def test_keys_repeat_where_the_device_does_not(tmp_path: Path) -> None:
 
 
 async def test_a_release_does_not_wait_for_the_next_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a device held is let go when it goes, not when it is looked for again."""
+    """The keys of a device are released when it is lost, not at the next look for devices."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
         keyboard.emit((EV_KEY, KEY_A, 1))
         await until(lambda: guest.pressed == {KEY_A})
-        monkeypatch.setattr(evdev, "RESCAN", 1000.0)
+        monkeypatch.setattr(evdev_devices, "RESCAN_INTERVAL", 1000.0)
         world.nodes.unplug(KEYBOARD)
         await until(lambda: not guest.pressed, timeout=10)
+        assert world.daemon.evdev.devices[KEYBOARD].state is DeviceState.LOST
+        world.daemon.focus.changed()
+        assert world.daemon.evdev.devices[KEYBOARD].guest_input is None, "a lost device is no guest's"
 
 
 @pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a name"), ModuleNotFoundError("evdev")])
 async def test_a_device_that_cannot_be_opened_is_one_device(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Whatever happens: the others are served, and it is too when it can be opened."""
+    """Other devices are served whatever the error is, and this one as soon as it can be opened."""
     keyboard, mouse = world.nodes.devices[KEYBOARD], world.nodes.devices[MOUSE]
     opened = world.nodes.open
 
@@ -275,7 +269,7 @@ async def test_a_device_that_cannot_be_opened_is_one_device(
             raise error
         return opened(path)
 
-    monkeypatch.setattr(evdev, "RESCAN", 0.01)
+    monkeypatch.setattr(evdev_devices, "RESCAN_INTERVAL", 0.01)
     monkeypatch.setattr(world.nodes, "open", fail)
     with structlog.testing.capture_logs() as lines:
         async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}") as guest:
@@ -287,18 +281,18 @@ async def test_a_device_that_cannot_be_opened_is_one_device(
             await grabbed(keyboard)
             keyboard.emit((EV_KEY, KEY_A, 1))
             await until(lambda: guest.pressed == {KEY_A})
-    (line,) = [line for line in lines if line["event"] == "cannot open"]
+    (line,) = [line for line in lines if line["event"] == "cannot open input device"]
     assert line["device"] == KEYBOARD
     assert line["exc_info"]
 
 
 async def test_the_node_that_can_be_what_is_named(world: World) -> None:
-    """Three nodes of one name: a few special keys, a mouse, the keyboard; event10 sorts before event2 as text, and comes after it."""
+    """Nodes of one name: a few special keys, the keyboard, two mice. event10 comes after event2, though not as text."""
     can = {
-        "event2": Description(keys=frozenset((113, 114, 115))),
-        "event10": Description(keys=frozenset(range(1, 128))),
-        "event11": Description(keys=frozenset((BTN_LEFT,)), wheels=frozenset((REL_X, REL_Y))),
-        "event12": Description(keys=frozenset((BTN_LEFT,)), wheels=frozenset((REL_X, REL_Y))),
+        "event2": Capabilities(keys=frozenset((113, 114, 115))),
+        "event10": Capabilities(keys=frozenset(range(1, 128))),
+        "event11": Capabilities(keys=frozenset((BTN_LEFT,)), rel_axes=frozenset((REL_X, REL_Y))),
+        "event12": Capabilities(keys=frozenset((BTN_LEFT,)), rel_axes=frozenset((REL_X, REL_Y))),
     }
     nodes = {
         name: world.nodes.plug(f"/dev/input/{name}", SimDevice("Receiver", what))
@@ -315,16 +309,17 @@ async def test_the_node_that_can_be_what_is_named(world: World) -> None:
 
 
 async def test_devices_that_others_hear_too(tmp_path: Path) -> None:
-    """`grab = false`; and a guest's own `input`, which goes before its vkb line and needs no permission."""
+    """`grab = false`; and a guest's own `input`, which takes precedence over its vkb line and which `[input] devices` need not allow."""
     settings = InputSettings(grab=False)
     guests = {"typist": GuestSettings(input=f"K:{KEYBOARD}")}
     async with World.running(tmp_path, input=settings, guests=guests) as world:
-        keyboard = world.nodes.plug(KEYBOARD, SimDevice("keyboard", Description(keys=frozenset(range(1, 128)))))
-        other = world.nodes.plug(MOUSE, SimDevice("other", Description(keys=frozenset(range(1, 128)))))
+        keyboard = world.nodes.plug(KEYBOARD, SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
+        other = world.nodes.plug(MOUSE, SimDevice("other", Capabilities(keys=frozenset(range(1, 128)))))
         console = world.nodes.open(KEYBOARD)
         async with world.typist(1, f"K:{MOUSE}", "typist") as guest, world.typist(2, f"K:{MOUSE}", "other") as none:
             await until(lambda: len(keyboard.readers) == 2)
-            await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+            await until(lambda: world.daemon.evdev.devices[KEYBOARD].state is DeviceState.SHARED)
+            await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
             keyboard.emit((EV_KEY, KEY_A, 1))
             await until(lambda: guest.pressed == {KEY_A})
             assert (EV_KEY, KEY_A, 1) in console.read()
@@ -334,7 +329,7 @@ async def test_devices_that_others_hear_too(tmp_path: Path) -> None:
 
 
 async def test_events_that_were_lost(world: World) -> None:
-    """SYN_DROPPED: the keyboard is asked for its state."""
+    """SYN_DROPPED: the keyboard's present state is passed on."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
@@ -347,7 +342,7 @@ async def test_events_that_were_lost(world: World) -> None:
 
 
 async def test_a_device_that_somebody_else_has(world: World) -> None:
-    """Grabbed by another program: it is tried again until it is free."""
+    """Another program has grabbed the device: grabbing is tried again until it succeeds."""
     keyboard = world.nodes.devices[KEYBOARD]
     other = world.nodes.open(KEYBOARD)
     other.grab()
@@ -360,17 +355,19 @@ async def test_a_device_that_somebody_else_has(world: World) -> None:
 
 
 async def test_keys_that_are_down_when_the_device_is_opened(world: World) -> None:
-    """Enter, that started the guest: this machine's console sees it go up, the guest sees nothing of it."""
+    """For example Enter, which started the guest: the host's console sees its release, the guest sees neither."""
     keyboard = world.nodes.devices[KEYBOARD]
     keyboard.emit((EV_KEY, KEY_A, 1))
     console = world.nodes.open(KEYBOARD)
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await until(lambda: len(keyboard.readers) == 2)
         await trio.sleep(0.05)
+        assert world.daemon.evdev.devices[KEYBOARD].state is DeviceState.HELD_BACK
         assert not any(reader.grabbed for reader in keyboard.readers)
         keyboard.emit((EV_KEY, KEY_A, 0))
         assert (EV_KEY, KEY_A, 0) in console.read()
         await grabbed(keyboard)
+        assert world.daemon.evdev.devices[KEYBOARD].state is DeviceState.GRABBED
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: guest.pressed == {KEY_B})
         assert [event.keycode for event in guest.events if isinstance(event, kbdif.Key)] == [KEY_B]
@@ -387,7 +384,7 @@ async def test_qemus_keyboards_are_left_alone(world: World) -> None:
 
 
 async def test_a_storm_of_one_mouse_is_few_notifications(world: World) -> None:
-    """However fast it moves: the guest is notified once until it has answered."""
+    """However fast the mouse moves, the guest is not notified again before it has answered."""
     mouse = world.nodes.devices[MOUSE]
     async with world.typist(1, f"P:{MOUSE}") as guest:
         await grabbed(mouse)
@@ -398,8 +395,8 @@ async def test_a_storm_of_one_mouse_is_few_notifications(world: World) -> None:
                 await until(lambda: not mouse.readers[0]._events)
         await until(lambda: guest.moved == [1000, 0])
         (claim,) = world.daemon.focus.claims
-        assert claim.feed is not None
-        assert claim.feed.outbox.notified <= guest.kicks + 1
+        assert claim.guest_input is not None
+        assert claim.guest_input.queue.notified <= guest.kicks + 1
 
 
 async def test_a_guest_beside_a_display(world: World) -> None:
@@ -413,7 +410,7 @@ async def test_a_guest_beside_a_display(world: World) -> None:
 
 
 async def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compositor's seats, on the window of the guest's own connector."""
+    """Events of a compositor's seat on the window of the guest's own connector."""
     seats = Seats()
     monkeypatch.setattr(HeadlessSink, "seats", seats)
     async with (
@@ -470,8 +467,8 @@ async def test_a_window_where_there_are_none(world: World) -> None:
 
 
 async def test_a_guest_that_asks_for_raw_positions(world: World) -> None:
-    """0 to 0x7fff, whatever the size of the screen. Linux does not ask."""
-    tablet = Description(keys=frozenset((BTN_LEFT,)), axes={ABS_X: Axis(0, 9), ABS_Y: Axis(0, 9)})
+    """Raw positions are 0 to 0x7fff, whatever the size of the screen. Linux does not request them."""
+    tablet = Capabilities(keys=frozenset((BTN_LEFT,)), abs_axes={ABS_X: AbsAxis(0, 9), ABS_Y: AbsAxis(0, 9)})
     device = world.nodes.plug("/dev/input/event2", SimDevice("tablet", tablet))
     async with world.booted(1, vkb={"unique-id": "P:name=tablet", "width": "640"}) as guest:
         probe = guest.input._probe
@@ -489,7 +486,7 @@ async def test_a_guest_that_asks_for_raw_positions(world: World) -> None:
 
 
 async def test_a_frontend_that_does_not_notify_back(world: World) -> None:
-    """Events put while it was looking are found all the same."""
+    """Events put while the frontend was consuming others are delivered anyway."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
@@ -499,14 +496,14 @@ async def test_a_frontend_that_does_not_notify_back(world: World) -> None:
         await until(lambda: guest.memory.load(4) == 1)
         keyboard.emit((EV_KEY, KEY_A, 0))
         await until(lambda: guest.memory.load(4) == 2)
-        guest.memory.store(0, 1)  # it has looked in between
+        guest.memory.store(0, 1)  # it has consumed the first one
         guest.reads = True
         await until(lambda: len(guest.events) == 1)
         guest.channel.notify = notify  # type: ignore[method-assign]
 
 
 async def test_a_frontend_that_never_notifies_back(world: World) -> None:
-    """More than the page has room for: what waits here comes all the same."""
+    """More events than the page holds: the waiting ones are delivered anyway."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
@@ -521,7 +518,7 @@ async def test_a_frontend_that_never_notifies_back(world: World) -> None:
 
 
 async def test_what_was_typed_before_the_switch(world: World) -> None:
-    """It waits in the device's file while the operator gives the keyboard to another guest: it was not typed for that one."""
+    """Events are buffered in the kernel while the operator gives the keyboard to another guest: they were not typed for that one."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}", "a") as a, world.typist(2, f"K:{KEYBOARD}", "b") as b:
         await grabbed(keyboard)
@@ -538,18 +535,18 @@ async def test_what_was_typed_before_the_switch(world: World) -> None:
                 kbdif.Key(1, KEY_A),
                 kbdif.Key(0, KEY_A),
                 kbdif.Key(1, KEY_B),
-                kbdif.Key(0, KEY_B),  # since it has left
+                kbdif.Key(0, KEY_B),  # since the guest has lost the keyboard
             ]
             assert taker.events == []
 
 
 def is_served(world: World, name: str) -> bool:
-    """Whether a guest can be told something."""
-    return any(claim.guest == name and claim.feed is not None for claim in world.daemon.focus.claims)
+    """Return whether a guest's vkbd is connected."""
+    return any(claim.guest == name and claim.guest_input is not None for claim in world.daemon.focus.claims)
 
 
 async def slowly(world: World, guest: InputFrontend) -> trio.Event:
-    """Restart the daemon, under a guest that says nothing until the event is set."""
+    """Restart the daemon, with a guest that does not change its state until the event is set."""
     switch, hurry = guest.switch, trio.Event()
 
     async def late(state: State) -> None:
@@ -563,7 +560,7 @@ async def slowly(world: World, guest: InputFrontend) -> trio.Event:
 
 
 async def test_a_restart_moves_no_keyboard(world: World) -> None:
-    """Of two guests that name one, the second is quicker to connect again. The first has it all the same."""
+    """Of two guests that name the keyboard, the second reconnects sooner. The first gets the keyboard anyway."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}", "first") as first, world.typist(2, f"K:{KEYBOARD}", "second") as second:
         await grabbed(keyboard)
@@ -575,7 +572,7 @@ async def test_a_restart_moves_no_keyboard(world: World) -> None:
         await until(lambda: not keyboard.readers[0]._events)
         hurry.set()
         await until(lambda: is_served(world, "first"))
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: first.pressed == {KEY_B})
         assert second.events == []
@@ -591,32 +588,32 @@ async def test_the_operators_word_outlasts_a_restart(world: World) -> None:
         hurry.set()
         await until(lambda: is_served(world, "second"))
         await grabbed(keyboard)
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         keyboard.emit((EV_KEY, KEY_A, 1))
         await until(lambda: second.pressed == {KEY_A})
         assert first.events == []
 
 
 def test_what_is_remembered(tmp_path: Path) -> None:
-    """Until the configuration says something else; and a file that is spoilt, or cannot be written, harms nothing."""
-    Remembered(tmp_path, "a").keep("b")
-    assert Remembered(tmp_path, "a").first() == "b"
-    assert Remembered(tmp_path, "c").first() == "c"
-    assert Remembered(None, "a").first() == "a"
+    """The choice is kept until the configuration changes; a file that is damaged or cannot be written does no harm."""
+    FocusFile(tmp_path, "a").save("b")
+    assert FocusFile(tmp_path, "a").load() == "b"
+    assert FocusFile(tmp_path, "c").load() == "c"
+    assert FocusFile(None, "a").load() == "a"
     for spoilt in (b"", b"\xff", b"[]", b"{}", b'{"configured": "a", "first": 1}', b" " * 10000):
         (tmp_path / "focus").write_bytes(spoilt)
-        assert Remembered(tmp_path, "a").first() == "a"
-    nowhere = Remembered(tmp_path / "missing", "a")
-    nowhere.keep("b")
-    assert nowhere.first() == "a"
-    Remembered(None, "a").keep("b")
+        assert FocusFile(tmp_path, "a").load() == "a"
+    nowhere = FocusFile(tmp_path / "missing", "a")
+    nowhere.save("b")
+    assert nowhere.load() == "a"
+    FocusFile(None, "a").save("b")
 
 
 async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
-    """And what a guest was given, and does not take."""
+    """And how many events a guest was sent, and how many it does not consume."""
     keyboard = world.nodes.devices[KEYBOARD]
 
-    async def told() -> list[status.Input | None]:
+    async def told() -> list[status.InputStatus | None]:
         said = await world.daemon.commands.status()
         assert all(len(line) <= WIDTH for line in status_lines(said))
         return [device.input for guest in said.guests for device in guest.devices]
@@ -624,8 +621,8 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
     async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}", "a") as a, world.typist(2, f"K:{KEYBOARD}", "b"):
         await grabbed(keyboard)
         await grabbed(world.nodes.devices[MOUSE])
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
-        assert await told() == [status.Input((KEYBOARD, MOUSE), 0, 0, 0), status.Input((), 0, 0, 0)]
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
+        assert await told() == [status.InputStatus((KEYBOARD, MOUSE), 0, 0, 0), status.InputStatus((), 0, 0, 0)]
         a.reads = False
         for number in range(2 * kbdif.IN_SLOTS):
             keyboard.emit((EV_KEY, KEY_A, 1 - number % 2))
@@ -633,8 +630,8 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
         keyboard.emit((EV_KEY, KEY_A, 1))
         keyboard.emit((EV_KEY, KEY_A, 2))
         world.daemon.focus.give("b")
-        waiting = kbdif.IN_SLOTS + 2  # the last press, and its release
-        expected = [status.Input((MOUSE,), kbdif.IN_SLOTS, waiting, 1), status.Input((KEYBOARD,), 0, 0, 0)]
+        waiting = kbdif.IN_SLOTS + 2  # the last press and its release
+        expected = [status.InputStatus((MOUSE,), kbdif.IN_SLOTS, waiting, 1), status.InputStatus((KEYBOARD,), 0, 0, 0)]
         assert await told() == expected
         lines = " ".join(" ".join(status_lines(await world.daemon.commands.status())).split())
         assert f"from {MOUSE}; 51 events, 53 waiting for the guest, 1 dropped" in lines
@@ -647,7 +644,7 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
 
 
 async def test_a_refused_guest_has_no_device(world: World) -> None:
-    """One part of what it names cannot be had: it has none of it, and the next guest that names the keyboard has that."""
+    """A guest with one impossible binding gets no device at all, and the next guest that names the keyboard gets it."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.booted(1, vkb={"unique-id": f"K:{KEYBOARD};P:HDMI-A-1"}, name="refused"):
         path = f"{world.tools.vinput(1)}/error"
@@ -662,7 +659,7 @@ async def test_a_refused_guest_has_no_device(world: World) -> None:
 async def test_a_frontend_that_begins_while_its_features_are_made(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have read half of them already: it gets none then."""
+    """It may have read some of them already: then none are published."""
     world.tools.create_domain(1)
 
     async def size(device: Device) -> tuple[int, int]:
@@ -678,7 +675,7 @@ async def test_a_frontend_that_begins_while_its_features_are_made(
 
 
 async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first has it. Its place is kept while it may be rebooting: what is typed then is nobody's. Then the other has it."""
+    """The first guest has it. When it goes, its place is reserved, with its events discarded; then the other guest has it."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(2, f"K:{KEYBOARD}", "second") as second:
         async with world.typist(1, f"K:{KEYBOARD}", "first") as first:
@@ -691,7 +688,7 @@ async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest
             await until(lambda: first.pressed == {KEY_B})
             keyboard.emit((EV_KEY, KEY_B, 0))
             await until(lambda: not first.pressed)
-            world.daemon.focus.give("")  # as the configuration has it: who came first
+            world.daemon.focus.give("")  # as configured: the guest that arrived first
             seen = len(second.events)
         async with world.typist(3, f"K:{KEYBOARD}", "third") as third:
             keyboard.emit((EV_KEY, KEY_A, 1))
@@ -705,17 +702,17 @@ async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest
         keyboard.emit((EV_KEY, KEY_A, 0))
         await trio.sleep(0.05)
         assert fourth.events == [], "the place of the one before is kept"
-        gone = next(claim.left for claim in world.daemon.focus.claims if claim.left is not None)
-        monkeypatch.setattr(focus, "PLACE", trio.current_time() - gone + 0.2)
+        gone = next(claim.gone_since for claim in world.daemon.focus.claims if claim.gone_since is not None)
+        monkeypatch.setattr(focus, "RESERVATION", trio.current_time() - gone + 0.2)
         world.daemon.focus.changed()
         await until(lambda: world.daemon.focus.holder(lambda claim: True) is not None)
-        await until(lambda: all(reader._receiver for reader in world.daemon.evdev._readers.values()))
+        await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: fourth.pressed == {KEY_B})
 
 
 async def test_a_guest_that_reboots_has_its_keyboard_again(world: World) -> None:
-    """And nothing of what is typed meanwhile, or while it comes, is told to the other that names it."""
+    """And the other guest that names it gets nothing of what is typed meanwhile."""
     keyboard = world.nodes.devices[KEYBOARD]
     typed = 0
 

@@ -1,4 +1,4 @@
-"""One guest misbehaves; the other does not notice."""
+"""One guest misbehaves; the other must not notice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IN_CONS = 0
 
 @asynccontextmanager
 async def neighbours(world: World) -> AsyncIterator[tuple[Guest, list[float]]]:
-    """A bad guest, while a good one flips: afterwards, each of its flips was answered, and soon."""
+    """Run a bad guest while a good one flips. Afterwards each of the good one's flips must have been answered in time."""
     async with world.guest(2, spec("good")) as good, world.guest(1, spec("bad")) as bad, flip_on(good) as times:
         await until(lambda: len(times) > 2)
         already = len(times)
@@ -33,7 +33,7 @@ async def neighbours(world: World) -> AsyncIterator[tuple[Guest, list[float]]]:
 
 
 async def shut_off_and_back(world: World, bad: Guest, logs: list[dict[str, object]]) -> None:
-    """The device went to 5 and 6 with all it held, the guest's driver connected again, and it works."""
+    """Wait until the device has gone to 5 and 6 and released everything, and the guest's driver has reconnected and works."""
     await until(lambda: bad.display.history.count(State.CONNECTED) == 2 and bad.display.connected.is_set())
     assert bad.display.history.index(State.CLOSING) < bad.display.history.index(State.CLOSED)
     lines = [line for line in logs if line["event"] == "device shut off"]
@@ -111,7 +111,7 @@ async def test_a_storm_of_notifications_and_of_bad_requests(world: World) -> Non
 
 @pytest.mark.parametrize("slow", [False, True])
 async def test_a_mistake_of_ours(world: World, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
-    """Whatever is raised while a guest's request is served, at once or by the connector's task, ends that device only."""
+    """An exception while a guest's request is served, at once or by the connector's task, ends that device only."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a mistake")
@@ -134,7 +134,7 @@ async def test_a_mistake_of_ours(world: World, monkeypatch: pytest.MonkeyPatch, 
 
 
 async def test_a_request_whose_notification_was_lost(world: World) -> None:
-    """The rescue poll finds it, counts it and says so: none should ever be lost."""
+    """The rescue poll finds the request, counts and logs it: no notification should ever be lost."""
     with capture_logs() as logs:
         async with neighbours(world) as (bad, _):
             connector = bad.display.connectors[0]

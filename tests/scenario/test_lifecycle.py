@@ -1,4 +1,4 @@
-"""Guests and daemons come and go, in order and out of it. Afterwards nothing is held of anybody."""
+"""Guests and daemons start and end, in order and out of order. Afterwards no guest's resources are held."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RSP_PROD = 8
 
 
 async def seen(display: Frontend, *states: State, timeout: float = 30.0) -> None:
-    """Wait until the guest has seen these states of ours last."""
+    """Wait until these are the last backend states that the guest has seen."""
     await until(lambda: tuple(display.history[-len(states) :]) == states, timeout)
 
 
@@ -33,7 +33,7 @@ async def reconnected(display: Frontend) -> None:
 
 
 def freeze(display: Frontend) -> None:
-    """The guest's driver does nothing any more, whatever our state is; `del display._on_backend` wakes it."""
+    """Stop the guest's driver, whatever the backend's state is; `del display._on_backend` lets it go on."""
 
     async def ignore(state: State | None) -> None:
         await trio.lowlevel.checkpoint()
@@ -42,11 +42,11 @@ def freeze(display: Frontend) -> None:
 
 
 def forget_rings() -> None:
-    """Instead of Frontend.free_rings: the kernel that made them is gone."""
+    """Replaces Frontend.free_rings: the kernel that allocated the rings is gone."""
 
 
 async def work(guest: Guest, flips: int = 5) -> None:
-    """Flip a little."""
+    """Flip a few times."""
     async with flip_on(guest) as times:
         await until(lambda: len(times) >= flips)
 
@@ -123,7 +123,7 @@ async def test_a_guest_is_destroyed_while_it_flips(world: World) -> None:
 
 
 async def test_a_guests_nodes_vanish(world: World) -> None:
-    """What the toolstack does when it has lost its patience: no word to us, the directories are gone."""
+    """The toolstack's timeout has expired: it removes the directories without notice."""
     async with world.guest(1) as guest:
         _, fb, _ = await guest.display.create_framebuffer(64, 48)
         await guest.display.show(0, fb, 64, 48)
@@ -135,7 +135,7 @@ async def test_a_guests_nodes_vanish(world: World) -> None:
 
 
 async def test_the_same_domain_id_at_once(world: World) -> None:
-    """No state in between: the old guest is dead and a new one has its number before we have looked."""
+    """There is no state in between: the old guest has gone and a new one has its number before the daemon has looked."""
     world.tools.create_domain(1)
     await world.xen.start_domain(1)
     world.tools.add_display(1, [spec()])
@@ -214,7 +214,7 @@ async def test_attach_and_detach_while_the_guest_runs(world: World) -> None:
 
 
 async def test_a_frontend_that_changes_its_mind_all_the_time(world: World) -> None:
-    """States at random for half a second; then an honest start works."""
+    """Random states for half a second; then a normal start works."""
     async with world.guest(1) as guest:
         freeze(guest.display)
         front = world.tools.front(1)
@@ -300,9 +300,9 @@ async def test_the_daemon_ends_while_xenstore_is_away(world: World) -> None:
 
 @pytest.mark.parametrize("told_early", [False, True])
 async def test_the_daemon_is_killed_under_a_guest(world: World, told_early: bool) -> None:
-    """The guest is at 4 and so is our node: the old rings are never served, the guest starts anew, and all is well.
+    """Guest and backend node are at 4: the old rings are never served, and the guest starts anew.
 
-    It may hear of it before the next daemon is there.
+    The guest may see the states change before the next daemon runs.
     """
     async with world.guest(1) as guest:
         await work(guest)
@@ -326,7 +326,7 @@ async def test_the_daemon_is_killed_under_a_guest(world: World, told_early: bool
 
 @pytest.mark.parametrize("told_early", [False, True])
 async def test_the_daemon_is_killed_and_the_guest_does_not_react(world: World, told_early: bool) -> None:
-    """Until it has left its old rings we stay at 6."""
+    """The backend stays at 6 until the guest has given up its old rings."""
     async with world.guest(1) as guest:
         freeze(guest.display)
         await world.kill_daemon()
@@ -344,7 +344,7 @@ async def test_the_daemon_is_killed_and_the_guest_does_not_react(world: World, t
 
 
 async def test_the_daemon_is_killed_before_the_guest_has_connected(world: World) -> None:
-    """At 3 the rings are unused, and the frontend does not go back by itself: it is answered as at a start."""
+    """At 3 the rings are unused and the frontend does not go back by itself: the handshake goes on as at a start."""
     async with world.booted(1, spec()) as guest:
         await until(lambda: guest.display.state is State.INITIALISED)
         await world.kill_daemon()
@@ -376,7 +376,7 @@ async def test_a_guest_that_was_there_before_the_daemon(tmp_path: Path) -> None:
 
 
 async def test_other_rings(tmp_path: Path) -> None:
-    """A frontend that begins anew faster than its states are seen, with other rings: these are served, the old ones let go."""
+    """A frontend restarts with other rings, faster than its states are seen: the new rings are served, the old ones released."""
     async with World.running(tmp_path) as world, world.guest(1) as guest:
         display = guest.display
         old = display.connectors

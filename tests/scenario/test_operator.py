@@ -1,4 +1,4 @@
-"""The operator: the real displbectl, in a process of its own, asks and tells the daemon while guests are served."""
+"""The real displbectl, in a process of its own, queries and controls the daemon while guests are served."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
 from displbe.display.connector import Connector
 from displbe.ops import control
-from displbe.ops.status import Connector as ConnectorStatus
-from displbe.ops.status import Status
+from displbe.ops.status import ConnectorStatus, Status
 from displbe.sim.guest import Guest as SimGuest
 from displbe.sinks.base import Part, SinkBuffer, SinkError
 from displbe.wire.displif import FbDetach, PageFlip, UnknownRequest
@@ -31,7 +30,7 @@ from displbe.wire.xenbus import State
 
 
 async def ctl(world: World, *arguments: str, code: int = 0) -> str:
-    """Run displbectl: what it says."""
+    """Run displbectl; return its output."""
     command = [sys.executable, "-W", "error", "-c", "import sys; from displbe.ctl.main import main; sys.exit(main())"]
     done = await trio.run_process(
         [*command, "--socket", world.settings.control.socket, *arguments],
@@ -46,12 +45,12 @@ async def ctl(world: World, *arguments: str, code: int = 0) -> str:
 
 
 async def asked(world: World) -> Any:
-    """`displbectl status --json`."""
+    """Return `displbectl status --json`."""
     return json.loads(await ctl(world, "status", "--json"))
 
 
 async def more(times: list[float], count: int) -> None:
-    """Wait for so many more flips."""
+    """Wait for this number of further flips."""
     wanted = len(times) + count
     await until(lambda: len(times) > wanted)
 
@@ -63,7 +62,7 @@ async def connected(guest: SimGuest) -> None:
 
 
 async def ignore(state: State | None) -> None:
-    """A frontend that does not look at the backend's state."""
+    """Stop a frontend from reacting to the backend's state."""
 
 
 def colour(guest: SimGuest, buffer: memoryview, pixel: bytes) -> None:
@@ -132,7 +131,7 @@ async def test_a_refused_request_is_told_in_words(world: World) -> None:
 
 
 async def test_what_is_counted(world: World) -> None:
-    """Refusals by their kind, notifications for nothing, events without room, and what is held."""
+    """The status counts refusals by kind, notifications without a request and delayed events, and shows held resources."""
     async with world.guest(1) as guest:
         connector = guest.display.connectors[0]
         _, fb, _ = await guest.display.create_framebuffer(64, 48)
@@ -168,7 +167,7 @@ async def test_a_guest_that_is_held_back(tmp_path: Path) -> None:
 async def test_status_of_many_connectors_gives_the_rings_their_turn(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two connectors, the loop looks at who else wants something."""
+    """The loop serves other tasks between two connectors."""
     turns = Turns()
     seen: list[int] = []
     status = Connector.status
@@ -187,7 +186,7 @@ async def test_status_of_many_connectors_gives_the_rings_their_turn(
 
 
 class Turns(trio.abc.Instrument):
-    """The loop's, counted."""
+    """Counts the loop's turns."""
 
     count = 0
 
@@ -217,7 +216,7 @@ async def test_a_shut_off_device_and_its_trace(world: World) -> None:
 
 
 async def test_traces_are_kept_when_devices_are_shut_off(tmp_path: Path) -> None:
-    """Of each guest, all its connectors."""
+    """All connectors of each guest are in it."""
     folder = tmp_path / "traces"
     folder.mkdir()
     async with World.running(tmp_path, traces=str(folder)) as world:
@@ -237,7 +236,7 @@ async def test_traces_are_kept_when_devices_are_shut_off(tmp_path: Path) -> None
         assert "domain1, DP-1: shut off: impossible request index" in text
         assert "PG_FLIP id=0 fb_cookie=0x63 -> ENOENT after" in text
         assert "fb_cookie=0x62 -> ENOENT after" in await ctl(world, "trace", "--file", str(folder / other))
-        assert "this is no trace" in await ctl(world, "trace", "--file", "/etc/passwd", code=1)
+        assert "this is not a trace" in await ctl(world, "trace", "--file", "/etc/passwd", code=1)
         assert "No such file" in await ctl(world, "trace", "--file", str(folder / "none"), code=1)
 
 
@@ -306,7 +305,7 @@ async def test_blank_and_unblank(world: World) -> None:
 
 
 async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
-    """Modes set, screens switched off and framebuffers taken away under a blanked screen."""
+    """While a screen is blanked, the guest sets modes, switches the screen off and detaches framebuffers."""
     async with world.guest(1) as guest:
         display = guest.display
         small = await display.create_framebuffer(32, 32)
@@ -334,7 +333,7 @@ async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
 
 
 async def test_a_guest_cannot_undo_a_blank(world: World) -> None:
-    """Neither by connecting anew nor by rebooting; nor is it undone while it is away."""
+    """A blanked screen stays blanked when the guest reconnects or reboots, and while the guest is away."""
     output = "HDMI-A-1"
 
     async def dark(guest: SimGuest, *, blanked: bool) -> None:
@@ -370,7 +369,7 @@ async def test_a_guest_cannot_undo_a_blank(world: World) -> None:
             await guest.display.disconnected.wait()
         await dark(guest, blanked=False)
     await world.settled()
-    async with world.guest(3) as guest:  # whose name nobody knows
+    async with world.guest(3) as guest:  # whose name is not known
         await ctl(world, "blank", "3")
         await ctl(world, "kick", "3")
         with trio.fail_after(10):
@@ -393,7 +392,7 @@ async def test_lines_of_the_log_name_the_guest(world: World) -> None:
 
 
 async def test_a_flip_in_the_dark_is_its_own(world: World) -> None:
-    """A mode that is set while the flip waits for its event does not change whose event it is."""
+    """The event still belongs to the flip if a mode is set while the flip waits."""
     async with world.guest(1) as guest:
         display = guest.display
         one, two, three = [await display.create_framebuffer(64, 48) for _ in range(3)]
@@ -411,7 +410,7 @@ async def test_a_flip_in_the_dark_is_its_own(world: World) -> None:
 async def test_a_flip_while_the_screen_is_switched_on(
     world: World, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
-    """The output is not ready for flips before it is on. The flip is served, is shown, and has its event."""
+    """The output accepts no flips before it is on. The flip is served and shown, and has its event."""
     async with world.guest(1) as guest:
         display, output = guest.display, world.output()
         one, two = [await display.create_framebuffer(64, 48) for _ in range(2)]
@@ -464,8 +463,8 @@ async def test_kick(world: World) -> None:
 
 
 async def test_top_goes_on_after_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than the daemon keeps who is silent."""
-    monkeypatch.setattr(control, "IDLE", 0.05)
+    """For longer than the daemon keeps a silent client."""
+    monkeypatch.setattr(control, "IDLE_TIMEOUT", 0.05)
     assert (await ctl(world, "top", "--count", "2", "--interval", "0.5")).count("serving 0 guests") == 2
 
 
@@ -484,7 +483,7 @@ async def test_a_whole_guest_has_no_connector(world: World) -> None:
 async def test_focus(world: World) -> None:
     async with world.guest(1), world.guest(2, spec("DP-1")):
         await ctl(world, "focus", "2")
-        assert world.daemon.focus.first == "2"
+        assert world.daemon.focus.preferred == "2"
         assert "shared input devices go to 2" in await ctl(world, "status")
 
 
@@ -511,8 +510,8 @@ async def test_no_daemon(world: World, tmp_path: Path) -> None:
 
 
 async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight clients ask without end, and none of them reads. They are answered no more often than they may be, however many they are,
-    and there is about a flip to each answer.
+    """Eight clients send requests without end, and do not read. All together are answered no more often than allowed, and there
+    is about one flip for each answer.
     """
     looks: list[tuple[float, int]] = []
     status = Commands.status
@@ -537,8 +536,8 @@ async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch:
             for _ in range(8):
                 nursery.start_soon(flood)
         (begun, _), (ended, _) = looks[0], looks[-1]
-        assert 5 < len(looks) <= (ended - begun) / control.PACE + 2
-        # A busy machine gives time to both, now and then: they are counted over all of the flood.
+        assert 5 < len(looks) <= (ended - begun) / control.COMMAND_INTERVAL + 2
+        # A busy machine delays both at times, so they are counted over the whole flood.
         assert looks[-1][1] - looks[0][1] >= 0.8 * (len(looks) - 1)
         longest = max(len(list(group)) for _, group in groupby(flips for _, flips in looks))
         assert longest <= max(5, len(looks) // 3), "answers in a row without a flip"

@@ -1,4 +1,4 @@
-"""What a guest draws is what its output shows, pixel by pixel."""
+"""An output shows exactly the pixels that its guest draws."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Colour = tuple[int, int, int]
 
 
 def octets(name: str) -> int:
-    """Octets of a pixel."""
+    """Return the bytes of a pixel."""
     return {"XR24": 4, "AR24": 4, "RG24": 3}.get(name, 2)
 
 
 def encode(name: str, colour: Colour, junk: int) -> bytes:
-    """A pixel; `junk` fills the bits that hold no colour."""
+    """Return a pixel; `junk` fills the bits that hold no colour."""
     red, green, blue = DEPTHS[name]
     value = colour[0] << (green + blue) | colour[1] << blue | colour[2]
     value |= junk << (red + green + blue)
@@ -32,13 +32,13 @@ def encode(name: str, colour: Colour, junk: int) -> bytes:
 
 
 def shown(name: str, colour: Colour) -> Colour:
-    """A colour as eight bits each."""
+    """Return a colour with eight bits for each component."""
     red, green, blue = (v * 255 // ((1 << bits) - 1) for v, bits in zip(colour, DEPTHS[name], strict=True))
     return red, green, blue
 
 
 def random_picture(name: str, width: int, height: int) -> list[list[Colour]]:
-    """Any colours; all of them, where a picture of 256x256 has room for all."""
+    """Return a picture of many colours: of all of them, where 256x256 pixels are enough."""
     chance = random.Random(f"{name} {width} {height}")
     red, green, blue = DEPTHS[name]
     if (width, height) == (256, 256) and octets(name) == 2:
@@ -60,7 +60,7 @@ def draw(buffer: DisplayBuffer, name: str, picture: list[list[Colour]], stride: 
 
 
 def assert_shown(world: World, name: str, picture: list[list[Colour]], output: str = "HDMI-A-1") -> None:
-    """The output shows this; where depths differ, a step of 1 is rounding."""
+    """Check that the output shows this picture. Where depths differ, components may differ by 1, from rounding."""
     image = world.output(output).picture()
     assert image is not None
     assert (image.mode, image.size) == ("RGB", (len(picture[0]), len(picture)))
@@ -72,7 +72,7 @@ def assert_shown(world: World, name: str, picture: list[list[Colour]], output: s
 async def create(
     guest: Guest, name: str, size: tuple[int, int], *, offset: int = 0, stated: bool = True
 ) -> tuple[int, DisplayBuffer, int]:
-    """A display buffer of a size, its pixels after an offset: its cookie, itself, its stride."""
+    """Create a display buffer whose pixels begin at an offset; return its cookie, the buffer and its stride."""
     width, height = size
     stride = (width * 8 * octets(name) + 7) // 8
     buffer = DisplayBuffer(guest.domain, offset + stride * height)
@@ -84,14 +84,14 @@ async def create(
 
 
 async def attach(display: Frontend, dbuf: int, name: str, width: int, height: int) -> int:
-    """A framebuffer's cookie."""
+    """Attach a framebuffer; return its cookie."""
     fb = display.cookie()
     await display.connectors[0].order(displif.FbAttach(0, dbuf, fb, width, height, fourcc(name)))
     return fb
 
 
 async def test_yuyv(world: World) -> None:
-    """BT.601's limited range: two pixels of red, two of white."""
+    """Two red and two white pixels in BT.601's limited range."""
     async with world.guest(1, spec(width=256, height=256)) as guest:
         dbuf, fb, buffer = await guest.display.create_framebuffer(4, 3, "YUYV")
         buffer.pixels[:24] = bytes((81, 90, 81, 240, 235, 128, 235, 128)) * 3
@@ -199,7 +199,7 @@ async def test_a_flip_shows_the_other_buffer(world: World) -> None:
 
 
 async def test_guests_and_connectors_side_by_side(world: World) -> None:
-    """Two guests with two connectors each: all flip at once, and each sees its own."""
+    """Two guests with two connectors each flip at the same time; each output shows its own guest's picture."""
     pictures: dict[str, list[list[Colour]]] = {}
 
     async def play(domid: int) -> None:

@@ -1,5 +1,5 @@
-"""Devices that cannot be connected as they stand in XenStore: they wait at state 2, an `error` node and a line in the log say
-why, and they connect once the cause is gone.
+"""Devices whose XenStore nodes are wrong: they wait at state 2, an `error` node and a line in the log say why, and they connect once
+the cause is gone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Tamper = Callable[[World, Guest], None]
 
 @asynccontextmanager
 async def tampered(world: World, tamper: Tamper) -> AsyncIterator[Guest]:
-    """Guest 1, with a change made between its publishing its rings and its telling us."""
+    """Run guest 1, with a change made after it has published its rings and before it changes its state."""
     async with world.booted(1, spec()) as guest:
         switch = guest.display._switch
 
@@ -36,7 +36,7 @@ async def tampered(world: World, tamper: Tamper) -> AsyncIterator[Guest]:
 
 
 async def refused(world: World, reason: str, logs: list[dict[str, object]]) -> None:
-    """It is refused for this reason, in both places, and nothing is held."""
+    """Wait until the device is refused for this reason, in the node and in the log, with no resource held."""
     await until(lambda: world.error(1))
     assert reason in (world.error(1) or "")
     assert world.state(1) is State.INIT_WAIT
@@ -48,7 +48,7 @@ async def refused(world: World, reason: str, logs: list[dict[str, object]]) -> N
 
 
 async def connects(world: World, guest: Guest) -> None:
-    """It connects, its error is gone, and it works."""
+    """Wait until the device connects; its error must be gone, and it must work."""
     with trio.fail_after(3):
         await guest.display.connected.wait()
     assert world.error(1) is None
@@ -57,7 +57,7 @@ async def connects(world: World, guest: Guest) -> None:
 
 
 def key(name: str) -> str:
-    """A node of connector 0."""
+    """Return the path of a node of connector 0."""
     return f"/local/domain/1/device/vdispl/0/0/{name}"
 
 
@@ -70,7 +70,7 @@ def _remove(name: str) -> Tamper:
 
 
 def _forge(name: str, value: str) -> Tamper:
-    """As a guest can: a node of the toolstack's is not its own to remove, but the directory around it is."""
+    """Remove a node as a guest can: it may not remove the toolstack's node, but the directory around it."""
 
     def forge(world: World, guest: Guest) -> None:
         tree, connector = world.xen.server.tree, "/local/domain/1/device/vdispl/0/0"
@@ -152,7 +152,7 @@ async def test_a_connector_that_another_guest_has(world: World) -> None:
 
 
 async def test_a_frontend_of_another_place(world: World) -> None:
-    """Who a device belongs to says its place; a `frontend` node that says otherwise is not followed."""
+    """The path of a device says whose it is; a `frontend` node that names another guest is not followed."""
     async with world.booted(1, spec()) as guest:
         world.tools.write(f"{world.tools.back(1)}/frontend", "/local/domain/7/device/vdispl/0")
         await until(lambda: world.error(1))
@@ -162,7 +162,7 @@ async def test_a_frontend_of_another_place(world: World) -> None:
 
 
 async def test_a_guests_backend_node_leads_nowhere(world: World) -> None:
-    """The guest may write its `backend` node: ours is where we found it (compare XSA-175)."""
+    """The guest may write its `backend` node, so it is not followed: the backend directory is where we found it (compare XSA-175)."""
     async with world.guest(2, spec("DP-1")) as victim, world.guest(1) as guest:
         await guest.hypervisor.store.write("device/vdispl/0/backend", world.tools.back(2).encode())
         async with flip_on(guest) as times:

@@ -1,4 +1,4 @@
-"""SIGHUP and systemd: the configuration read again, what it does and does not change, and what the service manager is told."""
+"""SIGHUP and systemd: which changes of the configuration a reload applies, and what the service manager is told."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from displbe import daemon, process
 from displbe.backend.guests import GuestSettings
 from displbe.config import Settings, differences, load
 from displbe.daemon import Daemon
-from displbe.input.translate import EV_KEY, Description
-from displbe.ops.health import Health
+from displbe.input.evdev.capabilities import Capabilities
+from displbe.input.event_codes import EV_KEY
+from displbe.ops.service_manager import ServiceManager
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 
 
 class Manager:
-    """systemd's ear."""
+    """systemd's notification socket."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,7 +37,7 @@ class Manager:
         self.heard: list[str] = []
 
     async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Hear what is said, for ever."""
+        """Receive notifications until cancelled."""
         await self._socket.bind(str(self.path))
         task_status.started()
         with self._socket:
@@ -44,7 +45,7 @@ class Manager:
                 self.heard += (await self._socket.recv(4096)).decode().splitlines()
 
     def last(self, key: str) -> str:
-        """The last value of KEY=…"""
+        """Return the last value of KEY=…"""
         return next((line.partition("=")[2] for line in reversed(self.heard) if line.startswith(f"{key}=")), "")
 
 
@@ -63,7 +64,7 @@ async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: 
     config = tmp_path / "displbe.toml"
     config.write_text("sink = 'headless'\n[control]\nsocket = ''\n")
     async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
-        made = Daemon(load(str(config)), xen.hypervisor(0), Health({"NOTIFY_SOCKET": str(manager.path)}))
+        made = Daemon(load(str(config)), xen.hypervisor(0), ServiceManager({"NOTIFY_SOCKET": str(manager.path)}))
         nursery.start_soon(process.serve, made, str(config))
         await until(lambda: "READY=1" in manager.heard)
         assert manager.last("STATUS").startswith("serving")
@@ -81,14 +82,14 @@ async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: 
                 assert manager.last("MONOTONIC_USEC").isdigit()
                 assert made.quotas.limits.pages == 7
                 wanted = len(times) + 3
-                await until(lambda: len(times) > wanted)  # nobody notices
+                await until(lambda: len(times) > wanted)  # no guest notices
             assert guest.display.history.count(guest.display.history[-1]) == 1
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: "STOPPING=1" in manager.heard)
 
 
 async def test_the_watchdog_is_fed_by_the_loop_that_serves(tmp_path: Path) -> None:
-    """While that stands still systemd hears nothing, and starts another daemon."""
+    """While the loop stands still, systemd gets no WATCHDOG=1, and starts another daemon."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as ear:
         ear.bind(str(tmp_path / "notify"))
 
@@ -100,7 +101,7 @@ async def test_the_watchdog_is_fed_by_the_loop_that_serves(tmp_path: Path) -> No
             except BlockingIOError:
                 return lines
 
-        health = Health({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"})
+        health = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"})
         settings = Settings(sink="headless", control=ControlSettings(socket=""))
         async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
             await nursery.start(Daemon(settings, xen.hypervisor(0), health).run)
@@ -116,7 +117,7 @@ async def test_the_watchdog_is_fed_by_the_loop_that_serves(tmp_path: Path) -> No
 
 
 def said(lines: list[Any]) -> dict[str, Any]:
-    """What the log says of the one reload."""
+    """Return the log line of the only reload."""
     (line,) = [line for line in lines if "configuration" in line["event"]]
     return dict(line)
 
@@ -138,13 +139,13 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
         same.replace("1000", "60").replace("headless'\n", "drm'\n", 1) + "[limits]\npages = 5\n[input]\nfocus = 'a'\n"
     )
     config.write_text(more + "[guest.a]\nconnectors = ['DP-1']\n[log]\nlevel = 'info'\n")
-    for applied in (["guest.a", "input.focus", "limits.pages"], []):  # what takes a restart is told each time
+    for applied in (["guest.a", "input.focus", "limits.pages"], []):  # changes that take a restart are logged each time
         with structlog.testing.capture_logs() as lines:
             world.daemon.reload(str(config))
         line = said(lines)
         assert sorted(line["applied"]) == applied
         assert line["takes_a_restart"] == ["headless.refresh", "sink"]
-    assert world.daemon.focus.first == "a"
+    assert world.daemon.focus.preferred == "a"
     async with world.booted(1, spec()) as guest:
         world.tools.write("/local/domain/1/name", "a", [("n", 0), ("r", 1)])
         with trio.fail_after(10):
@@ -154,9 +155,9 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
 
 
 async def test_another_keyboard_from_the_next_connection_on(tmp_path: Path) -> None:
-    """`[guest.NAME] input` changes: the guest keeps what it has, connects anew, and has the other one only."""
+    """`[guest.NAME] input` changes: the guest keeps its device until it reconnects; then it has the other one only."""
     first, second = "/dev/input/event0", "/dev/input/event1"
-    keys = Description(keys=frozenset(range(1, 128)))
+    keys = Capabilities(keys=frozenset(range(1, 128)))
     async with World.running(tmp_path, guests={"a": GuestSettings(input=f"K:{first}")}) as world:
         devices = [world.nodes.plug(path, SimDevice(path, keys)) for path in (first, second)]
         config = tmp_path / "displbe.toml"
@@ -175,7 +176,7 @@ async def test_another_keyboard_from_the_next_connection_on(tmp_path: Path) -> N
 
 
 async def test_input_without_its_package(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reload after which nothing could open what a guest is given: it is refused as a whole."""
+    """A reload that would give a guest devices which cannot be opened is refused as a whole."""
     monkeypatch.setattr(daemon, "find_spec", lambda name: None)
     config = tmp_path / "displbe.toml"
     config.write_text("[limits]\npages = 7\n[guest.a]\ninput = 'K:/dev/input/event0'\n")

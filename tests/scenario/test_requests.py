@@ -1,6 +1,6 @@
-"""Requests that make no sense: each is answered with its error number, changes nothing, and the device lives.
+"""Invalid requests: each is answered with its error number and changes nothing, and the device stays connected.
 
-tests/hostile goes through a hostile guest's means one by one; here are those that a broken frontend may send too.
+tests/hostile has all the means of a hostile guest; these are requests that a defective frontend may send too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SIZE: Final = 64 * 48 * 4
 
 
 class Stage:
-    """A guest with a buffer (64x48 pixels) that is shown, and one more connector."""
+    """A guest that shows a buffer (64x48 pixels), with a second connector."""
 
     def __init__(self, world: World, guest: Guest, buffer: DisplayBuffer) -> None:
         self.world = world
@@ -55,7 +55,7 @@ class Stage:
     @classmethod
     @asynccontextmanager
     async def set(cls, world: World) -> AsyncIterator[Stage]:
-        """A stage; what a test leaves wrong in the daemon shows at its end."""
+        """A stage. Damage that a test leaves in the daemon is found at its end."""
         async with world.guest(1, spec("first"), spec("second")) as guest:
             stage = cls(world, guest, DisplayBuffer(guest.domain, SIZE))
             await stage.expect(stage.create(DBUF), 0)
@@ -67,7 +67,7 @@ class Stage:
             await stage.ring.flip(FB)
 
     def create(self, cookie: int = 0x9000, **changes: int) -> DbufCreate:
-        """A right DBUF_CREATE over the buffer's pages, with changes."""
+        """Return a valid DBUF_CREATE over the buffer's pages, with changes."""
         fields = {
             "width": 64,
             "height": 48,
@@ -80,7 +80,7 @@ class Stage:
         return DbufCreate(0, cookie, **(fields | changes))
 
     async def expect(self, request: Request, status: int, ring: FrontConnector | None = None) -> None:
-        """Send a request: the whole answer is what it should be."""
+        """Send a request; check the whole response."""
         answer = await exchange(ring or self.ring, request)
         number = int.from_bytes(answer[:2], "little")
         assert answer == encode_response(number, request.operation, -status), f"{request}: {decode_response(answer)}"
@@ -164,7 +164,7 @@ async def test_page_directories(world: World) -> None:
             pages[number][:] = right[number]
 
         await refused(0, 0, 0)  # it ends early
-        await refused(0, 0, large.directory)  # a circle
+        await refused(0, 0, large.directory)  # a loop
         await refused(0, 0, 0xFFFFFF)
         await refused(0, 4, 0)
         await refused(0, 4 + 4 * 500, 0xFFFFFFFF)
@@ -203,7 +203,7 @@ async def test_requests_on_buffers_belong_on_connector_0(world: World) -> None:
 
 
 async def test_buffers_of_ours_are_not_given_unless_the_configuration_says_so(world: World) -> None:
-    """Without be-alloc in XenStore the flag means nothing: Linux leaves old octets there."""
+    """Without be-alloc in XenStore the flag has no meaning: Linux leaves old bytes there."""
     async with Stage.set(world) as stage:
         await stage.expect(stage.create(flags=REQ_ALLOC), 0)
         await stage.expect(DbufDestroy(0, 0x9000), 0)
@@ -246,7 +246,7 @@ async def test_limits(tmp_path: Path) -> None:
 
 
 async def test_any_octets(world: World) -> None:
-    """Random messages, most of them near right ones: each is answered whole, and the device lives."""
+    """Random requests, most of them nearly valid: each gets a complete response, and the device stays connected."""
     chance = random.Random(4)
     async with Stage.set(world) as stage:
         good: list[Request] = [
@@ -264,7 +264,7 @@ async def test_any_octets(world: World) -> None:
                 data[chance.randrange(MESSAGE_SIZE)] = chance.choice((0, 1, 0x10, 0x15, 0xFF, chance.randrange(256)))
             request = decode_request(bytes(data))
             if isinstance(request, SetConfig) or request in (DbufDestroy(request.id, DBUF), FbDetach(request.id, FB)):
-                continue  # the stage stays
+                continue  # the stage must still work
             answer = await exchange(chance.choice((stage.ring, stage.second)), bytes(data))
             response = decode_response(answer)
             assert response.status <= 0

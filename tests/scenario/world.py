@@ -1,4 +1,4 @@
-"""What a scenario plays in: a simulated Xen, the whole daemon with a headless sink, and guests."""
+"""The environment of a scenario: a simulated Xen, the whole daemon with a headless sink, and guests."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from .devices import SimNodes
 __all__ = ["REFRESH", "World", "descriptors", "exchange", "flip_on", "spec", "until"]
 
 REFRESH: Final = 1000.0
-"""The screens' refreshes per second, so that nobody waits long."""
+"""The screens' refreshes per second, high so that tests are fast."""
 
 
 def spec(name: str = "HDMI-A-1", width: int = 64, height: int = 48) -> ConnectorSpec:
-    """A small connector."""
+    """Return a small connector."""
     return ConnectorSpec(name, width, height)
 
 
 async def until(what: Callable[[], object], timeout: float = 30.0) -> None:
-    """Wait until a function says yes."""
+    """Wait until a function returns true."""
     with trio.fail_after(timeout):
         while not what():
             await trio.sleep(0.002)
@@ -57,7 +57,7 @@ class World:
         self.xen = xen
         self.tools = Toolstack(xen.server)
         self.folder = folder
-        """Where a daemon leaves what the next one is to know."""
+        """The runtime directory, which outlives a daemon."""
         self.settings = settings
         self.nodes = SimNodes()
         self._nursery = nursery
@@ -76,7 +76,7 @@ class World:
         traces: str = "auto",
         input: InputSettings | None = None,
     ) -> AsyncIterator[World]:
-        """A world while the block lasts. At its end all guests are gone, and nothing of theirs may be held."""
+        """Run a world. At its end all guests must be gone, and none of their resources be held."""
         screens = HeadlessSettings(outputs=outputs or [], refresh=refresh)
         settings = Settings(
             sink="headless",
@@ -99,7 +99,7 @@ class World:
     # The daemon
 
     async def start_daemon(self) -> None:
-        """Start a daemon; it is the first one, or the one before has ended."""
+        """Start a daemon, the first one or after the last one has ended."""
         hypervisor = self.xen.hypervisor(0)
         self.hypervisor: SimHypervisor = hypervisor
         self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes, runtime=self.folder)
@@ -115,13 +115,13 @@ class World:
             self._ended.set()
 
     async def stop_daemon(self) -> None:
-        """As SIGTERM does."""
+        """End the daemon as SIGTERM does."""
         self._scope.cancel()
         with trio.fail_after(3):
             await self._ended.wait()
 
     async def kill_daemon(self) -> None:
-        """As SIGKILL does: what the process held is gone, XenStore says what it said."""
+        """End the daemon as SIGKILL does: the process' resources are released, XenStore stays as it was."""
         farewell, backend_device.FAREWELL = backend_device.FAREWELL, 0.0  # type: ignore[misc]
         try:
             await self.stop_daemon()
@@ -129,28 +129,28 @@ class World:
             backend_device.FAREWELL = farewell  # type: ignore[misc]
 
     async def begin(self) -> None:
-        """What the next daemon's process does first."""
+        """Do what the next daemon's process does first."""
         assert self.folder is not None
         lock, store = self.folder / "gntdev", str(self.xen.server.socket_of(0))
         lock.touch()
         await trio.to_thread.run_sync(close_stale_displays, str(lock), store)
 
     def output(self, name: str = "HDMI-A-1") -> HeadlessOutput:
-        """An output that a guest has."""
+        """Return a guest's output."""
         found = self.daemon.sink.claimed(name)
         assert isinstance(found, HeadlessOutput)
         return found
 
     def device(self, domid: int) -> Device:
-        """A guest's device 0."""
+        """Return a guest's device 0."""
         return self.daemon.supervisor.devices[domid, 0]
 
     def held(self, domid: int) -> dict[str, int]:
-        """What a guest is charged for, where that is not 0."""
+        """Return the resources that a guest is charged for, without those that are 0."""
         return {kind: amount for kind, amount in self.device(domid).quota.used.items() if amount}
 
     async def settled(self) -> None:
-        """Wait until the daemon has seen that no guest is left; then nothing of any guest's may be held."""
+        """Wait until the daemon has seen that no guest is left; then no resource of a guest may be held."""
         await until(lambda: not self.daemon.supervisor.devices and not self.daemon.inputs.devices)
         assert self.hypervisor.ledger == Ledger()
         assert self.daemon.quotas.guests == {}
@@ -162,7 +162,7 @@ class World:
     async def booted(
         self, domid: int, *connectors: ConnectorSpec, vkb: Mapping[str, str] | None = None, name: str = ""
     ) -> AsyncIterator[Guest]:
-        """A guest from its creation to its end. Nothing of its kernel has run yet."""
+        """Run a guest from its creation to its end. Its kernel has not run yet."""
         async with Guest.booted(self.xen, domid, *connectors, vkb=vkb, name=name) as guest:
             try:
                 yield guest
@@ -171,7 +171,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def guest(self, domid: int, *connectors: ConnectorSpec) -> AsyncIterator[Guest]:
-        """A guest whose display is connected."""
+        """Run a guest whose display is connected."""
         async with self.booted(domid, *(connectors or (spec(),))) as guest:
             with trio.fail_after(30):
                 await guest.display.connected.wait()
@@ -179,7 +179,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def typist(self, domid: int, unique_id: str, name: str = "", **nodes: str) -> AsyncIterator[InputFrontend]:
-        """The input driver of a guest that is connected, with more nodes of its vkb line (`feature_abs_pointer="1"`)."""
+        """Run a guest with connected input. `nodes` are further nodes of its vkb line (`feature_abs_pointer="1"`)."""
         vkb = {"unique-id": unique_id, **{key.replace("_", "-"): value for key, value in nodes.items()}}
         async with self.booted(domid, vkb=vkb, name=name) as guest:
             with trio.fail_after(30):
@@ -189,17 +189,17 @@ class World:
             assert guest.input.warnings == []
 
     def state(self, domid: int) -> State:
-        """Our state, as it stands in XenStore."""
+        """Return the backend's state in XenStore."""
         return State(int(self.tools.read(f"{self.tools.back(domid)}/state") or b"0"))
 
     def error(self, domid: int) -> str | None:
-        """The `error` node."""
+        """Return the `error` node."""
         value = self.tools.read(f"{self.tools.back(domid)}/error")
         return value.decode() if value is not None else None
 
 
 async def exchange(connector: FrontConnector, message: bytes | Request) -> bytes:
-    """Send 64 octets as they are, but for the id; the answer's 64 octets as they lie in the ring."""
+    """Send a request of 64 bytes, changed only in its id; return the response's 64 bytes as they are in the ring."""
     data = bytearray(message if isinstance(message, bytes) else encode_request(message))
     number = connector._next_id & 0xFFFF
     connector._next_id += 1
@@ -214,7 +214,7 @@ async def exchange(connector: FrontConnector, message: bytes | Request) -> bytes
 
 @contextlib.asynccontextmanager
 async def flip_on(guest: Guest, index: int = 0, width: int = 64, height: int = 48) -> AsyncIterator[list[float]]:
-    """Let a guest flip between two buffers while the block lasts: how long each flip took, in seconds."""
+    """Let a guest flip between two buffers. The list has the seconds that each flip took."""
     display = guest.display
     buffers = [await display.create_framebuffer(width, height) for _ in range(2)]
     await display.show(index, buffers[0][1], width, height)

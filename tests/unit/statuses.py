@@ -1,4 +1,4 @@
-"""Whatever a daemon may say of itself."""
+"""Hypothesis strategies for any status of a daemon."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from displbe.ops.status import (
     Abilities,
-    Connector,
-    Device,
-    Flips,
+    ConnectorStatus,
+    DeviceStatus,
+    FlipsStatus,
     Framebuffers,
-    Guest,
-    Input,
+    GuestStatus,
+    InputStatus,
     Latency,
     Loop,
     Refusal,
@@ -25,7 +25,7 @@ TEXT = st.text(max_size=30)
 SECONDS = st.sampled_from([0.0, 0.0004, 0.0166, 0.09999, 0.9999, 1.0, 9.9999, 99.99, 100.0, 5999.9, 359999.0, 1e9])
 COUNT = st.integers(0, 2**64)
 FLIPS = st.builds(
-    Flips,
+    FlipsStatus,
     COUNT,
     st.none() | SECONDS,
     st.floats(0, 1000),
@@ -37,7 +37,7 @@ FLIPS = st.builds(
 )
 PATH = st.sampled_from(["", "copy", "zero copy", "be-alloc"])
 CONNECTOR = st.builds(
-    Connector,
+    ConnectorStatus,
     st.integers(0, 7),
     TEXT,
     TEXT,
@@ -61,7 +61,7 @@ CONNECTOR = st.builds(
 )
 STATES = st.sampled_from(["missing", "init_wait", "connected", "reconfiguring"])
 DEVICE = st.builds(
-    Device,
+    DeviceStatus,
     st.sampled_from(["vdispl", "vkbd"]),
     st.integers(0, 99),
     STATES,
@@ -73,10 +73,10 @@ DEVICE = st.builds(
     TEXT,
     SECONDS,
     st.lists(CONNECTOR, max_size=1).map(tuple),
-    st.none() | st.builds(Input, st.lists(TEXT, max_size=3).map(tuple), COUNT, COUNT, COUNT),
+    st.none() | st.builds(InputStatus, st.lists(TEXT, max_size=3).map(tuple), COUNT, COUNT, COUNT),
 )
 GUEST = st.builds(
-    Guest,
+    GuestStatus,
     st.integers(0, 0x7FEF),
     TEXT,
     st.dictionaries(st.sampled_from(["pages", "buffers"]), st.builds(Usage, COUNT, COUNT)),

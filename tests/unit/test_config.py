@@ -1,4 +1,4 @@
-"""The configuration: every key, and errors that say where they are."""
+"""The configuration: every key, and errors that name the place in the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def written(folder: Path, text: str | bytes) -> str:
-    """A configuration file."""
+    """Return a configuration file."""
     path = folder / "displbe.toml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return str(path)

@@ -1,4 +1,4 @@
-"""The control socket: its requests parsed, and clients that would harm it."""
+"""The control socket: parsing of requests, and hostile clients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from displbe.ops import clients, control
 from displbe.ops.clients import MAX_CLIENTS
-from displbe.ops.control import MAX_LINE, Answer, CommandError, Control, Lines, Request, parse_request
+from displbe.ops.control import MAX_LINE, Answer, CommandError, Control, LineSplitter, Request, parse_request
 from displbe.ops.settings import ControlSettings
 
 LINE = st.binary(max_size=200).filter(lambda line: b"\n" not in line)
-LARGE = bytes(range(256)) * 16384  # far more than a socket holds
+LARGE = bytes(range(256)) * 16384  # far more than a socket buffers
 
 
 # Parsing
@@ -30,24 +30,24 @@ LARGE = bytes(range(256)) * 16384  # far more than a socket holds
 
 @given(st.lists(LINE), LINE, st.data())
 def test_lines_come_out_whole_however_they_come_in(lines: list[bytes], rest: bytes, data: st.DataObject) -> None:
-    octets = b"".join(line + b"\n" for line in lines) + rest
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=20)))
-    parser = Lines()
+    stream = b"".join(line + b"\n" for line in lines) + rest
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    parser = LineSplitter()
     found: list[bytes] = []
-    for start, end in zip([0, *cuts], [*cuts, len(octets)], strict=True):
-        found += parser.feed(octets[start:end])
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += parser.feed(stream[start:end])
     assert found == lines
     assert parser.feed(b"\n") == [rest]
 
 
 @given(st.integers(1, 3 * MAX_LINE), st.integers(1, 5000))
 def test_a_line_without_end_is_refused_before_it_grows(length: int, piece: int) -> None:
-    parser = Lines()
-    octets = b"x" * length
+    parser = LineSplitter()
+    stream = b"x" * length
     fed = 0
     try:
         for start in range(0, length, piece):
-            assert parser.feed(octets[start : start + piece]) == []
+            assert parser.feed(stream[start : start + piece]) == []
             fed = start + piece
     except CommandError:
         assert fed + piece > MAX_LINE
@@ -56,7 +56,7 @@ def test_a_line_without_end_is_refused_before_it_grows(length: int, piece: int) 
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
-def test_any_octets_are_a_request_or_refused(line: bytes) -> None:
+def test_any_bytes_are_a_request_or_refused(line: bytes) -> None:
     try:
         request = parse_request(line)
     except CommandError:
@@ -147,30 +147,30 @@ class Served:
         return Answer()
 
     async def connect(self) -> trio.SocketStream:
-        """A client."""
+        """Connect a client."""
         return await trio.open_unix_socket(self.path)
 
     async def ask(self, command: str, guest: str = "") -> tuple[dict[str, Any], bytes]:
-        """What a client of its own gets."""
+        """Send a request over a connection of its own; return the answer."""
         async with await self.connect() as client:
             await client.send_all(line(command, guest))
             return await answer(client)
 
 
 def line(command: str, guest: str = "") -> bytes:
-    """A request."""
+    """Return a request."""
     return json.dumps({"version": 1, "command": command, "guest": guest}).encode() + b"\n"
 
 
 async def answer(client: trio.SocketStream) -> tuple[dict[str, Any], bytes]:
-    """An answer: its line, and what follows."""
-    octets = b""
+    """Receive an answer; return its header and its body."""
+    data = b""
     with trio.fail_after(20):
-        while b"\n" not in octets:
+        while b"\n" not in data:
             more = await client.receive_some()
             assert more, "the connection was ended"
-            octets += more
-        head, _, body = octets.partition(b"\n")
+            data += more
+        head, _, body = data.partition(b"\n")
         facts = json.loads(head)
         while len(body) < facts.get("octets", 0):
             body += await client.receive_some()
@@ -178,7 +178,7 @@ async def answer(client: trio.SocketStream) -> tuple[dict[str, Any], bytes]:
 
 
 async def ended(client: trio.SocketStream) -> bool:
-    """Whether the other side ends the connection, soon."""
+    """Return whether the daemon closes the connection soon."""
     with trio.move_on_after(10):
         try:
             while await client.receive_some():
@@ -191,9 +191,9 @@ async def ended(client: trio.SocketStream) -> bool:
 
 @pytest.fixture
 async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    """A socket that is served."""
-    monkeypatch.setattr(control, "PACE", 0.0)
-    monkeypatch.setattr(clients, "ACCEPT_PACE", 0.0)
+    """A control socket that is served."""
+    monkeypatch.setattr(control, "COMMAND_INTERVAL", 0.0)
+    monkeypatch.setattr(clients, "ACCEPT_INTERVAL", 0.0)
     made = Served(tmp_path / "control")
     async with trio.open_nursery() as nursery:
         await nursery.start(made.control.run)
@@ -232,7 +232,7 @@ async def test_who_may_connect(served: Served) -> None:
 
 async def test_a_socket_left_by_a_daemon_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "control"
-    for _ in range(2):  # the second finds what the first has left
+    for _ in range(2):  # the second run finds the socket of the first
         with trio.socket.socket(trio.socket.AF_UNIX) as left:
             if not path.exists():
                 await left.bind(str(path))
@@ -279,7 +279,7 @@ async def test_a_successors_socket_stays(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-# Clients that would do harm
+# Hostile clients
 
 
 async def test_rubbish_ends_the_connection(served: Served) -> None:
@@ -292,15 +292,15 @@ async def test_rubbish_ends_the_connection(served: Served) -> None:
 
 
 async def test_half_a_line_and_gone(served: Served) -> None:
-    for octets in (b"", b'{"version"', line("screenshot"), line("wait") * 3):
+    for data in (b"", b'{"version"', line("screenshot"), line("wait") * 3):
         async with await served.connect() as client:
-            await client.send_all(octets)
+            await client.send_all(data)
     served.release.set()
     assert (await served.ask("say"))[0]["ok"]
 
 
 async def test_a_client_that_hangs_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "IDLE", 0.05)
+    monkeypatch.setattr(control, "IDLE_TIMEOUT", 0.05)
     async with await served.connect() as client:
         await client.send_all(b'{"version"')
         assert await ended(client)
@@ -308,7 +308,7 @@ async def test_a_client_that_hangs_is_dropped(served: Served, monkeypatch: pytes
 
 
 async def test_a_client_that_takes_no_answer_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "STALLED", 0.05)
+    monkeypatch.setattr(control, "CHUNK_TIMEOUT", 0.05)
     async with await served.connect() as client:
         await client.send_all(line("screenshot"))
         assert (await served.ask("say"))[0]["ok"]  # others are served meanwhile
@@ -320,7 +320,7 @@ async def test_a_client_that_takes_no_answer_is_dropped(served: Served, monkeypa
 async def test_a_client_that_takes_an_answer_by_drops_is_dropped(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "TOO_LONG", 0.2)
+    monkeypatch.setattr(control, "ANSWER_TIMEOUT", 0.2)
     async with await served.connect() as client:
         await client.send_all(line("screenshot"))
         taken = 0
@@ -333,8 +333,8 @@ async def test_a_client_that_takes_an_answer_by_drops_is_dropped(
 
 
 async def test_a_command_that_is_held_up_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a guest can hold up for ever must not hold up those who ask, nor other commands."""
-    monkeypatch.setattr(control, "DEADLINE", 0.1)
+    """A command that a guest delays forever must delay neither its client nor other commands."""
+    monkeypatch.setattr(control, "COMMAND_TIMEOUT", 0.1)
     for command in ("wait", "trace"):
         head, _ = await served.ask(command)
         assert not head["ok"]
@@ -364,7 +364,7 @@ async def test_only_so_many_clients(served: Served) -> None:
 
 
 async def test_a_flood_is_served_at_a_bounded_rate(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "PACE", 0.02)
+    monkeypatch.setattr(control, "COMMAND_INTERVAL", 0.02)
 
     async def flood(client: trio.SocketStream) -> None:
         with trio.move_on_after(0.5):
@@ -393,7 +393,7 @@ async def test_a_mistake_of_ours_ends_one_connection(served: Served) -> None:
 
 
 async def test_no_more_files(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EMFILE at accept: it is tried again."""
+    """EMFILE in accept(): it is tried again."""
     real = trio.SocketListener.accept
     failures = [OSError(errno.EMFILE, "Too many open files")]
 
@@ -405,7 +405,7 @@ async def test_no_more_files(served: Served, monkeypatch: pytest.MonkeyPatch) ->
         return client
 
     monkeypatch.setattr(trio.SocketListener, "accept", accept)
-    # The first connection may have been accepted before, by the call that was under way.
+    # The first connection may be accepted by the call of accept() that began before the patch.
     async with await served.connect(), await served.connect():
         assert (await served.ask("say"))[0]["ok"]
     assert not failures

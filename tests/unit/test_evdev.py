@@ -1,4 +1,4 @@
-"""What the kernel says of input devices: struct input_event, sysfs, EVIOCGMTSLOTS."""
+"""The kernel's interfaces to input devices: struct input_event, sysfs, EVIOCGMTSLOTS."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from displbe.input.names import Role
-from displbe.input.sources import evdev
-from displbe.input.sources.evdev import LONG, READ, SystemNodes, _EvdevNode, read_events
-from displbe.input.translate import (
+from displbe.input.bindings import Role
+from displbe.input.evdev import nodes as evdev_nodes
+from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, Slot
+from displbe.input.evdev.nodes import LONG, READ_EVENTS, SystemNode, SystemNodes, read_events
+from displbe.input.event_codes import (
     ABS_MT_ORIENTATION,
     ABS_MT_POSITION_X,
     ABS_MT_POSITION_Y,
     ABS_MT_SLOT,
     ABS_MT_TOUCH_MAJOR,
     ABS_MT_TRACKING_ID,
-    Axis,
-    Description,
-    Event,
-    Slot,
 )
 
 EVENT: Final = Struct("@llHHi")
@@ -36,7 +33,7 @@ ATTRIBUTES: Final = ("capabilities/key", "capabilities/rel", "capabilities/abs",
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Stands for a device's file."""
+    """A pipe in place of a device node."""
     ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     yield ends
     for end in ends:
@@ -47,11 +44,11 @@ def test_events_are_read_together(pipe: tuple[int, int]) -> None:
     read, write = pipe
     with pytest.raises(BlockingIOError):
         read_events(read)
-    events: list[Event] = [(1, 30, 1), (0, 0, 0), (2, 0, -5), (3, 57, -1)]
+    events: list[InputEvent] = [(1, 30, 1), (0, 0, 0), (2, 0, -5), (3, 57, -1)]
     os.write(write, b"".join(EVENT.pack(1 << 30, 999999, *event) for event in events))
     assert read_events(read) == events
-    os.write(write, EVENT.pack(0, 0, 1, 30, 1) * (READ + 1))
-    assert len(read_events(read)) == READ
+    os.write(write, EVENT.pack(0, 0, 1, 30, 1) * (READ_EVENTS + 1))
+    assert len(read_events(read)) == READ_EVENTS
     assert len(read_events(read)) == 1
 
 
@@ -65,7 +62,7 @@ def test_a_file_that_has_ended(pipe: tuple[int, int]) -> None:
 
 
 def bitmap(bits: set[int]) -> str:
-    """input_print_bitmap of the kernel: longs, the highest that is not 0 first, and at least one."""
+    """Format a bitmap as the kernel does (input_print_bitmap): longs in hexadecimal, from the highest that is not 0, at least one."""
     words = [0] * (max(bits, default=0) // (8 * LONG) + 1)
     for bit in bits:
         words[bit // (8 * LONG)] |= 1 << bit % (8 * LONG)
@@ -73,22 +70,22 @@ def bitmap(bits: set[int]) -> str:
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, **bits: set[int]) -> None:
-    """A device whose sysfs says so."""
+    """Replace the sysfs attributes of all devices."""
     texts = dict(
         zip(ATTRIBUTES, (bitmap(bits.get(kind, set())) for kind in ("key", "rel", "abs", "properties")), strict=True)
     )
-    monkeypatch.setattr(evdev, "_attribute", lambda path, name: texts[name])
+    monkeypatch.setattr(evdev_nodes, "_attribute", lambda path, name: texts[name])
 
 
 @given(bits=st.sets(st.integers(0, 0x2FF)))
 def test_bits(bits: set[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         shown(patch, key=bits)
-        assert evdev.describe(NODE).keys == bits
+        assert evdev_nodes.sysfs_capabilities(NODE).keys == bits
 
 
 def test_a_device_that_has_gone() -> None:
-    assert evdev.describe("/dev/input/event987654") == Description()
+    assert evdev_nodes.sysfs_capabilities("/dev/input/event987654") == Capabilities()
     assert [SystemNodes().fitness("/dev/input/event987654", role) for role in Role] == [0, 0, 0]
 
 
@@ -117,7 +114,7 @@ def test_what_a_device_can_be(
 
 
 def test_fingers_are_asked_for_by_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """EVIOCGMTSLOTS(len), of linux/input.h: the axis' code, then a value for each slot. An axis that there is not is not asked for."""
+    """EVIOCGMTSLOTS(len) in linux/input.h: the axis' code, then a value for each slot. An axis that the device lacks is not requested."""
     answers = {
         ABS_MT_TRACKING_ID: (7, -1, 9),
         ABS_MT_POSITION_X: (10, 20, 30),
@@ -134,12 +131,12 @@ def test_fingers_are_asked_for_by_slots(monkeypatch: pytest.MonkeyPatch) -> None
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    node: Any = object.__new__(_EvdevNode)
+    node: Any = object.__new__(SystemNode)
     node.fd = 5
-    axes = dict.fromkeys(answers, Axis(0, 99)) | {ABS_MT_SLOT: Axis(0, 2)}
-    node.description = Description(axes=axes)
+    axes = dict.fromkeys(answers, AbsAxis(0, 99)) | {ABS_MT_SLOT: AbsAxis(0, 2)}
+    node.capabilities = Capabilities(abs_axes=axes)
     node._device = SimpleNamespace(absinfo=lambda code: SimpleNamespace(value=code), active_keys=lambda: [30])
-    state = node.state()
+    state = node.snapshot()
     assert state.keys == {30}
     assert state.axes == {code: code for code in axes}
     assert state.slots == [Slot(7, 10, 11, 1, 0, -4), Slot(-1, 20, 21, 2, 0, 0), Slot(9, 30, 31, 3, 0, 4)]

@@ -1,4 +1,4 @@
-"""How late the loop is: every turn counts, also one between two looks."""
+"""The loop's lag: every turn is measured, also one between two samples."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import trio
 
 from displbe.ops import lag
-from displbe.ops.lag import Lag
+from displbe.ops.lag import LoopLag
 
 
 async def test_one_long_turn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However far it is from when somebody looks, until it is forgotten."""
+    """A long turn is reported, whenever the lag is read, until it is a minute old."""
     monkeypatch.setattr(lag, "PERIOD", 0.5)
     monkeypatch.setattr(lag, "MEMORY", 1.0)
-    measured = Lag()
+    measured = LoopLag()
     assert measured.worst() == 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measured.run)
@@ -30,7 +30,7 @@ async def test_one_long_turn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_waiting_is_not_being_late() -> None:
-    measured = Lag()
+    measured = LoopLag()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measured.run)
         await trio.sleep(0.01)
@@ -42,7 +42,7 @@ async def test_waiting_is_not_being_late() -> None:
 
 
 async def test_it_is_measured_no_more() -> None:
-    measured = Lag()
+    measured = LoopLag()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measured.run)
         await trio.lowlevel.checkpoint()

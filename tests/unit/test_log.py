@@ -1,4 +1,4 @@
-"""The log: nothing that a guest wrote can forge a line or drive a terminal, and nobody can fill it."""
+"""The log: text from a guest can neither forge a line nor control a terminal, and no guest can flood it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from displbe.ops.writer import LineWriter
 
 
 class Log:
-    """The log, and what it has written."""
+    """The log and its output."""
 
     def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
         self._captured = captured
 
     def written(self) -> str:
-        """All of it since the last call."""
+        """Return the output since the last call."""
         log.flush()
         return self._captured.readouterr().err
 
 
 @pytest.fixture
 def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[Log]:
-    """What is configured here is not for other tests."""
+    """Undo this module's configuration of the log for other tests."""
     yield Log(capsys)
     as_in_tests()
 
@@ -107,7 +107,7 @@ def test_levels(configured: Log) -> None:
 
 
 class Clock:
-    """Time that stands still until it is told otherwise."""
+    """A clock that the test advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -121,7 +121,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def passes(limit: RateLimit, **event: object) -> dict[str, object] | None:
-    """The event, or None when it was dropped."""
+    """Return the event; None: it was dropped."""
     try:
         return dict(limit(None, "warning", {"event": "refused", **event}))
     except structlog.DropEvent:
@@ -172,44 +172,44 @@ def test_a_level_changes_for_loggers_that_are_there(configured: Log) -> None:
 
 
 class Pipe:
-    """A pipe whose reader may take its time, as a stream."""
+    """A pipe with a slow reader, as a stream."""
 
     def __init__(self) -> None:
         self.reader, self.fd = os.pipe()
 
     def fileno(self) -> int:
-        """Where it is written to."""
+        """The file descriptor to write to."""
         return self.fd
 
     def read(self) -> list[str]:
-        """All lines that are written within a moment."""
+        """Return all lines that are written within a short time."""
         os.set_blocking(self.reader, False)
-        octets = b""
+        data = b""
         quiet = 0
         while quiet < 20:
             try:
-                octets += os.read(self.reader, 1 << 20)
+                data += os.read(self.reader, 1 << 20)
                 quiet = 0
             except BlockingIOError:
                 time.sleep(0.01)
                 quiet += 1
-        return octets.decode().splitlines()
+        return data.decode().splitlines()
 
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
-    """A pipe that nobody reads."""
+    """A pipe that is not read."""
     made = Pipe()
     yield made
-    os.close(made.reader)  # a thread that writes gets EPIPE, and lives on
+    os.close(made.reader)  # a thread that still writes gets EPIPE, which it survives
     os.close(made.fd)
 
 
 def test_a_reader_that_stalls_costs_lines_and_no_time(pipe: Pipe) -> None:
     lines = LineWriter(cast("TextIO", pipe), lambda count: f"lost {count}")
-    wanted = 10 * writer.ROOM
+    wanted = 10 * writer.MAX_WAITING
     for number in range(wanted):
-        lines.msg(f"{number} " + "x" * 100)  # would block for ever
+        lines.msg(f"{number} " + "x" * 100)  # would block forever
     assert 0 < lines.dropped < wanted
     assert not lines.flush(0.05)
     told = pipe.read()

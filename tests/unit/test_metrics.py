@@ -1,4 +1,4 @@
-"""The figures for Prometheus, read back by its own parser."""
+"""The metrics, read back with Prometheus' own parser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ from displbe.ops import clients, metrics
 from displbe.ops.clients import MAX_CLIENTS
 from displbe.ops.metrics import MAX_GUESTS, Metrics
 from displbe.ops.settings import MetricsSettings
-from displbe.ops.status import Abilities, Connector, Device, Flips, Guest, Input, Latency, Loop, Refusal, Status, Usage
+from displbe.ops.status import (
+    Abilities,
+    ConnectorStatus,
+    DeviceStatus,
+    FlipsStatus,
+    GuestStatus,
+    InputStatus,
+    Latency,
+    Loop,
+    Refusal,
+    Status,
+    Usage,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
@@ -30,24 +42,24 @@ BUCKETS = (0, 0, 1, 0, 0, 0, 0, 40, 2, 0, 0, 0, 0, 0, 0, 1)
 REFUSALS = (Refusal("PageFlip", "ENOENT", 2),)
 
 
-def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> Guest:
-    """A guest that flips."""
-    flips = Flips(44, 0.01, 60.0, 59.0, Latency(0.016, 0.02, 5.0), False, 6.5, BUCKETS)
+def guest(domid: int, name: str, outputs: tuple[str, ...] = ("HDMI-A-1",)) -> GuestStatus:
+    """Return the status of a guest that flips."""
+    flips = FlipsStatus(44, 0.01, 60.0, 59.0, Latency(0.016, 0.02, 5.0), False, 6.5, BUCKETS)
     connectors = tuple(
-        Connector(
+        ConnectorStatus(
             i, output, "64x48", "64x48 XR24", "copy", "", (), False, flips, 50, 2, REFUSALS, "why", 1.0, 0, 7, 0.5, 1
         )
         for i, output in enumerate(outputs)
     )
-    device = Device("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
-    keyboard = Device(
-        "vkbd", 0, "connected", 9.0, "connected", 9.0, 1, 0, "", None, (), Input(("/dev/input/event0",), 7, 0, 2)
+    device = DeviceStatus("vdispl", 0, "connected", 9.0, "connected", 9.0, 3, 1, "", None, connectors)
+    keyboard = DeviceStatus(
+        "vkbd", 0, "connected", 9.0, "connected", 9.0, 1, 0, "", None, (), InputStatus(("/dev/input/event0",), 7, 0, 2)
     )
-    return Guest(domid, name, {"pages": Usage(6, 12)}, (device, keyboard))
+    return GuestStatus(domid, name, {"pages": Usage(6, 12)}, (device, keyboard))
 
 
-def status(*guests: Guest) -> Status:
-    """What the daemon says."""
+def status(*guests: GuestStatus) -> Status:
+    """Return a daemon's status."""
     return Status(
         "0.1.0",
         5.0,
@@ -63,7 +75,7 @@ def status(*guests: Guest) -> Status:
 
 
 def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Name and labels' values, in the order of the labels' names -> value."""
+    """Return each sample's value, by its name and the values of its labels in the order of the labels' names."""
     found: dict[tuple[str, tuple[str, ...]], float] = {}
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
@@ -74,7 +86,7 @@ def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 def written(told: Status) -> bytes:
-    """The text."""
+    """Return the metrics as text."""
 
     async def look() -> Status:
         return told
@@ -126,7 +138,7 @@ def test_whatever_there_is_can_be_parsed(told: Status) -> None:
 
 
 def labels_of(text: bytes) -> dict[str, set[str]]:
-    """Of each series' name, its labels."""
+    """Return the labels of each series, by its name."""
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
@@ -135,7 +147,7 @@ def labels_of(text: bytes) -> dict[str, set[str]]:
 
 
 def check_expression(expression: str, shown: str) -> None:
-    """All that is named there is told, with the labels that are asked for; what is `shown` of the result is left of it."""
+    """Check that the series and labels of an expression exist, and that the labels used in `shown` are among those of its result."""
     told = labels_of(written(status(guest(1, "cluster"))))
     named = re.findall(r"\b(displbe_\w+)(?:\{(.*?)\})?", expression)
     assert named, expression
@@ -167,7 +179,7 @@ def test_the_dashboard_asks_for_what_there_is() -> None:
 
 
 def test_what_would_not_be_found_is_found_out() -> None:
-    """The checks themselves."""
+    """A check of the checks: wrong expressions are found."""
     for expression, shown in (
         ("displbe_flip_total", ""),
         ('displbe_flips_total{guest="a"}', ""),
@@ -179,24 +191,24 @@ def test_what_would_not_be_found_is_found_out() -> None:
             check_expression(expression, shown)
 
 
-# Where it is told
+# The file, the sockets
 
 
 class Told:
-    """A daemon whose figures are asked for."""
+    """A daemon whose status is read."""
 
     def __init__(self) -> None:
         self.looks = 0
 
     async def look(self) -> Status:
-        """One more look."""
+        """Return the status, and count the call."""
         self.looks += 1
         await trio.lowlevel.checkpoint()
         return status(guest(1, "cockpit"))
 
 
 async def http(stream: trio.SocketStream, request: bytes) -> bytes:
-    """All that comes for a request."""
+    """Send a request; return all that is answered."""
     answer = b""
     async with stream:
         with trio.fail_after(10), contextlib.suppress(trio.BrokenResourceError):
@@ -222,7 +234,7 @@ async def test_a_textfile(tmp_path: Path) -> None:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o644
         assert os.listdir(tmp_path) == ["displbe.prom"]
         nursery.cancel_scope.cancel()
-    assert os.listdir(tmp_path) == []  # what is dead gives no figures
+    assert os.listdir(tmp_path) == []  # a daemon that has ended has no metrics
 
 
 async def test_what_cannot_be_written_or_opened_harms_nobody(tmp_path: Path) -> None:
@@ -235,7 +247,7 @@ async def test_what_cannot_be_written_or_opened_harms_nobody(tmp_path: Path) -> 
             listen = msgspec.structs.replace(MetricsSettings(textfile=nowhere, socket=nowhere), listen=address)
             with trio.move_on_after(0.2) as scope:
                 await Metrics(listen, Told().look).run()
-            assert scope.cancelled_caught  # the textfile is tried again
+            assert scope.cancelled_caught  # the text file is tried again
 
 
 async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +262,7 @@ async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain")
             assert f"Content-Length: {len(body)}".encode() in head
             assert samples(body)["displbe_flips_total", ("HDMI-A-1", "cockpit")] == 44
-        assert told.looks < 5  # an answer serves for a while
+        assert told.looks < 5  # an answer is sent again for a while
         assert b"404" in await http(await trio.open_unix_socket(path), b"GET /secret HTTP/1.0\r\n\r\n")
         assert b"404" in await http(await trio.open_unix_socket(path), b"POST /metrics HTTP/1.0\r\n\r\n")
         assert await http(await trio.open_unix_socket(path), b"x" * 20000) == b""
@@ -258,8 +270,8 @@ async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are few: who comes when many are there is not kept waiting in one."""
-    monkeypatch.setattr(clients, "ACCEPT_PACE", 0.0)
+    """File descriptors are scarce: a client beyond the limit is disconnected, not kept waiting."""
+    monkeypatch.setattr(clients, "ACCEPT_INTERVAL", 0.0)
     path = tmp_path / "metrics"
     made = Metrics(MetricsSettings(socket=str(path)), Told().look)
     async with trio.open_nursery() as nursery:
@@ -277,7 +289,7 @@ async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.M
         with trio.fail_after(10):
             while made.clients.count:
                 await trio.sleep(0.005)
-        monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+        monkeypatch.setattr(metrics, "CLIENT_TIMEOUT", 0.05)
         late = await trio.open_unix_socket(path)
         assert await http(late, b"GET") == b""
         assert b"200 OK" in await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n")

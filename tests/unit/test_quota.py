@@ -1,4 +1,4 @@
-"""What one guest may have, and all together."""
+"""The limits for one guest, and for all guests together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_guest_that_takes_all_it_can_leaves_the_others_a_screen() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3 * SCREEN))))
 def test_every_guest_that_is_there_can_have_its_screen(wishes: list[tuple[int, int]]) -> None:
-    """Whatever the four ask for, in whatever order, as long as there is room for one screen for each."""
+    """Whatever four guests ask for, in any order, there is room for one screen of each."""
     total = Total(4 * 5 * SCREEN // 3, 1)
     quotas = Quotas(Limits(pages=10 * SCREEN), total)
     guests = {domid: quotas.enter(domid) for domid in range(1, 5)}

@@ -1,4 +1,4 @@
-"""The shared pages: both halves against a model, then each half against a guest that keeps no rule."""
+"""The shared pages: both halves against a model, then each half against a guest that keeps to no rule."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ VECTORS: Final[dict[str, Any]] = json.loads(
 
 
 def message(number: int) -> bytes:
-    """64 octets that occur once."""
+    """Return 64 bytes that no other call returns."""
     return number.to_bytes(8, "little") * 8
 
 
@@ -79,12 +79,12 @@ class PlainPage:
         self.memory[offset : offset + len(data)] = data
 
     def peek(self, offset: int) -> int:
-        """What stands there, uncounted."""
+        """Read without counting the access."""
         return int(struct.unpack_from("<I", self.memory, offset)[0])
 
 
 def control_ring(start: int = 0) -> tuple[PlainPage, FrontControlRing, BackControlRing]:
-    """A ring whose indices have come to `start` already, as the backend sees it, and both halves."""
+    """Return a ring whose indices are at `start`, the backend's view of it, and both halves."""
     page = PlainPage()
     front = FrontControlRing(PlainPage(page.memory))
     back = BackControlRing(page)
@@ -95,7 +95,7 @@ def control_ring(start: int = 0) -> tuple[PlainPage, FrontControlRing, BackContr
 
 
 class ControlRing(RuleBasedStateMachine):
-    """Requests and responses come out in order, each once; whoever has gone to sleep is woken."""
+    """Requests and responses come out in order, each once; a side that sleeps is notified."""
 
     @initialize(start=START)
     def begin(self, start: int) -> None:
@@ -166,13 +166,13 @@ class ControlRing(RuleBasedStateMachine):
 
     @invariant()
     def the_back_reads_only_what_it_must(self) -> None:
-        """Its own indices are private; a slot is copied whole."""
+        """The backend's own indices are private; a slot is copied as a whole."""
         assert set(self.page.loads) <= {REQ_PROD, RSP_EVENT}
         assert all(size == MESSAGE_SIZE and (offset - SLOTS) % MESSAGE_SIZE == 0 for offset, size in self.page.copies)
 
 
 class EventPage(RuleBasedStateMachine):
-    """Events come out in order, each once, 63 of them at most."""
+    """Events come out in order, each once; at most 63 wait."""
 
     @initialize(start=st.sampled_from([0, 1, 62, 63, 64, (1 << 31) - 20, U32 - 5000]))
     def begin(self, start: int) -> None:
@@ -211,12 +211,12 @@ TestEventPage = EventPage.TestCase
 TestEventPage.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
-# The control ring, and guests that keep no rule.
+# The control ring, and guests that keep to no rule.
 
 
 @pytest.mark.parametrize("start", [0, 1, U32 - 40, U32 - 1, U32])
 def test_every_slot_is_copied_once(start: int) -> None:
-    """A guest that rewrites a slot while we look at it finds no second look."""
+    """A slot is read once, so that a guest which rewrites it meanwhile has no effect."""
     page, front, back = control_ring(start)
     for number in range(3 * REQUEST_SLOTS):
         front.put(message(number))
@@ -240,7 +240,7 @@ def test_a_full_ring(start: int) -> None:
     assert [back.take() for _ in range(REQUEST_SLOTS)] == [message(number) for number in range(REQUEST_SLOTS)]
     assert back.take() is None
     back.respond(message(100))
-    with pytest.raises(BufferError):  # the frontend has not taken the response yet
+    with pytest.raises(BufferError):  # the frontend has not consumed the response yet
         front.put(message(99))
     assert front.take() == message(100)
     front.put(message(99))
@@ -249,7 +249,7 @@ def test_a_full_ring(start: int) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS["request_prod_overflow"])
 def test_the_overflow_macro(vector: dict[str, Any]) -> None:
-    """With nothing taken and unanswered, exactly what RING_REQUEST_PROD_OVERFLOW says."""
+    """While no consumed request is unanswered, exactly the rule of RING_REQUEST_PROD_OVERFLOW."""
     page, _, back = control_ring(vector["rsp_prod"])
     page.store(REQ_PROD, vector["req_prod"])
     if vector["overflow"]:
@@ -270,7 +270,7 @@ def test_the_notify_macro(vector: dict[str, Any]) -> None:
 
 @given(START, st.integers(0, REQUEST_SLOTS), st.data(), ANY_U32)
 def test_any_request_index(start: int, taken: int, data: st.DataObject, req_prod: int) -> None:
-    """Requests are given out only up to what the ring holds; what lies behind us or too far ahead breaks the ring."""
+    """No more requests are returned than the ring holds; an index behind ours or too far ahead breaks the ring."""
     page, front, back = control_ring(start)
     for number in range(taken):
         front.put(message(number))
@@ -288,7 +288,7 @@ def test_any_request_index(start: int, taken: int, data: st.DataObject, req_prod
     elif ahead <= REQUEST_SLOTS - (taken - answered):
         assert back.take() is not None
     else:
-        for _ in range(2):  # it stays broken, and nothing is taken
+        for _ in range(2):  # it stays broken, and no request is consumed
             with pytest.raises(FrontendBroken, match="impossible request index"):
                 back.take()
         assert page.copies.total() == taken
@@ -299,7 +299,7 @@ def test_any_request_index(start: int, taken: int, data: st.DataObject, req_prod
     ("ahead", "possible"), [(-5, False), (-2, False), (-1, False), (0, True), (29, True), (30, False), (32, False)]
 )
 def test_request_index_while_some_are_unanswered(start: int, ahead: int, possible: bool) -> None:
-    """Five taken, two of them answered: 29 slots are left, and an index behind the five is as impossible as one before."""
+    """Five requests consumed, two of them answered: 29 slots are left; an index behind the five is impossible, as is one too far ahead."""
     page, front, back = control_ring(start)
     for number in range(5):
         front.put(message(number))
@@ -316,7 +316,7 @@ def test_request_index_while_some_are_unanswered(start: int, ahead: int, possibl
 
 @given(START, ANY_U32)
 def test_any_response_event(start: int, rsp_event: int) -> None:
-    """Rubbish in rsp_event costs the guest its own notifications, and us nothing."""
+    """A wrong rsp_event costs the guest its own notifications, and has no other effect."""
     page, front, back = control_ring(start)
     front.put(message(1))
     assert back.take() == message(1)
@@ -339,7 +339,7 @@ def test_our_indices_are_not_read_back(req_event: int, rsp_prod: int) -> None:
 
 @given(st.integers(1, U32))
 def test_a_page_with_responses_is_not_served(rsp_prod: int) -> None:
-    """It belongs to an earlier backend."""
+    """It was meant for an earlier backend."""
     page = PlainPage()
     page.store(RSP_PROD, rsp_prod)
     with pytest.raises(FrontendBroken, match="used before"):
@@ -349,7 +349,7 @@ def test_a_page_with_responses_is_not_served(rsp_prod: int) -> None:
 @pytest.mark.parametrize("access", range(4))
 @pytest.mark.parametrize("start", [0, U32])
 def test_no_request_is_lost_between_looking_and_sleeping(start: int, access: int) -> None:
-    """A request that comes before the n-th access of final_check is seen by it, or its sender notifies."""
+    """A request that arrives before the n-th access of final_check is seen by it, or its sender notifies."""
     page, front, back = control_ring(start)
     woken = interrupt(page, access, lambda: front.put(message(1)), back.final_check)
     assert woken
@@ -369,7 +369,7 @@ def test_no_response_is_lost_between_looking_and_sleeping(start: int, access: in
 
 
 def test_a_request_during_the_final_check_is_seen_by_the_check() -> None:
-    """The other side has looked at req_event before we wrote it, and does not notify."""
+    """The other side has read req_event before we wrote it, and does not notify."""
     _, front, back = control_ring()
     front.put(message(0))
     back.take()
@@ -381,7 +381,7 @@ def test_a_request_during_the_final_check_is_seen_by_the_check() -> None:
 
 
 def interrupt(page: PlainPage, access: int, other: Callable[[], bool], check: Callable[[], bool]) -> bool:
-    """Run `check` with `other` happening before its n-th access to the page, or after the last: is anyone woken?"""
+    """Run `check` with `other` happening before its n-th access to the page, or after the last; return whether a side is notified."""
     woken = []
     left = [access]
 
@@ -403,7 +403,7 @@ def interrupt(page: PlainPage, access: int, other: Callable[[], bool], check: Ca
 
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
 def test_events_across_the_wrap(before: int) -> None:
-    """2**32 is no multiple of 63: the slots jump there, on both sides alike. Up to three unread events do not meet."""
+    """2**32 is not a multiple of 63: the slots jump there, the same way on both sides. Up to three unread events do not overlap."""
     start = (1 << 32) - 200
     page = PlainPage()
     page.store(IN_CONS, start)

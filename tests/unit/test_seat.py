@@ -1,4 +1,4 @@
-"""sinks/drm/seat.py with the real libseat and seatd: a seat without virtual terminals, whose clients switch between them."""
+"""sinks/drm/seat.py with the real libseat and seatd: a seat without virtual terminals, between whose clients the tests switch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from displbe.sinks.drm import seat
 from displbe.sinks.drm.seat import Seat, find_seat
 
-# Its socket's place is fixed; where a namespace can be had, it is nobody else's.
+# seatd's socket has a fixed path; in a mount namespace, where one can be created, no other seatd uses it.
 SEATD = """
 if unshare -m mount -t tmpfs t /run 2>/dev/null; then
     exec unshare -m sh -c 'mount -t tmpfs t /run; exec seatd -n 1 -l debug'
@@ -29,14 +29,14 @@ _ffi.cdef("int libseat_switch_session(void *seat, int session);")
 
 
 class Seatd:
-    """The session manager."""
+    """A seatd process."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
         self.start()
 
     def start(self) -> None:
-        """Until it can be reached."""
+        """Start it, and wait until it accepts clients."""
         environment = {**os.environ, "SEATD_VTBOUND": "0"}
         nothing = subprocess.DEVNULL
         self._process = subprocess.Popen(
@@ -47,7 +47,7 @@ class Seatd:
         self._patch.setenv("SEATD_SOCK", f"/proc/{self._process.pid}/root/run/seatd.sock")
 
     def end(self) -> None:
-        """At once."""
+        """Kill it."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None
@@ -56,7 +56,7 @@ class Seatd:
 
 @pytest.fixture
 def seatd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seatd]:
-    """seatd, as long as the test does not end it."""
+    """A running seatd."""
     monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
     monkeypatch.setattr(seat, "RETRY", 0.05)
     monkeypatch.setattr(seat, "ENABLE_WAIT", 50)
@@ -66,7 +66,7 @@ def seatd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seatd]:
 
 
 def client() -> Seat:
-    """libseat, which must be there."""
+    """libseat; the test fails where it is missing."""
     found = find_seat()
     assert found is not None, "no libseat: tests/setup.sh installs it"
     return found
@@ -74,7 +74,7 @@ def client() -> Seat:
 
 @asynccontextmanager
 async def running(*clients: Seat) -> AsyncIterator[list[Seat]]:
-    """Clients of seatd; what is given grows by each that has been told of a change."""
+    """Run clients of seatd. Each client that is told of a change is appended to the list."""
     changes: list[Seat] = []
     async with trio.open_nursery() as nursery:
         for one in clients:
@@ -87,18 +87,18 @@ async def running(*clients: Seat) -> AsyncIterator[list[Seat]]:
 
 
 async def until(what: Callable[[], object]) -> None:
-    """Wait for something."""
+    """Wait until a condition holds."""
     with trio.fail_after(10):
         while not what():
             await trio.sleep(0.005)
 
 
 async def test_switched_away_and_back(seatd: Seatd) -> None:
-    """The second client has the seat when the first one has agreed, and the other way round."""
+    """The seat passes from one client to the other once the first has acknowledged, in both directions."""
     none, first, second = client(), client(), client()
     library: Any = _ffi.dlopen(seat.LIBRARY)
     none.connect()
-    none.leave()  # session 0, to which seatd switches nobody
+    none.leave()  # session 0, which no client has
     async with running(first, second) as changes:
         assert (first.active, second.active) == (True, False)
         for turn in range(3):
@@ -112,7 +112,7 @@ async def test_switched_away_and_back(seatd: Seatd) -> None:
 
 
 async def test_the_other_one_leaves(seatd: Seatd, tmp_path: Path) -> None:
-    """A seat that was another's becomes ours; what was opened before is to be opened anew."""
+    """A seat that another client had becomes ours; files that were opened before must be opened again."""
     first, second = client(), client()
     (tmp_path / "card0").touch()
     node = str(tmp_path / "card0")
@@ -127,7 +127,7 @@ async def test_the_other_one_leaves(seatd: Seatd, tmp_path: Path) -> None:
 
 
 async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
-    """A file that is none of its devices is opened without it, and not asked for again."""
+    """A file that is not one of the seat's devices is opened directly, and the seat is not asked for it again."""
     (tmp_path / "card0").touch()
     node = str(tmp_path / "card0")
     one = client()
@@ -138,13 +138,13 @@ async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
             assert os.path.samestat(os.fstat(fd), os.stat(node))
             assert (one.manages(fd), one.outdated(node, fd)) == (False, False)
             os.close(one.open(node))
-        # Once; the reason is ENOENT, or EAGAIN with newer libseats.
+        # Logged once; the reason is ENOENT, or EAGAIN with newer libseats.
         assert [bool(line["reason"]) for line in logs] == [True]
         one.close(fd)
 
 
 async def test_it_dies(seatd: Seatd) -> None:
-    """The loss is noticed once, and costs nothing; a new one is found."""
+    """The end of seatd is noticed once and does no harm; a new seatd is found."""
     one = client()
     with capture_logs() as logs:
         async with running(one) as changes:
@@ -161,7 +161,7 @@ async def test_it_dies(seatd: Seatd) -> None:
 
 
 async def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Files are opened as any file; without the library there is no seat at all."""
+    """Without seatd, files are opened directly; without libseat there is no seat."""
     monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
     monkeypatch.setenv("SEATD_SOCK", str(tmp_path / "none"))
     one = client()

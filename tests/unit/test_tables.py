@@ -1,4 +1,4 @@
-"""The tables of displbectl: whatever is in them, they fit a terminal and cannot drive it."""
+"""The tables of displbectl: whatever the status contains, they fit a terminal and cannot control it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_tables_fit_a_terminal(lines: Any, status: Status) -> None:
 
 
 def test_the_protocols_example_is_a_status() -> None:
-    """protocol/control.md shows every field there is."""
+    """protocol/control.md shows every field of the status."""
     text = (Path(__file__).parents[2] / "protocol" / "control.md").read_text("utf-8")
     (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     status = msgspec.json.decode(example, type=Status, strict=True)

@@ -1,4 +1,4 @@
-"""The background tasks of a sink fail alone."""
+"""A background task of a sink that fails does not end the others."""
 
 from __future__ import annotations
 

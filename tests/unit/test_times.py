@@ -1,4 +1,4 @@
-"""When flips were shown, and how long they took, against a plain list of all of them."""
+"""The times of flips and their latencies, compared with a plain list of all flips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from displbe.display.times import BUCKETS, KEPT, SAMPLE, FlipTimes
 
 
 class Clock:
-    """Time that only moves when it is told to."""
+    """A clock that the test advances."""
 
     now = 1000.0
 
@@ -23,7 +23,7 @@ class Clock:
 
 @pytest.fixture(autouse=True, scope="module")
 def clock() -> Iterator[Clock]:
-    """The clock of all flips."""
+    """Replace the clock by one that the test advances."""
     made = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(times, "clock", made)
@@ -72,7 +72,9 @@ def test_the_oldest_are_forgotten(clock: Clock, count: int) -> None:
     assert told.pending
     assert told.shown == count
     assert told.fps_1s == pytest.approx(256, rel=0.02)
-    assert told.fps_60s == pytest.approx(256, rel=0.02)  # a minute that is not remembered is not counted as empty
+    assert told.fps_60s == pytest.approx(
+        256, rel=0.02
+    )  # flips that are forgotten do not count as a minute without flips
     assert told.latency is not None
     assert told.latency.max == pytest.approx(0.001)
 
@@ -90,7 +92,7 @@ def test_the_histogram_doubles(clock: Clock, took: float, bucket: int) -> None:
 
 
 def test_a_flip_allocates_nothing_that_stays() -> None:
-    """What is kept has its size from the beginning."""
+    """The memory for the times is allocated at the start, and does not grow."""
     kept = FlipTimes()
     before = {name: len(value) for name, value in vars(kept).items() if hasattr(value, "__len__")}
     for _ in range(3 * KEPT):

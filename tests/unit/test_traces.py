@@ -1,4 +1,4 @@
-"""Traces as files: few, whole, and never in the way."""
+"""Trace files: limited in number, complete, and written without delaying the loop."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from hypothesis import strategies as st
 from displbe.ctl import main as ctl
 from displbe.display.trace import Trace
 from displbe.ops import traces
-from displbe.ops.traces import KEPT, MAGIC, SHARE, Piece, TraceFiles, directory_of, read_traces
+from displbe.ops.traces import MAGIC, MAX_FILES, MAX_GUEST_FILES, TraceFiles, TraceHeader, directory_of, read_traces
 from displbe.wire.displif import PageFlip, encode_request
 
 
-def piece(connector: str = "HDMI-A-1", guest: str = "cockpit") -> Piece:
-    """What is said of a connector."""
-    return Piece(guest, connector, 1.5, "why")
+def piece(connector: str = "HDMI-A-1", guest: str = "cockpit") -> TraceHeader:
+    """Return the header of a connector's records."""
+    return TraceHeader(guest, connector, 1.5, "why")
 
 
 def written() -> None:
-    """Wait for the threads that write."""
+    """Wait for the writing threads."""
     for thread in threading.enumerate():
         if thread.name == "trace":
             thread.join(10)
 
 
 def guests_of(folder: Path) -> Counter[str]:
-    """How many files there are of each."""
+    """Return the number of files of each guest."""
     return Counter(path.name.partition("-")[0] for path in folder.iterdir())
 
 
@@ -60,9 +60,9 @@ def test_where_traces_go() -> None:
 
 
 def test_one_guest_silences_no_other(tmp_path: Path) -> None:
-    """Nor does it fill the disk: of what follows too soon nothing is kept, not even made, and it is counted."""
+    """A guest that is shut off again and again does not fill the disk: traces that follow too soon are counted, neither made nor kept."""
 
-    def too_dear() -> Iterator[tuple[Piece, bytes]]:
+    def too_dear() -> Iterator[tuple[TraceHeader, bytes]]:
         raise AssertionError
         yield
 
@@ -77,8 +77,8 @@ def test_one_guest_silences_no_other(tmp_path: Path) -> None:
 
 
 def test_each_guest_has_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest's files make room for its own; of many guests, those of who has most."""
-    monkeypatch.setattr(traces, "PAUSE", 0.0)
+    """A guest's new file displaces its own oldest one; with many guests, the oldest of the guest that has most."""
+    monkeypatch.setattr(traces, "MIN_INTERVAL", 0.0)
     files = TraceFiles(str(tmp_path))
     time = 0
 
@@ -93,12 +93,12 @@ def test_each_guest_has_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return new
 
     first = keep("quiet")
-    noisy = [keep("noisy") for _ in range(3 * SHARE)]
-    assert set(os.listdir(tmp_path)) == {first, *noisy[-SHARE:]}
-    for number in range(KEPT - 2):
+    noisy = [keep("noisy") for _ in range(3 * MAX_GUEST_FILES)]
+    assert set(os.listdir(tmp_path)) == {first, *noisy[-MAX_GUEST_FILES:]}
+    for number in range(MAX_FILES - 2):
         keep(f"other{number}")
     assert first in os.listdir(tmp_path)
-    assert len(os.listdir(tmp_path)) == KEPT
+    assert len(os.listdir(tmp_path)) == MAX_FILES
     assert guests_of(tmp_path)["noisy"] == 1
 
 
@@ -110,7 +110,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
 
 
 def whole() -> bytes:
-    """A file."""
+    """Return a trace file."""
     trace = Trace()
     trace.request(encode_request(PageFlip(1, 0x63)))
     trace.answer(0, 0)
@@ -127,7 +127,7 @@ NO_RECORD = MAGIC + HEAD % (b"0", 3) + b"abc"
 @example(NO_RECORD)
 @example(whole())
 def test_any_file_is_printed_or_refused_in_a_sentence(tmp_path_factory: pytest.TempPathFactory, octets: bytes) -> None:
-    """Cut, forged, or a trace."""
+    """A truncated file, a forged one, or a trace."""
     path = tmp_path_factory.getbasetemp() / "cut.trace"
     path.write_bytes(octets)
     code = ctl.main(["trace", "--file", str(path)])

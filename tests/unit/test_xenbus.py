@@ -1,4 +1,4 @@
-"""The table of states, walked as guests, toolstacks and accidents walk it."""
+"""The table of xenbus states, driven as guests, toolstacks and failures drive it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ S: Final = State
 
 
 class Walk:
-    """A backend that does what `decide` says, in a time of its own."""
+    """A backend that does what `decide` says, with simulated time."""
 
     def __init__(self, backend: State, frontend: State | None, *, online: bool = True) -> None:
         self.backend = backend
@@ -31,7 +31,7 @@ class Walk:
         self.log: list[tuple[float, State]] = []
 
     def wait(self, seconds: float) -> list[State]:
-        """Let time pass; the states that were gone to."""
+        """Let time pass; return the states that the backend went to."""
         until = self.now + seconds
         gone_to: list[State] = []
         while True:
@@ -46,22 +46,22 @@ class Walk:
             gone_to.append(step.state)
 
     def see(self, frontend: State | None) -> list[State]:
-        """The frontend's state changes: what happens at once."""
+        """Change the frontend's state; return the states that the backend goes to at once."""
         self.frontend = frontend
         return self.wait(0)
 
     def stands(self) -> bool:
-        """Whether nothing will happen any more."""
+        """Whether the backend has nothing more to do."""
         return decide(self.backend, self.frontend, self.online, self.now - self.since).state is None
 
     def stood(self, state: State) -> float:
-        """How long a state stood that has been left."""
+        """Return the seconds that a past state stood."""
         start, end = next((a[0], b[0]) for a, b in zip(self.log, self.log[1:], strict=False) if a[1] is state)
         return end - start
 
 
 def connected() -> Walk:
-    """A device in use."""
+    """Return a connected device."""
     walk = Walk(S.INITIALISING, S.INITIALISING)
     assert walk.wait(3) == [S.INIT_WAIT]
     assert walk.see(S.INITIALISED) == [S.CONNECTED]
@@ -77,7 +77,7 @@ def test_normal_start() -> None:
 
 
 def test_a_running_guest_is_quicker_than_the_toolstack() -> None:
-    """xl vdispl-attach must be able to read the 2."""
+    """xl vdispl-attach must have time to read our 2."""
     walk = Walk(S.INITIALISING, S.INITIALISING)
     assert walk.wait(0) == [S.INIT_WAIT]
     assert walk.see(S.INITIALISED) == []
@@ -86,7 +86,7 @@ def test_a_running_guest_is_quicker_than_the_toolstack() -> None:
 
 
 def test_guest_shutdown() -> None:
-    """Linux looks for nothing but our 5, and goes to 6 when it has seen it."""
+    """Linux only waits for our 5, and goes to 6 when it has seen it."""
     walk = connected()
     assert walk.see(S.CLOSING) == [S.CLOSING]
     assert walk.wait(0.29) == []
@@ -97,18 +97,18 @@ def test_guest_shutdown() -> None:
 
 
 def test_module_removal() -> None:
-    """Linux stays at 5 and polls for our 2 every 10 ms, for 1 s; what polls every 50 ms sees each state too."""
+    """Linux stays at 5 and polls for our 2 every 10 ms, for 1 s. A reader that polls every 50 ms also sees each state."""
     walk = connected()
     walk.log.clear()
     start = walk.now
     walk.frontend = S.CLOSING
     assert walk.wait(1) == [S.CLOSING, S.CLOSED, S.INIT_WAIT]
-    assert walk.log[-1][0] - start < 0.6  # the rest of the second is for releasing what the guest had
+    assert walk.log[-1][0] - start < 0.6  # the rest of the second is left for releasing the guest's resources
     assert walk.stood(S.CLOSING) >= 0.3 - 1e-9
     assert walk.stood(S.CLOSED) >= 0.1
     assert walk.see(S.INITIALISING) == []
     assert walk.see(S.CLOSED) == []
-    # and the module again
+    # the module is loaded again
     assert walk.see(S.INITIALISING) == []
     assert walk.see(S.INITIALISED) == [S.CONNECTED]
 
@@ -118,7 +118,7 @@ def test_kexec() -> None:
     walk = connected()
     assert walk.see(S.CLOSING) == [S.CLOSING]
     assert walk.see(S.CLOSED) == [S.CLOSED]
-    assert walk.wait(0.09) == []  # it has time to read the 6
+    assert walk.wait(0.09) == []  # the guest has time to read the 6
     assert walk.see(S.INITIALISING) == []
     assert walk.wait(1) == [S.INIT_WAIT]
     assert walk.see(S.INITIALISED) == [S.CONNECTED]
@@ -126,7 +126,7 @@ def test_kexec() -> None:
 
 @pytest.mark.parametrize("frontend", [S.INITIALISING, S.INIT_WAIT, S.CLOSED, S.RECONFIGURING, S.RECONFIGURED])
 def test_a_frontend_that_left_without_a_word(frontend: State) -> None:
-    """It may have skipped 5, or we may have missed it: the device is closed, and ready again when the frontend is."""
+    """The frontend may have skipped 5, or we may have missed it: the device is closed, and ready again when the frontend is."""
     walk = connected()
     assert walk.see(frontend)[0] is S.CLOSING
     walk.wait(10)
@@ -148,7 +148,7 @@ def test_the_frontend_vanishes() -> None:
 
 
 def test_daemon_restart_under_a_running_guest() -> None:
-    """The daemon starts at UNKNOWN, whatever the last one left; 6 stands while the guest holds the old rings."""
+    """The daemon starts at UNKNOWN, whatever state the last daemon left; it stays at 6 while the guest holds the old rings."""
     walk = Walk(S.UNKNOWN, S.CONNECTED)
     assert walk.wait(0) == [S.CLOSING]
     assert walk.wait(3600) == [S.CLOSED]
@@ -167,7 +167,7 @@ def test_daemon_restart_while_the_guest_tears_down() -> None:
 
 
 def test_daemon_restart_before_the_rings_were_used() -> None:
-    """A frontend at 3 never goes back by itself: it is answered."""
+    """A frontend at 3 never goes back by itself, so the daemon continues the handshake."""
     walk = Walk(S.UNKNOWN, S.INITIALISED)
     assert walk.wait(1) == [S.INIT_WAIT, S.CONNECTED]
     assert walk.stood(S.INIT_WAIT) >= 0.1
@@ -185,7 +185,7 @@ def test_failure_on_our_side_while_connected() -> None:
 @pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("backend", State)
 def test_the_toolstack_ends_the_device(backend: State, frontend: State | None) -> None:
-    """It waits 10 s for the 6, which stays; nothing else is gone to but 5."""
+    """The toolstack waits 10 s for the 6, which stays; the only state before it is 5."""
     walk = Walk(backend, frontend, online=False)
     assert set(walk.wait(1)) <= {S.CLOSING, S.CLOSED}
     assert walk.backend is S.CLOSED
@@ -202,7 +202,7 @@ def test_the_toolstack_writes_our_5() -> None:
 
 
 def test_shutdown_while_the_toolstack_ends_the_device() -> None:
-    """The guest must still see the 5: without it, Linux waits for 5 s."""
+    """The guest must still see the 5: without it, Linux waits 5 s."""
     walk = connected()
     walk.online = False
     walk.log.clear()
@@ -232,7 +232,7 @@ def test_rubbish_changes_nothing() -> None:
     assert walk.wait(3600) == []
 
 
-# What holds for every row.
+# Properties of every row.
 
 
 @pytest.mark.parametrize("online", [True, False])
@@ -254,7 +254,7 @@ def test_connected_only_with_an_online_frontend_at_3() -> None:
 
 
 def test_no_row_hides_another() -> None:
-    """So their order means nothing, and the table in protocol/states.md can be read row by row."""
+    """At most one row applies, so their order has no meaning, and the table in protocol/states.md can be read row by row."""
     for backend, rules in TRANSITIONS.items():
         for one, other in combinations(rules, 2):
             assert one.online != other.online or not one.frontend & other.frontend, (backend, one.why, other.why)
@@ -272,7 +272,7 @@ STEPS: Final = st.lists(
 
 @given(st.sampled_from(State), STEPS)
 def test_whatever_the_others_do(start: State, steps: list[tuple[State | None, bool, float]]) -> None:
-    """Each state follows from the one before by a row of the table, not before its time; it ends in rest."""
+    """Each state follows from the one before by a row of the table, not too early, and in the end nothing more happens."""
     walk = Walk(start, None)
     for frontend, online, seconds in steps:
         walk.frontend, walk.online = frontend, online

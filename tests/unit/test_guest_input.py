@@ -1,4 +1,4 @@
-"""From evdev's events to what a guest's programs see, against models of both ends: what is down here is down there, and nothing else."""
+"""From evdev's events to a guest's input core, against models of both ends: the same keys and contacts are down at both."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scenario.devices import BUFFER, SimDevice, SimNode
 
-from displbe.input.features import Features
-from displbe.input.feed import Feed, Repeats
-from displbe.input.focus import Claim, Focus, Terms
-from displbe.input.names import Binding, Role, parse_unique_id
-from displbe.input.outbox import QUEUE, Outbox
-from displbe.input.sources.base import Source
-from displbe.input.sources.evdev import READ, Share, _Reader
-from displbe.input.translate import (
+from displbe.input.bindings import Binding, Role, parse_unique_id
+from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, Slot, Snapshot
+from displbe.input.evdev.decoder import Decoder
+from displbe.input.evdev.device import DeviceState, EvdevDevice
+from displbe.input.evdev.lookup import ClaimedRoles
+from displbe.input.evdev.nodes import READ_EVENTS
+from displbe.input.evdev.pointer import PointerDecoder, PointerKind
+from displbe.input.event_codes import (
     ABS_MT_ORIENTATION,
     ABS_MT_POSITION_X,
     ABS_MT_POSITION_Y,
@@ -39,13 +39,11 @@ from displbe.input.translate import (
     REL_Y,
     SYN_MT_REPORT,
     SYN_REPORT,
-    Axis,
-    Decoder,
-    Description,
-    Event,
-    Slot,
-    State,
 )
+from displbe.input.event_queue import CAPACITY, EventQueue
+from displbe.input.features import Features
+from displbe.input.focus import Assignment, Claim, InputFocus
+from displbe.input.guest_input import AutoRepeat, GuestInput, InputSource
 from displbe.sim.input import InputCore
 from displbe.wire import kbdif
 from displbe.wire.errors import FrontendBroken
@@ -58,10 +56,10 @@ END: Final = (EV_SYN, SYN_REPORT, 0)
 
 
 class Guest:
-    """A guest that takes its events when it is told to."""
+    """A guest that consumes its events when the test says so."""
 
     def __init__(self, features: Features, used: int = 0) -> None:
-        """`used`: so many events have gone over the page before."""
+        """`used`: the number of events that have gone over the page before."""
         memory = SharedMemory(memoryview(bytearray(4096)))
         self.core = InputCore()
         self.core.has_keyboard, self.core.has_pointer = features.keyboard, features.pointer
@@ -70,69 +68,69 @@ class Guest:
         self._front = FrontKbdPage(memory)
         memory.store(0, used)
         memory.store(4, used)
-        self.feed = Feed(BackKbdPage(memory), features, Repeats(), lambda: None, self._broken)
+        self.guest_input = GuestInput(BackKbdPage(memory), features, AutoRepeat(), lambda: None, self._broken)
 
     @staticmethod
     def _broken(reason: FrontendBroken) -> None:
         raise AssertionError(reason)
 
     def take(self) -> None:
-        """Take what is in the page, and let what waits in."""
+        """Consume the events in the page, which makes room for waiting ones."""
         for slot in self._front.take():
             self.core.handle(kbdif.decode_event(slot))
         assert self.core.oops is None
         assert self.core.warnings == []
-        self.feed.flush()
+        self.guest_input.flush()
 
     def take_all(self) -> None:
-        """Take everything."""
-        self.feed.flush()
+        """Consume all events, the waiting ones too."""
+        self.guest_input.flush()
         count = -1
         while count != len(self.core.events):
             count = len(self.core.events)
             self.take()
 
 
-TERMS: Final = Terms(())
+ASSIGNMENT: Final = Assignment(())
 
 
 class Given:
-    """A focus that has decided (input.focus.Focus)."""
+    """A focus that always has the same holder (input.focus.InputFocus)."""
 
-    def __init__(self, feed: Feed | None) -> None:
-        self._claim = Claim("guest", 1, 0, TERMS)
-        self._claim.feed = feed
+    def __init__(self, guest_input: GuestInput | None) -> None:
+        self._claim = Claim("guest", 1, 0, ASSIGNMENT)
+        self._claim.guest_input = guest_input
 
     def holder(self, names: Callable[[Claim], bool]) -> Claim | None:
-        """Focus.holder"""
+        """InputFocus.holder"""
         return self._claim
 
 
 class Hand:
-    """A device that somebody works with, and displbe's reader of it."""
+    """A simulated device, and displbe's EvdevDevice for it."""
 
-    def __init__(self, name: str, description: Description, buffer: int = BUFFER) -> None:
+    def __init__(self, name: str, description: Capabilities, buffer: int = BUFFER) -> None:
         self.device = SimDevice(name, description, buffer=buffer)
         self._open()
 
     def _open(self) -> None:
         self._node = SimNode(self.device)
-        self.reader = _Reader(self.device.name, self._node, {("guest", 0): Share(TERMS, ALL)})
-        self.reader.start()
+        self.reader = EvdevDevice(self.device.name, self._node, {("guest", 0): ClaimedRoles(ASSIGNMENT, ALL)})
+        self.reader.start(DeviceState.GRABBED)
 
-    def give(self, feed: Feed) -> None:
-        """It is another guest's from now on."""
-        self.reader.follow(cast("Focus", Given(feed)))
+    def give(self, guest_input: GuestInput) -> None:
+        """Give the device to another guest."""
+        self.reader.follow(cast("InputFocus", Given(guest_input)))
 
-    def read(self, feed: Feed) -> bool:
-        """For the guest that has it. True: events were lost."""
-        self.reader._receiver, self.reader._as = feed, ALL
+    def read(self, guest_input: GuestInput) -> bool:
+        """Pass buffered events to the guest that has the device. True: events were lost."""
+        self.reader.guest_input, self.reader._roles = guest_input, ALL
         lost = self._node.has_lost
-        self.reader._take()
+        self.reader._pass_buffered()
         return lost
 
     def replug(self) -> None:
-        """Out, and in again."""
+        """Unplug the device, and plug it in again."""
         self._node.close()
         self.reader.leave()
         self.device.keys.clear()
@@ -143,29 +141,29 @@ class Hand:
 
 
 class Typing(RuleBasedStateMachine):
-    """Two keyboards, two guests, one of whom has the keyboards. Events get lost, guests do not take theirs, keyboards are pulled out.
+    """Two keyboards and two guests, one of which has both keyboards. Events are lost or not consumed, keyboards are unplugged.
 
-    The model: of each keyboard, the keys that went down since the guest who has them now has it.
+    The model: for each keyboard, the keys that went down since its present guest got it, and are still down.
     """
 
     KEYS: Final = (30, 48, LEFT, 200, 0x160, 0x12C, 250)
-    """Some that Linux's frontend has, some that it has not."""
+    """Keys that Linux's frontend has, and keys that it lacks."""
 
     @initialize()
     def begin(self) -> None:
         self.guests = [Guest(Features()), Guest(Features())]
-        self.hands = [Hand(name, Description(keys=frozenset(self.KEYS))) for name in "ab"]
+        self.hands = [Hand(name, Capabilities(keys=frozenset(self.KEYS))) for name in "ab"]
         self.holder = 0
         self.mine: list[set[int]] = [set(), set()]
         self.unread = [0, 0]
         self.up: list[set[int]] = [set(), set()]
-        """Keys that went up since the last reading."""
+        """Keys that went up since the last read."""
         self.before: list[set[int]] = [set(), set()]
-        """Keys that went down for another guest, and of whose going up nothing was heard."""
+        """Keys that went down for another guest, and whose release has not been read."""
 
     @property
-    def feed(self) -> Feed:
-        return self.guests[self.holder].feed
+    def guest_input(self) -> GuestInput:
+        return self.guests[self.holder].guest_input
 
     @rule(hand=st.integers(0, 1), key=st.sampled_from(KEYS))
     def press_or_let_go(self, hand: int, key: int) -> None:
@@ -181,18 +179,19 @@ class Typing(RuleBasedStateMachine):
 
     @rule(hand=st.integers(0, 1), key=st.sampled_from(KEYS), times=st.sampled_from([1, 17, 40]))
     def type_fast(self, hand: int, key: int, times: int) -> None:
-        """More than the kernel keeps, most often: with what was not read before."""
+        """Mostly more events than the kernel buffers, together with those that were not read before."""
         for _ in range(times):
             self.press_or_let_go(hand, key)
             self.press_or_let_go(hand, key)
 
     @rule(hand=st.integers(0, 1))
     def read(self, hand: int) -> None:
-        lost = self.hands[hand].read(self.feed)
+        lost = self.hands[hand].read(self.guest_input)
         self.unread[hand] = 0
         if lost:
-            # Up and down again, or never up? Nobody knows; the guest need not hear of what may be another one's.
-            self.mine[hand] -= {key for key in self.before[hand] if key not in self.feed.outbox.pressed}
+            # Such a key was released and pressed again, or never released: then its press was for the other guest.
+            # The two look the same, so this guest need not be told.
+            self.mine[hand] -= {key for key in self.before[hand] if key not in self.guest_input.queue.pressed}
         else:
             self.before[hand] -= self.up[hand]
         self.up[hand].clear()
@@ -203,9 +202,9 @@ class Typing(RuleBasedStateMachine):
 
     @rule()
     def switch(self) -> None:
-        """What was typed and not read yet was typed for the guest that had the keyboards."""
+        """Give the keyboards to the other guest. Events not read yet were typed for the guest that had them."""
         for hand in range(2):
-            self.hands[hand].give(self.guests[1 - self.holder].feed)
+            self.hands[hand].give(self.guests[1 - self.holder].guest_input)
             self.unread[hand] = 0
             self.up[hand].clear()
             self.mine[hand].clear()
@@ -220,9 +219,9 @@ class Typing(RuleBasedStateMachine):
         self.up[hand].clear()
         self.unread[hand] = 0
 
-    @rule(count=st.sampled_from([60, QUEUE, QUEUE + 60, 3 * QUEUE]), first=st.sampled_from([0, 2]))
+    @rule(count=st.sampled_from([60, CAPACITY, CAPACITY + 60, 3 * CAPACITY]), first=st.sampled_from([0, 2]))
     def stall(self, count: int, first: int) -> None:
-        """The guest takes nothing while much is typed."""
+        """Much is typed while the guest consumes nothing."""
         for number in range(count):
             self.press_or_let_go(0, self.KEYS[first + number % 2])
             self.read(0)
@@ -232,8 +231,8 @@ class Typing(RuleBasedStateMachine):
     def what_is_down_is_down(self) -> None:
         has = Features().codes()
         expected = {key for mine in self.mine for key in mine if key in has}
-        assert self.feed.outbox.pressed == expected
-        assert not self.guests[1 - self.holder].feed.outbox.pressed
+        assert self.guest_input.queue.pressed == expected
+        assert not self.guests[1 - self.holder].guest_input.queue.pressed
 
     def teardown(self) -> None:
         if not hasattr(self, "guests"):
@@ -242,9 +241,9 @@ class Typing(RuleBasedStateMachine):
             self.read(hand)
         for guest in self.guests:
             guest.take_all()
-            assert guest.core.pressed == guest.feed.outbox.pressed
+            assert guest.core.pressed == guest.guest_input.queue.pressed
         self.what_is_down_is_down()
-        self.feed.leave_all()
+        self.guest_input.leave_all()
         self.guests[self.holder].take_all()
         assert not self.guests[self.holder].core.pressed
         for closed in self.hands:
@@ -256,17 +255,15 @@ TestTyping.settings = settings(max_examples=40, stateful_step_count=30, deadline
 
 
 class Touching(RuleBasedStateMachine):
-    """A touch screen of four fingers, for a guest that knows three. What the guest's fingers touch is what is touched, of those that it
-    could take up.
-    """
+    """A touch screen with four slots, for a guest with three contacts. The guest's contacts are where the fingers are that got a number."""
 
     @initialize(buffer=st.sampled_from([BUFFER, 16 * BUFFER]))
     def begin(self, buffer: int) -> None:
-        axes = {ABS_MT_SLOT: Axis(0, 3), ABS_MT_TRACKING_ID: Axis(0, 65535)}
-        axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 99))
+        axes = {ABS_MT_SLOT: AbsAxis(0, 3), ABS_MT_TRACKING_ID: AbsAxis(0, 65535)}
+        axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), AbsAxis(0, 99))
         self.features = Features(contacts=3, touch_width=100, touch_height=100)
         self.guest = Guest(self.features)
-        self.hand = Hand("touch", Description(keys=frozenset((BTN_TOUCH,)), axes=axes), buffer)
+        self.hand = Hand("touch", Capabilities(keys=frozenset((BTN_TOUCH,)), abs_axes=axes), buffer)
         self.tracking = 0
         self.fingers: dict[int, tuple[int, int]] = {}
         self.lost = False
@@ -303,22 +300,22 @@ class Touching(RuleBasedStateMachine):
 
     @rule()
     def read(self) -> None:
-        self.hand.read(self.guest.feed)
+        self.hand.read(self.guest.guest_input)
 
     @rule()
     def take(self) -> None:
         self.guest.take()
 
-    @rule(times=st.sampled_from([10, 100, 2 * QUEUE]))
+    @rule(times=st.sampled_from([10, 100, 2 * CAPACITY]))
     def wriggle(self, times: int) -> None:
-        """Much movement, of which the guest takes nothing."""
+        """Move much while the guest consumes nothing."""
         for number in range(times):
             self.down_or_move(number % 2, number % 100, number % 90)
             self.read()
 
-    @rule(times=st.sampled_from([10, 100, 2 * QUEUE]))
+    @rule(times=st.sampled_from([10, 100, 2 * CAPACITY]))
     def drum(self, times: int) -> None:
-        """Many taps, of which the guest takes nothing."""
+        """Tap often while the guest consumes nothing."""
         for number in range(times):
             self.down_or_move(2, number % 100, 50)
             self.read()
@@ -327,7 +324,7 @@ class Touching(RuleBasedStateMachine):
 
     @rule(slot=st.integers(0, 3), times=st.sampled_from([100, 300, 500]))
     def lose(self, slot: int, times: int) -> None:
-        """More than the kernel keeps: what was not read is lost."""
+        """More events than the kernel buffers: those not read are lost."""
         for number in range(times):
             self.down_or_move(slot, number % 100, number % 100)
 
@@ -336,7 +333,7 @@ class Touching(RuleBasedStateMachine):
             return
         self.read()
         self.guest.take_all()
-        known = self.guest.feed._fingers
+        known = self.guest.guest_input._contacts
         assert {number: self.guest.core.fingers[number] for number in known.values()} == {
             number: self.fingers[finger] for (_, finger), number in known.items()
         }
@@ -355,65 +352,67 @@ TestTouching.settings = settings(max_examples=40, stateful_step_count=30, deadli
 
 
 def test_what_is_queued_behind_lost_events_is_older_than_the_answer() -> None:
-    """More of it than one read takes: the device's answer is how it is after that, so it must not be told after the answer."""
-    axes = {ABS_MT_SLOT: Axis(0, 3), ABS_MT_TRACKING_ID: Axis(0, 65535)}
-    axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 999))
+    """More events than one read returns are buffered. The device's snapshot is newer, so they must not be passed on after it."""
+    axes = {ABS_MT_SLOT: AbsAxis(0, 3), ABS_MT_TRACKING_ID: AbsAxis(0, 65535)}
+    axes |= dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), AbsAxis(0, 999))
     guest = Guest(Features(contacts=4, touch_width=1000, touch_height=1000))
-    hand = Hand("touch", Description(axes=axes), buffer=4 * READ)
+    hand = Hand("touch", Capabilities(abs_axes=axes), buffer=4 * READ_EVENTS)
 
     def emit(slot: int, *events: tuple[int, int]) -> None:
         hand.device.emit((EV_ABS, ABS_MT_SLOT, slot), *((EV_ABS, *event) for event in events))
 
     for slot in (0, 1):
         emit(slot, (ABS_MT_TRACKING_ID, slot), (ABS_MT_POSITION_X, 500))
-    hand.read(guest.feed)
+    hand.read(guest.guest_input)
     guest.take_all()
-    for number in range(3 * READ):  # with SYN_REPORT two events each: too many, then more than one read after them
+    for number in range(
+        3 * READ_EVENTS
+    ):  # two events each, with SYN_REPORT: events are lost, and more than one read is buffered after that
         emit(0, (ABS_MT_POSITION_X, number % 99))
     emit(0, (ABS_MT_TRACKING_ID, -1))
-    for number in range(READ // 4):
+    for number in range(READ_EVENTS // 4):
         emit(1, (ABS_MT_POSITION_X, 600 + number))
     told = len(guest.core.events)
-    hand.read(guest.feed)
+    hand.read(guest.guest_input)
     guest.take_all()
-    assert guest.core.fingers == {1: (599 + READ // 4, 0)}
+    assert guest.core.fingers == {1: (599 + READ_EVENTS // 4, 0)}
     fresh = [event for event in guest.core.events[told:] if not isinstance(event, kbdif.TouchSyn)]
-    assert fresh == [kbdif.TouchUp(0), kbdif.TouchMotion(1, 599 + READ // 4, 0)], "only what the device answers"
+    assert fresh == [kbdif.TouchUp(0), kbdif.TouchMotion(1, 599 + READ_EVENTS // 4, 0)], "only what the device answers"
     emit(1, (ABS_MT_POSITION_X, 10))
-    hand.read(guest.feed)
+    hand.read(guest.guest_input)
     guest.take_all()
     assert guest.core.fingers == {1: (10, 0)}
     hand.close()
 
 
 def test_what_was_typed_before_the_switch_is_not_for_the_next() -> None:
-    guests, hand = [Guest(Features()), Guest(Features())], Hand("keyboard", Description(keys=frozenset((30, 48))))
-    hand.read(guests[0].feed)
+    guests, hand = [Guest(Features()), Guest(Features())], Hand("keyboard", Capabilities(keys=frozenset((30, 48))))
+    hand.read(guests[0].guest_input)
     for lost in (False, True):
         hand.device.emit((EV_KEY, 30, 1))
         for number in range(2 * BUFFER * lost):
             hand.device.emit((EV_KEY, 48, 1 - number % 2))
-        hand.give(guests[1].feed)
+        hand.give(guests[1].guest_input)
         hand.device.emit((EV_KEY, 30, 0))
-        hand.read(guests[1].feed)
+        hand.read(guests[1].guest_input)
         for guest in guests:
             guest.take_all()
         assert kbdif.Key(1, 30) in guests[0].core.events
         assert guests[0].core.pressed == set()
         assert guests[1].core.events == []
-        hand.give(guests[0].feed)
+        hand.give(guests[0].guest_input)
         guests[0].core.events.clear()
     hand.close()
 
 
 def test_a_release_that_was_lost() -> None:
-    guest, hand = Guest(Features()), Hand("keyboard", Description(keys=frozenset((30, 48))))
+    guest, hand = Guest(Features()), Hand("keyboard", Capabilities(keys=frozenset((30, 48))))
     hand.device.emit((EV_KEY, 30, 1))
-    hand.read(guest.feed)
+    hand.read(guest.guest_input)
     hand.device.emit((EV_KEY, 30, 0))
     for number in range(100):
         hand.device.emit((EV_KEY, 48, 1 - number % 2))
-    hand.read(guest.feed)
+    hand.read(guest.guest_input)
     guest.take_all()
     assert guest.core.pressed == set()
     assert kbdif.Key(0, 30) in guest.core.events
@@ -421,11 +420,11 @@ def test_a_release_that_was_lost() -> None:
 
 
 def test_a_key_held_on_two_keyboards() -> None:
-    guest, hands = Guest(Features()), [Hand(name, Description(keys=frozenset((30,)))) for name in "ab"]
+    guest, hands = Guest(Features()), [Hand(name, Capabilities(keys=frozenset((30,)))) for name in "ab"]
     for value in (1, 0):
         for hand in hands:
             hand.device.emit((EV_KEY, 30, value))
-            hand.read(guest.feed)
+            hand.read(guest.guest_input)
     guest.take_all()
     assert guest.core.events == [kbdif.Key(1, 30), kbdif.Key(0, 30)]
     for hand in hands:
@@ -433,48 +432,48 @@ def test_a_key_held_on_two_keyboards() -> None:
 
 
 def test_a_guest_that_takes_nothing_gets_the_whole_motion_and_every_release() -> None:
-    """Keys and motions in turns, more than wait: motions are put together, taps are forgotten, what was down comes up."""
+    """More keys and motions in turns than may wait: motions are merged, taps are dropped, the release of a key that is down is kept."""
     guest = Guest(Features())
-    source = Source("both", repeats=True)
-    guest.feed.key(source, 57, 1)
-    for _ in range(2 * QUEUE):
-        guest.feed.key(source, 30, 1)
-        guest.feed.move(1, -2, 0)
-        guest.feed.key(source, 30, 0)
-    guest.feed.key(source, 57, 0)
-    assert guest.feed.outbox.waiting <= QUEUE
+    source = InputSource("both", repeats=True)
+    guest.guest_input.key(source, 57, 1)
+    for _ in range(2 * CAPACITY):
+        guest.guest_input.key(source, 30, 1)
+        guest.guest_input.move(1, -2, 0)
+        guest.guest_input.key(source, 30, 0)
+    guest.guest_input.key(source, 57, 0)
+    assert guest.guest_input.queue.waiting <= CAPACITY
     guest.take_all()
-    assert (guest.core.moved, guest.core.pressed) == ([2 * QUEUE, -4 * QUEUE], set())
-    assert guest.feed.outbox.dropped > QUEUE
+    assert (guest.core.moved, guest.core.pressed) == ([2 * CAPACITY, -4 * CAPACITY], set())
+    assert guest.guest_input.queue.dropped > CAPACITY
 
 
 def test_a_page_that_was_used_before_is_no_reason_to_look_through_the_queue_for_each_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A guest says that its page was used before, and takes nothing: every key's release waits, which is more than QUEUE."""
+    """A guest claims that its page was used before, and consumes nothing: the releases of all keys wait, which is more than CAPACITY."""
     looks = 0
-    drop = Outbox._drop_taps
+    drop = EventQueue._drop_taps
 
-    def count(outbox: Outbox) -> None:
+    def count(queue: EventQueue) -> None:
         nonlocal looks
         looks += 1
-        drop(outbox)
+        drop(queue)
 
-    monkeypatch.setattr(Outbox, "_drop_taps", count)
+    monkeypatch.setattr(EventQueue, "_drop_taps", count)
     guest = Guest(Features(contacts=10), used=5)
-    guest.feed.release_everything()
-    releases = guest.feed.outbox.waiting
-    assert releases > QUEUE
-    source = Source("touch", repeats=True)
-    for number in range(10 * QUEUE):
-        guest.feed.touch_down(source, number % 10, 0.5, 0.5)
-        guest.feed.touch_move(source, number % 10, number % 100 / 100, 0.5)
-        guest.feed.touch_up(source, (number + 5) % 10)
-        guest.feed.touch_frame(source)
-        guest.feed.flush()
-    assert guest.feed.outbox.waiting <= 2 * (releases + 3 * 10)
+    guest.guest_input.release_everything()
+    releases = guest.guest_input.queue.waiting
+    assert releases > CAPACITY
+    source = InputSource("touch", repeats=True)
+    for number in range(10 * CAPACITY):
+        guest.guest_input.touch_down(source, number % 10, 0.5, 0.5)
+        guest.guest_input.touch_move(source, number % 10, number % 100 / 100, 0.5)
+        guest.guest_input.touch_up(source, (number + 5) % 10)
+        guest.guest_input.touch_frame(source)
+        guest.guest_input.flush()
+    assert guest.guest_input.queue.waiting <= 2 * (releases + 3 * 10)
     assert looks < 50
-    guest.feed.leave_all()
+    guest.guest_input.leave_all()
     guest.take_all()
     assert guest.core.fingers == {}
     assert guest.core.pressed == set()
@@ -482,33 +481,73 @@ def test_a_page_that_was_used_before_is_no_reason_to_look_through_the_queue_for_
 
 def test_a_finger_that_came_down_elsewhere_meanwhile_is_no_drag() -> None:
     guest = Guest(Features(contacts=2, touch_width=100, touch_height=100))
-    source = Source("touch", repeats=True)
-    for number in range(QUEUE):
-        guest.feed.touch_down(source, 0, number % 100 / 100, 0)
-        guest.feed.touch_frame(source)
-        guest.feed.touch_up(source, 0)
-        guest.feed.touch_frame(source)
-    guest.feed.touch_down(source, 0, 0.99, 0)
-    guest.feed.touch_frame(source)
+    source = InputSource("touch", repeats=True)
+    for number in range(CAPACITY):
+        guest.guest_input.touch_down(source, 0, number % 100 / 100, 0)
+        guest.guest_input.touch_frame(source)
+        guest.guest_input.touch_up(source, 0)
+        guest.guest_input.touch_frame(source)
+    guest.guest_input.touch_down(source, 0, 0.99, 0)
+    guest.guest_input.touch_frame(source)
     guest.take_all()
     ends = [event for event in guest.core.events if not isinstance(event, kbdif.TouchSyn)][-3:]
     assert isinstance(ends[-2], kbdif.TouchUp)
     assert ends[-1] == kbdif.TouchDown(0, 99, 0)
 
 
+# The life of a device
+
+
+def test_a_device_passes_events_on_only_while_it_is_read() -> None:
+    guest, device = Guest(Features()), SimDevice("keyboard", Capabilities(keys=frozenset((30, 48))))
+    node = SimNode(device)
+    reader = EvdevDevice(device.name, node, {("guest", 0): ClaimedRoles(ASSIGNMENT, ALL)})
+    focus = cast("InputFocus", Given(guest.guest_input))
+    reader.follow(focus)
+    device.emit((EV_KEY, 30, 1))
+    assert reader.state is DeviceState.HELD_BACK
+    assert not reader._pass_buffered()
+    reader.start(DeviceState.SHARED)
+    device.emit((EV_KEY, 48, 1))
+    assert reader._pass_buffered()
+    guest.take_all()
+    assert guest.core.events == [kbdif.Key(1, 48)], "keys that were down at the start were pressed for another program"
+    reader.state = DeviceState.LOST
+    reader.leave()
+    reader.follow(focus)
+    assert reader.guest_input is None
+    guest.take_all()
+    assert guest.core.events == [kbdif.Key(1, 48), kbdif.Key(0, 48)]
+    node.close()
+
+
 # The pointer
 
 
-def told(features: Features, description: Description, *events: Event, roles: frozenset[Role] = ALL) -> Guest:
-    """A guest that was told these events."""
+@pytest.mark.parametrize(
+    ("capabilities", "kind"),
+    [
+        (Capabilities(keys=frozenset((30,))), PointerKind.RELATIVE),
+        (Capabilities(rel_axes=frozenset((REL_X, REL_Y))), PointerKind.RELATIVE),
+        (Capabilities(abs_axes={ABS_X: AbsAxis(0, 9)}), PointerKind.RELATIVE),
+        (Capabilities(abs_axes=dict.fromkeys((ABS_X, ABS_Y), AbsAxis(0, 9))), PointerKind.ABSOLUTE),
+        (Capabilities(abs_axes=dict.fromkeys((ABS_X, ABS_Y), AbsAxis(0, 9)), is_touchpad=True), PointerKind.TOUCHPAD),
+    ],
+)
+def test_kinds_of_pointers(capabilities: Capabilities, kind: PointerKind) -> None:
+    assert PointerDecoder(InputSource("device", repeats=True), capabilities, Snapshot()).kind is kind
+
+
+def told(features: Features, description: Capabilities, *events: InputEvent, roles: frozenset[Role] = ALL) -> Guest:
+    """Return a guest that has consumed these events."""
     guest = Guest(features)
-    state = State(axes=dict.fromkeys(description.axes, 0))
-    Decoder(Source("device", repeats=True), description, state).decode(events, guest.feed, roles)
+    state = Snapshot(axes=dict.fromkeys(description.abs_axes, 0))
+    Decoder(InputSource("device", repeats=True), description, state).decode(events, guest.guest_input, roles)
     guest.take_all()
     return guest
 
 
-MOUSE: Final = Description(keys=frozenset((LEFT,)), wheels=frozenset((REL_X, REL_Y, REL_WHEEL, REL_WHEEL_HI_RES)))
+MOUSE: Final = Capabilities(keys=frozenset((LEFT,)), rel_axes=frozenset((REL_X, REL_Y, REL_WHEEL, REL_WHEEL_HI_RES)))
 Moves = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(-3, 3)), max_size=200)
 
 
@@ -532,22 +571,24 @@ def test_a_mouse_in_a_guest_that_takes_nothing_loses_no_motion(moves: list[tuple
 
 @given(turns=st.lists(st.integers(1, 50), max_size=100), up=st.booleans())
 def test_a_wheel_of_high_resolution_alone_counts_detents(turns: list[int], up: bool) -> None:
-    wheel = Description(wheels=frozenset((REL_WHEEL_HI_RES,)))
+    wheel = Capabilities(rel_axes=frozenset((REL_WHEEL_HI_RES,)))
     sign = 1 if up else -1
     events = [event for turn in turns for event in ((EV_REL, REL_WHEEL_HI_RES, sign * turn), END)]
     assert told(Features(), wheel, *events).core.wheel == sign * (sum(turns) // 120)
 
 
 def test_motions_that_come_together_are_one() -> None:
-    """But not over a button: it goes down where the pointer is then. A motion whose frame has not ended waits for its end."""
+    """But a button separates them: it goes down where the pointer is at that moment. A motion is passed on when its frame ends."""
     right, down, up = (EV_REL, REL_X, 1), (EV_KEY, LEFT, 1), (EV_KEY, LEFT, 0)
     guest = Guest(Features())
-    decoder = Decoder(Source("mouse", repeats=True), MOUSE, State())
-    decoder.decode([right, END, right, END, right, down, END, right, END, up, END, right, END, right], guest.feed, ALL)
+    decoder = Decoder(InputSource("mouse", repeats=True), MOUSE, Snapshot())
+    decoder.decode(
+        [right, END, right, END, right, down, END, right, END, up, END, right, END, right], guest.guest_input, ALL
+    )
     guest.take_all()
     events = [kbdif.Motion(3, 0, 0), kbdif.Key(1, LEFT), kbdif.Motion(1, 0, 0), kbdif.Key(0, LEFT)]
     assert guest.core.events[:4] == events
-    decoder.decode([right, END], guest.feed, ALL)
+    decoder.decode([right, END], guest.guest_input, ALL)
     guest.take_all()
     assert guest.core.moved == [7, 0]
 
@@ -559,16 +600,16 @@ def test_a_horizontal_wheel_is_no_vertical_one() -> None:
 
 @given(low=st.integers(-1000, 1000), span=st.integers(1, 70000), size=st.integers(1, 5000), data=st.data())
 def test_positions_are_scaled(low: int, span: int, size: int, data: st.DataObject) -> None:
-    axis = Axis(low, low + span)
+    axis = AbsAxis(low, low + span)
     values = sorted(data.draw(st.lists(st.integers(low - 10, low + span + 10), min_size=1, max_size=20)))
-    tablet = Description(axes={ABS_X: axis, ABS_Y: axis})
+    tablet = Capabilities(abs_axes={ABS_X: axis, ABS_Y: axis})
     features = Features(absolute=True, width=size, height=size)
     found = []
     for value in values:
         core = told(features, tablet, (EV_ABS, ABS_X, value), (EV_ABS, ABS_Y, value), END).core
         assert core.position is not None
         found.append(core.position[0])
-        # Within a pixel of where it is, and never outside.
+        # Within a pixel of the exact position, and never outside the screen.
         inside = min(max(value, low), low + span) - low
         assert abs(core.position[0] - inside * (size - 1) / span) <= 1
         if size == span + 1:
@@ -582,26 +623,26 @@ def test_a_mouse_for_a_guest_with_positions(moves: list[tuple[int, int, int]]) -
     for dx, dy, _ in moves:
         x, y = min(max(x + dx, 0), 99), min(max(y + dy, 0), 79)
     guest = Guest(Features(absolute=True, width=100, height=80))
-    decoder = Decoder(Source("mouse", repeats=True), MOUSE, State())
+    decoder = Decoder(InputSource("mouse", repeats=True), MOUSE, Snapshot())
     for dx, dy, _ in moves:
-        decoder.decode([(EV_REL, REL_X, dx), (EV_REL, REL_Y, dy), END], guest.feed, ALL)
+        decoder.decode([(EV_REL, REL_X, dx), (EV_REL, REL_Y, dy), END], guest.guest_input, ALL)
     guest.take_all()
     assert guest.core.position in (None, (int(x), int(y)))
 
 
 @given(places=st.lists(st.integers(0, 999), min_size=1, max_size=50))
 def test_positions_for_a_guest_with_motions(places: list[int]) -> None:
-    """The first place is where it begins; then the way between two."""
-    tablet = Description(axes={ABS_X: Axis(0, 999), ABS_Y: Axis(0, 999)})
+    """The first position is no motion; then each motion is the difference of two positions."""
+    tablet = Capabilities(abs_axes={ABS_X: AbsAxis(0, 999), ABS_Y: AbsAxis(0, 999)})
     events = [event for place in places for event in ((EV_ABS, ABS_X, place), END)]
     core = told(Features(width=1000, height=1000), tablet, *events).core
     assert core.moved == [places[-1] - places[0], 0]
 
 
 def test_a_pen_that_comes_down_elsewhere_drags_nothing() -> None:
-    tablet = Description(keys=frozenset((BTN_TOUCH,)), axes={ABS_X: Axis(0, 999), ABS_Y: Axis(0, 999)})
+    tablet = Capabilities(keys=frozenset((BTN_TOUCH,)), abs_axes={ABS_X: AbsAxis(0, 999), ABS_Y: AbsAxis(0, 999)})
     features = Features(width=1000, height=1000)
-    events: list[Event] = []
+    events: list[InputEvent] = []
     for start in (100, 800):
         events += [(EV_ABS, ABS_X, start), (EV_KEY, BTN_TOUCH, 1), END]
         events += [(EV_ABS, ABS_X, start + 10), END, (EV_KEY, BTN_TOUCH, 0), END]
@@ -614,15 +655,17 @@ def test_a_pen_that_comes_down_elsewhere_drags_nothing() -> None:
 
 
 def test_the_pointer_is_there_before_its_button_goes_down() -> None:
-    tablet = Description(keys=frozenset((LEFT,)), axes={ABS_X: Axis(0, 99), ABS_Y: Axis(0, 99)})
+    tablet = Capabilities(keys=frozenset((LEFT,)), abs_axes={ABS_X: AbsAxis(0, 99), ABS_Y: AbsAxis(0, 99)})
     features = Features(absolute=True, width=100, height=100)
     core = told(features, tablet, (EV_KEY, LEFT, 1), (EV_ABS, ABS_X, 7), (EV_ABS, ABS_Y, 8), END).core
     assert core.events == [kbdif.Position(7, 8, 0), kbdif.Key(1, LEFT)]
 
 
 def test_a_touchpad_moves_the_pointer() -> None:
-    pad = Description(keys=frozenset((BTN_TOUCH,)), axes={ABS_X: Axis(0, 3999), ABS_Y: Axis(0, 1999)}, is_touchpad=True)
-    events: list[Event] = [(EV_KEY, BTN_TOUCH, 1), (EV_ABS, ABS_X, 100), END]
+    pad = Capabilities(
+        keys=frozenset((BTN_TOUCH,)), abs_axes={ABS_X: AbsAxis(0, 3999), ABS_Y: AbsAxis(0, 1999)}, is_touchpad=True
+    )
+    events: list[InputEvent] = [(EV_KEY, BTN_TOUCH, 1), (EV_ABS, ABS_X, 100), END]
     events += [event for step in range(1, 41) for event in ((EV_ABS, ABS_X, 100 + step), END)]
     core = told(Features(absolute=True, width=1000, height=1000), pad, *events).core
     assert core.position == (510, 500)
@@ -640,37 +683,37 @@ def test_a_touchpad_moves_the_pointer() -> None:
 def test_only_keys_that_the_frontend_can_bear(features: Features, allowed: set[int]) -> None:
     codes = [0, 30, 200, 240, 255, 0x100, 0x10F, LEFT, 0x118, BTN_TOUCH, 0x15F, 0x160, 0x2FF, 0x300, 0xFFFF]
     events = [event for code in codes for event in ((EV_KEY, code, 1), END)]
-    core = told(features, Description(keys=frozenset(codes)), *events).core
+    core = told(features, Capabilities(keys=frozenset(codes)), *events).core
     assert core.pressed == allowed
 
 
 @pytest.mark.parametrize("role", list(Role))
 def test_a_role_is_all_that_a_device_plays(role: Role) -> None:
-    axes = {code: Axis(0, 9) for code in (ABS_MT_POSITION_X, ABS_MT_POSITION_Y)}
-    both = Description(keys=frozenset((30, LEFT)), wheels=frozenset((REL_X,)), axes=axes)
-    touch: list[Event] = [(EV_ABS, ABS_MT_POSITION_X, 5), (EV_SYN, SYN_MT_REPORT, 0)]
-    events: list[Event] = [(EV_KEY, 30, 1), (EV_KEY, LEFT, 1), (EV_REL, REL_X, 3), *touch, END]
+    axes = {code: AbsAxis(0, 9) for code in (ABS_MT_POSITION_X, ABS_MT_POSITION_Y)}
+    both = Capabilities(keys=frozenset((30, LEFT)), rel_axes=frozenset((REL_X,)), abs_axes=axes)
+    touch: list[InputEvent] = [(EV_ABS, ABS_MT_POSITION_X, 5), (EV_SYN, SYN_MT_REPORT, 0)]
+    events: list[InputEvent] = [(EV_KEY, 30, 1), (EV_KEY, LEFT, 1), (EV_REL, REL_X, 3), *touch, END]
     core = told(Features(contacts=2), both, *events, roles=frozenset((role,))).core
     assert core.pressed == {Role.KEYBOARD: {30}, Role.POINTER: {LEFT}, Role.TOUCH: set()}[role]
     assert core.moved == [3 if role is Role.POINTER else 0, 0]
     assert len(core.fingers) == (role is Role.TOUCH)
 
 
-# Fingers
+# Contacts
 
 
 def test_shape_and_orientation() -> None:
-    axes = {code: Axis(0, 999) for code in (ABS_MT_POSITION_X, ABS_MT_POSITION_Y)}
-    axes |= {ABS_MT_SLOT: Axis(0, 1), ABS_MT_TRACKING_ID: Axis(0, 9), ABS_MT_ORIENTATION: Axis(-4, 4)}
-    axes |= {code: Axis(0, 999) for code in (ABS_MT_TOUCH_MAJOR, ABS_MT_TOUCH_MINOR)}
-    device = SimDevice("touch", Description(axes=axes))
+    axes = {code: AbsAxis(0, 999) for code in (ABS_MT_POSITION_X, ABS_MT_POSITION_Y)}
+    axes |= {ABS_MT_SLOT: AbsAxis(0, 1), ABS_MT_TRACKING_ID: AbsAxis(0, 9), ABS_MT_ORIENTATION: AbsAxis(-4, 4)}
+    axes |= {code: AbsAxis(0, 999) for code in (ABS_MT_TOUCH_MAJOR, ABS_MT_TOUCH_MINOR)}
+    device = SimDevice("touch", Capabilities(abs_axes=axes))
     guest = Guest(Features(contacts=1, touch_width=2000, touch_height=500))
     node = SimNode(device)
-    decoder = Decoder(Source("touch", repeats=True), device.description, node.state())
+    decoder = Decoder(InputSource("touch", repeats=True), device.capabilities, node.snapshot())
     shape = (ABS_MT_TOUCH_MAJOR, 20), (ABS_MT_TOUCH_MINOR, 10), (ABS_MT_ORIENTATION, 2)
     place = (ABS_MT_TRACKING_ID, 1), (ABS_MT_POSITION_X, 500), (ABS_MT_POSITION_Y, 500)
     device.emit(*((EV_ABS, *event) for event in (*place, *shape)))
-    decoder.decode(node.read(), guest.feed, ALL)
+    decoder.decode(node.read(), guest.guest_input, ALL)
     guest.take_all()
     assert guest.core.events == [
         kbdif.TouchDown(0, 1001, 250),
@@ -682,26 +725,28 @@ def test_shape_and_orientation() -> None:
 
 
 def test_numbers_that_do_not_fit() -> None:
-    """A device may say any s32, in a range as small as it likes: what is too much for an event is as much as fits."""
+    """A device may report any s32 in any range: values are limited to what the event's field holds."""
     least, most = -0x80000000, 0x7FFFFFFF
     far = ((EV_REL, REL_X, least), (EV_REL, REL_X, least), (EV_REL, REL_WHEEL, least), END)
     assert told(Features(), MOUSE, *far).core.events == [kbdif.Motion(least, 0, most)]
-    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 0))
+    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), AbsAxis(0, 0))
     finger = [(EV_ABS, ABS_MT_POSITION_X, most), (EV_ABS, ABS_MT_TOUCH_MAJOR, most), (EV_SYN, SYN_MT_REPORT, 0), END]
-    core = told(Features(contacts=1), Description(axes=axes), *finger).core
+    core = told(Features(contacts=1), Capabilities(abs_axes=axes), *finger).core
     assert core.events[1] == kbdif.TouchShape(0, 0xFFFFFFFF, 0)
-    pad = Description(axes={ABS_X: Axis(1, 0), ABS_Y: Axis(0, 9)}, is_touchpad=True)
+    pad = Capabilities(abs_axes={ABS_X: AbsAxis(1, 0), ABS_Y: AbsAxis(0, 9)}, is_touchpad=True)
     assert told(Features(), pad, (EV_ABS, ABS_X, 1), END, (EV_ABS, ABS_X, 2), END).core.moved == [1000, 0]
 
 
 def test_up_and_down_in_one_frame_are_two_moments() -> None:
-    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 9))
-    axes |= {ABS_MT_SLOT: Axis(0, 1), ABS_MT_TRACKING_ID: Axis(0, 9)}
-    down: list[Event] = [(EV_ABS, ABS_MT_TRACKING_ID, 1), (EV_ABS, ABS_MT_POSITION_X, 3), END]
-    again: list[Event] = [(EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_ABS, ABS_MT_TRACKING_ID, 2), END]
+    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), AbsAxis(0, 9))
+    axes |= {ABS_MT_SLOT: AbsAxis(0, 1), ABS_MT_TRACKING_ID: AbsAxis(0, 9)}
+    down: list[InputEvent] = [(EV_ABS, ABS_MT_TRACKING_ID, 1), (EV_ABS, ABS_MT_POSITION_X, 3), END]
+    again: list[InputEvent] = [(EV_ABS, ABS_MT_TRACKING_ID, -1), (EV_ABS, ABS_MT_TRACKING_ID, 2), END]
     guest = Guest(Features(contacts=1, touch_width=10, touch_height=10))
-    state = State(slots=[Slot(), Slot()])
-    Decoder(Source("touch", repeats=True), Description(axes=axes), state).decode([*down, *again], guest.feed, ALL)
+    state = Snapshot(slots=[Slot(), Slot()])
+    Decoder(InputSource("touch", repeats=True), Capabilities(abs_axes=axes), state).decode(
+        [*down, *again], guest.guest_input, ALL
+    )
     guest.take_all()
     touch = [kbdif.TouchDown(0, 3, 0), kbdif.TouchSyn(0)]
     assert guest.core.events == [*touch, kbdif.TouchUp(0), kbdif.TouchSyn(0), *touch]
@@ -709,12 +754,12 @@ def test_up_and_down_in_one_frame_are_two_moments() -> None:
 
 def test_what_a_device_did_for_another_guest_is_no_motion() -> None:
     guest = Guest(Features(width=100, height=100))
-    tablet = Description(axes={ABS_X: Axis(0, 99), ABS_Y: Axis(0, 99)})
-    decoder = Decoder(Source("tablet", repeats=True), tablet, State(axes={ABS_X: 0, ABS_Y: 0}))
-    decoder.decode([(EV_ABS, ABS_X, 10), END], guest.feed, ALL)
-    guest.feed.leave(decoder._source)
+    tablet = Capabilities(abs_axes={ABS_X: AbsAxis(0, 99), ABS_Y: AbsAxis(0, 99)})
+    decoder = Decoder(InputSource("tablet", repeats=True), tablet, Snapshot(axes={ABS_X: 0, ABS_Y: 0}))
+    decoder.decode([(EV_ABS, ABS_X, 10), END], guest.guest_input, ALL)
+    guest.guest_input.leave(decoder._source)
     decoder.decode([(EV_ABS, ABS_X, 90), END], None, frozenset())
-    decoder.decode([(EV_ABS, ABS_X, 91), END], guest.feed, ALL)
+    decoder.decode([(EV_ABS, ABS_X, 91), END], guest.guest_input, ALL)
     guest.take_all()
     assert guest.core.moved == [0, 0]
 
@@ -724,16 +769,16 @@ Spots = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=4, 
 
 @given(frames=st.lists(Spots, max_size=20))
 def test_fingers_without_numbers(frames: list[list[tuple[int, int]]]) -> None:
-    """Type A: after each frame the guest's fingers are those of the frame, and what stays near keeps its number."""
-    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), Axis(0, 99))
+    """Type A: after each frame the guest's contacts are those of the frame, and a contact that stays keeps its number."""
+    axes = dict.fromkeys((ABS_MT_POSITION_X, ABS_MT_POSITION_Y), AbsAxis(0, 99))
     guest = Guest(Features(contacts=8, touch_width=100, touch_height=100))
-    decoder = Decoder(Source("touch", repeats=True), Description(axes=axes), State())
+    decoder = Decoder(InputSource("touch", repeats=True), Capabilities(abs_axes=axes), Snapshot())
     before: dict[int, tuple[int, int]] = {}
     for frame in frames:
-        events: list[Event] = []
+        events: list[InputEvent] = []
         for x, y in frame:
             events += [(EV_ABS, ABS_MT_POSITION_X, x), (EV_ABS, ABS_MT_POSITION_Y, y), (EV_SYN, SYN_MT_REPORT, 0)]
-        decoder.decode([*(events or [(EV_SYN, SYN_MT_REPORT, 0)]), END], guest.feed, ALL)
+        decoder.decode([*(events or [(EV_SYN, SYN_MT_REPORT, 0)]), END], guest.guest_input, ALL)
         guest.take_all()
         now = guest.core.fingers
         assert sorted(now.values()) == sorted(frame)
@@ -744,10 +789,17 @@ def test_fingers_without_numbers(frames: list[list[tuple[int, int]]]) -> None:
 
 
 def test_one_finger() -> None:
-    """A touch screen that knows one finger: ABS_X, ABS_Y, BTN_TOUCH."""
-    screen = Description(keys=frozenset((BTN_TOUCH,)), axes={ABS_X: Axis(0, 9), ABS_Y: Axis(0, 9)})
+    """A touch screen with one contact: ABS_X, ABS_Y, BTN_TOUCH."""
+    screen = Capabilities(keys=frozenset((BTN_TOUCH,)), abs_axes={ABS_X: AbsAxis(0, 9), ABS_Y: AbsAxis(0, 9)})
     features = Features(contacts=1, touch_width=10, touch_height=10)
-    events: list[Event] = [(EV_KEY, BTN_TOUCH, 1), (EV_ABS, ABS_X, 3), (EV_ABS, ABS_Y, 4), END, (EV_ABS, ABS_X, 5), END]
+    events: list[InputEvent] = [
+        (EV_KEY, BTN_TOUCH, 1),
+        (EV_ABS, ABS_X, 3),
+        (EV_ABS, ABS_Y, 4),
+        END,
+        (EV_ABS, ABS_X, 5),
+        END,
+    ]
     core = told(features, screen, *events, (EV_KEY, BTN_TOUCH, 0), END, roles=frozenset((Role.TOUCH,))).core
     assert core.events == [
         *(kbdif.TouchDown(0, 3, 4), kbdif.TouchSyn(0)),
@@ -756,7 +808,7 @@ def test_one_finger() -> None:
     ]
 
 
-# What is named
+# unique-id
 
 
 @given(
@@ -781,7 +833,7 @@ def test_unique_ids(bindings: list[Binding], small: bool) -> None:
     ["", ";", "K", "K:", "K: ", "X:/dev/input/event0", "/dev/input/event0", "K:a;;Q:b", "K:a\n", "K:" + "a" * 2000],
 )
 def test_what_is_no_unique_id(text: str) -> None:
-    with pytest.raises(ValueError, match=r"it names no device|none of K:ID|no list of devices"):
+    with pytest.raises(ValueError, match=r"it names no device|none of K:ID|not a list of devices"):
         parse_unique_id(text)
 
 

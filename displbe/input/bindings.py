@@ -1,9 +1,9 @@
-"""Which devices a guest's keyboard, pointer and touch screen are: the `unique-id` of its vkb line, or its own settings.
+"""The devices that a guest's keyboard, pointer and touch screen are bound to: the `unique-id` of its vkb line, or its own settings.
 
-`K:ID;P:ID;T:ID`, any of them, also several of one kind: keyboard, pointer, touch screen. An ID names
+The syntax is `K:ID;P:ID;T:ID` for keyboard, pointer and touch screen. Each part is optional and may be repeated. An ID is
 
 * a device node: `/dev/input/event0`, `/dev/input/by-path/…`, `by-id/…`, `by-path/…`;
-* a device by what it calls itself: `name=Logitech USB Keyboard`;
+* the name that a device reports (EVIOCGNAME): `name=Logitech USB Keyboard`;
 * else one of the guest's own connectors, whose window on the compositor gets input: `HDMI-A-1`, `1000`.
 """
 
@@ -21,11 +21,14 @@ MAX_BINDINGS: Final = 16
 
 
 class Role(enum.Enum):
-    """What a device is to the guest."""
+    """The guest's device that a host device's events are for."""
 
     KEYBOARD = "K"
+    """Keys."""
     POINTER = "P"
+    """Motions or positions, buttons, the wheel."""
     TOUCH = "T"
+    """Contacts of a touch screen."""
 
 
 _ROLES: Final = {role.value: role for role in Role}
@@ -39,14 +42,14 @@ class Binding(msgspec.Struct, frozen=True):
 
     @property
     def is_device(self) -> bool:
-        """Whether this names a device of ours; else it is a connector."""
+        """Whether the ID names a device of this machine; else it names a connector."""
         return self.id.startswith(("/", "by-id/", "by-path/", "name="))
 
 
 def parse_unique_id(text: str) -> tuple[Binding, ...]:
-    """The parts of a unique-id. Raises ValueError with what is wrong, in words."""
+    """Return the parts of a unique-id. Raises ValueError with a message for the operator."""
     if len(text) > MAX_TEXT or not text.isprintable():
-        raise ValueError(f"it is no list of devices: {text[:64]!r}")
+        raise ValueError(f"it is not a list of devices: {text[:64]!r}")
     found = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         letter, _, name = part.partition(":")

@@ -1,0 +1,121 @@
+"""Decodes the events of one evdev device into a guest's input (Documentation/input/event-codes.rst of Linux).
+
+A frame is the events up to SYN_REPORT: they happened at one moment. It is passed on at its end, the pointer's position before the
+buttons, so that a button goes down at the new position. Keys, axes and contacts are tracked even while no guest gets the events, since
+the kernel reports only changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from displbe.input.bindings import Role
+from displbe.input.event_codes import (
+    BTN_LEFT,
+    BTN_MISC,
+    BTN_TASK,
+    BTN_TOOL_PEN,
+    BTN_TOUCH,
+    EV_ABS,
+    EV_KEY,
+    EV_REL,
+    EV_SYN,
+    KEY_OK,
+    SYN_DROPPED,
+    SYN_MT_REPORT,
+    SYN_REPORT,
+)
+from displbe.input.guest_input import GuestInput, InputSource
+
+from .capabilities import Capabilities, InputEvent, Snapshot
+from .pointer import PointerDecoder
+from .touch import touch_decoder
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """The decoder of one device. `snapshot` is the device's state at first: keys that are down then were not pressed for a guest."""
+
+    def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
+        self._source = source
+        self._down = set(snapshot.keys)
+        self._keys: list[tuple[int, int]] = []
+        """Key events of the frame that has not ended: code and value."""
+        self._pointer = PointerDecoder(source, capabilities, snapshot)
+        self._touch = touch_decoder(source, capabilities, snapshot)
+        self._merges_motions = not capabilities.abs_axes
+        """Motions that are read together are passed on as one. Positions are not: a pen draws a line through each of them."""
+        self._touch_is_left = BTN_LEFT not in capabilities.keys and not capabilities.is_touchpad
+        """A touch or a pen that is the device's only button is passed on as the left button."""
+
+    def decode(self, events: Iterable[InputEvent], guest_input: GuestInput | None, roles: frozenset[Role]) -> bool:
+        """Pass events on to a guest in the given roles; None: no guest gets them.
+
+        True: the kernel has dropped events (SYN_DROPPED). The remaining events are not looked at, and `resync` must be called.
+        """
+        lost = pending = False
+        for kind, code, value in events:
+            if kind == EV_SYN:
+                if code == SYN_REPORT:
+                    pending = self._merges_motions and not self._keys
+                    if not pending:
+                        self._end_frame(guest_input, roles)
+                elif code == SYN_DROPPED:
+                    lost = True
+                    break
+                elif code == SYN_MT_REPORT:
+                    self._touch.end_contact()
+            elif kind == EV_KEY:
+                self._keys.append((code, value))
+            elif kind == EV_REL:
+                self._pointer.relative(code, value)
+            elif kind == EV_ABS:
+                self._pointer.absolute(code, value)
+                self._touch.absolute(code, value)
+        if pending and not lost:
+            self._end_frame(guest_input, roles)
+        if guest_input is not None:
+            guest_input.flush()
+        return lost
+
+    def resync(self, snapshot: Snapshot, guest_input: GuestInput | None, roles: frozenset[Role]) -> None:
+        """Pass on the difference between the tracked state and the device's present one: events have been lost."""
+        self._keys.clear()
+        for code in sorted(self._down - snapshot.keys):
+            self._keys.append((code, 0))
+        for code in sorted(snapshot.keys - self._down):
+            self._keys.append((code, 1))
+        self._pointer.resync(snapshot)
+        self._touch.resync(snapshot)
+        self._end_frame(guest_input, roles)
+        if guest_input is not None:
+            guest_input.flush()
+
+    def _end_frame(self, guest_input: GuestInput | None, roles: frozenset[Role]) -> None:
+        keys = self._keys
+        for code, value in keys:
+            if value:
+                self._down.add(code)
+            else:
+                self._down.discard(code)
+            if code == BTN_TOUCH:
+                self._touch.touch_button(bool(value))
+            if value == 1 and BTN_TOOL_PEN <= code <= BTN_TOUCH:
+                self._pointer.jump = True
+        self._pointer.end_frame(guest_input if Role.POINTER in roles else None)
+        if guest_input is not None:
+            for code, value in keys:
+                self._pass_key(code, value, guest_input, roles)
+        self._touch.end_frame(guest_input if Role.TOUCH in roles else None)
+        self._keys.clear()
+
+    def _pass_key(self, code: int, value: int, guest_input: GuestInput, roles: frozenset[Role]) -> None:
+        if code < BTN_MISC or code >= KEY_OK:
+            if Role.KEYBOARD in roles:
+                guest_input.key(self._source, code, value)
+        elif Role.POINTER in roles:
+            if BTN_LEFT <= code <= BTN_TASK:
+                guest_input.key(self._source, code, value)
+            elif code == BTN_TOUCH and self._touch_is_left and Role.TOUCH not in roles:
+                guest_input.key(self._source, BTN_LEFT, value)

@@ -1,0 +1,160 @@
+"""One open evdev device: grabbing it, reading its events, and which guest gets them."""
+
+from __future__ import annotations
+
+import enum
+import math
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+import trio
+
+from displbe.input.bindings import Role
+from displbe.input.focus import InputFocus
+from displbe.input.guest_input import GuestInput, InputSource
+
+from .capabilities import Snapshot
+from .decoder import Decoder
+from .lookup import RolesByClaim
+from .nodes import READ_EVENTS, DeviceNode
+
+__all__ = ["DeviceState", "EvdevDevice"]
+
+KEYS_UP_TIMEOUT: Final = 2.0
+"""Seconds to wait for keys that are down before the device is grabbed."""
+MAX_READS: Final = 32
+"""Consecutive reads: together more events than the kernel buffers for any device."""
+MIN_READ_INTERVAL: Final = 0.004
+"""Seconds between two reads of a device whose events come faster: each wake-up costs time, and a mouse may report 1000 motions a second."""
+
+_log: Any = structlog.get_logger("displbe.evdev")
+
+
+class DeviceState(enum.Enum):
+    """The life of an open device. A device that is absent, or cannot be opened, has no EvdevDevice."""
+
+    HELD_BACK = "held back"
+    """It is not read yet. It is grabbed when no key is down, or after KEYS_UP_TIMEOUT: the program that had it before sees the releases."""
+    GRABBED = "grabbed"
+    """It is read, by displbe alone."""
+    SHARED = "shared"
+    """It is read, by the host's programs as well (`[input] grab = false`)."""
+    LOST = "lost"
+    """It has gone, or reading it has failed: nothing more comes from it."""
+
+
+class EvdevDevice(InputSource):
+    """An open device. `claimed` is the roles of the claims that name it; the claim that has the focus gets its events."""
+
+    _decoder: Decoder
+    """Exists from `start` on."""
+
+    def __init__(self, path: str, node: DeviceNode, claimed: RolesByClaim) -> None:
+        super().__init__(path, repeats=node.repeats)
+        self.path = path
+        self.node = node
+        self.claimed = claimed
+        self.state = DeviceState.HELD_BACK
+        self.scope = trio.CancelScope()
+        """Cancelled to close the device."""
+        self.guest_input: GuestInput | None = None
+        """Gets the events; None: they are discarded."""
+        self._roles: frozenset[Role] = frozenset()
+        self._log = _log.bind(device=path, name=node.name)
+
+    async def run(self, focus: InputFocus, *, grab: bool) -> None:
+        """Read the device until it is lost; then release all that it held down."""
+        try:
+            if grab:
+                await self._grab()
+            self.start(DeviceState.GRABBED if grab else DeviceState.SHARED)
+            self.follow(focus)
+            self._log.info("input device opened", grabbed=grab)
+            await self._read()
+        except OSError as error:
+            self._log.warning("input device lost: what it held down is released", reason=error.strerror)
+        except Exception:
+            self._log.exception("input device failed: what it held down is released")
+        self.state = DeviceState.LOST
+        self.leave()
+
+    async def _grab(self) -> None:
+        """Grab the device as soon as no key is down. Raises OSError: another program has grabbed it."""
+        with trio.move_on_after(KEYS_UP_TIMEOUT):
+            while self.node.snapshot().keys:
+                await trio.lowlevel.wait_readable(self.node.fd)
+                with suppress(BlockingIOError):
+                    self.node.read()
+        self.node.grab()
+
+    def start(self, state: DeviceState) -> None:
+        """Pass events on from now on. `state` is GRABBED or SHARED. Raises OSError."""
+        self._decoder = Decoder(self, self.node.capabilities, self._snapshot())
+        self.state = state
+
+    def follow(self, focus: InputFocus) -> None:
+        """Pass the events to the guest that has the focus now.
+
+        Events that are buffered were typed for the guest before: it still gets them, and then the release of all that is down.
+        """
+        if self.state is DeviceState.LOST:
+            return
+        claim = focus.holder(lambda claim: claim.key in self.claimed)
+        claimed = self.claimed[claim.key] if claim is not None else None
+        if claim is None or claimed is None or claimed.assignment != claim.assignment:
+            # Also: the claim has got another assignment, whose nodes have not been looked up yet.
+            guest_input, roles = None, frozenset[Role]()
+        else:
+            guest_input, roles = claim.guest_input, claimed.roles
+        if guest_input is not self.guest_input:
+            with suppress(OSError):  # the device has gone, which `_read` notices too
+                self._pass_buffered()
+            self.leave()
+            self.guest_input = guest_input
+        self._roles = roles
+
+    def leave(self) -> None:
+        """Release all that is down on this device, and discard its events from now on."""
+        if self.guest_input is not None:
+            self.guest_input.leave(self)
+            self.guest_input.flush()
+            self.guest_input = None
+
+    async def _read(self) -> None:
+        """Read until the device has gone. Raises OSError."""
+        before = -math.inf
+        while True:
+            await trio.lowlevel.wait_readable(self.node.fd)
+            now = trio.current_time()
+            is_busy, before = now - before < MIN_READ_INTERVAL, now
+            self._pass_buffered()
+            while is_busy:
+                await trio.sleep(MIN_READ_INTERVAL)
+                before = trio.current_time()
+                is_busy = self._pass_buffered()
+
+    def _pass_buffered(self) -> bool:
+        """Pass all buffered events on. False: there were none. Raises OSError."""
+        if self.state not in (DeviceState.GRABBED, DeviceState.SHARED):
+            return False
+        found = lost = False
+        with suppress(BlockingIOError):
+            for _ in range(MAX_READS):
+                events = self.node.read()
+                found = True
+                lost = self._decoder.decode(events, self.guest_input, self._roles)
+                if lost or len(events) < READ_EVENTS:
+                    break
+        if lost:
+            self._log.warning("input events lost: the guest is told the device's present state instead")
+            self._decoder.resync(self._snapshot(), self.guest_input, self._roles)
+        return found
+
+    def _snapshot(self) -> Snapshot:
+        """Return the device's present state. Buffered events are older, so they are discarded first. Raises OSError."""
+        with suppress(BlockingIOError):
+            for _ in range(MAX_READS):
+                if len(self.node.read()) < READ_EVENTS:
+                    break
+        return self.node.snapshot()

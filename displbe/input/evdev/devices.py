@@ -1,0 +1,114 @@
+"""The evdev devices that guests use: opened while a guest names them, and again when they are plugged in again."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import structlog
+import trio
+
+from displbe.input.focus import Claim, InputFocus
+from displbe.input.guest_input import GuestInput
+from displbe.input.settings import InputSettings
+
+from .device import EvdevDevice
+from .lookup import DeviceLookup, RolesByClaim
+from .nodes import DeviceNodes
+
+__all__ = ["EvdevDevices"]
+
+RESCAN_INTERVAL: Final = 0.5
+"""Seconds between two looks for devices that are named and missing."""
+
+_log = structlog.get_logger("displbe.evdev")
+
+
+class EvdevDevices:
+    """All devices that guests name."""
+
+    def __init__(self, settings: InputSettings, focus: InputFocus, nodes: DeviceNodes) -> None:
+        self.devices: dict[str, EvdevDevice] = {}
+        """The open devices, by path."""
+        self._settings = settings
+        self._focus = focus
+        self._lookup = DeviceLookup(settings, nodes)
+        self._changed = trio.Event()
+        self._open_errors: dict[str, str] = {}
+        """Why a device could not be opened last time, by path: logged once."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open, read and close devices, until cancelled."""
+        self._focus.listeners.append(self._focus_changed)
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    self._changed = trio.Event()
+                    missing = await self._reconcile(nursery)
+                    pause = min(RESCAN_INTERVAL if missing else math.inf, self._focus.seconds_to_expiry())
+                    with trio.move_on_after(pause):
+                        await self._changed.wait()
+        finally:
+            self._focus.listeners.remove(self._focus_changed)
+
+    def _focus_changed(self) -> None:
+        """Let all devices follow the focus at once: events for one guest must not reach the next."""
+        for device in self.devices.values():
+            device.follow(self._focus)
+        self._changed.set()
+
+    def passed_to(self, guest_input: GuestInput) -> tuple[str, ...]:
+        """Return the paths of the devices whose events a guest gets now."""
+        return tuple(sorted(path for path, device in self.devices.items() if device.guest_input is guest_input))
+
+    async def has_absolute_pointer(self, claim: Claim) -> bool:
+        """Return whether one of the pointers that a claim names reports positions."""
+        return await self._lookup.has_absolute_pointer(claim)
+
+    async def _reconcile(self, nursery: trio.Nursery) -> bool:
+        """Open the devices that are named and there; close those that no claim names. True: a named device is missing."""
+        claimed, missing = await self._lookup.claimed_nodes(self._focus.claims)
+        # The reservation of a guest that has gone keeps a device from others, but does not open it.
+        present = {claim.key for claim in self._focus.claims if claim.gone_since is None}
+        wanted = {path: roles for path, roles in claimed.items() if present & roles.keys()}
+        for path, device in list(self.devices.items()):
+            if path not in wanted:
+                device.scope.cancel()
+            else:
+                device.claimed = wanted[path]
+                device.follow(self._focus)
+        for path, roles in wanted.items():
+            if path not in self.devices:
+                missing |= not await self._open(nursery, path, roles)
+        return missing
+
+    async def _open(self, nursery: trio.Nursery, path: str, claimed: RolesByClaim) -> bool:
+        try:
+            node = await self._lookup.open(path)
+        except Exception as error:  # not only OSError: python-evdev may be missing, or fail on a device's name
+            if self._open_errors.get(path) != str(error):
+                self._open_errors[path] = str(error)
+                _log.warning(
+                    "cannot open input device",
+                    device=path,
+                    reason=str(error),
+                    exc_info=not isinstance(error, OSError),
+                )
+            return False
+        self._open_errors.pop(path, None)
+        device = self.devices[path] = EvdevDevice(path, node, claimed)
+        nursery.start_soon(self._serve, device)
+        return True
+
+    async def _serve(self, device: EvdevDevice) -> None:
+        """Serve one device until it is lost or no claim names it."""
+        try:
+            with device.scope:
+                await device.run(self._focus, grab=self._settings.grab)
+                await trio.sleep(RESCAN_INTERVAL)  # the node of a device that has gone may exist for a moment longer
+        finally:
+            device.leave()
+            del self.devices[device.path]
+            device.node.close()
+            self._changed.set()

@@ -1,0 +1,110 @@
+"""Decodes a device's pointer events: REL_X, REL_Y, the wheel, ABS_X, ABS_Y (Documentation/input/event-codes.rst of Linux)."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from displbe.input.event_codes import ABS_X, ABS_Y, REL_WHEEL, REL_WHEEL_HI_RES, REL_X, REL_Y
+from displbe.input.guest_input import GuestInput, InputSource
+from displbe.input.wheel import WheelDetents
+
+from .capabilities import Capabilities, Snapshot
+
+__all__ = ["PointerDecoder", "PointerKind"]
+
+TOUCHPAD_PIXELS: Final = 1000
+"""Pixels that the pointer moves for the whole width of a touchpad."""
+
+
+class PointerKind(enum.Enum):
+    """How a device moves the pointer."""
+
+    RELATIVE = "relative"
+    """A mouse, or a device that is no pointer: it reports motions."""
+    ABSOLUTE = "absolute"
+    """A tablet or touch screen: it reports positions on the screen."""
+    TOUCHPAD = "touchpad"
+    """It reports positions on the pad; their differences are motions."""
+
+    @classmethod
+    def of(cls, capabilities: Capabilities) -> PointerKind:
+        """Return the kind of a device."""
+        if capabilities.is_touchpad:
+            return cls.TOUCHPAD
+        return cls.ABSOLUTE if capabilities.is_absolute else cls.RELATIVE
+
+
+class PointerDecoder:
+    """Collects the pointer events of one frame, and passes them on at its end."""
+
+    def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
+        self.kind = PointerKind.of(capabilities)
+        self.jump = True
+        """The next position is not where the pointer moved to: a pen or a finger has just come down."""
+        self._source = source
+        self._axes = capabilities.abs_axes
+        # A high-resolution wheel reports each detent as REL_WHEEL as well; where it does not, its units are counted.
+        self._counts_units = REL_WHEEL_HI_RES in capabilities.rel_axes and REL_WHEEL not in capabilities.rel_axes
+        self._detents = WheelDetents()
+        self._dx = self._dy = self._wheel = 0
+        self._x, self._y = snapshot.axes.get(ABS_X, 0), snapshot.axes.get(ABS_Y, 0)
+        self._pad_position = float(self._x), float(self._y)
+        """The position on a touchpad up to which motions have been reported."""
+        self._moved = False
+        """Whether this frame has a position."""
+
+    def relative(self, code: int, value: int) -> None:
+        """Handle an event of type EV_REL."""
+        if code == REL_X:
+            self._dx += value
+        elif code == REL_Y:
+            self._dy += value
+        elif code == REL_WHEEL:
+            self._wheel += value
+        elif code == REL_WHEEL_HI_RES and self._counts_units:
+            self._detents.turn(value)
+            self._wheel += self._detents.take()
+        # REL_HWHEEL is ignored: kbdif has no horizontal wheel.
+
+    def absolute(self, code: int, value: int) -> None:
+        """Handle an event of type EV_ABS."""
+        if code == ABS_X:
+            self._x, self._moved = value, True
+        elif code == ABS_Y:
+            self._y, self._moved = value, True
+
+    def resync(self, snapshot: Snapshot) -> None:
+        """Discard the frame, and continue from the device's present state."""
+        self._discard_frame()
+        self._x, self._y = snapshot.axes.get(ABS_X, self._x), snapshot.axes.get(ABS_Y, self._y)
+        self._moved = self.kind is PointerKind.ABSOLUTE
+
+    def end_frame(self, guest_input: GuestInput | None) -> None:
+        """Handle SYN_REPORT: pass the frame on. None: no guest gets it."""
+        if self.kind is PointerKind.TOUCHPAD:
+            self._slide()
+        if guest_input is not None:
+            if self.kind is PointerKind.ABSOLUTE and (self._moved or self._wheel):
+                x, y = self._axes[ABS_X].fraction(self._x), self._axes[ABS_Y].fraction(self._y)
+                guest_input.point(self._source, x, y, self._wheel, jump=self.jump)
+                self._wheel = 0
+            if self._dx or self._dy or self._wheel:
+                guest_input.move(self._dx, self._dy, self._wheel)
+        self._discard_frame()
+        self.jump = False
+
+    def _discard_frame(self) -> None:
+        self._dx = self._dy = self._wheel = 0
+        self._moved = False
+
+    def _slide(self) -> None:
+        """Turn the way of a finger over a touchpad into motion. The remainder, less than a pixel, counts in a later frame."""
+        position = float(self._x), float(self._y)
+        if not self.jump and ABS_X in self._axes:
+            pixel = max(1, self._axes[ABS_X].maximum - self._axes[ABS_X].minimum + 1) / TOUCHPAD_PIXELS
+            dx, dy = (int((now - before) / pixel) for now, before in zip(position, self._pad_position, strict=True))
+            self._dx += dx
+            self._dy += dy
+            position = self._pad_position[0] + dx * pixel, self._pad_position[1] + dy * pixel
+        self._pad_position = position

@@ -1,0 +1,272 @@
+"""The input of one guest, merged from all its sources (evdev devices, compositor windows).
+
+Only events that the guest's driver can take are passed on: its keys, its contact numbers, positions or motions as it has requested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import trio
+
+from displbe.wire.errors import FrontendBroken
+from displbe.wire.kbdif import (
+    BackKbdPage,
+    TouchDown,
+    TouchMotion,
+    TouchOrientation,
+    TouchShape,
+    TouchSyn,
+    TouchUp,
+)
+
+from .event_queue import EventQueue
+from .features import BUTTONS, Features
+
+__all__ = ["AutoRepeat", "GuestInput", "InputSource"]
+
+MAX_DIAMETER: Final = 0xFFFFFFFF
+"""The diameters in XENKBD_MT_EV_SHAPE are u32."""
+
+
+class AutoRepeat(msgspec.Struct, frozen=True):
+    """Key repetition for sources that do not repeat keys themselves: seconds until the first, and between two; `period` 0: none."""
+
+    delay: float = 0.5
+    period: float = 0.04
+
+
+class InputSource:
+    """A keyboard, pointer or touch screen that reports events. No two sources share keys or contacts."""
+
+    def __init__(self, name: str, *, repeats: bool) -> None:
+        self.name = name
+        self.repeats = repeats
+        """Whether it repeats keys that are held down (EV_REP)."""
+
+
+class GuestInput:
+    """The input of one connected vkbd.
+
+    Sources call its methods, which never block: all events of one frame, then `flush`. The repetition or release of a key, and the
+    motion or release of a contact, are passed on only if the guest was sent the press: otherwise the press was for another guest.
+    Fractions are of the width or height, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        page: BackKbdPage,
+        features: Features,
+        auto_repeat: AutoRepeat,
+        notify: Callable[[], None],
+        broken: Callable[[FrontendBroken], None],
+    ) -> None:
+        self.queue = EventQueue(page, notify, broken)
+        self.features = features
+        self._codes = features.codes()
+        self._holders: dict[int, set[InputSource]] = {}
+        """For each key that is down: the sources on which it is down."""
+        self._x, self._y = features.width / 2, features.height / 2
+        self._last_position: dict[InputSource, tuple[int, int]] = {}
+        self._contacts: dict[tuple[InputSource, int], int] = {}
+        """The guest's contact number for each source's contact."""
+        self._touched: dict[InputSource, int] = {}
+        """For each source, a contact of the frame that has not ended."""
+        self._repeater = _KeyRepeater(auto_repeat, self.queue)
+
+    # Keys and buttons
+
+    def key(self, source: InputSource, code: int, value: int) -> None:
+        """A key or button event, with Linux's code and value: 1 down, 0 up, 2 repeated."""
+        holders = self._holders.get(code)
+        if value == 1:
+            self._press(source, code, holders)
+        elif holders is None or source not in holders:
+            return  # its press was for another guest
+        elif value == 0:
+            self._release(source, code, holders)
+        else:
+            self.queue.repeat(code)
+
+    def _press(self, source: InputSource, code: int, holders: set[InputSource] | None) -> None:
+        if holders is not None:
+            holders.add(source)
+        elif code in self._codes:
+            self._holders[code] = {source}
+            self.queue.key(code, True)
+            if not source.repeats and code not in BUTTONS:
+                self._repeater.start(code)
+
+    def _release(self, source: InputSource, code: int, holders: set[InputSource]) -> None:
+        holders.discard(source)
+        if not holders:
+            del self._holders[code]
+            self.queue.key(code, False)
+            self._repeater.stop(code)
+
+    async def repeat(self) -> None:
+        """Repeat keys that are held down on sources that do not repeat them. Runs until cancelled."""
+        await self._repeater.run()
+
+    # The pointer
+
+    def move(self, dx: int, dy: int, wheel: int) -> None:
+        """Move the pointer by pixels and the wheel by detents, positive up."""
+        if not self.features.pointer:
+            return
+        if not self.features.absolute:
+            self.queue.motion(dx, dy, -wheel)
+            return
+        self._x = min(max(self._x + dx, 0), self.features.width - 1)
+        self._y = min(max(self._y + dy, 0), self.features.height - 1)
+        self.queue.position(int(self._x), int(self._y), -wheel)
+
+    def point(self, source: InputSource, x: float, y: float, wheel: int, *, jump: bool) -> None:
+        """Move the pointer to a position given as fractions.
+
+        `jump`: it did not move there from its last position (a pen that touches again), so that a guest with a relative pointer is sent
+        no motion.
+        """
+        if not self.features.pointer:
+            return
+        width, height = self.features.width, self.features.height
+        position = _pixel(x, width), _pixel(y, height)
+        if self.features.absolute:
+            self._x, self._y = position
+            self.queue.position(*position, -wheel)
+            return
+        before = position if jump else self._last_position.get(source, position)
+        self._last_position[source] = position
+        if position != before or wheel:
+            self.queue.motion(position[0] - before[0], position[1] - before[1], -wheel)
+
+    # The touch screen
+
+    def touch_down(self, source: InputSource, contact: int, x: float, y: float) -> None:
+        """A contact comes down at a position given as fractions. `contact` is the source's own number."""
+        number = self._free_number(contact)
+        if number is None or (source, contact) in self._contacts:
+            return
+        self._contacts[source, contact] = self._touched[source] = number
+        self.queue.touch(TouchDown(number, *self._touch_pixel(x, y)))
+
+    def touch_move(self, source: InputSource, contact: int, x: float, y: float) -> None:
+        """A contact moves to a position given as fractions."""
+        number = self._contacts.get((source, contact))
+        if number is not None and self.queue.contacts.get(number) != (pixel := self._touch_pixel(x, y)):
+            self._touched[source] = number
+            self.queue.touch(TouchMotion(number, *pixel))
+
+    def touch_shape(self, source: InputSource, contact: int, major: float, minor: float) -> None:
+        """The ellipse of a contact changes: its diameters as fractions of the square root of width times height."""
+        number = self._contacts.get((source, contact))
+        if number is not None:
+            self._touched[source] = number
+            size = (self.features.touch_width * self.features.touch_height) ** 0.5
+            diameters = (min(max(round(fraction * size), 0), MAX_DIAMETER) for fraction in (major, minor))
+            self.queue.touch(TouchShape(number, *diameters))
+
+    def touch_orientation(self, source: InputSource, contact: int, degrees: int) -> None:
+        """The ellipse of a contact turns: the angle of its longer axis, clockwise from the Y axis, -180 to 180."""
+        number = self._contacts.get((source, contact))
+        if number is not None:
+            self._touched[source] = number
+            self.queue.touch(TouchOrientation(number, min(max(degrees, -180), 180)))
+
+    def touch_up(self, source: InputSource, contact: int) -> None:
+        """A contact is lifted."""
+        number = self._contacts.pop((source, contact), None)
+        if number is not None:
+            self._touched[source] = number
+            self.queue.touch(TouchUp(number))
+
+    def touch_frame(self, source: InputSource) -> None:
+        """End a frame: the source's touch events since the last one belong together."""
+        number = self._touched.pop(source, None)
+        if number is not None:
+            self.queue.touch(TouchSyn(number))
+
+    def _free_number(self, contact: int) -> int | None:
+        """Return a number for a contact that comes down: the source's own if it is free. None: all the guest's numbers are in use."""
+        taken = set(self._contacts.values())
+        contacts = self.features.contacts
+        if contact in range(contacts) and contact not in taken:
+            return contact
+        return next((number for number in range(contacts) if number not in taken), None)
+
+    def _touch_pixel(self, x: float, y: float) -> tuple[int, int]:
+        return _pixel(x, self.features.touch_width), _pixel(y, self.features.touch_height)
+
+    # All of them
+
+    def leave(self, source: InputSource) -> None:
+        """Release the keys and contacts that a source holds down: it reports nothing more to this guest."""
+        for code, holders in list(self._holders.items()):
+            if source in holders:
+                self._release(source, code, holders)
+        for owner, contact in list(self._contacts):
+            if owner is source:
+                self.touch_up(source, contact)
+        self.touch_frame(source)
+        self._last_position.pop(source, None)
+
+    def leave_all(self) -> None:
+        """Release the keys and contacts of all sources, and flush."""
+        for source in {
+            *(source for holders in self._holders.values() for source in holders),
+            *(source for source, _ in self._contacts),
+        }:
+            self.leave(source)
+        self.flush()
+
+    def release_everything(self) -> None:
+        """Release every key and contact that the guest has: another daemon has used the page before, and may have left some down."""
+        self.queue.release_everything(self._codes, self.features.contacts)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the queued events to the guest's page, as far as there is room, and notify the guest."""
+        self.queue.flush()
+
+
+class _KeyRepeater:
+    """Repeats the key that was pressed last, as long as it is down."""
+
+    def __init__(self, settings: AutoRepeat, queue: EventQueue) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._code: int | None = None
+        """The key that is repeated; None: no key is."""
+        self._due = 0.0
+        self._started = trio.Event()
+
+    def start(self, code: int) -> None:
+        """Repeat this key from now on, instead of any other one."""
+        if self._settings.period:
+            self._code = code
+            self._due = trio.current_time() + self._settings.delay
+            self._started.set()
+
+    def stop(self, code: int) -> None:
+        """Stop if this is the key that is repeated."""
+        if code == self._code:
+            self._code = None
+
+    async def run(self) -> None:
+        """Send the repetitions, until cancelled."""
+        while True:
+            if self._code is None:
+                self._started = trio.Event()
+                await self._started.wait()
+            await trio.sleep_until(self._due)
+            if self._code is not None and trio.current_time() >= self._due:
+                self._due += self._settings.period
+                self._queue.repeat(self._code)
+                self._queue.flush()
+
+
+def _pixel(fraction: float, size: int) -> int:
+    """Return the pixel at a fraction of `size` pixels. Fraction 1 is the last pixel; a device axis of `size` steps hits each pixel."""
+    return min(max(int(fraction * size), 0), size - 1)

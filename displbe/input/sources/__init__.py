@@ -1,1 +1,0 @@
-"""Where input comes from."""

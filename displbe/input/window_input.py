@@ -1,0 +1,147 @@
+"""Input from compositor windows: the keyboard, pointer and touch screen that have the focus on a guest's window (sinks/seat.py).
+
+The compositor decides which window has the focus. The events of the window of a guest's connector go to that guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from displbe.sinks.seat import (
+    KeyboardEnter,
+    KeyboardKey,
+    KeyboardLeave,
+    PointerAxis,
+    PointerButton,
+    PointerEnter,
+    PointerFrame,
+    PointerLeave,
+    PointerMotion,
+    SeatEvent,
+    Seats,
+    TouchCancel,
+    TouchDown,
+    TouchFrame,
+    TouchMotion,
+    TouchOrientation,
+    TouchShape,
+    TouchUp,
+)
+
+from .bindings import Role
+from .focus import Claim
+from .guest_input import GuestInput, InputSource
+from .wheel import WheelDetents
+
+__all__ = ["window_input"]
+
+
+@contextlib.contextmanager
+def window_input(seats: Seats, claim: Claim, guest_input: GuestInput) -> Iterator[None]:
+    """While the block lasts, give a guest the events of its connectors' windows, in the roles that its bindings name."""
+    bindings = claim.assignment.bindings
+    connectors = dict.fromkeys(binding.id for binding in bindings if not binding.is_device)
+    with contextlib.ExitStack() as stack:
+        for connector in connectors:
+            roles = {binding.role for binding in bindings if binding.id == connector}
+            window = _WindowInput(connector, guest_input, roles)
+            stack.callback(window.leave)
+            stack.enter_context(seats.listening(claim.domid, connector, window.handle))
+        yield
+
+
+class _WindowInput:
+    """The events of one window. Its keyboard, pointer and touch screen are three sources, since each can leave without the others."""
+
+    def __init__(self, connector: str, guest_input: GuestInput, roles: set[Role]) -> None:
+        self._keyboard, self._pointer, self._touch = (
+            InputSource(f"{connector} {role.name.lower()}", repeats=False) for role in Role
+        )
+        self._guest_input = guest_input
+        self._roles = roles
+        self._wheel = WheelDetents()
+        # Of the pointer's frame that has not ended:
+        self._position: tuple[float, float] | None = None
+        self._jump = True
+        self._buttons: list[PointerButton] = []
+
+    def handle(self, event: SeatEvent) -> None:
+        """Handle one event of a seat."""
+        match event:
+            case KeyboardEnter() | KeyboardKey() | KeyboardLeave():
+                if Role.KEYBOARD in self._roles:
+                    self._handle_key(event)
+            case PointerEnter() | PointerMotion() | PointerButton() | PointerAxis() | PointerFrame() | PointerLeave():
+                if Role.POINTER in self._roles:
+                    self._handle_pointer(event)
+            case _:
+                if Role.TOUCH in self._roles:
+                    self._handle_touch(event)
+
+    def leave(self) -> None:
+        """Release all that is held down: the window is no longer listened to."""
+        for source in (self._keyboard, self._pointer, self._touch):
+            self._guest_input.leave(source)
+        self._guest_input.flush()
+
+    def _handle_key(self, event: KeyboardEnter | KeyboardKey | KeyboardLeave) -> None:
+        match event:
+            case KeyboardEnter():
+                pass  # the keys that are down were pressed for another window
+            case KeyboardKey(code, down):
+                self._guest_input.key(self._keyboard, code, int(down))
+                self._guest_input.flush()
+            case KeyboardLeave():
+                self._guest_input.leave(self._keyboard)
+                self._guest_input.flush()
+
+    def _handle_pointer(self, event: SeatEvent) -> None:
+        match event:
+            case PointerEnter(x, y, width, height):
+                self._position, self._jump = (x / width, y / height), True
+            case PointerMotion(x, y, width, height):
+                self._position = x / width, y / height
+            case PointerAxis(vertical):
+                self._wheel.turn(vertical)
+            case PointerButton():
+                self._buttons.append(event)
+            case PointerFrame():
+                self._end_frame()
+            case PointerLeave():
+                self._guest_input.leave(self._pointer)
+                self._guest_input.flush()
+                self._position, self._buttons = None, []
+
+    def _end_frame(self) -> None:
+        """Pass a frame on: the position before the buttons, so that a button goes down at the new position."""
+        detents = self._wheel.take()
+        if self._position is not None:
+            self._guest_input.point(self._pointer, *self._position, detents, jump=self._jump)
+        elif detents:
+            self._guest_input.move(0, 0, detents)
+        for button in self._buttons:
+            self._guest_input.key(self._pointer, button.code, int(button.down))
+        self._position, self._jump, self._buttons = None, False, []
+        self._guest_input.flush()
+
+    def _handle_touch(self, event: SeatEvent) -> None:
+        guest_input, source = self._guest_input, self._touch
+        match event:
+            case TouchDown(contact, x, y, width, height):
+                guest_input.touch_down(source, contact, x / width, y / height)
+            case TouchMotion(contact, x, y, width, height):
+                guest_input.touch_move(source, contact, x / width, y / height)
+            case TouchShape(contact, major, minor, width, height):
+                size = (width * height) ** 0.5
+                guest_input.touch_shape(source, contact, major / size, minor / size)
+            case TouchOrientation(contact, degrees):
+                guest_input.touch_orientation(source, contact, round(degrees))
+            case TouchUp(contact):
+                guest_input.touch_up(source, contact)
+            case TouchFrame():
+                guest_input.touch_frame(source)
+                guest_input.flush()
+            case TouchCancel():
+                guest_input.leave(source)
+                guest_input.flush()
