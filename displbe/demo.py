@@ -98,12 +98,12 @@ async def _on_x11() -> Settings | None:
     display = os.environ.get("DISPLAY", "")
     if not display or find_spec("xcffib") is None:
         return None
-    from displbe.sinks.x11.server import Refused, Server  # an extra: it may be missing
+    from displbe.sinks.x11.server import Server, ServerUnreachable  # an extra: it may be missing
 
     with trio.move_on_after(PATIENCE):
         try:
             server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
-        except Refused as error:
+        except ServerUnreachable as error:
             print(f"no window: {error}")
             return None
         server.close()

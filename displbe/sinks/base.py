@@ -160,6 +160,10 @@ class Output(abc.ABC):
     async def release(self) -> None:
         """Give the output back: off, with no call of `flipped` afterwards. Its buffers have been closed before."""
 
+    def _ignore_flips(self) -> None:
+        """Call `flipped` no more: the output is being given back."""
+        self.flipped = lambda token: None
+
 
 class Sink(abc.ABC):
     """One way to the outside."""

@@ -6,6 +6,7 @@ Who uses it knows how: by comparing pixels, or by telling the card that the fram
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -26,10 +27,10 @@ _SLOWER: Final = 1.25
 class RedrawWatch:
     """Says when to look at the frame on the screen: at most `rate` times a second, less often while nothing changes.
 
-    `since_flip` returns the seconds since the guest's last flip.
+    `since_flip` returns the seconds since the guest's last flip. Without it, flips do not put looks off.
     """
 
-    def __init__(self, rate: float, since_flip: Callable[[], float]) -> None:
+    def __init__(self, rate: float, since_flip: Callable[[], float] = lambda: math.inf) -> None:
         self.pause = self._shortest = 1 / rate
         """Seconds until the next look."""
         self._since_flip = since_flip

@@ -160,7 +160,7 @@ class HeadlessOutput(Output):
             raise SinkError(from_host(error.errno), f"no memory: {error.strerror}") from error
 
     async def release(self) -> None:
-        self.flipped = lambda token: None
+        self._ignore_flips()
         try:
             await self.disable()
         finally:
