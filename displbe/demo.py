@@ -113,7 +113,7 @@ async def _on_x11() -> Settings | None:
 
 
 def _write(daemon: Daemon, output: str) -> None:
-    from displbe.sinks.headless.sink import HeadlessOutput  # had Pillow been missing, the daemon would have said so
+    from displbe.sinks.headless.output import HeadlessOutput  # had Pillow been missing, the daemon would have said so
 
     shown = daemon.sink.claimed(CONNECTOR.name)
     assert isinstance(shown, HeadlessOutput)

@@ -1,7 +1,7 @@
 """Notices what a guest draws into the frame on the screen without flipping.
 
-Xorg's shadow framebuffer draws so, and Linux's frontend has no message for it: frames must be looked at. `RedrawWatch` says when.
-Who uses it knows how: by comparing pixels, or by telling the card that the frame may have changed.
+Xorg's shadow framebuffer draws like this, and Linux's frontend has no message for it: the frame must be looked at regularly. `RedrawWatch`
+says when. Its user looks, by comparing pixels or by telling the card that the frame may have changed.
 """
 
 from __future__ import annotations
