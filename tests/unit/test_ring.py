@@ -43,7 +43,7 @@ VECTORS: Final[dict[str, Any]] = json.loads(
 
 
 def message(number: int) -> bytes:
-    """64 octets that occur once."""
+    """64 bytes that occur once."""
     return number.to_bytes(8, "little") * 8
 
 
@@ -95,7 +95,7 @@ def control_ring(start: int = 0) -> tuple[PlainPage, FrontControlRing, BackContr
 
 
 class ControlRing(RuleBasedStateMachine):
-    """Requests and responses come out in order, each once; whoever has gone to sleep is woken."""
+    """Requests and responses come out in order, each once; a side that sleeps is woken."""
 
     @initialize(start=START)
     def begin(self, start: int) -> None:
@@ -141,7 +141,7 @@ class ControlRing(RuleBasedStateMachine):
     @precondition(lambda self: self.taken)
     @rule()
     def respond(self) -> None:
-        response = bytes(octet ^ 0xFF for octet in self.taken.popleft())
+        response = bytes(byte ^ 0xFF for byte in self.taken.popleft())
         expected = self.expected_notify(RSP_PROD, RSP_EVENT)
         notify = self.back.respond(response)
         assert notify == expected
