@@ -193,4 +193,4 @@ class Seats:
             try:
                 hear(event)
             except Exception:  # an error in one guest's input must not end the sink
-                _log.exception("passing an input event on failed", connector=connector)
+                _log.exception("input listener failed", connector=connector)

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, view_of
-from displbe.sinks.flip import Flip
+from displbe.sinks.flip import Flip, FlipState
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
 from displbe.xen.port import GuestBuffer
@@ -151,8 +151,9 @@ class X11Output(Output):
             self._enter(OutputState.SHOWN)
 
     def _on_read(self, serial: int) -> None:
-        """The server has read the frame of this flip."""
-        self.page_flip.on_ready(serial)
+        """The server has read the frame of this flip, which the timer may have ended already."""
+        if self.page_flip.state is not FlipState.NONE:
+            self.page_flip.on_ready(serial)
         if self.state is OutputState.STALLED:
             self._enter(OutputState.SHOWN)
 
