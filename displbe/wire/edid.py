@@ -209,9 +209,8 @@ def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
     first = _fitting(width, height, refresh)
     timings = [first] if first == native else [first, native]
     width_mm, height_mm = _millimetres(width), _millimetres(height)
-    if not (
-        100 <= width_mm < 2560 and 100 <= height_mm < 2560
-    ):  # 0 means unknown: it does not fit into a byte of centimetres, or is implausible
+    if not (100 <= width_mm < 2560 and 100 <= height_mm < 2560):
+        # Unknown, which is 0: the size does not fit into a byte of centimetres, or is implausibly small.
         width_mm = height_mm = 0
     base = b"".join(
         (

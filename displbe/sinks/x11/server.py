@@ -119,7 +119,7 @@ class Server:
         self.on_read: dict[int, Callable[[], None]] = {}
         """Shared memory segment id -> what is called when the server has read the segment."""
         self._unanswered: dict[object, float] = {}
-        """What the server has not answered yet -> since when, in seconds of trio's clock."""
+        """Key of an expected answer -> since when it is expected, in seconds of trio's clock."""
         self._waiting = trio.CancelScope()
         try:
             self.connection = xcffib.connect(display or None)

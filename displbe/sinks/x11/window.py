@@ -192,9 +192,8 @@ class Window:
             return
         if self.state is WindowState.WITHDRAWN:
             self.state = WindowState.HIDDEN
-            if (
-                self._settings.fullscreen
-            ):  # each time: a window manager removes _NET_WM_STATE when a window is withdrawn (EWMH)
+            if self._settings.fullscreen:
+                # Each time: a window manager removes _NET_WM_STATE when a window is withdrawn (EWMH).
                 atoms = self.server.atoms
                 state = [atoms["_NET_WM_STATE_FULLSCREEN"]]
                 self.server.set_property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
