@@ -104,12 +104,12 @@ async def _on_x11() -> Settings | None:
     display = os.environ.get("DISPLAY", "")
     if not display or find_spec("xcffib") is None:
         return None
-    from displbe.sinks.x11.server import Refused, Server  # late: xcffib is optional
+    from displbe.sinks.x11.server import Server, ServerUnreachable  # an extra: it may be missing
 
     with trio.move_on_after(TIMEOUT):
         try:
             server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
-        except Refused as error:
+        except ServerUnreachable as error:
             print(f"no window: {error}")
             return None
         server.close()
@@ -119,8 +119,7 @@ async def _on_x11() -> Settings | None:
 
 
 def _write(daemon: Daemon, output: str) -> None:
-    # Late: Pillow is optional. Without it the daemon would not have started.
-    from displbe.sinks.headless.sink import HeadlessOutput
+    from displbe.sinks.headless.output import HeadlessOutput  # had Pillow been missing, the daemon would have said so
 
     shown = daemon.sink.claimed(CONNECTOR.name)
     assert isinstance(shown, HeadlessOutput)

@@ -1,1 +1,1 @@
-"""Where pictures go. `base` says what a sink must do, `registry` finds one by its name."""
+"""The sinks, which show guests' pictures. `base` is their interface; `registry` makes one by its name."""

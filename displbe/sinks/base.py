@@ -1,7 +1,7 @@
-"""What a sink must do. `headless` and `drm` are sinks; tests/scenario runs the same scenarios over them.
+"""The interface of a sink: Sink, its outputs, and their buffers. tests/scenario runs the same scenarios over all sinks.
 
-A sink owns a connection to the outside and gets it back when it is lost. It has outputs, each of which shows one connector
-of one guest. An output turns a guest's buffer into something it can show, in the cheapest way that it and the buffer share.
+A sink owns a connection to the outside (a card, a compositor, an X server) and restores it when it is lost. It has outputs, each of which
+shows one connector of one guest. An output shows a guest's buffer in the cheapest way that both support.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class SinkError(Exception):
-    """An output cannot do what was asked. `code` is what the guest gets for it."""
+    """An output cannot do what was asked. `code` is the error code for the guest."""
 
     def __init__(self, code: Errno, reason: str) -> None:
         super().__init__(reason)
@@ -42,11 +42,11 @@ class SinkError(Exception):
 
 
 class OutputUnavailable(Exception):
-    """There is no such output, or it is taken; the text says which, for the device's `error` node."""
+    """There is no such output, or it is taken. The text goes to the device's `error` node."""
 
 
 class Claimant(msgspec.Struct, frozen=True):
-    """Whose picture an output is to show."""
+    """The guest that claims an output."""
 
     domid: int
     name: str
@@ -54,20 +54,26 @@ class Claimant(msgspec.Struct, frozen=True):
 
 
 NOBODY: Final = Claimant(0, "")
+"""The claimant where no guest is named."""
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """How pixels lie in a buffer: pixels, a DRM fourcc, octets. It has been checked against the buffer's size."""
+    """The layout of pixels in a buffer. It has been checked against the buffer's size."""
 
     width: int
+    """Pixels."""
     height: int
+    """Pixels."""
     fourcc: int
+    """The DRM format (drm_fourcc.h)."""
     stride: int
+    """Bytes from one row to the next."""
     offset: int
+    """Bytes before the first row."""
 
 
 class Part(msgspec.Struct, frozen=True):
-    """The part of a framebuffer that is shown, in pixels; it lies inside."""
+    """The part of a framebuffer that is shown, in pixels. It lies within the framebuffer."""
 
     x: int
     y: int
@@ -76,20 +82,20 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class SinkBuffer(abc.ABC):
-    """A guest's framebuffer as its output shows it."""
+    """A guest's framebuffer, prepared for its output."""
 
     path: str
-    """How its pixels can get to the screen: `zero copy`, `be-alloc` or `copy`; empty: not known while there is no screen."""
+    """How its pixels get to the screen: `zero copy`, `be-alloc` or `copy`; empty: unknown while there is no screen."""
     reason: str = ""
-    """Why not in a better way."""
+    """Why no better path is possible."""
 
     @abc.abstractmethod
     async def aclose(self) -> None:
-        """Take it off the screen if it is there, and let go of the guest's pages; nothing uses them afterwards."""
+        """Take the framebuffer off the screen if it is there, and release the guest's pages. Nothing uses them afterwards."""
 
 
 async def view_of(buffer: GuestBuffer) -> memoryview:
-    """A guest's pages as memory. Raises SinkError."""
+    """Return a guest's pages as memory. Raises SinkError."""
     try:
         return await buffer.view()
     except HypervisorError as error:
@@ -97,94 +103,98 @@ async def view_of(buffer: GuestBuffer) -> memoryview:
 
 
 class Allocation(abc.ABC):
-    """Memory of an output as a dma-buf. Attaching it to that output is zero copy."""
+    """Memory that an output has allocated, as a dma-buf. The output shows it without a copy."""
 
     fd: int
-    """The dma-buf; it stays the allocation's."""
+    """The dma-buf's file descriptor. The allocation closes it."""
 
     @abc.abstractmethod
     def view(self) -> memoryview:
-        """The memory, read-only."""
+        """Return the memory, read-only."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Free it. Nothing uses it any more."""
+        """Free the memory. Nothing may use it afterwards."""
 
 
 class Output(abc.ABC):
-    """A place for one connector's picture, claimed by one guest at a time."""
+    """A place for one connector's picture: a screen or a window. One guest at a time claims it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.path = ""
-        """How frames get to the screen now: `zero copy`, `be-alloc` (without a copy, from the output's own memory), `copy`; or not."""
+        """How frames get to the screen now: `zero copy`, `be-alloc` (no copy, the memory is the output's) or `copy`; empty: not at all."""
         self.reason = ""
-        """Why not in a better way, or not at all; empty: there is nothing better."""
+        """Why no better path is possible, or why nothing is shown; empty: there is no better path."""
         self.flipped: Callable[[int], None] = lambda token: None
-        """Called once per accepted flip, when it is shown or can no longer be; set by who claims the output."""
+        """Called with the token of each accepted flip when it ends: its frame is shown, or can no longer be. The claimant sets it."""
 
     @abc.abstractmethod
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        """Prepare a guest's buffer for this output. Raises SinkError, and holds nothing then."""
+        """Prepare a guest's buffer for this output. Raises SinkError; nothing is held then."""
 
     @abc.abstractmethod
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
-        """Switch on and show this part of the buffer, and of those flipped to later, until the next `enable`.
+        """Switch on and show this part of the buffer, and of each buffer flipped to, until the next `enable`.
 
-        Returns when it is on its way. Raises SinkError: the screen stays as it was.
+        Returns when the change has been requested. Raises SinkError; the screen stays as it was then.
         """
 
     @abc.abstractmethod
     async def disable(self) -> None:
-        """Switch off. Raises nothing: what cannot be switched off is gone already."""
+        """Switch off. Raises nothing: a screen that cannot be switched off is gone."""
 
     @abc.abstractmethod
     def flip(self, buffer: SinkBuffer, token: int) -> None:
-        """Show another buffer at the next refresh; `flipped(token)` follows exactly once. Raises SinkError, then it does not.
+        """Show another buffer at the next refresh. `flipped(token)` is called exactly once, unless SinkError is raised.
 
-        One flip at a time: the caller waits for `flipped` before the next.
+        The caller waits for `flipped` before the next flip.
         """
 
     @abc.abstractmethod
     async def edid(self) -> bytes | None:
-        """The EDID of the monitor that is there, whole blocks of 128 octets as it sent them, or None."""
+        """Return the EDID of the connected monitor as it sent it, in whole blocks of 128 bytes; None if there is none."""
 
     @abc.abstractmethod
     async def allocate(self, pages: int) -> Allocation:
-        """Memory of this many pages that the output can scan out: for buffers that the backend allocates, zeroed.
+        """Allocate this many zeroed pages that the output can scan out, for a buffer that the backend allocates (be-alloc).
 
-        Raises SinkError EOPNOTSUPP where the output has none to give.
+        Raises SinkError, with EOPNOTSUPP where the output cannot allocate.
         """
 
     @abc.abstractmethod
     async def release(self) -> None:
-        """Give the output back: off, with no call of `flipped` afterwards. Its buffers have been closed before."""
+        """Switch off and give the output back. `flipped` is not called afterwards. The caller has closed all buffers before."""
+
+    def _ignore_flips(self) -> None:
+        """Do not call `flipped` any more: the output is being given back."""
+        self.flipped = lambda token: None
 
 
 class Sink(abc.ABC):
-    """One way to the outside."""
+    """A kind of output, and the connection to the outside that its outputs share."""
 
     wants_dmabuf: bool
-    """Whether a dma-buf of a guest's pages is of use here; else they are mapped."""
+    """Whether the sink uses dma-bufs of guests' pages. Otherwise the pages are mapped."""
 
     wants_shared: bool = False
-    """Whether another process maps guests' pages, if it can (GuestBuffer.shm_fd); they need not be mapped here then."""
+    """Whether another process maps guests' pages where it can (GuestBuffer.shm_fd). They need not be mapped here then."""
 
     seats: Seats | None = None
-    """What its compositor's seats say to guests' surfaces; None: it has none."""
+    """The input events of the compositor's seats for guests' surfaces; None: the sink has no seats."""
 
     @abc.abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve; `started` when outputs can be claimed. Cleans up when cancelled."""
+        """Serve until cancelled, then clean up. `task_status.started` is called when outputs can be claimed."""
 
     def abilities(self) -> Mapping[str, str]:
-        """What its driver or compositor can do, for the operator: name and answer, in words."""
+        """Return what the driver or compositor can do, for the operator: name -> answer, in words."""
         return {}
 
     @abc.abstractmethod
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
-        """The output of this name, for a guest's connector of this resolution. Raises OutputUnavailable."""
+        """Claim the output of this name for a guest's connector of this resolution in pixels. Raises OutputUnavailable."""
 
     @abc.abstractmethod
     def claimed(self, name: str) -> Output | None:
-        """The output of this name while a guest has it."""
+        """Return the output of this name if a guest has claimed it."""

@@ -1,8 +1,8 @@
-"""Frames in a format that the other side cannot show, as XRGB8888, which it always can.
+"""Conversion of frames to XRGB8888, for formats that a card or compositor does not support.
 
-By whole-row operations of bytes and large integers: a pixel is nowhere touched by itself. All of them hold the interpreter's lock,
-and a thread that computes gives that up only every 5 ms, while every guest's flips need the loop in the main thread. So one thread
-at a time converts, of all guests', a few rows, and then lets go of the lock for as long as the main thread needs to take it.
+It uses operations of bytes and large integers on whole rows, never on single pixels. All of them hold the interpreter's lock, and a
+computing thread gives it up only every 5 ms, but the flips of all guests need the event loop in the main thread. Therefore only one
+thread at a time converts, for all guests, and after every few rows it releases the lock for long enough that the main thread gets it.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ __all__ = ["CONVERTED", "convert"]
 
 
 AT_ONCE: Final = 65536
-"""Octets that are converted, about half a millisecond, before others have their turn."""
+"""Bytes that are converted between two pauses; that takes about half a millisecond."""
 PAUSE: Final = 50e-6
-"""Seconds of their turn."""
+"""Seconds of a pause, in which other threads run."""
 _turn: Final = threading.Lock()
 
 
 def _table(value: Callable[[int], int]) -> bytes:
-    return bytes(value(octet) for octet in range(256))
+    return bytes(value(byte) for byte in range(256))
 
 
 class _Packed:
-    """A format of 16 bits: a colour's eight bits are the sum of what the low and the high octet tell of it."""
+    """A format of 16 bits. A colour's 8 bits are found by a table for the low byte and one for the high byte, whose results are ORed."""
 
     def __init__(self, red: int, green: int, blue: int) -> None:
         places = ((0, blue), (blue, green), (blue + green, red))
         self.tables = [(self._part(shift, bits, 0), self._part(shift, bits, 8)) for shift, bits in places]
 
     @staticmethod
-    def _part(shift: int, bits: int, octet: int) -> bytes:
-        # Widened by repeating the upper bits, as displays do; with five bits or six, that is no more than one repetition.
+    def _part(shift: int, bits: int, position: int) -> bytes:
+        # Widened to 8 bits by repeating the upper bits, as displays do; 4 to 6 bits need one repetition.
         def value(byte: int) -> int:
-            raw = (byte << octet) >> shift & ((1 << bits) - 1)
+            raw = (byte << position) >> shift & ((1 << bits) - 1)
             return (raw << (8 - bits)) | (raw >> (2 * bits - 8))
 
         return _table(value)
 
     def planes(self, row: memoryview) -> list[bytes]:
-        """Blue, green and red of a row."""
+        """Return blue, green and red of a row, a byte per pixel each."""
         low, high = bytes(row[0::2]), bytes(row[1::2])
         return [_either(low.translate(a), high.translate(b)) for a, b in self.tables]
 
 
 class _Bytes:
-    """Blue, green, red, an octet each."""
+    """A format of 24 bits: a byte each of blue, green and red."""
 
     def planes(self, row: memoryview) -> list[bytes]:
-        """Blue, green and red of a row."""
+        """Return blue, green and red of a row, a byte per pixel each."""
         return [bytes(row[n::3]) for n in range(3)]
 
 
 def _either(a: bytes, b: bytes) -> bytes:
-    """Bit by bit: no bit is in both."""
+    """Return the bitwise OR."""
     return (int.from_bytes(a, "little") | int.from_bytes(b, "little")).to_bytes(len(a), "little")
 
 
@@ -71,20 +71,20 @@ CONVERTED: Final[dict[int, _Packed | _Bytes]] = {
     fourcc("XR12"): _Packed(4, 4, 4),
     fourcc("AR12"): _Packed(4, 4, 4),
 }
-"""The formats that can be converted."""
+"""The formats that can be converted, by DRM format code."""
 
 
 def convert(code: int, to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
-    """Convert `rows` rows of `row` octets. The memories are as large as that needs."""
+    """Convert `rows` rows of `row` bytes each. The caller has checked the sizes of both memories."""
     entry = CONVERTED[code]
-    octets = 3 if isinstance(entry, _Bytes) else 2
-    width = row // octets
+    pixel_size = 3 if isinstance(entry, _Bytes) else 2
+    width = row // pixel_size
     line = bytearray(b"\xff" * (4 * width))
-    several = max(1, AT_ONCE // row)
-    for first in range(0, rows, several):
+    rows_at_once = max(1, AT_ONCE // row)
+    for first in range(0, rows, rows_at_once):
         with _turn:
-            for index in range(first, min(first + several, rows)):
-                # A private copy first: the guest may draw meanwhile.
+            for index in range(first, min(first + rows_at_once, rows)):
+                # A private copy: the guest may draw at the same time.
                 source = memoryview(bytes(of[index * of_stride : index * of_stride + row]))
                 for plane, values in enumerate(entry.planes(source)):
                     line[plane::4] = values

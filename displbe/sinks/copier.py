@@ -1,8 +1,8 @@
-"""A thread that copies frames and commits them. Made for one thing: a flip in copy mode costs no wake-up of the loop.
+"""A thread that copies frames and commits them, so that a flip in copy mode does not wake the event loop.
 
-A worker of trio's would be woken, copy, and wake the loop again for the commit; under that much ceremony a copy of a small frame
-costs less than its own transport. This thread takes jobs from a queue and only speaks up when one fails. While it has none, it
-looks now and then whether the guest has drawn without flipping, which again wakes nobody.
+A trio worker thread would wake the loop again for the commit, which costs more than copying a small frame. This thread takes jobs from a
+queue and calls the loop only when one fails. Between jobs it looks regularly whether the guest has drawn without flipping, again without
+waking the loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Job = Callable[[], None]
 
 
 class Copier:
-    """One output's thread. Its methods are called from the loop, but those that say otherwise."""
+    """The copying thread of one output. Methods are called in the event loop unless they say otherwise."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -46,28 +46,28 @@ class Copier:
             self._done += 1
 
     def _try(self, job: Job) -> None:
-        """A mistake in one job must not end the thread: every later flip would wait for it in vain."""
+        """Run a job. An exception must not end the thread: all later flips would wait for it."""
         try:
             job()
         except Exception:
             self._pause = None
-            _log.exception("copying failed")
+            _log.exception("copying a frame failed")
 
     def _look_around(self) -> None:
         if self._look is not None:
             self._pause = self._look()
 
     def do(self, job: Job) -> None:
-        """Do this after what was given before. A job must not raise; it tells the loop by `tell`."""
+        """Run a job in the thread, after all jobs given before. It must not raise; it reports to the loop with `tell`."""
         self._given += 1
         self._jobs.put(job)
 
     def tell(self, call: Callable[[], None]) -> None:
-        """From a job: call this in the loop."""
+        """Have `call` called in the event loop. For jobs: runs in the thread."""
         self._loop.run_sync_soon(call)
 
     def watch(self, look: Callable[[], float], pause: float) -> None:
-        """From now on, when there has been no job for `pause` seconds, call `look`; it says for how long to wait the next time."""
+        """From now on, call `look` in the thread when there has been no job for `pause` seconds. It returns the next pause."""
 
         def begin() -> None:
             self._look, self._pause = look, pause
@@ -76,11 +76,11 @@ class Copier:
 
     @property
     def resting(self) -> bool:
-        """Everything given so far is done."""
+        """Whether all jobs given so far are done."""
         return self._given == self._done
 
     async def idle(self) -> None:
-        """Return when everything given so far is done, and the watch is over."""
+        """End the watch. Return when all jobs given so far are done."""
         if self.resting and self._look is None:
             return
         done = trio.Event()
@@ -93,6 +93,6 @@ class Copier:
         await done.wait()
 
     async def close(self) -> None:
-        """End the thread, after what was given before."""
+        """End the thread after all jobs given so far."""
         self._jobs.put(None)
         await trio.to_thread.run_sync(self._thread.join)

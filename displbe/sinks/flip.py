@@ -28,7 +28,7 @@ _log = structlog.get_logger("displbe.flip")
 
 
 class FlipState(enum.Enum):
-    """Who ends the flip."""
+    """The state of a flip, which says what ends it."""
 
     NONE = "none"
     """No flip is under way."""

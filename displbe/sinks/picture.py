@@ -1,4 +1,4 @@
-"""Pixels as Pillow's images."""
+"""Conversion of guests' pixels to Pillow images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["image"]
 
 _YUYV: Final = fourcc("YUYV")
 
-# Pillow's names for the layouts of DRM's little-endian formats.
+# DRM format, which is little-endian -> Pillow's mode and raw mode.
 _RAW_MODES: Final[dict[int, tuple[str, str]]] = {
     fourcc("XR24"): ("RGB", "BGRX"),
     fourcc("AR24"): ("RGB", "BGRX"),
@@ -29,27 +29,29 @@ _RAW_MODES: Final[dict[int, tuple[str, str]]] = {
 
 
 def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
-    """A private copy of a part's pixels, of any format there is (wire.formats)."""
-    octets = FORMATS[shape.fourcc].bits // 8
-    row = part.width * octets
+    """Return a private copy of a part's pixels. All formats of wire.formats are supported."""
+    pixel_size = FORMATS[shape.fourcc].bits // 8
+    row = part.width * pixel_size
     data = memoryview(bytearray(row * part.height))
-    copy_rows(data, row, view[shape.offset + part.y * shape.stride + part.x * octets :], shape.stride, row, part.height)
+    copy_rows(
+        data, row, view[shape.offset + part.y * shape.stride + part.x * pixel_size :], shape.stride, row, part.height
+    )
     if shape.fourcc == _YUYV:
-        return _of_yuyv(data, part.width, part.height)
+        return _from_yuyv(data, part.width, part.height)
     mode, raw = _RAW_MODES[shape.fourcc]
     made = Image.frombytes(mode, (part.width, part.height), data, "raw", raw, row, 1)
-    # Pillow has no name for 4 bits of blue, green, red: they were read as red, green, blue.
+    # Pillow has no raw mode for 4 bits each of blue, green, red: they were read as red, green, blue.
     return Image.merge(mode, made.split()[::-1]) if raw == "RGB;4B" else made
 
 
-def _of_yuyv(data: memoryview, width: int, height: int) -> Image.Image:
-    """Two pixels share their colour: Y, Cb, Y, Cr. What is said of range and matrix nowhere is BT.601's limited range, DRM's default."""
+def _from_yuyv(data: memoryview, width: int, height: int) -> Image.Image:
+    """Convert YUYV: two pixels share Cb and Cr. Nothing says which matrix and range are meant; DRM's default is BT.601, limited range."""
     luma, colour = Image.frombytes("LA", (width, height), data).split()
     even = width + width % 2
-    octets = colour.crop((0, 0, even, height)).tobytes()
-    halves = [Image.frombytes("L", (even // 2, height), octets[which::2]) for which in (0, 1)]
+    chroma = colour.crop((0, 0, even, height)).tobytes()
+    halves = [Image.frombytes("L", (even // 2, height), chroma[which::2]) for which in (0, 1)]
     blue, red = (half.resize((even, height), Image.Resampling.NEAREST).crop((0, 0, width, height)) for half in halves)
-    # Pillow's YCbCr is of the full range.
+    # Pillow's YCbCr has the full range.
     luma = luma.point([round((y - 16) * 255 / 219) for y in range(256)])
     blue, red = (half.point([round((c - 128) * 255 / 224 + 128) for c in range(256)]) for half in (blue, red))
     return Image.merge("YCbCr", (luma, blue, red)).convert("RGB")

@@ -1,11 +1,12 @@
 """Notices what a guest draws into the frame on the screen without flipping.
 
-Xorg's shadow framebuffer draws so, and Linux's frontend has no message for it: frames must be looked at. `RedrawWatch` says when.
-Who uses it knows how: by comparing pixels, or by telling the card that the frame may have changed.
+Xorg's shadow framebuffer draws like this, and Linux's frontend has no message for it: the frame must be looked at regularly. `RedrawWatch`
+says when. Its user looks, by comparing pixels or by telling the card that the frame may have changed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -26,10 +27,10 @@ _SLOWER: Final = 1.25
 class RedrawWatch:
     """Says when to look at the frame on the screen: at most `rate` times a second, less often while nothing changes.
 
-    `since_flip` returns the seconds since the guest's last flip.
+    `since_flip` returns the seconds since the guest's last flip. Without it, flips do not put looks off.
     """
 
-    def __init__(self, rate: float, since_flip: Callable[[], float]) -> None:
+    def __init__(self, rate: float, since_flip: Callable[[], float] = lambda: math.inf) -> None:
         self.pause = self._shortest = 1 / rate
         """Seconds until the next look."""
         self._since_flip = since_flip

@@ -1,4 +1,4 @@
-"""Sinks by name, imported on demand: a board without Wayland needs no pywayland."""
+"""The sinks by name. A sink's module is imported on demand: a board without Wayland needs no pywayland."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "wayland": ("displbe.sinks.wayland.sink", "WaylandSink", ("pywayland",)),
     "x11": ("displbe.sinks.x11.sink", "X11Sink", ("xcffib",)),
 }
-"""Name -> (module, class, packages it needs); the extra of pyproject.toml that brings them has the sink's name."""
+"""Name -> (module, class, packages it needs). The extra of pyproject.toml that installs them has the sink's name."""
 
 
 class MissingPackage(Unavailable):
-    """A package that this sink needs is not installed."""
+    """A package that the sink needs is not installed."""
 
 
 def mappings(settings: Any) -> int:
-    """How often a guest's page may be mapped at a time, each of which takes an entry of maptrack, under a sink's settings.
+    """Return how often a guest's page may be mapped at the same time under a sink's settings. Each mapping takes an entry of maptrack.
 
-    Where zero copy is tried: once by the card or the compositor, and once here, where its frames turn out to be copied after all, are
-    watched for what the guest draws without flipping, or are photographed.
+    Twice where zero copy is tried: by the card or the compositor, and by displbe, to copy its frames after all, to notice what the guest
+    draws without flipping, or to take a screenshot.
     """
     return 1 if getattr(settings, "zero_copy", "off") == "off" else 2
 
 
 def make_sink(name: str, settings: Any) -> Sink:
-    """The sink of this name with its settings. Raises MissingPackage."""
+    """Make the sink of this name with its settings. Raises MissingPackage."""
     module, kind, packages = SINKS[name]
     missing = [package for package in packages if find_spec(package) is None]
     if missing:

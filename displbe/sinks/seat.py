@@ -1,7 +1,8 @@
-"""What a compositor's seats say while one of our surfaces has their focus, for the guest whose surface it is.
+"""Input events of a compositor's or X server's seats, for the guest whose surface or window has the focus.
 
-A sink with seats (`Sink.seats`) tells; input listens, for a guest and one of its connectors. Positions are in the surface's own
-coordinates, from 0 to its size, which comes with each of them. Key and button codes are Linux's (input-event-codes.h).
+A sink with seats (`Sink.seats`) sends the events; the input devices listen, each for one guest and one of its connectors. Positions are
+in the surface's coordinates, from 0 to its size; each position comes with that size. Key and button codes are those of Linux
+(input-event-codes.h).
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ _log = structlog.get_logger("displbe.seat")
 
 
 class KeyboardEnter(msgspec.Struct, frozen=True):
-    """The guest has the keyboard from now on; `keys` are down already."""
+    """The guest has the keyboard from now on. The keys `keys` are down already."""
 
     keys: tuple[int, ...]
 
 
 class KeyboardLeave(msgspec.Struct, frozen=True):
-    """The guest has the keyboard no more: what is down counts as let go."""
+    """The guest no longer has the keyboard. Keys that are down count as released."""
 
 
 class KeyboardKey(msgspec.Struct, frozen=True):
-    """A key goes down or up. Compositors do not send repetitions."""
+    """A key is pressed or released. There are no repetitions."""
 
     code: int
     down: bool
 
 
 class PointerEnter(msgspec.Struct, frozen=True):
-    """The pointer comes over the surface."""
+    """The pointer enters the surface."""
 
     x: float
     y: float
@@ -64,11 +65,11 @@ class PointerEnter(msgspec.Struct, frozen=True):
 
 
 class PointerLeave(msgspec.Struct, frozen=True):
-    """It leaves: buttons that are down count as let go."""
+    """The pointer leaves the surface. Buttons that are down count as released."""
 
 
 class PointerMotion(msgspec.Struct, frozen=True):
-    """It moves. While a button is down, it may be outside the surface."""
+    """The pointer moves. While a button is down, it may be outside the surface."""
 
     x: float
     y: float
@@ -77,25 +78,25 @@ class PointerMotion(msgspec.Struct, frozen=True):
 
 
 class PointerButton(msgspec.Struct, frozen=True):
-    """A button goes down or up."""
+    """A button is pressed or released."""
 
     code: int
     down: bool
 
 
 class PointerAxis(msgspec.Struct, frozen=True):
-    """The wheel turns, in 120ths of a detent as in REL_WHEEL_HI_RES; positive is up, and right."""
+    """The wheel turns, in 120ths of a detent as in REL_WHEEL_HI_RES. Up and right are positive."""
 
     vertical: int
     horizontal: int
 
 
 class PointerFrame(msgspec.Struct, frozen=True):
-    """What came since the last one belongs together."""
+    """The pointer events since the last PointerFrame belong together."""
 
 
 class TouchDown(msgspec.Struct, frozen=True):
-    """A finger comes down. `id` names it until it goes up; no two that are down have the same, whatever their seats."""
+    """A finger touches the surface. `id` names it until TouchUp and is unique among all fingers that are down, on all seats."""
 
     id: int
     x: float
@@ -115,7 +116,7 @@ class TouchMotion(msgspec.Struct, frozen=True):
 
 
 class TouchShape(msgspec.Struct, frozen=True):
-    """The ellipse that a finger touches: its diameters, as long as positions are."""
+    """The ellipse that a finger touches: its diameters, in the unit of positions."""
 
     id: int
     major: float
@@ -125,24 +126,24 @@ class TouchShape(msgspec.Struct, frozen=True):
 
 
 class TouchOrientation(msgspec.Struct, frozen=True):
-    """The angle of the ellipse's longer axis, clockwise from the Y axis, -180 to 180."""
+    """The angle of the ellipse's longer axis in degrees, clockwise from the Y axis, -180 to 180."""
 
     id: int
     degrees: float
 
 
 class TouchUp(msgspec.Struct, frozen=True):
-    """A finger goes up."""
+    """A finger is lifted."""
 
     id: int
 
 
 class TouchFrame(msgspec.Struct, frozen=True):
-    """What came since the last one belongs together."""
+    """The touch events since the last TouchFrame belong together."""
 
 
 class TouchCancel(msgspec.Struct, frozen=True):
-    """The compositor has taken all touches for itself: all fingers count as up."""
+    """The compositor takes over all touches. All fingers count as lifted."""
 
 
 SeatEvent: TypeAlias = (
@@ -166,16 +167,16 @@ SeatEvent: TypeAlias = (
 
 
 class Seats:
-    """Who listens. Connectors come and go while somebody listens, and the other way round."""
+    """Passes events to listeners. Connectors and listeners come and go independently."""
 
     def __init__(self) -> None:
         self._hear: dict[tuple[int, str], list[Callable[[SeatEvent], None]]] = {}
 
     @contextlib.contextmanager
     def listening(self, domid: int, connector: str, hear: Callable[[SeatEvent], None]) -> Iterator[None]:
-        """Hear what the surface of this guest's connector is sent while the block lasts. `hear` must neither block nor raise.
+        """Call `hear` with each event for the surface of this guest's connector while the block lasts. It must neither block nor raise.
 
-        A surface that had the focus when its guest, its window or the compositor went has been left before anything else is heard.
+        When a surface loses the focus because its guest, its window or the compositor is gone, the leave events come first.
         """
         listeners = self._hear.setdefault((domid, connector), [])
         listeners.append(hear)
@@ -187,9 +188,9 @@ class Seats:
                 self._hear.pop((domid, connector), None)
 
     def tell(self, domid: int, connector: str, event: SeatEvent) -> None:
-        """For the sink: the surface of this guest's connector is sent this."""
+        """Pass an event for the surface of this guest's connector to its listeners. For sinks."""
         for hear in tuple(self._hear.get((domid, connector), ())):
             try:
                 hear(event)
-            except Exception:  # a mistake in one guest's input must not end a sink
-                _log.exception("input failed", connector=connector)
+            except Exception:  # an error in one guest's input must not end the sink
+                _log.exception("input listener failed", connector=connector)

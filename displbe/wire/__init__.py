@@ -1,1 +1,1 @@
-"""The wire: bytes in, values out. No file descriptor, no clock, no await; nothing else of displbe is imported here."""
+"""The protocols without I/O: bytes in, values out. No file descriptor, no clock, no await; imports nothing else of displbe."""

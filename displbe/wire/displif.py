@@ -1,10 +1,10 @@
-"""displif's messages: requests, responses and events, 64 bytes each (xen/include/public/io/displif.h).
+"""The messages of displif: requests, responses and events of 64 bytes each (xen/include/public/io/displif.h).
 
-The C structs are the authority; where the header's pictures differ from them (GET_EDID, SET_CONFIG), the structs are
-right. Everything is little-endian. `protocol/messages.md` has the layouts as tables, `protocol/vectors/displif.json`
-holds bytes made from the header itself, which the tests compare with this file.
+The header's C structs are the authority. Where the header's diagrams differ from them (GET_EDID, SET_CONFIG), the structs are right.
+Everything is little-endian. `protocol/messages.md` has the layouts as tables. `protocol/vectors/displif.json` holds bytes made from the
+header itself; the tests compare them with this file.
 
-Decoders take `bytes`, a private copy of a slot: a guest can rewrite shared memory between two looks at it.
+Decoders take `bytes`, a private copy of a slot: a guest can rewrite shared memory between two reads.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = [
 ]
 
 MESSAGE_SIZE: Final = 64
-"""Octets of every request, response and event."""
+"""Bytes of each request, response and event."""
 
 REQ_ALLOC: Final = 1 << 0
-"""XENDISPL_DBUF_FLG_REQ_ALLOC: the backend is asked to allocate the buffer."""
+"""XENDISPL_DBUF_FLG_REQ_ALLOC: the backend allocates the buffer."""
 
 EVENT_PAGE_FLIP: Final = 0x00
-"""XENDISPL_EVT_PG_FLIP, the only event there is."""
+"""XENDISPL_EVT_PG_FLIP, the only event of displif."""
 
 
 class Operation(enum.IntEnum):
-    """XENDISPL_OP_*."""
+    """The operations: XENDISPL_OP_*."""
 
     DBUF_CREATE = 0x10
     DBUF_DESTROY = 0x11
@@ -60,7 +60,7 @@ class Operation(enum.IntEnum):
 
 
 class DbufCreate(msgspec.Struct, frozen=True, gc=False):
-    """Create a display buffer from the guest's pages. Sizes in pixels, bits per pixel and octets."""
+    """Create a display buffer from the guest's pages. Units: pixels, bits (`bpp`), bytes (`buffer_sz`, `data_ofs`)."""
 
     operation: ClassVar[int] = Operation.DBUF_CREATE
     layout: ClassVar[Struct] = Struct("<HB5xQIIIIIII20x")
@@ -76,7 +76,7 @@ class DbufCreate(msgspec.Struct, frozen=True, gc=False):
 
 
 class DbufDestroy(msgspec.Struct, frozen=True, gc=False):
-    """Release a display buffer; the answer says that nothing maps its pages any more."""
+    """Release a display buffer. When the response is sent, nothing maps its pages any more."""
 
     operation: ClassVar[int] = Operation.DBUF_DESTROY
     layout: ClassVar[Struct] = Struct("<HB5xQ48x")
@@ -98,7 +98,7 @@ class FbAttach(msgspec.Struct, frozen=True, gc=False):
 
 
 class FbDetach(msgspec.Struct, frozen=True, gc=False):
-    """Give a framebuffer up."""
+    """Destroy a framebuffer."""
 
     operation: ClassVar[int] = Operation.FB_DETACH
     layout: ClassVar[Struct] = Struct("<HB5xQ48x")
@@ -107,7 +107,7 @@ class FbDetach(msgspec.Struct, frozen=True, gc=False):
 
 
 class SetConfig(msgspec.Struct, frozen=True, gc=False):
-    """Show a framebuffer on this connector, or nothing (`fb_cookie` 0). The rectangle is the framebuffer's part."""
+    """Show a part of a framebuffer on this connector, in pixels; or nothing (`fb_cookie` 0)."""
 
     operation: ClassVar[int] = Operation.SET_CONFIG
     layout: ClassVar[Struct] = Struct("<HB5xQIIIII28x")
@@ -121,7 +121,7 @@ class SetConfig(msgspec.Struct, frozen=True, gc=False):
 
 
 class PageFlip(msgspec.Struct, frozen=True, gc=False):
-    """Show another framebuffer at the next refresh; an event follows when it is shown."""
+    """Show another framebuffer at the next refresh. An event follows when it is on the screen."""
 
     operation: ClassVar[int] = Operation.PG_FLIP
     layout: ClassVar[Struct] = Struct("<HB5xQ48x")
@@ -130,7 +130,7 @@ class PageFlip(msgspec.Struct, frozen=True, gc=False):
 
 
 class GetEdid(msgspec.Struct, frozen=True, gc=False):
-    """Write the connector's EDID into the guest's pages."""
+    """Write the connector's EDID into the guest's pages, which hold `buffer_sz` bytes."""
 
     operation: ClassVar[int] = Operation.GET_EDID
     layout: ClassVar[Struct] = Struct("<HB5xII48x")
@@ -153,7 +153,7 @@ _KNOWN: Final[dict[int, type[Known]]] = {
     kind.operation: kind for kind in (DbufCreate, DbufDestroy, FbAttach, FbDetach, SetConfig, PageFlip, GetEdid)
 }
 _UNPACK: Final = {
-    # The fields alone: without the operation, which has chosen the layout.
+    # Unpacks the fields without the operation, which has selected the layout.
     operation: (kind, Struct(kind.layout.format.replace("B5x", "6x")).unpack)
     for operation, kind in _KNOWN.items()
 }
@@ -165,7 +165,7 @@ _pack_event = _EVENT.pack
 
 
 def decode_request(slot: bytes) -> Request:
-    """The request in 64 bytes. Reserved octets are not looked at: Linux leaves earlier bytes in them."""
+    """Decode a request of 64 bytes. Reserved bytes are ignored: Linux leaves bytes of earlier requests in them."""
     entry = _UNPACK.get(slot[2])
     if entry is None:
         return UnknownRequest(*_HEADER.unpack(slot))
@@ -174,7 +174,7 @@ def decode_request(slot: bytes) -> Request:
 
 
 def encode_request(request: Request) -> bytes:
-    """The 64 bytes of a request (the frontend's half, for simulated guests and tests)."""
+    """Encode a request in 64 bytes (the frontend's half, for simulated guests and tests)."""
     if isinstance(request, UnknownRequest):
         return _HEADER.pack(request.id, request.operation)
     number, *fields = msgspec.structs.astuple(request)
@@ -182,7 +182,7 @@ def encode_request(request: Request) -> bytes:
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """The answer to a request: `status` 0 or a negative error number; `edid_sz` octets for GET_EDID."""
+    """The response to a request. `status` is 0 or a negative error number; `edid_sz` is the EDID's size in bytes, for GET_EDID."""
 
     id: int
     operation: int
@@ -191,33 +191,33 @@ class Response(msgspec.Struct, frozen=True, gc=False):
 
 
 def encode_response(number: int, operation: int, status: int, edid_sz: int = 0) -> bytes:
-    """The 64 bytes of a response, zero where nothing is said.
+    """Encode a response in 64 bytes. Unused bytes are zero.
 
-    All 64 are written into the slot: Linux never clears one before it uses it again, and would find the pixel format
-    of an old request where the flags of the next belong.
+    All 64 bytes are written into the slot. Linux does not clear a slot before it reuses it: otherwise, the pixel format of an old request
+    would remain where the next request has its flags.
     """
     return _pack_response(number, operation, status, edid_sz)
 
 
 def decode_response(slot: bytes) -> Response:
-    """The response in 64 bytes (the frontend's half)."""
+    """Decode a response of 64 bytes (the frontend's half)."""
     return Response(*_RESPONSE.unpack(slot))
 
 
 class PageFlipEvent(msgspec.Struct, frozen=True, gc=False):
-    """The flip to `fb_cookie` is on the screen."""
+    """The framebuffer `fb_cookie` that the guest flipped to is on the screen."""
 
     id: int
     fb_cookie: int
 
 
 def encode_event(number: int, fb_cookie: int) -> bytes:
-    """The 64 bytes of a page-flip event; `number` is taken modulo 2**16."""
+    """Encode a page-flip event in 64 bytes. `number` is taken modulo 2**16."""
     return _pack_event(number & 0xFFFF, EVENT_PAGE_FLIP, fb_cookie)
 
 
 def decode_event(slot: bytes) -> PageFlipEvent:
-    """The event in 64 bytes (the frontend's half)."""
+    """Decode an event of 64 bytes (the frontend's half). Raises ValueError for an unknown type."""
     number, kind, cookie = _EVENT.unpack(slot)
     if kind != EVENT_PAGE_FLIP:
         raise ValueError(f"event of unknown type {kind}")

@@ -1,8 +1,8 @@
-"""EDID: made for a connector that has no monitor of its own, and a monitor's own cut to a guest's buffer.
+"""EDIDs: generated for a connector without a monitor, and a monitor's EDID cut to the size of a guest's buffer.
 
-VESA E-EDID 1.4: blocks of 128 octets whose octets sum up to 0. The first names the monitor and has one detailed timing, with
-CVT's reduced blanking (version 1). What that timing has no room for, more than 4095 pixels or 655.35 MHz, goes into a DisplayID
-block (version 1.3, a timing of type I); the first block then has a mode of the same shape that fits.
+An EDID (VESA E-EDID 1.4) consists of blocks of 128 bytes whose sum is 0 modulo 256. A generated first block has the monitor's name and one
+detailed timing with CVT reduced blanking (version 1). A mode that exceeds that timing's fields, with more than 4095 pixels or
+655.35 MHz, goes into a DisplayID block (version 1.3, a type I timing); the first block then has a mode of the same aspect ratio that fits.
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ import msgspec
 __all__ = ["BLOCK", "make_edid", "sanitise"]
 
 BLOCK: Final = 128
+"""Bytes of a block."""
 MAX_NAME: Final = 13
+"""Characters of the monitor's name."""
 
 _MAGIC: Final = bytes((0, 255, 255, 255, 255, 255, 255, 0))
 _EXTENSIONS: Final = 126
 _YEAR: Final = 2026
 _DPI: Final = 96
-"""Pixels are said to be of the size that desktops take for normal, so that no guest scales its picture."""
+"""The pixel density in the EDID, which desktops take for normal: guests do not scale their pictures then."""
 _SRGB: Final = bytes((0xEE, 0x91, 0xA3, 0x54, 0x4C, 0x99, 0x26, 0x0F, 0x50, 0x54))
 """The chromaticities of sRGB."""
 _NO_STANDARD_TIMINGS: Final = bytes((1, 1) * 8)
 _DUMMY: Final = bytes((0, 0, 0, 0x10)) + bytes(14)
 _SLOWEST: Final = 1000
-"""10 MHz: EDID knows no slower clock."""
+"""10 MHz in units of 10 kHz: the slowest clock that EDID allows."""
 _PRODUCT: Final = b"VM"
 _MAKER: Final = b"XEN"
 _CTA: Final = 0x02
 _DISPLAYID: Final = 0x70
 _STANDALONE: Final = 3
-"""DisplayID's word for a display that is nothing else."""
+"""DisplayID product type: standalone display device."""
 _MODES: Final = Struct("<HBBBBBBBBBB")
 _TYPE_I: Final = Struct("<3sBHHHHHHHH")
 _PARAMETERS: Final = Struct("<HHHHBBBB")
 
 
 class _Timing(msgspec.Struct, frozen=True):
-    """A mode: pixels, rows, and a clock in units of 10 kHz."""
+    """A mode: horizontal values in pixels, vertical ones in rows, and the clock in units of 10 kHz."""
 
     clock: int
     width: int
@@ -54,29 +56,29 @@ class _Timing(msgspec.Struct, frozen=True):
 
     @property
     def line_khz(self) -> float:
-        """Rows in a millisecond."""
+        """The horizontal frequency in kHz."""
         return self.clock * 10 / (self.width + self.h_blank)
 
     @property
     def detailed(self) -> bool:
-        """Whether the first block's timing can say it."""
+        """Whether the mode fits into a detailed timing descriptor."""
         return self.width <= 0xFFF and self.height <= 0xFFF and self.v_blank <= 0xFFF and self.clock <= 0xFFFF
 
 
 def _reduced_blanking(width: int, height: int, refresh: int) -> _Timing:
-    """CVT 1.1, reduced blanking; but with the width as it is, where CVT makes it a multiple of 8."""
+    """Return a mode with the reduced blanking of CVT 1.1. The width is kept; CVT would make it a multiple of 8."""
     sync = _vertical_sync(width, height)
     row_us = (1e6 / refresh - 460) / height
     blank = max(int(460 / row_us) + 1, 3 + sync + 6)
     exact = refresh * (width + 160) * (height + blank) // 10_000
-    # CVT's clocks are multiples of 250 kHz; for the smallest modes that would be a long way off.
+    # CVT's clocks are multiples of 250 kHz; for the smallest modes the refresh rate would be far off.
     clock = exact // 25 * 25 if exact >= 2500 else exact
     timing = _Timing(clock, width, height, 160, 48, 32, blank, 3, sync)
     return timing if clock >= _SLOWEST else _padded(timing, refresh)
 
 
 def _padded(timing: _Timing, refresh: int) -> _Timing:
-    """A mode for which the slowest clock is too fast: with more blanking, after the sync."""
+    """Return the mode with more blanking after the sync: the slowest clock of EDID is too fast for it."""
     total = -(-_SLOWEST * 10_000 // refresh)
     rows = max(timing.height + timing.v_blank, -(-total // (timing.width + 4000)))
     columns = -(-total // rows)
@@ -89,7 +91,7 @@ def _padded(timing: _Timing, refresh: int) -> _Timing:
 
 
 def _vertical_sync(width: int, height: int) -> int:
-    """Rows of sync, by which CVT tells the shapes of screens."""
+    """Return the rows of vertical sync, by which CVT marks the aspect ratio."""
     for (x, y), rows in {(4, 3): 4, (16, 9): 5, (16, 10): 6, (5, 4): 7, (15, 9): 7}.items():
         if width * y == height * x:
             return rows
@@ -101,7 +103,7 @@ def _millimetres(pixels: int) -> int:
 
 
 def _detailed(timing: _Timing, width_mm: int, height_mm: int) -> bytes:
-    """A detailed timing descriptor: digital separate sync, horizontal positive, vertical negative, as CVT-RB has them."""
+    """Return a detailed timing descriptor with digital separate sync, horizontal positive, vertical negative, as in CVT-RB."""
     t = timing
     return _MODES.pack(
         t.clock,
@@ -119,51 +121,51 @@ def _detailed(timing: _Timing, width_mm: int, height_mm: int) -> bytes:
 
 
 def _ranges(timings: list[_Timing], refresh: int) -> bytes:
-    """The range limits descriptor, or a dummy where its octets are too small for the mode."""
+    """Return the range limits descriptor, or a dummy descriptor where a value does not fit into its byte."""
     low_khz = int(min(timing.line_khz for timing in timings))
     high_khz = int(max(timing.line_khz for timing in timings)) + 1
     low_hz, high_hz = max(refresh - 1, 1), refresh + 1
     tens_of_mhz = -(-max(timing.clock for timing in timings) // 1000)
-    flags, octets = 0, bytearray()
+    flags, limits = 0, bytearray()
     for low, high, shift in ((low_hz, high_hz, 0), (low_khz, high_khz, 2)):
-        # Beyond 255: the bit for the maximum adds 255 to it, both bits do so for the minimum as well.
+        # Above 255: one flag adds 255 to the maximum, both flags add 255 to the minimum as well.
         both = low > 255
         flags |= (0b11 if both else 0b10 if high > 255 else 0) << shift
-        octets += bytes((min(low - 255 * both, 255), min(high - 255 * (high > 255), 255)))
+        limits += bytes((min(low - 255 * both, 255), min(high - 255 * (high > 255), 255)))
         if not 1 <= low <= 510 or high > 510:
             return _DUMMY
     if tens_of_mhz > 255:
         return _DUMMY
-    return bytes((0, 0, 0, 0xFD, flags, *octets, tens_of_mhz, 1, 0x0A)) + b" " * 6
+    return bytes((0, 0, 0, 0xFD, flags, *limits, tens_of_mhz, 1, 0x0A)) + b" " * 6
 
 
 def _name(name: str) -> bytes:
-    """The monitor's name: 13 printable characters, or a newline and blanks after fewer."""
+    """Return the descriptor of the monitor's name: 13 printable characters, or fewer with a newline and blanks after them."""
     text = "".join(c for c in name if c.isascii() and c.isprintable())[:MAX_NAME].strip() or "Xen"
-    octets = text.encode("ascii")
-    return bytes((0, 0, 0, 0xFC, 0)) + (octets + b"\n" if len(octets) < MAX_NAME else octets).ljust(MAX_NAME)
+    encoded = text.encode("ascii")
+    return bytes((0, 0, 0, 0xFC, 0)) + (encoded + b"\n" if len(encoded) < MAX_NAME else encoded).ljust(MAX_NAME)
 
 
-def _sealed(octets: bytes) -> bytes:
-    """With the checksum that makes the sum 0."""
-    return octets + bytes((-sum(octets) & 0xFF,))
+def _with_checksum(data: bytes) -> bytes:
+    """Append the checksum, which makes the sum 0 modulo 256."""
+    return data + bytes((-sum(data) & 0xFF,))
 
 
 def _letters(maker: bytes) -> bytes:
-    """A maker's three letters in 15 bits."""
+    """Return the three letters of a manufacturer's id in 15 bits."""
     one, two, three = (letter - 64 for letter in maker)
     return (one << 10 | two << 5 | three).to_bytes(2, "big")
 
 
 def _displayid(timing: _Timing, width_mm: int, height_mm: int) -> bytes:
-    """An extension block with one timing of type I, marked as preferred, and what else a DisplayID section must have."""
+    """Return a DisplayID extension block: one type I timing, marked as preferred, and the other data blocks that are mandatory."""
     t = timing
     product = _MAKER + _PRODUCT + bytes(4) + bytes((0xFF, _YEAR - 2000, 0))
-    # Tenths of millimetres; pixels; nothing of audio or power; gamma 2.2; the shape in hundredths above 1; 8 bits a colour.
+    # Size in tenths of millimetres and in pixels; no audio or power features; gamma 2.2; aspect ratio - 1 in hundredths; 8 bits per colour.
     shape = min(round(100 * max(t.width, t.height) / min(t.width, t.height)) - 100, 255)
     display = _PARAMETERS.pack(10 * width_mm, 10 * height_mm, t.width, t.height, 0, 120, shape, 0x77)
-    interface = bytes((0xB1, 0x00, 0x02)) + bytes(7)  # one link of a kind of its own, RGB of 8 bits
-    # The fields of a timing hold one less than what they say.
+    interface = bytes((0xB1, 0x00, 0x02)) + bytes(7)  # one link of a proprietary interface, RGB of 8 bits
+    # Each field of a timing holds its value - 1.
     mode = _TYPE_I.pack(
         (t.clock - 1).to_bytes(3, "little"),
         0x80 | _aspect(t.width, t.height),
@@ -179,7 +181,7 @@ def _displayid(timing: _Timing, width_mm: int, height_mm: int) -> bytes:
     parts = ((0x00, product), (0x01, display), (0x0F, interface), (0x03, mode))
     blocks = b"".join(bytes((tag, 0, len(data))) + data for tag, data in parts)
     section = bytes((0x13, 121, _STANDALONE, 0)) + blocks.ljust(121, b"\0")
-    return _sealed(bytes((_DISPLAYID,)) + _sealed(section))
+    return _with_checksum(bytes((_DISPLAYID,)) + _with_checksum(section))
 
 
 def _aspect(width: int, height: int) -> int:
@@ -188,7 +190,7 @@ def _aspect(width: int, height: int) -> int:
 
 
 def _fitting(width: int, height: int, refresh: int) -> _Timing:
-    """The largest mode of the same shape, made smaller by a whole number, that the first block can say."""
+    """Return the largest mode, divided by a whole number, that fits into a detailed timing descriptor."""
     for divisor in range(1, max(width, height) + 1):
         timing = _reduced_blanking(max(width // divisor, 1), max(height // divisor, 1), refresh)
         if timing.detailed:
@@ -197,7 +199,7 @@ def _fitting(width: int, height: int, refresh: int) -> _Timing:
 
 
 def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
-    """The EDID of a monitor with this one mode: one block, or two where the mode needs a DisplayID block.
+    """Return the EDID of a monitor with this one mode, in pixels and Hz: one block, or two where the mode needs a DisplayID block.
 
     Raises ValueError for sizes outside 1 to 16384 and refresh rates outside 1 to 400.
     """
@@ -207,7 +209,8 @@ def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
     first = _fitting(width, height, refresh)
     timings = [first] if first == native else [first, native]
     width_mm, height_mm = _millimetres(width), _millimetres(height)
-    if not (100 <= width_mm < 2560 and 100 <= height_mm < 2560):  # cannot be said in centimetres, or not be believed
+    if not (100 <= width_mm < 2560 and 100 <= height_mm < 2560):
+        # Unknown, which is 0: the size does not fit into a byte of centimetres, or is implausibly small.
         width_mm = height_mm = 0
     base = b"".join(
         (
@@ -215,10 +218,10 @@ def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
             _letters(_MAKER),
             _PRODUCT,
             bytes(4),
-            bytes((0xFF, _YEAR - 1990)),  # a year of the model, not of a week
+            bytes((0xFF, _YEAR - 1990)),  # model year
             b"\x01\x04",
-            bytes((0xA0, width_mm // 10, height_mm // 10, 120)),  # digital, 8 bits a colour; gamma 2.2
-            bytes((0x04 | 0x02 * (first == native),)),  # sRGB; the first timing is the native one
+            bytes((0xA0, width_mm // 10, height_mm // 10, 120)),  # digital, 8 bits per colour; gamma 2.2
+            bytes((0x04 | 0x02 * (first == native),)),  # sRGB; whether the first timing is the native one
             _SRGB,
             bytes(3),
             _NO_STANDARD_TIMINGS,
@@ -229,11 +232,11 @@ def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
             bytes((len(timings) - 1,)),
         )
     )
-    return _sealed(base) + (_displayid(native, width_mm, height_mm) if len(timings) > 1 else b"")
+    return _with_checksum(base) + (_displayid(native, width_mm, height_mm) if len(timings) > 1 else b"")
 
 
 def sanitise(edid: bytes, room: int) -> bytes:
-    """As many whole blocks of a monitor's EDID as there are and as `room` octets hold, made consistent; empty when it is none."""
+    """Return a monitor's EDID, cut to the whole blocks that fit into `room` bytes, and made consistent; empty if it is invalid."""
     if len(edid) < BLOCK or not edid.startswith(_MAGIC):
         return b""
     count = min(_blocks(edid), len(edid) // BLOCK, room // BLOCK)
@@ -243,19 +246,19 @@ def sanitise(edid: bytes, room: int) -> bytes:
     blocks[0][_EXTENSIONS] = min(blocks[0][_EXTENSIONS], count - 1)
     if count > 1 and (at := _override(blocks[1])) is not None:
         blocks[1][at] = count - 1
-    return b"".join(_sealed(bytes(block[:-1])) for block in blocks)
+    return b"".join(_with_checksum(bytes(block[:-1])) for block in blocks)
 
 
 def _blocks(edid: bytes) -> int:
-    """How many blocks an EDID says it has."""
+    """Return the number of blocks that an EDID claims to have."""
     second = edid[BLOCK : 2 * BLOCK]
     at = _override(second) if len(second) == BLOCK and edid[_EXTENSIONS] else None
     return 1 + (second[at] if at is not None else edid[_EXTENSIONS])
 
 
 def _override(block: bytes | bytearray) -> int | None:
-    """Where an HDMI Forum extension override (HF-EEODB) has the number of extensions: first in the first CTA block."""
-    # A data block of use "extended" (7), two octets at least, extended tag 0x78; data blocks end where byte 2 says.
+    """Return the offset of the extension count of an HDMI Forum override (HF-EEODB), the first data block of the first CTA block."""
+    # A data block with the extended tag code (7), at least two bytes and extended tag 0x78. Byte 2 says where data blocks end.
     if block[0] == _CTA and block[1] >= 3 and block[2] >= 7 and block[4] >> 5 == 7 and block[4] & 31 >= 2:
         return 6 if block[5] == 0x78 and block[6] else None
     return None

@@ -1,7 +1,7 @@
-"""The status numbers of a response, and the errors that carry them.
+"""The error numbers of responses, and the exceptions that carry them.
 
-`status` holds 0 or the negative of one of Xen's numbers (xen/include/public/errno.h), which are the same on every
-architecture; the host's own errno is never sent as it is. `protocol/errors.md` says which answer a guest gets when.
+The `status` of a response is 0 or the negative of one of Xen's error numbers (xen/include/public/errno.h). These are the same on every
+architecture; the host's own errno is never sent. `protocol/errors.md` lists the errors of each request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["Errno", "FrontendBroken", "RequestError", "from_host"]
 
 
 class Errno(enum.IntEnum):
-    """Xen's error numbers that this backend answers with."""
+    """Xen's error numbers, as far as displbe uses them."""
 
     EPERM = 1
     ENOENT = 2
@@ -27,7 +27,7 @@ class Errno(enum.IntEnum):
 
 
 class RequestError(Exception):
-    """A request cannot be served: the guest gets `-code`, the device lives on."""
+    """A request cannot be served. The guest gets `-code` as status, and the device goes on."""
 
     def __init__(self, code: Errno, reason: str) -> None:
         super().__init__(reason)
@@ -36,11 +36,11 @@ class RequestError(Exception):
 
 
 class FrontendBroken(Exception):
-    """The frontend broke a rule that leaves nothing to answer (an impossible ring index): its device is shut off."""
+    """The frontend broke the protocol in a way that no response can report, as by an impossible ring index. Its device is shut off."""
 
 
 def from_host(number: int | None) -> Errno:
-    """The number a guest gets for a failed system call of ours: the same where Xen's table has it, else EIO."""
+    """Return the number that a guest gets for the errno of a failed system call: the same if `Errno` has it, else EIO."""
     try:
         return Errno(number or 0)
     except ValueError:

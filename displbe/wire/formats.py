@@ -1,4 +1,4 @@
-"""Pixel formats: DRM's fourcc codes (include/uapi/drm/drm_fourcc.h), as FB_ATTACH names them."""
+"""The pixel formats of FB_ATTACH, by their DRM fourcc codes (include/uapi/drm/drm_fourcc.h)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["FORMATS", "Format", "fourcc", "fourcc_name", "likely_stride", "strid
 
 
 def fourcc(text: str) -> int:
-    """The u32 of a four-letter code: its letters, little-endian."""
+    """Return the u32 of a four-letter code: its letters, little-endian."""
     return int.from_bytes(text.encode("ascii"), "little")
 
 
 def fourcc_name(code: int) -> str:
-    """The letters of a code for a log line; a code that has none is shown as a number."""
+    """Return the letters of a code for a log line, or a hexadecimal number for a code without letters."""
     raw = code.to_bytes(4, "little")
     return raw.decode("ascii") if raw.isalnum() else f"{code:#010x}"
 
 
 class Format(msgspec.Struct, frozen=True):
-    """One packed pixel format. `bits` are those of one pixel; `opaque` is its twin without alpha (or itself)."""
+    """A packed pixel format. `bits` is the size of a pixel; `opaque` is the code of the same format without alpha."""
 
     name: str
     code: int
@@ -36,7 +36,7 @@ def _format(name: str, bits: int, opaque: str | None = None) -> Format:
 FORMATS: Final[dict[int, Format]] = {
     entry.code: entry
     for entry in (
-        # drivers/gpu/drm/xen/xen_drm_front_conn.c: all that Linux's frontend offers its users.
+        # All formats that Linux's frontend offers (drivers/gpu/drm/xen/xen_drm_front_conn.c).
         _format("RG16", 16),
         _format("RG24", 24),
         _format("XR24", 32),
@@ -50,22 +50,22 @@ FORMATS: Final[dict[int, Format]] = {
 }
 
 
-def likely_stride(width: int, height: int, bits: int, octets: int) -> int:
-    """Bytes from one row to the next of a buffer of which only its size in octets is known: displif.h does not say.
+def likely_stride(width: int, height: int, bits: int, size: int) -> int:
+    """Guess the stride of a buffer of `size` bytes: bytes from one row to the next. displif.h has no field for it.
 
-    Linux packs rows to whole octets; frontends of displ_be's time, to whole 32-bit words. They differ for odd widths of 8, 16 and
-    24 bits. The packed one holds, unless the size is just that of the other (in octets, or rounded up to pages).
+    Linux pads rows to whole bytes; frontends of displ_be's time pad them to whole 32-bit words. The two differ for odd widths at 8, 16
+    and 24 bits. Linux's stride is assumed unless the size fits the other one only, in bytes or rounded up to pages.
     """
     packed, words = stride(width, bits), (width * bits + 31) // 32 * 4
-    if octets == packed * height or packed == words:
+    if size == packed * height or packed == words:
         return packed
-    if octets == words * height or octets == -(-words * height // 4096) * 4096 != -(-packed * height // 4096) * 4096:
+    if size == words * height or size == -(-words * height // 4096) * 4096 != -(-packed * height // 4096) * 4096:
         return words
     return packed
 
 
 def stride(width: int, bits: int) -> int:
-    """Bytes from one row to the next of a display buffer, by Linux's formula.
+    """Return the stride of a display buffer by Linux's formula: bytes from one row to the next.
 
     drm_gem_create_dumb in xen_drm_front.c: `pitch = DIV_ROUND_UP(width * bpp, 8)`; displif.h has no field for it.
     """

@@ -1,12 +1,12 @@
-"""kbdif: what a guest's keyboard, pointer and touch screen are told (xen/include/public/io/kbdif.h).
+"""The events of kbdif for a guest's keyboard, pointer and touch screen, and the page they are in (xen/include/public/io/kbdif.h).
 
-Events have 40 octets each and lie in one page that the guest has granted: four free-running u32 indices, at 1024 a ring of 51 events
-towards the guest, at 3072 one of 25 from it, for which there are no events yet. Index modulo 51 or 25. Everything is little-endian.
-`protocol/input.md` has the layouts as tables, `protocol/vectors/kbdif.json` bytes made from the header, which the tests compare
-with this file.
+An event has 40 bytes. The page is granted by the guest: four free-running u32 indices at 0, a ring of 51 events to the guest at 1024, and
+a ring of 25 events from the guest at 3072, for which kbdif defines no events yet. The slot is the index modulo 51 or 25. Everything is
+little-endian. `protocol/input.md` has the layouts as tables. `protocol/vectors/kbdif.json` holds bytes made from the header; the tests
+compare them with this file.
 
-The guest can write everything in the page at any time: our indices are private, an index of the guest's that no honest guest can have
-raises `FrontendBroken`.
+The guest can write everything in the page at any time. Therefore the backend's indices are private, and an index of the guest that is
+impossible under the protocol raises `FrontendBroken`.
 """
 
 from __future__ import annotations
@@ -54,12 +54,13 @@ __all__ = [
 ]
 
 EVENT_SIZE: Final = 40
+"""Bytes of an event."""
 IN_SLOTS: Final = 51
 """XENKBD_IN_RING_LEN: 2048 / 40."""
 OUT_SLOTS: Final = 25
 """XENKBD_OUT_RING_LEN: 1024 / 40."""
 RAW_MAX: Final = 0x7FFF
-"""The greatest coordinate of a guest that has asked for raw ones (`request-raw-pointer`)."""
+"""The largest coordinate for a guest that has asked for raw coordinates (`request-raw-pointer`)."""
 
 _U32: Final = 0xFFFFFFFF
 # struct xenkbd_page
@@ -71,7 +72,7 @@ _IN_RING: Final = 1024
 
 
 class EventType(enum.IntEnum):
-    """XENKBD_TYPE_*."""
+    """The types of events: XENKBD_TYPE_*."""
 
     MOTION = 1
     KEY = 3
@@ -80,7 +81,7 @@ class EventType(enum.IntEnum):
 
 
 class TouchEvent(enum.IntEnum):
-    """XENKBD_MT_EV_*."""
+    """The types of multi-touch events: XENKBD_MT_EV_*."""
 
     DOWN = 0
     UP = 1
@@ -102,47 +103,47 @@ _pack_touch_at = _TOUCH_AT.pack
 
 
 def encode_motion(rel_x: int, rel_y: int, rel_z: int) -> bytes:
-    """The pointer moves: pixels; `rel_z` detents of the wheel, positive down (Linux's frontend turns the sign for REL_WHEEL)."""
+    """Encode a pointer motion in pixels. `rel_z` is in detents of the wheel, down is positive (Linux negates it for REL_WHEEL)."""
     return _pack_motion(EventType.MOTION, rel_x, rel_y, rel_z)
 
 
 def encode_key(keycode: int, pressed: bool) -> bytes:
-    """A key or a button, by its number in Linux's input-event-codes.h. Pressed again while it is pressed: a repetition."""
+    """Encode a key or button by its code in Linux's input-event-codes.h. Pressing a key that is pressed is a repetition."""
     return _pack_key(EventType.KEY, pressed, keycode)
 
 
 def encode_position(abs_x: int, abs_y: int, rel_z: int) -> bytes:
-    """The pointer is here: pixels, or 0 to RAW_MAX; `rel_z` as for a motion."""
+    """Encode the pointer's position in pixels, or from 0 to RAW_MAX. `rel_z` is as in `encode_motion`."""
     return _pack_motion(EventType.POS, abs_x, abs_y, rel_z)
 
 
 def encode_touch_down(contact: int, x: int, y: int) -> bytes:
-    """A finger comes down: pixels."""
+    """Encode the touch of a finger, at a position in pixels."""
     return _pack_touch_at(EventType.MTOUCH, TouchEvent.DOWN, contact, x, y)
 
 
 def encode_touch_motion(contact: int, x: int, y: int) -> bytes:
-    """A finger moves: pixels."""
+    """Encode a finger's motion to a position in pixels."""
     return _pack_touch_at(EventType.MTOUCH, TouchEvent.MOTION, contact, x, y)
 
 
 def encode_touch_up(contact: int) -> bytes:
-    """A finger goes up; its number may be used again."""
+    """Encode the lifting of a finger. Its contact number may be used again."""
     return _TOUCH.pack(EventType.MTOUCH, TouchEvent.UP, contact)
 
 
 def encode_touch_syn(contact: int) -> bytes:
-    """The touch events since the last of these belong together."""
+    """Encode the end of a group: the touch events since the last SYN belong together."""
     return _TOUCH.pack(EventType.MTOUCH, TouchEvent.SYN, contact)
 
 
 def encode_touch_shape(contact: int, major: int, minor: int) -> bytes:
-    """The finger's ellipse: its diameters in pixels."""
+    """Encode the diameters of a finger's ellipse in pixels."""
     return _TOUCH_SHAPE.pack(EventType.MTOUCH, TouchEvent.SHAPE, contact, major, minor)
 
 
 def encode_touch_orientation(contact: int, degrees: int) -> bytes:
-    """The angle of the ellipse's longer axis, clockwise from the Y axis, -180 to 180."""
+    """Encode the angle of the ellipse's longer axis in degrees, clockwise from the Y axis, -180 to 180."""
     return _TOUCH_ORIENT.pack(EventType.MTOUCH, TouchEvent.ORIENT, contact, degrees)
 
 
@@ -232,7 +233,7 @@ _TOUCHES: Final[dict[int, tuple[type[InEvent], Struct]]] = {
 
 
 def decode_event(slot: bytes) -> InEvent:
-    """The event in 40 octets (the frontend's half). Raises ValueError for one that kbdif does not have."""
+    """Decode an event of 40 bytes (the frontend's half). Raises ValueError for an unknown type."""
     if slot[0] == EventType.MTOUCH and slot[1] in _TOUCHES:
         kind, layout = _TOUCHES[slot[1]]
         return kind(*layout.unpack(slot)[2:])
@@ -256,15 +257,15 @@ _ENCODERS: Final[dict[type[InEvent], Callable[..., bytes]]] = {
 
 
 def encode_event(event: InEvent) -> bytes:
-    """The 40 octets of an event."""
+    """Encode an event in 40 bytes."""
     return _ENCODERS[type(event)](*msgspec.structs.astuple(event))
 
 
 class BackKbdPage:
-    """The backend's half: gives events. `put` as many as there is `room` for, then `push` once.
+    """The backend's half of the page: writes events. `put` as many as there is `room` for, then call `push` once.
 
-    A frontend keeps its page when its backend goes and comes again; so the ring goes on where the page says, which raises
-    FrontendBroken when it says something impossible.
+    A frontend keeps its page when its backend is restarted. Therefore the ring goes on at the page's indices. Raises FrontendBroken when
+    these are impossible.
     """
 
     def __init__(self, page: SharedPage) -> None:
@@ -276,31 +277,31 @@ class BackKbdPage:
         self._notified = page.load(_IN_CONS)
         self._out_cons = page.load(_OUT_CONS)
         self.used = self._prod != 0
-        """Whether events were given over this page before: keys may be down of which we know nothing."""
+        """Whether an earlier backend has used this page: unknown keys may be down in the guest."""
         self.room()
 
     def room(self) -> int:
-        """How many events fit now. Raises FrontendBroken when the frontend's index lies outside the ring."""
+        """Return how many events fit now. Raises FrontendBroken when the frontend's index is impossible."""
         unread = (self._prod - self._load(_IN_CONS)) & _U32
         if unread > IN_SLOTS:
             raise FrontendBroken(f"impossible event index: {unread} unread events in a ring of {IN_SLOTS}")
-        # 2**32 is one more than a multiple of 51: the events 0xffffffff and 0 lie at the same place. So 0 waits until all before is taken.
+        # 2**32 is one more than a multiple of 51: events 0xffffffff and 0 have the same slot. Event 0 waits until all others are taken.
         to_end = -self._prod & _U32
         if to_end == 0:
             return IN_SLOTS if unread == 0 else 0
         return min(IN_SLOTS - unread, to_end)
 
     def put(self, event: bytes) -> None:
-        """Write an event, not yet for the frontend to see."""
+        """Write an event. The frontend sees it after `push`."""
         prod = self._prod
         self._write(_IN_RING + (prod % IN_SLOTS) * EVENT_SIZE, event)
         self._prod = (prod + 1) & _U32
 
     def push(self) -> bool:
-        """Let the frontend see what was put. True when it needs a notification.
+        """Let the frontend see the events put so far. Return whether it needs a notification.
 
-        It needs none while it has one that it has not answered: it reads on to where `in_prod` is then, or, when it looked just
-        before that moved, sets `in_cons` and notifies us, as Linux does after every look. Then this is to be asked again.
+        It needs none while it has not answered the last one: it reads up to the current `in_prod`. If it read `in_prod` just before it
+        was advanced, it sets `in_cons` and notifies the backend, as Linux does after every read; then call this again.
         """
         prod = self._prod
         self._store(_IN_PROD, prod)
@@ -312,17 +313,17 @@ class BackKbdPage:
         return True
 
     def is_waiting(self) -> bool:
-        """Whether there are events that the frontend has not taken."""
+        """Return whether there are events that the frontend has not taken."""
         return self._load(_IN_CONS) != self._prod
 
     def taken(self) -> int:
-        """How far the frontend has got: its index."""
+        """Return the frontend's consumer index."""
         return self._load(_IN_CONS)
 
     def drain(self) -> int:
-        """Take what the frontend has sent, as many events as are given back: kbdif has none that would mean something.
+        """Discard the events that the frontend has sent, and return their number. kbdif defines no events from the frontend.
 
-        Raises FrontendBroken when its index lies outside the ring.
+        Raises FrontendBroken when its index is impossible.
         """
         sent = (self._load(_OUT_PROD) - self._out_cons) & _U32
         if sent > OUT_SLOTS:
@@ -334,14 +335,14 @@ class BackKbdPage:
 
 
 class FrontKbdPage:
-    """The frontend's half: takes events (input_handler of drivers/input/misc/xen-kbdfront.c)."""
+    """The frontend's half of the page: takes events, as input_handler in Linux's drivers/input/misc/xen-kbdfront.c does."""
 
     def __init__(self, page: SharedPage) -> None:
         self._page = page
         page.write(0, bytes(PAGE_SIZE))
 
     def take(self) -> list[bytes]:
-        """All events up to where the ring ends now; then the backend is to be notified, when there were any."""
+        """Take all events up to the current producer index. If there were any, the caller notifies the backend."""
         load = self._page.load
         prod, cons = load(_IN_PROD), load(_IN_CONS)
         found = []

@@ -1,7 +1,7 @@
 """Page directories: the chain of pages in which a guest lists the grant references of a buffer (displif.h).
 
-A directory page holds the reference of the next directory page (0 ends the chain) and 1023 references of data pages.
-How many references count comes from the buffer's size alone; the chain is not ended by a reference 0.
+A directory page holds the reference of the next directory page (0 in the last one) and 1023 references of data pages. The number of
+data pages follows from the buffer's size alone. A data page's reference 0 does not end the list.
 """
 
 from __future__ import annotations
@@ -21,31 +21,30 @@ REFS_PER_PAGE: Final = (PAGE_SIZE - 4) // 4
 _PAGE: Final = Struct(f"<I{REFS_PER_PAGE}I")
 
 
-def pages_of(octets: int) -> int:
-    """Pages that hold so many octets."""
-    return -(-octets // PAGE_SIZE)
+def pages_of(size: int) -> int:
+    """Return the number of pages that hold `size` bytes."""
+    return -(-size // PAGE_SIZE)
 
 
 def directory_pages(count: int) -> int:
-    """Directory pages that list `count` references."""
+    """Return the number of directory pages that list `count` references."""
     return -(-count // REFS_PER_PAGE)
 
 
 class DirectoryReader:
-    """Follows a chain: map the page that `next_ref` names, `feed` a private copy of it, until `next_ref` is None."""
+    """Reads a chain. Until `next_ref` is None, map the page that it names and `feed` a private copy of the page."""
 
     def __init__(self, first_ref: int, count: int) -> None:
-        """`count`: how many data pages the buffer has, at least 1."""
+        """Begin at the directory page `first_ref`, for a buffer of `count` data pages, at least 1."""
         self.refs: list[int] = []
         self.next_ref: int | None = first_ref
         self._count = count
         self._seen = {first_ref}
 
     def feed(self, page: bytes) -> None:
-        """Take one directory page of 4096 octets.
+        """Read one directory page of 4096 bytes. References beyond `count` are ignored.
 
-        Raises RequestError EINVAL: the chain ends before it has named `count` pages, or comes back to a page it has
-        been through. References beyond `count` are not looked at.
+        Raises RequestError with EINVAL when the chain ends before it has listed `count` pages, or comes back to an earlier page.
         """
         following, *refs = _PAGE.unpack(page)
         self.refs += refs[: self._count - len(self.refs)]
@@ -61,8 +60,9 @@ class DirectoryReader:
 
 
 class DirectoryWriter:
-    """Fills a chain that the guest made, for a buffer of ours: map the page that `next_ref` names, `feed` a private copy of it,
-    write what it gives, until `next_ref` is None.
+    """Fills a chain that the guest has made with the references of a buffer that the backend has allocated.
+
+    Until `next_ref` is None, map the page that it names, `feed` a private copy of the page, and write the result into the page.
     """
 
     def __init__(self, first_ref: int, refs: Sequence[int]) -> None:
@@ -71,13 +71,13 @@ class DirectoryWriter:
         self._seen = {first_ref}
 
     def feed(self, page: bytes) -> tuple[int, bytes]:
-        """Take one directory page: (offset, octets) to write into it. Raises RequestError EINVAL as DirectoryReader does."""
+        """Read one directory page. Return the offset and the bytes to write into it. Raises RequestError as DirectoryReader does."""
         following = _PAGE.unpack(page)[0]
         part, self._rest = self._rest[:REFS_PER_PAGE], self._rest[REFS_PER_PAGE:]
         if not self._rest:
             self.next_ref = None
         elif following == 0:
-            raise RequestError(Errno.EINVAL, f"page directory ends {len(self._rest)} pages too early")
+            raise RequestError(Errno.EINVAL, f"page directory ends {len(self._rest)} references too early")
         elif following in self._seen:
             raise RequestError(Errno.EINVAL, "page directory goes round in a circle")
         else:
@@ -87,7 +87,7 @@ class DirectoryWriter:
 
 
 def encode_directory(data_refs: Sequence[int], page_refs: Sequence[int]) -> list[bytes]:
-    """The directory pages (the frontend's half): they list `data_refs` and lie in the pages granted as `page_refs`."""
+    """Return directory pages that list `data_refs`, for the pages granted as `page_refs` (the frontend's half)."""
     pages = []
     for index, following in enumerate((*page_refs[1:], 0)):
         part = list(data_refs[index * REFS_PER_PAGE : (index + 1) * REFS_PER_PAGE])

@@ -1,14 +1,13 @@
-"""The shared pages of a connector: the control ring and the event page, each half of each.
+"""The shared pages of a connector, the control ring and the event page, with both halves of each.
 
-Control ring (xen/include/public/io/ring.h, one page): four free-running u32 indices, then 32 slots of 64 octets, which
-requests and responses share. Event page (displif.h): two free-running u32 indices, then 63 slots, index modulo 63.
+Control ring (xen/include/public/io/ring.h, one page): four free-running u32 indices, then 32 slots of 64 bytes, shared by requests and
+responses. Event page (displif.h): two free-running u32 indices, then 63 slots; the slot is the index modulo 63.
 
-`Back*` is the backend's half, `Front*` the frontend's; simulated guests and tests use the same file. Nothing here waits
-and nothing notifies: where the other side may need a notification, the answer is True. The memory's barriers come with
-the page that is handed in.
+`Back*` is the backend's half, `Front*` the frontend's, for simulated guests and tests. Nothing here waits or notifies: methods return
+whether the other side needs a notification. Memory barriers are those of the page that is handed in.
 
-The guest can write everything in these pages at any time. So each index of ours is private and only ever written to the
-page, a slot is copied once, and an index of the guest's that no honest guest can have raises `FrontendBroken`.
+The guest can write everything in these pages at any time. Therefore the backend's indices are private and only ever written to the page, a
+slot is copied once, and an index of the guest that is impossible under the protocol raises `FrontendBroken`.
 """
 
 from __future__ import annotations
@@ -49,29 +48,29 @@ _IN_PROD: Final = 4
 
 
 class SharedPage(Protocol):
-    """A page that another domain can write: 4096 octets, with the accesses a ring needs. Offsets in octets."""
+    """A page of 4096 bytes that another domain can write, with the accesses that a ring needs. Offsets are in bytes."""
 
     def load(self, offset: int) -> int:
-        """A u32, with acquire semantics: no later access of ours happens before it."""
+        """Read a u32 with acquire semantics: no later access of this side happens before it."""
 
     def store(self, offset: int, value: int) -> None:
-        """Write a u32 with release semantics: every earlier access of ours happens before it."""
+        """Write a u32 with release semantics: all earlier accesses of this side happen before it."""
 
     def fence(self) -> None:
-        """A full barrier: no access of ours crosses it."""
+        """Set a full barrier: no access of this side crosses it."""
 
     def copy(self, offset: int, size: int) -> bytes:
-        """A private copy."""
+        """Return a private copy of `size` bytes."""
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write octets, in no particular order."""
+        """Write bytes, in no particular order."""
 
 
 class BackControlRing:
-    """The backend's half: takes requests, gives responses.
+    """The backend's half: takes requests and pushes responses.
 
-    Raises FrontendBroken when the page has responses already: it belonged to an earlier backend, and its indices
-    would make us answer requests that were answered before.
+    Raises FrontendBroken when the page has responses already: an earlier backend has used it, and requests that it has answered would be
+    answered again.
     """
 
     def __init__(self, page: SharedPage) -> None:
@@ -86,30 +85,30 @@ class BackControlRing:
             raise FrontendBroken("the control ring has been used before")
 
     def take(self) -> bytes | None:
-        """A private copy of the next request, or None."""
+        """Return a private copy of the next request, or None. Raises FrontendBroken when the frontend's index is impossible."""
         cons = self._req_cons
         waiting = (self._load(_REQ_PROD) - cons) & _U32
         if waiting == 0:
             return None
-        # RING_REQUEST_PROD_OVERFLOW: more requests than slots that are neither waiting nor still to be answered.
-        # A producer that went backwards looks the same: its distance is almost 2**32.
+        # RING_REQUEST_PROD_OVERFLOW: the requests that wait and those taken but not answered do not fit into the ring.
+        # A producer index that went backwards looks the same: its distance is almost 2**32.
         if waiting + ((cons - self._rsp_prod) & _U32) > REQUEST_SLOTS:
             raise FrontendBroken(f"impossible request index: {waiting} requests waiting in a ring of {REQUEST_SLOTS}")
         self._req_cons = (cons + 1) & _U32
         return self._copy(_HEADER + (cons & _SLOT_MASK) * MESSAGE_SIZE, MESSAGE_SIZE)
 
     def next_waiting(self) -> int | None:
-        """The index of the request that waits to be taken, or None: to find out whether one waits for long."""
+        """Return the index of the next request if it waits to be taken, else None: to find out whether one waits for long."""
         return None if self._load(_REQ_PROD) == self._req_cons else self._req_cons
 
     def final_check(self) -> bool:
-        """Ask to be notified of the next request; True when one came meanwhile (RING_FINAL_CHECK_FOR_REQUESTS)."""
+        """Ask for a notification of the next request. Return whether one has come meanwhile (RING_FINAL_CHECK_FOR_REQUESTS)."""
         self._store(_REQ_EVENT, (self._req_cons + 1) & _U32)
         self._fence()
         return self._load(_REQ_PROD) != self._req_cons
 
     def respond(self, response: bytes) -> bool:
-        """Push a response into the oldest taken slot; True when the frontend wants a notification.
+        """Push a response into the oldest taken slot. Return whether the frontend wants a notification.
 
         RING_PUSH_RESPONSES_AND_CHECK_NOTIFY: `(RING_IDX)(new - rsp_event) < (RING_IDX)(new - old)`.
         """
@@ -122,7 +121,7 @@ class BackControlRing:
 
 
 class FrontControlRing:
-    """The frontend's half: gives requests, takes responses."""
+    """The frontend's half: pushes requests and takes responses."""
 
     def __init__(self, page: SharedPage) -> None:
         self._page = page
@@ -133,7 +132,7 @@ class FrontControlRing:
         page.store(_RSP_EVENT, 1)
 
     def put(self, request: bytes) -> bool:
-        """Push a request; True when the backend wants a notification. Raises BufferError when 32 are unanswered."""
+        """Push a request. Return whether the backend wants a notification. Raises BufferError when 32 are unanswered."""
         old, new = self._req_prod, (self._req_prod + 1) & _U32
         if (new - self._rsp_cons) & _U32 > REQUEST_SLOTS:
             raise BufferError("control ring full")
@@ -144,7 +143,7 @@ class FrontControlRing:
         return (new - self._page.load(_REQ_EVENT)) & _U32 < (new - old) & _U32
 
     def take(self) -> bytes | None:
-        """The next response, or None."""
+        """Return the next response, or None."""
         cons = self._rsp_cons
         if self._page.load(_RSP_PROD) == cons:
             return None
@@ -152,14 +151,14 @@ class FrontControlRing:
         return self._page.copy(_HEADER + (cons & _SLOT_MASK) * MESSAGE_SIZE, MESSAGE_SIZE)
 
     def final_check(self) -> bool:
-        """Ask to be notified of the next response; True when one came meanwhile."""
+        """Ask for a notification of the next response. Return whether one has come meanwhile."""
         self._page.store(_RSP_EVENT, (self._rsp_cons + 1) & _U32)
         self._page.fence()
         return self._page.load(_RSP_PROD) != self._rsp_cons
 
 
 class BackEventPage:
-    """The backend's half: gives events. The producer index is ours alone; the page's copy of it is never read again."""
+    """The backend's half: pushes events. The producer index is private; the page's copy of it is never read."""
 
     def __init__(self, page: SharedPage) -> None:
         self._load = page.load
@@ -169,14 +168,14 @@ class BackEventPage:
         page.store(_IN_PROD, self._in_prod)
 
     def space(self) -> bool:
-        """Whether an event fits. Raises FrontendBroken when the frontend's index lies outside the ring."""
+        """Return whether an event fits. Raises FrontendBroken when the frontend's index is impossible."""
         unread = (self._in_prod - self._load(_IN_CONS)) & _U32
         if unread > EVENT_SLOTS:
             raise FrontendBroken(f"impossible event index: {unread} unread events in a ring of {EVENT_SLOTS}")
         return unread < EVENT_SLOTS
 
     def put(self, event: bytes) -> None:
-        """Push an event; the caller has asked `space` before. The frontend always wants a notification."""
+        """Push an event. The caller has checked `space` before. The frontend always wants a notification."""
         prod = self._in_prod
         self._write(_HEADER + (prod % EVENT_SLOTS) * MESSAGE_SIZE, event)
         self._in_prod = following = (prod + 1) & _U32
@@ -192,7 +191,7 @@ class FrontEventPage:
         page.write(0, bytes(PAGE_SIZE))
 
     def take(self) -> bytes | None:
-        """The next event, or None."""
+        """Return the next event, or None."""
         cons = self._in_cons
         if self._page.load(_IN_PROD) == cons:
             return None

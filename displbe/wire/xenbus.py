@@ -1,26 +1,27 @@
-"""Xenbus states: every transition a backend makes, and when, in one table.
+"""The xenbus states of a backend: all transitions and their pacing, in one table.
 
-Each PV device has two nodes in XenStore, `state` of the frontend and `state` of the backend. Each side writes only its own
-and reads the other's. (The toolstack too writes the backend's: 5, after it has set `online` to 0, to ask for an end.)
-This module only decides what our state is to become; who reads, waits, maps rings and writes is in `backend/device.py`.
+Each PV device has two state nodes in XenStore, the frontend's and the backend's. Each side writes its own and reads the other's. (The
+toolstack also writes the backend's: 5, after it has set `online` to 0, to ask for the end of the device.) This module only decides the
+backend's next state; `backend/device.py` reads, waits, maps rings and writes.
 
-What is seen is levels, not events: a state may be skipped or come late, since watches coalesce. So a rule names what is seen
-now, what our state becomes, and how long our present state must have stood before. That is the pacing. It is needed because
-other frontends look at our state too, and some must have seen it:
+The rules are level-triggered: watches coalesce, so a state may be skipped or seen late. A rule says which frontend states are seen
+now, which state the backend goes to, and how long it must have been in its present state. That time is the pacing. It is needed because
+others read the backend's state too, and some of them must have seen it. In the following, 1 to 8 are the states of `State`:
 
-* Start: the toolstack creates both nodes at 1 and waits up to 10 s to read exactly 2 (xl create, xl vdispl-attach); the
-  frontend reads 2, publishes its rings and goes to 3; we map them and go to 4; then it goes to 4. A guest that already runs
-  may be at 3 before the toolstack has read our 2: so 2 stands for 100 ms before it becomes 4.
-* Guest's shutdown: Linux goes to 5 and waits up to 5 s, looking for nothing but our 5; so 5 stands until the frontend moves on, or
-  300 ms. Then 6, and 2 again while `online` is 1, so that the next kernel in that guest finds us ready. Module removal waits up to
-  1 s for that 2. kexec waits for 5, then 6, then 2. 9front polls every 50 ms: so a state stands for 100 ms where the frontend
-  does not say that it has seen it.
-* Our own restart under a running guest: the rings in the guest's pages are those of the daemon that was, and are never served.
-  5 and 6 make Linux tear its device down (7) and start anew (1). Until it has left 4 and 7 our 6 stands, however long it
-  takes, because a 2 that comes while it is at 7 is not seen. A frontend at 3 has not used its rings yet and never goes back
-  by itself: it is answered as at a start.
-* Crash, and any failure on our side while connected: the same way, 5, 6, 2.
-* The end: `online` is 0. Release, 6, and stay there; the toolstack removes the nodes (it waits 10 s for the 6).
+* Start: the toolstack creates both nodes at 1 and waits up to 10 s to read exactly 2 (xl create, xl vdispl-attach). The frontend reads
+  2, publishes its rings and goes to 3. The backend maps them and goes to 4; then the frontend goes to 4. A guest that is already running
+  may be at 3 before the toolstack has read the backend's 2. Therefore the backend stays at 2 for 100 ms before it goes to 4.
+* Guest's shutdown: Linux goes to 5 and waits up to 5 s for the backend's 5, and for no other state. Therefore the backend stays at 5
+  until the frontend moves on, or for 300 ms. Then it goes to 6, and to 2 again while `online` is 1, so that the next kernel in that guest
+  finds it ready. Module removal waits up to 1 s for that 2. kexec waits for 5, then 6, then 2. 9front polls every 50 ms. Therefore
+  the backend stays in a state for 100 ms where the frontend does not show that it has seen the state.
+* Restart of the backend under a running guest: the rings in the guest's pages are those of the previous daemon and are never served. 5
+  and 6 make Linux tear its device down (7) and start anew (1). The backend stays at 6 until the frontend has left 4 and 7, without
+  a limit, because the frontend does not see a 2 while it is at 7. A frontend at 3 has not used its rings yet and never goes back by
+  itself: it is served as at a start.
+* Crash of the guest, and any failure of the backend while connected: the same way, 5, 6, 2.
+* The end: `online` is 0. The backend releases everything, goes to 6 and stays there. The toolstack waits 10 s for the 6 and removes the
+  nodes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = ["KEYBOARD_TRANSITIONS", "TRANSITIONS", "Next", "Rule", "State", "Tabl
 
 
 class State(enum.IntEnum):
-    """enum xenbus_state (xen/include/public/io/xenbus.h). UNKNOWN also stands for what is no state at all."""
+    """enum xenbus_state (xen/include/public/io/xenbus.h). UNKNOWN also stands for values that are no state."""
 
     UNKNOWN = 0
     INITIALISING = 1
@@ -49,21 +50,23 @@ class State(enum.IntEnum):
 
 
 def parse_state(value: bytes | None) -> State | None:
-    """A state as it stands in XenStore; None when the node is missing, UNKNOWN when it holds no state."""
+    """Parse a state node of XenStore. Return None when the node is missing, UNKNOWN when its value is no state."""
     if value is None:
         return None
     return State(int(value)) if len(value) == 1 and b"0" <= value <= b"8" else State.UNKNOWN
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """From a backend state: when the frontend is in one of `frontend` (None: its node is missing), then `then`."""
+    """A transition of the backend to `then`, when the frontend is in one of the states `frontend` (None: its node is missing)."""
 
     frontend: frozenset[State | None]
     then: State
     why: str
+    """The reason for the log and for protocol/states.md."""
     after: float = 0.0
-    """Seconds that our present state must have stood."""
+    """Seconds that the backend must have been in its present state."""
     online: bool = True
+    """The value of the `online` node for which the rule holds."""
 
 
 ANY: Final = frozenset((None, *State))
@@ -88,8 +91,8 @@ _READY = (
 Table: TypeAlias = dict[State, tuple[Rule, ...]]
 
 TRANSITIONS: Final[Table] = {
-    # States that this backend never writes, found in the store or written there by others: start anew. A 4 that is not
-    # ours, since nothing is mapped, is UNKNOWN too: a daemon before us wrote it.
+    # States that displbe never writes, found at the start or written by others: start anew. The caller passes UNKNOWN also for a 4
+    # that a previous daemon has written: nothing is mapped.
     S.UNKNOWN: _READY,
     S.INITIALISING: _READY,
     S.INITIALISED: _READY,
@@ -100,7 +103,7 @@ TRANSITIONS: Final[Table] = {
         _OFFLINE_CLOSED,
     ),
     S.CONNECTED: (
-        # A state that is no state changes nothing: the rings are what counts.
+        # A value that is no state changes nothing: the rings still work.
         Rule(_all_but(S.INITIALISED, S.CONNECTED, S.UNKNOWN), S.CLOSING, "the frontend has left"),
         Rule(_all_but(S.CLOSING), S.CLOSED, "the toolstack ends the device", online=False),
         Rule(_only(S.CLOSING), S.CLOSING, "the frontend has left, and the toolstack ends the device", online=False),
@@ -108,12 +111,12 @@ TRANSITIONS: Final[Table] = {
     S.CLOSING: (
         Rule(_only(S.CLOSING), S.CLOSED, "the frontend has had time to see it", after=0.3),
         Rule(_only(None, S.CLOSED), S.CLOSED, "the frontend is closed or gone"),
-        Rule(_all_but(S.CLOSING, S.CLOSED, None), S.CLOSED, "seen by those who poll", after=0.1),
+        Rule(_all_but(S.CLOSING, S.CLOSED, None), S.CLOSED, "the frontend has had time to poll it", after=0.1),
         Rule(_only(S.CLOSING), S.CLOSED, "the frontend has had time to see it", after=0.3, online=False),
         Rule(_all_but(S.CLOSING), S.CLOSED, "the toolstack ends the device", online=False),
     ),
     S.CLOSED: (
-        # 4 and 7: the frontend still holds the old rings; wait for it, without limit. None: the toolstack is removing it.
+        # 4 and 7: the frontend still uses the old rings; wait for it without a limit. None: the toolstack is removing the device.
         Rule(_only(S.INITIALISING, S.CLOSED), S.INIT_WAIT, "ready for the next frontend", after=0.1),
         Rule(
             _all_but(S.INITIALISING, S.CLOSED, S.CONNECTED, S.RECONFIGURING, None),
@@ -123,7 +126,7 @@ TRANSITIONS: Final[Table] = {
         ),
     ),
 }
-"""What our state becomes. A state without a rule that fits stands."""
+"""Backend state -> its rules. Without a rule that fits, the backend stays in its state."""
 
 KEYBOARD_TRANSITIONS: Final[Table] = TRANSITIONS | {
     S.INIT_WAIT: (
@@ -136,14 +139,14 @@ KEYBOARD_TRANSITIONS: Final[Table] = TRANSITIONS | {
         _OFFLINE_CLOSED,
     ),
 }
-"""The same for `vkbd`, whose Linux frontend (xen-kbdfront) publishes its page from its probe, before it has looked at our state, and
-answers our 2 with its 4. So it may be at 4 before anything was bound. It never goes back to 1: after our 5 it is at 6, keeps its page
-and port, and goes from there to 4 when our 2 comes.
+"""The transitions for `vkbd`. Its Linux frontend (xen-kbdfront) publishes its page in its probe, before it has read the backend's state,
+and answers the backend's 2 with its 4. So it may be at 4 before the backend has mapped or bound anything. It never goes back to 1: after
+the backend's 5 it goes to 6, keeps its page and port, and goes from 6 to 4 when the backend goes to 2.
 """
 
 
 class Next(msgspec.Struct, frozen=True):
-    """What to do: go to `state` after `wait` seconds (now when 0), or stay (`state` None)."""
+    """The decision: go to `state` in `wait` seconds (0: now), or stay (`state` is None)."""
 
     state: State | None = None
     wait: float = math.inf
@@ -156,7 +159,7 @@ _STAY: Final = Next()
 def decide(
     backend: State, frontend: State | None, online: bool, stood: float, transitions: Table = TRANSITIONS
 ) -> Next:
-    """What our state becomes, given how long the present one has stood (seconds). The first rule that fits decides."""
+    """Return the backend's next state. It has been in `backend` for `stood` seconds. The first rule that fits decides."""
     for rule in transitions[backend]:
         if rule.online == online and frontend in rule.frontend:
             return Next(rule.then, max(0.0, rule.after - stood), rule.why)

@@ -14,7 +14,7 @@ from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.sim.guest import Guest
 from displbe.sinks.base import SinkError
-from displbe.sinks.headless.sink import HeadlessOutput
+from displbe.sinks.headless.output import HeadlessOutput
 from displbe.wire.displif import REQ_ALLOC, DbufDestroy, FbDetach, PageFlip, decode_response, encode_request
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc

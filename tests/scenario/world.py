@@ -23,8 +23,8 @@ from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
 from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
+from displbe.sinks.headless.output import HeadlessOutput
 from displbe.sinks.headless.settings import HeadlessSettings
-from displbe.sinks.headless.sink import HeadlessOutput
 from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request
 from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger

@@ -1,4 +1,4 @@
-"""Converting frames beside everything else that the process has to do."""
+"""Converting frames does not hold up the other threads of the process."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from displbe.wire.formats import fourcc
 
 
 def test_converting_leaves_the_interpreter_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many threads convert: one does at a time, and pauses after each few rows, with nobody else converting meanwhile."""
+    """Only one thread converts at a time. It pauses after every few rows, and no other thread converts during the pause."""
     code, width, height = fourcc("RG16"), 640, 240
     entry = CONVERTED[code]
-    planes, active, most, octets, turns = entry.planes, 0, 0, 0, []
+    planes, active, most, converted, turns = entry.planes, 0, 0, 0, []
 
     def counted(row: memoryview) -> list[bytes]:
-        nonlocal active, most, octets
+        nonlocal active, most, converted
         active += 1
-        octets += len(row)
-        time.sleep(0)  # others would come in here
+        converted += len(row)
+        time.sleep(0)  # another thread would run here
         most = max(most, active)
         made = planes(row)
         active -= 1
         return made
 
     def pause(seconds: float) -> None:
-        nonlocal octets
+        nonlocal converted
         assert active == 0
-        turns.append((octets, seconds))
-        octets = 0
+        turns.append((converted, seconds))
+        converted = 0
 
     monkeypatch.setattr(entry, "planes", counted)
     monkeypatch.setattr(convert_module, "time", SimpleNamespace(sleep=pause))
@@ -50,4 +50,4 @@ def test_converting_leaves_the_interpreter_to_others(monkeypatch: pytest.MonkeyP
     assert most == 1
     assert sum(done for done, _ in turns) == 3 * width * height * 2
     assert all(0 < done <= AT_ONCE and seconds > 0 for done, seconds in turns)
-    assert octets == 0
+    assert converted == 0

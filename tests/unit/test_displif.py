@@ -1,4 +1,4 @@
-"""displif's codecs: what goes in comes out, and what a guest leaves in reserved octets changes nothing."""
+"""The codecs of displif: decoding reverses encoding, and reserved bytes change nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ USED: Final = {
     Operation.PG_FLIP: 16,
     Operation.GET_EDID: 16,
 }
-"""Octets up to the end of the last field; 3 to 7 are reserved in all."""
+"""Bytes up to the end of the last field; 3 to 7 are reserved in all."""
 
 
 @given(KNOWN | UNKNOWN)
@@ -49,7 +49,7 @@ def test_a_request_comes_back(request: displif.Request) -> None:
 
 
 @given(KNOWN, SLOT)
-def test_reserved_octets_are_not_looked_at(request: displif.Known, rubbish: bytes) -> None:
+def test_reserved_bytes_are_ignored(request: displif.Known, rubbish: bytes) -> None:
     slot = displif.encode_request(request)
     used = USED[Operation(request.operation)]
     assert slot[3:8] == bytes(5)
@@ -58,7 +58,7 @@ def test_reserved_octets_are_not_looked_at(request: displif.Known, rubbish: byte
 
 
 @given(SLOT)
-def test_any_64_octets_are_a_request(slot: bytes) -> None:
+def test_any_64_bytes_are_a_request(slot: bytes) -> None:
     request = displif.decode_request(slot)
     assert request.operation == slot[2]
     assert request.id == int.from_bytes(slot[:2], "little")

@@ -206,8 +206,8 @@ def test_a_wrong_checksum_is_corrected() -> None:
 
 
 @given(st.binary(max_size=1024), st.integers(0, 40000))
-def test_any_octets(octets: bytes, room: int) -> None:
-    for data in (octets, monitor(0)[:8] + octets):
+def test_any_bytes(content: bytes, room: int) -> None:
+    for data in (content, monitor(0)[:8] + content):
         edid = sanitise(data, room)
         assert len(edid) <= room
         assert len(edid) % BLOCK == 0

@@ -15,7 +15,7 @@ LATE = 0.5
 
 
 class Rig:
-    """A flip, its clock, and what it has told."""
+    """A flip, its clock, and a record of its calls."""
 
     def __init__(self) -> None:
         self.clock = FlipClock()

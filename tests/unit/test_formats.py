@@ -1,4 +1,4 @@
-"""Rows of buffers whose stride nobody says, and error numbers of system calls."""
+"""The guessed stride of buffers, and error numbers for failed system calls."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def test_linux_strides(width: int, height: int, bits: int) -> None:
 @given(SIDE, SIDE, BITS)
 def test_strides_of_whole_words(width: int, height: int, bits: int) -> None:
     """A buffer of just that size has them, unless Linux's rows need as many pages."""
-    octets = words(width, bits) * height
-    assert likely_stride(width, height, bits, octets) == words(width, bits)
-    pages = -(-octets // 4096) * 4096
+    size = words(width, bits) * height
+    assert likely_stride(width, height, bits, size) == words(width, bits)
+    pages = -(-size // 4096) * 4096
     same = -(-stride(width, bits) * height // 4096) * 4096 == pages
     wanted = {stride(width, bits)} if same else {words(width, bits)}
     # Pages that are just Linux's size, too, are Linux's.
-    assert likely_stride(width, height, bits, pages) in (wanted | ({words(width, bits)} if pages == octets else set()))
+    assert likely_stride(width, height, bits, pages) in (wanted | ({words(width, bits)} if pages == size else set()))
 
 
 @given(SIDE, SIDE, BITS, st.integers(0, 1 << 32))
-def test_rows_fit_wherever_packed_ones_do(width: int, height: int, bits: int, octets: int) -> None:
-    if stride(width, bits) * height <= octets:
-        assert likely_stride(width, height, bits, octets) * height <= octets
+def test_rows_fit_wherever_packed_ones_do(width: int, height: int, bits: int, size: int) -> None:
+    if stride(width, bits) * height <= size:
+        assert likely_stride(width, height, bits, size) * height <= size
 
 
 @given(st.one_of(st.sampled_from(sorted(errno.errorcode)), st.integers(0, 1 << 31), st.none()))

@@ -1,4 +1,4 @@
-"""The headless sink by itself."""
+"""The headless sink alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from PIL import Image
 
 from displbe.sinks import picture
 from displbe.sinks.base import Geometry, OutputUnavailable, Part, SinkError
-from displbe.sinks.headless import sink as headless
+from displbe.sinks.headless import output as headless
+from displbe.sinks.headless.output import HeadlessOutput
 from displbe.sinks.headless.settings import HeadlessSettings
-from displbe.sinks.headless.sink import HeadlessOutput, HeadlessSink
+from displbe.sinks.headless.sink import HeadlessSink
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 
@@ -27,7 +28,7 @@ WHOLE = Part(0, 0, 4, 2)
 
 
 class Pages:
-    """A guest's buffer."""
+    """A guest's buffer, in plain memory."""
 
     domid = 1
 
@@ -42,14 +43,14 @@ class Pages:
         raise NotImplementedError
 
     async def dmabuf(self) -> int:
-        raise AssertionError("no dma-buf is of use here")
+        raise AssertionError("the headless sink uses no dma-bufs")
 
     async def aclose(self) -> None:
         pass
 
 
 def plain(colour: tuple[int, int, int]) -> Pages:
-    """A picture of 4x2 in one colour."""
+    """A picture of 4x2 pixels in one colour."""
     return Pages(bytes((*colour[::-1], 0)) * 8)
 
 
@@ -58,14 +59,14 @@ SHAPE = Geometry(4, 2, XR24, 16, 0)
 
 
 def claimed(sink: HeadlessSink, name: str = "A") -> HeadlessOutput:
-    """An output with a list of the flips that were shown."""
+    """Claim an output."""
     output = sink.claim(name, 4, 2)
     assert isinstance(output, HeadlessOutput)
     return output
 
 
 def colour(image: Image.Image | None) -> object:
-    """The colour of the first pixel."""
+    """Return the colour of the first pixel."""
     return image.getpixel((0, 0)) if image is not None else None
 
 
@@ -81,7 +82,7 @@ def test_outputs_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["../etc/passwd", "a/b", ".hidden", ".."])
-def test_a_name_is_no_path(name: str) -> None:
+def test_a_path_is_no_output_name(name: str) -> None:
     with pytest.raises(OutputUnavailable):
         HeadlessSink(HeadlessSettings()).claim(name, 4, 2)
 
@@ -101,7 +102,7 @@ async def test_a_flip_is_shown_at_the_next_refresh(autojump_clock: trio.testing.
             output.flip(other if token % 2 else one, token)
             await trio.sleep(0.021)
         assert [token for token, _ in shown] == list(range(100))
-        assert all(abs(time * 50 - round(time * 50)) < 1e-6 for _, time in shown), "it refreshes in steps of 20 ms"
+        assert all(abs(time * 50 - round(time * 50)) < 1e-6 for _, time in shown), "flips end in steps of 20 ms"
         assert 2 < trio.current_time() - begun < 2.2
         assert output.flips == 100
         await output.release()
@@ -121,7 +122,7 @@ async def test_only_the_part_asked_for_is_shown() -> None:
     assert image.tobytes() == bytes((5, 5, 5, 6, 6, 6))
 
 
-async def test_a_framebuffer_that_goes_leaves_its_picture() -> None:
+async def test_the_picture_of_a_destroyed_framebuffer_stays() -> None:
     sink = HeadlessSink(HeadlessSettings())
     output, shown = claimed(sink), list[int]()
     output.flipped = shown.append
@@ -155,7 +156,7 @@ async def test_pictures_as_files(tmp_path: Path) -> None:
         await nursery.start(sink.run)
         output = claimed(sink, "HDMI-A-1")
         await output.disable()
-        assert list(folder.iterdir()) == [], "there was nothing to show"
+        assert list(folder.iterdir()) == [], "no frame was ever shown"
         frame = await output.attach(plain(RED), SHAPE)
         await output.enable(frame, WHOLE)
         await output.disable()
@@ -170,19 +171,19 @@ async def test_pictures_as_files(tmp_path: Path) -> None:
 
 
 async def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
-    """Whoever switches the output off does not hear of it."""
+    """Switching the output off raises nothing then; a line is logged."""
     sink = HeadlessSink(HeadlessSettings(directory=str(tmp_path / "gone")))
     output = claimed(sink)
     await output.enable(await output.attach(plain(RED), SHAPE), WHOLE)
     with structlog.testing.capture_logs() as logs:
         await output.disable()
         await output.release()
-    assert [line["event"] for line in logs] == ["cannot write the picture"] * 2
+    assert [line["event"] for line in logs] == ["the picture of the last frame was not written"] * 2
     assert sink.claimed("A") is None
 
 
 async def test_a_last_row_without_padding() -> None:
-    """The guest's buffer may end with the last pixel, not with the last row's stride."""
+    """A guest's buffer may end after the last pixel, before the end of the last row's stride."""
     output = claimed(HeadlessSink(HeadlessSettings()))
     frame = await output.attach(Pages(bytes(64) + bytes((1, 2, 3, 0)) * 3), Geometry(3, 2, XR24, 64, 0))
     await output.enable(frame, Part(0, 0, 3, 2))
@@ -191,8 +192,8 @@ async def test_a_last_row_without_padding() -> None:
     assert image.tobytes() == bytes(9) + bytes((3, 2, 1)) * 3
 
 
-async def test_memory_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest gets the reason, and nothing is held."""
+async def test_memory_that_cannot_be_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest gets the error code, and nothing stays allocated."""
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
@@ -200,14 +201,14 @@ async def test_memory_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> Non
     output = claimed(HeadlessSink(HeadlessSettings()))
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(headless, "Mapping", refuse)
-    with pytest.raises(SinkError, match="no memory") as refused:
+    with pytest.raises(SinkError, match="cannot allocate memory") as refused:
         await output.allocate(3)
     assert refused.value.code is Errno.ENOMEM
     assert os.listdir("/proc/self/fd") == before
 
 
-async def test_a_frame_that_goes_while_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pages may be unmapped as soon as `aclose` returns: no copy runs then, whoever wanted it."""
+async def test_a_frame_is_closed_while_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy runs when `aclose` returns: the guest's pages may be unmapped then."""
     output = claimed(HeadlessSink(HeadlessSettings()))
     copies, copying, going = list[bool](), threading.Event(), threading.Event()
     image = picture.image

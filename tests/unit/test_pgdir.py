@@ -90,15 +90,15 @@ def test_a_page_of_another_size_is_our_own_mistake(size: int) -> None:
 
 
 @given(st.integers(0, 0xFFFFFFFF))
-def test_pages_of(octets: int) -> None:
-    pages = pages_of(octets)
-    assert pages * PAGE_SIZE >= octets > (pages - 1) * PAGE_SIZE
+def test_pages_of(size: int) -> None:
+    pages = pages_of(size)
+    assert pages * PAGE_SIZE >= size > (pages - 1) * PAGE_SIZE
 
 
 @pytest.mark.parametrize(
-    ("octets", "pages", "directories"),
+    ("size", "pages", "directories"),
     [(1, 1, 1), (4096, 1, 1), (4097, 2, 1), (1920 * 1080 * 4, 2025, 2), (0xFFFFFFFF, 1 << 20, 1026)],
 )
-def test_known_sizes(octets: int, pages: int, directories: int) -> None:
-    assert pages_of(octets) == pages
+def test_known_sizes(size: int, pages: int, directories: int) -> None:
+    assert pages_of(size) == pages
     assert directory_pages(pages) == directories

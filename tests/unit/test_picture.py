@@ -1,4 +1,4 @@
-"""Pictures of guests' pixels: of every format that a guest may show, the right colours at the right places."""
+"""Pictures of guests' pixels have the right colours in the right places, for every format that a guest may use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOUR = st.tuples(*[st.integers(0, 255)] * 3)
 
 
 def packed(name: str, colour: tuple[int, int, int]) -> bytes:
-    """A pixel."""
+    """Return the bytes of a pixel in a packed format."""
     value = 0
     for part, bits in zip(colour, DEPTHS[name], strict=True):
         value = value << bits | part >> (8 - bits)
@@ -35,8 +35,8 @@ def near(one: object, other: tuple[int, int, int], by: int) -> bool:
 @pytest.mark.parametrize("name", DEPTHS)
 @given(colours=st.lists(COLOUR, min_size=1, max_size=7), before=st.integers(0, 5), padding=st.integers(0, 5))
 def test_colours(name: str, colours: list[tuple[int, int, int]], before: int, padding: int) -> None:
-    octets = FORMATS[fourcc(name)].bits // 8
-    row = bytes(before * octets) + b"".join(packed(name, colour) for colour in colours) + bytes(padding)
+    pixel_size = FORMATS[fourcc(name)].bits // 8
+    row = bytes(before * pixel_size) + b"".join(packed(name, colour) for colour in colours) + bytes(padding)
     shape = Geometry(before + len(colours), 2, fourcc(name), len(row), 0)
     made = image(memoryview(row * 2), shape, Part(before, 0, len(colours), 2))
     for at, colour in enumerate(colours):
@@ -53,7 +53,7 @@ def test_yuyv(width: int, yuv: tuple[int, int, int], colour: tuple[int, int, int
     row = bytes((luma, blue, luma, red) * 2)[: 2 * width]
     made = image(memoryview(row * 2), Geometry(width, 2, fourcc("YUYV"), len(row), 0), Part(0, 0, width, 2))
     assert made.size == (width, 2)
-    if width > 1:  # what a lonely pixel has of red, nobody says
+    if width > 1:  # a single pixel has no Cr
         assert all(near(made.getpixel((x, 1)), colour, 3) for x in range(width - width % 2))
 
 

@@ -1,4 +1,4 @@
-"""When a frame is looked at for what was drawn without a flip."""
+"""When the frame on the screen is looked at for what was drawn without a flip."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class ControlRing(RuleBasedStateMachine):
     @precondition(lambda self: self.taken)
     @rule()
     def respond(self) -> None:
-        response = bytes(octet ^ 0xFF for octet in self.taken.popleft())
+        response = bytes(byte ^ 0xFF for byte in self.taken.popleft())
         expected = self.expected_notify(RSP_PROD, RSP_EVENT)
         notify = self.back.respond(response)
         assert notify == expected

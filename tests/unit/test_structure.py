@@ -15,7 +15,6 @@ from displbe.sinks.registry import SINKS
 KNOWN: Final = {
     frozenset(f"displbe.sinks.drm.{name}" for name in ("keeper", "output", "sink")),
     frozenset(f"displbe.sinks.wayland.{name}" for name in ("client", "output")),
-    frozenset(f"displbe.sinks.x11.{name}" for name in ("output", "sink")),
 }
 """Circles that are still to be removed."""
 

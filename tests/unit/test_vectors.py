@@ -90,10 +90,10 @@ def test_events(vector: dict[str, Any]) -> None:
     assert displif.encode_event(fields["id"], fields["fb_cookie"]).hex() == vector["bytes"]
 
 
-def test_the_vectors_tell_every_octet_apart() -> None:
-    """No octet of one field occurs in another field of that message: else a swap could stay unseen."""
+def test_the_vectors_tell_every_byte_apart() -> None:
+    """No byte of a field occurs in another field of the same message: otherwise a swap could go unnoticed."""
     for vector in itertools.chain(VECTORS["requests"], VECTORS["responses"], VECTORS["events"]):
-        filled = [octet for octet in bytes.fromhex(vector["bytes"]) if octet >= 0x80]
+        filled = [byte for byte in bytes.fromhex(vector["bytes"]) if byte >= 0x80]
         assert len(filled) == len(set(filled))
 
 

@@ -1,1 +1,1 @@
-"""The sink without a screen."""
+"""The headless sink: outputs without screens."""

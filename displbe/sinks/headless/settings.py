@@ -11,7 +11,7 @@ class HeadlessSettings(Table, frozen=True):
     """`[headless]`"""
 
     refresh: float = 60.0
-    """Refreshes per second."""
+    """Refreshes per second, 1 to 1000."""
     directory: str = ""
     """The directory where an output writes its last frame as NAME.png when it is switched off; empty: it writes none."""
     outputs: list[str] = []

@@ -1,1 +1,1 @@
-"""The X11 sink: a window for each of the guests' connectors on a desktop."""
+"""The X11 sink: a window on a desktop for each connector of a guest."""

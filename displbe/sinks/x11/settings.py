@@ -15,11 +15,13 @@ class X11Settings(Table, frozen=True):
     display: str = ""
     """The X server, as in DISPLAY; empty: the one that the environment names."""
     scale: Literal["fit", "stretch", "none"] = "fit"
+    """How a picture is scaled to its window: with its aspect ratio, to fill the window, or not at all."""
     fullscreen: bool = False
-    """Whether windows ask to be full screen."""
+    """Whether windows ask the window manager for full screen."""
     on_close: Literal["iconify", "detach", "ignore"] = "iconify"
+    """The reaction to a user who closes a window. `detach`: the window is gone until the guest sets a mode again."""
     refresh: float = 60.0
-    """Refreshes per second."""
+    """Refreshes per second, 1 to 1000: flips end at this rate."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.refresh <= 1000:

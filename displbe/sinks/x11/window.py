@@ -1,11 +1,12 @@
-"""One output's window: the memory that it shares with the X server, the picture that the server keeps, and where that lies in the window.
+"""One output's window, the memory that it shares with the X server, and the copy of the frame that the server keeps.
 
-A frame takes three steps: it is copied into the shared memory (by a worker thread), the server copies it into a pixmap of its own, and
-RENDER puts that into the window. The server can repeat the last step at any time, when the window is uncovered or has another size.
+A frame takes three steps: a worker thread copies it into the shared memory, the server copies that into a pixmap of its own, and RENDER
+draws the pixmap into the window. The last step can be repeated at any time, when the window is uncovered or its size changes.
 """
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Callable
 from typing import Final
@@ -20,10 +21,11 @@ from displbe.sinks.base import Geometry, Part
 from displbe.sinks.seat import SeatEvent
 from displbe.xen.memory import PAGE_SIZE, Mapping, copy_rows, same_rows
 
-from .seat import Place, WindowSeat
 from .server import Event, PixelFormat, Server
+from .settings import X11Settings
+from .window_input import Area, WindowInput
 
-__all__ = ["Window", "place"]
+__all__ = ["Window", "WindowState", "picture_area"]
 
 _log = structlog.get_logger("displbe.x11")
 EVENTS: Final = (
@@ -39,56 +41,71 @@ EVENTS: Final = (
     | x.EventMask.EnterWindow
     | x.EventMask.LeaveWindow
 )
-ICONIC: Final = 3
+ICONIC_STATE: Final = 3
+"""IconicState of WM_CHANGE_STATE (ICCCM 4.1.4)."""
 FIXED_SIZE: Final = 0x30
-"""WM_NORMAL_HINTS: there are a smallest and a largest size."""
-TAKES_KEYS: Final = 1
-"""WM_HINTS: give this window the keyboard."""
+"""PMinSize and PMaxSize of WM_NORMAL_HINTS."""
+INPUT_HINT: Final = 1
+"""InputHint of WM_HINTS: the window manager gives this window the keyboard."""
 
 
-def place(scale: str, size: tuple[int, int], window: tuple[int, int]) -> Place:
-    """Where a picture of this size lies in a window of that: `fit`, `stretch` or `none`."""
-    (width, height), (there_x, there_y) = size, window
+class WindowState(enum.Enum):
+    """Whether the window can be seen."""
+
+    WITHDRAWN = "withdrawn"
+    """The window is not on the desktop, and the window manager does not know it: it is new, or its user has closed it."""
+    HIDDEN = "hidden"
+    """The window has been mapped, but is not on the screen: the server has not mapped it yet, or it is iconified."""
+    VISIBLE = "visible"
+    """The window is on the screen."""
+    LOST = "lost"
+    """The connection to the server is lost, and the window with it."""
+
+
+def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) -> Area:
+    """Return where a picture lies in a window, given the sizes of both. `scale` is `fit`, `stretch` or `none`."""
+    (width, height), (window_width, window_height) = picture, window
     if scale == "stretch":
-        return 0, 0, there_x, there_y
+        return 0, 0, window_width, window_height
     if scale == "fit":
-        if there_x * height <= there_y * width:
-            width, height = there_x, max(1, there_x * height // width)
+        if window_width * height <= window_height * width:
+            width, height = window_width, max(1, window_width * height // width)
         else:
-            width, height = max(1, there_y * width // height), there_y
-    return (there_x - width) // 2, (there_y - height) // 2, width, height
+            width, height = max(1, window_height * width // height), window_height
+    return (window_width - width) // 2, (window_height - height) // 2, width, height
 
 
 class _Canvas:
-    """What one size and format of frames needs: shared memory, and the server's pixmap and picture."""
+    """The resources for frames of one size and format: the shared memory, and the server's pixmap and picture."""
 
     def __init__(
-        self, server: Server, window: int, kind: PixelFormat, width: int, height: int, read: Callable[[], None]
+        self, server: Server, window: int, kind: PixelFormat, width: int, height: int, on_read: Callable[[], None]
     ) -> None:
         self.shape = kind, width, height
-        self.row = width * kind.octets
+        self.row = width * kind.pixel_size
+        """Bytes of a row's pixels."""
         self.stride = -(-self.row // 4) * 4  # X pads rows to 32 bits
         self._server = server
-        octets = -(-self.stride * height // PAGE_SIZE) * PAGE_SIZE
+        size = -(-self.stride * height // PAGE_SIZE) * PAGE_SIZE
         fd = os.memfd_create("displbe", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(fd, octets)
+            os.ftruncate(fd, size)
             self.segment = server.attach(fd)
-            self.memory = Mapping(fd, [(0, octets)], writable=True)
+            self.memory = Mapping(fd, [(0, size)], writable=True)
         finally:
             os.close(fd)
-        server.on_read[self.segment] = read
+        server.on_read[self.segment] = on_read
         self.pixmap, self.gc, self.picture = server.new_id(), server.new_id(), server.new_id()
         server.core.CreatePixmap(kind.depth, self.pixmap, window, width, height)
         server.core.CreateGC(self.gc, self.pixmap, 0, [])
-        # Beyond its edges it goes on as at the edge, or the interpolation would darken them.
+        # Pixels outside repeat those at the edge; otherwise interpolation would darken the edges.
         pad = [xcffib.render.Repeat.Pad]
-        server.render.CreatePicture(self.picture, self.pixmap, kind.picture, xcffib.render.CP.Repeat, pad)
+        server.render.CreatePicture(self.picture, self.pixmap, kind.render_id, xcffib.render.CP.Repeat, pad)
         self.empty = True
-        """Nothing has been copied into it."""
+        """No frame has been copied into the shared memory yet."""
 
     def put(self) -> None:
-        """The shared memory into the pixmap; the server tells when it has read it."""
+        """Have the server copy the shared memory into the pixmap. It reports when it has read the memory."""
         kind, width, height = self.shape
         whole = (width, height, 0, 0, width, height, 0, 0)
         self._server.shm.PutImage(
@@ -96,7 +113,7 @@ class _Canvas:
         )
 
     def free(self) -> None:
-        """The server lets go of it, then we do. Nobody copies."""
+        """Free the resources here and on the server. No worker thread may be copying."""
         self.forget()
         self._server.render.FreePicture(self.picture)
         self._server.core.FreeGC(self.gc)
@@ -104,15 +121,16 @@ class _Canvas:
         self._server.shm.Detach(self.segment)
 
     def forget(self) -> None:
-        """The server is lost."""
+        """Free the resources here only: the connection is lost."""
         self._server.on_read.pop(self.segment, None)
         self.memory.close()
 
 
 class Window:
-    """A window on one connection, which it outlives as a heap of useless numbers: then `forget` it.
+    """A window on one connection. When that is lost, call `lose` at once, and `forget` when no worker thread copies any more.
 
-    `tell` hears what keyboard and pointer say, `changed` is called when the window can be seen, or no more.
+    Input events go to `tell`. `on_visibility` is called when the window becomes visible, and when it no longer is. Methods raise
+    xcffib.XcffibException when the connection is lost, unless they say otherwise.
     """
 
     def __init__(
@@ -120,27 +138,23 @@ class Window:
         server: Server,
         title: str,
         size: tuple[int, int],
-        *,
-        scale: str,
-        fullscreen: bool,
-        on_close: str,
+        settings: X11Settings,
         tell: Callable[[SeatEvent], None],
-        changed: Callable[[], None],
+        on_visibility: Callable[[], None],
     ) -> None:
         self.server = server
-        self.visible = False
+        self.state = WindowState.WITHDRAWN
         self.size = size
-        """As it is on the screen."""
-        self.seat = WindowSeat(tell, self._where)
-        self._scale = scale
-        self._fullscreen = fullscreen
-        self._on_close = on_close
-        self._withdrawn = True
-        """No window manager knows of it."""
-        self._changed = changed
+        """Width and height on the screen, in pixels."""
+        self._settings = settings
+        self._on_visibility = on_visibility
+        self._input = WindowInput(tell, self._area)
         self._canvas: _Canvas | None = None
-        self._placed: object = None
+        """None: the window is black."""
+        self._scaled_for: object = None
+        """The canvas and the size for which the picture's transform is set."""
         self._read = trio.Event()
+        """The server has read the last frame that was put, or is lost."""
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
@@ -155,106 +169,120 @@ class Window:
             screen.root_depth, self.id, screen.root, *shape, x.CW.BackPixel | x.CW.EventMask, values
         )
         server.render.CreatePicture(self._picture, self.id, server.window_format, 0, [])
-        server.property(self.id, x.Atom.WM_NAME, x.Atom.STRING, title.encode("latin-1", "replace"))
-        server.property(self.id, atoms["_NET_WM_NAME"], atoms["UTF8_STRING"], title.encode())
-        server.property(self.id, x.Atom.WM_CLASS, x.Atom.STRING, b"displbe\0displbe\0")
-        server.property(self.id, x.Atom.WM_HINTS, x.Atom.WM_HINTS, [TAKES_KEYS, 1, *(0,) * 7])
+        server.set_property(self.id, x.Atom.WM_NAME, x.Atom.STRING, title.encode("latin-1", "replace"))
+        server.set_property(self.id, atoms["_NET_WM_NAME"], atoms["UTF8_STRING"], title.encode())
+        server.set_property(self.id, x.Atom.WM_CLASS, x.Atom.STRING, b"displbe\0displbe\0")
+        server.set_property(self.id, x.Atom.WM_HINTS, x.Atom.WM_HINTS, [INPUT_HINT, 1, *(0,) * 7])
         protocols = [atoms["WM_DELETE_WINDOW"], atoms["_NET_WM_PING"]]
-        server.property(self.id, atoms["WM_PROTOCOLS"], x.Atom.ATOM, protocols)
-        server.on_event[self.id] = self._hear
-        self.resize(self.size)
+        server.set_property(self.id, atoms["WM_PROTOCOLS"], x.Atom.ATOM, protocols)
+        server.on_event[self.id] = self._handle
+        self._resize(self.size)
         self.show()
 
-    def resize(self, size: tuple[int, int]) -> None:
-        """Ask for this size, which is that of the guest's picture. The window manager decides."""
-        if self._scale == "none":
+    def _resize(self, size: tuple[int, int]) -> None:
+        """Ask for this size, which is the size of the guest's picture. The window manager decides."""
+        if self._settings.scale == "none":
             hints = [FIXED_SIZE, 0, 0, 0, 0, *size, *size, *(0,) * 9]
-            self.server.property(self.id, x.Atom.WM_NORMAL_HINTS, x.Atom.WM_SIZE_HINTS, hints)
+            self.server.set_property(self.id, x.Atom.WM_NORMAL_HINTS, x.Atom.WM_SIZE_HINTS, hints)
         self.server.core.ConfigureWindow(self.id, x.ConfigWindow.Width | x.ConfigWindow.Height, list(size))
 
     def show(self) -> None:
-        """Onto the screen, again."""
-        if self._withdrawn:
-            self._withdrawn = False
-            if self._fullscreen:  # each time: a window manager removes it from what is withdrawn (EWMH)
+        """Map the window, unless it is mapped already. A lost window stays lost."""
+        if self.state is WindowState.LOST:
+            return
+        if self.state is WindowState.WITHDRAWN:
+            self.state = WindowState.HIDDEN
+            if self._settings.fullscreen:
+                # Each time: a window manager removes _NET_WM_STATE when a window is withdrawn (EWMH).
                 atoms = self.server.atoms
                 state = [atoms["_NET_WM_STATE_FULLSCREEN"]]
-                self.server.property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
+                self.server.set_property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
         self.server.core.MapWindow(self.id)
         self.server.flush()
 
+    def _enter(self, state: WindowState) -> None:
+        """Change the state, and say so if that makes the window visible or hides it."""
+        before, self.state = self.state, state
+        if state is not WindowState.VISIBLE:
+            self._input.leave()
+        if (before is WindowState.VISIBLE) != (state is WindowState.VISIBLE):
+            self._on_visibility()
+
     # Frames
 
-    def fit(self, code: int, part: Part) -> bool:
-        """Prepare for frames of this format and size. False: the server cannot show them."""
+    def prepare(self, code: int, part: Part) -> bool:
+        """Prepare for frames of this DRM format and size. Return False if the server does not support the format."""
         kind = self.server.formats.get(code)
         if kind is None:
             return False
         shape = kind, part.width, part.height
         if self._canvas is None or self._canvas.shape != shape:
-            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, self._has_read)
+            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, self._on_read)
             if before is not None:
                 before.free()
-                self.resize((part.width, part.height))
+                self._resize((part.width, part.height))
         return True
 
-    def take(self, view: memoryview, geometry: Geometry, part: Part) -> bool:
-        """In a worker thread: copy a frame into the shared memory. False: it is there already."""
+    def copy(self, view: memoryview, geometry: Geometry, part: Part) -> bool:
+        """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; makes no request."""
         canvas = self._canvas
         assert canvas is not None
-        octets = canvas.shape[0].octets
-        of = view[geometry.offset + part.y * geometry.stride + part.x * octets :]
-        image = canvas.memory.view, canvas.stride, of, geometry.stride, canvas.row, part.height
-        if not canvas.empty and same_rows(*image):
+        start = geometry.offset + part.y * geometry.stride + part.x * canvas.shape[0].pixel_size
+        rows = canvas.memory.view, canvas.stride, view[start:], geometry.stride, canvas.row, part.height
+        if not canvas.empty and same_rows(*rows):
             return False
-        copy_rows(*image)
+        copy_rows(*rows)
         canvas.empty = False
         return True
 
     async def put(self) -> None:
-        """Show what has been taken; returns when the server has read it, or is lost."""
+        """Show the frame that `copy` has copied. Return when the server has read it, or is lost."""
         assert self._canvas is not None
         self._read = trio.Event()
         self._canvas.put()
         self._draw()
-        self.server.owe(self, trio.current_time())
+        self.server.expect_answer(self)
         self.server.flush()
         await self._read.wait()
 
     def blank(self) -> None:
-        """Black: the guest has switched its screen off."""
+        """Make the window black: the guest has switched its screen off."""
         if self._canvas is not None:
-            self._canvas.free()
-            self._canvas = None
-        self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
-        self.server.flush()
+            canvas, self._canvas = self._canvas, None
+            canvas.free()
+            self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
+            self.server.flush()
 
-    def _where(self) -> Place:
+    def _area(self) -> Area:
+        """Return where the picture lies in the window."""
         if self._canvas is None:
             return 0, 0, *self.size
-        return place(self._scale, self._canvas.shape[1:], self.size)
+        return picture_area(self._settings.scale, self._canvas.shape[1:], self.size)
 
     def _draw(self) -> None:
-        """The pixmap into the window."""
+        """Have RENDER draw the pixmap into the window."""
         canvas = self._canvas
         if canvas is None or canvas.empty:
             return
-        left, top, width, height = self._where()
+        left, top, width, height = self._area()
         picture, scaled = canvas.picture, (width, height) != canvas.shape[1:]
-        if self._placed != (canvas, width, height):
-            self._placed = canvas, width, height
-            # RENDER's matrix maps places in the window to places in the picture; fixed point, 16 bits after it.
-            by = [round(65536 * of / to) for of, to in zip(canvas.shape[1:], (width, height), strict=True)]
-            self.server.render.SetPictureTransform(picture, (by[0], 0, 0, 0, by[1], 0, 0, 0, 65536))
+        if self._scaled_for != (canvas, width, height):
+            self._scaled_for = canvas, width, height
+            # RENDER's matrix maps window coordinates to picture coordinates, in 16.16 fixed point.
+            factors = [
+                round(65536 * source / target) for source, target in zip(canvas.shape[1:], (width, height), strict=True)
+            ]
+            matrix = (factors[0], 0, 0, 0, factors[1], 0, 0, 0, 65536)
+            self.server.render.SetPictureTransform(picture, matrix)
             if scaled:
-                self.server.smooth(picture)
+                self.server.set_bilinear(picture)
             self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
-        over = xcffib.render.PictOp.Src
-        self.server.render.Composite(over, picture, 0, self._picture, 0, 0, 0, 0, left, top, width, height)
+        source = xcffib.render.PictOp.Src
+        self.server.render.Composite(source, picture, 0, self._picture, 0, 0, 0, 0, left, top, width, height)
 
     # Events
 
-    def _hear(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case x.ExposeEvent() if event.count == 0:
                 self._draw()
@@ -262,41 +290,43 @@ class Window:
                 if (event.width, event.height) != self.size:
                     self.size = event.width, event.height
                     self._draw()
-            case x.MapNotifyEvent():
-                self.visible = True
-                self._changed()
-            case x.UnmapNotifyEvent():
-                self.visible = False
-                self.seat.leave()
-                self._changed()
+            case x.MapNotifyEvent() if self.state is WindowState.HIDDEN:
+                self._enter(WindowState.VISIBLE)
+            case x.UnmapNotifyEvent() if self.state is WindowState.VISIBLE:
+                self._enter(WindowState.HIDDEN)
             case x.ClientMessageEvent():
-                self._message(event)
-            case _:
-                self.seat.hear(event)
+                self._handle_message(event)
+            case _ if self.state is WindowState.VISIBLE:
+                self._input.handle(event)
 
-    def _has_read(self) -> None:
-        self.server.paid(self)
+    def _on_read(self) -> None:
+        self.server.answered(self)
         self._read.set()
 
-    def _message(self, event: Event) -> None:
+    def _handle_message(self, event: Event) -> None:
         atoms = self.server.atoms
         if event.type != atoms["WM_PROTOCOLS"]:
             return
         words = tuple(int(word) for word in event.data.data32)
         if words[0] == atoms["_NET_WM_PING"]:
-            self.server.message(self.server.screen.root, event.type, words)
+            self.server.send_message(self.server.screen.root, event.type, words)
         elif words[0] == atoms["WM_DELETE_WINDOW"]:
-            self._log.info("window closed by its user", policy=self._on_close)
-            if self._on_close == "iconify":
-                self.server.message(self.id, atoms["WM_CHANGE_STATE"], (ICONIC,))
-            elif self._on_close == "detach":
-                self._withdrawn = True
-                self.server.core.UnmapWindow(self.id)
+            self._on_close_asked()
+
+    def _on_close_asked(self) -> None:
+        """The user closes the window. The guest goes on in any case."""
+        policy = self._settings.on_close
+        self._log.info("window closed by its user", policy=policy)
+        if policy == "iconify":
+            self.server.send_message(self.id, self.server.atoms["WM_CHANGE_STATE"], (ICONIC_STATE,))
+        elif policy == "detach":
+            self.server.core.UnmapWindow(self.id)
+            self._enter(WindowState.WITHDRAWN)
 
     # The end
 
     def close(self) -> None:
-        """Off the screen. Raises nothing; the connection may be lost."""
+        """Destroy the window. Raises nothing: the connection may be lost."""
         canvas, self._canvas = self._canvas, None
         try:
             if canvas is not None:
@@ -305,17 +335,16 @@ class Window:
             self.server.core.DestroyWindow(self.id)
             self.server.flush()
         except xcffib.XcffibException as error:
-            self._log.debug("window not closed", reason=str(error))
+            self._log.debug("window not destroyed: the X server is lost", reason=str(error))
         self.forget()
 
     def lose(self) -> None:
-        """The connection is lost: nobody waits for it any more."""
-        self.visible = False
-        self.seat.leave()
-        self._has_read()
+        """Take note that the connection is lost: `put` returns."""
+        self._enter(WindowState.LOST)
+        self._on_read()
 
     def forget(self) -> None:
-        """Free what is ours; nobody copies any more."""
+        """Free this process's resources. No worker thread may be copying."""
         self.lose()
         self.server.on_event.pop(self.id, None)
         if self._canvas is not None:

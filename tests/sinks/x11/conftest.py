@@ -1,4 +1,4 @@
-"""X servers and worlds whose daemon shows its guests there."""
+"""X servers, and simulated machines whose daemon shows its guests on them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Worlds = Callable[..., contextlib.AbstractAsyncContextManager[World]]
 
 @pytest.fixture(scope="session")
 def xvfb() -> Iterator[Xvfb]:
-    """A server for the tests that do it no harm."""
+    """A server for all tests that neither stop nor kill it."""
     with Xvfb.running() as server:
         yield server
 
 
 @pytest.fixture
 def user(xvfb: Xvfb) -> Iterator[User]:
-    """Who sits before it."""
+    """The user of that server, with the focus nowhere and the pointer in the corner."""
     with User.of(xvfb) as user:
         user.focus(1)  # PointerRoot
         user.point(639, 479)
@@ -40,7 +40,7 @@ def user(xvfb: Xvfb) -> Iterator[User]:
 
 @pytest.fixture
 def worlds(tmp_path: Path) -> Worlds:
-    """`worlds(display, key=value, …)`: a simulated Xen with a daemon; at the end nothing may be held, nor a file be open."""
+    """`worlds(display, key=value, …)`: a simulated Xen with a daemon. At the end, no resource is held and no file is open."""
 
     @contextlib.asynccontextmanager
     async def world(display: str, **settings: Any) -> AsyncIterator[World]:
@@ -60,13 +60,13 @@ def worlds(tmp_path: Path) -> Worlds:
 
 
 def sink_of(world: World) -> X11Sink:
-    """The daemon's."""
+    """The daemon's sink."""
     assert isinstance(world.daemon.sink, X11Sink)
     return world.daemon.sink
 
 
 def output_of(world: World, name: str = "HDMI-A-1") -> X11Output:
-    """An output that a guest has."""
+    """An output that a guest has claimed."""
     found = world.daemon.sink.claimed(name)
     assert isinstance(found, X11Output)
     return found

@@ -1,4 +1,4 @@
-"""The X11 sink against a real X server, looked at from outside: pictures, flips, windows, keys."""
+"""The X11 sink against a real X server, observed by another client of it: pictures, flips, windows, keys."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from displbe.sinks.seat import (
 )
 from displbe.sinks.x11 import output as output_module
 from displbe.sinks.x11 import server as server_module
+from displbe.sinks.x11.output import OutputState
 from displbe.wire.formats import FORMATS, fourcc
 
 WIDTH, HEIGHT = 96, 64
 RAW = {"XR24": "BGRX", "AR24": "BGRX", "RG16": "BGR;16", "XR15": "BGR;15", "AR15": "BGR;15"}
-"""Pillow's names for the formats."""
+"""DRM format -> Pillow's raw mode."""
 
 
 def noise(size: int, seed: int) -> bytes:
@@ -40,12 +41,12 @@ def noise(size: int, seed: int) -> bytes:
 
 
 def as_shown(pixels: bytes, name: str = "XR24", width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """What a screen makes of them."""
+    """The picture that a screen shows for these pixels."""
     return Image.frombytes("RGB", (width, height), pixels, "raw", RAW[name])
 
 
 def the_window(user: User) -> int:
-    """The only one on the screen."""
+    """The only window on the screen."""
     (window,) = user.windows()
     return window
 
@@ -59,7 +60,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 
 
 async def framebuffer(guest: Guest, seed: int, name: str = "XR24") -> tuple[int, DisplayBuffer, bytes]:
-    """A framebuffer of noise: its cookie, its buffer, its pixels."""
+    """Make a framebuffer of noise. Return its cookie, its buffer and its pixels."""
     _, fb, buffer = await guest.display.create_framebuffer(WIDTH, HEIGHT, name)
     pixels = noise(WIDTH * HEIGHT * FORMATS[fourcc(name)].bits // 8, seed)
     buffer.pixels[: len(pixels)] = pixels
@@ -67,20 +68,20 @@ async def framebuffer(guest: Guest, seed: int, name: str = "XR24") -> tuple[int,
 
 
 async def show(guest: Guest, seed: int = 1, name: str = "XR24") -> tuple[int, DisplayBuffer, bytes]:
-    """The same, on the screen."""
+    """Make a framebuffer of noise and show it."""
     made = await framebuffer(guest, seed, name)
     await guest.display.show(0, made[0], WIDTH, HEIGHT, FORMATS[fourcc(name)].bits)
     return made
 
 
 async def seen(user: User, picture: Image.Image, left: int = 0, top: int = 0) -> None:
-    """Wait until this is on the screen."""
+    """Wait until this picture is on the screen."""
     await until(lambda: same(at(user, left, top, *picture.size), picture), 10)
 
 
 @pytest.mark.parametrize("name", RAW)
 async def test_formats(worlds: Worlds, xvfb: Xvfb, user: User, name: str) -> None:
-    """What a guest draws is what its window shows, pixel by pixel; the colours of fewer bits as near as they can be."""
+    """The window shows each pixel that the guest draws; colours of fewer than 8 bits as near as they can be."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         _, _, pixels = await show(guest, 1, name)
         wanted = as_shown(pixels, name)
@@ -93,16 +94,16 @@ async def test_formats(worlds: Worlds, xvfb: Xvfb, user: User, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["RG24", "YUYV"])
-async def test_formats_that_x_has_not(worlds: Worlds, xvfb: Xvfb, name: str) -> None:
-    """They are refused when the framebuffer is attached, where the guest can choose another."""
+async def test_formats_that_x_does_not_have(worlds: Worlds, xvfb: Xvfb, name: str) -> None:
+    """Such formats are refused when the framebuffer is attached, while the guest can still choose another one."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
-        await until(lambda: sink_of(world).server is not None)
+        await until(lambda: sink_of(world).desktop.server is not None)
         with pytest.raises(GuestFailure):
             await guest.display.create_framebuffer(WIDTH, HEIGHT, name)
 
 
 async def test_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """Every flip completes once, in order, and after each the window shows its frame."""
+    """Every flip ends once, in order, and the window shows its frame then."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         frames = [await framebuffer(guest, seed) for seed in range(3)]
         await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
@@ -112,14 +113,16 @@ async def test_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
             await guest.display.connectors[0].flip(fb)
             assert same(at(user, 0, 0), as_shown(pixels)), turn
         assert guest.display.connectors[0].flips_done == [frames[turn % 3][0] for turn in range(1, 31)]
-        assert (output_of(world).shown, output_of(world).late) == (30, 0)
-        await until(lambda: output_of(world).path == "copy")
+        output = output_of(world)
+        assert (output.page_flip.shown, output.page_flip.late) == (30, 0)
+        await until(lambda: output.path == "copy")
+        assert output.state is OutputState.SHOWN
 
 
 async def test_a_flip_waits_for_the_server(
     worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the server says of other things completes no flip: a frame that it has not read must not be overwritten."""
+    """A flip does not end before the server has read its frame, whatever else the server sends: the guest would overwrite the frame."""
     monkeypatch.setattr(output_module, "LATE", 1000.0)
     heard = Heard()
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
@@ -128,7 +131,7 @@ async def test_a_flip_waits_for_the_server(
             await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
             await seen(user, as_shown(frames[0][2]))
             display = guest.display.connectors[0]
-            user.core.GrabServer()  # it does nothing for others, and still tells them what it sees
+            user.core.GrabServer()  # the server handles no requests of others, and still sends them events
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(display.flip, frames[1][0])
                 for _ in range(3):
@@ -142,7 +145,7 @@ async def test_a_flip_waits_for_the_server(
 
 
 async def test_drawing_without_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """A guest that draws into what is shown (Xorg, a text console) is seen to."""
+    """The window follows a guest that draws into the frame on the screen (Xorg, a text console)."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         _, buffer, pixels = await show(guest)
         await seen(user, as_shown(pixels))
@@ -152,8 +155,8 @@ async def test_drawing_without_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> 
             await seen(user, as_shown(pixels))
 
 
-async def told(user: User, message: tuple[int, tuple[int, ...]]) -> None:
-    """Wait until the window manager is told this."""
+async def manager_told(user: User, message: tuple[int, tuple[int, ...]]) -> None:
+    """Wait until the window manager gets this client message."""
     with trio.fail_after(5):
         while message not in user.heard():
             await trio.sleep(0.01)
@@ -175,11 +178,11 @@ BLACK = (0, 0, 0)
 async def test_sizes(
     worlds: Worlds, xvfb: Xvfb, user: User, scale: str, window: tuple[int, int], where: tuple[int, int, int, int]
 ) -> None:
-    """In a window of another size, the picture lies where it should, and all around it is black."""
+    """In a window of another size, the picture is where it should be, and everything around it is black."""
     async with worlds(xvfb.display, scale=scale) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         _, buffer, pixels = await show(guest)
         await seen(user, as_shown(pixels))
-        # Four areas of colour: their middles are the same however they are scaled.
+        # Four areas of one colour each: scaling does not change the colour in their middles.
         upper = b"\x10\x20\xf0\0" * (WIDTH // 2) + b"\x10\xf0\x20\0" * (WIDTH // 2)
         lower = b"\xf0\x20\x10\0" * (WIDTH // 2) + b"\xf0\xf0\xf0\0" * (WIDTH // 2)
         buffer.pixels[: len(pixels)] = upper * (HEIGHT // 2) + lower * (HEIGHT // 2)
@@ -200,7 +203,7 @@ async def test_sizes(
 
 
 async def test_off_and_on(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """A screen that its guest switches off is black; its window stays, for the key that switches it on."""
+    """The window is black while the guest's screen is off. It stays, so that a key can wake the guest."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         fb, _, pixels = await show(guest)
         await seen(user, as_shown(pixels))
@@ -208,13 +211,14 @@ async def test_off_and_on(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
         await guest.display.hide(0)
         await seen(user, Image.new("RGB", (WIDTH, HEIGHT), BLACK))
         assert the_window(user) == window
+        assert output_of(world).state is OutputState.OFF
         await guest.display.show(0, fb, WIDTH, HEIGHT)
         await seen(user, as_shown(pixels))
     assert user.windows() == []
 
 
 async def test_buffer_goes(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """The last frame stays when its buffer goes, and the guest may show another of another size."""
+    """The last frame stays when the guest destroys its buffer. The guest can show another frame of another size then."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         dbuf, fb, buffer = await guest.display.create_framebuffer(WIDTH, HEIGHT)
         pixels = noise(WIDTH * HEIGHT * 4, 3)
@@ -222,7 +226,7 @@ async def test_buffer_goes(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
         await guest.display.show(0, fb, WIDTH, HEIGHT)
         await seen(user, as_shown(pixels))
         await guest.display.destroy_framebuffer(dbuf, fb, buffer)
-        user.resize(the_window(user), WIDTH + 1, HEIGHT)  # uncovered, it is drawn again
+        user.resize(the_window(user), WIDTH + 1, HEIGHT)  # the window is drawn again
         user.resize(the_window(user), WIDTH, HEIGHT)
         await seen(user, as_shown(pixels))
         _, small, other = await guest.display.create_framebuffer(40, 30)
@@ -233,7 +237,7 @@ async def test_buffer_goes(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
 
 
 async def test_two_guests(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """Each has a window of its own; a second claim of the same output is refused."""
+    """Each guest has a window of its own."""
     async with (
         worlds(xvfb.display) as world,
         world.guest(1, spec("ONE", WIDTH, HEIGHT)) as one,
@@ -247,19 +251,20 @@ async def test_two_guests(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
 
 
 async def test_no_server_yet(worlds: Worlds) -> None:
-    """Without a server the daemon is ready, a guest runs; the picture is there when the server is."""
+    """Without a server the daemon is ready and the guest's flips go on. Its picture appears when the server does."""
     with Xvfb.running() as chosen:
         number = chosen.number
     async with worlds(f":{number}") as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         fb, _, pixels = await show(guest)
         for _ in range(5):
             await guest.display.connectors[0].flip(fb)
+        assert output_of(world).state is OutputState.UNSEEN
         with Xvfb.running(number) as server, User.of(server) as user:
             await seen(user, as_shown(pixels))
 
 
 async def test_server_killed(worlds: Worlds) -> None:
-    """The server crashes: the guest's flips go on, and its picture is back when the server is, time after time."""
+    """When the server crashes, the guest's flips go on, and its picture is back as soon as the server is, each time."""
     with Xvfb.running() as first:
         number = first.number
         async with worlds(first.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
@@ -279,7 +284,7 @@ async def test_server_killed(worlds: Worlds) -> None:
 
 
 async def test_server_hangs(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stops answering: flips complete by the timer. It goes on: the newest frame is there."""
+    """When the server hangs, flips end by the timer. When it goes on, it shows the newest frame."""
     monkeypatch.setattr(server_module, "HANG", 1000.0)
     with Xvfb.running() as server:
         async with worlds(server.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
@@ -290,36 +295,39 @@ async def test_server_hangs(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> 
                 server.hang()
                 for turn in range(1, 10):
                     await guest.display.connectors[0].flip(frames[turn % 2][0])
-                assert output_of(world).late == 1
+                assert output_of(world).page_flip.late == 1
+                assert output_of(world).state is OutputState.STALLED
                 server.go_on()
                 await seen(user, as_shown(frames[1][2]))
+                await until(lambda: output_of(world).state is OutputState.SHOWN)
                 await guest.display.connectors[0].flip(frames[0][0])
                 await seen(user, as_shown(frames[0][2]))
 
 
 async def test_server_hangs_for_long(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not read must not pile up: a server that hangs counts as lost, and is connected again when it goes on."""
+    """Requests must not pile up: a server that hangs for long counts as lost, and is connected again when it goes on."""
     monkeypatch.setattr(server_module, "HANG", 0.2)
     with Xvfb.running() as server:
         async with worlds(server.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
             frames = [await framebuffer(guest, seed) for seed in range(2)]
             await guest.display.show(0, frames[0][0], WIDTH, HEIGHT)
-            await until(lambda: output_of(world)._black is False)
-            connected = sink_of(world).server
+            with User.of(server) as user:
+                await seen(user, as_shown(frames[0][2]))
+            connected = sink_of(world).desktop.server
             server.hang()
             await guest.display.connectors[0].flip(frames[1][0])
-            await until(lambda: sink_of(world).server is None, 10)
+            await until(lambda: sink_of(world).desktop.server is None, 10)
             for turn in range(5):
                 await guest.display.connectors[0].flip(frames[turn % 2][0])
             server.go_on()
             with User.of(server) as user:
                 await seen(user, as_shown(frames[0][2]))
                 assert len(user.windows()) == 1
-            assert sink_of(world).server is not connected
+            assert sink_of(world).desktop.server is not connected
 
 
 async def test_window_manager(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """What the window tells of itself, and its answer to the manager's question whether it hangs."""
+    """The properties of the window, and its answer to _NET_WM_PING."""
     async with (
         worlds(xvfb.display, fullscreen=True, scale="none") as world,
         world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
@@ -334,12 +342,12 @@ async def test_window_manager(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
         user.manage()
         user.message(window, "_NET_WM_PING", 77, window)
         answer = (user.atom("WM_PROTOCOLS"), (user.atom("_NET_WM_PING"), 77, window, 0, 0))
-        await told(user, answer)
+        await manager_told(user, answer)
 
 
 @pytest.mark.parametrize("policy", ["ignore", "detach", "iconify"])
 async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> None:
-    """The user closes the window: the guest runs on, whatever becomes of the window."""
+    """The guest goes on when the user closes the window, by each policy."""
     async with (
         worlds(xvfb.display, on_close=policy) as world,
         world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
@@ -352,10 +360,11 @@ async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> Non
         if policy == "detach":
             await until(lambda: not user.windows())
         elif policy == "iconify":
-            await told(user, (user.atom("WM_CHANGE_STATE"), (3, 0, 0, 0, 0)))
+            await manager_told(user, (user.atom("WM_CHANGE_STATE"), (3, 0, 0, 0, 0)))
         for _ in range(5):
             await guest.display.connectors[0].flip(fb)
         assert (user.windows() == []) == (policy == "detach")
+        assert output_of(world).state is (OutputState.UNSEEN if policy == "detach" else OutputState.SHOWN)
         await until(lambda: output_of(world).path == ("" if policy == "detach" else "copy"))
         await guest.display.show(0, fb, WIDTH, HEIGHT)
         await seen(user, as_shown(pixels))
@@ -363,7 +372,7 @@ async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> Non
 
 @pytest.mark.parametrize("policy", ["detach", "iconify"])
 async def test_full_screen_again(worlds: Worlds, policy: str) -> None:
-    """Under a window manager: a full screen that was closed comes back as one, when its guest sets a mode."""
+    """Under a window manager, a full-screen window that was closed is full-screen again when its guest sets a mode."""
     with Xvfb.running() as server, Manager.of(server) as manager, User.of(server) as user:
         async with (
             worlds(server.display, on_close=policy, fullscreen=True) as world,
@@ -379,7 +388,10 @@ async def test_full_screen_again(worlds: Worlds, policy: str) -> None:
                     await until(lambda: not user.windows())
                     gone = manager.withdrawn if policy == "detach" else manager.icons
                     await until(partial(gone.__contains__, window))
-                    user.resize(window, WIDTH, HEIGHT)  # what is shown again is as large as it is told to be then
+                    await until(lambda: output_of(world).state is OutputState.UNSEEN)
+                    user.resize(
+                        window, WIDTH, HEIGHT
+                    )  # the window manager chooses the size anew when the window is shown again
                     await guest.display.show(0, fb, WIDTH, HEIGHT)
             nursery.cancel_scope.cancel()
 
@@ -390,15 +402,15 @@ def size_of(user: User, window: int) -> tuple[int, int]:
 
 
 class Heard(list[SeatEvent]):
-    """What a guest's seats were told, without the frames."""
+    """The input events of one guest, without PointerFrame."""
 
     def hear(self, event: SeatEvent) -> None:
-        """For Seats.listening."""
+        """The callback for Seats.listening."""
         if not isinstance(event, PointerFrame):
             self.append(event)
 
     async def expect(self, *events: SeatEvent, do: Callable[[], None] = lambda: None) -> None:
-        """Do something, and hear just this of it."""
+        """Do something, and assert that exactly these events follow."""
         self.clear()
         do()
         await until(lambda: len(self) >= len(events))
@@ -407,7 +419,7 @@ class Heard(list[SeatEvent]):
 
 
 async def test_keyboard(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """Keys reach the guest whose window has the focus, by Linux's codes; what is down when it comes or goes is told."""
+    """Keys reach the guest whose window has the focus, as Linux key codes; keys that are down when the focus comes are told."""
     heard = Heard()
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
@@ -418,14 +430,14 @@ async def test_keyboard(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
             await heard.expect(KeyboardEnter((42,)), do=lambda: user.focus(window))
             await heard.expect(KeyboardKey(42, False), do=lambda: user.key(42, False))
             await heard.expect(KeyboardKey(30, True), do=lambda: user.key(30, True))
-            await trio.sleep(1)  # the server repeats the key; the guest hears nothing of that
+            await trio.sleep(1)  # the server repeats the key; the guest does not get the repetitions
             assert heard == [KeyboardKey(30, True)]
             await heard.expect(KeyboardLeave(), do=lambda: user.focus(user.root))
             await heard.expect(do=lambda: user.key(30, False))
 
 
 async def test_pointer(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """Places are the picture's, wherever it lies in the window; buttons and wheel are Linux's."""
+    """Positions are relative to the picture, wherever it lies in the window; buttons and wheel have Linux's codes."""
     heard = Heard()
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
@@ -445,14 +457,14 @@ async def test_pointer(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
             for number, turned in ((4, (120, 0)), (5, (-120, 0)), (6, (0, -120)), (7, (0, 120))):
                 await heard.expect(PointerAxis(*turned), do=partial(user.button, number, True))
                 await heard.expect(do=partial(user.button, number, False))
-            # Out of the window with a button down: the pointer is left when that is let go.
+            # Out of the window with a button down: the pointer leaves when the button is released.
             await heard.expect(PointerButton(0x110, True), do=partial(user.button, 1, True))
             await heard.expect(PointerMotion(WIDTH * 2, HEIGHT * 2, *size), do=lambda: user.point(500, 400))
             await heard.expect(PointerButton(0x110, False), PointerLeave(), do=lambda: user.button(1, False))
 
 
 async def test_keyboard_without_window_manager(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """Where nobody has the focus, keys go to the window under the pointer, and go with the pointer."""
+    """Where no window has the focus, the window under the pointer gets the keys, until the pointer leaves it."""
     heard = Heard()
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
@@ -466,7 +478,7 @@ async def test_keyboard_without_window_manager(worlds: Worlds, xvfb: Xvfb, user:
 
 @pytest.mark.parametrize("how", ["server", "guest", "detach"])
 async def test_focus_is_lost_with_the_window(worlds: Worlds, how: str) -> None:
-    """A key that is down when the window goes is let go, whatever took it away."""
+    """A key that is down when the window disappears is released, whatever the cause."""
     heard = Heard()
     with Xvfb.running() as server, User.of(server) as user:
         async with worlds(server.display, on_close="detach") as world:

@@ -1,4 +1,4 @@
-"""`displbe demo` where there is an X server or a Wayland compositor, or only the name of one."""
+"""`displbe demo` with an X server, with a Wayland compositor, and with the name of one that does not run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def environment(display: str) -> dict[str, str]:
 
 
 async def test_window(xvfb: Xvfb, user: User, tmp_path: Path) -> None:
-    """The guest's moving bars are in a window; the demonstration ends by itself, and its window with it."""
+    """A window shows the guest's moving bars; it is closed when the demonstration ends by itself."""
     command = [*COMMAND, "--frames", "90"]
     async with trio.open_nursery() as nursery:
         start = partial(
@@ -43,13 +43,13 @@ async def test_window(xvfb: Xvfb, user: User, tmp_path: Path) -> None:
 
 
 def colours(user: User) -> int:
-    """How many colours there are on the screen."""
+    """The number of colours on the screen."""
     return len(user.picture().getcolors(1 << 24) or ())
 
 
 @pytest.mark.parametrize("display", [":4711", "nonsense"])
 def test_no_server(display: str, tmp_path: Path) -> None:
-    """It says so, and there is a picture."""
+    """The demonstration says that there is no window, and writes a picture."""
     command = [*COMMAND, "--frames", "3", "--output", "demo.png"]
     done = subprocess.run(
         command, env=environment(display), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
@@ -61,7 +61,7 @@ def test_no_server(display: str, tmp_path: Path) -> None:
 
 
 def test_wayland(tmp_path: Path) -> None:
-    """A window of the compositor that runs here."""
+    """The demonstration opens a window on the running compositor."""
     tmp_path.chmod(0o700)
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     command = ["weston", "--backend=headless-backend.so", "--socket=wayland-demo", "--idle-time=0", "--no-config"]
@@ -89,7 +89,7 @@ def test_wayland(tmp_path: Path) -> None:
 
 
 def test_no_compositor(tmp_path: Path) -> None:
-    """It says so, and there is a picture."""
+    """The demonstration says that there is no window, and writes a picture."""
     names = {"XDG_RUNTIME_DIR": str(tmp_path), "WAYLAND_DISPLAY": "wayland-7"}
     done = subprocess.run(
         [*COMMAND, "--frames", "3"],

@@ -1,4 +1,4 @@
-"""An X server on this machine (Xvfb), and a client of it that looks, types and points."""
+"""An X server on this machine (Xvfb), and a client of it that takes pictures of the screen, types and points."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["SIZE", "Manager", "User", "Xvfb"]
 
 SIZE = (640, 480)
 KEY_PRESS, KEY_RELEASE, BUTTON_PRESS, BUTTON_RELEASE, MOTION_NOTIFY = range(2, 7)
-"""The protocol's numbers of events."""
+"""Event codes of the X protocol."""
 
 
 class Xvfb:
-    """A server; `number` is its display's, chosen by itself where it is None."""
+    """A server. `number` is its display number; None lets the server choose."""
 
     def __init__(self, number: int | None = None, depth: int = 24) -> None:
         read, write = os.pipe()
@@ -42,26 +42,26 @@ class Xvfb:
 
     @property
     def display(self) -> str:
-        """Its name for clients."""
+        """The display as clients name it, as in DISPLAY."""
         return f":{self.number}"
 
     def hang(self) -> None:
-        """It does nothing any more."""
+        """Stop the server: it answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """It does again."""
+        """Let the server go on."""
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """It crashes. Its socket and its lock stay behind, as they do."""
+        """Kill the server. Its socket and its lock file stay behind, as after a crash."""
         self.process.kill()
         self.process.wait()
 
     @classmethod
     @contextlib.contextmanager
     def running(cls, number: int | None = None, depth: int = 24) -> Iterator[Xvfb]:
-        """A server while the block lasts."""
+        """Run a server while the block lasts."""
         server = cls(number, depth)
         try:
             yield server
@@ -72,7 +72,7 @@ class Xvfb:
 
 
 class User:
-    """Who sits before the screen."""
+    """The user of the screen: an X client that observes it and makes input events by XTEST."""
 
     def __init__(self, server: Xvfb) -> None:
         self.connection = xcffib.connect(server.display)
@@ -83,7 +83,7 @@ class User:
     @classmethod
     @contextlib.contextmanager
     def of(cls, server: Xvfb) -> Iterator[Self]:
-        """A user while the block lasts."""
+        """Connect a user while the block lasts."""
         user = cls(server)
         try:
             yield user
@@ -92,48 +92,48 @@ class User:
 
     @property
     def core(self) -> Any:
-        """The core protocol."""
+        """The requests of the core protocol."""
         return self.connection.core
 
     def windows(self) -> list[int]:
-        """The windows on the screen that can be seen."""
+        """Return the windows that are mapped."""
         children = list(self.core.QueryTree(self.root).reply().children)
         return [w for w in children if self.core.GetWindowAttributes(w).reply().map_state == x.MapState.Viewable]
 
     def picture(self) -> Image.Image:
-        """The whole screen."""
+        """Return a picture of the whole screen."""
         image = self.core.GetImage(x.ImageFormat.ZPixmap, self.root, 0, 0, *SIZE, 0xFFFFFFFF).reply()
         return Image.frombytes("RGB", SIZE, bytes(image.data.buf()), "raw", "BGRX")
 
     def resize(self, window: int, width: int, height: int) -> None:
-        """As a window manager does."""
+        """Resize a window, as a window manager does."""
         self.core.ConfigureWindow(window, x.ConfigWindow.Width | x.ConfigWindow.Height, [width, height])
         self.done()
 
     def atom(self, name: str) -> int:
-        """An atom."""
+        """Return the atom of this name."""
         return int(self.core.InternAtom(False, len(name), name).reply().atom)
 
     def property(self, window: int, name: str) -> bytes:
-        """A window's property."""
+        """Return a window's property."""
         got = self.core.GetProperty(False, window, self.atom(name), 0, 0, 1000).reply()
         return bytes(got.value.buf())
 
     def message(self, window: int, protocol: str, *words: int) -> None:
-        """WM_PROTOCOLS, as from a window manager."""
+        """Send a WM_PROTOCOLS message to a window, as a window manager does."""
         data = (self.atom(protocol), *words, *(0,) * (4 - len(words)))
         event = struct.pack("=BBHII5I", 33, 32, 0, window, self.atom("WM_PROTOCOLS"), *data)
         self.core.SendEvent(False, window, 0, event)
         self.done()
 
     def manage(self) -> None:
-        """Hear what windows ask the window manager for."""
+        """Receive the client messages that are for the window manager."""
         mask = x.EventMask.SubstructureNotify
         self.core.ChangeWindowAttributes(self.root, x.CW.EventMask, [mask])
         self.done()
 
     def heard(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The client messages to the root window since: type and words."""
+        """Return the client messages to the root window since the last call: type and words."""
         self.done()
         messages = []
         while (event := self.connection.poll_for_event()) is not None:
@@ -147,11 +147,11 @@ class User:
         self.done()
 
     def key(self, code: int, down: bool) -> None:
-        """A key by Linux's number."""
+        """Press or release a key, by Linux's key code."""
         self._fake(KEY_PRESS if down else KEY_RELEASE, code + 8)
 
     def button(self, number: int, down: bool) -> None:
-        """A button by X's number."""
+        """Press or release a button, by X's number."""
         self._fake(BUTTON_PRESS if down else BUTTON_RELEASE, number)
 
     def point(self, to_x: int, to_y: int) -> None:
@@ -163,12 +163,12 @@ class User:
         self.done()
 
     def done(self) -> None:
-        """Wait until the server has done all that."""
+        """Wait until the server has handled all requests so far."""
         self.core.GetInputFocus().reply()
 
 
 class Manager(User):
-    """A window manager: what ICCCM and EWMH say of one, for windows that are shown, full screen, made icons, and withdrawn."""
+    """A window manager by ICCCM and EWMH, for windows that are mapped, full-screen, iconified and withdrawn."""
 
     def __init__(self, server: Xvfb) -> None:
         super().__init__(server)
@@ -181,7 +181,7 @@ class Manager(User):
     async def run(self) -> None:
         """Manage, until cancelled."""
         while True:
-            with contextlib.suppress(x.WindowError):  # one that is gone already
+            with contextlib.suppress(x.WindowError):  # the window is destroyed already
                 while (event := self.connection.poll_for_event()) is not None:
                     self._obey(event)
                 self.connection.flush()

@@ -1,4 +1,4 @@
-"""Whatever an X server sends a window, what its guest hears makes sense; and where pictures lie in windows. No server needed."""
+"""A guest gets consistent input whatever the X server sends its window; the area of the picture in a window. No server is needed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from displbe.sinks.seat import (
     PointerMotion,
     SeatEvent,
 )
-from displbe.sinks.x11.seat import WindowSeat
-from displbe.sinks.x11.window import place
+from displbe.sinks.x11.window import picture_area
+from displbe.sinks.x11.window_input import KeyboardState, PointerState, WindowInput
 
-PLACE = (10, 20, 64, 48)
-octets = st.integers(0, 255)
-places = st.integers(-300, 300)
+AREA = (10, 20, 64, 48)
+byte_values = st.integers(0, 255)
+positions = st.integers(-300, 300)
 
 
 DEVICE_EVENTS = {
@@ -41,7 +41,7 @@ KEYMAP_NOTIFY = 11
 
 
 def device_event(number: int, detail: int, at: tuple[int, int]) -> object:
-    """A key, button, motion or crossing event as it comes over the wire."""
+    """A key, button, motion or crossing event, as the server sends it."""
     body = bytearray(32)
     body[0], body[1] = number, detail
     body[24:28] = b"".join(value.to_bytes(2, "little", signed=True) for value in at)
@@ -49,25 +49,28 @@ def device_event(number: int, detail: int, at: tuple[int, int]) -> object:
 
 
 def focus_event(number: int, detail: int) -> object:
-    """The keyboard comes, or goes."""
+    """FocusIn or FocusOut."""
     return FOCUS_EVENTS[number](MemoryUnpacker(bytes([number, detail, *bytes(30)])))
 
 
 def key_map(keys: bytes) -> object:
-    """Which keys are down."""
+    """KeymapNotify."""
     return x.KeymapNotifyEvent(MemoryUnpacker(bytes([KEYMAP_NOTIFY, *keys])))
 
 
 maps = st.binary(min_size=31, max_size=31)
 device_events = st.builds(
-    device_event, st.sampled_from(list(DEVICE_EVENTS)), octets | st.integers(1, 12), st.tuples(places, places)
+    device_event,
+    st.sampled_from(list(DEVICE_EVENTS)),
+    byte_values | st.integers(1, 12),
+    st.tuples(positions, positions),
 )
 focus_events = st.builds(focus_event, st.sampled_from(list(FOCUS_EVENTS)), st.integers(0, 7))
 key_maps = st.builds(key_map, maps)
 
 
-class Sense:
-    """A guest that takes nothing that makes none."""
+class Guest:
+    """A guest that asserts that its input is consistent."""
 
     def __init__(self) -> None:
         self.keys: set[int] | None = None
@@ -90,7 +93,7 @@ class Sense:
             case PointerEnter() | PointerMotion():
                 assert (self.buttons is None) == isinstance(event, PointerEnter)
                 self.buttons = self.buttons or set()
-                assert (event.width, event.height) == PLACE[2:]
+                assert (event.width, event.height) == AREA[2:]
                 assert 0 <= event.x <= event.width
                 assert 0 <= event.y <= event.height
             case PointerLeave():
@@ -109,26 +112,53 @@ class Sense:
 
 
 @given(st.lists(device_events | focus_events | key_maps, max_size=60))
-def test_whatever_is_sent(events: list[object]) -> None:
-    """Enter before all else, leave after it, no key twice down or up, each thing of the pointer's in a frame; nothing stays at the end."""
-    sense = Sense()
-    seat = WindowSeat(sense.hear, lambda: PLACE)
+def test_input_is_consistent(events: list[object]) -> None:
+    """Enter comes first and leave last; no key is pressed or released twice; each pointer event is in a frame; nothing stays held."""
+    guest = Guest()
+    window = WindowInput(guest.hear, lambda: AREA)
     for event in events:
-        seat.hear(event)
-        assert sense.framed
-    seat.leave()
-    assert (sense.keys, sense.buttons) == (None, None)
+        window.handle(event)
+        assert guest.framed
+    window.leave()
+    assert (guest.keys, guest.buttons) == (None, None)
+    assert (window.keyboard, window.pointer) == (KeyboardState.AWAY, PointerState.OUTSIDE)
 
 
 @given(maps)
 def test_keys_that_are_down_already(keys: bytes) -> None:
-    """The bits of KeymapNotify are those keys."""
-    sense = Sense()
-    seat = WindowSeat(sense.hear, lambda: PLACE)
-    seat.hear(focus_event(9, 3))
-    seat.hear(key_map(keys))
+    """The bits of KeymapNotify are the keys that are down when the focus comes."""
+    guest = Guest()
+    window = WindowInput(guest.hear, lambda: AREA)
+    window.handle(focus_event(9, 3))
+    window.handle(key_map(keys))
     down = {index for index in range(1, 248) if keys[index // 8] >> index % 8 & 1}
-    assert sense.keys == down
+    assert guest.keys == down
+    assert window.keyboard is KeyboardState.FOCUSED
+
+
+def test_keys_without_focus_follow_the_pointer() -> None:
+    """Keys that come without a focus go to the guest until the pointer leaves its window."""
+    guest = Guest()
+    window = WindowInput(guest.hear, lambda: AREA)
+    window.handle(device_event(7, 0, (15, 25)))
+    window.handle(device_event(2, 38, (15, 25)))
+    assert (window.keyboard, guest.keys) == (KeyboardState.FOLLOWS_POINTER, {30})
+    window.handle(device_event(8, 0, (-1, 25)))
+    assert (window.keyboard, guest.keys) == (KeyboardState.AWAY, None)
+
+
+def test_a_pointer_that_is_dragged_out_leaves_with_its_last_button() -> None:
+    """The guest has the pointer until the last button is released, or until it is over the window again and leaves."""
+    guest = Guest()
+    window = WindowInput(guest.hear, lambda: AREA)
+    for button in (1, 3):
+        window.handle(device_event(4, button, (15, 25)))
+    window.handle(device_event(8, 0, (-1, 25)))
+    assert (window.pointer, guest.buttons) == (PointerState.DRAGGED_OUT, {0x110, 0x111})
+    window.handle(device_event(5, 1, (-1, 25)))
+    assert (window.pointer, guest.buttons) == (PointerState.DRAGGED_OUT, {0x111})
+    window.handle(device_event(5, 3, (-1, 25)))
+    assert (window.pointer, guest.buttons) == (PointerState.OUTSIDE, None)
 
 
 sizes = st.tuples(st.integers(1, 16384), st.integers(1, 16384))
@@ -136,8 +166,8 @@ sizes = st.tuples(st.integers(1, 16384), st.integers(1, 16384))
 
 @given(sizes, sizes)
 def test_fit(size: tuple[int, int], window: tuple[int, int]) -> None:
-    """As large as it goes, in the middle, of the same shape."""
-    left, top, width, height = place("fit", size, window)
+    """`fit` makes the picture as large as possible, in the middle, with its aspect ratio."""
+    left, top, width, height = picture_area("fit", size, window)
     assert (width, height) in ((window[0], height), (width, window[1]))
     assert 1 <= width <= window[0]
     assert 1 <= height <= window[1]
@@ -149,9 +179,9 @@ def test_fit(size: tuple[int, int], window: tuple[int, int]) -> None:
 
 @given(sizes, sizes)
 def test_stretch_and_none(size: tuple[int, int], window: tuple[int, int]) -> None:
-    """All of the window; or as it is, in the middle."""
-    assert place("stretch", size, window) == (0, 0, *window)
-    left, top, *shape = place("none", size, window)
+    """`stretch` fills the window; `none` keeps the size, in the middle."""
+    assert picture_area("stretch", size, window) == (0, 0, *window)
+    left, top, *shape = picture_area("none", size, window)
     assert tuple(shape) == size
     assert abs(window[0] - size[0] - 2 * left) <= 1
     assert abs(window[1] - size[1] - 2 * top) <= 1

@@ -1,0 +1,22 @@
+"""The desktop that the outputs of one X11 sink share."""
+
+from __future__ import annotations
+
+from displbe.sinks.flip import FlipClock
+from displbe.sinks.seat import Seats
+
+from .server import Server
+from .settings import X11Settings
+
+__all__ = ["Desktop"]
+
+
+class Desktop:
+    """The current X server, if there is one, and what all windows on it need. The sink sets `server`."""
+
+    def __init__(self, settings: X11Settings) -> None:
+        self.settings = settings
+        self.server: Server | None = None
+        """The connection; None: there is no X server, or none yet."""
+        self.seats = Seats()
+        self.clock = FlipClock()

@@ -1,0 +1,206 @@
+"""The task that copies an output's frames into its window: always the newest one, when the server has read the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+import xcffib
+
+from displbe.sinks.base import Geometry, Part, SinkBuffer
+from displbe.sinks.redraw import RedrawWatch
+from displbe.sinks.seat import SeatEvent
+
+from .desktop import Desktop
+from .window import Window, WindowState
+
+__all__ = ["Frame", "Painter"]
+
+FASTEST_LOOK: Final = 30.0
+"""How many times a second the frame is compared with its copy, at most, while the guest draws without flipping."""
+AFTER_ERROR: Final = 1.0
+"""Seconds before the next attempt after an unexpected error."""
+
+
+class Frame(SinkBuffer):
+    """A guest's framebuffer. `forget` returns when nothing reads its memory any more."""
+
+    path = "copy"
+    reason = "X servers cannot map guest pages"
+
+    def __init__(self, view: memoryview, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
+        self.view = view
+        self.geometry = geometry
+        self._forget = forget
+
+    async def aclose(self) -> None:
+        await self._forget(self)
+
+
+class Painter:
+    """Keeps an output's window on the current X server and draws the guest's newest frame into it.
+
+    Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is; `on_read` once
+    with the serial number of a flip when the server has read its frame, or has it already, or cannot show its format.
+    """
+
+    def __init__(
+        self,
+        desktop: Desktop,
+        title: str,
+        *,
+        tell: Callable[[SeatEvent], None],
+        on_visibility: Callable[[], None],
+        on_read: Callable[[int], None],
+    ) -> None:
+        self._desktop = desktop
+        self._title = title
+        self._tell = tell
+        self._on_visibility = on_visibility
+        self._on_read = on_read
+        self._log = structlog.get_logger("displbe.x11").bind(window=title)
+        self._window: Window | None = None
+        self._frame: Frame | None = None
+        """The newest frame; None: the guest has taken it back, and the server's copy stays on the screen."""
+        self._part: Part | None = None
+        """The part of the frames that is shown; None: the screen is off."""
+        self._serial: int | None = None
+        """The serial number of the newest flip, until `on_read` has been called for it."""
+        self._watch = RedrawWatch(FASTEST_LOOK)
+        self._wanted = trio.Event()
+        self._copying = trio.Lock()
+        """Held while a worker thread reads a frame."""
+        self._scope = trio.CancelScope()
+        self._stopped = trio.Event()
+        self._stopped.set()
+
+    @property
+    def visible(self) -> bool:
+        """Whether the window is on the screen."""
+        return self._window is not None and self._window.state is WindowState.VISIBLE
+
+    # Called by the output, without waiting
+
+    def show(self, frame: Frame, part: Part) -> None:
+        """Show this part of the frame; map the window if its user has closed it."""
+        self._frame, self._part = frame, part
+        if self._window is not None:
+            try:
+                self._window.show()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
+        self.wake()
+
+    def flip(self, frame: Frame, serial: int) -> None:
+        """Show another frame."""
+        self._frame, self._serial = frame, serial
+        self.wake()
+
+    def blank(self) -> None:
+        """Make the window black."""
+        self._frame = self._part = None
+        self.wake()
+
+    def lose(self) -> None:
+        """Take note that the connection is lost."""
+        if self._window is not None:
+            self._window.lose()
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at once for something to do."""
+        self._wanted.set()
+
+    def forget(self, frame: Frame) -> bool:
+        """Draw this frame no more. Return whether it was the newest one. A copy may still be running: see `copied`."""
+        newest = self._frame is frame
+        if newest:
+            self._frame = None
+        return newest
+
+    async def copied(self) -> None:
+        """Return when no worker thread reads a frame."""
+        async with self._copying:
+            pass
+
+    async def stop(self) -> None:
+        """End `run`, now or as soon as it starts."""
+        self._scope.cancel()
+        await self._stopped.wait()
+
+    # The task
+
+    async def run(self) -> None:
+        """Draw, until stopped. The window is closed then."""
+        self._stopped = trio.Event()
+        try:
+            with self._scope:
+                await self._draw()
+        finally:
+            if self._window is not None:
+                self._window.close()
+            self._stopped.set()
+
+    async def _draw(self) -> None:
+        while True:
+            watching = self._frame is not None and self.visible
+            with trio.move_on_after(self._watch.pause if watching else float("inf")):
+                await self._wanted.wait()
+            wanted = self._wanted.is_set()
+            self._wanted = trio.Event()
+            changed = await self._update()
+            self._watch.looked(redrawn=wanted or changed)
+
+    async def _update(self) -> bool:
+        """Bring the window up to date. Return whether its content has changed."""
+        try:
+            window = self._current_window()
+            if window is None:
+                return False
+            if self._part is None:
+                window.blank()
+                return False
+            return window.state is WindowState.VISIBLE and await self._put(window, self._part)
+        except xcffib.XcffibException as error:  # Server.serve is about to report it
+            self._log.debug("X server lost", reason=str(error))
+            return False
+        except Exception:  # a bug here must end neither the sink nor the guest
+            self._log.exception("cannot draw into the window")
+            await trio.sleep(AFTER_ERROR)
+            return True
+
+    async def _put(self, window: Window, part: Part) -> bool:
+        """Draw the newest frame. Return whether it differs from the one in the window."""
+        async with self._copying:
+            frame, serial = self._frame, self._serial
+            if frame is None or self._part is not part:
+                return False
+            changed = window.prepare(frame.geometry.fourcc, part) and await trio.to_thread.run_sync(
+                window.copy, frame.view, frame.geometry, part
+            )
+        if changed and window.state is not WindowState.LOST:
+            await window.put()
+        if serial is not None:
+            if self._serial == serial:
+                self._serial = None
+            self._on_read(serial)
+        return changed
+
+    def _current_window(self) -> Window | None:
+        """Return the window on the current server, which is made now if the screen is on; None if there is none."""
+        server = self._desktop.server
+        if self._window is not None and self._window.server is not server:
+            self._window.forget()
+            self._window = None
+        if self._window is None and server is not None and self._part is not None:
+            size = self._part.width, self._part.height
+            settings = self._desktop.settings
+            self._window = Window(server, self._title, size, settings, self._tell, self._changed)
+        return self._window
+
+    def _changed(self) -> None:
+        """The window has become visible, or hidden."""
+        self._on_visibility()
+        self.wake()
