@@ -16,7 +16,7 @@ from typing import Final
 
 from displbe.backend.quota import Total
 from displbe.config import ConfigError, Settings, load
-from displbe.sinks.drm.device import Card
+from displbe.sinks.drm.device import DrmDevice, Mastership
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
 from displbe.xen import gntdev, places
@@ -228,14 +228,14 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[Finding]:
     usable = False
     for path in paths:
         try:
-            card = Card(str(path))
+            device = DrmDevice(str(path))
         except (DrmError, OSError) as error:
             why = str(error) if isinstance(error, DrmError) else error.strerror
             yield note(f"{path.name} cannot be used: {why}", "displbe's user must be in the group video or render")
             continue
         try:
             usable = True
-            if card.become_master():
+            if device.ask_for_master() is Mastership.MASTER:
                 yield good(f"{path.name}: can be DRM master")
             else:
                 yield note(
@@ -243,6 +243,6 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[Finding]:
                     'end the compositor or display manager there, or let displbe be its client (sink = "wayland")',
                 )
         finally:
-            card.close()
+            device.close()
     if not usable:
         yield wrong(f"no usable DRM device in {folder}", "load the card's driver; or choose another sink")

@@ -19,8 +19,8 @@ import structlog
 import trio
 
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer
-from displbe.sinks.drm.device import Card
-from displbe.sinks.drm.dumb import DumbAllocation
+from displbe.sinks.drm.device import DrmDevice
+from displbe.sinks.drm.double_buffer import DumbAllocation
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.formats import fourcc
@@ -101,7 +101,7 @@ async def show(asked: dict[str, Any]) -> None:
                 allocation = await outputs[0].allocate(pages_of(content))
                 fd = allocation.fd
             case node:
-                other = DumbAllocation(Card(node), pages_of(content))
+                other = DumbAllocation(DrmDevice(node), pages_of(content))
                 fd = other.fd
         memory = Memory(fd, content)
         geometry = Geometry(width, height, fourcc(code), stride, offset)

@@ -21,8 +21,8 @@ import msgspec
 
 from displbe.sinks.base import Geometry
 from displbe.sinks.drm import uapi
-from displbe.sinks.drm.device import Card
-from displbe.sinks.drm.seat import Files
+from displbe.sinks.drm.device import DrmDevice
+from displbe.sinks.drm.libseat import FileOpener
 from displbe.wire.formats import FORMATS, fourcc
 from displbe.xen.memory import Mapping
 
@@ -77,27 +77,27 @@ class Board:
         """Errnos that the next `import`, `close` (of a handle), `dumb` (buffer), `probe`, `atomic` (capability), `flip`, `modeset`, `test`
         or `rmfb` fails with.
         """
-        self.cards: list[ModelCard] = []
-        self.opened: Callable[[int, Files], None] = lambda fd, files: None
+        self.cards: list[ModelDevice] = []
+        self.opened: Callable[[int, FileOpener], None] = lambda fd, opener: None
         """Called with each new file, and who opened it."""
         self.present = True
-        self.began: Callable[[ModelCard], None] = lambda card: None
+        self.began: Callable[[ModelDevice], None] = lambda card: None
         """What state a card that is opened is found in."""
         self.vanished: set[int] = set()
         """Connectors that are still listed, but not there any more."""
         self.slow = 0.0
         """Seconds after each step of an import in which other threads have their turn."""
 
-    def open(self, path: str, files: Files) -> Card:
-        """For DrmSink's `open_card`."""
+    def open(self, path: str, opener: FileOpener) -> DrmDevice:
+        """Open a card, for DrmSink's `open_device`. Raises OSError."""
         if not self.present:
             raise OSError(errno.ENOENT, "no such device")
-        card = ModelCard(self, path, files)
+        card = ModelDevice(self, path, opener)
         self.cards.append(card)
         return card
 
     @property
-    def card(self) -> ModelCard | None:
+    def card(self) -> ModelDevice | None:
         """What was opened last, of those that are open if any is."""
         return next((card for card in reversed(self.cards) if card.fd >= 0), self.cards[-1] if self.cards else None)
 
@@ -112,10 +112,10 @@ class Board:
         return self.faults[kind].pop(0) if self.faults.get(kind) else 0
 
 
-class ModelCard(Card):
+class ModelDevice(DrmDevice):
     """An open card of the model; the kernel's side of it too."""
 
-    def __init__(self, board: Board, path: str, files: Files) -> None:
+    def __init__(self, board: Board, path: str, opener: FileOpener) -> None:
         self.board = board
         self.unplugged = False
         self.master: bool = not board.other_master and not any(card.master for card in board.cards)
@@ -145,16 +145,16 @@ class ModelCard(Card):
             if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
         }
         board.began(self)
-        super().__init__(path, files)
+        super().__init__(path, opener)
 
     def _open(self) -> int:
         self._end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         fd = ours.detach()
-        self.board.opened(fd, self._files)
+        self.board.opened(fd, self.opener)
         return fd
 
-    def _place(self) -> str:
+    def _read_sysfs_path(self) -> str:
         return "/sys/devices/model"
 
     def close(self) -> None:

@@ -18,14 +18,19 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelCard, Monitor, Pages
+from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 
+from displbe.sinks import flip, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
-from displbe.sinks.drm import direct, flip, frames, hotplug, keeper, sink
+from displbe.sinks.drm import card as card_module
+from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink
 from displbe.sinks.drm.buffer import DrmBuffer
+from displbe.sinks.drm.card import Card
+from displbe.sinks.drm.copied_scanout import CopiedScanout
+from displbe.sinks.drm.device import Mastership
 from displbe.sinks.drm.errors import DrmError
-from displbe.sinks.drm.output import DrmOutput
-from displbe.sinks.drm.seat import Files, Seat
+from displbe.sinks.drm.libseat import FileOpener, Libseat
+from displbe.sinks.drm.output import DrmOutput, ScreenState
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.errors import Errno
@@ -33,15 +38,14 @@ from displbe.wire.formats import fourcc
 
 WHOLE = Part(0, 0, 64, 48)
 QUICK = {
-    (keeper, "PERIOD"): 0.02,
-    (keeper, "PAUSE"): 0.001,
-    (keeper, "TAKEN_AWAY"): 0.1,
-    (sink, "LATE_CHECK"): 0.01,
+    (card_module, "PERIOD"): 0.02,
+    (card_module, "PAUSE"): 0.001,
+    (card_module, "TAKEN_AWAY"): 0.1,
+    (flip, "LATE_CHECK"): 0.01,
     (sink, "SEARCH"): 0.02,
-    (flip, "LATE"): 0.1,
-    (frames, "LATE"): 0.1,
-    (frames, "STILL"): 0.02,
-    (direct, "STILL"): 0.02,
+    (output, "LATE"): 0.1,
+    (copied_scanout, "LATE"): 0.1,
+    (redraw, "STILL"): 0.02,
     (hotplug, "POLL"): 0.02,
 }
 
@@ -62,7 +66,7 @@ def _no_monitor() -> Any:
 
 
 @asynccontextmanager
-async def running(board: Board, devices: Path, seat: Seat | None = None, **keys: Any) -> AsyncIterator[DrmSink]:
+async def running(board: Board, devices: Path, seat: Libseat | None = None, **keys: Any) -> AsyncIterator[DrmSink]:
     """A sink on the board."""
     (devices / "card0").touch()
     made = DrmSink(DrmSettings(**keys), board.open, devices, lambda: seat)
@@ -72,10 +76,17 @@ async def running(board: Board, devices: Path, seat: Seat | None = None, **keys:
         nursery.cancel_scope.cancel()
 
 
-def copies(screen: Screen) -> frames.Frames:
+def copies(screen: Screen) -> CopiedScanout:
     """What copies an output's frames."""
-    found = screen.output._frames
-    assert isinstance(found, frames.Frames)
+    lit = screen.output._lit
+    assert lit is not None
+    assert isinstance(lit.scanout, CopiedScanout)
+    return lit.scanout
+
+
+def card_of(made: DrmSink) -> Card:
+    """The sink's one card."""
+    (found,) = made._cards.values()
     return found
 
 
@@ -91,6 +102,17 @@ class Screen:
         self.done: list[int] = []
         self.output.flipped = self.done.append
         self.accepted = 0
+
+    def is_dark(self, reason: str) -> bool:
+        """The screen is dark for this reason."""
+        return (self.output.state, self.output.reason) == (ScreenState.DARK, reason)
+
+    def check_state(self, *, on: bool) -> None:
+        """What an output says of itself is consistent; `on`: the guest has switched it on."""
+        shown = self.output
+        assert (shown.state is not ScreenState.OFF) == on
+        assert (shown.state is ScreenState.LIT) == (shown._lit is not None) == bool(shown.path)
+        assert shown.reason or shown.state is ScreenState.LIT
 
     async def show(self, part: Part = WHOLE) -> None:
         """Attach and switch on."""
@@ -169,11 +191,11 @@ async def test_copy(tmp_path: Path) -> None:
         await screen.show()
         card = board.card
         assert card is not None
-        ring = copies(screen).ring
+        buffers = copies(screen).buffers
         for index, letter in ((1, b"b"), (0, b"a"), (1, b"b")):
             screen.flip(index)
-            await until(lambda: card.pending and card.shown()["FB_ID"] == ring.front.fb)
-            assert bytes(ring.front.memory.view[: screen.pages[0].size]) == letter * screen.pages[0].size
+            await until(lambda: card.pending and card.shown()["FB_ID"] == buffers.front.fb)
+            assert bytes(buffers.front.memory.view[: screen.pages[0].size]) == letter * screen.pages[0].size
             card.vblank()
             await screen.complete()
         await screen.close()
@@ -196,7 +218,9 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
             screen.pages[0].memory[1000:1001] = value
             await until(
                 partial(
-                    lambda ring, value: bytes(ring.front.memory.view[1000:1001]) == value, copies(screen).ring, value
+                    lambda buffers, value: bytes(buffers.front.memory.view[1000:1001]) == value,
+                    copies(screen).buffers,
+                    value,
                 )
             )
         assert card.commits == commits + 2
@@ -209,7 +233,7 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
 
 def on_screen(screen: Screen, at: int = 0) -> bytes:
     """An octet of the copy that the screen shows."""
-    return bytes(copies(screen).ring.front.memory.view[at : at + 1])
+    return bytes(copies(screen).buffers.front.memory.view[at : at + 1])
 
 
 async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
@@ -250,10 +274,10 @@ async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: 
 
 async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that flips less often than its frames could be looked at costs one copy and one commit per flip, in the copier's thread."""
-    monkeypatch.setattr(frames, "STILL", 1000.0)
+    monkeypatch.setattr(redraw, "STILL", 1000.0)
     board = Board()
     threads = set()
-    copy_frame = frames.copy_frame
+    copy_frame = copied_scanout.copy_frame
 
     def noted(*arguments: Any) -> None:
         threads.add(threading.current_thread().name)
@@ -265,7 +289,7 @@ async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: p
         card = board.card
         assert card is not None
         await until(lambda: copies(screen).refreshed)
-        monkeypatch.setattr(frames, "copy_frame", noted)
+        monkeypatch.setattr(copied_scanout, "copy_frame", noted)
         commits, refreshed = card.commits, copies(screen).refreshed
         for turn in range(1, 6):
             screen.pages[turn % 2].memory[:1] = bytes([turn])
@@ -399,7 +423,7 @@ async def test_scanout_refused(tmp_path: Path, number: int) -> None:
         await screen.show()
         assert screen.output.path == "copy"
         assert board.card is not None
-        assert len(board.card.fbs) == 3  # the ring's two, and the other buffer's
+        assert len(board.card.fbs) == 3  # the two for copies, and the other buffer's
         await screen.close()
         assert board.card.fbs == {}
 
@@ -415,7 +439,7 @@ async def test_edid(tmp_path: Path) -> None:
         await screen.show()
         for edid, wanted in ((second + b"cut", second), (b"", None), (first[:127], None), (first, first)):
             board.monitors[0] = None
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.DARK)
             assert await screen.output.edid() is None
             board.monitors[0] = Monitor([(64, 48)], edid)
             await until(lambda: screen.output.path)
@@ -438,7 +462,7 @@ async def test_refusals_name_the_connector(tmp_path: Path) -> None:
         await screen.show()
         board.faults["modeset"] = [errno.EIO]
         await screen.output.enable(screen.buffers[1], WHOLE)
-        assert screen.output.dark == "Virtual-2: set mode: Input/output error"
+        assert screen.is_dark("Virtual-2: set mode: Input/output error")
         board.faults["dumb"] = [errno.ENOSPC]
         with pytest.raises(SinkError, match="Virtual-2: create dumb buffer: No space left"):
             await screen.output.allocate(1)
@@ -492,7 +516,7 @@ async def test_attached_in_the_moment_of_an_unbind(tmp_path: Path, zero_copy: st
         screen = Screen(made)
         board.unbind()
         await screen.show()
-        assert screen.output.dark
+        assert screen.output.state is ScreenState.DARK
         board.present = True
         await until(lambda: screen.output.path)
         assert screen.output.path == "zero copy"
@@ -531,7 +555,7 @@ async def test_failed_flip(tmp_path: Path, number: int, zero_copy: str) -> None:
         await until(lambda: card.pending or screen.done)
         card.vblank()
         await screen.complete()
-        await until(lambda: card.shown() and card.shown()["FB_ID"] != before and not screen.output.dark)
+        await until(lambda: card.shown() and card.shown()["FB_ID"] != before and screen.output.state is ScreenState.LIT)
         await screen.close()
 
 
@@ -544,8 +568,8 @@ async def test_monitor_unplugged(tmp_path: Path) -> None:
         card = board.card
         assert card is not None
         board.monitors[0] = None
-        await until(lambda: screen.output.dark)
-        assert screen.output.dark == "no monitor is connected"
+        await until(lambda: screen.output.state is ScreenState.DARK)
+        assert screen.is_dark("no monitor is connected")
         await until(lambda: card.shown() == {})
         began = trio.current_time()
         for _ in range(20):
@@ -573,7 +597,7 @@ async def test_guest_before_its_monitor(tmp_path: Path) -> None:
         with pytest.raises(OutputUnavailable, match="taken"):
             made.claim("card0/Virtual-1", 64, 48)
         board.monitors[0] = Monitor([(64, 48)])
-        await until(lambda: not screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.LIT)
         assert screen.output.path == "zero copy"
         await screen.close()
 
@@ -588,14 +612,14 @@ async def test_master(tmp_path: Path) -> None:
         card = board.card
         assert card is not None
         for _ in range(2):
-            assert screen.output.dark
+            assert screen.output.state is ScreenState.DARK
             screen.flip()
             await screen.complete()
             board.other_master = False
             await until(card.shown)
-            await until(lambda: not screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.LIT)
             card.take_master()
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.DARK)
         await screen.close()
 
 
@@ -608,35 +632,36 @@ async def test_master_without_a_privilege(tmp_path: Path) -> None:
         await screen.show()
         first = board.card
         assert first is not None
-        await until(lambda: first.barred)
+        await until(lambda: card_of(made).mastership is Mastership.CANNOT_ASK)
         screen.flip()
         await screen.complete()
         await trio.sleep(0.1)
-        assert (first.fd >= 0, screen.output.dark) == (True, "another program is DRM master")
+        assert first.fd >= 0
+        assert screen.is_dark("another program is DRM master")
         board.other_master = False
-        await until(lambda: not screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.LIT)
         card = board.card
         assert card is not None
         assert (card is not first, first.fd, card.master) == (True, -1, True)
         assert screen.output.path == "zero copy"
         for _ in range(2):  # it has been master now, and may ask again
             card.take_master()
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.DARK)
             board.other_master = False
-            await until(lambda: not screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.LIT)
             assert board.card is card
         await screen.close()
         assert [one.fd for one in board.cards if one is not card] == [-1] * (len(board.cards) - 1)
 
 
-class Manager(Seat):
+class Manager(Libseat):
     """A session manager of the model's."""
 
     def __init__(self, board: Board, *, ours: bool = True) -> None:
         self.active = ours
         self.board = board
         self.files: set[int] = set()
-        self.early: set[int] = set()
+        self.stale: set[int] = set()
         board.opened = self._opened
         self.left = False
         self._changed = trio.Event()
@@ -645,18 +670,18 @@ class Manager(Seat):
         """It is there."""
 
     def manages(self, fd: int) -> bool:
-        return fd in self.files or fd in self.early
+        return fd in self.files or fd in self.stale
 
-    def outdated(self, path: str, fd: int) -> bool:
+    def is_outdated(self, path: str, fd: int) -> bool:
         return self.active and fd not in self.files
 
-    def _opened(self, fd: int, files: Files) -> None:
-        if files is self:
-            (self.files if self.active else self.early).add(fd)
+    def _opened(self, fd: int, opener: FileOpener) -> None:
+        if opener is self:
+            (self.files if self.active else self.stale).add(fd)
 
     def close(self, fd: int) -> None:
         self.files.discard(fd)
-        self.early.discard(fd)
+        self.stale.discard(fd)
         os.close(fd)
 
     def leave(self) -> None:
@@ -693,7 +718,7 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
             manager.switch(ours=False)
             card.vblank()
             await screen.complete()
-            await until(lambda: screen.output.dark == "another session has the seat")
+            await until(lambda: screen.is_dark("another session has the seat"))
             board.other_master = False  # whoever has the seat now may not be quick
             screen.flip(0)
             await screen.complete()
@@ -722,7 +747,7 @@ async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
         assert card is not None
         for _ in range(3):
             card.master = False
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.DARK)
             manager.switch(ours=False)
             board.other_master = False
             await trio.sleep(0.2)
@@ -743,12 +768,13 @@ async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
         first = board.card
         assert first is not None
         await trio.sleep(0.1)
-        assert (first.managed, screen.output.dark) == (True, "another program is DRM master")
+        assert first.is_managed
+        assert screen.is_dark("another program is DRM master")
         assert first.fd >= 0
         board.other_master = False
         await until(lambda: screen.output.path)
         assert board.card is not None
-        assert board.card.managed
+        assert board.card.is_managed
         assert manager.files == {board.card.fd}
         await screen.close()
 
@@ -765,11 +791,12 @@ async def test_seat_that_comes_late(tmp_path: Path) -> None:
         assert first is not None
         board.other_master = False
         await trio.sleep(0.2)
-        assert (screen.output.dark, first.managed, first.master) == ("another session has the seat", True, False)
+        assert screen.is_dark("another session has the seat")
+        assert (first.is_managed, first.master) == (True, False)
         manager.switch(ours=True)
         await until(lambda: board.card is not first and screen.output.path)
         assert board.card is not None
-        assert (board.card.managed, first.fd) == (True, -1)
+        assert (board.card.is_managed, first.fd) == (True, -1)
         await screen.close()
 
 
@@ -786,7 +813,7 @@ async def test_revoked(tmp_path: Path, number: int) -> None:
         card.try_ioctl = lambda *_: number  # type: ignore[method-assign]
         screen.flip()
         await screen.complete()
-        await until(lambda: screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.DARK)
         board.present = True
         await until(lambda: screen.output.path)
         assert board.card is not card
@@ -830,7 +857,7 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
         late = await screen.output.attach(Pages(), screen.pages[0].geometry)
         board.present = True
         (tmp_path / "card1").touch()
-        await until(lambda: not screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.LIT)
         assert board.card is not old
         way = ("zero copy", "") if zero_copy == "require" else ("copy", "zero-copy is off")
         assert (screen.output.path, screen.output.reason) == way
@@ -873,7 +900,7 @@ async def test_card_with_another_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, name: str
 ) -> None:
     """A card comes back as another number: it and its connectors are known by their place, whatever they were called by."""
-    monkeypatch.setattr(sink, "place_of", lambda node: "/sys/devices/model")
+    monkeypatch.setattr(finder, "sysfs_path_of", lambda node: "/sys/devices/model")
     board = Board()
     async with running(board, tmp_path, device=device) as made:
         screen = Screen(made, name)
@@ -909,7 +936,7 @@ async def test_failed_probe(tmp_path: Path) -> None:
         with capture_logs() as logs:
             board.faults["probe"] = [errno.EIO] * 5
             board.monitors[0] = None
-            await until(lambda: screen.output.dark == "no monitor is connected")
+            await until(lambda: screen.is_dark("no monitor is connected"))
         assert [line["reason"] for line in logs if line["event"] == "cannot look at the connectors"] == [
             "probe connector: Input/output error"
         ]
@@ -923,7 +950,7 @@ async def test_failed_first_probe(tmp_path: Path) -> None:
     board.faults["probe"] = [errno.EIO]
     with capture_logs() as logs:
         async with running(board, tmp_path) as made:
-            await until(lambda: len(made._keepers) == 2)
+            await until(lambda: len(made._cards) == 2)
             board.faults["atomic"] = [errno.EOPNOTSUPP] * 2
             (tmp_path / "card2").touch()
             await until(lambda: len(board.faults["atomic"]) < 2)
@@ -942,7 +969,7 @@ async def test_connector_that_goes_while_it_is_looked_at(tmp_path: Path) -> None
         screen = Screen(made, "Virtual-2")
         await screen.show()
         board.vanished, board.monitors[1] = {0}, None
-        await until(lambda: screen.output.dark == "no monitor is connected")
+        await until(lambda: screen.is_dark("no monitor is connected"))
         await screen.close()
 
 
@@ -965,7 +992,7 @@ async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
 NIGHT, SIDEWAYS = b"night light", 8
 
 
-def lived_in(card: ModelCard) -> None:
+def lived_in(card: ModelDevice) -> None:
     """What a desktop leaves: two pictures, one with an overlay, turned and in warmer colours; and a screen whose link has failed."""
     card.light(0, 7, 0)
     card.light(1, 8, 1)
@@ -1054,14 +1081,14 @@ async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, i
         assert card is not None
         lit = screen.output._lit
         assert lit is not None
-        assert lit.placement.target == target
+        assert lit.mode.placement.target == target
         if board.can_leave_free:
             assert screen.output.path == "zero copy"
             assert tuple(card.shown()[name] for name in ("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H")) == target
         else:
             assert screen.output.path == "copy"
-            assert lit.ring is not None
-            view, pitch = lit.ring.front.memory.view, lit.ring.front.pitch
+            assert lit.mode.copy is not None
+            view, pitch = lit.mode.copy.buffers.front.memory.view, lit.mode.copy.buffers.front.pitch
             rows = [bytes(view[row * pitch : (row + 1) * pitch]) for row in range(60)]
             assert set(rows[:6] + rows[54:]) == {bytes(400)}
             assert set(rows[6:54]) == {bytes(18 * 4) + b"a" * 256 + bytes(18 * 4)}
@@ -1083,8 +1110,8 @@ async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
         await screen.show(Part(16, 8, 32, 16))
         lit = screen.output._lit
         assert lit is not None
-        assert lit.ring is not None
-        shown = bytes(lit.ring.front.memory.view[: 128 * 16])
+        assert lit.mode.copy is not None
+        shown = bytes(lit.mode.copy.buffers.front.memory.view[: 128 * 16])
         assert shown == b"".join(bytes([row] * 64 + [row + 100] * 64) for row in range(8, 24))
         await screen.close()
 
@@ -1123,7 +1150,7 @@ async def test_formats_that_the_card_does_not_show(
         rows = [bytes(4 * width)] * ((height - shown[1]) // 2) + rows + [bytes(4 * width)] * ((height - shown[1]) // 2)
 
         def picture() -> bytes:
-            return bytes(copies(screen).ring.front.memory.view[: 4 * width * height])
+            return bytes(copies(screen).buffers.front.memory.view[: 4 * width * height])
 
         assert picture() == b"".join(rows)
         screen.flip()
@@ -1131,7 +1158,7 @@ async def test_formats_that_the_card_does_not_show(
         await until(lambda: board.card is not None and board.card.pending)
         board.card.vblank()
         await screen.complete()
-        await until(lambda: b"\xff\xff" not in picture())  # the copier has turned its ring
+        await until(lambda: b"\xff\xff" not in picture())  # the copier has swapped its buffers
         second.memory[:] = first.memory
         await until(lambda: picture() == b"".join(rows))
         await screen.close()
@@ -1280,8 +1307,9 @@ async def test_every_flip_completes_once(
                 case _ if action.endswith("fails"):
                     board.faults.setdefault(action.removesuffix(" fails"), []).append(value)
             await trio.lowlevel.checkpoint()
-            for screen in screens:
+            for number, screen in enumerate(screens):
                 assert screen.done == list(range(len(screen.done)))
+                screen.check_state(on=number in on)
         for screen in screens:
             await screen.complete()
         board.faults.clear()

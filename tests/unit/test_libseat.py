@@ -1,4 +1,4 @@
-"""sinks/drm/seat.py with the real libseat and seatd: a seat without virtual terminals, whose clients switch between them."""
+"""sinks/drm/libseat.py with the real libseat and seatd: a seat without virtual terminals, whose clients switch between them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import trio
 from cffi import FFI
 from structlog.testing import capture_logs
 
-from displbe.sinks.drm import seat
-from displbe.sinks.drm.seat import Seat, find_seat
+from displbe.sinks.drm import libseat
+from displbe.sinks.drm.libseat import Libseat, find_libseat
 
 # Its socket's place is fixed; where a namespace can be had, it is nobody else's.
 SEATD = """
@@ -58,24 +58,24 @@ class Seatd:
 def seatd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seatd]:
     """seatd, as long as the test does not end it."""
     monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
-    monkeypatch.setattr(seat, "RETRY", 0.05)
-    monkeypatch.setattr(seat, "ENABLE_WAIT", 50)
+    monkeypatch.setattr(libseat, "RETRY", 0.05)
+    monkeypatch.setattr(libseat, "ENABLE_WAIT", 50)
     running = Seatd(monkeypatch)
     yield running
     running.end()
 
 
-def client() -> Seat:
+def client() -> Libseat:
     """libseat, which must be there."""
-    found = find_seat()
+    found = find_libseat()
     assert found is not None, "no libseat: tests/setup.sh installs it"
     return found
 
 
 @asynccontextmanager
-async def running(*clients: Seat) -> AsyncIterator[list[Seat]]:
+async def running(*clients: Libseat) -> AsyncIterator[list[Libseat]]:
     """Clients of seatd; what is given grows by each that has been told of a change."""
-    changes: list[Seat] = []
+    changes: list[Libseat] = []
     async with trio.open_nursery() as nursery:
         for one in clients:
             await trio.to_thread.run_sync(one.connect)
@@ -96,7 +96,7 @@ async def until(what: Callable[[], object]) -> None:
 async def test_switched_away_and_back(seatd: Seatd) -> None:
     """The second client has the seat when the first one has agreed, and the other way round."""
     none, first, second = client(), client(), client()
-    library: Any = _ffi.dlopen(seat.LIBRARY)
+    library: Any = _ffi.dlopen(libseat.LIBRARY)
     none.connect()
     none.leave()  # session 0, to which seatd switches nobody
     async with running(first, second) as changes:
@@ -118,10 +118,10 @@ async def test_the_other_one_leaves(seatd: Seatd, tmp_path: Path) -> None:
     node = str(tmp_path / "card0")
     async with running(first, second) as changes:
         fd = second.open(node)
-        assert (second.manages(fd), second.outdated(node, fd)) == (True, False)
+        assert (second.manages(fd), second.is_outdated(node, fd)) == (True, False)
         first.leave()
         await until(lambda: second.active and second in changes)
-        assert (second.manages(fd), second.outdated(node, fd)) == (True, True)
+        assert (second.manages(fd), second.is_outdated(node, fd)) == (True, True)
         second.close(fd)
         assert not second.manages(fd)
 
@@ -132,11 +132,11 @@ async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
     node = str(tmp_path / "card0")
     one = client()
     async with running(one):
-        assert one.outdated(node, -1)
+        assert one.is_outdated(node, -1)
         with capture_logs() as logs:
             fd = one.open(node)
             assert os.path.samestat(os.fstat(fd), os.stat(node))
-            assert (one.manages(fd), one.outdated(node, fd)) == (False, False)
+            assert (one.manages(fd), one.is_outdated(node, fd)) == (False, False)
             os.close(one.open(node))
         # Once; the reason is ENOENT, or EAGAIN with newer libseats.
         assert [bool(line["reason"]) for line in logs] == [True]
@@ -173,5 +173,5 @@ async def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert not one.manages(fd)
     one.close(fd)
     one.leave()
-    monkeypatch.setattr(seat, "LIBRARY", "libnone.so.1")
-    assert find_seat() is None
+    monkeypatch.setattr(libseat, "LIBRARY", "libnone.so.1")
+    assert find_libseat() is None
