@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def _failed(error: Exception, stamp: int) -> None:
 async def test_cards_are_told_at_the_configured_rate(autojump_clock: MockClock, rate: int) -> None:
     async with trio.open_nursery() as nursery:
         commits: Any = Commits()
-        shown = DirectScanout(commits, 0, nursery.start_soon, _failed)
+        shown = DirectScanout(commits, 0, nursery.start_soon, lambda: math.inf, _failed)
         shown.watch(rate)
         await trio.sleep(10 + 1 / rate)
         shown.stop()

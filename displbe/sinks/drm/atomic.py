@@ -42,7 +42,7 @@ Changes = dict[tuple[str, int], dict[str, int]]
 
 
 class Pipe(msgspec.Struct, frozen=True):
-    """The objects of a card that carry a picture to one connector: the connector's id and name, a CRTC and a primary plane."""
+    """A connector (its id and name), and the CRTC and primary plane that carry a picture to it."""
 
     device: DrmDevice
     connector: int
@@ -52,7 +52,10 @@ class Pipe(msgspec.Struct, frozen=True):
 
 
 class PlaneConfig(msgspec.Struct, frozen=True):
-    """A framebuffer on a plane: which part of it is shown in which part of a mode. Both parts are (x, y, width, height), in pixels."""
+    """A framebuffer on a plane: which part of it is shown in which part of a mode.
+
+    Both parts are (x, y, width, height), in pixels.
+    """
 
     fb: int
     source: tuple[int, int, int, int]
@@ -108,8 +111,8 @@ NEUTRAL: Final[dict[str, dict[str, int]]] = {
     # drm_blend.c: DRM_MODE_ROTATE_0, DRM_BLEND_ALPHA_OPAQUE, DRM_MODE_BLEND_PREMULTI.
     "plane": {"rotation": 1, "alpha": 0xFFFF, "pixel blend mode": 0},
 }
-"""Neutral values of other properties that change a picture. Each is set where the driver has it: the program that had the card before
-may have left a colour filter or a rotation.
+"""Neutral values of other properties that change a picture. Each is set where the driver has it: the program that had
+the card before may have left a colour filter or a rotation.
 """
 OFF: Final[dict[str, dict[str, int]]] = {
     "connector": {"CRTC_ID": 0},
@@ -120,7 +123,10 @@ OFF: Final[dict[str, dict[str, int]]] = {
 
 
 def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
-    """Return all changes that make the pipe show this and nothing else; `blob` is the mode's property blob. Raises DrmError."""
+    """Return all changes that make the pipe show this and nothing else; `blob` is the mode's property blob.
+
+    Raises DrmError.
+    """
     x, y, width, height = config.source
     left, top, across, down = config.target
     changes = _displaced(pipe)

@@ -1,4 +1,4 @@
-"""A guest's framebuffer on an output: a framebuffer of the card over the guest's own pages, or memory to copy frames from."""
+"""A guest's framebuffer on an output: a card's framebuffer over the guest's pages, or memory to copy frames from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ __all__ = ["DrmBuffer"]
 
 
 class DrmBuffer(SinkBuffer):
-    """A guest's buffer that is attached to one output. Its card may go and come back: `fb`, `refused` and `reason` change then."""
+    """A guest's buffer that is attached to one output.
+
+    Its card may go and come back: `fb`, `refused` and `reason` change then.
+    """
 
     def __init__(
         self, guest: GuestBuffer, geometry: Geometry, fourcc: int, remove: Callable[[DrmBuffer], Awaitable[None]]

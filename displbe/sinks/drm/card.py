@@ -1,6 +1,7 @@
 """A card and its outputs: opening it, DRM mastership, probing its connectors, its events, and closing it.
 
-A card looks at everything once a second, and whenever it is told that something may have changed, and corrects what is not as it should be.
+A card looks at everything once a second, and whenever it is told that something may have changed, and corrects what is
+not as it should be.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Probing(enum.Enum):
 class Card:
     """An open card, its connectors as last probed, and the claimed outputs that are on it.
 
-    `open_device` opens the card again. `attach_waiting` attaches the claimed outputs that have no card and belong to this one.
+    `open_device` opens the card again. `attach_waiting` attaches the claimed outputs that have no card and belong to
+    this one.
     """
 
     def __init__(
@@ -165,7 +167,10 @@ class Card:
         raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
 
     async def _reconcile(self) -> None:
-        """Reconcile all outputs at once: one whose hardware makes it wait delays the others only until the next look."""
+        """Reconcile all outputs at once.
+
+        An output that must wait for its hardware delays the others until the next look at most.
+        """
         self._attach_waiting(self)
         async with trio.open_nursery() as nursery:
             for output in list(self.outputs.values()):
@@ -243,7 +248,10 @@ class Card:
             self._log.warning(f"{self.mastership.obstacle} now: waiting for it to end")
 
     async def _find_better_file(self) -> CardState | None:
-        """Return the state for opening the card anew, through the seat or because another file can be master; None: this file is best."""
+        """Return the state that says why the card is to be opened anew; None: it is not.
+
+        Another file is better if a session manager opens it, or if it can be DRM master and this one cannot.
+        """
         if self.device.is_outdated:
             return CardState.OPENED_BY_SEAT
         if self.mastership is not Mastership.CANNOT_ASK:
@@ -305,7 +313,10 @@ class Card:
     # The end
 
     async def _close(self) -> None:
-        """Take the outputs off the card and close it. Its path and its connectors' names are then free for its successor."""
+        """Take the outputs off the card and close it.
+
+        Its path and its connectors' names are then free for its successor.
+        """
         if self.state is CardState.OPEN:
             self.state = CardState.GONE
         for output in list(self.outputs.values()):
@@ -315,7 +326,8 @@ class Card:
             with suppress(DrmError):  # the program whose picture it was has ended
                 await trio.to_thread.run_sync(self._saved.restore)
         trio.lowlevel.notify_closing(self.device.fd)
-        # virtio-gpu, for one, waits for ever for the device it has lost, when it has imported from others. Our loop must not wait with it.
+        # virtio-gpu, for one, waits for ever for the device it has lost if it has imported from others. Our loop must
+        # not wait with it.
         with trio.move_on_after(CLOSE_TIMEOUT) as waiting:
             await trio.to_thread.run_sync(self.device.close, abandon_on_cancel=True)
         if waiting.cancelled_caught:

@@ -1,9 +1,10 @@
-"""Copy mode: guests' frames are copied into the one of two dumb buffers that is not on the screen, which is then put onto the screen.
+"""Copy mode: guests' frames are copied into one of two dumb buffers, the one not on the screen, which is then shown.
 
-All of it runs in the output's copier thread. A guest may also draw into the frame on the screen without flipping (Xorg's shadow
-framebuffer does, and Linux's frontend has no message for it). While it does not flip, its frame is compared with a private copy of what
-was last seen in it, and copied again when it differs. The comparison is not with the dumb buffer, because reading a card's memory is slow
-wherever it is write-combined. A flip makes no private copy, which would double its cost, so the first look after a flip always copies.
+All of it runs in the output's copier thread. A guest may also draw into the frame on the screen without flipping
+(Xorg's shadow framebuffer does, and Linux's frontend has no message for it). While it does not flip, its frame is
+compared with a private copy of what was last seen in it, and copied again when it differs. The comparison is not with
+the dumb buffer, because reading a card's memory is slow wherever it is write-combined. A flip makes no private copy,
+which would double its cost, so the first look after a flip always copies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ __all__ = ["CopiedScanout", "CopyRegion", "copy_frame"]
 
 
 class CopyRegion(msgspec.Struct, frozen=True):
-    """The part of a frame that is copied: `rows` rows of `row` bytes, from an offset in the guest's buffer to one in ours, in bytes."""
+    """The part of a frame that is copied: `rows` rows of `row` bytes.
+
+    `source` is its offset in the guest's buffer, `target` that in ours, both in bytes.
+    """
 
     row: int
     rows: int
@@ -56,8 +60,8 @@ def _copy_pixels(pixels: memoryview, stride: int, region: CopyRegion, to: DumbBu
 class CopiedScanout:
     """Shows copies of one output's frames, while the output is lit.
 
-    `slot` is the framebuffer's index in `flip`. `failed` is called in the loop with the error and the serial number of a flip that
-    could not be shown; 0: it was no flip.
+    `slot` is the framebuffer's index in `flip`. `failed` is called in the loop with the error and the serial number of
+    a flip that could not be shown; 0: it was no flip.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """An open DRM device file and the card's objects: connectors, CRTCs, planes, framebuffers, blobs.
 
-Each method is one ioctl or a few. None waits unless its docstring says so. A failed ioctl is a DrmError that names the operation.
+Each method is one ioctl or a few. None waits unless its docstring says so. A failed ioctl is a DrmError that names the
+operation.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _OBJECT: Final = {
 
 
 class Mode(msgspec.Struct, frozen=True):
-    """A mode of a connector: its size in pixels, refreshes per second, and the kernel's `drm_mode_modeinfo` as bytes."""
+    """A mode of a connector: its size in pixels, refreshes per second, and the bytes of its `drm_mode_modeinfo`."""
 
     width: int
     height: int
@@ -78,7 +79,9 @@ class Mastership(enum.Enum):
     OTHER_PROGRAM = "other program"
     """Another file is DRM master. This one becomes master by asking once the other has been closed."""
     CANNOT_ASK = "cannot ask"
-    """Another file is DRM master, and this one may not ask: the card has to be opened anew once the other has been closed."""
+    """Another file is DRM master, and this one may not ask: the card has to be opened anew once the other has been
+    closed.
+    """
     OTHER_SESSION = "other session"
     """The session manager has given the seat to another session; it tells us when the seat is ours again."""
 
@@ -100,7 +103,10 @@ def sysfs_path_of(node: os.stat_result) -> str:
 
 
 class DrmDevice:
-    """An open device file of a card. Raises DrmError or OSError when it cannot be opened, or lacks what this sink needs."""
+    """An open device file of a card.
+
+    Raises DrmError or OSError when it cannot be opened, or lacks what this sink needs.
+    """
 
     def __init__(self, path: str, opener: FileOpener = PLAIN) -> None:
         self.path = path
@@ -133,11 +139,17 @@ class DrmDevice:
         return self.opener.open(self.path)
 
     def _read_sysfs_path(self) -> str:
-        """Return where in the machine the card is: a card that comes back has the same path, but perhaps another number."""
+        """Return where in the machine the card is.
+
+        A card that comes back has the same path, but perhaps another number.
+        """
         return sysfs_path_of(os.fstat(self.fd))
 
     def close(self) -> None:
-        """Close the file. The kernel frees what is left of ours, and mastership ends. Later ioctls fail with CardGone. May wait."""
+        """Close the file. The kernel frees what is left of ours, and mastership ends. Later ioctls fail with CardGone.
+
+        May wait.
+        """
         fd, self.fd = self.fd, -1
         self.opener.close(fd)
 
@@ -161,15 +173,19 @@ class DrmDevice:
             raise drm_error(operation, failed)
 
     def gone(self) -> bool:
-        """Return whether the card has been removed, or our file revoked. The errno of a refused import can look the same; this does not."""
+        """Return whether the card has been removed, or our file revoked.
+
+        The errno of a refused import can look the same; this does not.
+        """
         ask = uapi.drm_get_cap(capability=uapi.DRM_CAP_DUMB_BUFFER)
         return self.try_ioctl(uapi.DRM_IOCTL_GET_CAP, ask) in (errno.ENODEV, errno.ENXIO, errno.EBADF)
 
     def ask_for_master(self) -> Mastership:
         """Ask to be DRM master, and return what this file is then. A file that is master stays master.
 
-        drm_master_check_perm() in the kernel: without CAP_SYS_ADMIN, only the process that opened the file may ask, and only if the file
-        has been master before, as the first file that is opened is. A session manager's file can be master although it may not ask.
+        drm_master_check_perm() in the kernel: without CAP_SYS_ADMIN, only the process that opened the file may ask, and
+        only if the file has been master before, as the first file that is opened is. A session manager's file can be
+        master although it may not ask.
         """
         if self.is_managed:
             if not self.opener.active:
@@ -277,13 +293,19 @@ class DrmDevice:
             raise drm_error(f"{kind} property {name}", errno.ENOENT) from None
 
     def shown_framebuffer(self, plane: int) -> int:
-        """Return the id of the framebuffer that a plane shows; 0: none. Raises DrmError. Waits for a commit under way."""
+        """Return the id of the framebuffer that a plane shows; 0: none. Raises DrmError.
+
+        Waits for a commit under way.
+        """
         ask = uapi.drm_mode_get_plane(plane_id=plane)
         self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, ask)
         return int(ask.fb_id)
 
     def probe(self) -> list[CardConnector]:
-        """Probe all connectors and return them. Raises DrmError. May take long: the kernel reads the monitors' EDIDs."""
+        """Probe all connectors and return them. Raises DrmError.
+
+        May take long: the kernel reads the monitors' EDIDs.
+        """
         _, there = self._read_resources()
         found = []
         for identity in there:
@@ -334,9 +356,12 @@ class DrmDevice:
         return self._from_mask(ask.possible_crtcs)
 
     def add_framebuffer(self, handle: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
-        """Make a framebuffer of one plane of pixels (ADDFB2) and return its id. `pitch` and `offset` are in bytes. Raises DrmError.
+        """Make a framebuffer of one plane of pixels (ADDFB2) and return its id. `pitch` and `offset` are in bytes.
 
-        Where the driver knows modifiers, the layout is given as linear: without one, the driver may assume the layout it prefers.
+        Raises DrmError.
+
+        Where the driver knows modifiers, the layout is given as linear: without one, the driver may assume the layout
+        it prefers.
         """
         for flags in (uapi.DRM_MODE_FB_MODIFIERS, 0) if self._modifiers else (0,):
             ask = uapi.drm_mode_fb_cmd2(width=width, height=height, pixel_format=fourcc, flags=flags)
@@ -356,17 +381,20 @@ class DrmDevice:
         self.ioctl("leave framebuffer", uapi.DRM_IOCTL_MODE_CLOSEFB, uapi.drm_mode_closefb(fb_id=fb))
 
     def mark_dirty(self, fb: int) -> bool:
-        """Tell the driver that the framebuffer on the screen has changed (DIRTYFB), and return True; False: this driver need not be told.
+        """Tell the driver that the framebuffer on the screen has changed (DIRTYFB).
 
-        May wait for a refresh.
+        Return False if this driver need not be told. May wait for a refresh.
         """
         return self.try_ioctl(uapi.DRM_IOCTL_MODE_DIRTYFB, uapi.drm_mode_fb_dirty_cmd(fb_id=fb)) == 0
 
     def import_framebuffer(self, dmabuf: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
-        """Make a framebuffer over a dma-buf's pixels and return its id. Raises DrmError. The framebuffer keeps the dma-buf.
+        """Make a framebuffer over a dma-buf's pixels and return its id. Raises DrmError.
 
-        One import at a time: the kernel has one handle for each dma-buf and file, and does not count how often it was given out. The
-        close of a second import of the same dma-buf would close the handle of the first, and its number could then be another dma-buf's.
+        The framebuffer keeps the dma-buf.
+
+        One import at a time: the kernel has one handle for each dma-buf and file, and does not count how often it was
+        given out. The close of a second import of the same dma-buf would close the handle of the first, and its number
+        could then be another dma-buf's.
         """
         with self._importing:
             prime = uapi.drm_prime_handle(fd=dmabuf)

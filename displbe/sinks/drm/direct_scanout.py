@@ -1,9 +1,9 @@
 """Zero copy: the guest's own framebuffers on the screen, by one commit per flip that does not wait.
 
-A guest may also draw into the frame on the screen without flipping. Hardware that reads the frame at each refresh shows that by itself.
-Other drivers have to be told that a frame has changed (a virtual card's host, a panel that refreshes itself); those are the drivers that
-know DIRTYFB. They are told at the configured rate while the guest does not flip, by a commit of the same frame: whether the guest
-has drawn is not known, because its pixels are never looked at.
+A guest may also draw into the frame on the screen without flipping. Hardware that reads the frame at each refresh shows
+that by itself. Other drivers have to be told that a frame has changed (a virtual card's host, a panel that refreshes
+itself); those are the drivers that know DIRTYFB. They are told at the configured rate while the guest does not flip, by
+a commit of the same frame: whether the guest has drawn is not known, because its pixels are never looked at.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ __all__ = ["DirectScanout"]
 class DirectScanout:
     """Shows one output's frames without copying them, while the output is lit.
 
-    `slot` is the framebuffer's index in `flip`. `failed` is called with the error and the serial number of a flip that could not be
+    `slot` is the framebuffer's index in `flip`. `start_soon` starts a background task. `since_flip` returns the seconds
+    since the guest's last flip. `failed` is called with the error and the serial number of a flip that could not be
     shown; 0: it was no flip.
     """
 
@@ -36,6 +37,7 @@ class DirectScanout:
         flip: Atomic,
         slot: int,
         start_soon: Callable[..., Any],
+        since_flip: Callable[[], float],
         failed: Callable[[DrmError, int], None],
     ) -> None:
         self.refreshed = 0
@@ -43,11 +45,10 @@ class DirectScanout:
         self._flip = flip
         self._slot = slot
         self._start_soon = start_soon
+        self._since_flip = since_flip
         self._failed = failed
         self._stopped = False
         self._serial = 0
-        self._flipped_at = 0.0
-        """When the guest last flipped or the watch began, in seconds of trio's clock."""
         self._watching = trio.CancelScope()
 
     def stop(self) -> None:
@@ -62,7 +63,6 @@ class DirectScanout:
     def flip(self, buffer: DrmBuffer, serial: int) -> None:
         """Show another frame; the card's event carries the serial number."""
         self._serial = serial
-        self._flipped_at = trio.current_time()
         self._flip.set(self._slot, buffer.fb)
         try:
             self._flip.commit("flip", FLIP, serial)
@@ -86,18 +86,20 @@ class DirectScanout:
             return
 
     def watch(self, rate: float) -> None:
-        """While the guest does not flip, tell the card `rate` times a second that the frame on the screen may have changed."""
+        """While the guest does not flip, tell the card `rate` times a second that the frame may have changed."""
         self.unwatch()
         self._watching = scope = trio.CancelScope()
-        self._flipped_at = trio.current_time()
-        self._start_soon(self._refresh, RedrawWatch(rate, self._since_flip), scope)
+        began = trio.current_time()
+
+        def since_shown() -> float:
+            """Return the seconds since the last flip, or since the watch began."""
+            return min(self._since_flip(), trio.current_time() - began)
+
+        self._start_soon(self._refresh, RedrawWatch(rate, since_shown), scope)
 
     def unwatch(self) -> None:
         """End the watch."""
         self._watching.cancel()
-
-    def _since_flip(self) -> float:
-        return trio.current_time() - self._flipped_at
 
     async def _refresh(self, redraw: RedrawWatch, scope: trio.CancelScope) -> None:
         with scope:

@@ -1,4 +1,7 @@
-"""Dumb buffers: memory that every card can allocate. Frames are copied into them, or guests get them as a dma-buf (be-alloc)."""
+"""Dumb buffers: memory that every card can allocate.
+
+Frames are copied into them, or guests get them as a dma-buf (be-alloc).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ class DumbBuffer:
 
 
 class DoubleBuffer:
-    """Two dumb buffers of one shape (width, height, bits, fourcc). `front` was committed last, `back` is free to be drawn into."""
+    """Two dumb buffers of one shape (width, height, bits, fourcc).
+
+    `front` was committed last, `back` is free to be drawn into.
+    """
 
     def __init__(self, device: DrmDevice, shape: tuple[int, int, int, int]) -> None:
         self.shape = shape
@@ -73,8 +79,8 @@ class DoubleBuffer:
 class DumbAllocation(Allocation):
     """Pages of a card's dumb memory as a dma-buf. Raises DrmError.
 
-    The dumb buffer has one page per row, so that its size is exactly that of its pages, whatever alignment the driver wants for
-    pictures. Framebuffers over it have their own pitch.
+    The dumb buffer has one page per row, so that its size is exactly that of its pages, whatever alignment the driver
+    wants for pictures. Framebuffers over it have their own pitch.
     """
 
     def __init__(self, device: DrmDevice, pages: int) -> None:

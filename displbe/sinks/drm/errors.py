@@ -1,4 +1,4 @@
-"""Errors of a card: one exception for each meaning of an errno, with the operation and the connector that it was for."""
+"""Errors of a card: an exception for each meaning of an errno, which names the operation and its connector."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class NotMaster(DrmError):
 
 
 class CardGone(DrmError):
-    """ENODEV, ENXIO, EBADF: the card has been removed, or our file revoked. Some drivers also answer ENODEV to an import."""
+    """ENODEV, ENXIO, EBADF: the card has been removed, or our file revoked.
+
+    Some drivers also answer ENODEV to an import.
+    """
 
 
 class Unfit(DrmError):

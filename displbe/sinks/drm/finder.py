@@ -1,4 +1,7 @@
-"""Finds the machine's cards and opens those that are to be used. Its methods wait for drivers, so they are called in worker threads."""
+"""Finds the machine's cards and opens those that are to be used.
+
+Its methods wait for drivers, so they are called in worker threads.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ _log = structlog.get_logger("displbe.drm")
 class CardFinder:
     """Opens the cards in a directory of device nodes that are not open yet.
 
-    `wanted` is `[drm] device`: `auto`, or a card's path or name. `open_card` opens a card; it raises DrmError or OSError.
+    `wanted` is `[drm] device`: `auto`, or a card's path or name. `open_card` opens a card; it raises DrmError or
+    OSError.
     """
 
     def __init__(self, directory: Path, wanted: str, open_card: Callable[[str], Card]) -> None:
@@ -67,7 +71,10 @@ class CardFinder:
             self._wanted_sysfs_path = card.device.sysfs_path
 
     def _wanted_paths(self) -> list[Path]:
-        """Return the device nodes of the cards that are wanted. A card that was named may come back as another number."""
+        """Return the device nodes of the cards that are wanted.
+
+        A card that was named may come back as another number.
+        """
         nodes = sorted(self._directory.glob("card*"))
         if self._wanted == "auto":
             return nodes

@@ -1,4 +1,7 @@
-"""The framebuffers that a guest has attached to an output, and how each gets to the screen: as cheaply as card and settings allow."""
+"""The framebuffers that a guest has attached to an output, and how each gets to the screen.
+
+The cheapest way is taken that the card, the buffer and the settings allow.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ ZERO_COPY_OFF: Final = "zero-copy is off"
 
 
 class FramebufferSet:
-    """One output's framebuffers. `warn` logs an event and its reason. Its async methods are called under the output's lock."""
+    """One output's framebuffers. `warn` logs an event and its reason.
+
+    Its async methods are called under the output's lock.
+    """
 
     def __init__(self, name: str, zero_copy: str, warn: Callable[[str, str], None]) -> None:
         self.buffers: set[DrmBuffer] = set()
@@ -53,10 +59,12 @@ class FramebufferSet:
         return {buffer.fb for buffer in self.buffers} - {0}
 
     def scanout_format(self, pipe: Pipe | None, fourcc: int) -> int:
-        """Return the format that the plane is told for pixels of this format. Raises SinkError EINVAL: the plane cannot show them.
+        """Return the format that the plane is told for pixels of this format.
 
-        It is the guest's format or its twin without alpha, since there is nothing below a full screen to blend with. If the plane
-        has neither, it is the one that copying can convert to.
+        Raises SinkError EINVAL: the plane cannot show them.
+
+        It is the guest's format or its twin without alpha, since there is nothing below a full screen to blend with. If
+        the plane has neither, it is the one that copying can convert to.
         """
         opaque = FORMATS[fourcc].opaque
         if pipe is None:
@@ -94,7 +102,10 @@ class FramebufferSet:
         await self.map(buffer)
 
     async def prepare_all(self, scanout: ScanoutPipe, shown: DrmBuffer, modes: Sequence[Mode]) -> None:
-        """Prepare the buffers that this card has not been asked about. Raises SinkError if `shown` cannot be prepared, CardGone."""
+        """Prepare the buffers that this card has not been asked about.
+
+        Raises SinkError if `shown` cannot be prepared, CardGone.
+        """
         for buffer in list(self.buffers):
             if not buffer.fb and not buffer.refused:
                 try:
@@ -110,7 +121,10 @@ class FramebufferSet:
             raise SinkError(Errno.EINVAL, f"no zero copy: {error}") from error
 
     def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
-        """Copy this buffer's frames from now on, or (not `lasting`) until the screen is switched on anew. Raises SinkError: forbidden."""
+        """Copy this buffer's frames from now on, or (not `lasting`) until the screen is switched on anew.
+
+        Raises SinkError: forbidden.
+        """
         self.check_copy_allowed(error)
         self.copy_reason = str(error)
         if lasting:
@@ -123,7 +137,10 @@ class FramebufferSet:
             buffer.view = await view_of(buffer.guest)
 
     async def map_alike(self, shown: DrmBuffer) -> None:
-        """Map this buffer and all of its geometry, to which the guest will flip, so that all are copied. Raises SinkError."""
+        """Map this buffer and all of its geometry, to which the guest will flip, so that all are copied.
+
+        Raises SinkError.
+        """
         await self.map(shown)
         for buffer in list(self.buffers):
             if buffer.geometry == shown.geometry:

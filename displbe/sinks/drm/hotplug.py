@@ -1,4 +1,7 @@
-"""Notices monitors and cards that come and go: uevents through pyudev; without pyudev or libudev, connectors are polled."""
+"""Notices monitors and cards that come and go, by uevents through pyudev.
+
+Without pyudev or libudev, the connectors are polled.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _log = structlog.get_logger("displbe.drm")
 def _monitor() -> Any:
     """Return a started monitor of DRM's uevents. Raises ImportError without pyudev or libudev, OSError."""
     pyudev = importlib.import_module("pyudev")
-    # udevd passes an event on after it has set the node's owner. Boards without udevd have only the kernel's own events.
+    # udevd passes an event on after it has set the node's owner. Without udevd there are only the kernel's own events.
     source = "udev" if os.path.exists("/run/udev/control") else "kernel"
     monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
     monitor.filter_by("drm")

@@ -2,9 +2,9 @@
 
 On a VT switch, the session manager takes that right away, and gives it back later.
 
-Only libseat's backends that ask a session manager are chosen, never one that takes a virtual terminal by itself. libseat's calls wait for
-the session manager, so they are made in worker threads, one at a time. Without the library, or without a session manager that answers,
-cards are opened like any file.
+Only libseat's backends that ask a session manager are chosen, never one that takes a virtual terminal by itself.
+libseat's calls wait for the session manager, so they are made in worker threads, one at a time. Without the library, or
+without a session manager that answers, cards are opened like any file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class FileOpener:
         return False
 
     def is_outdated(self, path: str, fd: int) -> bool:
-        """Return whether the card should be opened anew: a session manager opens it now, and did not when this file was opened."""
+        """Return whether the card should be opened anew.
+
+        That is so when a session manager opens it now, and did not when this file was opened.
+        """
         return False
 
 
@@ -117,7 +120,10 @@ class Libseat(FileOpener):
             _log.info(event, reason=reason or None)
 
     def _dispatch(self, milliseconds: int) -> None:
-        """Handle the session manager's messages. With 0 milliseconds, libseat does not notice that the session manager has ended."""
+        """Handle the session manager's messages.
+
+        With 0 milliseconds, libseat does not notice that the session manager has ended.
+        """
         if self._library.libseat_dispatch(self._seat, milliseconds) < 0:
             self._log_change("seat lost", os.strerror(_ffi.errno))
             self._disconnect()
@@ -155,7 +161,8 @@ class Libseat(FileOpener):
             fd = super().open(path)
             if not self.active:
                 self._stale_devices.add(fd)
-                # The first file of a card to be opened is its master, and here another session's is to be. Not every file is a card.
+                # The first file of a card to be opened is its master, and another session's file is to be. Other
+                # files than cards refuse this.
                 with suppress(OSError):
                     fcntl.ioctl(fd, uapi.DRM_IOCTL_DROP_MASTER, 0)
             return fd
@@ -197,7 +204,10 @@ class Libseat(FileOpener):
     # In the loop
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Handle the session manager's messages, and call `changed` each time the seat has become ours or another session's."""
+        """Handle the session manager's messages.
+
+        Call `changed` each time the seat has become ours or another session's.
+        """
         while True:
             before = self.active
             if self._seat is None:

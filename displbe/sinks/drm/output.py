@@ -43,7 +43,9 @@ from .settings import DrmSettings
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
 
 SERIALS: Final = 1 << 40
-"""A flip's serial number is the user data of its event. Each output counts from its key times this, so events name their output."""
+"""A flip's serial number is the user data of its event. Each output counts from its key times this, so events name
+their output.
+"""
 OFF: Final = "off"
 SWITCHING_ON: Final = "switching on"
 
@@ -176,7 +178,10 @@ class DrmOutput(Output):
             self._watch()
 
     async def _replace_last_frame(self, scanout: ScanoutPipe, mode: ActiveMode, buffer: DrmBuffer) -> None:
-        """Go dark because the frame on the screen is about to be removed; with `on-exit = "keep"`, show a copy in its place."""
+        """Go dark, because the frame on the screen is about to be removed.
+
+        With `on-exit = "keep"`, a copy of it takes its place.
+        """
         self._set_dark("the guest has removed what it showed")
         if self._settings.on_exit == "keep" and self._wanted is not None:
             try:
@@ -259,7 +264,10 @@ class DrmOutput(Output):
                 self._log.debug("cannot switch the screen off", reason=str(error))
 
     async def _is_still_shown(self, link: CardLink, lit: _LitScreen) -> bool:
-        """Return whether our picture is on the screen. A program that was DRM master for a moment may have put its own there."""
+        """Return whether our picture is on the screen.
+
+        A program that was DRM master for a moment may have put its own there.
+        """
         if isinstance(lit.scanout, CopiedScanout):
             buffers = lit.scanout.buffers
             ours = {buffers.front.fb, buffers.back.fb}
@@ -304,7 +312,8 @@ class DrmOutput(Output):
             self._lit = _LitScreen(mode, scanout)
             self.path, self.reason = "copy", self._framebuffers.copy_reason
         else:
-            self._lit = _LitScreen(mode, DirectScanout(mode.flip, mode.slot, self._start_soon, self._on_failed))
+            direct = DirectScanout(mode.flip, mode.slot, self._start_soon, self._since_flip, self._on_failed)
+            self._lit = _LitScreen(mode, direct)
             self.path, self.reason = "be-alloc" if shown.from_card else "zero copy", ""
         used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
@@ -420,6 +429,9 @@ class DrmOutput(Output):
         """The card's event says that the flip with this serial number is on the screen."""
         self._flip.on_shown(serial)
 
+    def _since_flip(self) -> float:
+        return trio.current_time() - self._flip.began
+
     def _on_late(self) -> None:
         self._warn("the card did not report a flip in time: it ends for the guest")
 
@@ -457,7 +469,10 @@ class DrmOutput(Output):
         self._released()
 
     async def _leave_last_frame(self) -> bool:
-        """With `on-exit = "keep"`, leave the last frame on the screen. Return False if there is none, or it cannot be kept."""
+        """With `on-exit = "keep"`, leave the last frame on the screen.
+
+        Return False if there is none, or it cannot be kept.
+        """
         link = self._link
         if self._settings.on_exit != "keep" or self._wanted is None or link is None:
             return False

@@ -47,7 +47,10 @@ class SavedState:
                     self._blobs[identity, name] = self._device.read_blob(state[name])
 
     def restore(self) -> None:
-        """Restore the state. Where a framebuffer has gone with its program, restore the other CRTCs. Raises DrmError."""
+        """Restore the state. Where a framebuffer has gone with its program, restore the other CRTCs.
+
+        Raises DrmError.
+        """
         for (identity, name), data in self._blobs.items():
             self._state["crtc", identity][name] = self._device.create_blob(data)
         try:

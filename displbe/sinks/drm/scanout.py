@@ -56,7 +56,10 @@ class ScanoutPipe:
         self._buffers: DoubleBuffer | None = None
 
     def import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
-        """Make a framebuffer over a guest's pages and return its id, if the card says that it would show it. Raises DrmError."""
+        """Make a framebuffer over a guest's pages and return its id, if the card says that it would show it.
+
+        Raises DrmError.
+        """
         with name_connector(self.pipe.name):
             return self._import_buffer(buffer, dmabuf, modes)
 
@@ -78,7 +81,10 @@ class ScanoutPipe:
         return fb
 
     def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
-        """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test. Raises DrmError."""
+        """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test.
+
+        Raises DrmError.
+        """
         device = self.pipe.device
         blob = device.create_blob(config.mode.raw)
         try:
@@ -91,7 +97,10 @@ class ScanoutPipe:
         return blob
 
     def remove(self, fb: int) -> None:
-        """Remove a framebuffer. A plane that shows it is switched off, and that is waited for. An error means that it is gone already."""
+        """Remove a framebuffer. A plane that shows it is switched off, and that is waited for.
+
+        An error means that it is gone already.
+        """
         with suppress(DrmError):
             self.pipe.device.remove_framebuffer(fb)
 
@@ -153,7 +162,10 @@ class ScanoutPipe:
             self._show_copy(buffer, part, active.placement)
 
     def switch_off(self) -> None:
-        """Switch the screen off, and free what was made to show something. Raises DrmError, and has freed it then too."""
+        """Switch the screen off, and free what was made to show something.
+
+        Raises DrmError, and has freed it then too.
+        """
         try:
             with name_connector(self.pipe.name):
                 Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
@@ -161,7 +173,10 @@ class ScanoutPipe:
             self._free()
 
     def leave(self) -> bool:
-        """Leave the copied frame on the screen and free everything else. Return False if there is none, or the kernel cannot do so."""
+        """Leave the copied frame on the screen and free everything else.
+
+        Return False if there is none, or the kernel cannot do so.
+        """
         buffers = self._buffers
         if buffers is None:
             return False

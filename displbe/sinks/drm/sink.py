@@ -63,7 +63,9 @@ class DrmSink(Sink):
         self._cards: dict[str, Card] = {}
         """By path."""
         self._locations: dict[str, tuple[str, int]] = {}
-        """Connector's name, with its card's (`card1/HDMI-A-1`) and without -> the card's sysfs path, and the connector's index there."""
+        """Connector's name, with its card's (`card1/HDMI-A-1`) and without -> the card's sysfs path, and the
+        connector's index there.
+        """
         self._search_now = trio.Event()
         self._next_key = 1
         self._clock = FlipClock()
@@ -178,7 +180,10 @@ class DrmSink(Sink):
         return output
 
     def _find(self, name: str) -> tuple[Card, CardConnector] | None:
-        """Return the connector of this name (`HDMI-A-1`, `card1/HDMI-A-1`), or else the one where a connector of this name was."""
+        """Return the connector of this name (`HDMI-A-1`, `card1/HDMI-A-1`).
+
+        If there is none, return the connector that is where one of this name was seen. None: there is none either.
+        """
         cards = [card for card in self._cards.values() if card.state is CardState.OPEN]
         named = [(card, c) for card in cards for c in card.connectors if name in _names(card, c)]
         if not named and name in self._locations:
