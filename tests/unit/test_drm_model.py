@@ -25,7 +25,7 @@ from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import card as card_module
 from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink
 from displbe.sinks.drm.buffer import DrmBuffer
-from displbe.sinks.drm.card import Card
+from displbe.sinks.drm.card import Card, CardState, Probing
 from displbe.sinks.drm.copied_scanout import CopiedScanout
 from displbe.sinks.drm.device import Mastership
 from displbe.sinks.drm.errors import DrmError
@@ -382,6 +382,36 @@ async def test_paths(tmp_path: Path) -> None:
     assert said == ["zero copy", "", "zero copy", "", "copy", "be-alloc", ""]
 
 
+async def test_flipped_while_what_was_shown_is_removed(tmp_path: Path) -> None:
+    """The guest's flip to another framebuffer is not forgotten when the removal of the one on the screen ends after it."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        removing, go_on, remove = threading.Event(), threading.Event(), card.remove_framebuffer
+
+        def slowly(fb: int) -> None:
+            removing.set()
+            assert go_on.wait(10)
+            remove(fb)
+
+        card.remove_framebuffer = slowly  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(screen.buffers[0].aclose)
+            await until(removing.is_set)
+            assert screen.is_dark("the guest has removed what it showed")
+            screen.flip(1)
+            go_on.set()
+        await screen.complete()
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        second = screen.buffers[1]
+        assert isinstance(second, DrmBuffer)
+        assert card.shown()["FB_ID"] == second.fb
+        await screen.close()
+
+
 async def test_import_refused(tmp_path: Path) -> None:
     """A card that does not import: copied. With `require`: refused, and nothing is held."""
     board = Board()
@@ -523,6 +553,26 @@ async def test_attached_in_the_moment_of_an_unbind(tmp_path: Path, zero_copy: st
         await screen.close()
 
 
+async def test_a_screen_that_is_off_stays_so_without_its_card(tmp_path: Path) -> None:
+    """A guest that shows nothing has nothing to lose: its screen is off, and not dark, and is switched on as ever."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        await screen.output.disable()
+        assert (screen.output.state, screen.output.reason) == (ScreenState.OFF, "off")
+        with capture_logs() as logs:
+            board.unbind()
+            await until(lambda: screen.output.pipe is None)
+        assert (screen.output.state, screen.output.reason) == (ScreenState.OFF, "off")
+        assert [line["event"] for line in logs if line["event"] == "output dark"] == []
+        board.present = True
+        await until(lambda: screen.output.pipe)
+        await screen.output.enable(screen.buffers[0], WHOLE)
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        await screen.close()
+
+
 async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
     """A card that did not import what the guest had, and does so when it comes back (another driver, for one): no copies then."""
     board = Board()
@@ -618,8 +668,10 @@ async def test_master(tmp_path: Path) -> None:
             board.other_master = False
             await until(card.shown)
             await until(lambda: screen.output.state is ScreenState.LIT)
+            assert card_of(made).mastership is Mastership.MASTER
             card.take_master()
-            await until(lambda: screen.output.state is ScreenState.DARK)
+            await until(lambda: screen.is_dark("another program is DRM master"))
+            assert card_of(made).mastership is Mastership.OTHER_PROGRAM
         await screen.close()
 
 
@@ -752,6 +804,7 @@ async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
             board.other_master = False
             await trio.sleep(0.2)
             assert (board.cards, card.master) == ([card], False)
+            assert card_of(made).mastership is Mastership.OTHER_SESSION
             manager.switch(ours=True)
             await until(lambda: screen.output.path)
         await screen.close()
@@ -793,6 +846,7 @@ async def test_seat_that_comes_late(tmp_path: Path) -> None:
         await trio.sleep(0.2)
         assert screen.is_dark("another session has the seat")
         assert (first.is_managed, first.master) == (True, False)
+        assert card_of(made).mastership is Mastership.OTHER_SESSION
         manager.switch(ours=True)
         await until(lambda: board.card is not first and screen.output.path)
         assert board.card is not None
@@ -844,9 +898,12 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
         old = board.card
         assert old is not None
         board.unbind()
+        old_card = card_of(made)
+        assert old_card.state is CardState.OPEN
         screen.flip()
         await screen.complete()
         await until(lambda: old.fd < 0)
+        assert (old_card.state, old_card.outputs) == (CardState.GONE, {})
         (tmp_path / "card0").unlink()
         assert screen.output.pipe is None
         assert [(buffer.path, buffer.reason) for buffer in screen.buffers] == [("", "")] * 2
@@ -936,7 +993,9 @@ async def test_failed_probe(tmp_path: Path) -> None:
         with capture_logs() as logs:
             board.faults["probe"] = [errno.EIO] * 5
             board.monitors[0] = None
+            await until(lambda: card_of(made)._probing is Probing.FAILED)
             await until(lambda: screen.is_dark("no monitor is connected"))
+            assert card_of(made)._probing is not Probing.FAILED
         assert [line["reason"] for line in logs if line["event"] == "cannot look at the connectors"] == [
             "probe connector: Input/output error"
         ]

@@ -167,10 +167,7 @@ class Card:
         raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
 
     async def _reconcile(self) -> None:
-        """Reconcile all outputs at once.
-
-        An output that must wait for its hardware delays the others until the next look at most.
-        """
+        """Reconcile all outputs at once: one that must wait for its hardware delays only the others' next turn."""
         self._attach_waiting(self)
         async with trio.open_nursery() as nursery:
             for output in list(self.outputs.values()):
