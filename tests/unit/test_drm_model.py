@@ -1,4 +1,4 @@
-"""The DRM sink on a model of the kernel: orders of events and failures that no lab shows at will."""
+"""The DRM sink on a model of the kernel, with orders of events and failures that no lab can produce at will."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ QUICK = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Any:
-    """Everything that happens once a second happens at once."""
+    """Shorten all times."""
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in QUICK.items():
             patch.setattr(module, name, value)
@@ -61,13 +61,13 @@ def _quick() -> Any:
 
 
 def _no_monitor() -> Any:
-    """The kernel of this machine knows nothing of the model's cards: they are polled, with pyudev installed or without."""
+    """Without events, since the kernel sends none for the model's cards: they are polled."""
     raise OSError("no events of a model")
 
 
 @asynccontextmanager
 async def running(board: Board, devices: Path, seat: Libseat | None = None, **keys: Any) -> AsyncIterator[DrmSink]:
-    """A sink on the board."""
+    """Run a sink on the board."""
     (devices / "card0").touch()
     made = DrmSink(DrmSettings(**keys), board.open, devices, lambda: seat)
     async with trio.open_nursery() as nursery:
@@ -77,7 +77,7 @@ async def running(board: Board, devices: Path, seat: Libseat | None = None, **ke
 
 
 def copies(screen: Screen) -> CopiedScanout:
-    """What copies an output's frames."""
+    """Return what copies an output's frames."""
     lit = screen.output._lit
     assert lit is not None
     assert isinstance(lit.scanout, CopiedScanout)
@@ -85,13 +85,13 @@ def copies(screen: Screen) -> CopiedScanout:
 
 
 def card_of(made: DrmSink) -> Card:
-    """The sink's one card."""
+    """Return the sink's one card."""
     (found,) = made._cards.values()
     return found
 
 
 class Screen:
-    """An output with a guest's two framebuffers, of which the first is shown, and the flips that have completed."""
+    """An output with a guest's two framebuffers, of which the first is shown, and the flips that have ended."""
 
     def __init__(self, made: DrmSink, name: str = "Virtual-1", pages: list[Pages] | None = None) -> None:
         claimed = made.claim(name, 64, 48)
@@ -104,33 +104,33 @@ class Screen:
         self.accepted = 0
 
     def is_dark(self, reason: str) -> bool:
-        """The screen is dark for this reason."""
+        """Return whether the screen is dark for this reason."""
         return (self.output.state, self.output.reason) == (ScreenState.DARK, reason)
 
     def check_state(self, *, on: bool) -> None:
-        """What an output says of itself is consistent; `on`: the guest has switched it on."""
+        """Assert that the output's attributes agree; `on`: the guest has switched it on."""
         shown = self.output
         assert (shown.state is not ScreenState.OFF) == on
         assert (shown.state is ScreenState.LIT) == (shown._lit is not None) == bool(shown.path)
         assert shown.reason or shown.state is ScreenState.LIT
 
     async def show(self, part: Part = WHOLE) -> None:
-        """Attach and switch on."""
+        """Attach the framebuffers and switch on."""
         self.buffers = [await self.output.attach(pages, pages.geometry) for pages in self.pages]
         await self.output.enable(self.buffers[0], part)
 
     @property
     def waiting(self) -> bool:
-        """A flip is under way: the caller of the sink waits then."""
+        """A flip is under way: the next one has to wait."""
         return len(self.done) < self.accepted
 
     def flip(self, index: int = 1) -> None:
-        """Flip; the token counts up."""
+        """Flip, with the next token."""
         self.output.flip(self.buffers[index], self.accepted)
         self.accepted += 1
 
     async def replace(self, index: int) -> None:
-        """Destroy a framebuffer and make it again, as often as that fails."""
+        """Destroy a framebuffer and make it again; try until that succeeds."""
         await self.buffers[index].aclose()
         made: SinkBuffer | None = None
         while made is None:
@@ -139,14 +139,14 @@ class Screen:
         self.buffers[index] = made
 
     async def complete(self) -> None:
-        """Wait until the last flip is over, and see that it was over once."""
+        """Wait for the end of the last flip, and assert that each flip has ended once."""
         with trio.fail_after(10):
             while self.waiting:
                 await trio.sleep(0.001)
         assert self.done == list(range(self.accepted))
 
     async def close(self) -> None:
-        """As a device does that closes."""
+        """Release everything, as a device does when it closes."""
         for buffer in self.buffers:
             await buffer.aclose()
         await self.output.release()
@@ -155,14 +155,14 @@ class Screen:
 
 
 async def until(what: Callable[[], object]) -> None:
-    """Wait for something."""
+    """Wait until a condition holds."""
     with trio.fail_after(10):
         while not what():
             await trio.sleep(0.001)
 
 
 async def test_zero_copy(tmp_path: Path) -> None:
-    """The guest's own framebuffers are on the plane, a flip is over when the card says so, and at the end nothing is left."""
+    """The guest's own framebuffers are on the plane; the card's event ends a flip; at the end nothing is left."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -203,7 +203,7 @@ async def test_copy(tmp_path: Path) -> None:
 
 
 async def test_drawn_without_flipping(tmp_path: Path) -> None:
-    """What a guest draws into the frame it shows is shown; while it draws nothing, nothing is committed."""
+    """Drawing into the frame on the screen is shown; while the guest draws nothing, nothing is committed."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -232,12 +232,12 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
 
 
 def on_screen(screen: Screen, at: int = 0) -> bytes:
-    """An octet of the copy that the screen shows."""
+    """Return a byte of the copy on the screen."""
     return bytes(copies(screen).buffers.front.memory.view[at : at + 1])
 
 
 async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
-    """What was seen before a flip says nothing of what the flip shows: the guest draws just that into its new frame."""
+    """The guest draws into its new frame the pixels that were last seen in the old one: they are shown all the same."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -256,7 +256,7 @@ async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
 
 
 async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: Path) -> None:
-    """The guest destroys the framebuffer on the screen, and flips to another: that one is watched too."""
+    """The guest destroys the framebuffer on the screen and flips to another, which is watched as well."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -273,7 +273,7 @@ async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: 
 
 
 async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that flips less often than its frames could be looked at costs one copy and one commit per flip, in the copier's thread."""
+    """A guest that flips costs one copy and one commit per flip, in the copier's thread, and its frames are not looked at."""
     monkeypatch.setattr(redraw, "STILL", 1000.0)
     board = Board()
     threads = set()
@@ -305,7 +305,7 @@ async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("must_be_told", [True, False])
 async def test_drawn_without_flipping_or_copying(tmp_path: Path, must_be_told: bool) -> None:
-    """Zero copy: a card that has to be told is told, while the guest does not flip; the other one never is."""
+    """Zero copy: a card that has to be told of redraws is told while the guest does not flip; another is never told."""
     board = Board()
     board.must_be_told = must_be_told
     async with running(board, tmp_path, refresh=100) as made:
@@ -339,7 +339,7 @@ async def test_drawn_without_flipping_or_copying(tmp_path: Path, must_be_told: b
 
 
 async def test_paths(tmp_path: Path) -> None:
-    """An output says how frames get to its screen and why, and the log does once per change."""
+    """An output tells how frames get to its screen and why; the log tells it once per change."""
     board = Board()
     with capture_logs() as logs:
         async with running(board, tmp_path) as made:
@@ -383,7 +383,7 @@ async def test_paths(tmp_path: Path) -> None:
 
 
 async def test_flipped_while_what_was_shown_is_removed(tmp_path: Path) -> None:
-    """The guest's flip to another framebuffer is not forgotten when the removal of the one on the screen ends after it."""
+    """A flip during the removal of the framebuffer on the screen is shown after the removal."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -413,7 +413,7 @@ async def test_flipped_while_what_was_shown_is_removed(tmp_path: Path) -> None:
 
 
 async def test_import_refused(tmp_path: Path) -> None:
-    """A card that does not import: copied. With `require`: refused, and nothing is held."""
+    """Frames are copied if the card does not import; with `require`, the buffer is refused and nothing is held."""
     board = Board()
     board.can_import = False
     async with running(board, tmp_path) as made:
@@ -431,7 +431,7 @@ async def test_import_refused(tmp_path: Path) -> None:
 
 
 async def test_import_that_is_not_whole(tmp_path: Path) -> None:
-    """A framebuffer that is made, and then something fails: it is not forgotten."""
+    """A framebuffer is removed when a later step of its import fails."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -445,7 +445,7 @@ async def test_import_that_is_not_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSPC, errno.ERANGE])
 async def test_scanout_refused(tmp_path: Path, number: int) -> None:
-    """A card that imports a buffer, but does not show it: copied."""
+    """Frames are copied if the card imports a buffer but does not show it."""
     board = Board()
     board.faults["test"] = [number]
     async with running(board, tmp_path) as made:
@@ -459,7 +459,7 @@ async def test_scanout_refused(tmp_path: Path, number: int) -> None:
 
 
 async def test_edid(tmp_path: Path) -> None:
-    """A monitor's EDID, whole blocks of it, and that of the one which takes its place; no EDID where it sends none."""
+    """The EDID is the monitor's, in whole blocks, also of a monitor that replaces another; None if it sends none."""
     first, second = bytes(range(128)), bytes(range(255, -1, -1))
     board = Board()
     board.monitors[0] = Monitor([(64, 48)], first)
@@ -478,7 +478,7 @@ async def test_edid(tmp_path: Path) -> None:
 
 
 async def test_refusals_name_the_connector(tmp_path: Path) -> None:
-    """Whatever the card refuses of a guest's picture, the error says which operation it was and whose."""
+    """The error for a refused picture names the operation and the connector."""
     board = Board(connectors=2)
     async with running(board, tmp_path, zero_copy="require") as made:
         screen = Screen(made, "Virtual-2")
@@ -500,7 +500,7 @@ async def test_refusals_name_the_connector(tmp_path: Path) -> None:
 
 
 async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> None:
-    """A device's framebuffer is attached to all its connectors: memory of the card's is that on each of them."""
+    """Memory of the card is be-alloc on each of the card's outputs."""
     async with running(Board(connectors=2), tmp_path) as made:
         screens = [Screen(made), Screen(made, "Virtual-2")]
         allocation = await screens[0].output.allocate(3)
@@ -519,7 +519,7 @@ async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EIO])
 @pytest.mark.parametrize(("zero_copy", "path"), [("auto", "zero copy"), ("require", "zero copy"), ("off", "copy")])
 async def test_failed_mode(tmp_path: Path, number: int, zero_copy: str, path: str) -> None:
-    """A screen that cannot be switched on at the moment: not the guest's fault, nor its buffer's. It is tried again."""
+    """A screen that cannot be switched on now is tried again; neither the guest nor its buffer is blamed."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
@@ -540,7 +540,7 @@ async def test_failed_mode(tmp_path: Path, number: int, zero_copy: str, path: st
 
 @pytest.mark.parametrize("zero_copy", ["auto", "require"])
 async def test_attached_in_the_moment_of_an_unbind(tmp_path: Path, zero_copy: str) -> None:
-    """The card has gone, which nobody has noticed yet: that says nothing of the buffer. It is imported when the card is back."""
+    """The card is gone, unnoticed yet, when a buffer is attached: the buffer is imported when the card is back."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy) as made:
         screen = Screen(made)
@@ -554,7 +554,7 @@ async def test_attached_in_the_moment_of_an_unbind(tmp_path: Path, zero_copy: st
 
 
 async def test_a_screen_that_is_off_stays_so_without_its_card(tmp_path: Path) -> None:
-    """A guest that shows nothing has nothing to lose: its screen is off, and not dark, and is switched on as ever."""
+    """A screen that the guest has switched off is OFF, not DARK, while its card is gone; it can be switched on afterwards."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -574,7 +574,7 @@ async def test_a_screen_that_is_off_stays_so_without_its_card(tmp_path: Path) ->
 
 
 async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
-    """A card that did not import what the guest had, and does so when it comes back (another driver, for one): no copies then."""
+    """A card that comes back with a driver that imports what the old one refused shows it without a copy."""
     board = Board()
     board.can_import = False
     async with running(board, tmp_path) as made:
@@ -592,7 +592,7 @@ async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM])
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_failed_flip(tmp_path: Path, number: int, zero_copy: str) -> None:
-    """A flip that the kernel refuses is over all the same, and the frame is shown in another way."""
+    """A flip that the kernel refuses ends all the same, and the frame is shown in another way."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
@@ -634,7 +634,7 @@ async def test_monitor_unplugged(tmp_path: Path) -> None:
 
 
 async def test_guest_before_its_monitor(tmp_path: Path) -> None:
-    """An output without a monitor can be claimed, switched on and flipped; an unknown name, or a taken one, cannot be claimed."""
+    """An output without a monitor can be claimed, switched on and flipped; unknown and taken names cannot be claimed."""
     board = Board()
     board.monitors[0] = None
     async with running(board, tmp_path) as made:
@@ -653,7 +653,7 @@ async def test_guest_before_its_monitor(tmp_path: Path) -> None:
 
 
 async def test_master(tmp_path: Path) -> None:
-    """Another program was there first; it ends; it comes back; it ends again."""
+    """Another program is DRM master at first, ends, comes back, and ends again."""
     board = Board()
     board.other_master = True
     async with running(board, tmp_path) as made:
@@ -676,7 +676,7 @@ async def test_master(tmp_path: Path) -> None:
 
 
 async def test_master_without_a_privilege(tmp_path: Path) -> None:
-    """A file that never was master may not ask to be; the first one that is opened when nobody is master becomes it."""
+    """A file that never was DRM master may not ask to be; the first file opened while there is none becomes master."""
     board = Board()
     board.privileged, board.other_master = False, True
     async with running(board, tmp_path) as made:
@@ -707,7 +707,7 @@ async def test_master_without_a_privilege(tmp_path: Path) -> None:
 
 
 class Manager(Libseat):
-    """A session manager of the model's."""
+    """The model's session manager."""
 
     def __init__(self, board: Board, *, ours: bool = True) -> None:
         self.active = ours
@@ -719,7 +719,7 @@ class Manager(Libseat):
         self._changed = trio.Event()
 
     def connect(self) -> None:
-        """It is there."""
+        """Connect at once."""
 
     def manages(self, fd: int) -> bool:
         return fd in self.files or fd in self.stale
@@ -746,7 +746,7 @@ class Manager(Libseat):
             changed()
 
     def switch(self, *, ours: bool) -> None:
-        """To another session, or to ours."""
+        """Give the seat to our session or to another."""
         self.active = ours
         self.board.other_master = not ours
         for card in self.board.cards:
@@ -757,7 +757,7 @@ class Manager(Libseat):
 
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_seat(tmp_path: Path, zero_copy: str) -> None:
-    """The session manager takes the card away and gives it back, in the middle of flips: dark, no attempt to take it, then the picture."""
+    """The seat goes away and comes back during flips: the screen is dark, the card is left alone, then lit again."""
     board = Board()
     manager = Manager(board)
     async with running(board, tmp_path, manager, zero_copy=zero_copy, refresh=0) as made:
@@ -771,7 +771,7 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
             card.vblank()
             await screen.complete()
             await until(lambda: screen.is_dark("another session has the seat"))
-            board.other_master = False  # whoever has the seat now may not be quick
+            board.other_master = False  # the other session may not be master at once
             screen.flip(0)
             await screen.complete()
             await trio.sleep(0.05)
@@ -789,7 +789,7 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
 
 
 async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
-    """The session manager takes the card away a moment before it says so: nobody is master then, and we do not become it."""
+    """A session manager takes the card away a moment before it says so: the free card is not taken then."""
     board = Board()
     manager = Manager(board)
     async with running(board, tmp_path, manager) as made:
@@ -811,7 +811,7 @@ async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
 
 
 async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
-    """A session manager asks once for a card's mastership, when it opens it: it is asked again when nobody is master."""
+    """A session manager asks for DRM master only when it opens a card: it opens it again once no program is master."""
     board = Board()
     board.privileged, board.other_master = False, True
     manager = Manager(board)
@@ -833,7 +833,7 @@ async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
 
 
 async def test_seat_that_comes_late(tmp_path: Path) -> None:
-    """A card that was opened while the seat was another's is not touched, and opened anew through the seat when that becomes ours."""
+    """A card opened while another session has the seat is not used; it is opened anew when the seat becomes ours."""
     board = Board()
     board.other_master = True
     manager = Manager(board, ours=False)
@@ -856,7 +856,7 @@ async def test_seat_that_comes_late(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENODEV])
 async def test_revoked(tmp_path: Path, number: int) -> None:
-    """Every ioctl of a revoked file fails: dark, the card is opened anew as soon as that works, and the picture returns."""
+    """A revoked file makes the screen dark; the card is opened anew as soon as possible, and the picture returns."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -875,7 +875,7 @@ async def test_revoked(tmp_path: Path, number: int) -> None:
 
 
 async def test_another_picture(tmp_path: Path) -> None:
-    """Master was away and is back before we looked: another's picture on our plane gives it away."""
+    """DRM master was lost and came back between two looks: another picture on the plane is noticed and replaced."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -890,7 +890,7 @@ async def test_another_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
-    """The card goes and comes back, under another number: the guest's buffers are on it again."""
+    """A card goes and comes back as another number: the guest's buffers are on it again."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy) as made:
         screen = Screen(made)
@@ -924,7 +924,7 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
 
 
 async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
-    """A card comes back: all outputs import at once, two of them the same guest's dma-bufs. Each framebuffer lies over its own pages."""
+    """All outputs import at once when a card comes back, pairs of them the same dma-bufs: no framebuffer gets others' pages."""
     board = Board(connectors=4)
     board.slow = 0.001
     async with running(board, tmp_path) as made:
@@ -956,7 +956,7 @@ async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
 async def test_card_with_another_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, name: str
 ) -> None:
-    """A card comes back as another number: it and its connectors are known by their place, whatever they were called by."""
+    """A card that comes back as another number is known by its sysfs path, and its connectors too, by all their names."""
     monkeypatch.setattr(finder, "sysfs_path_of", lambda node: "/sys/devices/model")
     board = Board()
     async with running(board, tmp_path, device=device) as made:
@@ -975,7 +975,7 @@ async def test_card_with_another_number(
         await until(lambda: screen.output.pipe is None)
         await screen.close()
         (tmp_path / "card0").unlink()
-        screen = Screen(made, name)  # a guest may come while its card is away, or goes
+        screen = Screen(made, name)  # a guest may come while its card is away
         await screen.show()
         board.present = True
         (tmp_path / "card7").touch()
@@ -985,7 +985,7 @@ async def test_card_with_another_number(
 
 
 async def test_failed_probe(tmp_path: Path) -> None:
-    """The connectors cannot be looked at when a monitor goes: they are looked at again."""
+    """A probe that fails when a monitor goes is tried again."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -1003,7 +1003,7 @@ async def test_failed_probe(tmp_path: Path) -> None:
 
 
 async def test_failed_first_probe(tmp_path: Path) -> None:
-    """A card that could not be looked at once is looked at again; one without atomic mode setting never."""
+    """A card whose first probe fails is tried again; one without atomic mode setting is not."""
     board = Board()
     (tmp_path / "card1").touch()
     board.faults["probe"] = [errno.EIO]
@@ -1022,7 +1022,7 @@ async def test_failed_first_probe(tmp_path: Path) -> None:
 
 
 async def test_connector_that_goes_while_it_is_looked_at(tmp_path: Path) -> None:
-    """Those of DisplayPort hubs do: the others are seen all the same."""
+    """The connectors of a DisplayPort hub vanish with it: the others are probed all the same."""
     board = Board(connectors=2)
     async with running(board, tmp_path) as made:
         screen = Screen(made, "Virtual-2")
@@ -1033,7 +1033,7 @@ async def test_connector_that_goes_while_it_is_looked_at(tmp_path: Path) -> None
 
 
 async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
-    """Whoever was there before showed the same on both: the first to have a picture of its own leaves the other the CRTC."""
+    """Another program had one CRTC drive both connectors: each output gets a CRTC of its own."""
     board = Board(connectors=2)
     board.began = lambda card: card.light(0, 7, 0, 1)
     async with running(board, tmp_path) as made:
@@ -1052,7 +1052,7 @@ NIGHT, SIDEWAYS = b"night light", 8
 
 
 def lived_in(card: ModelDevice) -> None:
-    """What a desktop leaves: two pictures, one with an overlay, turned and in warmer colours; and a screen whose link has failed."""
+    """Set the state that a desktop leaves: two pictures, an overlay, a rotation, a colour table, a failed link."""
     card.light(0, 7, 0)
     card.light(1, 8, 1)
     card.fbs[9] = card.fbs[8]
@@ -1064,7 +1064,7 @@ def lived_in(card: ModelDevice) -> None:
 
 @pytest.mark.parametrize("gone", [0, 7, 8, 9])
 async def test_what_was_there_before(tmp_path: Path, gone: int) -> None:
-    """Nothing of it is in a guest's picture; at the end all of it is back, but for a CRTC of which a framebuffer is gone."""
+    """A desktop's state is not in a guest's picture, and is restored at the end, except on CRTCs whose framebuffer is gone."""
     board = Board(connectors=2)
     board.planes, board.began = 3, lived_in
     states: list[Any] = []
@@ -1101,7 +1101,7 @@ async def test_what_was_there_before(tmp_path: Path, gone: int) -> None:
 
 
 async def test_link_that_fails(tmp_path: Path) -> None:
-    """A DisplayPort's link is lost, which the kernel says of its connector: the mode is set again, once."""
+    """When a DisplayPort link has failed, the mode is set again, once."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -1128,7 +1128,7 @@ async def test_link_that_fails(tmp_path: Path) -> None:
     ],
 )
 async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, int, int, int]) -> None:
-    """A guest whose size is none of the monitor's modes."""
+    """The guest's size is none of the monitor's modes."""
     board = Board(modes=[(128, 60), (100, 60)])
     board.can_scale = able == "scale"
     board.can_leave_free = able != "nothing" and (able, scale) != ("scale", "none")
@@ -1159,7 +1159,7 @@ async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, i
 
 
 async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
-    """Copy mode copies the part that is shown, from where it lies."""
+    """Copy mode copies the part of the framebuffer that is shown."""
     board = Board(modes=[(32, 16)])
     async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
         screen = Screen(made)
@@ -1192,7 +1192,7 @@ RED: dict[str, bytes] = {
 async def test_formats_that_the_card_does_not_show(
     tmp_path: Path, zero_copy: str, modes: list[tuple[int, int]], name: str
 ) -> None:
-    """Frames are converted as they are copied, into whatever place; also what is drawn without flipping."""
+    """Frames are converted as they are copied, with and without borders, and also when drawn without flipping."""
     board = Board(modes=modes)
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=100) as made:
         screen = Screen(made, pages=[Pages(code=fourcc(name)), Pages(code=fourcc(name))])
@@ -1236,7 +1236,7 @@ async def test_formats_that_are_refused(tmp_path: Path, zero_copy: str, name: st
 @pytest.mark.parametrize("modes", [[(64, 48)], [(32, 16)]])
 @pytest.mark.parametrize("on_exit", ["restore", "keep", "blank"])
 async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]]) -> None:
-    """What is on the screen after the guest and we are gone; the guest may be larger than any mode."""
+    """The screen after the guest's and the sink's end, for each value of `on-exit`; the guest may be larger than any mode."""
     board = Board(connectors=2, modes=modes)
     states: list[Any] = []
     async with running(board, tmp_path, on_exit=on_exit) as made:
@@ -1262,7 +1262,7 @@ async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]
 
 
 async def test_connectors_find_their_crtcs(tmp_path: Path) -> None:
-    """Two guests on one card, each on its own CRTC; what was there before is out of their way."""
+    """Two guests on one card each get a CRTC, although another program had used one for the other's connector."""
     board = Board(connectors=2)
     async with running(board, tmp_path) as made:
         first, second = Screen(made, "Virtual-2"), Screen(made)
@@ -1285,7 +1285,7 @@ async def test_connectors_find_their_crtcs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 async def test_crtcs_for_those_that_have_no_other(tmp_path: Path, order: list[int]) -> None:
-    """A connector that can have several CRTCs takes what the fewest others can use."""
+    """A connector that can use several CRTCs takes the one that the fewest others can use."""
     board = Board(connectors=3)
     board.reach = [0b011, 0b001, 0b111]
     async with running(board, tmp_path) as made:
@@ -1311,7 +1311,7 @@ ACTIONS = st.tuples(
     ),
     WHICH,
 )
-"""What happens, and to which of two outputs."""
+"""An action with its value, and which of two outputs it is for."""
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -1319,7 +1319,7 @@ ACTIONS = st.tuples(
 async def test_every_flip_completes_once(
     tmp_path: Path, actions: list[tuple[tuple[str, int], int]], zero_copy: str, must_be_told: bool, privileged: bool
 ) -> None:
-    """Whatever fails in whatever order: every accepted flip completes exactly once, and at the end nothing is held.
+    """Failures in any order: every accepted flip ends exactly once, and at the end nothing is held.
 
     Two outputs show the same guest's pages.
     """
@@ -1377,12 +1377,12 @@ async def test_every_flip_completes_once(
         await trio.sleep(0.01)
         for screen in screens:
             assert screen.done == list(range(screen.accepted))
-        assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # what is wrong with the screen is not told the guest
+        assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # the guest is not told what is wrong with the screen
         if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
             assert (board.card.fbs, board.card.blobs, board.card.handles) == ({}, {}, {})
 
 
-async def test_what_the_operator_is_told_of_a_card(tmp_path: Path) -> None:
+async def test_description_of_a_card(tmp_path: Path) -> None:
     board = Board()
     async with running(board, tmp_path) as made:
         (said,) = made.abilities().values()

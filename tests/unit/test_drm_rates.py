@@ -1,4 +1,4 @@
-"""How often the DRM sink does what it does by time, on a clock of the test's own: nothing here depends on how quick the machine is."""
+"""The rates of what the DRM sink does by time, on a simulated clock: no result depends on the machine's speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from displbe.sinks.redraw import SLOWEST, STILL
 
 
 class Commits:
-    """An Atomic that takes everything."""
+    """An Atomic whose commits all succeed."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -31,7 +31,7 @@ class Commits:
 
 
 class Watched:
-    """A Copier that does nothing by itself."""
+    """A Copier without a thread: the test calls `look`."""
 
     def __init__(self) -> None:
         self.pause = 0.0
@@ -59,7 +59,7 @@ async def test_cards_are_told_at_the_configured_rate(autojump_clock: MockClock, 
 
 @pytest.mark.parametrize("rate", [2, 30, 120])
 def test_frames_are_looked_at_at_the_configured_rate(rate: int) -> None:
-    """At first, and again after each change; one that stays is looked at less and less often, to a limit."""
+    """The rate holds at first and after each change. An unchanged frame is looked at less and less often, down to a limit."""
     copier: Any = Watched()
     memory: Any = type("Memory", (), {"view": memoryview(bytearray(4))})
     dumb: Any = type("Dumb", (), {"fb": 1, "pitch": 4, "memory": memory})
@@ -80,7 +80,7 @@ def test_frames_are_looked_at_at_the_configured_rate(rate: int) -> None:
 
 
 async def test_flips_without_a_screen_complete_at_the_modes_rate(autojump_clock: MockClock) -> None:
-    """Neither earlier nor later: a guest that draws for its flips does as much work as with a screen."""
+    """Flips end neither earlier nor later, so that a guest does as much work as with a screen."""
     done: list[int] = []
     began = trio.current_time()
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""sinks/drm/libseat.py with the real libseat and seatd: a seat without virtual terminals, whose clients switch between them."""
+"""sinks/drm/libseat.py with the real libseat and seatd. Its seat has no virtual terminals; clients switch it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from displbe.sinks.drm import libseat
 from displbe.sinks.drm.libseat import Libseat, find_libseat
 
-# Its socket's place is fixed; where a namespace can be had, it is nobody else's.
+# The path of seatd's socket is fixed. Where namespaces can be made, this seatd's socket is in one of its own.
 SEATD = """
 if unshare -m mount -t tmpfs t /run 2>/dev/null; then
     exec unshare -m sh -c 'mount -t tmpfs t /run; exec seatd -n 1 -l debug'
@@ -36,7 +36,7 @@ class Seatd:
         self.start()
 
     def start(self) -> None:
-        """Until it can be reached."""
+        """Start it, and return when it can be reached."""
         environment = {**os.environ, "SEATD_VTBOUND": "0"}
         nothing = subprocess.DEVNULL
         self._process = subprocess.Popen(
@@ -47,7 +47,7 @@ class Seatd:
         self._patch.setenv("SEATD_SOCK", f"/proc/{self._process.pid}/root/run/seatd.sock")
 
     def end(self) -> None:
-        """At once."""
+        """Kill it."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None
@@ -56,7 +56,7 @@ class Seatd:
 
 @pytest.fixture
 def seatd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seatd]:
-    """seatd, as long as the test does not end it."""
+    """A running seatd, unless the test ends it."""
     monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
     monkeypatch.setattr(libseat, "RETRY", 0.05)
     monkeypatch.setattr(libseat, "ENABLE_WAIT", 50)
@@ -66,7 +66,7 @@ def seatd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seatd]:
 
 
 def client() -> Libseat:
-    """libseat, which must be there."""
+    """Return libseat, which has to be installed."""
     found = find_libseat()
     assert found is not None, "no libseat: tests/setup.sh installs it"
     return found
@@ -74,7 +74,7 @@ def client() -> Libseat:
 
 @asynccontextmanager
 async def running(*clients: Libseat) -> AsyncIterator[list[Libseat]]:
-    """Clients of seatd; what is given grows by each that has been told of a change."""
+    """Run clients of seatd. Each is appended to the list whenever it is told of a change."""
     changes: list[Libseat] = []
     async with trio.open_nursery() as nursery:
         for one in clients:
@@ -94,11 +94,11 @@ async def until(what: Callable[[], object]) -> None:
 
 
 async def test_switched_away_and_back(seatd: Seatd) -> None:
-    """The second client has the seat when the first one has agreed, and the other way round."""
+    """The second client gets the seat when the first one has given it up, and the other way round."""
     none, first, second = client(), client(), client()
     library: Any = _ffi.dlopen(libseat.LIBRARY)
     none.connect()
-    none.leave()  # session 0, to which seatd switches nobody
+    none.leave()  # takes session 0, to which seatd cannot switch
     async with running(first, second) as changes:
         assert (first.active, second.active) == (True, False)
         for turn in range(3):
@@ -111,8 +111,8 @@ async def test_switched_away_and_back(seatd: Seatd) -> None:
             await until(lambda: len(changes) == 2)
 
 
-async def test_the_other_one_leaves(seatd: Seatd, tmp_path: Path) -> None:
-    """A seat that was another's becomes ours; what was opened before is to be opened anew."""
+async def test_the_other_session_ends(seatd: Seatd, tmp_path: Path) -> None:
+    """The other session ends: the seat becomes ours, and a card that was opened before is outdated."""
     first, second = client(), client()
     (tmp_path / "card0").touch()
     node = str(tmp_path / "card0")
@@ -126,8 +126,8 @@ async def test_the_other_one_leaves(seatd: Seatd, tmp_path: Path) -> None:
         assert not second.manages(fd)
 
 
-async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
-    """A file that is none of its devices is opened without it, and not asked for again."""
+async def test_refused_device(seatd: Seatd, tmp_path: Path) -> None:
+    """A file that seatd refuses is opened without it, and seatd is not asked for it again."""
     (tmp_path / "card0").touch()
     node = str(tmp_path / "card0")
     one = client()
@@ -138,13 +138,13 @@ async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
             assert os.path.samestat(os.fstat(fd), os.stat(node))
             assert (one.manages(fd), one.is_outdated(node, fd)) == (False, False)
             os.close(one.open(node))
-        # Once; the reason is ENOENT, or EAGAIN with newer libseats.
+        # One line; its reason is ENOENT, or EAGAIN with newer versions of libseat.
         assert [bool(line["reason"]) for line in logs] == [True]
         one.close(fd)
 
 
-async def test_it_dies(seatd: Seatd) -> None:
-    """The loss is noticed once, and costs nothing; a new one is found."""
+async def test_seatd_dies(seatd: Seatd) -> None:
+    """The loss of seatd is noticed once, and a new seatd is found."""
     one = client()
     with capture_logs() as logs:
         async with running(one) as changes:
@@ -160,8 +160,8 @@ async def test_it_dies(seatd: Seatd) -> None:
     ]
 
 
-async def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Files are opened as any file; without the library there is no seat at all."""
+async def test_no_seatd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without seatd, cards are opened like any file. Without the library there is no Libseat."""
     monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
     monkeypatch.setenv("SEATD_SOCK", str(tmp_path / "none"))
     one = client()
