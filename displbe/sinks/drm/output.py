@@ -25,6 +25,7 @@ from displbe.ops.log import SparseLog
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.copier import Copier
 from displbe.sinks.flip import Flip, FlipClock
+from displbe.sinks.tasks import Tasks
 from displbe.wire.errors import Errno, from_host
 from displbe.xen.port import GuestBuffer
 
@@ -91,7 +92,7 @@ class _LitScreen(msgspec.Struct, frozen=True):
 class DrmOutput(Output):
     """A claimed connector. It outlives its card: `attach_card` and `detach_card` say when there is one.
 
-    `start_soon` starts a background task. `released` is called when the guest gives the output back.
+    `clock` and `tasks` are the sink's. `released` is called when the guest gives the output back.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class DrmOutput(Output):
         key: int,
         settings: DrmSettings,
         clock: FlipClock,
-        start_soon: Callable[..., Any],
+        tasks: Tasks,
         released: Callable[[], None],
     ) -> None:
         super().__init__(name)
@@ -108,7 +109,7 @@ class DrmOutput(Output):
         self.state = ScreenState.OFF
         self.reason = OFF
         self._settings = settings
-        self._start_soon = start_soon
+        self._tasks = tasks
         self._released = released
         self._log: Any = structlog.get_logger("displbe.drm").bind(connector=name)
         self._warn = SparseLog(self._log)
@@ -312,7 +313,7 @@ class DrmOutput(Output):
             self._lit = _LitScreen(mode, scanout)
             self.path, self.reason = "copy", self._framebuffers.copy_reason
         else:
-            direct = DirectScanout(mode.flip, mode.slot, self._start_soon, self._since_flip, self._on_failed)
+            direct = DirectScanout(mode.flip, mode.slot, self._tasks.start_soon, self._since_flip, self._on_failed)
             self._lit = _LitScreen(mode, direct)
             self.path, self.reason = "be-alloc" if shown.from_card else "zero copy", ""
         used, target = mode.placement.mode, mode.placement.target

@@ -171,7 +171,7 @@ class DrmSink(Sink):
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
         key, self._next_key = self._next_key, self._next_key + 1
         released = partial(self._give_back, key)
-        output = DrmOutput(name, key, self._settings, self._clock, self._tasks.start_soon, released)
+        output = DrmOutput(name, key, self._settings, self._clock, self._tasks, released)
         if found is not None:
             card, connector = found
             card.attach(output, connector)
