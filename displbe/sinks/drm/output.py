@@ -93,6 +93,8 @@ class DrmOutput(Output):
     """A claimed connector. It outlives its card: `attach_card` and `detach_card` say when there is one.
 
     `clock` and `tasks` are the sink's. `released` is called when the guest gives the output back.
+
+    It has fourteen attributes of its own; the others are the contract's (`name`, `path`, `reason`, `flipped`).
     """
 
     def __init__(
