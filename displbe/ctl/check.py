@@ -16,7 +16,7 @@ from typing import Final
 
 from displbe.backend.quota import Total
 from displbe.config import ConfigError, Settings, load
-from displbe.sinks.drm.device import Card
+from displbe.sinks.drm.device import DrmDevice
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
 from displbe.xen import gntdev, paths
@@ -241,14 +241,14 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
     usable = False
     for path in nodes:
         try:
-            card = Card(str(path))
+            device = DrmDevice(str(path))
         except (DrmError, OSError) as error:
             why = str(error) if isinstance(error, DrmError) else error.strerror
             yield warning(f"{path.name} cannot be used: {why}", "displbe's user must be in the group video or render")
             continue
         try:
             usable = True
-            if card.become_master():
+            if device.ask_for_master() is Mastership.MASTER:
                 yield passed(f"{path.name}: displbe can be DRM master")
             else:
                 yield warning(
@@ -256,6 +256,6 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
                     'stop the compositor or display manager, or make displbe its client (sink = "wayland")',
                 )
         finally:
-            card.close()
+            device.close()
     if not usable:
         yield failed(f"no usable DRM device in {folder}", "load the card's driver, or choose another sink")

@@ -20,13 +20,14 @@ class Tasks:
         self._log = log
         self._nursery: trio.Nursery | None = None
         self._early: list[tuple[Callable[..., Awaitable[None]], tuple[object, ...]]] = []
-        self._over = False
+        self.ended = False
+        """`run` has ended: tasks are not started any more."""
 
     def start_soon(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Start a task."""
         if self._nursery is not None:
             self._nursery.start_soon(self._guarded, work, arguments)
-        elif not self._over:
+        elif not self.ended:
             self._early.append((work, arguments))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -39,7 +40,7 @@ class Tasks:
                 task_status.started()
                 await trio.sleep_forever()
             finally:
-                self._nursery, self._over = None, True
+                self._nursery, self.ended = None, True
 
     async def _guarded(self, work: Callable[..., Awaitable[None]], arguments: tuple[object, ...]) -> None:
         try:

@@ -1,8 +1,8 @@
-"""Runs in Dom0: shows a dma-buf through displbe's DRM sink, as it would a guest's pages, until it is ended.
+"""Runs in Dom0: shows a dma-buf through displbe's DRM sink, like a guest's pages, until it is ended.
 
-Its argument is JSON: the sink's settings, connectors, the geometry, a file with the buffer's octets, and whose the dma-buf is: empty
-for an udmabuf, `ours` for memory of the output's own (be-alloc), else a card's node for a dumb buffer of that card. And how often the
-buffer is attached, to all connectors at once, before it is shown.
+Its argument is JSON: the sink's settings, connectors, the geometry, a file with the buffer's bytes, and where the
+dma-buf comes from: empty for an udmabuf, `ours` for memory of the output (be-alloc), else a card's node for a dumb
+buffer of that card. `times` is how often the buffer is attached, to all connectors at once, before it is shown.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import structlog
 import trio
 
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer
-from displbe.sinks.drm.device import Card
-from displbe.sinks.drm.dumb import DumbAllocation
+from displbe.sinks.drm.device import DrmDevice
+from displbe.sinks.drm.double_buffer import DumbAllocation
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.formats import fourcc
@@ -31,7 +31,7 @@ F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 
 
 def pages_of(content: bytes) -> int:
-    """Whole pages."""
+    """Return how many pages the content needs."""
     return -(-len(content) // mmap.PAGESIZE)
 
 
@@ -47,15 +47,15 @@ class Memory:
         self._map[: len(content)] = content
 
     async def view(self) -> memoryview:
-        """The pages."""
+        """Return the mapped pages."""
         return memoryview(self._map).toreadonly()
 
     async def dmabuf(self) -> int:
-        """The dma-buf."""
+        """Return the dma-buf."""
         return self._fd
 
     async def shm_fd(self) -> tuple[int, int]:
-        """Of no use to this sink."""
+        """Not used by this sink."""
         raise NotImplementedError
 
     async def aclose(self) -> None:
@@ -64,7 +64,7 @@ class Memory:
 
 
 def udmabuf(pages: int) -> int:
-    """Pages of nobody's in particular."""
+    """Return an udmabuf of this many pages."""
     memfd = os.memfd_create("pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(memfd, pages * mmap.PAGESIZE)
     fcntl.fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK)
@@ -74,7 +74,7 @@ def udmabuf(pages: int) -> int:
 
 
 async def attach(outputs: list[Output], memory: Memory, geometry: Geometry) -> dict[Output, SinkBuffer]:
-    """To all outputs at once."""
+    """Attach a buffer to all outputs at once."""
     made: dict[Output, SinkBuffer] = {}
 
     async def one(output: Output) -> None:
@@ -87,7 +87,7 @@ async def attach(outputs: list[Output], memory: Memory, geometry: Geometry) -> d
 
 
 async def show(asked: dict[str, Any]) -> None:
-    """Show it."""
+    """Show what was asked for."""
     sink = DrmSink(DrmSettings(**asked["settings"]))
     async with trio.open_nursery() as nursery:
         await nursery.start(sink.run)
@@ -101,7 +101,7 @@ async def show(asked: dict[str, Any]) -> None:
                 allocation = await outputs[0].allocate(pages_of(content))
                 fd = allocation.fd
             case node:
-                other = DumbAllocation(Card(node), pages_of(content))
+                other = DumbAllocation(DrmDevice(node), pages_of(content))
                 fd = other.fd
         memory = Memory(fd, content)
         geometry = Geometry(width, height, fourcc(code), stride, offset)

@@ -143,7 +143,7 @@ def test_unbound(machine: Machine, reference: Callable[..., Picture], names: lis
             wait_event(displbe, "output on", 10, count, connector=names[0])
             goes_on(machine, "one")
             machine.wait_for(lambda: machine.screendump() in (wanted, plain), 10, why="the picture")
-        assert displbe.events("a task of the DRM sink failed") == []
+        assert displbe.events("background task failed") == []
 
 
 def test_size_without_a_mode(machine: Machine, names: list[str]) -> None:
@@ -177,7 +177,7 @@ def test_drawing_without_flipping(machine: Machine, names: list[str], zero_copy:
             time.sleep(10)
             return (sum(displbe.cpu_seconds()) - before) / 10
 
-        # Of an emulated CPU. 8 % where nobody else uses this machine: five comparisons and the card's keeper.
+        # Of an emulated CPU. 8 % where nobody else uses this machine: five comparisons and the card's looks.
         used = figures.take(machine, "less than 0.2 s of CPU time a second", watching, lambda used: used < 0.2)
         assert used < 0.8, "it is not busy"
 

@@ -1,7 +1,7 @@
-"""A model of the kernel's mode setting: enough of it to drive the DRM sink without a card, in whatever order things go wrong.
+"""A model of the kernel's mode setting: enough to drive the DRM sink without a card, with failures in any order.
 
-It holds the sink to the kernel's rules: no commit without master, none on a CRTC that is busy, no framebuffer that is not there, an
-event only for what was committed. What pixels do on real drivers is the lab's business.
+It enforces the kernel's rules: no commit without DRM master or on a busy CRTC, no framebuffer that does not exist, an
+event only for a frame that was committed. Pixels on real drivers are tested in the lab.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import msgspec
 
 from displbe.sinks.base import Geometry
 from displbe.sinks.drm import uapi
-from displbe.sinks.drm.device import Card
-from displbe.sinks.drm.seat import Files
+from displbe.sinks.drm.device import DrmDevice
+from displbe.sinks.drm.libseat import FileOpener
 from displbe.wire.formats import FORMATS, fourcc
 from displbe.xen.memory import Mapping
 
@@ -40,30 +40,30 @@ CONNECTOR, CRTC, PLANE = 10, 20, 30
 
 
 class Framebuffer(msgspec.Struct):
-    """What AddFB2 made."""
+    """A framebuffer made by ADDFB2."""
 
     width: int
     height: int
     pitch: int
     pages: int
-    """The dma-buf it lies over, as its inode; 0: memory of the card's."""
+    """The inode of the dma-buf that it lies over; 0: the card's own memory."""
 
 
 class Monitor(msgspec.Struct):
-    """What hangs on a connector."""
+    """A monitor on a connector."""
 
     modes: list[tuple[int, int]]
     edid: bytes = b""
-    """What it sent, which may be no whole blocks."""
+    """The EDID as the monitor sent it; it need not be whole blocks."""
 
 
 class Board:
-    """The hardware: what stays when a card is unbound and bound again, and what is to go wrong."""
+    """The hardware, which stays when a card is unbound and bound again, and the failures to come."""
 
     def __init__(self, connectors: int = 1, modes: list[tuple[int, int]] | None = None) -> None:
         self.monitors: list[Monitor | None] = [Monitor(modes or [(64, 48)]) for _ in range(connectors)]
         self.planes = connectors
-        """The first so many are primary, the others overlays."""
+        """As many as there are connectors are primary planes, the others overlays."""
         self.reach = [(1 << connectors) - 1] * connectors
         """For each connector, the CRTCs that can drive it, as a mask."""
         self.can_import = True
@@ -72,50 +72,50 @@ class Board:
         self.must_be_told = False
         self.other_master = False
         self.privileged = True
-        """We have CAP_SYS_ADMIN."""
+        """displbe has CAP_SYS_ADMIN."""
         self.faults: dict[str, list[int]] = {}
-        """Errnos that the next `import`, `close` (of a handle), `dumb` (buffer), `probe`, `atomic` (capability), `flip`, `modeset`, `test`
-        or `rmfb` fails with.
+        """Operation -> errnos with which its next calls fail. The operations are `import`, `close` (of a handle), `dumb`
+        (buffer), `probe`, `atomic` (capability), `flip`, `modeset`, `test` and `rmfb`.
         """
-        self.cards: list[ModelCard] = []
-        self.opened: Callable[[int, Files], None] = lambda fd, files: None
-        """Called with each new file, and who opened it."""
+        self.cards: list[ModelDevice] = []
+        self.opened: Callable[[int, FileOpener], None] = lambda fd, opener: None
+        """Called with each new file and its opener."""
         self.present = True
-        self.began: Callable[[ModelCard], None] = lambda card: None
-        """What state a card that is opened is found in."""
+        self.began: Callable[[ModelDevice], None] = lambda card: None
+        """Called with each new device, to set the state in which it is found."""
         self.vanished: set[int] = set()
-        """Connectors that are still listed, but not there any more."""
+        """Indices of connectors that are still listed, but do not exist any more."""
         self.slow = 0.0
-        """Seconds after each step of an import in which other threads have their turn."""
+        """Seconds of sleep after each step of an import, so that other threads run in between."""
 
-    def open(self, path: str, files: Files) -> Card:
-        """For DrmSink's `open_card`."""
+    def open(self, path: str, opener: FileOpener) -> DrmDevice:
+        """Open a card, for DrmSink's `open_device`. Raises OSError."""
         if not self.present:
             raise OSError(errno.ENOENT, "no such device")
-        card = ModelCard(self, path, files)
+        card = ModelDevice(self, path, opener)
         self.cards.append(card)
         return card
 
     @property
-    def card(self) -> ModelCard | None:
-        """What was opened last, of those that are open if any is."""
+    def card(self) -> ModelDevice | None:
+        """The device that was opened last; those that are open come first."""
         return next((card for card in reversed(self.cards) if card.fd >= 0), self.cards[-1] if self.cards else None)
 
     def unbind(self) -> None:
-        """The card goes, under whoever has it open."""
+        """Remove the card while it is open."""
         self.present = False
         for card in self.cards:
             card.unplugged = True
 
     def fault(self, kind: str) -> int:
-        """The errno to fail with now, or 0."""
+        """Return the errno with which an operation fails now; 0: it does not."""
         return self.faults[kind].pop(0) if self.faults.get(kind) else 0
 
 
-class ModelCard(Card):
-    """An open card of the model; the kernel's side of it too."""
+class ModelDevice(DrmDevice):
+    """An open card of the model, with the kernel's side of it."""
 
-    def __init__(self, board: Board, path: str, files: Files) -> None:
+    def __init__(self, board: Board, path: str, opener: FileOpener) -> None:
         self.board = board
         self.unplugged = False
         self.master: bool = not board.other_master and not any(card.master for card in board.cards)
@@ -131,9 +131,9 @@ class ModelCard(Card):
             primary = uapi.DRM_PLANE_TYPE_PRIMARY if index < len(board.monitors) else 0
             self.objects[PLANE + index] = {"type": primary, **plane, "rotation": 1}
         self.pending: dict[int, int] = {}
-        """CRTC -> user data of the flip that is not on the screen yet."""
+        """CRTC -> user data of a flip that is not on the screen yet."""
         self.handles: dict[int, int] = {}
-        """GEM handle -> its dma-buf's inode; 0: memory of the card's."""
+        """GEM handle -> its dma-buf's inode; 0: the card's own memory."""
         self.commits = 0
         self._next = 100
         self._memory = os.memfd_create("model")
@@ -145,16 +145,16 @@ class ModelCard(Card):
             if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
         }
         board.began(self)
-        super().__init__(path, files)
+        super().__init__(path, opener)
 
     def _open(self) -> int:
         self._end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         fd = ours.detach()
-        self.board.opened(fd, self._files)
+        self.board.opened(fd, self.opener)
         return fd
 
-    def _place(self) -> str:
+    def _read_sysfs_path(self) -> str:
         return "/sys/devices/model"
 
     def close(self) -> None:
@@ -176,10 +176,10 @@ class ModelCard(Card):
     def _map(self, offset: int, size: int, writable: bool) -> Mapping:
         return Mapping(self._memory, [(offset, size)], writable=writable)
 
-    # What a test does
+    # For tests
 
     def vblank(self) -> None:
-        """The next refresh: what was flipped to is on the screen."""
+        """Refresh the screens: the frames of pending flips are shown."""
         for crtc, user_data in list(self.pending.items()):
             del self.pending[crtc]
             event = uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, user_data, 0, 0, 0, crtc)
@@ -187,11 +187,11 @@ class ModelCard(Card):
                 self._end.send(event)
 
     def take_master(self) -> None:
-        """Another program becomes master, with our consent (a VT switch) or when we began."""
+        """Make another program DRM master, as at a VT switch."""
         self.master, self.board.other_master = False, True
 
     def light(self, index: int, fb: int, *connectors: int) -> None:
-        """Somebody else's picture on a CRTC, which connectors show."""
+        """Put another program's picture on a CRTC that drives these connectors."""
         crtc, blob = CRTC + index, self._new()
         self.fbs[fb] = Framebuffer(64, 48, 256, 0)
         self.blobs[blob] = mode_of(64, 48)
@@ -201,7 +201,7 @@ class ModelCard(Card):
             self.objects[CONNECTOR + connector]["CRTC_ID"] = crtc
 
     def shown(self, index: int = 0) -> dict[str, int]:
-        """A primary plane's state, empty when its CRTC is off."""
+        """Return a primary plane's state; it is empty while its CRTC is off."""
         return self.objects[PLANE + index] if self.objects[CRTC + index]["ACTIVE"] else {}
 
     # The kernel's side
@@ -267,7 +267,7 @@ class ModelCard(Card):
         ask.count_encoders = 1
         ask.connector_type, ask.connector_type_id = 15, index + 1
         ask.connection = 1 if monitor is not None else 2
-        # drm_connector_update_edid_property(): a blob that is replaced when the connector is probed.
+        # drm_connector_update_edid_property(): the blob is replaced when the connector is probed.
         old = self.objects[ask.connector_id]["EDID"]
         edid = monitor.edid if monitor is not None else b""
         if self.blobs.get(old, b"") != edid:
@@ -309,7 +309,8 @@ class ModelCard(Card):
         failed = self.board.fault("import")
         if failed or not self.board.can_import:
             return failed or errno.ENODEV
-        # drm_gem_prime_fd_to_handle(): one handle for a dma-buf, however often it is asked for; idr_alloc(): the lowest free one.
+        # drm_gem_prime_fd_to_handle(): one handle for each dma-buf, however often it is asked for.
+        # idr_alloc(): the lowest free number.
         pages = os.fstat(ask.fd).st_ino
         ask.handle = next((handle for handle, of in self.handles.items() if of == pages), 0) or self._new_handle(pages)
         return 0
@@ -353,7 +354,7 @@ class ModelCard(Card):
         for values in self.objects.values():
             if values.get("FB_ID") == ask.value:
                 values["FB_ID"] = values["CRTC_ID"] = 0
-        return self.board.fault("rmfb")  # a driver may fail to take it off the screen: it is gone all the same
+        return self.board.fault("rmfb")  # even if the driver fails to take it off the screen, it is removed
 
     def _mode_dirtyfb(self, ask: Any) -> int:
         return 0 if self.board.must_be_told else errno.ENOSYS
@@ -382,7 +383,7 @@ class ModelCard(Card):
         return 0
 
     def _apply(self, ask: Any, after: dict[int, dict[str, int]]) -> set[int]:
-        """The CRTCs that a commit touches, which `after` then shows."""
+        """Apply a commit to `after` and return the CRTCs that it touches."""
         objects = (c_uint32 * ask.count_objs).from_address(ask.objs_ptr)
         counts = (c_uint32 * ask.count_objs).from_address(ask.count_props_ptr)
         names = (c_uint32 * sum(counts)).from_address(ask.props_ptr)
@@ -433,12 +434,12 @@ class ModelCard(Card):
 
 
 def mode_of(width: int, height: int) -> bytes:
-    """A mode as the kernel has it."""
+    """Return the bytes of a mode."""
     return bytes(uapi.drm_mode_modeinfo(hdisplay=width, vdisplay=height, vrefresh=100))
 
 
 def _fill(address: int, room: int, values: Any, kind: Any = c_uint32) -> None:
-    """Numbers into an array of the caller's that has the room."""
+    """Write numbers into the caller's array, if it has room for them."""
     numbers = list(values)
     if address and room >= len(numbers):
         (kind * len(numbers)).from_address(address)[:] = numbers
@@ -467,7 +468,7 @@ class Pages:
 
     @property
     def inode(self) -> int:
-        """What tells their dma-buf from others."""
+        """The inode of the dma-buf."""
         return os.fstat(self._fd).st_ino
 
     async def aclose(self) -> None:

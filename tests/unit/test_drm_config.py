@@ -1,4 +1,4 @@
-"""configs/displbe.toml: explains every key, and its values are the defaults."""
+"""configs/displbe.toml has every key, with its default; wrong values of `[drm]` are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = Path(__file__).parents[2] / "configs" / "displbe.toml"
 
 
 def test_example_is_the_defaults() -> None:
-    """Every table and key that there is, with its default."""
+    """The example has all tables and keys, with their defaults."""
     assert load(str(FILE)) == Settings()
     written = tomllib.loads(FILE.read_text())
     defaults = msgspec.to_builtins(Settings())
@@ -34,7 +34,7 @@ def test_example_is_the_defaults() -> None:
     ],
 )
 def test_wrong_values(tmp_path: Path, wrong: str) -> None:
-    """Refused with the key's path."""
+    """A wrong value is refused, and the error names the key's path."""
     (tmp_path / "displbe.toml").write_text(f"[drm]\n{wrong}\n")
     with pytest.raises(ConfigError, match=r"\$\.drm"):
         load(str(tmp_path / "displbe.toml"))

@@ -1,4 +1,4 @@
-"""The DRM sink on a model of the kernel: orders of events and failures that no lab shows at will."""
+"""The DRM sink on a model of the kernel, with orders of events and failures that no lab can produce at will."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelCard, Monitor, Pages
+from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 
+from displbe.sinks import flip, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
-from displbe.sinks.drm import direct, flip, frames, hotplug, keeper, sink
+from displbe.sinks.drm import card as card_module
+from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink
 from displbe.sinks.drm.buffer import DrmBuffer
+from displbe.sinks.drm.card import Card, CardState, Probing
+from displbe.sinks.drm.copied_scanout import CopiedScanout
+from displbe.sinks.drm.device import Mastership
 from displbe.sinks.drm.errors import DrmError
-from displbe.sinks.drm.output import DrmOutput
-from displbe.sinks.drm.seat import Files, Seat
+from displbe.sinks.drm.libseat import FileOpener, Libseat
+from displbe.sinks.drm.output import DrmOutput, ScreenState
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.errors import Errno
@@ -33,22 +38,21 @@ from displbe.wire.formats import fourcc
 
 WHOLE = Part(0, 0, 64, 48)
 QUICK = {
-    (keeper, "PERIOD"): 0.02,
-    (keeper, "PAUSE"): 0.001,
-    (keeper, "TAKEN_AWAY"): 0.1,
-    (sink, "LATE_CHECK"): 0.01,
+    (card_module, "PERIOD"): 0.02,
+    (card_module, "PAUSE"): 0.001,
+    (card_module, "TAKEN_AWAY"): 0.1,
+    (flip, "LATE_CHECK"): 0.01,
     (sink, "SEARCH"): 0.02,
-    (flip, "LATE"): 0.1,
-    (frames, "LATE"): 0.1,
-    (frames, "STILL"): 0.02,
-    (direct, "STILL"): 0.02,
+    (output, "LATE"): 0.1,
+    (copied_scanout, "LATE"): 0.1,
+    (redraw, "STILL"): 0.02,
     (hotplug, "POLL"): 0.02,
 }
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Any:
-    """Everything that happens once a second happens at once."""
+    """Shorten all times."""
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in QUICK.items():
             patch.setattr(module, name, value)
@@ -57,13 +61,13 @@ def _quick() -> Any:
 
 
 def _no_monitor() -> Any:
-    """The kernel of this machine knows nothing of the model's cards: they are polled, with pyudev installed or without."""
+    """Without events, since the kernel sends none for the model's cards: they are polled."""
     raise OSError("no events of a model")
 
 
 @asynccontextmanager
-async def running(board: Board, devices: Path, seat: Seat | None = None, **keys: Any) -> AsyncIterator[DrmSink]:
-    """A sink on the board."""
+async def running(board: Board, devices: Path, seat: Libseat | None = None, **keys: Any) -> AsyncIterator[DrmSink]:
+    """Run a sink on the board."""
     (devices / "card0").touch()
     made = DrmSink(DrmSettings(**keys), board.open, devices, lambda: seat)
     async with trio.open_nursery() as nursery:
@@ -72,15 +76,22 @@ async def running(board: Board, devices: Path, seat: Seat | None = None, **keys:
         nursery.cancel_scope.cancel()
 
 
-def copies(screen: Screen) -> frames.Frames:
-    """What copies an output's frames."""
-    found = screen.output._frames
-    assert isinstance(found, frames.Frames)
+def copies(screen: Screen) -> CopiedScanout:
+    """Return what copies an output's frames."""
+    lit = screen.output._lit
+    assert lit is not None
+    assert isinstance(lit.scanout, CopiedScanout)
+    return lit.scanout
+
+
+def card_of(made: DrmSink) -> Card:
+    """Return the sink's one card."""
+    (found,) = made._cards.values()
     return found
 
 
 class Screen:
-    """An output with a guest's two framebuffers, of which the first is shown, and the flips that have completed."""
+    """An output with a guest's two framebuffers, of which the first is shown, and the flips that have ended."""
 
     def __init__(self, made: DrmSink, name: str = "Virtual-1", pages: list[Pages] | None = None) -> None:
         claimed = made.claim(name, 64, 48)
@@ -92,23 +103,34 @@ class Screen:
         self.output.flipped = self.done.append
         self.accepted = 0
 
+    def is_dark(self, reason: str) -> bool:
+        """Return whether the screen is dark for this reason."""
+        return (self.output.state, self.output.reason) == (ScreenState.DARK, reason)
+
+    def check_state(self, *, on: bool) -> None:
+        """Assert that the output's attributes agree; `on`: the guest has switched it on."""
+        shown = self.output
+        assert (shown.state is not ScreenState.OFF) == on
+        assert (shown.state is ScreenState.LIT) == (shown._lit is not None) == bool(shown.path)
+        assert shown.reason or shown.state is ScreenState.LIT
+
     async def show(self, part: Part = WHOLE) -> None:
-        """Attach and switch on."""
+        """Attach the framebuffers and switch on."""
         self.buffers = [await self.output.attach(pages, pages.geometry) for pages in self.pages]
         await self.output.enable(self.buffers[0], part)
 
     @property
     def waiting(self) -> bool:
-        """A flip is under way: the caller of the sink waits then."""
+        """A flip is under way: the next one has to wait."""
         return len(self.done) < self.accepted
 
     def flip(self, index: int = 1) -> None:
-        """Flip; the token counts up."""
+        """Flip, with the next token."""
         self.output.flip(self.buffers[index], self.accepted)
         self.accepted += 1
 
     async def replace(self, index: int) -> None:
-        """Destroy a framebuffer and make it again, as often as that fails."""
+        """Destroy a framebuffer and make it again; try until that succeeds."""
         await self.buffers[index].aclose()
         made: SinkBuffer | None = None
         while made is None:
@@ -117,14 +139,14 @@ class Screen:
         self.buffers[index] = made
 
     async def complete(self) -> None:
-        """Wait until the last flip is over, and see that it was over once."""
+        """Wait for the end of the last flip, and assert that each flip has ended once."""
         with trio.fail_after(10):
             while self.waiting:
                 await trio.sleep(0.001)
         assert self.done == list(range(self.accepted))
 
     async def close(self) -> None:
-        """As a device does that closes."""
+        """Release everything, as a device does when it closes."""
         for buffer in self.buffers:
             await buffer.aclose()
         await self.output.release()
@@ -133,14 +155,14 @@ class Screen:
 
 
 async def until(what: Callable[[], object]) -> None:
-    """Wait for something."""
+    """Wait until a condition holds."""
     with trio.fail_after(10):
         while not what():
             await trio.sleep(0.001)
 
 
 async def test_zero_copy(tmp_path: Path) -> None:
-    """The guest's own framebuffers are on the plane, a flip is over when the card says so, and at the end nothing is left."""
+    """The guest's own framebuffers are on the plane; the card's event ends a flip; at the end nothing is left."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -169,11 +191,11 @@ async def test_copy(tmp_path: Path) -> None:
         await screen.show()
         card = board.card
         assert card is not None
-        ring = copies(screen).ring
+        buffers = copies(screen).buffers
         for index, letter in ((1, b"b"), (0, b"a"), (1, b"b")):
             screen.flip(index)
-            await until(lambda: card.pending and card.shown()["FB_ID"] == ring.front.fb)
-            assert bytes(ring.front.memory.view[: screen.pages[0].size]) == letter * screen.pages[0].size
+            await until(lambda: card.pending and card.shown()["FB_ID"] == buffers.front.fb)
+            assert bytes(buffers.front.memory.view[: screen.pages[0].size]) == letter * screen.pages[0].size
             card.vblank()
             await screen.complete()
         await screen.close()
@@ -181,7 +203,7 @@ async def test_copy(tmp_path: Path) -> None:
 
 
 async def test_drawn_without_flipping(tmp_path: Path) -> None:
-    """What a guest draws into the frame it shows is shown; while it draws nothing, nothing is committed."""
+    """Drawing into the frame on the screen is shown; while the guest draws nothing, nothing is committed."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -196,7 +218,9 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
             screen.pages[0].memory[1000:1001] = value
             await until(
                 partial(
-                    lambda ring, value: bytes(ring.front.memory.view[1000:1001]) == value, copies(screen).ring, value
+                    lambda buffers, value: bytes(buffers.front.memory.view[1000:1001]) == value,
+                    copies(screen).buffers,
+                    value,
                 )
             )
         assert card.commits == commits + 2
@@ -208,12 +232,12 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
 
 
 def on_screen(screen: Screen, at: int = 0) -> bytes:
-    """An octet of the copy that the screen shows."""
-    return bytes(copies(screen).ring.front.memory.view[at : at + 1])
+    """Return a byte of the copy on the screen."""
+    return bytes(copies(screen).buffers.front.memory.view[at : at + 1])
 
 
 async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
-    """What was seen before a flip says nothing of what the flip shows: the guest draws just that into its new frame."""
+    """The guest draws into its new frame the pixels that were last seen in the old one: they are shown all the same."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -232,7 +256,7 @@ async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
 
 
 async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: Path) -> None:
-    """The guest destroys the framebuffer on the screen, and flips to another: that one is watched too."""
+    """The guest destroys the framebuffer on the screen and flips to another, which is watched as well."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -249,11 +273,11 @@ async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: 
 
 
 async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that flips less often than its frames could be looked at costs one copy and one commit per flip, in the copier's thread."""
-    monkeypatch.setattr(frames, "STILL", 1000.0)
+    """A guest that flips costs one copy and one commit per flip, in the copier's thread, and its frames are not looked at."""
+    monkeypatch.setattr(redraw, "STILL", 1000.0)
     board = Board()
     threads = set()
-    copy_frame = frames.copy_frame
+    copy_frame = copied_scanout.copy_frame
 
     def noted(*arguments: Any) -> None:
         threads.add(threading.current_thread().name)
@@ -265,7 +289,7 @@ async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: p
         card = board.card
         assert card is not None
         await until(lambda: copies(screen).refreshed)
-        monkeypatch.setattr(frames, "copy_frame", noted)
+        monkeypatch.setattr(copied_scanout, "copy_frame", noted)
         commits, refreshed = card.commits, copies(screen).refreshed
         for turn in range(1, 6):
             screen.pages[turn % 2].memory[:1] = bytes([turn])
@@ -281,7 +305,7 @@ async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("must_be_told", [True, False])
 async def test_drawn_without_flipping_or_copying(tmp_path: Path, must_be_told: bool) -> None:
-    """Zero copy: a card that has to be told is told, while the guest does not flip; the other one never is."""
+    """Zero copy: a card that has to be told of redraws is told while the guest does not flip; another is never told."""
     board = Board()
     board.must_be_told = must_be_told
     async with running(board, tmp_path, refresh=100) as made:
@@ -315,7 +339,7 @@ async def test_drawn_without_flipping_or_copying(tmp_path: Path, must_be_told: b
 
 
 async def test_paths(tmp_path: Path) -> None:
-    """An output says how frames get to its screen and why, and the log does once per change."""
+    """An output tells how frames get to its screen and why; the log tells it once per change."""
     board = Board()
     with capture_logs() as logs:
         async with running(board, tmp_path) as made:
@@ -358,8 +382,38 @@ async def test_paths(tmp_path: Path) -> None:
     assert said == ["zero copy", "", "zero copy", "", "copy", "be-alloc", ""]
 
 
+async def test_flipped_while_what_was_shown_is_removed(tmp_path: Path) -> None:
+    """A flip during the removal of the framebuffer on the screen is shown after the removal."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        removing, go_on, remove = threading.Event(), threading.Event(), card.remove_framebuffer
+
+        def slowly(fb: int) -> None:
+            removing.set()
+            assert go_on.wait(10)
+            remove(fb)
+
+        card.remove_framebuffer = slowly  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(screen.buffers[0].aclose)
+            await until(removing.is_set)
+            assert screen.is_dark("the guest has removed what it showed")
+            screen.flip(1)
+            go_on.set()
+        await screen.complete()
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        second = screen.buffers[1]
+        assert isinstance(second, DrmBuffer)
+        assert card.shown()["FB_ID"] == second.fb
+        await screen.close()
+
+
 async def test_import_refused(tmp_path: Path) -> None:
-    """A card that does not import: copied. With `require`: refused, and nothing is held."""
+    """Frames are copied if the card does not import; with `require`, the buffer is refused and nothing is held."""
     board = Board()
     board.can_import = False
     async with running(board, tmp_path) as made:
@@ -377,7 +431,7 @@ async def test_import_refused(tmp_path: Path) -> None:
 
 
 async def test_import_that_is_not_whole(tmp_path: Path) -> None:
-    """A framebuffer that is made, and then something fails: it is not forgotten."""
+    """A framebuffer is removed when a later step of its import fails."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -391,7 +445,7 @@ async def test_import_that_is_not_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSPC, errno.ERANGE])
 async def test_scanout_refused(tmp_path: Path, number: int) -> None:
-    """A card that imports a buffer, but does not show it: copied."""
+    """Frames are copied if the card imports a buffer but does not show it."""
     board = Board()
     board.faults["test"] = [number]
     async with running(board, tmp_path) as made:
@@ -399,13 +453,13 @@ async def test_scanout_refused(tmp_path: Path, number: int) -> None:
         await screen.show()
         assert screen.output.path == "copy"
         assert board.card is not None
-        assert len(board.card.fbs) == 3  # the ring's two, and the other buffer's
+        assert len(board.card.fbs) == 3  # the two for copies, and the other buffer's
         await screen.close()
         assert board.card.fbs == {}
 
 
 async def test_edid(tmp_path: Path) -> None:
-    """A monitor's EDID, whole blocks of it, and that of the one which takes its place; no EDID where it sends none."""
+    """The EDID is the monitor's, in whole blocks, also of a monitor that replaces another; None if it sends none."""
     first, second = bytes(range(128)), bytes(range(255, -1, -1))
     board = Board()
     board.monitors[0] = Monitor([(64, 48)], first)
@@ -415,7 +469,7 @@ async def test_edid(tmp_path: Path) -> None:
         await screen.show()
         for edid, wanted in ((second + b"cut", second), (b"", None), (first[:127], None), (first, first)):
             board.monitors[0] = None
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.DARK)
             assert await screen.output.edid() is None
             board.monitors[0] = Monitor([(64, 48)], edid)
             await until(lambda: screen.output.path)
@@ -424,7 +478,7 @@ async def test_edid(tmp_path: Path) -> None:
 
 
 async def test_refusals_name_the_connector(tmp_path: Path) -> None:
-    """Whatever the card refuses of a guest's picture, the error says which operation it was and whose."""
+    """The error for a refused picture names the operation and the connector."""
     board = Board(connectors=2)
     async with running(board, tmp_path, zero_copy="require") as made:
         screen = Screen(made, "Virtual-2")
@@ -438,7 +492,7 @@ async def test_refusals_name_the_connector(tmp_path: Path) -> None:
         await screen.show()
         board.faults["modeset"] = [errno.EIO]
         await screen.output.enable(screen.buffers[1], WHOLE)
-        assert screen.output.dark == "Virtual-2: set mode: Input/output error"
+        assert screen.is_dark("Virtual-2: set mode: Input/output error")
         board.faults["dumb"] = [errno.ENOSPC]
         with pytest.raises(SinkError, match="Virtual-2: create dumb buffer: No space left"):
             await screen.output.allocate(1)
@@ -446,7 +500,7 @@ async def test_refusals_name_the_connector(tmp_path: Path) -> None:
 
 
 async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> None:
-    """A device's framebuffer is attached to all its connectors: memory of the card's is that on each of them."""
+    """Memory of the card is be-alloc on each of the card's outputs."""
     async with running(Board(connectors=2), tmp_path) as made:
         screens = [Screen(made), Screen(made, "Virtual-2")]
         allocation = await screens[0].output.allocate(3)
@@ -465,7 +519,7 @@ async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EIO])
 @pytest.mark.parametrize(("zero_copy", "path"), [("auto", "zero copy"), ("require", "zero copy"), ("off", "copy")])
 async def test_failed_mode(tmp_path: Path, number: int, zero_copy: str, path: str) -> None:
-    """A screen that cannot be switched on at the moment: not the guest's fault, nor its buffer's. It is tried again."""
+    """A screen that cannot be switched on now is tried again; neither the guest nor its buffer is blamed."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
@@ -486,21 +540,41 @@ async def test_failed_mode(tmp_path: Path, number: int, zero_copy: str, path: st
 
 @pytest.mark.parametrize("zero_copy", ["auto", "require"])
 async def test_attached_in_the_moment_of_an_unbind(tmp_path: Path, zero_copy: str) -> None:
-    """The card has gone, which nobody has noticed yet: that says nothing of the buffer. It is imported when the card is back."""
+    """The card is gone, unnoticed yet, when a buffer is attached: the buffer is imported when the card is back."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy) as made:
         screen = Screen(made)
         board.unbind()
         await screen.show()
-        assert screen.output.dark
+        assert screen.output.state is ScreenState.DARK
         board.present = True
         await until(lambda: screen.output.path)
         assert screen.output.path == "zero copy"
         await screen.close()
 
 
+async def test_a_screen_that_is_off_stays_so_without_its_card(tmp_path: Path) -> None:
+    """A screen that the guest has switched off is OFF, not DARK, while its card is gone; it can be switched on afterwards."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        await screen.output.disable()
+        assert (screen.output.state, screen.output.reason) == (ScreenState.OFF, "off")
+        with capture_logs() as logs:
+            board.unbind()
+            await until(lambda: screen.output.pipe is None)
+        assert (screen.output.state, screen.output.reason) == (ScreenState.OFF, "off")
+        assert [line["event"] for line in logs if line["event"] == "output dark"] == []
+        board.present = True
+        await until(lambda: screen.output.pipe)
+        await screen.output.enable(screen.buffers[0], WHOLE)
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        await screen.close()
+
+
 async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
-    """A card that did not import what the guest had, and does so when it comes back (another driver, for one): no copies then."""
+    """A card that comes back with a driver that imports what the old one refused shows it without a copy."""
     board = Board()
     board.can_import = False
     async with running(board, tmp_path) as made:
@@ -518,7 +592,7 @@ async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM])
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_failed_flip(tmp_path: Path, number: int, zero_copy: str) -> None:
-    """A flip that the kernel refuses is over all the same, and the frame is shown in another way."""
+    """A flip that the kernel refuses ends all the same, and the frame is shown in another way."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
@@ -531,7 +605,7 @@ async def test_failed_flip(tmp_path: Path, number: int, zero_copy: str) -> None:
         await until(lambda: card.pending or screen.done)
         card.vblank()
         await screen.complete()
-        await until(lambda: card.shown() and card.shown()["FB_ID"] != before and not screen.output.dark)
+        await until(lambda: card.shown() and card.shown()["FB_ID"] != before and screen.output.state is ScreenState.LIT)
         await screen.close()
 
 
@@ -544,8 +618,8 @@ async def test_monitor_unplugged(tmp_path: Path) -> None:
         card = board.card
         assert card is not None
         board.monitors[0] = None
-        await until(lambda: screen.output.dark)
-        assert screen.output.dark == "no monitor is connected"
+        await until(lambda: screen.output.state is ScreenState.DARK)
+        assert screen.is_dark("no monitor is connected")
         await until(lambda: card.shown() == {})
         began = trio.current_time()
         for _ in range(20):
@@ -560,7 +634,7 @@ async def test_monitor_unplugged(tmp_path: Path) -> None:
 
 
 async def test_guest_before_its_monitor(tmp_path: Path) -> None:
-    """An output without a monitor can be claimed, switched on and flipped; an unknown name, or a taken one, cannot be claimed."""
+    """An output without a monitor can be claimed, switched on and flipped; unknown and taken names cannot be claimed."""
     board = Board()
     board.monitors[0] = None
     async with running(board, tmp_path) as made:
@@ -573,13 +647,13 @@ async def test_guest_before_its_monitor(tmp_path: Path) -> None:
         with pytest.raises(OutputUnavailable, match="taken"):
             made.claim("card0/Virtual-1", 64, 48)
         board.monitors[0] = Monitor([(64, 48)])
-        await until(lambda: not screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.LIT)
         assert screen.output.path == "zero copy"
         await screen.close()
 
 
 async def test_master(tmp_path: Path) -> None:
-    """Another program was there first; it ends; it comes back; it ends again."""
+    """Another program is DRM master at first, ends, comes back, and ends again."""
     board = Board()
     board.other_master = True
     async with running(board, tmp_path) as made:
@@ -588,19 +662,21 @@ async def test_master(tmp_path: Path) -> None:
         card = board.card
         assert card is not None
         for _ in range(2):
-            assert screen.output.dark
+            assert screen.output.state is ScreenState.DARK
             screen.flip()
             await screen.complete()
             board.other_master = False
             await until(card.shown)
-            await until(lambda: not screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.LIT)
+            assert card_of(made).mastership is Mastership.MASTER
             card.take_master()
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.is_dark("another program is DRM master"))
+            assert card_of(made).mastership is Mastership.OTHER_PROGRAM
         await screen.close()
 
 
 async def test_master_without_a_privilege(tmp_path: Path) -> None:
-    """A file that never was master may not ask to be; the first one that is opened when nobody is master becomes it."""
+    """A file that never was DRM master may not ask to be; the first file opened while there is none becomes master."""
     board = Board()
     board.privileged, board.other_master = False, True
     async with running(board, tmp_path) as made:
@@ -608,55 +684,56 @@ async def test_master_without_a_privilege(tmp_path: Path) -> None:
         await screen.show()
         first = board.card
         assert first is not None
-        await until(lambda: first.barred)
+        await until(lambda: card_of(made).mastership is Mastership.CANNOT_ASK)
         screen.flip()
         await screen.complete()
         await trio.sleep(0.1)
-        assert (first.fd >= 0, screen.output.dark) == (True, "another program is DRM master")
+        assert first.fd >= 0
+        assert screen.is_dark("another program is DRM master")
         board.other_master = False
-        await until(lambda: not screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.LIT)
         card = board.card
         assert card is not None
         assert (card is not first, first.fd, card.master) == (True, -1, True)
         assert screen.output.path == "zero copy"
         for _ in range(2):  # it has been master now, and may ask again
             card.take_master()
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.DARK)
             board.other_master = False
-            await until(lambda: not screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.LIT)
             assert board.card is card
         await screen.close()
         assert [one.fd for one in board.cards if one is not card] == [-1] * (len(board.cards) - 1)
 
 
-class Manager(Seat):
-    """A session manager of the model's."""
+class Manager(Libseat):
+    """The model's session manager."""
 
     def __init__(self, board: Board, *, ours: bool = True) -> None:
         self.active = ours
         self.board = board
         self.files: set[int] = set()
-        self.early: set[int] = set()
+        self.stale: set[int] = set()
         board.opened = self._opened
         self.left = False
         self._changed = trio.Event()
 
     def connect(self) -> None:
-        """It is there."""
+        """Connect at once."""
 
     def manages(self, fd: int) -> bool:
-        return fd in self.files or fd in self.early
+        return fd in self.files or fd in self.stale
 
-    def outdated(self, path: str, fd: int) -> bool:
+    def is_outdated(self, path: str, fd: int) -> bool:
         return self.active and fd not in self.files
 
-    def _opened(self, fd: int, files: Files) -> None:
-        if files is self:
-            (self.files if self.active else self.early).add(fd)
+    def _opened(self, fd: int, opener: FileOpener) -> None:
+        if opener is self:
+            (self.files if self.active else self.stale).add(fd)
 
     def close(self, fd: int) -> None:
         self.files.discard(fd)
-        self.early.discard(fd)
+        self.stale.discard(fd)
         os.close(fd)
 
     def leave(self) -> None:
@@ -669,7 +746,7 @@ class Manager(Seat):
             changed()
 
     def switch(self, *, ours: bool) -> None:
-        """To another session, or to ours."""
+        """Give the seat to our session or to another."""
         self.active = ours
         self.board.other_master = not ours
         for card in self.board.cards:
@@ -680,7 +757,7 @@ class Manager(Seat):
 
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_seat(tmp_path: Path, zero_copy: str) -> None:
-    """The session manager takes the card away and gives it back, in the middle of flips: dark, no attempt to take it, then the picture."""
+    """The seat goes away and comes back during flips: the screen is dark, the card is left alone, then lit again."""
     board = Board()
     manager = Manager(board)
     async with running(board, tmp_path, manager, zero_copy=zero_copy, refresh=0) as made:
@@ -693,8 +770,8 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
             manager.switch(ours=False)
             card.vblank()
             await screen.complete()
-            await until(lambda: screen.output.dark == "another session has the seat")
-            board.other_master = False  # whoever has the seat now may not be quick
+            await until(lambda: screen.is_dark("another session has the seat"))
+            board.other_master = False  # the other session may not be master at once
             screen.flip(0)
             await screen.complete()
             await trio.sleep(0.05)
@@ -712,7 +789,7 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
 
 
 async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
-    """The session manager takes the card away a moment before it says so: nobody is master then, and we do not become it."""
+    """A session manager takes the card away a moment before it says so: the free card is not taken then."""
     board = Board()
     manager = Manager(board)
     async with running(board, tmp_path, manager) as made:
@@ -722,18 +799,19 @@ async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
         assert card is not None
         for _ in range(3):
             card.master = False
-            await until(lambda: screen.output.dark)
+            await until(lambda: screen.output.state is ScreenState.DARK)
             manager.switch(ours=False)
             board.other_master = False
             await trio.sleep(0.2)
             assert (board.cards, card.master) == ([card], False)
+            assert card_of(made).mastership is Mastership.OTHER_SESSION
             manager.switch(ours=True)
             await until(lambda: screen.output.path)
         await screen.close()
 
 
 async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
-    """A session manager asks once for a card's mastership, when it opens it: it is asked again when nobody is master."""
+    """A session manager asks for DRM master only when it opens a card: it opens it again once no program is master."""
     board = Board()
     board.privileged, board.other_master = False, True
     manager = Manager(board)
@@ -743,18 +821,19 @@ async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
         first = board.card
         assert first is not None
         await trio.sleep(0.1)
-        assert (first.managed, screen.output.dark) == (True, "another program is DRM master")
+        assert first.is_managed
+        assert screen.is_dark("another program is DRM master")
         assert first.fd >= 0
         board.other_master = False
         await until(lambda: screen.output.path)
         assert board.card is not None
-        assert board.card.managed
+        assert board.card.is_managed
         assert manager.files == {board.card.fd}
         await screen.close()
 
 
 async def test_seat_that_comes_late(tmp_path: Path) -> None:
-    """A card that was opened while the seat was another's is not touched, and opened anew through the seat when that becomes ours."""
+    """A card opened while another session has the seat is not used; it is opened anew when the seat becomes ours."""
     board = Board()
     board.other_master = True
     manager = Manager(board, ours=False)
@@ -765,17 +844,19 @@ async def test_seat_that_comes_late(tmp_path: Path) -> None:
         assert first is not None
         board.other_master = False
         await trio.sleep(0.2)
-        assert (screen.output.dark, first.managed, first.master) == ("another session has the seat", True, False)
+        assert screen.is_dark("another session has the seat")
+        assert (first.is_managed, first.master) == (True, False)
+        assert card_of(made).mastership is Mastership.OTHER_SESSION
         manager.switch(ours=True)
         await until(lambda: board.card is not first and screen.output.path)
         assert board.card is not None
-        assert (board.card.managed, first.fd) == (True, -1)
+        assert (board.card.is_managed, first.fd) == (True, -1)
         await screen.close()
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENODEV])
 async def test_revoked(tmp_path: Path, number: int) -> None:
-    """Every ioctl of a revoked file fails: dark, the card is opened anew as soon as that works, and the picture returns."""
+    """A revoked file makes the screen dark; the card is opened anew as soon as possible, and the picture returns."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -786,7 +867,7 @@ async def test_revoked(tmp_path: Path, number: int) -> None:
         card.try_ioctl = lambda *_: number  # type: ignore[method-assign]
         screen.flip()
         await screen.complete()
-        await until(lambda: screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.DARK)
         board.present = True
         await until(lambda: screen.output.path)
         assert board.card is not card
@@ -794,7 +875,7 @@ async def test_revoked(tmp_path: Path, number: int) -> None:
 
 
 async def test_another_picture(tmp_path: Path) -> None:
-    """Master was away and is back before we looked: another's picture on our plane gives it away."""
+    """DRM master was lost and came back between two looks: another picture on the plane is noticed and replaced."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -809,7 +890,7 @@ async def test_another_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
-    """The card goes and comes back, under another number: the guest's buffers are on it again."""
+    """A card goes and comes back as another number: the guest's buffers are on it again."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy) as made:
         screen = Screen(made)
@@ -817,9 +898,12 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
         old = board.card
         assert old is not None
         board.unbind()
+        old_card = card_of(made)
+        assert old_card.state is CardState.OPEN
         screen.flip()
         await screen.complete()
         await until(lambda: old.fd < 0)
+        assert (old_card.state, old_card.outputs) == (CardState.GONE, {})
         (tmp_path / "card0").unlink()
         assert screen.output.pipe is None
         assert [(buffer.path, buffer.reason) for buffer in screen.buffers] == [("", "")] * 2
@@ -830,7 +914,7 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
         late = await screen.output.attach(Pages(), screen.pages[0].geometry)
         board.present = True
         (tmp_path / "card1").touch()
-        await until(lambda: not screen.output.dark)
+        await until(lambda: screen.output.state is ScreenState.LIT)
         assert board.card is not old
         way = ("zero copy", "") if zero_copy == "require" else ("copy", "zero-copy is off")
         assert (screen.output.path, screen.output.reason) == way
@@ -840,7 +924,7 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
 
 
 async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
-    """A card comes back: all outputs import at once, two of them the same guest's dma-bufs. Each framebuffer lies over its own pages."""
+    """All outputs import at once when a card comes back, pairs of them the same dma-bufs: no framebuffer gets others' pages."""
     board = Board(connectors=4)
     board.slow = 0.001
     async with running(board, tmp_path) as made:
@@ -872,8 +956,8 @@ async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
 async def test_card_with_another_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, name: str
 ) -> None:
-    """A card comes back as another number: it and its connectors are known by their place, whatever they were called by."""
-    monkeypatch.setattr(sink, "place_of", lambda node: "/sys/devices/model")
+    """A card that comes back as another number is known by its sysfs path, and its connectors too, by all their names."""
+    monkeypatch.setattr(finder, "sysfs_path_of", lambda node: "/sys/devices/model")
     board = Board()
     async with running(board, tmp_path, device=device) as made:
         screen = Screen(made, name)
@@ -891,7 +975,7 @@ async def test_card_with_another_number(
         await until(lambda: screen.output.pipe is None)
         await screen.close()
         (tmp_path / "card0").unlink()
-        screen = Screen(made, name)  # a guest may come while its card is away, or goes
+        screen = Screen(made, name)  # a guest may come while its card is away
         await screen.show()
         board.present = True
         (tmp_path / "card7").touch()
@@ -901,7 +985,7 @@ async def test_card_with_another_number(
 
 
 async def test_failed_probe(tmp_path: Path) -> None:
-    """The connectors cannot be looked at when a monitor goes: they are looked at again."""
+    """A probe that fails when a monitor goes is tried again."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -909,7 +993,9 @@ async def test_failed_probe(tmp_path: Path) -> None:
         with capture_logs() as logs:
             board.faults["probe"] = [errno.EIO] * 5
             board.monitors[0] = None
-            await until(lambda: screen.output.dark == "no monitor is connected")
+            await until(lambda: card_of(made)._probing is Probing.FAILED)
+            await until(lambda: screen.is_dark("no monitor is connected"))
+            assert card_of(made)._probing is not Probing.FAILED
         assert [line["reason"] for line in logs if line["event"] == "cannot look at the connectors"] == [
             "probe connector: Input/output error"
         ]
@@ -917,13 +1003,13 @@ async def test_failed_probe(tmp_path: Path) -> None:
 
 
 async def test_failed_first_probe(tmp_path: Path) -> None:
-    """A card that could not be looked at once is looked at again; one without atomic mode setting never."""
+    """A card whose first probe fails is tried again; one without atomic mode setting is not."""
     board = Board()
     (tmp_path / "card1").touch()
     board.faults["probe"] = [errno.EIO]
     with capture_logs() as logs:
         async with running(board, tmp_path) as made:
-            await until(lambda: len(made._keepers) == 2)
+            await until(lambda: len(made._cards) == 2)
             board.faults["atomic"] = [errno.EOPNOTSUPP] * 2
             (tmp_path / "card2").touch()
             await until(lambda: len(board.faults["atomic"]) < 2)
@@ -936,18 +1022,18 @@ async def test_failed_first_probe(tmp_path: Path) -> None:
 
 
 async def test_connector_that_goes_while_it_is_looked_at(tmp_path: Path) -> None:
-    """Those of DisplayPort hubs do: the others are seen all the same."""
+    """The connectors of a DisplayPort hub vanish with it: the others are probed all the same."""
     board = Board(connectors=2)
     async with running(board, tmp_path) as made:
         screen = Screen(made, "Virtual-2")
         await screen.show()
         board.vanished, board.monitors[1] = {0}, None
-        await until(lambda: screen.output.dark == "no monitor is connected")
+        await until(lambda: screen.is_dark("no monitor is connected"))
         await screen.close()
 
 
 async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
-    """Whoever was there before showed the same on both: the first to have a picture of its own leaves the other the CRTC."""
+    """Another program had one CRTC drive both connectors: each output gets a CRTC of its own."""
     board = Board(connectors=2)
     board.began = lambda card: card.light(0, 7, 0, 1)
     async with running(board, tmp_path) as made:
@@ -965,8 +1051,8 @@ async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
 NIGHT, SIDEWAYS = b"night light", 8
 
 
-def lived_in(card: ModelCard) -> None:
-    """What a desktop leaves: two pictures, one with an overlay, turned and in warmer colours; and a screen whose link has failed."""
+def lived_in(card: ModelDevice) -> None:
+    """Set the state that a desktop leaves: two pictures, an overlay, a rotation, a colour table, a failed link."""
     card.light(0, 7, 0)
     card.light(1, 8, 1)
     card.fbs[9] = card.fbs[8]
@@ -978,7 +1064,7 @@ def lived_in(card: ModelCard) -> None:
 
 @pytest.mark.parametrize("gone", [0, 7, 8, 9])
 async def test_what_was_there_before(tmp_path: Path, gone: int) -> None:
-    """Nothing of it is in a guest's picture; at the end all of it is back, but for a CRTC of which a framebuffer is gone."""
+    """A desktop's state is not in a guest's picture, and is restored at the end, except on CRTCs whose framebuffer is gone."""
     board = Board(connectors=2)
     board.planes, board.began = 3, lived_in
     states: list[Any] = []
@@ -1015,7 +1101,7 @@ async def test_what_was_there_before(tmp_path: Path, gone: int) -> None:
 
 
 async def test_link_that_fails(tmp_path: Path) -> None:
-    """A DisplayPort's link is lost, which the kernel says of its connector: the mode is set again, once."""
+    """When a DisplayPort link has failed, the mode is set again, once."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -1042,7 +1128,7 @@ async def test_link_that_fails(tmp_path: Path) -> None:
     ],
 )
 async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, int, int, int]) -> None:
-    """A guest whose size is none of the monitor's modes."""
+    """The guest's size is none of the monitor's modes."""
     board = Board(modes=[(128, 60), (100, 60)])
     board.can_scale = able == "scale"
     board.can_leave_free = able != "nothing" and (able, scale) != ("scale", "none")
@@ -1054,14 +1140,14 @@ async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, i
         assert card is not None
         lit = screen.output._lit
         assert lit is not None
-        assert lit.placement.target == target
+        assert lit.mode.placement.target == target
         if board.can_leave_free:
             assert screen.output.path == "zero copy"
             assert tuple(card.shown()[name] for name in ("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H")) == target
         else:
             assert screen.output.path == "copy"
-            assert lit.ring is not None
-            view, pitch = lit.ring.front.memory.view, lit.ring.front.pitch
+            assert lit.mode.copy is not None
+            view, pitch = lit.mode.copy.buffers.front.memory.view, lit.mode.copy.buffers.front.pitch
             rows = [bytes(view[row * pitch : (row + 1) * pitch]) for row in range(60)]
             assert set(rows[:6] + rows[54:]) == {bytes(400)}
             assert set(rows[6:54]) == {bytes(18 * 4) + b"a" * 256 + bytes(18 * 4)}
@@ -1073,7 +1159,7 @@ async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, i
 
 
 async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
-    """Copy mode copies the part that is shown, from where it lies."""
+    """Copy mode copies the part of the framebuffer that is shown."""
     board = Board(modes=[(32, 16)])
     async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
         screen = Screen(made)
@@ -1083,8 +1169,8 @@ async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
         await screen.show(Part(16, 8, 32, 16))
         lit = screen.output._lit
         assert lit is not None
-        assert lit.ring is not None
-        shown = bytes(lit.ring.front.memory.view[: 128 * 16])
+        assert lit.mode.copy is not None
+        shown = bytes(lit.mode.copy.buffers.front.memory.view[: 128 * 16])
         assert shown == b"".join(bytes([row] * 64 + [row + 100] * 64) for row in range(8, 24))
         await screen.close()
 
@@ -1106,7 +1192,7 @@ RED: dict[str, bytes] = {
 async def test_formats_that_the_card_does_not_show(
     tmp_path: Path, zero_copy: str, modes: list[tuple[int, int]], name: str
 ) -> None:
-    """Frames are converted as they are copied, into whatever place; also what is drawn without flipping."""
+    """Frames are converted as they are copied, with and without borders, and also when drawn without flipping."""
     board = Board(modes=modes)
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=100) as made:
         screen = Screen(made, pages=[Pages(code=fourcc(name)), Pages(code=fourcc(name))])
@@ -1123,7 +1209,7 @@ async def test_formats_that_the_card_does_not_show(
         rows = [bytes(4 * width)] * ((height - shown[1]) // 2) + rows + [bytes(4 * width)] * ((height - shown[1]) // 2)
 
         def picture() -> bytes:
-            return bytes(copies(screen).ring.front.memory.view[: 4 * width * height])
+            return bytes(copies(screen).buffers.front.memory.view[: 4 * width * height])
 
         assert picture() == b"".join(rows)
         screen.flip()
@@ -1131,7 +1217,7 @@ async def test_formats_that_the_card_does_not_show(
         await until(lambda: board.card is not None and board.card.pending)
         board.card.vblank()
         await screen.complete()
-        await until(lambda: b"\xff\xff" not in picture())  # the copier has turned its ring
+        await until(lambda: b"\xff\xff" not in picture())  # the copier has swapped its buffers
         second.memory[:] = first.memory
         await until(lambda: picture() == b"".join(rows))
         await screen.close()
@@ -1150,7 +1236,7 @@ async def test_formats_that_are_refused(tmp_path: Path, zero_copy: str, name: st
 @pytest.mark.parametrize("modes", [[(64, 48)], [(32, 16)]])
 @pytest.mark.parametrize("on_exit", ["restore", "keep", "blank"])
 async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]]) -> None:
-    """What is on the screen after the guest and we are gone; the guest may be larger than any mode."""
+    """The screen after the guest's and the sink's end, for each value of `on-exit`; the guest may be larger than any mode."""
     board = Board(connectors=2, modes=modes)
     states: list[Any] = []
     async with running(board, tmp_path, on_exit=on_exit) as made:
@@ -1176,7 +1262,7 @@ async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]
 
 
 async def test_connectors_find_their_crtcs(tmp_path: Path) -> None:
-    """Two guests on one card, each on its own CRTC; what was there before is out of their way."""
+    """Two guests on one card each get a CRTC, although another program had used one for the other's connector."""
     board = Board(connectors=2)
     async with running(board, tmp_path) as made:
         first, second = Screen(made, "Virtual-2"), Screen(made)
@@ -1199,7 +1285,7 @@ async def test_connectors_find_their_crtcs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 async def test_crtcs_for_those_that_have_no_other(tmp_path: Path, order: list[int]) -> None:
-    """A connector that can have several CRTCs takes what the fewest others can use."""
+    """A connector that can use several CRTCs takes the one that the fewest others can use."""
     board = Board(connectors=3)
     board.reach = [0b011, 0b001, 0b111]
     async with running(board, tmp_path) as made:
@@ -1225,7 +1311,7 @@ ACTIONS = st.tuples(
     ),
     WHICH,
 )
-"""What happens, and to which of two outputs."""
+"""An action with its value, and which of two outputs it is for."""
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -1233,7 +1319,7 @@ ACTIONS = st.tuples(
 async def test_every_flip_completes_once(
     tmp_path: Path, actions: list[tuple[tuple[str, int], int]], zero_copy: str, must_be_told: bool, privileged: bool
 ) -> None:
-    """Whatever fails in whatever order: every accepted flip completes exactly once, and at the end nothing is held.
+    """Failures in any order: every accepted flip ends exactly once, and at the end nothing is held.
 
     Two outputs show the same guest's pages.
     """
@@ -1280,8 +1366,9 @@ async def test_every_flip_completes_once(
                 case _ if action.endswith("fails"):
                     board.faults.setdefault(action.removesuffix(" fails"), []).append(value)
             await trio.lowlevel.checkpoint()
-            for screen in screens:
+            for number, screen in enumerate(screens):
                 assert screen.done == list(range(len(screen.done)))
+                screen.check_state(on=number in on)
         for screen in screens:
             await screen.complete()
         board.faults.clear()
@@ -1290,12 +1377,12 @@ async def test_every_flip_completes_once(
         await trio.sleep(0.01)
         for screen in screens:
             assert screen.done == list(range(screen.accepted))
-        assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # what is wrong with the screen is not told the guest
+        assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # the guest is not told what is wrong with the screen
         if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
             assert (board.card.fbs, board.card.blobs, board.card.handles) == ({}, {}, {})
 
 
-async def test_what_the_operator_is_told_of_a_card(tmp_path: Path) -> None:
+async def test_description_of_a_card(tmp_path: Path) -> None:
     board = Board()
     async with running(board, tmp_path) as made:
         (said,) = made.abilities().values()

@@ -1,7 +1,8 @@
-"""How often the DRM sink does what it does by time, on a clock of the test's own: nothing here depends on how quick the machine is."""
+"""The rates of what the DRM sink does by time, on a simulated clock: no result depends on the machine's speed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from displbe.sinks.drm.direct import Direct
-from displbe.sinks.drm.flip import STILL, Flip
-from displbe.sinks.drm.frames import SLOWEST_LOOK, Cut, Frames
+from displbe.sinks.drm.copied_scanout import CopiedScanout, CopyRegion
+from displbe.sinks.drm.direct_scanout import DirectScanout
+from displbe.sinks.flip import Flip, FlipClock, FlipState
+from displbe.sinks.redraw import SLOWEST, STILL
 
 
 class Commits:
-    """An Atomic that takes everything."""
+    """An Atomic whose commits all succeed."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -29,14 +31,15 @@ class Commits:
 
 
 class Watched:
-    """A Copier that does nothing by itself."""
+    """A Copier without a thread: the test calls `look`."""
 
     def __init__(self) -> None:
         self.pause = 0.0
+        self.look: Callable[[], float] = lambda: 0.0
 
     def watch(self, look: Callable[[], float], pause: float) -> None:
         """As Copier's."""
-        self.pause = pause
+        self.look, self.pause = look, pause
 
 
 def _failed(error: Exception, stamp: int) -> None:
@@ -47,7 +50,7 @@ def _failed(error: Exception, stamp: int) -> None:
 async def test_cards_are_told_at_the_configured_rate(autojump_clock: MockClock, rate: int) -> None:
     async with trio.open_nursery() as nursery:
         commits: Any = Commits()
-        shown = Direct(commits, 0, nursery.start_soon, _failed)
+        shown = DirectScanout(commits, 0, nursery.start_soon, lambda: math.inf, _failed)
         shown.watch(rate)
         await trio.sleep(10 + 1 / rate)
         shown.stop()
@@ -56,37 +59,40 @@ async def test_cards_are_told_at_the_configured_rate(autojump_clock: MockClock, 
 
 @pytest.mark.parametrize("rate", [2, 30, 120])
 def test_frames_are_looked_at_at_the_configured_rate(rate: int) -> None:
-    """At first, and again after each change; one that stays is looked at less and less often, to a limit."""
+    """The rate holds at first and after each change. An unchanged frame is looked at less and less often, down to a limit."""
     copier: Any = Watched()
     memory: Any = type("Memory", (), {"view": memoryview(bytearray(4))})
     dumb: Any = type("Dumb", (), {"fb": 1, "pitch": 4, "memory": memory})
-    ring: Any = type("Ring", (), {"front": dumb, "back": dumb, "turn": lambda: None})
+    buffers: Any = type("Buffers", (), {"front": dumb, "back": dumb, "swap": lambda: None})
     pixels = bytearray(4)
     buffer: Any = type("Buffer", (), {"view": memoryview(pixels), "closed": False})
     commits: Any = type("Commits", (), {"set": lambda *_: None, "commit": lambda *_: None})
-    frames = Frames(copier, commits, 0, ring, Cut(4, 1, 0, 4, 0), _failed)
-    frames.watch(buffer, rate)
+    scanout = CopiedScanout(copier, commits, 0, buffers, CopyRegion(4, 1, 0, 4, 0), _failed)
+    scanout.watch(buffer, rate)
     assert copier.pause == 1 / rate
     for turn in range(3):
         pixels[0] = turn
-        assert frames._look() == 1 / rate
-        pauses = [frames._look() for _ in range(20)]
+        assert copier.look() == 1 / rate
+        pauses = [copier.look() for _ in range(20)]
         assert pauses == sorted(pauses)
-        assert pauses[-1] == max(1 / rate, SLOWEST_LOOK)
-    assert frames.refreshed == 3
+        assert pauses[-1] == max(1 / rate, SLOWEST)
+    assert scanout.refreshed == 3
 
 
 async def test_flips_without_a_screen_complete_at_the_modes_rate(autojump_clock: MockClock) -> None:
-    """Neither earlier nor later: a guest that draws for its flips does as much work as with a screen."""
+    """Flips end neither earlier nor later, so that a guest does as much work as with a screen."""
     done: list[int] = []
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        flip = Flip(1, done.append, nursery.start_soon)
+        clock = FlipClock()
+        nursery.start_soon(clock.run)
+        flip = Flip(clock, done.append, late=0.5)
         flip.period = 1 / 50
         for token in range(100):
             flip.begin(token)
-            flip.complete_by_timer()
-            while flip.waiting:
+            flip.end_at_refresh()
+            while flip.state is not FlipState.NONE:
                 await trio.sleep(1 / 2000)
+        nursery.cancel_scope.cancel()
     assert done == list(range(100))
     assert trio.current_time() - began == pytest.approx(2, abs=0.1)

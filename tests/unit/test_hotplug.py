@@ -1,4 +1,4 @@
-"""The kernel's word of monitors that come and go, and what is done where there is none."""
+"""Events of monitors that come and go, and polling where there are none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from displbe.sinks.drm import hotplug
 
 
 class Monitor:
-    """As much of pyudev's monitor as is used: events that are read one by one from what wakes the reader."""
+    """The used part of pyudev's Monitor: each event is one byte in a pipe."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -30,7 +30,7 @@ class Monitor:
 
 
 async def test_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A burst of events is one word, the next event another."""
+    """A burst of events causes one call, the next event another."""
     read, write = os.pipe2(os.O_NONBLOCK)
     monkeypatch.setattr(hotplug, "_monitor", lambda: Monitor(read))
     told = []
@@ -51,7 +51,7 @@ async def test_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [ImportError("no pyudev"), OSError("no netlink")])
 async def test_polled(error: Exception, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any) -> None:
-    """Without events the connectors are looked at every few seconds."""
+    """Without events, the connectors are polled every few seconds."""
 
     def refuse() -> None:
         raise error

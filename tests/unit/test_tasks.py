@@ -41,4 +41,5 @@ async def test_nothing_starts_after_the_end() -> None:
         nursery.cancel_scope.cancel()
     tasks.start_soon(work)
     await trio.testing.wait_all_tasks_blocked()
+    assert tasks.ended
     assert started == []

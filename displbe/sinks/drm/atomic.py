@@ -9,32 +9,53 @@ from typing import Final
 import msgspec
 
 from . import uapi
-from .device import Card, Mode, Plane
+from .device import DrmDevice, Mode, Plane
 from .errors import drm_error
 
-__all__ = ["FLIP", "MODESET", "NEUTRAL", "TEST", "Atomic", "Changes", "Pipe", "Scene", "full", "off"]
+__all__ = [
+    "BUSY_RETRY",
+    "FLIP",
+    "LATE",
+    "MODESET",
+    "NEUTRAL",
+    "OFF",
+    "TEST",
+    "Atomic",
+    "Changes",
+    "Pipe",
+    "PlaneConfig",
+    "full_state",
+    "off_state",
+]
 
 FLIP: Final = uapi.DRM_MODE_ATOMIC_NONBLOCK | uapi.DRM_MODE_PAGE_FLIP_EVENT
 MODESET: Final = uapi.DRM_MODE_ATOMIC_ALLOW_MODESET
 TEST: Final = uapi.DRM_MODE_ATOMIC_TEST_ONLY | uapi.DRM_MODE_ATOMIC_ALLOW_MODESET
+BUSY_RETRY: Final = 0.001
+"""Seconds between two attempts of a commit that the kernel refuses with EBUSY."""
+LATE: Final = 0.5
+"""Seconds after which a flip ends although the card has not reported it. Linux's frontend waits 3.1 s for the event."""
 _U64: Final = (1 << 64) - 1
 
 Changes = dict[tuple[str, int], dict[str, int]]
-"""(kind, id) of an object -> its properties' new values."""
+"""(kind, id) of an object -> the new values of its properties."""
 
 
 class Pipe(msgspec.Struct, frozen=True):
-    """What carries a picture to one connector."""
+    """A connector (its id and name), and the CRTC and primary plane that carry a picture to it."""
 
-    card: Card
+    device: DrmDevice
     connector: int
     name: str
     crtc: int
     plane: Plane
 
 
-class Scene(msgspec.Struct, frozen=True):
-    """What is on a screen: a part of a framebuffer, (x, y, width, height), in a part of a mode."""
+class PlaneConfig(msgspec.Struct, frozen=True):
+    """A framebuffer on a plane: which part of it is shown in which part of a mode.
+
+    Both parts are (x, y, width, height), in pixels.
+    """
 
     fb: int
     source: tuple[int, int, int, int]
@@ -43,17 +64,19 @@ class Scene(msgspec.Struct, frozen=True):
 
 
 class Atomic:
-    """A set of properties to be committed together, packed once; values can be changed between commits."""
+    """A set of properties that are committed together. It is packed once; values can be changed between commits."""
 
-    def __init__(self, card: Card, changes: Mapping[tuple[str, int], Mapping[str, int]], connector: str = "") -> None:
-        self._card = card
+    def __init__(
+        self, device: DrmDevice, changes: Mapping[tuple[str, int], Mapping[str, int]], connector: str = ""
+    ) -> None:
+        self._device = device
         self._connector = connector
         objects = sorted(changes, key=lambda key: key[1])
         pairs = [(object_, name) for object_ in objects for name in changes[object_]]
         self._slots = {pair: index for index, pair in enumerate(pairs)}
         self._objects = array("I", [identity for _, identity in objects])
         self._counts = array("I", [len(changes[object_]) for object_ in objects])
-        self._names = array("I", [card.property(*object_, name) for object_, name in pairs])
+        self._names = array("I", [device.property(*object_, name) for object_, name in pairs])
         self._values = array("Q", [changes[object_][name] & _U64 for object_, name in pairs])
         self._ask = uapi.drm_mode_atomic(
             count_objs=len(objects),
@@ -64,7 +87,7 @@ class Atomic:
         )
 
     def slot(self, kind: str, identity: int, name: str) -> int:
-        """The place of a value, for `set`."""
+        """Return the index of a value, for `set`."""
         return self._slots[(kind, identity), name]
 
     def set(self, slot: int, value: int) -> None:
@@ -76,34 +99,45 @@ class Atomic:
         ask = self._ask
         ask.flags = flags
         ask.user_data = user_data
-        number = self._card.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, ask)
+        number = self._device.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, ask)
         if number:
             raise drm_error(operation, number, self._connector)
 
 
 NEUTRAL: Final[dict[str, dict[str, int]]] = {
-    # drm_connector.c: after a link training that failed, whoever has the screen says GOOD (0) with its next mode set.
+    # drm_connector.c: after a failed link training, the next mode set has to set link-status to GOOD (0).
     "connector": {"link-status": 0},
     "crtc": {"DEGAMMA_LUT": 0, "CTM": 0, "GAMMA_LUT": 0},
     # drm_blend.c: DRM_MODE_ROTATE_0, DRM_BLEND_ALPHA_OPAQUE, DRM_MODE_BLEND_PREMULTI.
     "plane": {"rotation": 1, "alpha": 0xFFFF, "pixel blend mode": 0},
 }
-"""What else changes a picture, where the driver has it: whoever had the card before may have left its night light, say."""
+"""Neutral values of other properties that change a picture. Each is set where the driver has it: the program that had
+the card before may have left a colour filter or a rotation.
+"""
+OFF: Final[dict[str, dict[str, int]]] = {
+    "connector": {"CRTC_ID": 0},
+    "crtc": {"ACTIVE": 0, "MODE_ID": 0},
+    "plane": {"FB_ID": 0, "CRTC_ID": 0},
+}
+"""The values that switch an object off."""
 
 
-def full(pipe: Pipe, scene: Scene, blob: int) -> Changes:
-    """All that makes an output show a scene and nothing else, as it is."""
-    x, y, width, height = scene.source
-    left, top, across, down = scene.target
+def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
+    """Return all changes that make the pipe show this and nothing else; `blob` is the mode's property blob.
+
+    Raises DrmError.
+    """
+    x, y, width, height = config.source
+    left, top, across, down = config.target
     changes = _displaced(pipe)
     connector, crtc, plane = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
     for kind, identity in (connector, crtc, plane):
-        there = pipe.card.values(kind, identity)
+        there = pipe.device.values(kind, identity)
         changes[kind, identity] = {name: value for name, value in NEUTRAL[kind].items() if name in there}
     changes[connector] |= {"CRTC_ID": pipe.crtc}
     changes[crtc] |= {"ACTIVE": 1, "MODE_ID": blob}
     changes[plane] |= {
-        "FB_ID": scene.fb,
+        "FB_ID": config.fb,
         "CRTC_ID": pipe.crtc,
         "SRC_X": x << 16,
         "SRC_Y": y << 16,
@@ -117,29 +151,29 @@ def full(pipe: Pipe, scene: Scene, blob: int) -> Changes:
     return changes
 
 
-def off(pipe: Pipe) -> Changes:
-    """Nothing on this output."""
-    return {
-        ("connector", pipe.connector): {"CRTC_ID": 0},
-        ("crtc", pipe.crtc): {"ACTIVE": 0, "MODE_ID": 0},
-        ("plane", pipe.plane.id): {"FB_ID": 0, "CRTC_ID": 0},
-    }
+def off_state(pipe: Pipe) -> Changes:
+    """Return the changes that switch the pipe off."""
+    objects = (("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id))
+    return {(kind, identity): OFF[kind] for kind, identity in objects}
 
 
 def _displaced(pipe: Pipe) -> Changes:
-    """What whoever had the card before left in our way: the kernel refuses a CRTC without a connector, for one."""
-    card = pipe.card
+    """Return the changes that remove what another program left in the pipe's way.
+
+    The kernel refuses a CRTC without a connector, for one.
+    """
+    device = pipe.device
     changes: Changes = {}
-    driven = {connector: card.values("connector", connector).get("CRTC_ID", 0) for connector in card.connector_ids}
+    driven = {connector: device.values("connector", connector).get("CRTC_ID", 0) for connector in device.connector_ids}
     before = driven.pop(pipe.connector, 0)
     free = {pipe.crtc}
     if before not in (0, pipe.crtc, *driven.values()):  # another connector may show the same CRTC
-        changes["crtc", before] = {"ACTIVE": 0, "MODE_ID": 0}
+        changes["crtc", before] = OFF["crtc"]
         free.add(before)
     for connector, crtc in driven.items():
         if crtc == pipe.crtc:
-            changes["connector", connector] = {"CRTC_ID": 0}
-    for plane in card.planes:
-        if plane.id != pipe.plane.id and card.values("plane", plane.id).get("CRTC_ID") in free:
-            changes["plane", plane.id] = {"FB_ID": 0, "CRTC_ID": 0}
+            changes["connector", connector] = OFF["connector"]
+    for plane in device.planes:
+        if plane.id != pipe.plane.id and device.values("plane", plane.id).get("CRTC_ID") in free:
+            changes["plane", plane.id] = OFF["plane"]
     return changes

@@ -1,4 +1,4 @@
-"""A guest's framebuffer on an output: a framebuffer of the card's over the guest's own pages, or memory to copy frames from."""
+"""A guest's framebuffer on an output: a card's framebuffer over the guest's pages, or memory to copy frames from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ __all__ = ["DrmBuffer"]
 
 
 class DrmBuffer(SinkBuffer):
-    """What the output holds of it changes: a card may go and come back."""
+    """A guest's buffer that is attached to one output.
+
+    Its card may go and come back: `fb`, `refused` and `reason` change then.
+    """
 
     def __init__(
         self, guest: GuestBuffer, geometry: Geometry, fourcc: int, remove: Callable[[DrmBuffer], Awaitable[None]]
@@ -20,30 +23,30 @@ class DrmBuffer(SinkBuffer):
         self.guest = guest
         self.geometry = geometry
         self.fourcc = fourcc
-        """The format the plane is told."""
+        """The format that the plane is told."""
         self.fb = 0
-        """The card's framebuffer over the guest's pages; 0: there is none."""
+        """The id of the card's framebuffer over the guest's pages; 0: there is none."""
         self.view: memoryview | None = None
-        """The guest's pages; None: not mapped."""
-        self.ours = False
-        """The pages are memory of the card's (be-alloc)."""
+        """The guest's pages; None: they are not mapped."""
+        self.from_card = False
+        """The pages are the card's own memory (be-alloc)."""
         self.refused = False
-        """The card does not show it without a copy."""
+        """The card does not show this buffer without a copy."""
         self.reason = ""
-        """Why its frames are copied; empty: they need not be, or no card has been asked."""
+        """Why its frames are copied; empty: they need not be, or no card has been asked yet."""
         self.closed = False
         self._remove = remove
 
     @property
     def converted(self) -> bool:
-        """The plane is told another format than its pixels have: copies are converted."""
+        """The plane is told another format than the pixels have: copying converts them."""
         return self.fourcc not in (self.geometry.fourcc, FORMATS[self.geometry.fourcc].opaque)
 
     @property
     def path(self) -> str:  # type: ignore[override]
-        """How its frames get to the screen."""
+        """How its frames can get to the screen."""
         if self.fb and not self.refused:
-            return "be-alloc" if self.ours else "zero copy"
+            return "be-alloc" if self.from_card else "zero copy"
         return "copy" if self.reason else ""
 
     async def aclose(self) -> None:

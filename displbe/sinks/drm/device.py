@@ -1,11 +1,13 @@
-"""A card: one open DRM device, its objects, and what they can be told.
+"""An open DRM device file and the card's objects: connectors, CRTCs, planes, framebuffers, blobs.
 
-Everything here is one ioctl or a few; none waits but those that say so. A failed one is a DrmError that names the operation.
+Each method is one ioctl or a few. None waits unless its docstring says so. A failed ioctl is a DrmError that names the
+operation.
 """
 
 from __future__ import annotations
 
 import ctypes
+import enum
 import errno
 import fcntl
 import os
@@ -24,9 +26,9 @@ from displbe.xen.memory import Mapping
 
 from . import uapi
 from .errors import CardGone, DrmError, Unfit, drm_error
-from .seat import PLAIN, Files
+from .libseat import PLAIN, FileOpener
 
-__all__ = ["Card", "Connector", "Mode", "Plane", "place_of"]
+__all__ = ["CardConnector", "DrmDevice", "Mastership", "Mode", "Plane", "sysfs_path_of"]
 
 _OBJECT: Final = {
     "crtc": uapi.DRM_MODE_OBJECT_CRTC,
@@ -36,7 +38,7 @@ _OBJECT: Final = {
 
 
 class Mode(msgspec.Struct, frozen=True):
-    """A mode of a connector: pixels, refreshes per second, and the kernel's own octets."""
+    """A mode of a connector: its size in pixels, refreshes per second, and the bytes of its `drm_mode_modeinfo`."""
 
     width: int
     height: int
@@ -45,8 +47,8 @@ class Mode(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-class Connector(msgspec.Struct, frozen=True):
-    """A connector as it was when it was last probed."""
+class CardConnector(msgspec.Struct, frozen=True):
+    """A connector of a card, as it was when it was last probed."""
 
     id: int
     name: str
@@ -55,13 +57,13 @@ class Connector(msgspec.Struct, frozen=True):
     crtcs: tuple[int, ...]
     """The ids of the CRTCs that can drive it."""
     crtc: int = 0
-    """The one that does; 0: none."""
+    """The id of the CRTC that drives it; 0: none does."""
     link_failed: bool = False
-    """What it showed could not be kept up: the mode is to be set again."""
+    """The kernel says that the link has failed (`link-status` is BAD): the mode has to be set again."""
 
 
 class Plane(msgspec.Struct, frozen=True):
-    """A plane, its kind and the formats it takes."""
+    """A plane: whether it is a primary one, the CRTCs it can be on, and the formats (DRM fourccs) it can show."""
 
     id: int
     primary: bool
@@ -69,26 +71,53 @@ class Plane(msgspec.Struct, frozen=True):
     formats: frozenset[int]
 
 
-def place_of(node: os.stat_result) -> str:
-    """Where in the machine the device behind a node is."""
+class Mastership(enum.Enum):
+    """Whether a device file may change what the card's screens show."""
+
+    MASTER = "master"
+    """This file is DRM master."""
+    OTHER_PROGRAM = "other program"
+    """Another file is DRM master. This one becomes master by asking once the other has been closed."""
+    CANNOT_ASK = "cannot ask"
+    """Another file is DRM master, and this one may not ask: the card has to be opened anew once the other has been
+    closed.
+    """
+    OTHER_SESSION = "other session"
+    """The session manager has given the seat to another session; it tells us when the seat is ours again."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why this file may not change the screens; empty: it may."""
+        match self:
+            case Mastership.MASTER:
+                return ""
+            case Mastership.OTHER_SESSION:
+                return "another session has the seat"
+            case Mastership.OTHER_PROGRAM | Mastership.CANNOT_ASK:
+                return "another program is DRM master"
+
+
+def sysfs_path_of(node: os.stat_result) -> str:
+    """Return the sysfs path of the device behind a device node. It says where in the machine the device is."""
     return os.path.realpath(f"/sys/dev/char/{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}/device")
 
 
-class Card:
-    """An open card. Raises DrmError or OSError when it cannot be opened, or cannot do what this sink needs."""
+class DrmDevice:
+    """An open device file of a card.
 
-    def __init__(self, path: str, files: Files = PLAIN) -> None:
+    Raises DrmError or OSError when it cannot be opened, or lacks what this sink needs.
+    """
+
+    def __init__(self, path: str, opener: FileOpener = PLAIN) -> None:
         self.path = path
         self.name = Path(path).name
-        self._files = files
-        self.barred = False
-        """The kernel does not let us ask to be master with this file."""
+        self.opener = opener
         self.allocations: weakref.WeakSet[Allocation] = weakref.WeakSet()
         """The card's own memory that guests have (be-alloc)."""
         self._importing = threading.Lock()
         self.fd = self._open()
         try:
-            self.place = self._place()
+            self.sysfs_path = self._read_sysfs_path()
             for capability in (uapi.DRM_CLIENT_CAP_UNIVERSAL_PLANES, uapi.DRM_CLIENT_CAP_ATOMIC):
                 ask = uapi.drm_set_client_cap(capability=capability, value=1)
                 failed = self.try_ioctl(uapi.DRM_IOCTL_SET_CLIENT_CAP, ask)
@@ -100,26 +129,32 @@ class Card:
             self._modifiers = bool(self._capability(uapi.DRM_CAP_ADDFB2_MODIFIERS))
             self._ids: dict[tuple[str, int], dict[str, int]] = {}
             self._names: dict[int, str] = {}
-            self.crtcs, self.connector_ids = self._resources()
+            self.crtcs, self.connector_ids = self._read_resources()
             self.planes = self._read_planes()
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> int:
-        return self._files.open(self.path)
+        return self.opener.open(self.path)
 
-    def _place(self) -> str:
-        """Where in the machine the card is: the same for the card that comes back, under whatever number."""
-        return place_of(os.fstat(self.fd))
+    def _read_sysfs_path(self) -> str:
+        """Return where in the machine the card is.
+
+        A card that comes back has the same path, but perhaps another number.
+        """
+        return sysfs_path_of(os.fstat(self.fd))
 
     def close(self) -> None:
-        """Close the device: what is left of ours goes with it, master too. What is asked of the card later fails with CardGone."""
+        """Close the file. The kernel frees what is left of ours, and mastership ends. Later ioctls fail with CardGone.
+
+        May wait.
+        """
         fd, self.fd = self.fd, -1
-        self._files.close(fd)
+        self.opener.close(fd)
 
     def try_ioctl(self, number: int, argument: Any) -> int:
-        """One ioctl: 0, or the errno."""
+        """Do one ioctl and return 0 or the errno."""
         while True:
             try:
                 fcntl.ioctl(self.fd, number, argument)
@@ -127,42 +162,52 @@ class Card:
                 continue
             except OSError as error:
                 return error.errno or errno.EIO
-            except ValueError:  # closed
+            except ValueError:  # the file is closed
                 return errno.ENODEV
             return 0
 
     def ioctl(self, operation: str, number: int, argument: Any) -> None:
-        """One ioctl. Raises DrmError."""
+        """Do one ioctl. Raises DrmError."""
         failed = self.try_ioctl(number, argument)
         if failed:
             raise drm_error(operation, failed)
 
     def gone(self) -> bool:
-        """Whether the device behind our fd has been removed, or our fd revoked. A refused import may look like that, this not."""
+        """Return whether the card has been removed, or our file revoked.
+
+        The errno of a refused import can look the same; this does not.
+        """
         ask = uapi.drm_get_cap(capability=uapi.DRM_CAP_DUMB_BUFFER)
         return self.try_ioctl(uapi.DRM_IOCTL_GET_CAP, ask) in (errno.ENODEV, errno.ENXIO, errno.EBADF)
 
-    @property
-    def managed(self) -> bool:
-        """A session manager decides whether this file is master."""
-        return self._files.manages(self.fd)
+    def ask_for_master(self) -> Mastership:
+        """Ask to be DRM master, and return what this file is then. A file that is master stays master.
 
-    def become_master(self) -> bool:
-        """Ask for the right to change what is shown; True when we have it, or had it already.
-
-        drm_master_check_perm() in the kernel: without CAP_SYS_ADMIN only that process may ask which has opened the file, and
-        only when the file has been master before, as the first one that is opened is. A file of a session manager's can be
-        master and yet not ask.
+        drm_master_check_perm() in the kernel: without CAP_SYS_ADMIN, only the process that opened the file may ask, and
+        only if the file has been master before, as the first file that is opened is. A session manager's file can be
+        master although it may not ask.
         """
-        if self.managed:
-            self.barred = self._files.active
-            return self._files.active and self._is_master()
+        if self.is_managed:
+            if not self.opener.active:
+                return Mastership.OTHER_SESSION
+            return Mastership.MASTER if self._is_master() else Mastership.CANNOT_ASK
         failed = self.try_ioctl(uapi.DRM_IOCTL_SET_MASTER, 0)
-        self.barred = failed == errno.EACCES
-        return not failed or (self.barred and self._is_master())
+        if failed == errno.EACCES:
+            return Mastership.MASTER if self._is_master() else Mastership.CANNOT_ASK
+        return Mastership.OTHER_PROGRAM if failed else Mastership.MASTER
+
+    @property
+    def is_managed(self) -> bool:
+        """A session manager decides whether this file is master."""
+        return self.opener.manages(self.fd)
+
+    @property
+    def is_outdated(self) -> bool:
+        """The card should be opened anew: a session manager opens it now, and did not when this file was opened."""
+        return self.opener.is_outdated(self.path, self.fd)
 
     def _is_master(self) -> bool:
-        """Only masters may try commits, here an empty one: whatever else is said of it."""
+        """Try an empty commit: the kernel refuses it with EACCES only if this file is not master."""
         ask = uapi.drm_mode_atomic(flags=uapi.DRM_MODE_ATOMIC_TEST_ONLY)
         return self.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, ask) not in (errno.EACCES, errno.ENODEV)
 
@@ -174,7 +219,7 @@ class Card:
             return 0
         return int(ask.value)
 
-    def _resources(self) -> tuple[list[int], list[int]]:
+    def _read_resources(self) -> tuple[list[int], list[int]]:
         count = uapi.drm_mode_card_res()
         self.ioctl("get resources", uapi.DRM_IOCTL_MODE_GETRESOURCES, count)
         crtcs, connectors = _ids(count.count_crtcs), _ids(count.count_connectors)
@@ -215,7 +260,7 @@ class Card:
         return tuple(crtc for index, crtc in enumerate(self.crtcs) if mask >> index & 1)
 
     def values(self, kind: str, identity: int) -> dict[str, int]:
-        """An object's properties as they are now, by name. Raises DrmError."""
+        """Return an object's properties as they are now, by name. Raises DrmError."""
         count = uapi.drm_mode_obj_get_properties(obj_id=identity, obj_type=_OBJECT[kind])
         self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, count)
         ids, values = _ids(count.count_props), array("Q", bytes(8 * max(1, count.count_props)))
@@ -239,7 +284,7 @@ class Card:
         return self._names[prop]
 
     def property(self, kind: str, identity: int, name: str) -> int:
-        """A property's id. Raises DrmError ENOENT."""
+        """Return a property's id. Raises DrmError; ENOENT: the object has no such property."""
         if (kind, identity) not in self._ids:
             self.values(kind, identity)
         try:
@@ -248,25 +293,31 @@ class Card:
             raise drm_error(f"{kind} property {name}", errno.ENOENT) from None
 
     def shown_framebuffer(self, plane: int) -> int:
-        """The framebuffer that a plane shows; 0: none. Raises DrmError. Waits for a commit under way."""
+        """Return the id of the framebuffer that a plane shows; 0: none. Raises DrmError.
+
+        Waits for a commit under way.
+        """
         ask = uapi.drm_mode_get_plane(plane_id=plane)
         self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, ask)
         return int(ask.fb_id)
 
-    def probe(self) -> list[Connector]:
-        """All connectors as they are now. Raises DrmError. May take long: monitors are asked for their EDID."""
-        _, there = self._resources()
+    def probe(self) -> list[CardConnector]:
+        """Probe all connectors and return them. Raises DrmError.
+
+        May take long: the kernel reads the monitors' EDIDs.
+        """
+        _, there = self._read_resources()
         found = []
         for identity in there:
             try:
                 found.append(self._probe(identity))
             except DrmError as error:
-                if error.number != errno.ENOENT:  # those of DisplayPort hubs go with the hub, also this moment
+                if error.number != errno.ENOENT:  # a DisplayPort hub's connectors go with the hub, perhaps just now
                     raise
         self.connector_ids = [connector.id for connector in found]
         return found
 
-    def _probe(self, identity: int) -> Connector:
+    def _probe(self, identity: int) -> CardConnector:
         while True:
             count = uapi.drm_mode_get_connector(connector_id=identity)
             self.ioctl("probe connector", uapi.DRM_IOCTL_MODE_GETCONNECTOR, count)
@@ -286,7 +337,7 @@ class Card:
         crtcs = {crtc for encoder in list(encoders)[: ask.count_encoders] for crtc in self._encoder_crtcs(encoder)}
         connected = ask.connection == uapi.DRM_MODE_CONNECTED
         values = self.values("connector", identity)
-        return Connector(
+        return CardConnector(
             identity,
             f"{kind}-{ask.connector_type_id}",
             connected,
@@ -305,9 +356,12 @@ class Card:
         return self._from_mask(ask.possible_crtcs)
 
     def add_framebuffer(self, handle: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
-        """AddFB2 of one plane of pixels: the framebuffer's id. Raises DrmError.
+        """Make a framebuffer of one plane of pixels (ADDFB2) and return its id. `pitch` and `offset` are in bytes.
 
-        The layout is said to be linear where the driver knows modifiers: it may else take it for the one that it likes best.
+        Raises DrmError.
+
+        Where the driver knows modifiers, the layout is given as linear: without one, the driver may assume the layout
+        it prefers.
         """
         for flags in (uapi.DRM_MODE_FB_MODIFIERS, 0) if self._modifiers else (0,):
             ask = uapi.drm_mode_fb_cmd2(width=width, height=height, pixel_format=fourcc, flags=flags)
@@ -319,22 +373,28 @@ class Card:
         raise drm_error("add framebuffer", failed)
 
     def remove_framebuffer(self, fb: int) -> None:
-        """RmFB: off the screen, if it is there; waits for that."""
+        """Remove a framebuffer (RMFB). Raises DrmError. Takes it off the screen if it is there, and waits for that."""
         self.ioctl("remove framebuffer", uapi.DRM_IOCTL_MODE_RMFB, ctypes.c_uint32(fb))
 
     def leave_framebuffer(self, fb: int) -> None:
-        """CLOSEFB: like RmFB, but what is on the screen stays there. Raises DrmError."""
+        """Give a framebuffer up, but leave it on the screen if it is there (CLOSEFB). Raises DrmError."""
         self.ioctl("leave framebuffer", uapi.DRM_IOCTL_MODE_CLOSEFB, uapi.drm_mode_closefb(fb_id=fb))
 
     def mark_dirty(self, fb: int) -> bool:
-        """DIRTYFB: the framebuffer on the screen has changed. False: this driver need not be told. May wait for a refresh."""
+        """Tell the driver that the framebuffer on the screen has changed (DIRTYFB).
+
+        Return False if this driver need not be told. May wait for a refresh.
+        """
         return self.try_ioctl(uapi.DRM_IOCTL_MODE_DIRTYFB, uapi.drm_mode_fb_dirty_cmd(fb_id=fb)) == 0
 
     def import_framebuffer(self, dmabuf: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
-        """A framebuffer over a dma-buf's pixels. Raises DrmError. The framebuffer keeps the dma-buf, not a handle of ours.
+        """Make a framebuffer over a dma-buf's pixels and return its id. Raises DrmError.
 
-        One import at a time: the kernel has one handle for a dma-buf and a file, and does not count who was given it. Another import's
-        close would take it away, and the next one get its number for another dma-buf.
+        The framebuffer keeps the dma-buf.
+
+        One import at a time: the kernel has one handle for each dma-buf and file, and does not count how often it was
+        given out. The close of a second import of the same dma-buf would close the handle of the first, and its number
+        could then be another dma-buf's.
         """
         with self._importing:
             prime = uapi.drm_prime_handle(fd=dmabuf)
@@ -347,17 +407,17 @@ class Card:
             try:
                 self.close_handle(prime.handle)
             except DrmError:
-                self.remove_framebuffer(fb)  # else nobody knew of it, and it kept the guest's pages
+                self.remove_framebuffer(fb)  # otherwise it would hold the guest's pages until our end
                 raise
             return fb
 
     def close_handle(self, handle: int) -> None:
-        """Close a GEM handle; a card that is gone has closed it."""
+        """Close a GEM handle. Raises DrmError. The handles of a card that is gone are closed already."""
         with suppress(CardGone):
             self.ioctl("close handle", uapi.DRM_IOCTL_GEM_CLOSE, uapi.drm_gem_close(handle=handle))
 
     def map_dumb(self, handle: int, size: int, *, writable: bool) -> Mapping:
-        """A dumb buffer as memory. Raises DrmError."""
+        """Map a dumb buffer of `size` bytes. Raises DrmError."""
         place = uapi.drm_mode_map_dumb(handle=handle)
         self.ioctl("map dumb buffer", uapi.DRM_IOCTL_MODE_MAP_DUMB, place)
         return self._map(place.offset, size, writable)
@@ -369,15 +429,15 @@ class Card:
             raise drm_error("map dumb buffer", error.errno) from error
 
     def read_edid(self, connector: int) -> bytes | None:
-        """The monitor's EDID, from the connector's property, in whole blocks; None when there is none."""
+        """Return the EDID in the connector's property, in whole blocks of 128 bytes; None: there is none."""
         try:
             data = self.read_blob(self.values("connector", connector).get("EDID", 0))
         except DrmError:
-            return None  # another monitor has come meanwhile, or the card has gone
+            return None  # another monitor was plugged in meanwhile, or the card is gone
         return data[: len(data) // 128 * 128] or None
 
     def read_blob(self, blob: int) -> bytes:
-        """A blob's octets; none for blob 0. Raises DrmError."""
+        """Return a blob's bytes; none for blob 0. Raises DrmError."""
         if blob == 0:
             return b""
         count = uapi.drm_mode_get_blob(blob_id=blob)
@@ -388,18 +448,18 @@ class Card:
         return data.raw[: ask.length]
 
     def create_blob(self, data: bytes) -> int:
-        """A property blob, for MODE_ID. Raises DrmError."""
-        octets = ctypes.create_string_buffer(data, len(data))
-        ask = uapi.drm_mode_create_blob(data=ctypes.addressof(octets), length=len(data))
+        """Make a property blob, as for MODE_ID, and return its id. Raises DrmError."""
+        room = ctypes.create_string_buffer(data, len(data))
+        ask = uapi.drm_mode_create_blob(data=ctypes.addressof(room), length=len(data))
         self.ioctl("create mode blob", uapi.DRM_IOCTL_MODE_CREATEPROPBLOB, ask)
         return int(ask.blob_id)
 
     def destroy_blob(self, blob: int) -> None:
-        """Give a blob up."""
+        """Give a blob up. Raises DrmError."""
         self.ioctl("destroy blob", uapi.DRM_IOCTL_MODE_DESTROYPROPBLOB, uapi.drm_mode_destroy_blob(blob_id=blob))
 
     def read_events(self, flipped: Callable[[int], None]) -> None:
-        """Take the card's events; `flipped` is called with the user data of each completed flip. Raises OSError."""
+        """Read the card's events and call `flipped` with the user data of each completed flip. Raises OSError."""
         try:
             data = os.read(self.fd, 4096)
         except BlockingIOError:
@@ -413,5 +473,5 @@ class Card:
 
 
 def _ids(count: int) -> array[int]:
-    """Room for so many u32, and one when there are none: a null pointer is not an empty list to every driver."""
+    """Return an array of this many u32, at least one: some drivers do not take a null pointer for an empty list."""
     return array("I", bytes(4 * max(1, count)))

@@ -1,4 +1,4 @@
-"""What a card answers when it does not do what it was asked: one exception per meaning, with the operation and the connector."""
+"""Errors of a card: an exception for each meaning of an errno, which names the operation and its connector."""
 
 from __future__ import annotations
 
@@ -8,46 +8,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "Unfit", "about", "drm_error"]
+__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "Unfit", "drm_error", "name_connector"]
 
 
 class DrmError(Exception):
-    """The card refused: `number` is the host's errno."""
+    """The card refused an operation; `number` is the host's errno."""
 
     def __init__(self, operation: str, number: int, connector: str = "") -> None:
         super().__init__(operation, number, connector)
         self.operation = operation
         self.number = number
         self.connector = connector
-        """Whose picture it was about; empty: nobody's in particular."""
+        """The connector that the operation was for; empty: it was for none in particular."""
 
     @property
-    def of_the_picture(self) -> bool:
-        """The card does not show such a picture, now or later; else the picture may be taken another time."""
-        return self.number in _OF_THE_PICTURE
+    def refuses_frame(self) -> bool:
+        """The card cannot show such a frame at all. After any other error, the same frame may be shown later."""
+        return self.number in _REFUSES_FRAME
 
     def __str__(self) -> str:
         where = f"{self.connector}: " if self.connector else ""
         return f"{where}{self.operation}: {os.strerror(self.number)}"
 
 
-_OF_THE_PICTURE: Final = {errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.EOPNOTSUPP, errno.E2BIG, errno.EOVERFLOW}
+_REFUSES_FRAME: Final = {errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.EOPNOTSUPP, errno.E2BIG, errno.EOVERFLOW}
 
 
 class Busy(DrmError):
-    """EBUSY: the kernel is not done with what it was asked before."""
+    """EBUSY: the kernel has not finished an earlier operation."""
 
 
 class NotMaster(DrmError):
-    """EACCES: another program is DRM master."""
+    """EACCES, EPERM: another program is DRM master."""
 
 
 class CardGone(DrmError):
-    """ENODEV: the card, or the right to it, has been taken away. Some drivers answer it to an import too."""
+    """ENODEV, ENXIO, EBADF: the card has been removed, or our file revoked.
+
+    Some drivers also answer ENODEV to an import.
+    """
 
 
 class Unfit(DrmError):
-    """The card will never do what this sink needs."""
+    """The card lacks something that this sink needs; trying again does not help."""
 
 
 _KINDS: Final[dict[int, type[DrmError]]] = {
@@ -61,14 +64,14 @@ _KINDS: Final[dict[int, type[DrmError]]] = {
 
 
 def drm_error(operation: str, number: int | None, connector: str = "") -> DrmError:
-    """The exception for an errno."""
+    """Return the exception for an errno; None stands for EIO."""
     known = number or errno.EIO
     return _KINDS.get(known, DrmError)(operation, known, connector)
 
 
 @contextmanager
-def about(connector: str) -> Iterator[None]:
-    """What the card refuses meanwhile is about this connector's picture."""
+def name_connector(connector: str) -> Iterator[None]:
+    """Add the connector's name to each DrmError that passes."""
     try:
         yield
     except DrmError as error:

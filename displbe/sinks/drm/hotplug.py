@@ -1,4 +1,7 @@
-"""Monitors that come and go, cards too: the kernel's events through pyudev. Without it the connectors are looked at every few seconds."""
+"""Notices monitors and cards that come and go, by uevents through pyudev.
+
+Without pyudev or libudev, the connectors are polled.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ import trio
 __all__ = ["POLL", "watch"]
 
 POLL: Final = 3.0
-"""Seconds between looks at the connectors where nobody tells of changes."""
+"""Seconds between two probes of the connectors where there are no uevents."""
 _log = structlog.get_logger("displbe.drm")
 
 
 def _monitor() -> Any:
-    """A monitor of DRM's uevents. Raises ImportError without pyudev or libudev, OSError."""
+    """Return a started monitor of DRM's uevents. Raises ImportError without pyudev or libudev, OSError."""
     pyudev = importlib.import_module("pyudev")
-    # udevd passes events on when it has set the node's owner; on a board without udevd there is only the kernel's word.
+    # udevd passes an event on after it has set the node's owner. Without udevd there are only the kernel's own events.
     source = "udev" if os.path.exists("/run/udev/control") else "kernel"
     monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
     monitor.filter_by("drm")
@@ -30,7 +33,7 @@ def _monitor() -> Any:
 
 
 async def watch(changed: Callable[[], None]) -> None:
-    """Call `changed` when a card or a connector has changed, until cancelled; too often does no harm."""
+    """Call `changed` when a card or a connector may have changed, until cancelled. Extra calls do no harm."""
     try:
         monitor = _monitor()
         while True:

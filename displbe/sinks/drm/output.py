@@ -1,406 +1,486 @@
-"""One connector of a card, showing one guest's framebuffers full screen.
+"""One connector of a card, which shows one guest's framebuffers full screen.
 
-Zero copy: the guest's dma-buf is imported and scanned out as it lies. Copy: each flip copies the guest's frame, off the loop, into that
-one of two dumb buffers which is not on the screen. Either way one commit per flip, which does not wait, and the card's event ends it.
+Zero copy: the guest's dma-buf is imported and scanned out as it is. Copy: each flip copies the guest's frame, in a
+thread, into the one of two dumb buffers that is not on the screen. Either way there is one commit per flip, which does
+not wait, and the card's event ends the flip.
 
-An output is *lit* while the screen shows what the guest asked for. It goes *dark* when the monitor, the card or the right to it is
-away, or a commit fails. The guest does not notice: its flips are completed by a timer, and the card's keeper lights the output
-again, with the guest's current frame, as soon as that can be done.
+A screen goes *dark* when the monitor, the card or DRM mastership is lost, or a commit fails. The guest does not notice:
+the clock ends its flips at the mode's rate. The card lights the screen again, with the guest's current frame, as soon
+as that is possible.
 """
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import msgspec
 import structlog
 import trio
 
+from displbe.ops.log import SparseLog
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.copier import Copier
+from displbe.sinks.flip import Flip, FlipClock
+from displbe.sinks.tasks import Tasks
 from displbe.wire.errors import Errno, from_host
 from displbe.xen.port import GuestBuffer
 
-from .atomic import Pipe
-from .attached import Attached
+from .atomic import LATE, Pipe
 from .buffer import DrmBuffer
-from .device import Connector, Mode
-from .direct import Direct
-from .dumb import DumbAllocation
-from .errors import Busy, CardGone, DrmError, NotMaster, about
-from .flip import Flip
-from .frames import Frames
-from .scaling import placements
-from .stage import Lit, Stage
+from .copied_scanout import CopiedScanout
+from .device import CardConnector
+from .direct_scanout import DirectScanout
+from .double_buffer import DumbAllocation
+from .errors import Busy, CardGone, DrmError, NotMaster, name_connector
+from .framebuffers import FramebufferSet
+from .placement import placements
+from .scanout import ActiveMode, ScanoutPipe
+from .settings import DrmSettings
 
-if TYPE_CHECKING:
-    from .sink import DrmSink
+__all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
 
-__all__ = ["DrmOutput"]
+SERIALS: Final = 1 << 40
+"""A flip's serial number is the user data of its event. Each output counts from its key times this, so events name
+their output.
+"""
+OFF: Final = "off"
+SWITCHING_ON: Final = "switching on"
 
-SAY_AGAIN: Final = 10.0
-"""Seconds before the same thing is logged again: it may be the guest that makes it happen."""
+
+class ScreenState(enum.Enum):
+    """What the screen is doing for the guest. While it is OFF or DARK, the output's `reason` says why."""
+
+    OFF = "off"
+    """The guest has switched the screen off, or not yet on."""
+    DARK = "dark"
+    """The guest wants to show frames, but the screen cannot show them now. The clock ends its flips."""
+    LIT = "lit"
+    """The screen shows the guest's frames."""
+
+
+class CardLink(msgspec.Struct):
+    """What an output is handed of its card, as long as the card is there."""
+
+    scanout: ScanoutPipe
+    connector: CardConnector
+    """As it was when it was last probed."""
+    look_soon: Callable[[], None]
+    """Have the card look soon at what its outputs show: something has failed, or can be done again."""
+    why_not_master: Callable[[], str]
+    """Return why the card's screens are not ours to change; empty: they are."""
+
+
+class _Wanted(msgspec.Struct):
+    """What the guest wants to be shown."""
+
+    part: Part
+    buffer: DrmBuffer | None
+    """None: the guest has removed the framebuffer that was shown, and has not flipped since."""
+
+
+class _LitScreen(msgspec.Struct, frozen=True):
+    """The mode of a lit screen, and what puts frames onto it."""
+
+    mode: ActiveMode
+    scanout: DirectScanout | CopiedScanout
 
 
 class DrmOutput(Output):
-    """A claimed connector."""
+    """A claimed connector. It outlives its card: `attach_card` and `detach_card` say when there is one.
 
-    def __init__(self, sink: DrmSink, name: str, key: int) -> None:
+    `clock` and `tasks` are the sink's. `released` is called when the guest gives the output back.
+
+    It has fourteen attributes of its own; the others are the contract's (`name`, `path`, `reason`, `flipped`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        key: int,
+        settings: DrmSettings,
+        clock: FlipClock,
+        tasks: Tasks,
+        released: Callable[[], None],
+    ) -> None:
         super().__init__(name)
         self.key = key
-        self.connector: Connector | None = None
-        """As it was when it was last probed; None: never seen."""
-        self.reason = "off"
-        self._sink = sink
+        self.state = ScreenState.OFF
+        self.reason = OFF
+        self._settings = settings
+        self._tasks = tasks
+        self._released = released
         self._log: Any = structlog.get_logger("displbe.drm").bind(connector=name)
-        self._said: dict[tuple[str, str], float] = {}
-        self._stage: Stage | None = None
-        self._lit: Lit | None = None
-        self._frames: Frames | Direct | None = None
-        """How frames get to the screen; set while it is lit."""
-        self._attached = Attached(name, sink.settings.zero_copy, self._say)
-        self._current: DrmBuffer | None = None
-        self._part: Part | None = None
-        self._flip = Flip(key, self._flip_over, sink.start_soon)
+        self._warn = SparseLog(self._log)
+        self._framebuffers = FramebufferSet(name, settings.zero_copy, self._warn)
+        self._flip = Flip(clock, self._on_flip_ended, late=LATE, on_late=self._on_late, first_serial=key * SERIALS)
+        self._link: CardLink | None = None
+        """None: the card is not there."""
+        self._wanted: _Wanted | None = None
+        """None: the guest has switched the screen off."""
+        self._lit: _LitScreen | None = None
+        """Set while the state is LIT."""
         self._copier: Copier | None = None
-        # Held by whatever uses the card and takes its time; the card is not closed meanwhile.
-        self._slow = trio.Lock()
+        self._card_lock = trio.Lock()
+        """Held while the card is used for something that may wait. The card is not closed meanwhile."""
 
     @property
     def pipe(self) -> Pipe | None:
-        """The card, connector, CRTC and plane; None while there is no such card."""
-        return self._stage.pipe if self._stage is not None else None
+        """The card's objects that are used for this output; None while the card is not there."""
+        return self._link.scanout.pipe if self._link is not None else None
 
-    @property
-    def dark(self) -> str:
-        """Why nothing of the guest's is on the screen; empty: it is."""
-        return "" if self.path else self.reason
+    def attach_card(self, link: CardLink) -> None:
+        """Use this connector of a card. The card's next `reconcile` lights the screen."""
+        self._link = link
 
-    @property
-    def _modes(self) -> tuple[Mode, ...]:
-        return self.connector.modes if self.connector is not None else ()
-
-    def moor(self, pipe: Pipe, connector: Connector) -> None:
-        """This is the card's connector."""
-        self._stage = Stage(pipe)
-        self.connector = connector
-
-    async def unmoor(self, why: str) -> None:
-        """The card has gone: hold nothing of it."""
-        async with self._slow:
-            self._darken(why)
+    async def detach_card(self, reason: str) -> None:
+        """Hold nothing of the card any more: it is gone, or about to be closed."""
+        async with self._card_lock:
+            if self._wanted is not None:
+                self._darken(reason)
             await self._quiet()
-            stage, self._stage = self._stage, None
-            if stage is not None:
-                await trio.to_thread.run_sync(stage.close)
-            self._attached.card_gone()
+            link, self._link = self._link, None
+            if link is not None:
+                await trio.to_thread.run_sync(link.scanout.close)
+            self._framebuffers.forget_card()
 
-    # Buffers
+    # Framebuffers
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        async with self._slow:
-            fourcc = self._attached.scanout_format(self.pipe, geometry.fourcc)
+        async with self._card_lock:
+            fourcc = self._framebuffers.scanout_format(self.pipe, geometry.fourcc)
             made = DrmBuffer(buffer, geometry, fourcc, self._remove)
-            if self._stage is not None:
-                with suppress(CardGone):  # it is asked when it is back
-                    await self._attached.prepare(self._stage, made, self._modes)
-            self._attached.buffers.add(made)
+            link = self._link
+            if link is not None:
+                with suppress(CardGone):  # the card is asked when it is back
+                    await self._framebuffers.prepare(link.scanout, made, link.connector.modes)
+            self._framebuffers.buffers.add(made)
             self._log.debug("framebuffer attached", path=made.path)
             return made
 
     async def _remove(self, buffer: DrmBuffer) -> None:
-        """The guest takes a buffer back: nothing scans it out or reads it when this returns."""
-        async with self._slow:
+        """Remove a framebuffer that the guest takes back: nothing scans it out or reads it when this returns."""
+        async with self._card_lock:
             await self._quiet()
-            shown = self._current is buffer
-            if buffer.fb and self._stage is not None:
-                if shown and self._lit is not None and isinstance(self._frames, Direct):
-                    await self._last_frame_goes(self._stage, self._lit, buffer)
-                await trio.to_thread.run_sync(self._stage.remove, buffer.fb)
-            self._attached.buffers.discard(buffer)
+            wanted, link, lit = self._wanted, self._link, self._lit
+            shown = wanted is not None and wanted.buffer is buffer
+            if buffer.fb and link is not None:
+                if shown and lit is not None and isinstance(lit.scanout, DirectScanout):
+                    await self._replace_last_frame(link.scanout, lit.mode, buffer)
+                await trio.to_thread.run_sync(link.scanout.remove, buffer.fb)
+            self._framebuffers.buffers.discard(buffer)
             buffer.fb, buffer.view = 0, None
-            if shown:
-                self._current = None
-                self._flip.complete()
+            if wanted is not None and wanted.buffer is buffer:
+                wanted.buffer = None
+                self._flip.end()
+            elif shown and link is not None:  # the guest has flipped meanwhile
+                link.look_soon()
             self._watch()
 
-    async def _last_frame_goes(self, stage: Stage, lit: Lit, buffer: DrmBuffer) -> None:
-        """The frame on the screen is about to be removed: with `on-exit = "keep"` a copy takes its place."""
-        self._unlit("the guest has removed what it showed")
-        if self._sink.settings.on_exit == "keep" and self._part is not None:
-            try:
-                await self._attached.map(buffer)
-                await trio.to_thread.run_sync(stage.freeze, buffer, self._part, lit)
-            except (DrmError, SinkError) as error:
-                self._say("last frame not kept", str(error))
+    async def _replace_last_frame(self, scanout: ScanoutPipe, mode: ActiveMode, buffer: DrmBuffer) -> None:
+        """Go dark, because the frame on the screen is about to be removed.
 
-    # Switching
+        With `on-exit = "keep"`, a copy of it takes its place.
+        """
+        self._set_dark("the guest has removed what it showed")
+        if self._settings.on_exit == "keep" and self._wanted is not None:
+            try:
+                await self._framebuffers.map(buffer)
+                await trio.to_thread.run_sync(scanout.freeze, buffer, self._wanted.part, mode)
+            except (DrmError, SinkError) as error:
+                self._warn("cannot keep the guest's last frame on the screen", str(error))
+
+    # Switching on and off
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, DrmBuffer)
-        async with self._slow:
+        async with self._card_lock:
             if buffer.closed:
                 raise SinkError(Errno.ENOENT, "the framebuffer is gone")
-            before = self._current, self._part
-            self._current, self._part = buffer, part
-            why = self._why_dark()
-            if why:
-                self._darken(why)
+            before, self._wanted = self._wanted, _Wanted(part, buffer)
+            link, obstacle = self._link, self._obstacle()
+            if link is None or obstacle:
+                self._darken(obstacle)
                 return
+            if self.state is ScreenState.OFF:
+                self._set_dark(SWITCHING_ON)
             try:
-                await self._light()
+                await self._switch_on(link, buffer, part)
             except (DrmError, SinkError) as error:
-                if isinstance(error, DrmError) and not error.of_the_picture:
+                if isinstance(error, DrmError) and not error.refuses_frame:
                     self._darken(str(error))
-                    self._look_soon()
+                    link.look_soon()
                     return
-                self._current, self._part = before
+                self._wanted = before
+                if before is None:
+                    self._set_off()
                 self._watch()
                 if isinstance(error, SinkError):
                     raise
                 raise SinkError(from_host(error.number), str(error)) from error
 
-    def _why_dark(self) -> str:
-        """Why the screen cannot show anything now; empty: nothing stands against it."""
-        if self._stage is None or self.connector is None:
+    def _obstacle(self) -> str:
+        """Return why the screen cannot show anything now; empty: it can."""
+        if self._link is None:
             return "the card is gone"
-        if not self.connector.connected:
+        if not self._link.connector.connected:
             return "no monitor is connected"
-        return self._sink.why_not_master(self._stage.pipe.card)
+        return self._link.why_not_master()
 
-    async def settle(self, connector: Connector) -> None:
-        """Make the screen show what the guest shows, if it does not. What cannot be done now is tried again by the next call."""
-        async with self._slow:
-            before, self.connector = self.connector, connector
-            # Probed anew, and the link has failed since: once, for what the kernel says of the next one.
-            changed = connector is not before and connector.link_failed
-            changed = changed or (before is not None and connector.modes != before.modes)
-            if self._part is None or self._current is None or self._stage is None:
+    async def reconcile(self, connector: CardConnector) -> None:
+        """Make the screen show what the guest wants, if it does not; `connector` is the connector as last probed.
+
+        A failure makes the screen dark; the next call tries again.
+        """
+        async with self._card_lock:
+            link, wanted = self._link, self._wanted
+            if link is None:
                 return
-            why = self._why_dark()
-            if why:
-                await self._lose_screen(self._stage, why)
+            before, link.connector = link.connector, connector
+            # A failed link is told by each probe; the mode is set once for each.
+            changed = connector.modes != before.modes or (connector is not before and connector.link_failed)
+            if wanted is None or wanted.buffer is None:
+                return
+            obstacle = self._obstacle()
+            if obstacle:
+                await self._lose_screen(link, obstacle)
                 return
             try:
-                if self._lit is None or changed or not await self._still_shown(self._stage):
-                    self._unlit("switching")
-                    await self._light()
+                if self._lit is None or changed or not await self._is_still_shown(link, self._lit):
+                    self._set_dark(SWITCHING_ON)
+                    await self._switch_on(link, wanted.buffer, wanted.part)
             except (DrmError, SinkError) as error:
                 self._darken(str(error))
 
-    async def _lose_screen(self, stage: Stage, why: str) -> None:
-        """The monitor is unplugged, or another program draws now."""
-        lit = self._lit
-        self._darken(why)
-        if lit is not None:
+    async def _lose_screen(self, link: CardLink, obstacle: str) -> None:
+        """Go dark and switch the screen off: the monitor is unplugged, or another program has become DRM master."""
+        was_lit = self.state is ScreenState.LIT
+        self._darken(obstacle)
+        if was_lit:
             await self._quiet()
             try:
-                await trio.to_thread.run_sync(stage.switch_off)
+                await trio.to_thread.run_sync(link.scanout.switch_off)
             except DrmError as error:
-                self._log.debug("not switched off", reason=str(error))
+                self._log.debug("cannot switch the screen off", reason=str(error))
 
-    async def _still_shown(self, stage: Stage) -> bool:
-        """Whether nobody has put a picture of theirs on our screen, between taking the right to it and giving it back."""
-        ring = self._frames.ring if isinstance(self._frames, Frames) else None
-        ours = {ring.front.fb, ring.back.fb} if ring is not None else self._attached.framebuffers
-        return await trio.to_thread.run_sync(stage.shows, ours)
+    async def _is_still_shown(self, link: CardLink, lit: _LitScreen) -> bool:
+        """Return whether our picture is on the screen.
 
-    async def _light(self) -> None:
-        """Switch on and show the current frame. Raises DrmError, SinkError: the screen stays as it was, or dark."""
-        stage, buffer, part, connector = self._stage, self._current, self._part, self.connector
-        assert stage is not None
-        assert buffer is not None
-        assert part is not None
-        assert connector is not None
+        A program that was DRM master for a moment may have put its own there.
+        """
+        if isinstance(lit.scanout, CopiedScanout):
+            buffers = lit.scanout.buffers
+            ours = {buffers.front.fb, buffers.back.fb}
+        else:
+            ours = self._framebuffers.fbs
+        return await trio.to_thread.run_sync(link.scanout.shows, ours)
+
+    async def _switch_on(self, link: CardLink, buffer: DrmBuffer, part: Part) -> None:
+        """Switch the screen on with this frame. Raises DrmError, SinkError: the screen stays as it was, or dark."""
         await self._quiet()
-        where = placements(connector.modes, part.width, part.height, self._sink.settings.scale)
-        await self._attached.prepare_all(stage, buffer, connector.modes)
+        framebuffers, modes = self._framebuffers, link.connector.modes
+        where = placements(modes, part.width, part.height, self._settings.scale)
+        await framebuffers.prepare_all(link.scanout, buffer, modes)
         refusal: DrmError | None = None
-        if buffer.fb and not self._attached.copied:
+        if buffer.fb and not framebuffers.must_copy:
             try:
-                lit = await trio.to_thread.run_sync(partial(stage.light, buffer, part, where, copy=False))
+                mode = await trio.to_thread.run_sync(partial(link.scanout.switch_on, buffer, part, where, copy=False))
             except (NotMaster, CardGone, Busy):
                 raise
             except DrmError as error:
-                if self._attached.required and not error.of_the_picture:
+                if framebuffers.copy_forbidden and not error.refuses_frame:
                     raise
-                self._attached.insist(error)
+                framebuffers.check_copy_allowed(error)
                 refusal = error
             else:
-                self._lit_now(lit, buffer)
+                self._set_lit(mode, buffer)
                 return
-        await self._attached.map_alike(buffer)
-        lit = await trio.to_thread.run_sync(partial(stage.light, buffer, part, where, copy=True))
-        if refusal is not None:  # only now it is known that it was this buffer's fault, not the screen's
-            self._attached.refuse(buffer, refusal, lasting=refusal.of_the_picture)
-        self._lit_now(lit, buffer)
+        await framebuffers.map_alike(buffer)
+        mode = await trio.to_thread.run_sync(partial(link.scanout.switch_on, buffer, part, where, copy=True))
+        if refusal is not None:  # the copy is shown, so the refusal was about this buffer and not about the screen
+            framebuffers.refuse(buffer, refusal, lasting=refusal.refuses_frame)
+        self._set_lit(mode, buffer)
 
-    def _lit_now(self, lit: Lit, shown: DrmBuffer) -> None:
-        self._unlit("switching")
-        self._lit = lit
-        if lit.ring is not None and lit.cut is not None:
-            self._copier = self._copier or Copier(self.name)
-            self._frames = Frames(self._copier, lit.flip, lit.slot, lit.ring, lit.cut, self._failed)
-            self.path, self.reason = "copy", self._attached.refusal
+    def _set_lit(self, mode: ActiveMode, shown: DrmBuffer) -> None:
+        """The screen shows this frame now."""
+        self._stop_scanout()
+        self.state = ScreenState.LIT
+        if mode.copy is not None:
+            copier = self._copier = self._copier or Copier(self.name)
+            buffers, region = mode.copy.buffers, mode.copy.region
+            scanout = CopiedScanout(copier, mode.flip, mode.slot, buffers, region, self._on_failed)
+            self._lit = _LitScreen(mode, scanout)
+            self.path, self.reason = "copy", self._framebuffers.copy_reason
         else:
-            self._frames = Direct(lit.flip, lit.slot, self._sink.start_soon, self._failed)
-            self.path, self.reason = "be-alloc" if shown.ours else "zero copy", ""
-        used, target = lit.placement.mode, lit.placement.target
+            direct = DirectScanout(mode.flip, mode.slot, self._tasks.start_soon, self._since_flip, self._on_failed)
+            self._lit = _LitScreen(mode, direct)
+            self.path, self.reason = "be-alloc" if shown.from_card else "zero copy", ""
+        used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
-        mode = f"{used.width}x{used.height}@{used.refresh}"
-        self._log.info("output on", mode=mode, target=target, path=self.path, reason=self.reason or None)
-        if self._current is not None and self._current is not shown:  # the guest has flipped meanwhile
-            self._flip_lit(self._current, self._flip.again())
+        name = f"{used.width}x{used.height}@{used.refresh}"
+        self._log.info("output on", mode=name, target=target, path=self.path, reason=self.reason or None)
+        current = self._wanted.buffer if self._wanted is not None else None
+        if current is not None and current is not shown:  # the guest has flipped meanwhile
+            self._show(self._lit, current, self._flip.renew())
         self._watch()
 
-    def _watch(self) -> None:
-        """Also show what the guest draws without flipping, where the hardware does not do so by itself."""
-        rate = self._sink.settings.refresh
-        if rate <= 0 or self._lit is None or self._current is None:
+    def _darken(self, reason: str) -> None:
+        """The screen cannot show the guest's frames from now on: log it, and have the clock end the guest's flips."""
+        before = self.state, self.reason
+        self._set_dark(reason)
+        if before != (ScreenState.DARK, reason):
+            self._warn("output dark", reason)
+        self._flip.end_at_refresh()
+
+    def _set_dark(self, reason: str) -> None:
+        self._stop_scanout()
+        self.state, self.reason = ScreenState.DARK, reason
+
+    def _set_off(self) -> None:
+        self._stop_scanout()
+        self.state, self.reason = ScreenState.OFF, OFF
+
+    def _stop_scanout(self) -> None:
+        """Put no more frames onto the screen. The caller sets the state."""
+        lit, self._lit = self._lit, None
+        self.path = ""
+        if lit is None:
             return
-        if isinstance(self._frames, Frames):
-            self._frames.watch(self._current, rate)
-        elif isinstance(self._frames, Direct) and self._lit.must_be_told:
-            self._frames.watch(rate)
-
-    def _unlit(self, why: str) -> None:
-        """What the screen shows is not the guest's from now on."""
-        frames, self._lit, self._frames = self._frames, None, None
-        self.path, self.reason = "", why
-        if isinstance(frames, Direct):
-            frames.stop()
-        elif frames is not None and frames.copied:
-            mean = 1000 * frames.copy_seconds / frames.copied
-            self._log.debug("copied", frames=frames.copied, refreshed=frames.refreshed, milliseconds=round(mean, 3))
-
-    def _darken(self, why: str) -> None:
-        """The screen does not show the guest's frames from now on; its flips are completed by a timer."""
-        before = self.dark
-        self._unlit(why)
-        if why != before:
-            self._say("output dark", why)
-        self._flip.complete_by_timer()
+        scanout = lit.scanout
+        if isinstance(scanout, DirectScanout):
+            scanout.stop()
+        elif scanout.copied:
+            mean = 1000 * scanout.copy_seconds / scanout.copied
+            self._log.debug("copied", frames=scanout.copied, refreshed=scanout.refreshed, milliseconds=round(mean, 3))
 
     async def disable(self) -> None:
-        async with self._slow:
-            self._current = self._part = None
+        async with self._card_lock:
+            self._wanted = None
             await self._quiet()
-            self._unlit("off")
-            if self._stage is not None:
+            self._set_off()
+            if self._link is not None:
                 try:
-                    await trio.to_thread.run_sync(self._stage.switch_off)
+                    await trio.to_thread.run_sync(self._link.scanout.switch_off)
                 except DrmError as error:
-                    self._say("not switched off", str(error))
-        self._flip.complete()
-        self._log.debug("output off", flips=self._flip.count, shown=self._flip.shown, late=self._flip.late)
+                    self._warn("cannot switch the screen off", str(error))
+        self._flip.end()
+        self._log.debug("output off", flips=self._flip.serial % SERIALS, shown=self._flip.shown, late=self._flip.late)
+
+    # What the guest draws without flipping
+
+    def _watch(self) -> None:
+        """Watch the frame on the screen, unless the hardware shows by itself what the guest draws into it."""
+        rate, lit = self._settings.refresh, self._lit
+        frame = self._wanted.buffer if self._wanted is not None else None
+        if rate <= 0 or lit is None or frame is None:
+            return
+        if isinstance(lit.scanout, CopiedScanout):
+            lit.scanout.watch(frame, rate)
+        elif lit.mode.must_be_told:
+            lit.scanout.watch(rate)
 
     async def _quiet(self) -> None:
-        """No copy is under way, and nobody watches the frame on the screen."""
-        if isinstance(self._frames, Direct):
-            self._frames.unwatch()
+        """Return when no copy is under way and the frame on the screen is not watched."""
+        if self._lit is not None and isinstance(self._lit.scanout, DirectScanout):
+            self._lit.scanout.unwatch()
         if self._copier is not None:
             await self._copier.idle()
 
     # Flips
 
-    def _flip_over(self, token: int) -> None:
-        self.flipped(token)
-
     def flip(self, buffer: SinkBuffer, token: int) -> None:
         assert isinstance(buffer, DrmBuffer)
-        if self._part is None:
+        wanted = self._wanted
+        if wanted is None:
             raise SinkError(Errno.EINVAL, f"{self.name} is off")
         serial = self._flip.begin(token)
-        gone, self._current = self._current is None, buffer
+        removed, wanted.buffer = wanted.buffer is None, buffer
         if self._lit is not None:
-            self._flip_lit(buffer, serial)
-            if gone:  # nothing was watched meanwhile
+            self._show(self._lit, buffer, serial)
+            if removed:  # there was no frame to watch
                 self._watch()
             return
-        self._flip.complete_by_timer()
-        if gone:  # there is something to show again
-            self._look_soon()
+        self._flip.end_at_refresh()
+        if removed and self._link is not None:  # there is a frame to show again
+            self._link.look_soon()
 
-    def _flip_lit(self, buffer: DrmBuffer, serial: int) -> None:
-        frames = self._frames
-        if frames is not None and frames.shows(buffer):
-            frames.flip(buffer, serial)
-        else:  # this frame goes another way than the last one
-            self._darken("changing between zero copy and copy")
-            self._look_soon()
-
-    def _failed(self, error: DrmError, serial: int) -> None:
-        """A frame cannot be shown: that is the screen's business, not the guest's."""
-        if self._lit is None or (serial and serial != self._flip.serial):
+    def _show(self, lit: _LitScreen, buffer: DrmBuffer, serial: int) -> None:
+        if lit.scanout.can_show(buffer):
+            lit.scanout.flip(buffer, serial)
             return
-        if self._current is not None and isinstance(self._frames, Direct) and error.of_the_picture:
-            with suppress(SinkError):  # `require`: dark until it works
-                self._attached.refuse(self._current, error)
+        self._darken("changing between zero copy and copy")
+        if self._link is not None:
+            self._link.look_soon()
+
+    def _on_failed(self, error: DrmError, serial: int) -> None:
+        """A frame could not be shown. The guest is not told: its screen goes dark until the card lights it again."""
+        lit, wanted = self._lit, self._wanted
+        if lit is None or wanted is None or (serial and serial != self._flip.serial):
+            return
+        frame = wanted.buffer
+        if frame is not None and isinstance(lit.scanout, DirectScanout) and error.refuses_frame:
+            with suppress(SinkError):  # copying is forbidden: dark until zero copy works
+                self._framebuffers.refuse(frame, error)
         self._darken(str(error))
-        self._look_soon()
+        if self._link is not None:
+            self._link.look_soon()
 
-    def _look_soon(self) -> None:
-        """Have the card looked after: something may be done, or is amiss."""
-        if self._stage is not None:
-            self._sink.look(self._stage.pipe.card)
+    def on_shown(self, serial: int) -> None:
+        """The card's event says that the flip with this serial number is on the screen."""
+        self._flip.on_shown(serial)
 
-    def on_event(self, serial: int) -> None:
-        """The card says that a flip is on the screen."""
-        self._flip.on_event(serial)
+    def _since_flip(self) -> float:
+        return trio.current_time() - self._flip.began
 
-    def check_late(self, now: float) -> None:
-        """Complete a flip whose event does not come."""
-        if self._flip.check_late(now):
-            self._say("flip not shown in time", "")
+    def _on_late(self) -> None:
+        self._warn("the card did not report a flip in time: it ends for the guest")
 
-    # The rest
+    def _on_flip_ended(self, token: int) -> None:
+        self.flipped(token)
+
+    # EDID, memory, release
 
     async def edid(self) -> bytes | None:
-        async with self._slow:
-            if self._stage is None or self.connector is None or not self.connector.connected:
+        async with self._card_lock:
+            link = self._link
+            if link is None or not link.connector.connected:
                 return None
-            return await trio.to_thread.run_sync(self._stage.pipe.card.read_edid, self.connector.id)
+            return await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
 
     async def allocate(self, pages: int) -> Allocation:
-        async with self._slow:
-            if self._stage is None:
+        async with self._card_lock:
+            pipe = self.pipe
+            if pipe is None:
                 raise SinkError(Errno.ENODEV, f"{self.name}: the card is gone")
-            card = self._stage.pipe.card
             try:
-                with about(self._stage.pipe.name):
-                    made = await trio.to_thread.run_sync(DumbAllocation, card, pages)
+                with name_connector(pipe.name):
+                    made = await trio.to_thread.run_sync(DumbAllocation, pipe.device, pages)
             except DrmError as error:
                 raise SinkError(from_host(error.number), str(error)) from error
-            card.allocations.add(made)
+            pipe.device.allocations.add(made)
             return made
 
     async def release(self) -> None:
-        self.flipped = _ignore
+        self.flipped = lambda token: None
         if not await self._leave_last_frame():
             await self.disable()
-        self._part = None
         if self._copier is not None:
             await self._copier.close()
-        self._sink.give_back(self)
+        self._released()
 
     async def _leave_last_frame(self) -> bool:
-        """With `on-exit = "keep"`: what was shown last stays. False: there is nothing, or it cannot be kept."""
-        if self._sink.settings.on_exit != "keep" or self._part is None or self._stage is None:
+        """With `on-exit = "keep"`, leave the last frame on the screen.
+
+        Return False if there is none, or it cannot be kept.
+        """
+        link = self._link
+        if self._settings.on_exit != "keep" or self._wanted is None or link is None:
             return False
-        async with self._slow:
+        async with self._card_lock:
+            self._wanted = None
             await self._quiet()
-            self._unlit("off")
-            return await trio.to_thread.run_sync(self._stage.leave)
-
-    def _say(self, event: str, reason: str) -> None:
-        """A line in the log, unless it was there a moment ago."""
-        now = trio.current_time()
-        if now - self._said.get((event, reason), -SAY_AGAIN) >= SAY_AGAIN:
-            self._said = {key: when for key, when in self._said.items() if now - when < SAY_AGAIN}
-            self._said[event, reason] = now
-            self._log.warning(event, reason=reason)
-
-
-def _ignore(token: int) -> None:
-    """A flip of a guest that has gone."""
+            self._set_off()
+            return await trio.to_thread.run_sync(link.scanout.leave)

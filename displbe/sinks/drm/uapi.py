@@ -1,6 +1,6 @@
 """The kernel's mode-setting interface (include/uapi/drm/drm.h, drm_mode.h): structures, ioctl numbers, constants.
 
-Only what this sink uses. tests/unit/test_drm_uapi.py compares every size, offset and number here with the C headers'.
+It has only what this sink uses. tests/unit/test_drm_uapi.py compares every size, offset and number with the C headers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Cards through libseat, where a session manager (seatd, logind) hands out the right to them: on a VT switch it takes that right away,
-and gives it back.
+"""Opens cards through libseat, where a session manager (seatd, logind) gives out the right to them.
 
-What libseat can do beyond that stays unused: its backends that take a virtual terminal by themselves are never chosen. Its calls wait for
-the session manager, so they are made in worker threads, one at a time. Without the library, or a session manager that answers, cards
-are simply opened.
+On a VT switch, the session manager takes that right away, and gives it back later.
+
+Only libseat's backends that ask a session manager are chosen, never one that takes a virtual terminal by itself.
+libseat's calls wait for the session manager, so they are made in worker threads, one at a time. Without the library, or
+without a session manager that answers, cards are opened like any file.
 """
 
 from __future__ import annotations
@@ -21,59 +22,65 @@ import trio
 from . import uapi
 from ._libseat import ffi as _ffi
 
-__all__ = ["PLAIN", "Files", "Seat", "find_seat"]
+__all__ = ["PLAIN", "FileOpener", "Libseat", "find_libseat"]
 
 LIBRARY: Final = "libseat.so.1"
 RETRY: Final = 5.0
-"""Seconds between attempts to reach a session manager that is not there."""
+"""Seconds between attempts to reach a session manager that does not answer."""
 ENABLE_WAIT: Final = 1000
-"""Milliseconds at most until a new seat says whether it is ours now."""
+"""Milliseconds at most until the session manager says whether a new seat is ours."""
 
 _log = structlog.get_logger("displbe.drm")
 
 
-class Files:
-    """How device nodes are opened: as any file."""
+class FileOpener:
+    """Opens device nodes like any file."""
 
     active = False
-    """There is a seat, and it is ours."""
+    """A session manager has given us the seat."""
 
     def open(self, path: str) -> int:
-        """Open a card. Raises OSError."""
+        """Open a card and return its fd. Raises OSError. May wait: for worker threads."""
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def close(self, fd: int) -> None:
-        """Close what `open` has given."""
+        """Close an fd that `open` returned. May wait: for worker threads."""
         os.close(fd)
 
     def manages(self, fd: int) -> bool:
-        """Whether a session manager decides if this file may be DRM master, and not we."""
+        """Return whether a session manager, and not we, decides if this file is DRM master."""
         return False
 
-    def outdated(self, path: str, fd: int) -> bool:
-        """Whether the card is better opened anew: a session manager opens it now, and did not when this file was opened."""
+    def is_outdated(self, path: str, fd: int) -> bool:
+        """Return whether the card should be opened anew.
+
+        That is so when a session manager opens it now, and did not when this file was opened.
+        """
         return False
 
 
-PLAIN: Final = Files()
+PLAIN: Final = FileOpener()
 
 
-class Seat(Files):
-    """A seat, lost and found again. `open` and `close` wait: for worker threads."""
+class Libseat(FileOpener):
+    """A connection to the session manager. It is made again after it was lost."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
-        self._library.libseat_set_log_level(0)  # what fails is told here
+        self._library.libseat_set_log_level(0)  # failures are in our own log
         self._seat: Any = None
         self._events = -1
         self._devices: dict[int, int] = {}
-        self._early: set[int] = set()
-        """Files that were opened while the seat was another session's: not ours to use."""
+        """fd -> the session manager's number for the device."""
+        self._stale_devices: set[int] = set()
+        """Files that were opened while another session had the seat. They are not used."""
         self._refused: set[str] = set()
+        """Paths that the session manager does not open."""
         self._lock = threading.Lock()
-        self._asked_to_leave = False
-        self._said = ""
-        # Kept: they live as long as C may call them.
+        self._disable_asked = False
+        """The session manager waits for us to give the seat up."""
+        self._last_event = ""
+        # Kept because C calls them as long as the seat is open.
         self._callbacks = (
             _ffi.callback("void(struct libseat *, void *)", self._enabled),
             _ffi.callback("void(struct libseat *, void *)", self._disabled),
@@ -86,49 +93,53 @@ class Seat(Files):
 
     def _disabled(self, seat: Any, userdata: Any) -> None:
         self.active = False
-        self._asked_to_leave = True
+        self._disable_asked = True
         _log.info("the seat is another session's")
 
     # In worker threads
 
     def connect(self) -> None:
-        """Reach the session manager, and learn whether the seat is ours. Nothing happens where there is none."""
+        """Connect to the session manager, if there is one, and learn whether the seat is ours."""
         with self._lock:
             seat = self._library.libseat_open_seat(self._listener, _ffi.NULL)
             if seat == _ffi.NULL:
-                self._say("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
+                self._log_change("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
                 return
             self._seat = seat
             self._refused.clear()
-            # A file of our own: libseat closes its one as soon as an answer fails, perhaps while the loop waits for it.
+            # A file of our own: libseat closes its file as soon as a call fails, perhaps while the loop waits for it.
             self._events = os.dup(self._library.libseat_get_fd(seat))
-            self._say("seat opened", "")
+            self._log_change("seat opened", "")
             if not self.active:
                 self._dispatch(ENABLE_WAIT)
 
-    def _say(self, event: str, reason: str) -> None:
-        if self._said != event:
-            self._said = event
+    def _log_change(self, event: str, reason: str) -> None:
+        """Log an event unless it was the last one: attempts to connect are repeated."""
+        if self._last_event != event:
+            self._last_event = event
             _log.info(event, reason=reason or None)
 
     def _dispatch(self, milliseconds: int) -> None:
-        """Take what the session manager says. (With a time of 0, libseat does not notice that it has gone.)"""
-        if self._library.libseat_dispatch(self._seat, milliseconds) < 0:
-            self._say("seat lost", os.strerror(_ffi.errno))
-            self._let_go()
-        else:
-            self._agree()
+        """Handle the session manager's messages.
 
-    def _agree(self) -> None:
-        """Whoever is to have the seat waits for our word."""
-        if self._asked_to_leave:
-            self._asked_to_leave = False
+        With 0 milliseconds, libseat does not notice that the session manager has ended.
+        """
+        if self._library.libseat_dispatch(self._seat, milliseconds) < 0:
+            self._log_change("seat lost", os.strerror(_ffi.errno))
+            self._disconnect()
+        else:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Give the seat up if the session manager has asked for it; the next session waits for our answer."""
+        if self._disable_asked:
+            self._disable_asked = False
             self._library.libseat_disable_seat(self._seat)
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         self.active = False
         self._devices.clear()
-        self._early.clear()
+        self._stale_devices.clear()
         seat, self._seat = self._seat, None
         os.close(self._events)
         self._library.libseat_close_seat(seat)
@@ -143,55 +154,60 @@ class Seat(Files):
             if self._seat is None or path in self._refused:
                 return super().open(path)
             if self.active:
-                device, fd = self._ask_for(path)
+                device, fd = self._open_device(path)
                 if device >= 0:
                     self._devices[fd] = device
                     return fd
             fd = super().open(path)
             if not self.active:
-                self._early.add(fd)
-                with suppress(
-                    OSError
-                ):  # whoever opens a card first is its master, which is another session's to be; not of other files
+                self._stale_devices.add(fd)
+                # The first file of a card to be opened is its master, and another session's file is to be. Other
+                # files than cards refuse this.
+                with suppress(OSError):
                     fcntl.ioctl(fd, uapi.DRM_IOCTL_DROP_MASTER, 0)
             return fd
 
-    def _ask_for(self, path: str) -> tuple[int, int]:
-        """The session manager's number for a device, negative if it does not open it, and the file."""
+    def _open_device(self, path: str) -> tuple[int, int]:
+        """Return the session manager's number for a device, negative if it does not open it, and the fd."""
         fd = _ffi.new("int *")
         device = self._library.libseat_open_device(self._seat, path.encode(), fd)
         failed = _ffi.errno
-        self._agree()
+        self._acknowledge()
         if device < 0 and self.active:
             self._refused.add(path)
-            _log.warning("the session manager does not open this card", card=path, reason=os.strerror(failed))
+            _log.warning(
+                "the session manager does not open this card: opened without it", card=path, reason=os.strerror(failed)
+            )
         return int(device), int(fd[0])
 
     def close(self, fd: int) -> None:
         with self._lock:
-            self._early.discard(fd)
+            self._stale_devices.discard(fd)
             device = self._devices.pop(fd, None)
             if device is not None and self._seat is not None:
                 self._library.libseat_close_device(self._seat, device)
-                self._agree()
+                self._acknowledge()
         os.close(fd)  # not under the lock: a driver may hang here
 
     def manages(self, fd: int) -> bool:
-        return fd in self._devices or fd in self._early
+        return fd in self._devices or fd in self._stale_devices
 
-    def outdated(self, path: str, fd: int) -> bool:
+    def is_outdated(self, path: str, fd: int) -> bool:
         return self.active and path not in self._refused and fd not in self._devices
 
     def leave(self) -> None:
         """Give the seat back."""
         with self._lock:
             if self._seat is not None:
-                self._let_go()
+                self._disconnect()
 
     # In the loop
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Serve; `changed` is called when the seat has become ours, or another's."""
+        """Handle the session manager's messages.
+
+        Call `changed` each time the seat has become ours or another session's.
+        """
         while True:
             before = self.active
             if self._seat is None:
@@ -205,11 +221,11 @@ class Seat(Files):
                 changed()
 
 
-def find_seat() -> Seat | None:
-    """libseat, where it is installed."""
-    # Of libseat's backends those that ask a session manager.
+def find_libseat() -> Libseat | None:
+    """Return libseat; None: it is not installed."""
+    # The backend has to be one that asks a session manager.
     os.environ.setdefault("LIBSEAT_BACKEND", "logind" if "XDG_SESSION_ID" in os.environ else "seatd")
     try:
-        return Seat(_ffi.dlopen(LIBRARY))
+        return Libseat(_ffi.dlopen(LIBRARY))
     except OSError:
         return None

@@ -12,21 +12,24 @@ __all__ = ["Placement", "placements"]
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """A mode, the size of what is shown of the picture, and the place on the screen it goes to."""
+    """A mode, how much of the picture is shown in it, and where. All sizes are in pixels."""
 
     mode: Mode
     shown: tuple[int, int]
+    """Width and height of the part of the picture that is shown."""
     target: tuple[int, int, int, int]
-    """x, y, width, height, in the mode."""
+    """x, y, width and height of the picture on the screen."""
     borders: bool = False
-    """The frame is to be made as large as the mode, by copying: no plane has to scale, or leave a part of the screen free."""
+    """The frame is copied into a black one of the mode's size: the plane need neither scale nor leave a part of the
+    screen free.
+    """
 
 
 def placements(modes: Sequence[Mode], width: int, height: int, scale: str) -> list[Placement]:
-    """All ways to show a picture of this size, the best first; empty when there are no modes.
+    """Return all ways to show a picture of this size, the best first; an empty list when there are no modes.
 
-    `fit` and `stretch` want the monitor's preferred mode and a plane that scales; where it does not, and for `none`, the nearest
-    larger mode has black borders. A picture larger than every mode is cut.
+    `fit` and `stretch` want the monitor's preferred mode and a plane that scales. If the plane does not scale, and for
+    `none`, the nearest larger mode is used, with black borders. A picture larger than every mode is cut.
     """
     if not modes:
         return []
@@ -41,7 +44,7 @@ def placements(modes: Sequence[Mode], width: int, height: int, scale: str) -> li
 
 
 def _best(modes: Sequence[Mode]) -> Mode:
-    """The preferred one, else the fastest of the largest."""
+    """Return the preferred mode; if there is none, the fastest of the largest."""
     return max(modes, key=lambda mode: (mode.preferred, mode.width * mode.height, mode.refresh))
 
 
@@ -55,7 +58,7 @@ def _scaled(mode: Mode, width: int, height: int, scale: str) -> Iterator[Placeme
 
 
 def _nearest(modes: Sequence[Mode], width: int, height: int) -> Mode:
-    """The smallest mode that holds the picture, else the one that shows most of it."""
+    """Return the smallest mode that holds the picture; if there is none, the one that shows most of it."""
     larger = [mode for mode in modes if mode.width >= width and mode.height >= height]
     if larger:
         return min(larger, key=lambda mode: (mode.width * mode.height, not mode.preferred, -mode.refresh))

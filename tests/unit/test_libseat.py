@@ -1,4 +1,4 @@
-"""sinks/drm/seat.py with the real libseat and seatd: a seat without virtual terminals, between whose clients the tests switch."""
+"""sinks/drm/libseat.py with the real libseat and seatd. Its seat has no virtual terminals; clients switch it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import trio
 from cffi import FFI
 from structlog.testing import capture_logs
 
-from displbe.sinks.drm import seat
-from displbe.sinks.drm.seat import Seat, find_seat
+from displbe.sinks.drm import libseat
+from displbe.sinks.drm.libseat import Libseat, find_libseat
 
-# seatd's socket has a fixed path; in a mount namespace, where one can be created, no other seatd uses it.
+# The path of seatd's socket is fixed. Where namespaces can be made, this seatd's socket is in one of its own.
 SEATD = """
 if unshare -m mount -t tmpfs t /run 2>/dev/null; then
     exec unshare -m sh -c 'mount -t tmpfs t /run; exec seatd -n 1 -l debug'
@@ -29,14 +29,14 @@ _ffi.cdef("int libseat_switch_session(void *seat, int session);")
 
 
 class Seatd:
-    """A seatd process."""
+    """The session manager."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it accepts clients."""
+        """Start it, and return when it can be reached."""
         environment = {**os.environ, "SEATD_VTBOUND": "0"}
         nothing = subprocess.DEVNULL
         self._process = subprocess.Popen(
@@ -56,26 +56,26 @@ class Seatd:
 
 @pytest.fixture
 def seatd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seatd]:
-    """A running seatd."""
+    """A running seatd, unless the test ends it."""
     monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
-    monkeypatch.setattr(seat, "RETRY", 0.05)
-    monkeypatch.setattr(seat, "ENABLE_WAIT", 50)
+    monkeypatch.setattr(libseat, "RETRY", 0.05)
+    monkeypatch.setattr(libseat, "ENABLE_WAIT", 50)
     running = Seatd(monkeypatch)
     yield running
     running.end()
 
 
-def client() -> Seat:
-    """libseat; the test fails where it is missing."""
-    found = find_seat()
+def client() -> Libseat:
+    """Return libseat, which has to be installed."""
+    found = find_libseat()
     assert found is not None, "no libseat: tests/setup.sh installs it"
     return found
 
 
 @asynccontextmanager
-async def running(*clients: Seat) -> AsyncIterator[list[Seat]]:
-    """Run clients of seatd. Each client that is told of a change is appended to the list."""
-    changes: list[Seat] = []
+async def running(*clients: Libseat) -> AsyncIterator[list[Libseat]]:
+    """Run clients of seatd. Each is appended to the list whenever it is told of a change."""
+    changes: list[Libseat] = []
     async with trio.open_nursery() as nursery:
         for one in clients:
             await trio.to_thread.run_sync(one.connect)
@@ -87,18 +87,18 @@ async def running(*clients: Seat) -> AsyncIterator[list[Seat]]:
 
 
 async def until(what: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
+    """Wait for something."""
     with trio.fail_after(10):
         while not what():
             await trio.sleep(0.005)
 
 
 async def test_switched_away_and_back(seatd: Seatd) -> None:
-    """The seat passes from one client to the other once the first has acknowledged, in both directions."""
+    """The second client gets the seat when the first one has given it up, and the other way round."""
     none, first, second = client(), client(), client()
-    library: Any = _ffi.dlopen(seat.LIBRARY)
+    library: Any = _ffi.dlopen(libseat.LIBRARY)
     none.connect()
-    none.leave()  # session 0, which no client has
+    none.leave()  # takes session 0, to which seatd cannot switch
     async with running(first, second) as changes:
         assert (first.active, second.active) == (True, False)
         for turn in range(3):
@@ -111,40 +111,40 @@ async def test_switched_away_and_back(seatd: Seatd) -> None:
             await until(lambda: len(changes) == 2)
 
 
-async def test_the_other_one_leaves(seatd: Seatd, tmp_path: Path) -> None:
-    """A seat that another client had becomes ours; files that were opened before must be opened again."""
+async def test_the_other_session_ends(seatd: Seatd, tmp_path: Path) -> None:
+    """The other session ends: the seat becomes ours, and a card that was opened before is outdated."""
     first, second = client(), client()
     (tmp_path / "card0").touch()
     node = str(tmp_path / "card0")
     async with running(first, second) as changes:
         fd = second.open(node)
-        assert (second.manages(fd), second.outdated(node, fd)) == (True, False)
+        assert (second.manages(fd), second.is_outdated(node, fd)) == (True, False)
         first.leave()
         await until(lambda: second.active and second in changes)
-        assert (second.manages(fd), second.outdated(node, fd)) == (True, True)
+        assert (second.manages(fd), second.is_outdated(node, fd)) == (True, True)
         second.close(fd)
         assert not second.manages(fd)
 
 
-async def test_what_it_does_not_open(seatd: Seatd, tmp_path: Path) -> None:
-    """A file that is not one of the seat's devices is opened directly, and the seat is not asked for it again."""
+async def test_refused_device(seatd: Seatd, tmp_path: Path) -> None:
+    """A file that seatd refuses is opened without it, and seatd is not asked for it again."""
     (tmp_path / "card0").touch()
     node = str(tmp_path / "card0")
     one = client()
     async with running(one):
-        assert one.outdated(node, -1)
+        assert one.is_outdated(node, -1)
         with capture_logs() as logs:
             fd = one.open(node)
             assert os.path.samestat(os.fstat(fd), os.stat(node))
-            assert (one.manages(fd), one.outdated(node, fd)) == (False, False)
+            assert (one.manages(fd), one.is_outdated(node, fd)) == (False, False)
             os.close(one.open(node))
-        # Logged once; the reason is ENOENT, or EAGAIN with newer libseats.
+        # One line; its reason is ENOENT, or EAGAIN with newer versions of libseat.
         assert [bool(line["reason"]) for line in logs] == [True]
         one.close(fd)
 
 
-async def test_it_dies(seatd: Seatd) -> None:
-    """The end of seatd is noticed once and does no harm; a new seatd is found."""
+async def test_seatd_dies(seatd: Seatd) -> None:
+    """The loss of seatd is noticed once, and a new seatd is found."""
     one = client()
     with capture_logs() as logs:
         async with running(one) as changes:
@@ -160,8 +160,8 @@ async def test_it_dies(seatd: Seatd) -> None:
     ]
 
 
-async def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without seatd, files are opened directly; without libseat there is no seat."""
+async def test_no_seatd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without seatd, cards are opened like any file. Without the library there is no Libseat."""
     monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
     monkeypatch.setenv("SEATD_SOCK", str(tmp_path / "none"))
     one = client()
@@ -173,5 +173,5 @@ async def test_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert not one.manages(fd)
     one.close(fd)
     one.leave()
-    monkeypatch.setattr(seat, "LIBRARY", "libnone.so.1")
-    assert find_seat() is None
+    monkeypatch.setattr(libseat, "LIBRARY", "libnone.so.1")
+    assert find_libseat() is None

@@ -1,0 +1,331 @@
+"""A card and its outputs: opening it, DRM mastership, probing its connectors, its events, and closing it.
+
+A card looks at everything once a second, and whenever it is told that something may have changed, and corrects what is
+not as it should be.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, Self
+
+import structlog
+import trio
+
+from displbe.sinks.base import OutputUnavailable
+
+from .atomic import Pipe
+from .device import CardConnector, DrmDevice, Mastership
+from .errors import DrmError
+from .libseat import PLAIN, FileOpener
+from .output import SERIALS, CardLink, DrmOutput
+from .saved_state import SavedState
+from .scanout import ScanoutPipe
+from .settings import DrmSettings
+
+__all__ = ["Card", "CardState", "Probing"]
+
+PERIOD: Final = 1.0
+"""Seconds between two looks, if nothing asks for one earlier."""
+PAUSE: Final = 0.1
+"""Minimum seconds between two looks: events come in bursts, and each of a series of failing flips asks for a look."""
+TAKEN_AWAY: Final = 2.0
+"""Seconds in which a session manager that has taken a card away says so."""
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that closing a card may take."""
+
+
+class CardState(enum.Enum):
+    """Whether a card can be used; the value of a state other than OPEN is the reason that its outputs give."""
+
+    OPEN = "open"
+    """The card is open, and serves its outputs."""
+    GONE = "the card is gone"
+    """The card has been removed, or its events cannot be read, or displbe ends: it is closed."""
+    OPENED_BY_SEAT = "the card is opened through the seat"
+    """A session manager can open the card now: this file is closed, and the card is found again."""
+    OPENED_ANEW = "the card is opened anew"
+    """This file can never be DRM master, but a new one is, or would be: this file is closed."""
+
+
+class Probing(enum.Enum):
+    """Whether the card knows what is connected."""
+
+    NEEDED = "needed"
+    """A monitor may have come or gone: the next look probes the connectors."""
+    DONE = "done"
+    """The connectors are known."""
+    FAILED = "failed"
+    """The last probe failed. The next look tries again; a second failure is not logged."""
+
+
+class Card:
+    """An open card, its connectors as last probed, and the claimed outputs that are on it.
+
+    `open_device` opens the card again. `attach_waiting` attaches the claimed outputs that have no card and belong to
+    this one.
+    """
+
+    def __init__(
+        self,
+        device: DrmDevice,
+        settings: DrmSettings,
+        open_device: Callable[[str, FileOpener], DrmDevice],
+        attach_waiting: Callable[[Card], None],
+    ) -> None:
+        self.device = device
+        self.connectors: list[CardConnector] = []
+        self.outputs: dict[int, DrmOutput] = {}
+        """By key."""
+        self.mastership = Mastership.OTHER_PROGRAM
+        self.state = CardState.OPEN
+        self.successor: Card | None = None
+        """The same card through another file, which is DRM master."""
+        self._settings = settings
+        self._open_device = open_device
+        self._attach_waiting = attach_waiting
+        self._log: Any = structlog.get_logger("displbe.drm").bind(card=device.name)
+        self._look_wanted = trio.Event()
+        self._probing = Probing.NEEDED
+        self._mastership_changed = 0.0
+        """When mastership was last gained or lost, in seconds of trio's clock."""
+        self._saved: SavedState | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        opener: FileOpener,
+        settings: DrmSettings,
+        open_device: Callable[[str, FileOpener], DrmDevice],
+        attach_waiting: Callable[[Card], None],
+    ) -> Self:
+        """Open a card and look at it, in a worker thread. Raises DrmError, OSError."""
+        device = open_device(path, opener)
+        try:
+            card = cls(device, settings, open_device, attach_waiting)
+            card._first_look()
+        except BaseException:
+            device.close()
+            raise
+        return card
+
+    def _first_look(self) -> None:
+        """Read everything before anything is changed. Raises DrmError."""
+        self.mastership = self.device.ask_for_master()
+        self.connectors = self.device.probe()
+        self._saved = SavedState(self.device)
+        self._probing = Probing.DONE
+        if self.mastership is not Mastership.MASTER:
+            self._log.warning(f"{self.mastership.obstacle}: waiting for it to end")
+
+    def look(self, *, probe: bool = False) -> None:
+        """Look at everything soon; with `probe`, also at what is connected."""
+        if probe and self._probing is Probing.DONE:
+            self._probing = Probing.NEEDED
+        self._look_wanted.set()
+
+    def why_not_master(self) -> str:
+        """Return why the card's screens are not ours to change; empty: they are."""
+        return self.mastership.obstacle
+
+    def describe(self) -> str:
+        """Return in words what the card can do, for the operator."""
+        words = [
+            self.why_not_master() or "DRM master",
+            "dma-bufs can be imported" if self.device.imports else "no dma-bufs can be imported: frames are copied",
+        ]
+        for connector in self.connectors:
+            modes = f"connected, {len(connector.modes)} modes" if connector.connected else "no monitor"
+            words.append(f"{connector.name} {modes}")
+        return "; ".join(words)
+
+    # Outputs
+
+    def attach(self, output: DrmOutput, connector: CardConnector) -> None:
+        """Put an output on one of the card's connectors. Raises OutputUnavailable."""
+        scanout = ScanoutPipe(self._find_pipe(connector))
+        output.attach_card(CardLink(scanout, connector, self.look, self.why_not_master))
+        self.outputs[output.key] = output
+
+    def _find_pipe(self, connector: CardConnector) -> Pipe:
+        """Return a CRTC and a primary plane that fit the connector and are free. Raises OutputUnavailable."""
+        pipes = [output.pipe for output in self.outputs.values() if output.pipe is not None]
+        if any(pipe.connector == connector.id for pipe in pipes):
+            raise OutputUnavailable(f"connector {connector.name} is taken by another guest")
+        taken = {pipe.crtc for pipe in pipes}, {pipe.plane.id for pipe in pipes}
+        # CRTCs that the fewest connectors can use come first, so that each connector finds one.
+        usable = [crtc for other in self.connectors for crtc in other.crtcs]
+        for crtc in sorted(connector.crtcs, key=lambda crtc: (crtc != connector.crtc, usable.count(crtc))):
+            if crtc in taken[0]:
+                continue
+            for plane in self.device.planes:
+                if plane.primary and crtc in plane.crtcs and plane.id not in taken[1]:
+                    return Pipe(self.device, connector.id, connector.name, crtc, plane)
+        raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
+
+    async def _reconcile(self) -> None:
+        """Reconcile all outputs at once: one that must wait for its hardware delays only the others' next turn."""
+        self._attach_waiting(self)
+        async with trio.open_nursery() as nursery:
+            for output in list(self.outputs.values()):
+                nursery.start_soon(self._reconcile_output, output)
+
+    async def _reconcile_output(self, output: DrmOutput) -> None:
+        pipe = output.pipe
+        connector = next((c for c in self.connectors if pipe is not None and c.id == pipe.connector), None)
+        if connector is None:
+            return
+        try:
+            await output.reconcile(connector)
+        except Exception:
+            self._log.exception("cannot make an output show what its guest wants", connector=output.name)
+
+    # Looking after the card
+
+    async def run(self) -> None:
+        """Serve until the card is gone or cancelled, then close it."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read_events)
+                await self._keep_looking()
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._close()
+
+    async def _read_events(self) -> None:
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self.device.fd)
+                self.device.read_events(self._on_shown)
+        except OSError as error:
+            self._log.warning("cannot read the card's events: it is closed", reason=error.strerror)
+            self.state = CardState.GONE
+            self.look()
+
+    def _on_shown(self, serial: int) -> None:
+        output = self.outputs.get(serial // SERIALS)
+        if output is not None:
+            output.on_shown(serial)
+
+    async def _keep_looking(self) -> None:
+        """Look after the card until it is to be closed."""
+        while True:
+            with trio.move_on_after(PERIOD):
+                await self._look_wanted.wait()
+            self._look_wanted = trio.Event()
+            if self.state is CardState.GONE or self.device.gone():
+                self.state = CardState.GONE
+                self._log.warning("card gone")
+                return
+            self._update_mastership()
+            better = await self._find_better_file()
+            if better is not None:
+                self.state = better
+                self._log.info(better.value)
+                return
+            if self._probing is not Probing.DONE:
+                await self._probe()
+            await self._reconcile()
+            await trio.sleep(PAUSE)
+
+    def _update_mastership(self) -> None:
+        before, self.mastership = self.mastership, self.device.ask_for_master()
+        is_master = self.mastership is Mastership.MASTER
+        if is_master == (before is Mastership.MASTER):
+            return
+        self._mastership_changed = trio.current_time()
+        if is_master:
+            self._log.info("DRM master again")
+            self._probing = Probing.NEEDED  # without mastership, monitors come and go unseen
+        else:
+            self._log.warning(f"{self.mastership.obstacle} now: waiting for it to end")
+
+    async def _find_better_file(self) -> CardState | None:
+        """Return the state that says why the card is to be opened anew; None: it is not.
+
+        Another file is better if a session manager opens it, or if it can be DRM master and this one cannot.
+        """
+        if self.device.is_outdated:
+            return CardState.OPENED_BY_SEAT
+        if self.mastership is not Mastership.CANNOT_ASK:
+            return None
+        # The first file to be opened of a card without a master becomes its master.
+        if not self.device.is_managed:
+            self.successor = await trio.to_thread.run_sync(self._open_successor)
+            return CardState.OPENED_ANEW if self.successor is not None else None
+        # A session manager takes the card away a moment before it says so.
+        if trio.current_time() - self._mastership_changed < TAKEN_AWAY:
+            return None
+        # It would give us this same file again, as long as we have it.
+        return CardState.OPENED_ANEW if await trio.to_thread.run_sync(self._has_no_master) else None
+
+    def _open_successor(self) -> Card | None:
+        """In a worker thread: open the card by another file, and return it if that file is DRM master."""
+        try:
+            device = self._open_device(self.device.path, self.device.opener)
+        except (DrmError, OSError):
+            return None
+        try:
+            if device.ask_for_master() is Mastership.MASTER:
+                card = Card(device, self._settings, self._open_device, self._attach_waiting)
+                card._first_look()
+                return card
+        except DrmError as error:
+            self._log.debug("card not opened anew", reason=str(error))
+        device.close()
+        return None
+
+    def _has_no_master(self) -> bool:
+        """In a worker thread: return whether a file that opens the card now becomes its DRM master."""
+        try:
+            device = self._open_device(self.device.path, PLAIN)
+        except (DrmError, OSError):
+            return False
+        try:
+            return device.ask_for_master() is Mastership.MASTER
+        finally:
+            device.close()
+
+    async def _probe(self) -> None:
+        """Probe the connectors. A failed probe is tried again by the next look."""
+        before, self._probing = self._probing, Probing.DONE
+        try:
+            found = await trio.to_thread.run_sync(self.device.probe)
+        except DrmError as error:
+            self._probing = Probing.FAILED
+            if before is not Probing.FAILED:
+                self._log.warning("cannot look at the connectors", reason=str(error))
+            return
+        connected = {connector.id: connector.connected for connector in self.connectors}
+        self.connectors = found
+        for connector in found:
+            if connected.get(connector.id) != connector.connected:
+                state = "connected" if connector.connected else "disconnected"
+                self._log.info(f"monitor {state}", connector=connector.name, modes=len(connector.modes))
+
+    # The end
+
+    async def _close(self) -> None:
+        """Take the outputs off the card and close it.
+
+        Its path and its connectors' names are then free for its successor.
+        """
+        if self.state is CardState.OPEN:
+            self.state = CardState.GONE
+        for output in list(self.outputs.values()):
+            await output.detach_card(self.state.value)
+            self.outputs.pop(output.key, None)
+        if self._settings.on_exit == "restore" and self._saved is not None:
+            with suppress(DrmError):  # the program whose picture it was has ended
+                await trio.to_thread.run_sync(self._saved.restore)
+        trio.lowlevel.notify_closing(self.device.fd)
+        # virtio-gpu, for one, waits for ever for the device it has lost if it has imported from others. Our loop must
+        # not wait with it.
+        with trio.move_on_after(CLOSE_TIMEOUT) as waiting:
+            await trio.to_thread.run_sync(self.device.close, abandon_on_cancel=True)
+        if waiting.cancelled_caught:
+            self._log.error("the card's driver hangs: it does not let its file be closed")

@@ -1,0 +1,120 @@
+"""Zero copy: the guest's own framebuffers on the screen, by one commit per flip that does not wait.
+
+A guest may also draw into the frame on the screen without flipping. Hardware that reads the frame at each refresh shows
+that by itself. Other drivers have to be told that a frame has changed (a virtual card's host, a panel that refreshes
+itself); those are the drivers that know DIRTYFB. They are told at the configured rate while the guest does not flip, by
+a commit of the same frame: whether the guest has drawn is not known, because its pixels are never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import trio
+
+from displbe.sinks.redraw import RedrawWatch
+
+from . import uapi
+from .atomic import BUSY_RETRY, FLIP, Atomic
+from .buffer import DrmBuffer
+from .errors import Busy, DrmError
+
+__all__ = ["DirectScanout"]
+
+
+class DirectScanout:
+    """Shows one output's frames without copying them, while the output is lit.
+
+    `slot` is the framebuffer's index in `flip`. `start_soon` starts a background task. `since_flip` returns the seconds
+    since the guest's last flip. `failed` is called with the error and the serial number of a flip that could not be
+    shown; 0: it was no flip.
+    """
+
+    def __init__(
+        self,
+        flip: Atomic,
+        slot: int,
+        start_soon: Callable[..., Any],
+        since_flip: Callable[[], float],
+        failed: Callable[[DrmError, int], None],
+    ) -> None:
+        self.refreshed = 0
+        """Times that the card was told that the guest may have drawn without flipping."""
+        self._flip = flip
+        self._slot = slot
+        self._start_soon = start_soon
+        self._since_flip = since_flip
+        self._failed = failed
+        self._stopped = False
+        self._serial = 0
+        self._watching = trio.CancelScope()
+
+    def stop(self) -> None:
+        """Commit nothing from now on: the output is not lit any more."""
+        self._stopped = True
+        self.unwatch()
+
+    def can_show(self, buffer: DrmBuffer) -> bool:
+        """Return whether the card has a framebuffer over this buffer's pages."""
+        return bool(buffer.fb)
+
+    def flip(self, buffer: DrmBuffer, serial: int) -> None:
+        """Show another frame; the card's event carries the serial number."""
+        self._serial = serial
+        self._flip.set(self._slot, buffer.fb)
+        try:
+            self._flip.commit("flip", FLIP, serial)
+        except Busy:
+            # The kernel has not finished the last commit, although its event has come.
+            self._start_soon(self._retry, serial)
+        except DrmError as error:
+            self._failed(error, serial)
+
+    async def _retry(self, serial: int) -> None:
+        while True:
+            await trio.sleep(BUSY_RETRY)
+            if self._stopped or self._serial != serial:
+                return
+            try:
+                self._flip.commit("flip", FLIP, serial)
+            except Busy:
+                continue
+            except DrmError as error:
+                self._failed(error, serial)
+            return
+
+    def watch(self, rate: float) -> None:
+        """While the guest does not flip, tell the card `rate` times a second that the frame may have changed."""
+        self.unwatch()
+        self._watching = scope = trio.CancelScope()
+        began = trio.current_time()
+
+        def since_shown() -> float:
+            """Return the seconds since the last flip, or since the watch began."""
+            return min(self._since_flip(), trio.current_time() - began)
+
+        self._start_soon(self._refresh, RedrawWatch(rate, since_shown), scope)
+
+    def unwatch(self) -> None:
+        """End the watch."""
+        self._watching.cancel()
+
+    async def _refresh(self, redraw: RedrawWatch, scope: trio.CancelScope) -> None:
+        with scope:
+            await redraw.run(partial(self._look, scope))
+
+    async def _look(self, scope: trio.CancelScope) -> bool:
+        """Tell the card. Return True: the guest may always have drawn, so the watch stays at its rate."""
+        if scope.cancel_called:  # the task had been woken before the watch ended
+            return True
+        try:
+            self._flip.commit("refresh", uapi.DRM_MODE_ATOMIC_NONBLOCK)
+            self.refreshed += 1
+        except Busy:
+            pass  # the next look tries again
+        except DrmError as error:
+            self.unwatch()
+            self._failed(error, 0)
+        return True

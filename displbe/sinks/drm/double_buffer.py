@@ -1,0 +1,109 @@
+"""Dumb buffers: memory that every card can allocate.
+
+Frames are copied into them, or guests get them as a dma-buf (be-alloc).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+
+from displbe.sinks.base import Allocation
+
+from . import uapi
+from .device import DrmDevice
+from .errors import DrmError, drm_error
+
+__all__ = ["DoubleBuffer", "DumbAllocation", "DumbBuffer"]
+
+
+class DumbBuffer:
+    """A dumb buffer with a framebuffer on it, mapped for writing. It is black at first. Raises DrmError."""
+
+    def __init__(self, device: DrmDevice, width: int, height: int, bits: int, fourcc: int) -> None:
+        self._device = device
+        ask = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
+        device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, ask)
+        self.pitch = int(ask.pitch)
+        try:
+            self.fb = device.add_framebuffer(ask.handle, width, height, fourcc, self.pitch, 0)
+            try:
+                self.memory = device.map_dumb(ask.handle, ask.size, writable=True)
+            except DrmError:
+                device.remove_framebuffer(self.fb)
+                raise
+        finally:
+            device.close_handle(ask.handle)  # the framebuffer and the mapping keep the memory
+
+    def close(self) -> None:
+        """Take it off the screen if it is there, and free it."""
+        self.memory.close()
+        with suppress(DrmError):  # the card is gone, and the framebuffer with it
+            self._device.remove_framebuffer(self.fb)
+
+    def leave(self) -> None:
+        """Leave it on the screen; the kernel frees it when it leaves the screen, even after our end.
+
+        Raises DrmError on kernels before 6.8.
+        """
+        self._device.leave_framebuffer(self.fb)
+        self.memory.close()
+
+
+class DoubleBuffer:
+    """Two dumb buffers of one shape (width, height, bits, fourcc).
+
+    `front` was committed last, `back` is free to be drawn into.
+    """
+
+    def __init__(self, device: DrmDevice, shape: tuple[int, int, int, int]) -> None:
+        self.shape = shape
+        first = DumbBuffer(device, *shape)
+        try:
+            self.front, self.back = first, DumbBuffer(device, *shape)
+        except DrmError:
+            first.close()
+            raise
+
+    def swap(self) -> None:
+        """Exchange front and back: the back buffer has been committed."""
+        self.front, self.back = self.back, self.front
+
+    def close(self) -> None:
+        """Free both."""
+        self.front.close()
+        self.back.close()
+
+
+class DumbAllocation(Allocation):
+    """Pages of a card's dumb memory as a dma-buf. Raises DrmError.
+
+    The dumb buffer has one page per row, so that its size is exactly that of its pages, whatever alignment the driver
+    wants for pictures. Framebuffers over it have their own pitch.
+    """
+
+    def __init__(self, device: DrmDevice, pages: int) -> None:
+        ask = uapi.drm_mode_create_dumb(height=pages, width=1024, bpp=32)
+        device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, ask)
+        try:
+            if (ask.pitch, ask.size) != (4096, 4096 * pages):
+                raise drm_error("create dumb buffer of whole pages", errno.EOPNOTSUPP)
+            prime = uapi.drm_prime_handle(handle=ask.handle, flags=os.O_CLOEXEC | os.O_RDWR)
+            device.ioctl("export dumb buffer", uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD, prime)
+            self.fd = int(prime.fd)
+            try:
+                self._memory = device.map_dumb(ask.handle, ask.size, writable=False)
+            except DrmError:
+                os.close(self.fd)
+                raise
+        finally:
+            device.close_handle(ask.handle)  # the dma-buf keeps the memory
+
+    def view(self) -> memoryview:
+        return self._memory.view
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        self._memory.close()
+        os.close(fd)

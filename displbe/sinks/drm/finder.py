@@ -1,0 +1,90 @@
+"""Finds the machine's cards and opens those that are to be used.
+
+Its methods wait for drivers, so they are called in worker threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import structlog
+
+from .card import Card
+from .device import sysfs_path_of
+from .errors import DrmError, Unfit
+
+__all__ = ["CardFinder"]
+
+_log = structlog.get_logger("displbe.drm")
+
+
+class CardFinder:
+    """Opens the cards in a directory of device nodes that are not open yet.
+
+    `wanted` is `[drm] device`: `auto`, or a card's path or name. `open_card` opens a card; it raises DrmError or
+    OSError.
+    """
+
+    def __init__(self, directory: Path, wanted: str, open_card: Callable[[str], Card]) -> None:
+        self.failed: dict[str, str] = {}
+        """Paths of cards that could not be opened or probed, and why. They are tried again."""
+        self._directory = directory
+        self._wanted = wanted
+        self._open_card = open_card
+        self._wanted_sysfs_path = ""
+        """The sysfs path of the one card that is wanted, once it has been opened."""
+        self._unfit: dict[str, tuple[int, int]] = {}
+        """Path -> inode and device number of nodes that this sink cannot use. They are not tried again."""
+
+    def open_new(self, known: Collection[str]) -> tuple[list[Card], list[str]]:
+        """Open the wanted cards whose paths are not `known`. Return them, and why others were not opened."""
+        found: list[Card] = []
+        refusals: list[str] = []
+        before, self.failed = self.failed, {}
+        for path in self._wanted_paths():
+            name = str(path)
+            if name in known:
+                continue
+            try:
+                node = os.stat(path)
+                if self._unfit.get(name) == (node.st_ino, node.st_rdev):
+                    continue
+                found.append(self._open_card(name))
+            except (DrmError, OSError) as error:
+                reason = str(error) if isinstance(error, DrmError) else str(error.strerror)
+                refusals.append(f"{path.name}: {reason}")
+                if isinstance(error, Unfit):
+                    self._unfit[name] = node.st_ino, node.st_rdev
+                elif not isinstance(error, FileNotFoundError):
+                    self.failed[name] = reason
+                else:
+                    continue
+                if before.get(name) != reason:
+                    _log.warning("card not used", card=path.name, reason=reason)
+        return found, refusals
+
+    def opened(self, card: Card) -> None:
+        """A card is used now. If it is the one that is wanted, it is known by its place in the machine from now on."""
+        if self._wanted != "auto":
+            self._wanted_sysfs_path = card.device.sysfs_path
+
+    def _wanted_paths(self) -> list[Path]:
+        """Return the device nodes of the cards that are wanted.
+
+        A card that was named may come back as another number.
+        """
+        nodes = sorted(self._directory.glob("card*"))
+        if self._wanted == "auto":
+            return nodes
+        known = self._wanted_sysfs_path
+        return [node for node in nodes if known and _sysfs_path(node) == known] or [self._directory / self._wanted]
+
+
+def _sysfs_path(node: Path) -> str:
+    """Return the sysfs path of the device behind a node; empty: the node is gone."""
+    try:
+        return sysfs_path_of(os.stat(node))
+    except OSError:
+        return ""

@@ -1,0 +1,153 @@
+"""The framebuffers that a guest has attached to an output, and how each gets to the screen.
+
+The cheapest way is taken that the card, the buffer and the settings allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from displbe.sinks.base import SinkError, view_of
+from displbe.sinks.convert import CONVERTED
+from displbe.wire.errors import Errno
+from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.xen.port import HypervisorError
+
+from .atomic import Pipe
+from .buffer import DrmBuffer
+from .device import Mode
+from .errors import CardGone, DrmError
+from .scanout import ScanoutPipe
+
+__all__ = ["FramebufferSet"]
+
+XR24: Final = fourcc("XR24")
+ZERO_COPY_OFF: Final = "zero-copy is off"
+
+
+class FramebufferSet:
+    """One output's framebuffers. `warn` logs an event and its reason.
+
+    Its async methods are called under the output's lock.
+    """
+
+    def __init__(self, name: str, zero_copy: str, warn: Callable[[str, str], None]) -> None:
+        self.buffers: set[DrmBuffer] = set()
+        self.copy_reason = ZERO_COPY_OFF if zero_copy == "off" else ""
+        """Why frames are copied, where they are."""
+        self._name = name
+        self._zero_copy = zero_copy
+        self._warn = warn
+
+    @property
+    def copy_forbidden(self) -> bool:
+        """No frame may be copied (`zero-copy = "require"`)."""
+        return self._zero_copy == "require"
+
+    @property
+    def must_copy(self) -> bool:
+        """Some buffer has to be copied, so all are: changing between zero copy and copying costs more than a copy."""
+        return any(buffer.refused for buffer in self.buffers)
+
+    @property
+    def fbs(self) -> set[int]:
+        """The ids of the card's framebuffers over guests' pages."""
+        return {buffer.fb for buffer in self.buffers} - {0}
+
+    def scanout_format(self, pipe: Pipe | None, fourcc: int) -> int:
+        """Return the format that the plane is told for pixels of this format.
+
+        Raises SinkError EINVAL: the plane cannot show them.
+
+        It is the guest's format or its twin without alpha, since there is nothing below a full screen to blend with. If
+        the plane has neither, it is the one that copying can convert to.
+        """
+        opaque = FORMATS[fourcc].opaque
+        if pipe is None:
+            return opaque
+        for code in (fourcc, opaque):
+            if code in pipe.plane.formats:
+                return code
+        if fourcc in CONVERTED and XR24 in pipe.plane.formats and not self.copy_forbidden:
+            return XR24
+        raise self._no_format(fourcc)
+
+    def _no_format(self, fourcc: int) -> SinkError:
+        return SinkError(Errno.EINVAL, f"{self._name} cannot show {fourcc_name(fourcc)}")
+
+    async def prepare(self, scanout: ScanoutPipe, buffer: DrmBuffer, modes: Sequence[Mode]) -> None:
+        """Import a buffer; if that is not possible or not wanted, map it for copying.
+
+        Raises SinkError: neither can be done. Raises CardGone, which says nothing about the buffer.
+        """
+        if buffer.converted:
+            self.refuse(buffer, self._no_format(buffer.geometry.fourcc))
+        elif self._zero_copy != "off":
+            device = scanout.pipe.device
+            try:
+                dmabuf = await buffer.guest.dmabuf()
+                buffer.from_card = any(allocation.fd == dmabuf for allocation in device.allocations)
+                buffer.fb = await trio.to_thread.run_sync(scanout.import_buffer, buffer, dmabuf, modes)
+                return
+            except (DrmError, HypervisorError) as error:
+                if isinstance(error, CardGone) and device.gone():
+                    raise
+                self.refuse(buffer, error)
+        else:
+            buffer.reason = ZERO_COPY_OFF
+        await self.map(buffer)
+
+    async def prepare_all(self, scanout: ScanoutPipe, shown: DrmBuffer, modes: Sequence[Mode]) -> None:
+        """Prepare the buffers that this card has not been asked about.
+
+        Raises SinkError if `shown` cannot be prepared, CardGone.
+        """
+        for buffer in list(self.buffers):
+            if not buffer.fb and not buffer.refused:
+                try:
+                    buffer.fourcc = self.scanout_format(scanout.pipe, buffer.geometry.fourcc)
+                    await self.prepare(scanout, buffer, modes)
+                except SinkError:
+                    if buffer is shown:
+                        raise
+
+    def check_copy_allowed(self, error: Exception) -> None:
+        """Raise SinkError if copying is forbidden; `error` says why a buffer cannot be shown without a copy."""
+        if self.copy_forbidden:
+            raise SinkError(Errno.EINVAL, f"no zero copy: {error}") from error
+
+    def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
+        """Copy this buffer's frames from now on, or (not `lasting`) until the screen is switched on anew.
+
+        Raises SinkError: forbidden.
+        """
+        self.check_copy_allowed(error)
+        self.copy_reason = str(error)
+        if lasting:
+            buffer.refused, buffer.reason = True, self.copy_reason
+        self._warn("frames are copied", self.copy_reason)
+
+    async def map(self, buffer: DrmBuffer) -> None:
+        """Map a buffer's pages. Raises SinkError."""
+        if buffer.view is None:
+            buffer.view = await view_of(buffer.guest)
+
+    async def map_alike(self, shown: DrmBuffer) -> None:
+        """Map this buffer and all of its geometry, to which the guest will flip, so that all are copied.
+
+        Raises SinkError.
+        """
+        await self.map(shown)
+        for buffer in list(self.buffers):
+            if buffer.geometry == shown.geometry:
+                with suppress(SinkError):
+                    await self.map(buffer)
+
+    def forget_card(self) -> None:
+        """Forget the framebuffers of a card that is gone, and what it refused."""
+        for buffer in self.buffers:
+            buffer.fb, buffer.refused, buffer.reason = 0, False, ""

@@ -1,0 +1,219 @@
+"""The pipe to one connector and the mode it is in. Everything here may wait, so it is called in worker threads.
+
+One caller at a time: the output holds its lock.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from displbe.sinks.base import Part
+from displbe.wire.formats import FORMATS
+
+from .atomic import MODESET, TEST, Atomic, Pipe, PlaneConfig, full_state, off_state
+from .buffer import DrmBuffer
+from .copied_scanout import CopyRegion, copy_frame
+from .device import Mode
+from .double_buffer import DoubleBuffer
+from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
+from .placement import Placement
+
+__all__ = ["ActiveMode", "CopyTarget", "ScanoutPipe"]
+
+
+class CopyTarget(msgspec.Struct, frozen=True):
+    """Where frames are copied to, and which part of them."""
+
+    buffers: DoubleBuffer
+    region: CopyRegion
+
+
+class ActiveMode(msgspec.Struct, frozen=True):
+    """The mode that the screen was switched to, and how frames are put onto it."""
+
+    placement: Placement
+    flip: Atomic
+    """Changes the plane's framebuffer, nothing else."""
+    slot: int
+    """The framebuffer's index in `flip`."""
+    copy: CopyTarget | None
+    """None: zero copy."""
+    must_be_told: bool = False
+    """The card shows what is drawn into the frame on the screen only when it is told that the frame has changed."""
+
+
+class ScanoutPipe:
+    """A pipe, and what was made on its card to show something through it."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self._mode_blob = 0
+        """The property blob of the mode in use; 0: the pipe is off."""
+        self._buffers: DoubleBuffer | None = None
+
+    def import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
+        """Make a framebuffer over a guest's pages and return its id, if the card says that it would show it.
+
+        Raises DrmError.
+        """
+        with name_connector(self.pipe.name):
+            return self._import_buffer(buffer, dmabuf, modes)
+
+    def _import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
+        device, shape = self.pipe.device, buffer.geometry
+        if not device.imports:
+            raise drm_error("import dma-buf", errno.EOPNOTSUPP)
+        size = shape.width, shape.height
+        fb = device.import_framebuffer(dmabuf, *size, buffer.fourcc, shape.stride, shape.offset)
+        exact = [mode for mode in modes if (mode.width, mode.height) == size]
+        try:
+            if exact:
+                self._commit(PlaneConfig(fb, (0, 0, *size), exact[0], (0, 0, *size)), "test zero copy", TEST)
+        except DrmError as error:
+            if error.refuses_frame or isinstance(error, CardGone):
+                self.remove(fb)
+                raise
+            # Other errors say nothing about the buffer: a file that is not master may not test, for one.
+        return fb
+
+    def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
+        """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test.
+
+        Raises DrmError.
+        """
+        device = self.pipe.device
+        blob = device.create_blob(config.mode.raw)
+        try:
+            Atomic(device, full_state(self.pipe, config, blob)).commit(operation, flags)
+        except DrmError:
+            device.destroy_blob(blob)
+            raise
+        if flags & TEST == TEST:
+            device.destroy_blob(blob)
+        return blob
+
+    def remove(self, fb: int) -> None:
+        """Remove a framebuffer. A plane that shows it is switched off, and that is waited for.
+
+        An error means that it is gone already.
+        """
+        with suppress(DrmError):
+            self.pipe.device.remove_framebuffer(fb)
+
+    def switch_on(self, buffer: DrmBuffer, part: Part, where: Sequence[Placement], *, copy: bool) -> ActiveMode:
+        """Show a frame in the first of these ways that the card takes. Raises DrmError: the screen stays as it was."""
+        refusal: DrmError | None = None
+        for placement in where:
+            if placement.borders and not copy:
+                continue
+            try:
+                with name_connector(self.pipe.name):
+                    if copy:
+                        return self._show_copy(buffer, part, placement)
+                    return self._show_directly(buffer, part, placement)
+            except (NotMaster, CardGone, Busy):
+                raise
+            except DrmError as error:
+                refusal = refusal or error
+        raise refusal or drm_error("find a mode", errno.EINVAL, self.pipe.name)
+
+    def _show_directly(self, buffer: DrmBuffer, part: Part, placement: Placement) -> ActiveMode:
+        source = part.x, part.y, *placement.shown
+        config = PlaneConfig(buffer.fb, source, placement.mode, placement.target)
+        active = self._show(config, placement, None)
+        return msgspec.structs.replace(active, must_be_told=self.pipe.device.mark_dirty(buffer.fb))
+
+    def _show_copy(self, buffer: DrmBuffer, part: Part, placement: Placement) -> ActiveMode:
+        mode, size, origin = placement.mode, placement.shown, (0, 0)
+        if placement.borders:
+            size, origin = (mode.width, mode.height), placement.target[:2]
+        buffers = DoubleBuffer(self.pipe.device, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc))
+        try:
+            region = _region(buffer, part, placement.shown, buffers, origin)
+            copy_frame(buffer, region, buffers.back)
+            on_screen = (0, 0, *size) if placement.borders else placement.target
+            config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, on_screen)
+            return self._show(config, placement, CopyTarget(buffers, region))
+        except BaseException:
+            buffers.close()
+            raise
+
+    def _show(self, config: PlaneConfig, placement: Placement, copy: CopyTarget | None) -> ActiveMode:
+        pipe, plane = self.pipe, ("plane", self.pipe.plane.id)
+        flip = Atomic(pipe.device, {plane: {"FB_ID": config.fb, "CRTC_ID": pipe.crtc}}, pipe.name)
+        blob = self._commit(config, "set mode", MODESET)
+        if copy is not None:
+            copy.buffers.swap()
+        self._free()
+        self._mode_blob, self._buffers = blob, copy.buffers if copy is not None else None
+        return ActiveMode(placement, flip, flip.slot(*plane, "FB_ID"), copy)
+
+    def shows(self, framebuffers: Collection[int]) -> bool:
+        """Return whether one of these is on the plane. Raises DrmError."""
+        return self.pipe.device.shown_framebuffer(self.pipe.plane.id) in framebuffers
+
+    def freeze(self, buffer: DrmBuffer, part: Part, active: ActiveMode) -> None:
+        """Replace a guest's frame on the screen by a copy of it. Raises DrmError."""
+        with name_connector(self.pipe.name):
+            self._show_copy(buffer, part, active.placement)
+
+    def switch_off(self) -> None:
+        """Switch the screen off, and free what was made to show something.
+
+        Raises DrmError, and has freed it then too.
+        """
+        try:
+            with name_connector(self.pipe.name):
+                Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
+        finally:
+            self._free()
+
+    def leave(self) -> bool:
+        """Leave the copied frame on the screen and free everything else.
+
+        Return False if there is none, or the kernel cannot do so.
+        """
+        buffers = self._buffers
+        if buffers is None:
+            return False
+        try:
+            buffers.front.leave()
+        except DrmError:
+            return False
+        buffers.back.close()
+        self._buffers = None
+        self._free()
+        return True
+
+    def _free(self) -> None:
+        """Free what was made for the mode before."""
+        buffers, self._buffers = self._buffers, None
+        blob, self._mode_blob = self._mode_blob, 0
+        if buffers is not None:
+            buffers.close()
+        if blob:
+            with suppress(DrmError):
+                self.pipe.device.destroy_blob(blob)
+
+    def close(self) -> None:
+        """Free everything; the card is gone, or is being closed."""
+        self._free()
+
+
+def _region(
+    buffer: DrmBuffer, part: Part, shown: tuple[int, int], buffers: DoubleBuffer, origin: tuple[int, int]
+) -> CopyRegion:
+    shape = buffer.geometry
+    theirs, ours = (FORMATS[code].bits // 8 for code in (shape.fourcc, buffer.fourcc))
+    return CopyRegion(
+        row=shown[0] * theirs,
+        rows=shown[1],
+        source=shape.offset + part.y * shape.stride + part.x * theirs,
+        source_stride=shape.stride,
+        target=origin[1] * buffers.back.pitch + origin[0] * ours,
+        converted=shape.fourcc if buffer.converted else 0,
+    )
