@@ -16,7 +16,7 @@ from typing import Final
 
 from displbe.backend.quota import Total
 from displbe.config import ConfigError, Settings, load
-from displbe.sinks.drm.device import DrmDevice
+from displbe.sinks.drm.device import DrmDevice, Mastership
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
 from displbe.xen import gntdev, paths
