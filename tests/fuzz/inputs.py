@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from displbe.backend.device import Refused
-from displbe.input.device import MAX_CONTACTS, MAX_SIZE, _read_features, _read_keys
+from displbe.backend.nodes import DeviceRefused
+from displbe.input.device import MAX_CONTACTS, MAX_SIZE, _read_features, _read_published
 from displbe.input.features import Features
 from displbe.input.feed import Feed, Repeats
 from displbe.input.names import MAX_BINDINGS, Role, parse_unique_id
@@ -21,7 +21,7 @@ from displbe.wire.kbdif import EVENT_SIZE, IN_SLOTS, BackKbdPage, FrontKbdPage
 from displbe.xen.barriers import SharedMemory
 
 from .choices import Choices
-from .rig import fake_device
+from .rig import fake_nodes
 
 __all__ = ["SEEDS", "TARGETS"]
 
@@ -126,7 +126,7 @@ def _done(reading: Coroutine[Any, Any, Any]) -> Any:
     """What it returns; None: it was refused."""
     try:
         reading.send(None)
-    except Refused as refused:
+    except DeviceRefused as refused:
         escape(str(refused))
         return None
     except StopIteration as done:
@@ -136,15 +136,15 @@ def _done(reading: Coroutine[Any, Any, Any]) -> Any:
 
 def vkbd(data: bytes) -> None:
     """What XenStore says of a vkbd, each line a node."""
-    nodes: dict[str, bytes] = {}
-    device = fake_device(nodes)
-    names = [f"{device.path}/{key}" for key in NODES] + [f"{device.frontend}/{key}" for key in ASKED]
-    nodes |= dict(zip(names, data.split(b"\n"), strict=False))
-    found = _done(_read_features(device))
+    values: dict[str, bytes] = {}
+    nodes = fake_nodes(values)
+    names = [f"{nodes.path}/{key}" for key in NODES] + [f"{nodes.frontend}/{key}" for key in ASKED]
+    values |= dict(zip(names, data.split(b"\n"), strict=False))
+    found = _done(_read_features(nodes))
     if found is not None:
         assert 0 <= found.contacts <= MAX_CONTACTS
         assert all(1 <= side <= MAX_SIZE for side in (found.width, found.height, found.touch_width, found.touch_height))
-    keys = _done(_read_keys(device))
+    keys = _done(_read_published(nodes))
     if keys is not None:
         assert 0 <= keys.page_gref <= 0xFFFFFFFF
         assert 0 <= keys.event_channel <= 0xFFFFFFFF

@@ -127,7 +127,7 @@ class Stage:
 
     async def gone(self) -> None:
         """Nothing is left of the hostile guest."""
-        await until(lambda: (BAD, 0) not in self.world.daemon.supervisor.devices)
+        await until(lambda: (BAD, 0) not in self.world.daemon.displays.devices)
         assert self.ledger == self.quiet
         assert BAD not in self.world.daemon.quotas.guests
 

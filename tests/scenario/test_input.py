@@ -12,8 +12,8 @@ import trio.lowlevel
 from scenario.devices import SimDevice, SimNode
 from scenario.world import World, descriptors, flip_on, spec, until
 
-from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
+from displbe.backend.nodes import DeviceNodes
 from displbe.ctl.tables import WIDTH, status_lines
 from displbe.input import device as input_device
 from displbe.input import focus
@@ -665,8 +665,8 @@ async def test_a_frontend_that_begins_while_its_features_are_made(
     """It may have read half of them already: it gets none then."""
     world.tools.create_domain(1)
 
-    async def size(device: Device) -> tuple[int, int]:
-        world.tools.write(f"{device.frontend}/state", "3")
+    async def size(nodes: DeviceNodes) -> tuple[int, int]:
+        world.tools.write(f"{nodes.frontend}/state", "3")
         return 300, 200
 
     monkeypatch.setattr(input_device, "_display_size", size)

@@ -20,6 +20,7 @@ from displbe.backend.quota import Limits
 from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
 from displbe.display.connector import Connector
+from displbe.display.screen import ScreenState
 from displbe.ops import control
 from displbe.ops.status import Connector as ConnectorStatus
 from displbe.ops.status import Status
@@ -400,11 +401,18 @@ async def test_a_flip_in_the_dark_is_its_own(world: World) -> None:
         await display.show(0, one[1], 64, 48)
         await ctl(world, "blank", "1")
         connector = display.connectors[0]
+        await after_a_refresh()
         await connector.order(PageFlip(0, two[1]))
         await display.show(0, three[1], 64, 48)
         assert connector.flips_done == []
         await until(lambda: connector.flips_done)
         assert connector.flips_done == [two[1]]
+
+
+async def after_a_refresh() -> None:
+    """Wait until a dark screen would have refreshed just now: flips of it end at multiples of 1/60 s."""
+    period = 1 / 60
+    await trio.sleep_until((trio.current_time() // period + 1) * period)
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -432,10 +440,11 @@ async def test_a_flip_while_the_screen_is_switched_on(
 
         monkeypatch.setattr(output, "enable", slow)
         monkeypatch.setattr(output, "flip", early)
-        connector = display.connectors[0]
+        connector, screen = display.connectors[0], world.device(1).service.connectors[0].screen
+        assert screen.state is ScreenState.BLANKED
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ctl, world, "unblank", "1")
-            await until(world.device(1).parts[0]._switching.locked)  # type: ignore[attr-defined]
+            await until(lambda: screen.state is ScreenState.UNBLANKING)
             await connector.order(PageFlip(0, two[1]))
             await trio.sleep(0.05)
             assert connector.flips_done == [], "nothing is shown yet"

@@ -17,6 +17,7 @@ from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.display.device import DisplayDevice
 from displbe.input.settings import InputSettings
 from displbe.ops.settings import ControlSettings, LogSettings
 from displbe.sim.guest import FrontConnector, Guest
@@ -141,9 +142,9 @@ class World:
         assert isinstance(found, HeadlessOutput)
         return found
 
-    def device(self, domid: int) -> Device:
+    def device(self, domid: int) -> Device[DisplayDevice]:
         """A guest's device 0."""
-        return self.daemon.supervisor.devices[domid, 0]
+        return self.daemon.displays.devices[domid, 0]
 
     def held(self, domid: int) -> dict[str, int]:
         """What a guest is charged for, where that is not 0."""
@@ -151,7 +152,7 @@ class World:
 
     async def settled(self) -> None:
         """Wait until the daemon has seen that no guest is left; then nothing of any guest's may be held."""
-        await until(lambda: not self.daemon.supervisor.devices and not self.daemon.inputs.devices)
+        await until(lambda: not self.daemon.displays.devices and not self.daemon.inputs.devices)
         assert self.hypervisor.ledger == Ledger()
         assert self.daemon.quotas.guests == {}
         assert not any(grant.mapped for grant in self._grants)

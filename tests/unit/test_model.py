@@ -349,7 +349,7 @@ class Displif(RuleBasedStateMachine):
         expected = Ledger(2 * CONNECTORS, 2 * CONNECTORS, theirs, PAGES * theirs)
         assert ledger == expected
         assert len(self.machine.host_domain.grants) == PAGES * ours
-        assert self.rig.device.quota.used == {
+        assert self.rig.quota.used == {
             "pages": PAGES * theirs,
             "alloc_pages": PAGES * ours,
             "buffers": len(self.buffers),

@@ -114,7 +114,7 @@ def whole() -> bytes:
     trace = Trace()
     trace.request(encode_request(PageFlip(1, 0x63)))
     trace.answer(0, 0)
-    return MAGIC + b"".join(traces._encode(piece(name), trace.octets()) for name in ("HDMI-A-1", "DP-1"))
+    return MAGIC + b"".join(traces._encode(piece(name), trace.records()) for name in ("HDMI-A-1", "DP-1"))
 
 
 HEAD = b'{"guest":"g","connector":"c","epoch":%b,"reason":"r","octets":%d}\n'
