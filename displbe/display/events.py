@@ -38,6 +38,11 @@ class EventState(enum.Enum):
     """The connection has ended: the event page must not be touched any more."""
 
 
+# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+_NONE: Final = EventState.NONE
+_DUE: Final = EventState.DUE
+
+
 class FlipEvents:
     """The flip under way and its event. `broken` is called when the frontend's index of the event page is impossible."""
 
@@ -62,9 +67,9 @@ class FlipEvents:
 
     def begin(self) -> None:
         """A flip begins. Raises RequestError EBUSY while the event of the one before is not written."""
-        if self.state is not EventState.NONE:
+        if self.state is not _NONE:
             raise RequestError(Errno.EBUSY, "a page flip is under way")
-        self.state = EventState.DUE
+        self.state = _DUE
         self._begun = clock()
 
     def cancel(self) -> None:
@@ -74,7 +79,7 @@ class FlipEvents:
 
     def complete(self, cookie: int) -> None:
         """The flip to this framebuffer has ended: write its event, or let it wait for room."""
-        if self.state is EventState.DUE and not self._write(cookie):
+        if self.state is _DUE and not self._write(cookie):
             self.state = EventState.DELAYED
             self.delayed += 1
             self._cookie = cookie
@@ -102,7 +107,7 @@ class FlipEvents:
             return True
         self._page.put(encode_event(self._next_id, cookie))
         self._next_id += 1
-        self.state = EventState.NONE
+        self.state = _NONE
         self._channel.notify()
         self.times.add(self._begun)
         return True

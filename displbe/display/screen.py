@@ -46,6 +46,10 @@ class ScreenState(enum.Enum):
     """The operator has the output switched on again. A flip ends when the output is on."""
 
 
+# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+_ON: Final = ScreenState.ON
+
+
 class Screen:
     """One connector's output and what it shows. `resolution` is the connector's, in pixels; `index` its number."""
 
@@ -112,24 +116,30 @@ class Screen:
         Raises RequestError, SinkError.
         """
         framebuffer = self._framebuffer(cookie)
-        if self.state is ScreenState.ON and framebuffer.geometry != self._shape:
+        if self.state is not _ON:
+            self._flip_unseen(framebuffer)
+        elif framebuffer.geometry != self._shape:
             return False
-        sink_buffer = self._sink_buffer(framebuffer)
-        if self._config is None:
-            raise RequestError(Errno.EINVAL, "the connector is off")
-        self._events.begin()
-        if self.state is ScreenState.ON:
+        else:
+            sink_buffer = self._sink_buffer(framebuffer)
+            self._events.begin()
             try:
                 self.output.flip(sink_buffer, cookie)
             except SinkError:
                 self._events.cancel()
                 raise
-        else:
-            self._blanked_flip.begin(cookie)
-            if self.state is ScreenState.BLANKED:
-                self._blanked_flip.end_at_refresh()
         self._newest = cookie
         return True
+
+    def _flip_unseen(self, framebuffer: Framebuffer) -> None:
+        """A flip while the output shows nothing. Raises RequestError."""
+        self._sink_buffer(framebuffer)
+        if self._config is None:
+            raise RequestError(Errno.EINVAL, "the connector is off")
+        self._events.begin()
+        self._blanked_flip.begin(framebuffer.cookie)
+        if self.state is ScreenState.BLANKED:
+            self._blanked_flip.end_at_refresh()
 
     async def reshape(self, cookie: int) -> None:
         """PG_FLIP to a framebuffer of another shape. Raises RequestError, SinkError.
