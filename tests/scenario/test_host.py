@@ -13,6 +13,7 @@ import trio
 from scenario.world import World, spec, until
 
 from displbe.backend.guests import GuestSettings
+from displbe.display.requests import RingState
 from displbe.sim.guest import DisplayBuffer, Guest, GuestFailure
 from displbe.sim.hypervisor import SimBuffer
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, GetEdid, Request
@@ -98,9 +99,11 @@ async def test_a_buffer_that_somebody_does_not_let_go_of(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(guest.display.destroy_framebuffer, *made)
                 await until(lambda: "still uses the buffer" in connector.status().error)
+                assert connector.requests.state is RingState.BUSY
                 assert world.held(1) == {"connectors": 1, "buffers": 1, "pages": 3}
                 importer.gone.set()
         assert connector.status().error == ""
+        await until(lambda: connector.requests.state is RingState.IDLE)
         assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
             "a destroyed buffer is still used by the compositor or the card"
         ]
