@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: hostile octets for every parser of what a guest writes.
+"""`python -m tests.fuzz`: hostile bytes for every parser of what a guest writes.
 
     --seconds N       all targets one after the other, N seconds together: coverage-guided where atheris is installed, else at random
     --requests N      N requests through the whole request path, at random; prints how many and how fast
@@ -53,7 +53,7 @@ def guided(name: str, seconds: float) -> None:
 
 
 def blind(name: str, seconds: float, chance: random.Random) -> int:
-    """One target with octets by chance, some of them changed seeds: how often it was called."""
+    """One target with random bytes, some of them changed seeds: how often it was called."""
     module = targets()
     call, seeds = module.TARGETS[name], module.SEEDS[name]
     calls, end = 0, time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""What is fuzzed. A target takes octets and raises nothing, whatever they are; everything else is a defect."""
+"""What is fuzzed. A target takes bytes and raises nothing, whatever they are; everything else is a defect."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPERATIONS: Final = (0x10, 0x10, 0x10, 0x11, 0x12, 0x12, 0x12, 0x13, 0x14, 0x14,
 
 
 def requests_of(choices: Choices, directories: list[int]) -> Iterator[bytes]:
-    """64 octets after 64 octets: most are nearly right, some are not at all."""
+    """64 bytes after 64 bytes: most are nearly right, some are not at all."""
     while not choices.over:
         kind = choices.below(16)
         if kind == 0:
@@ -161,7 +161,7 @@ def requests(data: bytes) -> None:
 
 
 def decode(data: bytes) -> None:
-    """Messages: what is decoded is encoded to the same octets where they mean something."""
+    """Messages: what is decoded is encoded to the same bytes where they mean something."""
     slot = data[:64].ljust(64, b"\0")
     request = displif.decode_request(slot)
     again = displif.encode_request(request)
@@ -191,9 +191,9 @@ def directory(data: bytes) -> None:
                 if isinstance(walker, DirectoryReader):
                     walker.feed(page)
                 else:
-                    offset, octets = walker.feed(page)
+                    offset, entries = walker.feed(page)
                     assert offset == 4
-                    assert 0 < len(octets) <= PAGE_SIZE - 4
+                    assert 0 < len(entries) <= PAGE_SIZE - 4
                 pages += 1
             fed += 1
         except RequestError:

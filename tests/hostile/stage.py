@@ -159,7 +159,7 @@ class Stage:
 
 
 async def status(connector: FrontConnector, request: Request | bytes) -> int:
-    """The status of a request's answer; all else in it is checked: 64 octets, operation echoed, the rest zero."""
+    """The status of a request's answer; all else in it is checked: 64 bytes, operation echoed, the rest zero."""
     slot = await exchange(connector, request)
     answer = decode_response(slot)
     sent = request[2] if isinstance(request, bytes) else request.operation
@@ -168,9 +168,9 @@ async def status(connector: FrontConnector, request: Request | bytes) -> int:
     return answer.status
 
 
-def raw_buffer(guest: Guest, octets: int = 64 * 48 * 4) -> DisplayBuffer:
+def raw_buffer(guest: Guest, size: int = 64 * 48 * 4) -> DisplayBuffer:
     """Pages with a directory, granted."""
-    return DisplayBuffer(guest.domain, octets)
+    return DisplayBuffer(guest.domain, size)
 
 
 def create(buffer: DisplayBuffer, cookie: int = 0x1000, **changes: int) -> DbufCreate:

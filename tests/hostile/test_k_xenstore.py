@@ -388,7 +388,7 @@ async def test_k5_writes_without_end(stage: Stage, monkeypatch: pytest.MonkeyPat
         assert (await stage.world.device(BAD).status()).connections == 1
 
 
-@row("states that are none (99, `4 `, empty, 4000 octets), or come out of order", "ignored")
+@row("states that are none (99, `4 `, empty, 4000 bytes), or come out of order", "ignored")
 async def test_k6_no_states(stage: Stage) -> None:
     async with stage.booted() as bad:
         store = bad.hypervisor.store
@@ -457,7 +457,7 @@ async def test_k7_keys_spoilt(stage: Stage) -> None:
 
 
 @row(
-    "values of 4000 octets that are no text, in every node that the guest can write",
+    "values of 4000 bytes that are no text, in every node that the guest can write",
     "refused or ignored; logs and the error node hold printable ASCII, cut",
 )
 async def test_k8_values_that_are_no_text(stage: Stage) -> None:

@@ -200,7 +200,7 @@ class World:
 
 
 async def exchange(connector: FrontConnector, message: bytes | Request) -> bytes:
-    """Send 64 octets as they are, but for the id; the answer's 64 octets as they lie in the ring."""
+    """Send 64 bytes as they are, but for the id; the answer's 64 bytes as they lie in the ring."""
     data = bytearray(message if isinstance(message, bytes) else encode_request(message))
     number = connector._next_id & 0xFFFF
     connector._next_id += 1

@@ -54,10 +54,10 @@ def test_it_never_grows() -> None:
 
 def lines(*asked: tuple[bytes, Answer]) -> list[str]:
     """What is printed, without the time of day."""
-    octets = b"".join(
+    records = b"".join(
         RECORD.pack(1000.0, 1000.000025 if answer else 0.0, *(answer or (0, 0)), slot) for slot, answer in asked
     )
-    return [line.split(" ", 1)[1] for line in trace_lines(octets, 0.0)]
+    return [line.split(" ", 1)[1] for line in trace_lines(records, 0.0)]
 
 
 def test_how_it_reads() -> None:
