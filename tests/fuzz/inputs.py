@@ -6,11 +6,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from displbe.backend.nodes import DeviceRefused
-from displbe.input.device import MAX_CONTACTS, MAX_SIZE, _read_features, _read_published
 from displbe.input.features import Features
 from displbe.input.feed import Feed, Repeats
 from displbe.input.names import MAX_BINDINGS, Role, parse_unique_id
 from displbe.input.outbox import QUEUE
+from displbe.input.published import MAX_CONTACTS, MAX_SIZE, read_features, read_published
 from displbe.input.sources.base import Source
 from displbe.input.translate import Axis, Decoder, Description, Event, Slot, State
 from displbe.ops.text import escape
@@ -140,11 +140,11 @@ def vkbd(data: bytes) -> None:
     nodes = fake_nodes(values)
     names = [f"{nodes.path}/{key}" for key in NODES] + [f"{nodes.frontend}/{key}" for key in ASKED]
     values |= dict(zip(names, data.split(b"\n"), strict=False))
-    found = _done(_read_features(nodes))
+    found = _done(read_features(nodes))
     if found is not None:
         assert 0 <= found.contacts <= MAX_CONTACTS
         assert all(1 <= side <= MAX_SIZE for side in (found.width, found.height, found.touch_width, found.touch_height))
-    keys = _done(_read_published(nodes))
+    keys = _done(read_published(nodes))
     if keys is not None:
         assert 0 <= keys.page_gref <= 0xFFFFFFFF
         assert 0 <= keys.event_channel <= 0xFFFFFFFF

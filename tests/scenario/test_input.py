@@ -669,7 +669,7 @@ async def test_a_frontend_that_begins_while_its_features_are_made(
         world.tools.write(f"{nodes.frontend}/state", "3")
         return 300, 200
 
-    monkeypatch.setattr(input_device, "_display_size", size)
+    monkeypatch.setattr(input_device, "read_display_size", size)
     world.tools.add_input(1, {"unique-id": "T:name=keyboard"})
     await world.tools.wait_state(world.tools.vinput(1), State.INIT_WAIT)
     assert world.tools.read(f"{world.tools.vinput(1)}/feature-multi-touch") is None
