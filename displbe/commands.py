@@ -1,4 +1,4 @@
-"""What an operator may ask of the daemon, over the control socket (ops.control)."""
+"""The commands that an operator may send over the control socket (ops.control)."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import os
 import resource
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import msgspec
 import trio
 
 from displbe import __version__
 from displbe.backend.device import Device
-from displbe.backend.guests import allows_pictures
+from displbe.backend.guests import Guests
 from displbe.backend.quota import Quota, Quotas
 from displbe.backend.supervisor import Supervisor
 from displbe.display.connector import Connector
-from displbe.display.device import DisplayDriver
+from displbe.display.device import DisplayDevice
 from displbe.display.trace import Trace
+from displbe.input.device import InputDevice
 from displbe.input.focus import InputFocus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import LoopLag
-from displbe.ops.status import Abilities, DeviceStatus, GuestStatus, Loop, Status, Usage
+from displbe.ops.status import Abilities, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
 from displbe.wire.errors import RequestError
@@ -31,17 +32,20 @@ from displbe.xen.port import Hypervisor, HypervisorError
 
 __all__ = ["Commands"]
 
+AnyDevice: TypeAlias = Device[DisplayDevice] | Device[InputDevice]
+
 
 class Commands:
-    """The parts of the daemon, as an operator sees them."""
+    """What an operator may ask, answered from the parts of the daemon."""
 
     def __init__(
         self,
         hypervisor: Hypervisor,
         sink: Sink,
         sink_name: str,
-        driver: DisplayDriver,
-        supervisors: list[Supervisor],
+        displays: Supervisor[DisplayDevice],
+        inputs: Supervisor[InputDevice],
+        guests: Guests,
         quotas: Quotas,
         focus: InputFocus,
         lag: LoopLag,
@@ -49,15 +53,16 @@ class Commands:
         self._hypervisor = hypervisor
         self._sink = sink
         self._sink_name = sink_name
-        self._driver = driver
-        self._supervisors = supervisors
+        self._displays = displays
+        self._inputs = inputs
+        self._guests = guests
         self._quotas = quotas
         self._input_focus = focus
         self._lag = lag
         self._begun = time.monotonic()
 
     def table(self) -> Mapping[str, Callable[[Request], Awaitable[Answer]]]:
-        """The commands by their names."""
+        """Return the commands by their names."""
         return {
             "status": self._status,
             "trace": self._trace,
@@ -71,7 +76,7 @@ class Commands:
     # Status
 
     async def status(self) -> Status:
-        """All there is to say. The rings have their turn after each connector."""
+        """Return the status of everything. The rings are served after each connector."""
         guests = [await self._guest(domid, quota) for domid, quota in sorted(self._quotas.guests.items())]
         total = self._quotas.total
         return Status(
@@ -93,28 +98,21 @@ class Commands:
             domid=domid,
             name=escape(next((device.name for device in devices if device.name), "")),
             quota={kind: Usage(used, getattr(quota.limits, kind)) for kind, used in quota.used.items()},
-            devices=tuple([await self._device(device) for device in devices]),
+            devices=tuple([await device.status() for device in devices]),
         )
-
-    async def _device(self, device: Device) -> DeviceStatus:
-        connectors = []
-        for part in device.served:
-            connectors.append(part.status())
-            await trio.lowlevel.checkpoint()
-        return device.status(tuple(connectors))
 
     async def _status(self, request: Request) -> Answer:
         return Answer(msgspec.json.encode(await self.status()))
 
-    # Who is meant
+    # The guest and the connectors that a request names
 
-    def _devices(self) -> Iterator[Device]:
-        for supervisor in self._supervisors:
-            yield from supervisor.devices.values()
+    def _devices(self) -> Iterator[AnyDevice]:
+        yield from self._displays.devices.values()
+        yield from self._inputs.devices.values()
 
-    def _of_guest(self, request: Request) -> list[Device]:
-        """The devices of the guest that is named. Raises CommandError."""
-        found = [device for device in self._devices() if request.guest in (device.name, str(device.domid))]
+    def _of_guest(self, request: Request) -> list[AnyDevice]:
+        """Return the devices of the guest that the request names. Raises CommandError."""
+        found = [device for device in self._devices() if _is_of(request.guest, device)]
         if not request.guest or not found:
             guests = sorted({device.name or str(device.domid) for device in self._devices()})
             known = f"there are: {', '.join(map(escape, guests))}" if guests else "there is none"
@@ -123,66 +121,63 @@ class Commands:
             raise CommandError(f"more than one guest is called {escape(request.guest)}: say its number")
         return found
 
-    def _whole_guest(self, request: Request) -> list[Device]:
-        """The same, where no connector can be meant. Raises CommandError."""
+    def _whole_guest(self, request: Request) -> list[AnyDevice]:
+        """Return the devices of the guest, for a command that is not for one connector. Raises CommandError."""
         if request.connector:
             raise CommandError(f"{request.command} is for a whole guest, not for one of its connectors")
         return self._of_guest(request)
 
-    def _connectors(self, request: Request) -> list[Connector]:
-        """The connectors that are meant. Raises CommandError."""
-        parts: list[Any] = [part for device in self._of_guest(request) for part in device.parts]
-        connectors = [part for part in parts if isinstance(part, Connector)]
+    def _connectors(self, request: Request) -> list[tuple[DisplayDevice, Connector]]:
+        """Return the connectors that the request names, of the guest's last connection. Raises CommandError."""
+        self._of_guest(request)
+        displays = [device.service for device in self._displays.devices.values() if _is_of(request.guest, device)]
+        connectors = [(display, connector) for display in displays for connector in display.connectors]
         if not connectors:
             raise CommandError("the guest has never been connected")
-        found = [c for c in connectors if request.connector in ("", c.output.name, str(c.index))]
+        found = [each for each in connectors if request.connector in ("", each[1].name, str(each[1].index))]
         if not found:
-            names = ", ".join(escape(connector.output.name) for connector in connectors)
+            names = ", ".join(escape(connector.name) for _, connector in connectors)
             raise CommandError(f"no such connector; there are: {names}")
         return found
 
-    def _connected(self, request: Request) -> list[Connector]:
-        """The same, where they are served now."""
-        found = [connector for connector in self._connectors(request) if connector.at_work]
-        if not found:
-            raise CommandError("the guest is not connected")
-        return found
-
-    # What is done
+    # The other commands
 
     async def _trace(self, request: Request) -> Answer:
-        connector = self._connectors(request)[0]
+        _, connector = self._connectors(request)[0]
         await trio.lowlevel.checkpoint()
+        trace = connector.requests.trace
         facts: dict[str, int | float | str] = {
-            "connector": escape(connector.output.name),
-            "requests": connector.trace.count,
+            "connector": escape(connector.name),
+            "requests": trace.count,
             "epoch": Trace.epoch(),
         }
-        return Answer(connector.trace.octets(), facts)
+        return Answer(trace.records(), facts)
 
     async def _screenshot(self, request: Request) -> Answer:
         for device in self._of_guest(request):
-            if not allows_pictures(self._driver.guests, device.name):
+            if not self._guests.allows_pictures(device.name):
                 whose = "this guest" if device.name else "some guests, and this one's name is not known here"
                 raise CommandError(f"the configuration allows no screenshots of {whose}")
-        connector = self._connected(request)[0]
+        served = [connector for _, connector in self._connectors(request) if connector.is_served]
+        if not served:
+            raise CommandError("the guest is not connected")
         try:
-            shape, picture = await connector.picture()
+            shape, picture = await served[0].screen.picture()
         except (RequestError, HypervisorError) as error:
             raise CommandError(f"no picture: {error}") from error
         return Answer(picture, {key: getattr(shape, key) for key in ("width", "height", "fourcc", "stride")})
 
     async def _blank(self, request: Request) -> Answer:
-        for connector in self._connectors(request):
-            await self._driver.blank(connector)
+        for display, connector in self._connectors(request):
+            await display.blank(connector)
         return Answer()
 
     async def _unblank(self, request: Request) -> Answer:
-        for connector in self._connectors(request):
+        for display, connector in self._connectors(request):
             try:
-                await self._driver.unblank(connector)
+                await display.unblank(connector)
             except SinkError as error:
-                raise CommandError(f"{escape(connector.output.name)} stays dark: {error}") from error
+                raise CommandError(f"{escape(connector.name)} stays dark: {error}") from error
         return Answer()
 
     async def _kick(self, request: Request) -> Answer:
@@ -197,6 +192,11 @@ class Commands:
         await trio.lowlevel.checkpoint()
         self._input_focus.give(device.name or str(device.domid))
         return Answer()
+
+
+def _is_of(guest: str, device: AnyDevice) -> bool:
+    """Return whether a device belongs to the guest of this name or number."""
+    return guest in (device.name, str(device.domid))
 
 
 def _host(hypervisor: Hypervisor) -> dict[str, str]:

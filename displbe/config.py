@@ -1,4 +1,4 @@
-"""The configuration: a TOML file, checked as a whole before anything starts. configs/displbe.toml explains each key."""
+"""The configuration: a TOML file that is checked as a whole before anything starts. configs/displbe.toml explains each key."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ RELOADABLE: Final = {
     "guest.": "from a guest's next connection on (screenshot at once)",
     "input.focus": "at once",
 }
-"""What `differences` calls keys that can be changed without a restart, and from when on they hold."""
+"""The keys that can be changed without a restart, as `differences` names them, and from when on the change holds."""
 
 
 class ConfigError(Exception):
-    """The configuration is wrong; the text names the file, the key and what is wrong."""
+    """The configuration is wrong. The text names the file, the key and the error."""
 
 
 class Settings(Table, frozen=True):
@@ -53,7 +53,7 @@ class Settings(Table, frozen=True):
 
 
 def load(path: str) -> Settings:
-    """The settings in a file. Raises ConfigError."""
+    """Return the settings in a file. Raises ConfigError."""
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -67,7 +67,7 @@ def load(path: str) -> Settings:
 
 
 def differences(before: Settings, after: Settings) -> list[str]:
-    """The keys whose values differ, as `table.key`; of guests, `guest.NAME`."""
+    """Return the keys whose values differ, as `table.key`; of guests, `guest.NAME`."""
     found = []
     for table in msgspec.structs.fields(Settings):
         old, new = getattr(before, table.name), getattr(after, table.name)

@@ -1,4 +1,4 @@
-"""The daemon: everything built from the settings, and the root of all tasks."""
+"""The daemon: builds everything from the settings, and runs the root of all tasks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from displbe import __version__
+from displbe.backend.guests import Guests
 from displbe.backend.quota import Quotas, Total
 from displbe.backend.supervisor import Supervisor
 from displbe.commands import Commands
@@ -44,7 +45,7 @@ _log = structlog.get_logger("displbe.daemon")
 
 
 class Daemon:
-    """A hypervisor, a sink, input devices, and the guests between them. Raises sinks.registry.MissingPackage."""
+    """A hypervisor, a sink, input devices, and the guests that use them. Raises sinks.registry.MissingPackage."""
 
     def __init__(
         self,
@@ -54,13 +55,14 @@ class Daemon:
         nodes: DeviceNodes | None = None,
         runtime: Path | None = None,
     ) -> None:
-        """`runtime` is a directory for what the next daemon is to know; None: nothing."""
+        """`runtime` is a directory for what the next daemon should know; None: nothing is kept."""
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
         self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack, mappings(getattr(settings, settings.sink))))
         traces = TraceFiles(directory_of(settings.log.traces))
-        self._driver = driver = DisplayDriver(hypervisor, self.sink, settings.guest, traces)
-        self.supervisor = Supervisor(hypervisor.store, driver, self.quotas)
+        self._guests = guests = Guests(settings.guest)
+        displays = DisplayDriver(hypervisor, self.sink, guests, traces)
+        self.displays = Supervisor(hypervisor.store, displays, self.quotas)
         self.focus = InputFocus(FocusFile(runtime, settings.input.focus))
         if nodes is None:
             _need_evdev(settings)
@@ -68,17 +70,16 @@ class Daemon:
         repeats = AutoRepeat(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )
-        self._keyboards = keyboards = InputDriver(
-            hypervisor, self.focus, self.evdev, self.sink.seats, settings.guest, repeats
-        )
-        self.inputs = Supervisor(hypervisor.store, keyboards, self.quotas, keyboards.arrive)
+        inputs = InputDriver(hypervisor, self.focus, self.evdev, self.sink.seats, guests, repeats)
+        self.inputs = Supervisor(hypervisor.store, inputs, self.quotas)
         self._lag = LoopLag()
         self.commands = Commands(
             hypervisor,
             self.sink,
             settings.sink,
-            driver,
-            [self.supervisor, self.inputs],
+            self.displays,
+            self.inputs,
+            guests,
             self.quotas,
             self.focus,
             self._lag,
@@ -88,7 +89,7 @@ class Daemon:
         self._settings = settings
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; then every guest is told, and all that is theirs is released.
+        """Serve until cancelled; then tell every guest, and release all that is theirs.
 
         `started` after the first look at XenStore.
         """
@@ -97,7 +98,7 @@ class Daemon:
             services = await nursery.start(self._services)
             try:
                 async with trio.open_nursery() as guests:
-                    await guests.start(self.supervisor.run)
+                    await guests.start(self.displays.run)
                     await guests.start(self.inputs.run)
                     self._service_manager.notify("READY=1", "STATUS=serving")
                     guests.start_soon(self._tell_status)
@@ -112,7 +113,7 @@ class Daemon:
         _log.info("displbe ends")
 
     async def _services(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        """XenStore, event channels and screens: they outlive the guests' tasks, which say goodbye through them."""
+        """Run XenStore, event channels and screens. They outlive the guests' tasks, which need them to say that they end."""
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._lag.run)
@@ -122,23 +123,23 @@ class Daemon:
                 await nursery.start(self.hypervisor.run)
                 await nursery.start(self.sink.run)
                 await nursery.start(self.evdev.run)
-                scope.shield = True  # not before: what waits to be there must not keep the daemon from ending
+                scope.shield = True  # only now: a service that waits for its start must not keep the daemon from ending
                 task_status.started(scope)
 
     async def _feed_watchdog(self) -> None:
-        """From the loop that serves the rings: when it stands still, systemd hears nothing."""
+        """Feed systemd's watchdog from the loop that serves the rings: when the loop stands still, the watchdog fires."""
         while True:
             await trio.sleep(self._service_manager.watchdog_interval or math.inf)
             self._service_manager.notify("WATCHDOG=1")
 
     async def _tell_status(self) -> None:
-        """What `systemctl status` shows."""
+        """Tell systemd the status that `systemctl status` shows."""
         while self._service_manager.is_present:
             self._service_manager.notify(f"STATUS={(await self.commands.status()).summary()}")
             await trio.sleep(STATUS_PERIOD)
 
     def reload(self, path: str) -> None:
-        """Read the configuration again, and apply what can be applied without touching guests that are connected."""
+        """Read the configuration again, and apply what can be applied while guests are connected."""
         self._service_manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._apply(load(path))
@@ -147,16 +148,16 @@ class Daemon:
         self._service_manager.notify("READY=1")
 
     def _apply(self, wanted: Settings) -> None:
-        """Raises MissingPackage; then nothing is applied."""
+        """Apply what can be applied. Raises MissingPackage; nothing is applied then."""
         _need_evdev(wanted)
         changed = differences(self._settings, wanted)
         applied = [key for key in changed if key.startswith(tuple(RELOADABLE))]
         log.set_level(wanted.log.level)
         self.quotas.limits = wanted.limits
-        self._driver.guests = self._keyboards.guests = wanted.guest
+        self._guests.replace(wanted.guest)
         if "input.focus" in changed:
             self.focus.configure(wanted.input.focus)
-        # What was not applied stays as it was, so that it is told again the next time.
+        # What was not applied stays as it was, so that the next reload reports it again.
         self._settings = msgspec.structs.replace(
             self._settings,
             limits=wanted.limits,
@@ -179,7 +180,7 @@ class Daemon:
 
 
 def _metrics(settings: Settings, commands: Commands) -> Metrics | None:
-    """Where figures are wanted. Raises MissingPackage."""
+    """Return the metrics if the configuration wants them. Raises MissingPackage."""
     wanted = settings.metrics
     if not (wanted.textfile or wanted.socket or wanted.listen):
         return None
@@ -191,7 +192,7 @@ def _metrics(settings: Settings, commands: Commands) -> Metrics | None:
 
 
 def _need_evdev(settings: Settings) -> None:
-    """Raises MissingPackage where guests may have devices of this machine and nothing can open them."""
+    """Raise MissingPackage when guests may have devices of this machine and the package that opens them is missing."""
     named = settings.input.devices or any(guest.input for guest in settings.guest.values())
     if named and find_spec("evdev") is None:
         raise MissingPackage("guests' input devices need evdev: install displbe[input]")

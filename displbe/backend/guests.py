@@ -1,4 +1,4 @@
-"""Who a guest is: its name as the toolstack wrote it, and what the configuration says of that name."""
+"""A guest's identity: its name as the toolstack wrote it, and the configuration's table for that name."""
 
 from __future__ import annotations
 
@@ -9,31 +9,49 @@ import msgspec
 from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError
 
-__all__ = ["GuestSettings", "allows_pictures", "guest_name", "own_domid"]
+__all__ = ["GuestSettings", "Guests", "guest_name", "own_domid"]
 
 
 class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """`[guest.NAME]` of the configuration."""
 
     connectors: list[str] = []
-    """The outputs of its connectors, in their order, whatever XenStore says; empty: what XenStore says."""
+    """The outputs of its connectors, in their order; they replace what XenStore says. Empty: XenStore's are used."""
     be_alloc: bool = False
-    """Whether this guest may ask for buffers of ours (`be-alloc=1` in its xl configuration)."""
+    """Whether the backend may allocate this guest's buffers (`be-alloc=1` in its xl configuration)."""
     input: str = ""
-    """The devices of its keyboard, pointer and touch screen (`K:…;P:…;T:…`), whatever XenStore says; empty: what XenStore says."""
+    """The devices of its keyboard, pointer and touch screen (`K:…;P:…;T:…`); they replace what XenStore says. Empty: XenStore's are
+    used."""
     screenshot: bool = True
-    """Whether an operator may have a picture of what it shows (`displbectl screenshot`)."""
+    """Whether an operator may take a picture of what it shows (`displbectl screenshot`)."""
 
 
-def allows_pictures(guests: Mapping[str, GuestSettings], name: str) -> bool:
-    """Whether an operator may have a picture of a guest. One whose name is not known may be any of those that allow none."""
-    if not name:
-        return all(guest.screenshot for guest in guests.values())
-    return guests.get(name, GuestSettings()).screenshot
+class Guests:
+    """The `[guest.NAME]` tables of the configuration, shared by all who ask for them. A reload replaces them."""
+
+    def __init__(self, tables: Mapping[str, GuestSettings] | None = None) -> None:
+        self._tables = dict(tables or {})
+
+    def __bool__(self) -> bool:
+        return bool(self._tables)
+
+    def replace(self, tables: Mapping[str, GuestSettings]) -> None:
+        """The configuration was read again."""
+        self._tables = dict(tables)
+
+    def settings(self, name: str) -> GuestSettings:
+        """Return a guest's table; the defaults where it has none."""
+        return self._tables.get(name, GuestSettings())
+
+    def allows_pictures(self, name: str) -> bool:
+        """Return whether an operator may have a picture of a guest. A guest without a known name may be any of those that forbid it."""
+        if not name:
+            return all(guest.screenshot for guest in self._tables.values())
+        return self.settings(name).screenshot
 
 
 async def own_domid(store: Store) -> int:
-    """Our own domain's id; Dom0 where the store does not say."""
+    """Return our own domain's id; 0 where the store does not say."""
     try:
         return parse_number(await store.read("domid"), 0x7FEF) or 0
     except StoreError:
@@ -41,9 +59,9 @@ async def own_domid(store: Store) -> int:
 
 
 async def guest_name(store: Store, domid: int) -> str:
-    """The guest's name, or an empty string where this domain may not read it, or the guest itself could have written it.
+    """Return the guest's name; empty where this domain may not read it, or where the guest itself could have written it.
 
-    libxl lets Dom0 and the guest alone read the node: a driver domain cannot before Dom0 grants it (xenstore-chmod).
+    libxl lets only Dom0 and the guest read the node. A driver domain can read it once Dom0 has allowed it (xenstore-chmod).
     """
     path = f"/local/domain/{domid}/name"
     try:

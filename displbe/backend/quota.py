@@ -1,7 +1,7 @@
-"""What one guest may hold of us and how fast it may ask, all its devices together.
+"""Limits for each guest, all its devices together: how much it may hold, and how fast it may send requests.
 
-The kernel sets no limit per guest: gntdev maps what it is asked to, out of one table (maptrack) for all guests of this domain,
-so that one guest could take all of it (XSA-300).
+The kernel has no limit for each guest: gntdev maps whatever it is asked to, out of one table (maptrack) for all guests of this domain, so
+that one guest could take all of it (XSA-300).
 """
 
 from __future__ import annotations
@@ -19,39 +19,44 @@ from displbe.wire.errors import Errno, RequestError
 __all__ = ["REQUEST_BURST", "Limits", "Quota", "Quotas", "TokenBucket", "Total"]
 
 MAPTRACK_SHARE: Final = 0.75
-"""What guests' buffers may take of this domain's maptrack; the rest is for rings, other backends, other devices."""
+"""The share of this domain's maptrack that guests' buffers may take. The rest is for rings, other backends and other devices."""
 SCREEN: Final = 2 * 2025
-"""Pages that each guest which has a device is sure of while others take theirs: two buffers of 1920x1080."""
+"""Pages that are kept for each guest that has a device, whatever other guests take: two buffers of 1920x1080."""
 THREADS: Final = 2
 """Threads that map and unmap one guest's buffers."""
 
 REQUEST_BURST: Final = 0.25
-"""Seconds' worth of requests that a guest may send at once."""
+"""A guest may send the requests of so many seconds at once."""
 
 _log = structlog.get_logger("displbe.quota")
 
 RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_second", "requests_per_turn")
+"""Limits that must not be 0."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """`[limits]` of the configuration: for each guest."""
+    """`[limits]` of the configuration; they hold for each guest."""
 
     pages: int = 49152
-    """Mapped pages of buffers: 192 MiB, six 3840x2160 buffers. Of a domain's maptrack, with 262144 entries by default, all guests get three
-    quarters: enough for two where each page may be mapped twice (zero copy on DRM and Wayland), for four where frames are copied."""
+    """Mapped pages of buffers: 192 MiB, six buffers of 3840x2160. All guests together get three quarters of the domain's maptrack, which
+    has 262144 entries by default: enough for two such guests where each page may be mapped twice (zero copy on DRM and Wayland), for four
+    where frames are copied.
+    """
     buffers: int = 64
     framebuffers: int = 128
     connectors: int = 8
     alloc_pages: int = 16384
-    """Pages of ours that a guest may hold by be-alloc: 64 MiB."""
+    """Pages that the backend allocates for a guest (be-alloc): 64 MiB."""
     modesets_per_second: float = 2.0
-    """Of each connector, after a burst of eight; a mode change takes the screen tens of milliseconds."""
+    """Mode changes of each connector, after a burst of eight. Each takes the screen tens of milliseconds."""
     reconnects_per_second: float = 1.0
-    """Of each device, after a burst of five: a connection costs us maps and binds, and a guest nothing."""
+    """Connections of each device, after a burst of five. A connection costs the backend mappings and ports, and the guest nothing."""
     requests_per_second: float = 2000.0
-    """After a quarter of a second's worth at once: eight screens at 240 flips a second. One that maps or sets a mode counts for eight."""
+    """Requests, after a burst of a quarter of a second's: enough for eight screens at 240 flips a second. A request that maps or sets
+    a mode counts for eight.
+    """
     requests_per_turn: int = 8
-    """Requests of one ring that are served before the other rings have their turn."""
+    """Requests of one ring that are served before other rings are looked at."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -60,23 +65,23 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
 
 class Total:
-    """What all guests hold together of this domain's maptrack (entries, so many for each mapped page)."""
+    """What all guests together hold of this domain's maptrack, of which each mapped page takes `mappings` entries."""
 
     def __init__(self, maptrack: int, mappings: int) -> None:
         self.limit = int(maptrack // mappings * MAPTRACK_SHARE)
         """Pages."""
         self.pages = 0
         self.quotas: set[Quota] = set()
-        """Of the guests that there are."""
+        """The quotas of all guests that have a device."""
 
     def room(self, quota: Quota) -> int:
-        """Pages that are left to a guest: what others have not taken yet of their screens is theirs."""
+        """Return the pages that a guest may still take. The part of their `SCREEN` pages that others have not taken yet is kept."""
         kept = sum(max(0, SCREEN - other.used["pages"]) for other in self.quotas if other is not quota)
         return self.limit - self.pages - kept
 
 
 class Quota:
-    """What a guest holds now, of each kind of `Limits`."""
+    """What one guest holds of each kind that `Limits` has."""
 
     def __init__(self, limits: Limits, total: Total) -> None:
         self.limits = limits
@@ -87,7 +92,7 @@ class Quota:
         self._total = total
 
     def take(self, kind: str, amount: int = 1) -> None:
-        """Charge the guest. Raises RequestError ENOSPC, and charges nothing then."""
+        """Charge the guest for what it takes. Raises RequestError ENOSPC; nothing is charged then."""
         limit = getattr(self.limits, kind)
         if self.used[kind] + amount > limit:
             raise RequestError(
@@ -102,14 +107,14 @@ class Quota:
         self.used[kind] += amount
 
     def give(self, kind: str, amount: int = 1) -> None:
-        """The guest has given back."""
+        """The guest has given back what it was charged for."""
         self.used[kind] -= amount
         if kind == "pages":
             self._total.pages -= amount
 
 
 class Quotas:
-    """The quota of each guest that has a device, of whatever kind."""
+    """The quotas of the guests that have a device of any kind."""
 
     def __init__(self, limits: Limits, total: Total) -> None:
         self.guests: dict[int, Quota] = {}
@@ -118,7 +123,7 @@ class Quotas:
         self.total = total
 
     def enter(self, domid: int) -> Quota:
-        """One more device of a guest. When the guests' limits together no longer fit, the operator is told before it hurts."""
+        """A guest has one more device: return its quota. The log warns when all guests' limits together exceed what can be mapped."""
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
             self.guests[domid] = quota = Quota(self.limits, self.total)
@@ -134,7 +139,7 @@ class Quotas:
         return self.guests[domid]
 
     def leave(self, domid: int) -> None:
-        """One less."""
+        """A guest has one device less."""
         self._devices[domid] -= 1
         if not self._devices[domid]:
             del self._devices[domid]
@@ -142,7 +147,7 @@ class Quotas:
 
 
 class TokenBucket:
-    """So many at once, then so many per second. `clock` gives seconds."""
+    """Allows `burst` at once, then `rate` per second. `clock` returns seconds."""
 
     def __init__(self, burst: float, rate: float, clock: Callable[[], float]) -> None:
         self._burst = burst
@@ -152,7 +157,7 @@ class TokenBucket:
         self._then = -math.inf
 
     def take(self, amount: float = 1) -> float:
-        """Take so many: 0, or the seconds to wait first."""
+        """Take `amount` tokens, also when there are too few. Return the seconds to wait first; 0: there were enough."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - amount
         self._then = now

@@ -1,13 +1,12 @@
-"""Finds PV devices and keeps one task for each.
+"""Finds the PV devices of one kind and keeps one task for each.
 
-One watch on our `backend/KIND` covers every device of that kind: new ones, gone ones, and each one's own state. (A driver domain
-has 128 watches in all.)
+One watch on our `backend/KIND` covers every device of that kind: those that come, those that go, and the state of each. (A driver domain
+may have 128 watches in all.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import structlog
 import trio
@@ -15,7 +14,8 @@ import trio
 from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError, StoreLost
 
-from .device import Device, Driver
+from .device import Device
+from .driver import Driver, Service
 from .quota import Quotas
 
 __all__ = ["Supervisor"]
@@ -24,41 +24,41 @@ RESTART: Final = 1.0
 """Seconds before a device whose task failed is started anew."""
 _log = structlog.get_logger("displbe.supervisor")
 
+S = TypeVar("S", bound=Service)
 
-class Supervisor:
-    """All devices of a driver's kind."""
 
-    def __init__(
-        self, store: Store, driver: Driver, quotas: Quotas, arrive: Callable[[Device], Awaitable[None]] | None = None
-    ) -> None:
-        """`arrive` is awaited for each new device, in the order of their numbers, before any of them is served."""
-        self.devices: dict[tuple[int, int], Device] = {}
+class Supervisor(Generic[S]):
+    """All devices of a driver's kind, by domain and number."""
+
+    def __init__(self, store: Store, driver: Driver[S], quotas: Quotas) -> None:
+        self.devices: dict[tuple[int, int], Device[S]] = {}
         self._store = store
         self._home = f"backend/{driver.backend_kind}"
         self._driver = driver
         self._quotas = quotas
-        self._arrive = arrive
         self._dirty = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve for ever; `started` after the first look at the store."""
+        """Serve until cancelled; `started` after the first look at the store.
+
+        The devices that one look finds are told that they are there in the order of their numbers, before any of them is served.
+        """
         async with trio.open_nursery() as nursery, self._store.watch(self._home, self._changed):
-            self._nursery = nursery
             while True:
                 self._dirty = trio.Event()
                 new = [key for key in sorted(await self._find()) if key not in self.devices]
                 devices = [Device(self._store, self._driver, *key, self._quotas.enter(key[0])) for key in new]
                 for device in devices:
-                    await self._welcome(device)
-                for device in devices:
-                    self.devices[device.domid, device.number] = device
-                    nursery.start_soon(self._serve, device, (device.domid, device.number))
+                    await self._announce(device)
+                for key, device in zip(new, devices, strict=True):
+                    self.devices[key] = device
+                    nursery.start_soon(self._serve, device, key, nursery)
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 await self._dirty.wait()
 
     def _changed(self, path: str) -> None:
-        """A node below our home: a known device's own, else something new."""
+        """A node below our home may have changed. It belongs to a known device, or means that devices have come or gone."""
         parts = path[len(self._home) + 1 :].split("/")
         numbers = [parse_number(part.encode()) for part in parts[:2]]
         if (
@@ -78,7 +78,7 @@ class Supervisor:
         for domid in await self._list(self._home):
             for number in await self._list(f"{self._home}/{domid}"):
                 pair = parse_number(domid.encode(), 0x7FEF), parse_number(number.encode())
-                # Without a state there is no device: a node that was written while the toolstack removed the directory.
+                # A directory without a state is no device: a node was written while the toolstack removed the directory.
                 if pair[0] is not None and pair[1] is not None and await self._has_state(domid, number):
                     found.append((pair[0], pair[1]))
         return found
@@ -95,26 +95,25 @@ class Supervisor:
             except StoreLost:
                 await trio.lowlevel.checkpoint()
 
-    async def _welcome(self, device: Device) -> None:
+    async def _announce(self, device: Device[S]) -> None:
         try:
-            if self._arrive is not None:
-                await self._arrive(device)
-        except Exception:  # it is that device's alone
-            _log.exception("device not announced", domid=device.domid, device=device.path)
+            await device.arrive()
+        except Exception:  # other devices are not affected
+            device.nodes.log.exception("device not announced; it is served nevertheless")
 
-    async def _serve(self, device: Device, key: tuple[int, int]) -> None:
-        """One device's task: whatever goes wrong in it stays in it."""
-        _log.info("device found", domid=device.domid, device=device.path)
+    async def _serve(self, device: Device[S], key: tuple[int, int], background: trio.Nursery) -> None:
+        """One device's task. An error in it does not leave it."""
+        _log.info("device found", domid=device.domid, device=device.nodes.path)
         try:
             while True:
                 try:
-                    await device.run(self._nursery)
+                    await device.run(background)
                     break
                 except Exception:
-                    device.log.exception("device failed; it is started anew")
+                    device.nodes.log.exception("device failed; it is started anew")
                     await trio.sleep(RESTART)
         finally:
             del self.devices[key]
             self._quotas.leave(device.domid)
-        device.log.info("device gone")
-        self._dirty.set()  # made again meanwhile?
+        device.nodes.log.info("device gone")
+        self._dirty.set()  # it may have been made again meanwhile

@@ -1,13 +1,16 @@
 """be-alloc: a display buffer in our memory, granted to the guest (displif.h, XENDISPL_DBUF_FLG_REQ_ALLOC).
 
-The output allocates; the pages are granted writable; their references are written into the guest's page directory, where a
-guest's own buffer would have them. Xen calls this mode experimental and does not support it against hostile guests (XSA-363), for a
-reason: when a guest has not unmapped a page, its grant cannot be revoked, and the kernel puts it on a list to try again
-(gnttab_end_foreign_access in drivers/xen/gntdev-dmabuf.c) and says nothing of it to us. Since Linux 5.17 (XSA-396, also in the stable
-kernels of March 2022) it holds on to the page as long (gnttab_add_deferred: get_page): the page is lost to this domain, not given to
-another. Before that the memory was freed, and the guest mapped what was there next. So it is off unless the configuration allows it
-for that guest. The pages are charged until the guest has given the buffer up, or its device has ended; what it keeps beyond that nobody
-can know, and it can connect again and keep more.
+The output allocates the memory. Its pages are granted writable, and their references are written into the guest's page directory, where
+the references of a buffer of the guest's own would be.
+
+Xen calls this mode experimental and does not support it against hostile guests (XSA-363). The reason: while a guest maps a page, its
+grant cannot be revoked. The kernel puts it on a list to try again (gnttab_end_foreign_access in drivers/xen/gntdev-dmabuf.c) and does
+not tell us. Since Linux 5.17 (XSA-396, also in the stable kernels of March 2022) it keeps the page until then (gnttab_add_deferred:
+get_page): the page is lost to this domain, but not given to another one. Earlier kernels freed the memory, and the guest saw what was
+put there next. So be-alloc is off unless the configuration allows it for that guest.
+
+The pages are charged to the guest until it has destroyed the buffer or its device has ended. What it keeps mapped beyond that cannot be
+known, and it can connect again and keep more.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ __all__ = ["AllocatedBuffer"]
 
 
 class AllocatedBuffer:
-    """Memory of an output that a guest draws into (xen.port.GuestBuffer)."""
+    """Memory of an output that the guest draws into (xen.port.GuestBuffer)."""
 
     def __init__(self, domid: int, pages: int, allocation: Allocation, stack: AsyncExitStack) -> None:
         self.domid = domid
@@ -40,7 +43,7 @@ class AllocatedBuffer:
     async def create(
         cls, hypervisor: Hypervisor, domid: int, output: Output, directory: int, pages: int
     ) -> AllocatedBuffer:
-        """Allocate, grant, and tell the guest. Raises RequestError; nothing is held then."""
+        """Allocate `pages` pages, grant them, and fill the directory. Raises RequestError; nothing is held then."""
         async with AsyncExitStack() as stack:
             try:
                 allocation = await output.allocate(pages)
@@ -55,17 +58,17 @@ class AllocatedBuffer:
         raise AssertionError("not reached")
 
     async def view(self) -> memoryview:
-        """The memory."""
+        """Return the memory, read-only."""
         await trio.lowlevel.checkpoint()
         return self._allocation.view()
 
     async def dmabuf(self) -> int:
-        """The memory's own dma-buf."""
+        """Return the memory's dma-buf, which stays the allocation's."""
         await trio.lowlevel.checkpoint()
         return self._allocation.fd
 
     async def shm_fd(self) -> tuple[int, int]:
-        """Not of memory that is an output's own."""
+        """Raise NotOffered: the memory is an output's."""
         await trio.lowlevel.checkpoint()
         raise NotOffered(errno.EOPNOTSUPP, "an output's memory is shared as a dma-buf only")
 

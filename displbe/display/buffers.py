@@ -1,11 +1,12 @@
 """Display buffers and framebuffers of one device: DBUF_CREATE, DBUF_DESTROY, FB_ATTACH, FB_DETACH.
 
-A display buffer is a guest's pages, a framebuffer a way to look at them. The guest names both by cookies of its own, which it
-uses again once they are free. Everything is checked, in numbers that do not wrap, before anything is mapped.
+A display buffer is a guest's pages, a framebuffer describes the pixels in them. The guest names both by cookies of its own choice, which
+it may use again once they are free. Everything is checked, in numbers that do not wrap, before anything is mapped.
 """
 
 from __future__ import annotations
 
+import enum
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
@@ -27,53 +28,75 @@ from displbe.xen.port import GuestBuffer, Hypervisor, HypervisorError
 from .allocated import AllocatedBuffer
 from .directory import read_directory
 
-__all__ = ["Buffers", "Dbuf", "Framebuffer"]
+__all__ = ["BeAlloc", "Buffers", "DisplayBuffer", "Framebuffer"]
 
 MAX_SIDE: Final = 16384
-"""Pixels: more than any display has, and small enough that no product of ours is large."""
+"""Pixels: more than any display has, and so small that no product of two sides and a pixel's size is large."""
 BITS: Final = (8, 16, 24, 32)
+"""Bits per pixel that a display buffer may have."""
 OVERDUE: Final = 1.0
-"""Seconds after which somebody who still uses a destroyed buffer is complained of."""
-LEAVING: Final = 2.0
-"""Seconds that the end of a device waits for such a one; Linux waits 5 s for our state, the toolstack 10 s."""
+"""Seconds after which a destroyed buffer that is still in use is reported."""
+CLOSE_WAIT: Final = 2.0
+"""Seconds that the end of a device waits for buffers that are still in use; Linux waits 5 s for our state, the toolstack 10 s."""
 
 
-class Dbuf:
-    """A display buffer. Width, height and bpp are 0 for a guest's imported buffer, whose shape its framebuffers tell."""
+class BeAlloc(enum.Enum):
+    """Whether the backend allocates the buffers of a guest that asks for it (be-alloc)."""
+
+    NOT_ASKED_FOR = "not asked for"
+    """XenStore has no `be-alloc`: what a request says about it is ignored."""
+    FORBIDDEN = "forbidden"
+    """XenStore asks for it, but the configuration does not allow it: such requests are refused."""
+    ALLOWED = "allowed"
+    """Such requests are served."""
+
+
+class DisplayBuffer:
+    """A display buffer. Width, height and bpp are 0 for a buffer that the guest has imported; its framebuffers have the shape."""
 
     def __init__(self, request: DbufCreate, buffer: GuestBuffer, kind: str) -> None:
         self.buffer = buffer
         self.kind = kind
-        """What of the quota it is charged to."""
+        """The kind of the quota that its pages are charged to."""
         self.width = request.width
         self.height = request.height
         self.bpp = request.bpp
         self.offset = request.data_ofs
-        # Pages may hold more than the guest says; what it did not count is not looked at.
-        self.octets = min(request.buffer_sz, buffer.size)
+        # The pages may hold more than the guest says; what is beyond is not looked at.
+        self.size = min(request.buffer_sz, buffer.size)
 
 
 class Framebuffer:
-    """A framebuffer, as the device's outputs show it (None: that output cannot)."""
+    """A framebuffer and its counterpart at each output of the device, by the connectors' numbers."""
 
-    def __init__(self, cookie: int, dbuf: Dbuf, geometry: Geometry) -> None:
+    def __init__(self, cookie: int, dbuf: DisplayBuffer, geometry: Geometry) -> None:
         self.cookie = cookie
         self.dbuf = dbuf
         self.geometry = geometry
-        self.on: list[SinkBuffer | None] = []
+        self.sink_buffers: list[SinkBuffer | None] = []
+        """None: that output cannot show it."""
 
     async def aclose(self) -> None:
-        """Off every screen, and no use of the guest's pages afterwards."""
-        for sink_buffer in self.on:
+        """Take it off every screen; no output uses the guest's pages afterwards."""
+        for sink_buffer in self.sink_buffers:
             if sink_buffer is not None:
                 await sink_buffer.aclose()
 
 
-class Buffers:
-    """What a guest has created over one device. Serialised: one request at a time.
+class _Release:
+    """A display buffer whose pages are being given back."""
 
-    `be_alloc`: None where XenStore does not ask for it, else whether the configuration allows it. `background`: where
-    buffers are let go of, which may outlive the device.
+    def __init__(self, dbuf: DisplayBuffer) -> None:
+        self.dbuf = dbuf
+        self.done = trio.Event()
+        self.scope = trio.CancelScope(shield=True)
+        """Cancelled with the daemon once it is not shielded any more."""
+
+
+class Buffers:
+    """What a guest has created over one connection of a device. One request is served at a time.
+
+    `background` is for buffers that are being released, which may outlive the device.
     """
 
     def __init__(
@@ -83,16 +106,16 @@ class Buffers:
         quota: Quota,
         outputs: Sequence[Output],
         *,
-        be_alloc: bool | None,
+        be_alloc: BeAlloc,
         dmabuf: bool,
         shared: bool,
         background: trio.Nursery,
         log: Any,
     ) -> None:
         self.overdue = 0
-        """Destroyed buffers that somebody still uses."""
+        """Destroyed buffers that have been in use for too long."""
         self.framebuffers: dict[int, Framebuffer] = {}
-        self._dbufs: dict[int, Dbuf] = {}
+        self._dbufs: dict[int, DisplayBuffer] = {}
         self._hypervisor = hypervisor
         self._domid = domid
         self._quota = quota
@@ -101,8 +124,7 @@ class Buffers:
         self._dmabuf = dmabuf and hypervisor.abilities.dmabuf_export
         self._shared = shared
         self._background = background
-        self._going: dict[trio.Event, trio.CancelScope] = {}
-        """For each buffer that is being released: set when it is, and what is cancelled with the daemon once it is not shielded."""
+        self._releases: set[_Release] = set()
         self._lock = trio.Lock()
         self._log = log
 
@@ -110,14 +132,12 @@ class Buffers:
         """DBUF_CREATE. Raises RequestError; nothing is held then."""
         async with self._lock:
             pages = self._check_create(request)
-            # Both must ask for it: Linux leaves an old request's octets in `flags` when be-alloc is 0.
-            allocate = self._be_alloc is not None and bool(request.flags & REQ_ALLOC)
-            if allocate and not self._be_alloc:
-                raise RequestError(
-                    Errno.EOPNOTSUPP, "the configuration allows this guest no buffers of ours (be-alloc)"
-                )
+            # Both must ask for it: Linux leaves an old request's bytes in `flags` when be-alloc is 0.
+            allocate = self._be_alloc is not BeAlloc.NOT_ASKED_FOR and bool(request.flags & REQ_ALLOC)
+            if allocate and self._be_alloc is BeAlloc.FORBIDDEN:
+                raise RequestError(Errno.EOPNOTSUPP, "the configuration does not allow be-alloc for this guest")
             if allocate and request.data_ofs:
-                raise RequestError(Errno.EINVAL, "an offset into a buffer that we allocate")
+                raise RequestError(Errno.EINVAL, "an offset into a buffer that the backend allocates")
             kind = "alloc_pages" if allocate else "pages"
             with self._charged(("buffers", 1), (kind, pages)):
                 if allocate:
@@ -127,11 +147,11 @@ class Buffers:
                 else:
                     refs = await read_directory(self._hypervisor, self._domid, request.gref_directory, pages)
                     buffer = await self._map(refs)
-            self._dbufs[request.dbuf_cookie] = Dbuf(request, buffer, kind)
+            self._dbufs[request.dbuf_cookie] = DisplayBuffer(request, buffer, kind)
 
     @contextmanager
     def _charged(self, *charges: tuple[str, int]) -> Iterator[None]:
-        """Charge the guest for what the block makes; nothing when it fails. Raises RequestError ENOSPC."""
+        """Charge the guest for what the block makes; nothing is charged when the block fails. Raises RequestError ENOSPC."""
         with ExitStack() as undo:
             for kind, amount in charges:
                 self._quota.take(kind, amount)
@@ -140,7 +160,7 @@ class Buffers:
             undo.pop_all()
 
     def _check_create(self, request: DbufCreate) -> int:
-        """How many pages the buffer has. Raises RequestError."""
+        """Return how many pages the buffer has. Raises RequestError."""
         if request.dbuf_cookie == 0:
             raise RequestError(Errno.EINVAL, "display buffer cookie 0")
         if request.dbuf_cookie in self._dbufs:
@@ -154,11 +174,11 @@ class Buffers:
         else:
             need = request.data_ofs + stride(request.width, request.bpp) * request.height
         if need > request.buffer_sz:
-            raise RequestError(Errno.EINVAL, f"display buffer needs {need} octets, has {request.buffer_sz}")
+            raise RequestError(Errno.EINVAL, f"display buffer needs {need} bytes, has {request.buffer_sz}")
         return pages_of(request.buffer_sz)
 
     async def _map(self, refs: Sequence[int]) -> GuestBuffer:
-        """The pages, as a dma-buf or for the compositor to map where that is of use and can be had, else mapped.
+        """Return the pages: as a dma-buf, or for the compositor to map, where that is of use and can be had; else mapped here.
 
         Raises RequestError.
         """
@@ -171,7 +191,7 @@ class Buffers:
             try:
                 return await self._map_as(refs, shared=True)
             except HypervisorError as error:
-                self._log.debug("nobody else can map this buffer: its frames are copied", reason=str(error))
+                self._log.debug("the compositor cannot map this buffer: its frames are copied", reason=str(error))
         try:
             return await self._map_as(refs)
         except HypervisorError as error:
@@ -182,15 +202,15 @@ class Buffers:
         return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=dmabuf, shared=shared, threads=threads)
 
     async def destroy(self, request: DbufDestroy) -> None:
-        """DBUF_DESTROY: returns when nothing maps the pages, since the guest takes them back then. Raises RequestError."""
+        """DBUF_DESTROY. Returns when nothing maps the pages any more: then the guest takes them back. Raises RequestError."""
         async with self._lock:
             dbuf = self._dbufs.get(request.dbuf_cookie)
             if dbuf is None:
                 raise RequestError(Errno.ENOENT, "no such display buffer")
             for framebuffer in [fb for fb in self.framebuffers.values() if fb.dbuf is dbuf]:
                 await self._detach(framebuffer)
-            released = self._release(request.dbuf_cookie)
-        await self._until_released(request.dbuf_cookie, released)
+            release = self._begin_release(request.dbuf_cookie)
+        await self._until_released(request.dbuf_cookie, release)
 
     async def attach(self, request: FbAttach) -> None:
         """FB_ATTACH. Raises RequestError; nothing is held then."""
@@ -198,10 +218,10 @@ class Buffers:
             dbuf, geometry = self._check_attach(request)
             framebuffer = Framebuffer(request.fb_cookie, dbuf, geometry)
             with self._charged(("framebuffers", 1)):
-                await self._show_on_outputs(framebuffer)
+                await self._attach_to_outputs(framebuffer)
             self.framebuffers[request.fb_cookie] = framebuffer
 
-    def _check_attach(self, request: FbAttach) -> tuple[Dbuf, Geometry]:
+    def _check_attach(self, request: FbAttach) -> tuple[DisplayBuffer, Geometry]:
         if request.fb_cookie == 0:
             raise RequestError(Errno.EINVAL, "framebuffer cookie 0")
         if request.fb_cookie in self.framebuffers:
@@ -217,23 +237,23 @@ class Buffers:
             raise RequestError(Errno.EINVAL, f"framebuffer of {request.width}x{request.height} in {width}x{height}")
         if pixels.bits != bits:
             raise RequestError(Errno.EINVAL, f"pixel format {pixels.name} in a buffer of {bits} bits")
-        pitch = likely_stride(width, height, bits, dbuf.octets - dbuf.offset)
+        pitch = likely_stride(width, height, bits, dbuf.size - dbuf.offset)
         need = dbuf.offset + pitch * (request.height - 1) + stride(request.width, bits)
-        if need > dbuf.octets:
-            raise RequestError(Errno.EINVAL, f"framebuffer needs {need} octets, its buffer has {dbuf.octets}")
+        if need > dbuf.size:
+            raise RequestError(Errno.EINVAL, f"framebuffer needs {need} bytes, its buffer has {dbuf.size}")
         return dbuf, Geometry(request.width, request.height, request.pixel_format, pitch, dbuf.offset)
 
-    async def _show_on_outputs(self, framebuffer: Framebuffer) -> None:
+    async def _attach_to_outputs(self, framebuffer: Framebuffer) -> None:
         """Prepare the framebuffer for each output of the device. Raises RequestError when none can show it."""
         refusal: SinkError | None = None
         try:
             for output in self._outputs:
                 try:
-                    framebuffer.on.append(await output.attach(framebuffer.dbuf.buffer, framebuffer.geometry))
+                    framebuffer.sink_buffers.append(await output.attach(framebuffer.dbuf.buffer, framebuffer.geometry))
                 except SinkError as error:
                     refusal = error
-                    framebuffer.on.append(None)
-            if refusal is not None and not any(framebuffer.on):
+                    framebuffer.sink_buffers.append(None)
+            if refusal is not None and not any(framebuffer.sink_buffers):
                 raise RequestError(refusal.code, str(refusal)) from refusal
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -249,7 +269,10 @@ class Buffers:
             await self._detach(framebuffer)
 
     async def picture(self, cookie: int, part: Part) -> tuple[Geometry, memoryview]:
-        """A copy of a part of a framebuffer; it is not taken away meanwhile. Raises RequestError, HypervisorError."""
+        """Return a copy of a part of a framebuffer, and the copy's geometry. The framebuffer is not detached meanwhile.
+
+        Raises RequestError, HypervisorError.
+        """
         async with self._lock:
             framebuffer = self.framebuffers.get(cookie)
             if framebuffer is None:
@@ -259,7 +282,7 @@ class Buffers:
             row = stride(part.width, bits)
             view = await framebuffer.dbuf.buffer.view()
             start = shape.offset + part.y * shape.stride + part.x * bits // 8
-            # Pages that nobody has touched: to clear a bytearray of this size would hold the loop up.
+            # Fresh pages are zero already. To clear a bytearray of this size would hold the loop up.
             picture = memoryview(mmap.mmap(-1, row * part.height))
             copy = partial(copy_rows, picture, row, view[start:], shape.stride, row, part.height)
             with trio.CancelScope(shield=True):
@@ -267,7 +290,7 @@ class Buffers:
             return Geometry(part.width, part.height, shape.fourcc, row, 0), picture
 
     async def _detach(self, framebuffer: Framebuffer) -> None:
-        # Out of the table first: no flip can choose it while it goes.
+        # Removed from the table first, so that no flip can choose it any more.
         del self.framebuffers[framebuffer.cookie]
         try:
             with trio.CancelScope(shield=True):
@@ -275,51 +298,54 @@ class Buffers:
         finally:
             self._quota.give("framebuffers")
 
-    def _release(self, cookie: int) -> trio.Event:
-        """Begin to give a buffer's pages back, whatever becomes of the device meanwhile; set when nothing maps them."""
-        dbuf, released = self._dbufs.pop(cookie), trio.Event()
-        self._going[released] = trio.CancelScope(shield=True)
-        self._background.start_soon(self._let_go, dbuf, released)
-        return released
+    def _begin_release(self, cookie: int) -> _Release:
+        """Begin to give a buffer's pages back. That goes on when the device ends."""
+        release = _Release(self._dbufs.pop(cookie))
+        self._releases.add(release)
+        self._background.start_soon(self._run_release, release)
+        return release
 
-    async def _let_go(self, dbuf: Dbuf, released: trio.Event) -> None:
-        pages = dbuf.buffer.size // PAGE_SIZE
+    async def _run_release(self, release: _Release) -> None:
+        buffer = release.dbuf.buffer
+        pages = buffer.size // PAGE_SIZE
         try:
-            with self._going[released]:
-                await dbuf.buffer.aclose()
+            with release.scope:
+                await buffer.aclose()
         except Exception:
-            self._log.exception("a buffer is not released as it should be")
+            self._log.exception("cannot release a buffer; the guest is not charged for it any more")
         finally:
-            self._quota.give(dbuf.kind, pages)
+            self._quota.give(release.dbuf.kind, pages)
             self._quota.give("buffers")
-            del self._going[released]
-            released.set()
+            self._releases.discard(release)
+            release.done.set()
 
-    async def _until_released(self, cookie: int, released: trio.Event) -> None:
-        """Complain of somebody, a compositor or a card's driver, who does not let go of a destroyed buffer."""
+    async def _until_released(self, cookie: int, release: _Release) -> None:
+        """Wait for the end of a release, and report a destroyed buffer that a compositor or a card's driver goes on using."""
         with trio.move_on_after(OVERDUE):
-            await released.wait()
+            await release.done.wait()
             return
         self._log.warning("a destroyed buffer is still used by the compositor or the card", buffer=f"{cookie:#x}")
         self.overdue += 1
         try:
-            await released.wait()
+            await release.done.wait()
         finally:
             self.overdue -= 1
 
     async def aclose(self) -> None:
-        """The device closes: everything off the screens, all pages given back; those that somebody still uses, when he lets go."""
-        async with AsyncExitStack() as stack:  # whatever fails, the rest goes too; in reverse order
-            stack.push_async_callback(self._leave)
+        """The device closes: take everything off the screens and give all pages back. Those that are still in use are given back later,
+        in the background.
+        """
+        async with AsyncExitStack() as stack:  # in reverse order; an error does not keep the rest from being released
+            stack.push_async_callback(self._release_all)
             for framebuffer in self.framebuffers.values():
                 stack.push_async_callback(self._detach, framebuffer)
 
-    async def _leave(self) -> None:
+    async def _release_all(self) -> None:
         for cookie in list(self._dbufs):
-            self._release(cookie)
-        with trio.move_on_after(LEAVING):
-            for released in list(self._going):
-                await released.wait()
-        for going in self._going.values():
+            self._begin_release(cookie)
+        with trio.move_on_after(CLOSE_WAIT):
+            for release in list(self._releases):
+                await release.done.wait()
+        for release in self._releases:
             self._log.error("the compositor or the card still uses a buffer of a device that ends")
-            going.shield = False
+            release.scope.shield = False

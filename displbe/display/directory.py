@@ -1,4 +1,4 @@
-"""A guest's page directories: read, and for be-alloc filled."""
+"""Reads a guest's page directories, and fills them for be-alloc."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _map(hypervisor: Hypervisor, domid: int, ref: int, *, writable: bool) -> Pag
 
 
 async def read_directory(hypervisor: Hypervisor, domid: int, first: int, count: int) -> list[int]:
-    """The `count` grant references that a directory lists; each of its pages is copied once. Raises RequestError."""
+    """Return the first `count` grant references of a directory. Each of its pages is copied once. Raises RequestError."""
     reader = DirectoryReader(first, count)
     while reader.next_ref is not None:
         await trio.lowlevel.checkpoint()
@@ -36,13 +36,13 @@ async def read_directory(hypervisor: Hypervisor, domid: int, first: int, count: 
 
 
 async def fill_directory(hypervisor: Hypervisor, domid: int, first: int, refs: Sequence[int]) -> None:
-    """Write references into a directory's pages, which the guest has chained. Raises RequestError."""
+    """Write grant references into the pages of a directory, which the guest has linked. Raises RequestError."""
     writer = DirectoryWriter(first, refs)
     while writer.next_ref is not None:
         await trio.lowlevel.checkpoint()
         page = _map(hypervisor, domid, writer.next_ref, writable=True)
         try:
-            offset, octets = writer.feed(page.copy(0, PAGE_SIZE))
-            page.write(offset, octets)
+            offset, entries = writer.feed(page.copy(0, PAGE_SIZE))
+            page.write(offset, entries)
         finally:
             page.close()

@@ -1,4 +1,4 @@
-"""GET_EDID: the monitor's EDID, or one made for the connector's resolution, written into the guest's pages."""
+"""GET_EDID: write the monitor's EDID, or one made for the connector's resolution, into the guest's pages."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from .directory import read_directory
 __all__ = ["answer_edid"]
 
 BLOCK: Final = 128
+"""Bytes of an EDID block."""
 MAX_SIZE: Final = 256 * BLOCK
-"""XENDISPL_EDID_MAX_SIZE; what a guest grants beyond it is not mapped."""
+"""XENDISPL_EDID_MAX_SIZE, in bytes. Pages that a guest grants beyond it are not mapped."""
 
 
 async def answer_edid(
     hypervisor: Hypervisor, domid: int, output: Output, name: str, width: int, height: int, request: GetEdid
 ) -> int:
-    """Write the EDID: how many octets it has. Raises RequestError."""
+    """Write the EDID into the pages of the request's directory. Return its size in bytes. Raises RequestError."""
     room = min(request.buffer_sz, MAX_SIZE) // BLOCK * BLOCK
     if room == 0:
-        raise RequestError(Errno.EINVAL, f"no EDID fits into {request.buffer_sz} octets")
+        raise RequestError(Errno.EINVAL, f"no EDID fits into {request.buffer_sz} bytes")
     own = await output.edid()
-    edid = sanitise(own or b"", room) or sanitise(make_edid(width, height, name), room)  # a monitor may send rubbish
+    edid = sanitise(own or b"", room) or sanitise(
+        make_edid(width, height, name), room
+    )  # a monitor may send an invalid one
     for index, ref in enumerate(await read_directory(hypervisor, domid, request.gref_directory, pages_of(len(edid)))):
         try:
             page = hypervisor.map_page(domid, ref, writable=True)

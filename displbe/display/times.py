@@ -1,4 +1,4 @@
-"""When a connector's flips were shown and how long they took. On the flip's path: stores into places that are there already."""
+"""When a connector's flips were shown and how long they took. On the flip's path are only stores into arrays that exist already."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from displbe.ops.status import FlipsStatus, Latency
 __all__ = ["FlipTimes", "clock"]
 
 KEPT: Final = 8192
-"""Flips that are remembered: one minute at 136 a second. A power of two."""
+"""FlipsStatus that are remembered: one minute at 136 flips a second. A power of two."""
 SAMPLE: Final = 1000
-"""The last ones, of which the latencies are told."""
+"""Of the last so many flips the latencies are reported."""
 BUCKETS: Final = 16
-"""Of a histogram: at most 0.25 ms, 0.5 ms, … 4 s, and all others."""
+"""Of the histogram: at most 0.25 ms, 0.5 ms, … 4 s, and all others."""
 _MASK: Final = KEPT - 1
 clock: Final = time.monotonic
 
 
 class FlipTimes:
-    """The last flips of one connection."""
+    """The last flips of one connector over one connection."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -33,12 +33,12 @@ class FlipTimes:
         self._took = array("d", bytes(8 * KEPT))
 
     def close(self) -> None:
-        """No flip comes any more: forget them."""
+        """Free the memory: no flip comes any more."""
         self.count = 0
         self._shown = self._took = array("d")
 
     def add(self, begun: float) -> None:
-        """A flip that was asked for at `begun` is shown now."""
+        """A flip that was requested at `begun`, in seconds of `clock`, is shown now."""
         if not self._shown:
             return
         now = clock()
@@ -48,18 +48,18 @@ class FlipTimes:
         self._shown[at] = now
         self._took[at] = took
         self.total += took
-        # The number of binary digits of the quarters of milliseconds that have begun.
+        # Quarters of a millisecond; each bucket has twice the width of the one before.
         self._buckets[min(int(took * 4000).bit_length(), BUCKETS - 1)] += 1
 
     def _rate(self, now: float, seconds: float) -> float:
-        """Flips per second in the last so many seconds, or since there is a memory of them."""
+        """Return the flips per second of the last so many seconds, or since the oldest flip that is remembered."""
         kept = range(max(0, self.count - KEPT), self.count)
         start = max(now - seconds, self._since if kept.start == 0 else self._shown[kept.start & _MASK])
         found = bisect_left(kept, start, key=lambda index: self._shown[index & _MASK])
         return (len(kept) - found) / max(now - start, 0.001)
 
     def status(self, *, pending: bool) -> FlipsStatus:
-        """All of it, as it is now."""
+        """Return what the operator is told. `pending`: a flip is under way."""
         now = clock()
         first, end = max(0, self.count - SAMPLE) & _MASK, self.count & _MASK
         took = sorted(self._took[first:end] if first <= end else self._took[first:] + self._took[:end])

@@ -1,7 +1,7 @@
-"""The last requests of a control ring and what was answered, for who wants to know what a guest did: `displbectl trace`.
+"""The last requests of a request ring and their answers: `displbectl trace` shows what a guest did.
 
-On the path of every request: two stores into a record that is there already. A record keeps the request's 64 octets as they were read;
-who prints them decodes them: protocol/control.md has the layout.
+On the path of every request are two stores into a record that exists already. A record keeps the 64 bytes of the request as they were
+read; they are decoded when they are printed. protocol/control.md has the layout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["RECORD", "Trace", "trace_lines"]
 KEPT: Final = 4096
 """Requests. A power of two."""
 RECORD: Final = Struct(f"<ddii{MESSAGE_SIZE}s")
-"""When it was read, when it was answered (0: never), both in seconds of CLOCK_MONOTONIC; status; octets of EDID; the request."""
+"""When it was read, when it was answered (0: never), both in seconds of CLOCK_MONOTONIC; status; bytes of EDID; the request."""
 _ANSWER: Final = Struct("<dii")
 _MASK: Final = KEPT - 1
 _SIZE: Final = RECORD.size
@@ -34,7 +34,7 @@ _pack_answer = _ANSWER.pack_into
 
 
 class Trace:
-    """The last 4,096 requests of one connection of one connector. A ring's requests are answered one after the other."""
+    """The last 4,096 requests of one connector over one connection. A ring's requests are answered one after the other."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -52,34 +52,34 @@ class Trace:
         _pack_answer(self._records, self._at + 8, clock(), status, edid_sz)
 
     def close(self) -> None:
-        """No request comes any more: forget them. A guest may connect and leave much faster than memory is collected."""
+        """Free the memory: no request comes any more."""
         self.count = 0
         self._records = bytearray()
 
-    def octets(self, last: int = KEPT) -> bytes:
-        """The last records, the oldest first."""
+    def records(self, last: int = KEPT) -> bytes:
+        """Return the last records, the oldest first (`RECORD`)."""
         end = (self.count & _MASK or min(self.count, KEPT)) * _SIZE
         whole = self._records[end:] + self._records[:end] if self.count > KEPT else self._records[:end]
         return bytes(whole[-last * _SIZE :])
 
     @staticmethod
     def epoch() -> float:
-        """What to add to a record's times to have seconds since 1970."""
+        """Return what to add to a record's times to get seconds since 1970."""
         return time.time() - clock()
 
 
-def trace_lines(octets: bytes, epoch: float) -> Iterator[str]:
-    """A line for each request; `epoch` makes its times seconds since 1970."""
-    for read, answered, status, edid_sz, slot in RECORD.iter_unpack(octets):
+def trace_lines(records: bytes, epoch: float) -> Iterator[str]:
+    """Yield a line for each request; `epoch` is what `Trace.epoch` has returned."""
+    for read, answered, status, edid_sz, slot in RECORD.iter_unpack(records):
         request = decode_request(slot)
         when = datetime.fromtimestamp(read + epoch).strftime("%H:%M:%S.%f")
         if isinstance(request, UnknownRequest):
-            said = f"operation {request.operation:#x}"
+            text = f"operation {request.operation:#x}"
         else:
             fields = msgspec.structs.asdict(request)
-            said = " ".join([Operation(request.operation).name, *(f"{k}={_value(k, v)}" for k, v in fields.items())])
+            text = " ".join([Operation(request.operation).name, *(f"{k}={_value(k, v)}" for k, v in fields.items())])
         answer = f"{_answer(status, edid_sz)} after {(answered - read) * 1e6:.0f} us" if answered else "not answered"
-        yield f"{when} {said} -> {answer}"
+        yield f"{when} {text} -> {answer}"
 
 
 def _value(key: str, value: int) -> str:
@@ -90,7 +90,7 @@ def _value(key: str, value: int) -> str:
 
 def _answer(status: int, edid_sz: int) -> str:
     if status == 0:
-        return f"ok, {edid_sz} octets" if edid_sz else "ok"
+        return f"ok, {edid_sz} bytes" if edid_sz else "ok"
     try:
         return Errno(-status).name
     except ValueError:

@@ -165,7 +165,7 @@ class Flooder:
 
 
 class Process:
-    """A guest's process, which receives numbers and returns bytes."""
+    """A guest's process: it is told numbers, and gives bytes back."""
 
     def __init__(self, play: Callable[[int, int], bytes]) -> None:
         """`play` is called with a number, and with the file from which the next number can be read; it returns the bytes to send back."""
@@ -182,12 +182,12 @@ class Process:
         """Send the next number."""
         os.write(self._commands, _COMMAND.pack(number))
 
-    async def result(self, octets: int) -> bytes:
-        """Receive this many bytes of what the process returns."""
+    async def result(self, size: int) -> bytes:
+        """So many bytes of what it gives back."""
         found = b""
-        while len(found) < octets:
+        while len(found) < size:
             await trio.lowlevel.wait_readable(self._results)
-            part = os.read(self._results, octets - len(found))
+            part = os.read(self._results, size - len(found))
             assert part, "a guest's process has ended"
             found += part
         return found

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: hostile bytes for every parser of data from a guest.
+"""`python -m tests.fuzz`: hostile bytes for every parser of what a guest writes.
 
     --seconds N       all targets one after the other, N seconds together: coverage-guided where atheris is installed, else at random
     --requests N      N random requests through the whole request path; prints their number and rate
@@ -53,7 +53,7 @@ def guided(name: str, seconds: float) -> None:
 
 
 def blind(name: str, seconds: float, chance: random.Random) -> int:
-    """Run one target with random bytes, some of them modified seeds; return the number of calls."""
+    """One target with random bytes, some of them changed seeds: how often it was called."""
     module = targets()
     call, seeds = module.TARGETS[name], module.SEEDS[name]
     calls, end = 0, time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Decisions made from a fuzzer's bytes."""
+"""Bytes as decisions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["Choices"]
 
 
 class Choices:
-    """Makes decisions from bytes; when they are used up, every decision is 0."""
+    """Decisions out of bytes; when they are used up, all are 0."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -17,10 +17,10 @@ class Choices:
         """Whether all bytes are used up."""
         return self._at >= len(self._data)
 
-    def number(self, octets: int) -> int:
-        """Return this many bytes."""
-        part = self._data[self._at : self._at + octets]
-        self._at += octets
+    def number(self, size: int) -> int:
+        """A number of so many bytes."""
+        part = self._data[self._at : self._at + size]
+        self._at += size
         return int.from_bytes(part, "little")
 
     def below(self, limit: int) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from displbe.backend.device import Refused
+from displbe.backend.nodes import DeviceRefused
 from displbe.input.bindings import MAX_BINDINGS, Role, parse_unique_id
-from displbe.input.device import MAX_CONTACTS, MAX_SIZE, _read_features, _read_keys
 from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, Slot, Snapshot
 from displbe.input.evdev.decoder import Decoder
 from displbe.input.event_queue import CAPACITY
 from displbe.input.features import Features
 from displbe.input.guest_input import AutoRepeat, GuestInput, InputSource
+from displbe.input.published import MAX_CONTACTS, MAX_SIZE, read_features, read_published
 from displbe.ops.text import escape
 from displbe.sim.input import InputCore
 from displbe.wire import kbdif
@@ -21,7 +21,7 @@ from displbe.wire.kbdif import EVENT_SIZE, IN_SLOTS, BackKbdPage, FrontKbdPage
 from displbe.xen.barriers import SharedMemory
 
 from .choices import Choices
-from .rig import fake_device
+from .rig import fake_nodes
 
 __all__ = ["SEEDS", "TARGETS"]
 
@@ -123,10 +123,10 @@ ASKED: Final = ("request-abs-pointer", "request-raw-pointer", "request-multi-tou
 
 
 def _done(reading: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that never waits; return its result. None: it raised Refused."""
+    """Run a coroutine that never waits; return its result. None: it raised DeviceRefused."""
     try:
         reading.send(None)
-    except Refused as refused:
+    except DeviceRefused as refused:
         escape(str(refused))
         return None
     except StopIteration as done:
@@ -136,15 +136,15 @@ def _done(reading: Coroutine[Any, Any, Any]) -> Any:
 
 def vkbd(data: bytes) -> None:
     """Fuzz a vkbd's XenStore nodes; each line is a node."""
-    nodes: dict[str, bytes] = {}
-    device = fake_device(nodes)
-    names = [f"{device.path}/{key}" for key in NODES] + [f"{device.frontend}/{key}" for key in ASKED]
-    nodes |= dict(zip(names, data.split(b"\n"), strict=False))
-    found = _done(_read_features(device))
+    values: dict[str, bytes] = {}
+    nodes = fake_nodes(values)
+    names = [f"{nodes.path}/{key}" for key in NODES] + [f"{nodes.frontend}/{key}" for key in ASKED]
+    values |= dict(zip(names, data.split(b"\n"), strict=False))
+    found = _done(read_features(nodes))
     if found is not None:
         assert 0 <= found.contacts <= MAX_CONTACTS
         assert all(1 <= side <= MAX_SIZE for side in (found.width, found.height, found.touch_width, found.touch_height))
-    keys = _done(_read_keys(device))
+    keys = _done(read_published(nodes))
     if keys is not None:
         assert 0 <= keys.page_gref <= 0xFFFFFFFF
         assert 0 <= keys.event_channel <= 0xFFFFFFFF

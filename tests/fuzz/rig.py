@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 import structlog
 import trio
 
-from displbe.backend.device import Device, Driver
-from displbe.backend.guests import GuestSettings
+from displbe.backend.guests import Guests, GuestSettings
+from displbe.backend.nodes import DeviceNodes
 from displbe.backend.quota import Limits, Quota, Total
 from displbe.display.device import DisplayDriver
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
@@ -28,7 +28,7 @@ from displbe.wire.ring import FrontControlRing, FrontEventPage
 from displbe.xen.barriers import SharedMemory
 from displbe.xen.port import Ledger, NoEntry, Store
 
-__all__ = ["GUEST", "LIMITS", "PAGES", "FakeStore", "Front", "Machine", "Rig", "fake_device"]
+__all__ = ["GUEST", "LIMITS", "PAGES", "FakeStore", "Front", "Machine", "Rig", "fake_nodes"]
 
 GUEST: Final = 1
 PAGES: Final = 12
@@ -58,12 +58,11 @@ class FakeStore:
         return [("n", self.owner)]
 
 
-def fake_device(nodes: dict[str, bytes], limits: Limits = LIMITS, owner: int = 0) -> Device:
-    """Return a device in such a store."""
-    store = cast("Store", FakeStore(nodes, owner))
-    device = Device(store, cast("Driver", DisplayDriver), GUEST, 0, Quota(limits, Total(1 << 20, 1)))
-    device._log = SILENT
-    return device
+def fake_nodes(values: dict[str, bytes], owner: int = 0) -> DeviceNodes:
+    """A device's nodes in such a store."""
+    nodes = DeviceNodes(cast("Store", FakeStore(values, owner)), "vdispl", "vdispl", GUEST, 0)
+    nodes._log = SILENT
+    return nodes
 
 
 class Front:
@@ -160,10 +159,12 @@ class Machine:
 class Rig:
     """One connected device. `broken` is why it was shut off, if it was."""
 
-    def __init__(self, machine: Machine, fronts: list[Front], device: Device) -> None:
+    def __init__(self, machine: Machine, fronts: list[Front], nodes: DeviceNodes) -> None:
         self.machine = machine
         self.fronts = fronts
-        self.device = device
+        self.quota = Quota(LIMITS, Total(1 << 20, 1))
+        guests = Guests({"fuzz": GuestSettings(be_alloc=True)})
+        self.display = DisplayDriver(machine.host, machine.sink, guests).open(nodes, self.quota)
         self.broken: FrontendBroken | None = None
 
     @classmethod
@@ -180,14 +181,15 @@ class Rig:
             ports = zip(("req-event-channel", "evt-event-channel"), front.ports, strict=True)
             values |= {key: b"%d" % port for key, port in ports}
             nodes |= {f"{home}/device/vdispl/0/{index}/{key}": value for key, value in values.items()}
-        rig = cls(machine, fronts, fake_device(nodes))
-        rig.device.name = "fuzz"
+        device = fake_nodes(nodes)
+        await device.identify()
+        rig = cls(machine, fronts, device)
         async with trio.open_nursery() as nursery:
             await nursery.start(rig._serve)
             yield rig
             nursery.cancel_scope.cancel()
         assert machine.host.ledger == Ledger()
-        assert set(rig.device.quota.used.values()) == {0}
+        assert set(rig.quota.used.values()) == {0}
         for grants in (machine.domain.grants, machine.host_domain.grants):
             assert not any(grant.mapped for grant in grants.values())
         assert not machine.host_domain.grants
@@ -197,10 +199,9 @@ class Rig:
             machine.domain.free(front.page_number, 2)
 
     async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        driver = DisplayDriver(self.machine.host, self.machine.sink, {"fuzz": GuestSettings(be_alloc=True)})
         try:
-            async with trio.open_nursery() as self.device.background:
-                await driver.serve(self.device, task_status=task_status)
+            async with trio.open_nursery() as background:
+                await self.display.serve(background, task_status=task_status)
         except* FrontendBroken as group:
             broken: BaseException = group
             while isinstance(broken, BaseExceptionGroup):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import trio
 
-from displbe.backend.device import Refused
 from displbe.backend.guests import GuestSettings
-from displbe.display.device import DisplayDriver
+from displbe.backend.nodes import DeviceRefused
+from displbe.display.published import read_connectors
 from displbe.ops.text import escape
 from displbe.wire import displif, xs
 from displbe.wire.edid import sanitise
@@ -21,7 +21,7 @@ from displbe.wire.xenbus import parse_state
 
 from . import inputs
 from .choices import Choices
-from .rig import Machine, Rig, fake_device
+from .rig import Machine, Rig, fake_nodes
 
 __all__ = ["TARGETS", "Choices", "drive", "requests_of"]
 
@@ -191,9 +191,9 @@ def directory(data: bytes) -> None:
                 if isinstance(walker, DirectoryReader):
                     walker.feed(page)
                 else:
-                    offset, octets = walker.feed(page)
+                    offset, entries = walker.feed(page)
                     assert offset == 4
-                    assert 0 < len(octets) <= PAGE_SIZE - 4
+                    assert 0 < len(entries) <= PAGE_SIZE - 4
                 pages += 1
             fed += 1
         except RequestError:
@@ -307,14 +307,11 @@ def keys(data: bytes) -> None:
     values = data[1:].split(b"\n")
     home = "/local/domain/1/device/vdispl/0"
     nodes = {f"{home}/{n // 6}/{KEYS[n % 6]}": value for n, value in enumerate(values[:60])}
-    device = fake_device(nodes, owner=owner)
-    nothing: Any = None
-    driver = DisplayDriver(nothing, nothing, {})
-    reading = driver._read_keys(device, GuestSettings())
+    reading = read_connectors(fake_nodes(nodes, owner), GuestSettings())
     found = None
     try:
         reading.send(None)
-    except Refused as refused:
+    except DeviceRefused as refused:
         found = []
         escape(str(refused))
     except StopIteration as done:
@@ -326,7 +323,7 @@ def keys(data: bytes) -> None:
         assert key.name.isprintable()
         assert 1 <= key.width <= 16384
         assert 1 <= key.height <= 16384
-        assert 0 <= key.req_ring_ref <= 0xFFFFFFFF
+        assert 0 <= key.rings.req_ref <= 0xFFFFFFFF
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {

@@ -126,8 +126,8 @@ class Stage:
             yield guest
 
     async def gone(self) -> None:
-        """Wait until no resource of the hostile guest is held."""
-        await until(lambda: (BAD, 0) not in self.world.daemon.supervisor.devices)
+        """Nothing is left of the hostile guest."""
+        await until(lambda: (BAD, 0) not in self.world.daemon.displays.devices)
         assert self.ledger == self.quiet
         assert BAD not in self.world.daemon.quotas.guests
 
@@ -159,7 +159,7 @@ class Stage:
 
 
 async def status(connector: FrontConnector, request: Request | bytes) -> int:
-    """Send a request; return the response's status. The rest of the response is checked: 64 bytes, the same operation, zeros."""
+    """The status of a request's answer; all else in it is checked: 64 bytes, operation echoed, the rest zero."""
     slot = await exchange(connector, request)
     answer = decode_response(slot)
     sent = request[2] if isinstance(request, bytes) else request.operation
@@ -168,9 +168,9 @@ async def status(connector: FrontConnector, request: Request | bytes) -> int:
     return answer.status
 
 
-def raw_buffer(guest: Guest, octets: int = 64 * 48 * 4) -> DisplayBuffer:
-    """Grant pages and their directory."""
-    return DisplayBuffer(guest.domain, octets)
+def raw_buffer(guest: Guest, size: int = 64 * 48 * 4) -> DisplayBuffer:
+    """Pages with a directory, granted."""
+    return DisplayBuffer(guest.domain, size)
 
 
 def create(buffer: DisplayBuffer, cookie: int = 0x1000, **changes: int) -> DbufCreate:

@@ -73,7 +73,7 @@ async def test_a1_impossible_request_index(stage: Stage) -> None:
 
 @row("another vCPU rewrites slots while displbe parses them", "displbe answers one consistent copy of each request")
 async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What each operation gets with these fields; or with cookies 0, when a copy still has an old answer's octets.
+    # What each operation gets with these fields; or with cookies 0, when a copy still has an old answer's bytes.
     expected = {
         0x10: {-Errno.EINVAL},
         0x11: {-Errno.ENOENT},
@@ -335,8 +335,8 @@ async def test_a9_unknown_operations(stage: Stage) -> None:
             assert await status(connector, b"\0\0" + bytes((operation,)) + filler) == -Errno.EOPNOTSUPP
 
 
-@row("reserved bytes and unknown flags are set", "ignored: Linux leaves old bytes there")
-async def test_a10_reserved_octets(stage: Stage) -> None:
+@row("reserved bytes and unknown flags set", "ignored: Linux leaves old bytes there")
+async def test_a10_reserved_bytes(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
         buffer = raw_buffer(bad)

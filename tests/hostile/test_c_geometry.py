@@ -22,7 +22,7 @@ from displbe.wire.formats import fourcc
 COOKIE = 0x1000
 FB = 0x2000
 U32 = 0xFFFFFFFF
-OCTETS = 64 * 48 * 4
+SIZE = 64 * 48 * 4
 
 
 async def refused(stage: Stage, guest: Guest, code: Errno, *cases: dict[str, int]) -> None:
@@ -55,12 +55,12 @@ async def test_c1_products_wrap(stage: Stage) -> None:
         )
 
 
-@row("the picture is larger than `buffer_sz`: 1920x1080 in 4096 bytes; one byte too few", "EINVAL")
+@row("the picture is larger than `buffer_sz`: 1920x1080 in 4096 bytes, one byte too few", "EINVAL")
 async def test_c2_larger_than_its_buffer(stage: Stage) -> None:
     async with stage.bad() as bad:
         cases = (
             {"width": 1920, "height": 1080, "buffer_sz": 4096},
-            {"buffer_sz": OCTETS - 1},
+            {"buffer_sz": SIZE - 1},
             {"height": 49},
             {"width": 65},
         )
@@ -70,10 +70,10 @@ async def test_c2_larger_than_its_buffer(stage: Stage) -> None:
 @row("`data_ofs` is beyond the buffer, or so large that the last row is outside", "EINVAL")
 async def test_c3_offset(stage: Stage) -> None:
     async with stage.bad() as bad:
-        cases = [{"data_ofs": offset} for offset in (1, OCTETS - 1, OCTETS, OCTETS + 1, 1 << 31, U32)]
+        cases = [{"data_ofs": offset} for offset in (1, SIZE - 1, SIZE, SIZE + 1, 1 << 31, U32)]
         await refused(stage, bad, Errno.EINVAL, *cases)
         pending = {"width": 0, "height": 0, "bpp": 0}
-        await refused(stage, bad, Errno.EINVAL, *[pending | {"data_ofs": offset} for offset in (OCTETS, U32)])
+        await refused(stage, bad, Errno.EINVAL, *[pending | {"data_ofs": offset} for offset in (SIZE, U32)])
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def allowed(tmp_path: Path) -> AsyncIterator[Stage]:
 @row("be-alloc with a `data_ofs` other than 0", "EINVAL")
 async def test_c3_offset_into_our_buffer(allowed: Stage) -> None:
     async with allowed.bad(be_alloc=True) as bad:
-        await refused(allowed, bad, Errno.EINVAL, {"flags": REQ_ALLOC, "data_ofs": 64, "buffer_sz": 2 * OCTETS})
+        await refused(allowed, bad, Errno.EINVAL, {"flags": REQ_ALLOC, "data_ofs": 64, "buffer_sz": 2 * SIZE})
 
 
 @row("`buffer_sz` 0; width, height or bpp 0 (not all three); bpp 1, 7, 33, 64, 2^32 - 1; sides over 16384", "EINVAL")
@@ -235,8 +235,8 @@ async def test_c10_storm(tmp_path: Path) -> None:
 
 
 @row(
-    "the flag REQ_ALLOC, but `be-alloc` is 0 in XenStore",
-    "ignored, because Linux leaves old bytes there: displbe uses the guest's own pages",
+    "the flag REQ_ALLOC although `be-alloc` is 0 in XenStore",
+    "ignored, since Linux leaves old bytes there: the guest's own pages",
 )
 async def test_c11_flag_alone(stage: Stage) -> None:
     async with stage.bad() as bad:

@@ -19,7 +19,7 @@ from hostile.kernel import Fault, Kernel
 from hostile.stage import config, create, raw_buffer
 from scenario.world import World, descriptors, flip_on, spec, until
 
-from displbe.backend import device, supervisor
+from displbe.backend import changes, device, supervisor
 from displbe.backend.guests import GuestSettings
 from displbe.config import Settings
 from displbe.daemon import Daemon
@@ -49,7 +49,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Shorten all waits."""
     monkeypatch.setattr(device, "decide", _hurried)
     monkeypatch.setattr(device, "RETRY", 0.05)
-    monkeypatch.setattr(device, "LOOKS", 0.002)
+    monkeypatch.setattr(changes, "LOOKS", 0.002)
     monkeypatch.setattr(device, "LAST_WORD", 0.01)
     monkeypatch.setattr(store, "_RECONNECT_FIRST", 0.005)
     monkeypatch.setattr(gntdev, "_RELEASE_PAUSE", 0.02)
@@ -150,7 +150,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
                         await connects_again(world, guest)
             except* TOLERATED:
                 assert wanted, "nothing went wrong"
-            await until(lambda: not daemon.supervisor.devices)
+            await until(lambda: not daemon.displays.devices)
             kernel.armed = False
             assert host.ledger == Ledger()
             assert not kernel._mapped
@@ -161,7 +161,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
                 for name in ("RESPONSE_TIMEOUT", "FLIP_TIMEOUT"):
                     patient.setattr(sim_guest, name, 3.0)
                 await works(world, 2)
-            await until(lambda: not daemon.supervisor.devices)
+            await until(lambda: not daemon.displays.devices)
             assert host.ledger == Ledger()
             nursery.cancel_scope.cancel()
     return kernel

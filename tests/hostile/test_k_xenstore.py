@@ -14,8 +14,8 @@ from hostile.rows import row
 from hostile.stage import BAD, GOOD, Stage, attach, create, raw_buffer, status
 from scenario.world import World, flip_on, spec, until
 
+from displbe.backend import changes, supervisor
 from displbe.backend import device as backend_device
-from displbe.backend import supervisor
 from displbe.backend.quota import Limits
 from displbe.ops import log as ops_log
 from displbe.ops.text import MAX_TEXT
@@ -347,7 +347,7 @@ async def test_k5_detached_while_it_waits(tmp_path: Path) -> None:
             await bad.display.disconnected.wait()
             with trio.move_on_after(2):
                 await bad.display.connected.wait()
-        assert device.status(()).connections == backend_device.RECONNECT_BURST + 1
+        assert (await device.status()).connections == backend_device.RECONNECT_BURST + 1
         assert bad.display.state is State.INITIALISED
         with trio.fail_after(2):
             await stage.world.tools.remove_display(BAD)
@@ -384,14 +384,14 @@ async def test_k5_writes_without_end(stage: Stage, monkeypatch: pytest.MonkeyPat
             while trio.current_time() < begun + 0.5 or writes < 50:
                 await store.write(f"{FRONT}/{path}".rstrip("/"), value)
                 writes += 1
-            looks = (trio.current_time() - begun) / backend_device.LOOKS + 2
+            looks = (trio.current_time() - begun) / changes.LOOKS + 2
             assert requests <= cost * looks, path
             assert (requests > 0) == (cost > 0), path
         assert stage.world.state(BAD) is State.CONNECTED
-        assert stage.world.device(BAD).status(()).connections == 1
+        assert (await stage.world.device(BAD).status()).connections == 1
 
 
-@row("values that are not states (99, `4 `, empty, 4000 bytes), and states out of order", "ignored")
+@row("states that are none (99, `4 `, empty, 4000 bytes), or come out of order", "ignored")
 async def test_k6_no_states(stage: Stage) -> None:
     async with stage.booted() as bad:
         store = bad.hypervisor.store
@@ -452,18 +452,18 @@ async def test_k7_keys_spoilt(stage: Stage) -> None:
     async with stage.bad() as bad, flip_on(bad) as times:
         for key in KEYS:
             await bad.hypervisor.store.write(f"{FRONT}/0/{key}", b"rubbish")
-            await trio.sleep(2 * backend_device.LOOKS)
+            await trio.sleep(2 * changes.LOOKS)
         await bad.hypervisor.store.remove(f"{FRONT}/0/req-ring-ref")
-        await trio.sleep(2 * backend_device.LOOKS)
+        await trio.sleep(2 * changes.LOOKS)
         already = len(times)
         await until(lambda: len(times) > already + 10)
         assert stage.world.state(BAD) is State.CONNECTED
-        assert stage.world.device(BAD).status(()).connections == 1
+        assert (await stage.world.device(BAD).status()).connections == 1
 
 
 @row(
-    "values of 4000 bytes that are not text, in every node that the guest can write",
-    "refused or ignored; the log and the `error` node contain only printable ASCII, truncated",
+    "values of 4000 bytes that are no text, in every node that the guest can write",
+    "refused or ignored; logs and the error node hold printable ASCII, cut",
 )
 async def test_k8_values_that_are_no_text(stage: Stage) -> None:
     junk = bytes(range(256)) * 15

@@ -50,7 +50,7 @@ async def driver_domain(
         daemon = Daemon(settings, hypervisor, nodes=nodes or SimNodes())
         await nursery.start(daemon.run)
         yield xen, hypervisor, daemon
-        await until(lambda: not daemon.supervisor.devices and not daemon.inputs.devices)
+        await until(lambda: not daemon.displays.devices and not daemon.inputs.devices)
         assert hypervisor.ledger == Ledger()
         nursery.cancel_scope.cancel()
 
@@ -80,7 +80,7 @@ async def test_two_devices(tmp_path: Path) -> None:
             await tools.remove_display(1, 3, backend=DRIVER)
             assert tools.read(tools.back(1, 3, DRIVER)) is None
             assert tools.read(tools.back(1, 0, DRIVER)) is not None
-            await until(lambda: list(daemon.supervisor.devices) == [(1, 0)])
+            await until(lambda: list(daemon.displays.devices) == [(1, 0)])
 
 
 async def tell(daemon: Daemon, command: str, guest: str) -> Answer:
@@ -173,7 +173,7 @@ async def test_watches_that_are_used_up(tmp_path: Path) -> None:
             back = tools.back(1, 3, DRIVER)
             await until(lambda: b"quota" in (tools.read(f"{back}/error") or b""))
             tools.remove(tools.back(1, 4, DRIVER))
-            await until(lambda: sorted(daemon.supervisor.devices) == [(1, 0), (1, 3)])
+            await until(lambda: sorted(daemon.displays.devices) == [(1, 0), (1, 3)])
             assert tools.read(f"{back}/state") == b"1"
             xen.server.max_watches += 1
             await tools.wait_state(back, State.INIT_WAIT)

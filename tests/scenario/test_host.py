@@ -13,6 +13,7 @@ import trio
 from scenario.world import World, spec, until
 
 from displbe.backend.guests import GuestSettings
+from displbe.display.requests import RingState
 from displbe.sim.guest import DisplayBuffer, Guest, GuestFailure
 from displbe.sim.hypervisor import SimBuffer
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, GetEdid, Request
@@ -93,14 +94,16 @@ async def test_a_buffer_that_somebody_does_not_let_go_of(
     monkeypatch.setattr("displbe.display.buffers.OVERDUE", 0.05)
     async with world.guest(1) as guest:
         made = await shown(guest)
-        part = world.device(1).parts[0]
+        connector = world.device(1).service.connectors[0]
         with structlog.testing.capture_logs() as logs:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(guest.display.destroy_framebuffer, *made)
-                await until(lambda: "still uses the buffer" in part.status().error)
+                await until(lambda: "still uses the buffer" in connector.status().error)
+                assert connector.requests.state is RingState.BUSY
                 assert world.held(1) == {"connectors": 1, "buffers": 1, "pages": 3}
                 importer.gone.set()
-        assert part.status().error == ""
+        assert connector.status().error == ""
+        await until(lambda: connector.requests.state is RingState.IDLE)
         assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
             "a destroyed buffer is still used by the compositor or the card"
         ]
@@ -110,8 +113,8 @@ async def test_a_buffer_that_somebody_does_not_let_go_of(
 async def test_a_device_ends_although_somebody_does_not_let_go(
     world: World, monkeypatch: pytest.MonkeyPatch, importer: Importer
 ) -> None:
-    """The toolstack sees state 6 in time; the guest is charged for the pages until they are returned."""
-    monkeypatch.setattr("displbe.display.buffers.LEAVING", 0.1)
+    """The toolstack has its 6 in time; the pages are charged until they are given back."""
+    monkeypatch.setattr("displbe.display.buffers.CLOSE_WAIT", 0.1)
     async with world.guest(1) as guest:
         made = await shown(guest)
         world.device(1).kick()
@@ -126,7 +129,7 @@ async def test_a_device_ends_although_somebody_does_not_let_go(
             await until(lambda: world.hypervisor.ledger.buffers == 2 and world.held(1).get("framebuffers") is None)
             with trio.fail_after(5):
                 await world.tools.remove_display(1)
-            await until(lambda: (1, 0) not in world.daemon.supervisor.devices)
+            await until(lambda: (1, 0) not in world.daemon.displays.devices)
             assert total.pages == 6
             nursery.cancel_scope.cancel()
         importer.gone.set()
@@ -147,7 +150,7 @@ async def destroy(guest: Guest, cookie: int) -> None:
 async def test_the_daemon_ends_although_somebody_does_not_let_go(
     world: World, monkeypatch: pytest.MonkeyPatch, importer: Importer
 ) -> None:
-    monkeypatch.setattr("displbe.display.buffers.LEAVING", 0.1)
+    monkeypatch.setattr("displbe.display.buffers.CLOSE_WAIT", 0.1)
     async with world.guest(1) as guest:
         await shown(guest)
         await world.stop_daemon()

@@ -12,8 +12,8 @@ import trio.lowlevel
 from scenario.devices import SimDevice, SimNode
 from scenario.world import World, descriptors, flip_on, spec, until
 
-from displbe.backend.device import Device
 from displbe.backend.guests import GuestSettings
+from displbe.backend.nodes import DeviceNodes
 from displbe.ctl.tables import WIDTH, status_lines
 from displbe.input import device as input_device
 from displbe.input import focus
@@ -248,12 +248,13 @@ async def test_a_release_does_not_wait_for_the_next_look(world: World, monkeypat
         await grabbed(keyboard)
         keyboard.emit((EV_KEY, KEY_A, 1))
         await until(lambda: guest.pressed == {KEY_A})
+        device = world.daemon.evdev.devices[KEYBOARD]
         monkeypatch.setattr(evdev_devices, "RESCAN_INTERVAL", 1000.0)
         world.nodes.unplug(KEYBOARD)
         await until(lambda: not guest.pressed, timeout=10)
-        assert world.daemon.evdev.devices[KEYBOARD].state is DeviceState.LOST
+        assert device.state is DeviceState.LOST
         world.daemon.focus.changed()
-        assert world.daemon.evdev.devices[KEYBOARD].guest_input is None, "a lost device is no guest's"
+        assert device.guest_input is None, "a lost device is no guest's"
 
 
 @pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a name"), ModuleNotFoundError("evdev")])
@@ -662,11 +663,11 @@ async def test_a_frontend_that_begins_while_its_features_are_made(
     """It may have read some of them already: then none are published."""
     world.tools.create_domain(1)
 
-    async def size(device: Device) -> tuple[int, int]:
-        world.tools.write(f"{device.frontend}/state", "3")
+    async def size(nodes: DeviceNodes) -> tuple[int, int]:
+        world.tools.write(f"{nodes.frontend}/state", "3")
         return 300, 200
 
-    monkeypatch.setattr(input_device, "_display_size", size)
+    monkeypatch.setattr(input_device, "read_display_size", size)
     world.tools.add_input(1, {"unique-id": "T:name=keyboard"})
     await world.tools.wait_state(world.tools.vinput(1), State.INIT_WAIT)
     assert world.tools.read(f"{world.tools.vinput(1)}/feature-multi-touch") is None

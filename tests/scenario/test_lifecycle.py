@@ -207,7 +207,7 @@ async def test_attach_and_detach_while_the_guest_runs(world: World) -> None:
                 await work(guest)
                 await world.tools.remove_display(1, 3)
                 nursery.cancel_scope.cancel()
-            await until(lambda: (1, 3) not in world.daemon.supervisor.devices)
+            await until(lambda: (1, 3) not in world.daemon.displays.devices)
             assert world.hypervisor.ledger == Ledger(ports=2, pages=2)
             assert world.held(1) == {"connectors": 1}
         await work(guest)

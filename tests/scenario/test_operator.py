@@ -15,11 +15,14 @@ import trio
 from PIL import Image
 from scenario.world import World, flip_on, spec, until
 
+from displbe.backend.device import ConnectionState
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
 from displbe.display.connector import Connector
+from displbe.display.requests import RingState
+from displbe.display.screen import ScreenState
 from displbe.ops import control
 from displbe.ops.status import ConnectorStatus, Status
 from displbe.sim.guest import Guest as SimGuest
@@ -202,6 +205,8 @@ async def test_a_shut_off_device_and_its_trace(world: World) -> None:
         connector.ring_page.store(0, 5000)  # an impossible index
         connector.channel.notify()
         await until(lambda: world.error(1))
+        assert world.device(1).connection is ConnectionState.NONE
+        assert world.device(1).service.connectors[0].requests.state is RingState.STOPPED
         assert "-> ENOENT after" in await ctl(world, "trace", "1")
         device = (await asked(world))["guests"][0]["devices"][0]
         assert device["shut_off"] == 1
@@ -293,6 +298,7 @@ async def test_blank_and_unblank(world: World) -> None:
                 await ctl(world, "blank", "1")
                 assert world.output()._shown is None
                 await more(times, 5)  # the guest does not notice
+                assert world.device(1).service.connectors[0].screen.state is ScreenState.BLANKED
                 assert world.output()._shown is None
                 connector = (await asked(world))["guests"][0]["devices"][0]["connectors"][0]
                 assert connector["blanked"]
@@ -301,6 +307,7 @@ async def test_blank_and_unblank(world: World) -> None:
             await ctl(world, "unblank", "1")
             await more(times, 5)
             assert world.output()._shown is not None
+            assert world.device(1).service.connectors[0].screen.state is ScreenState.ON
         assert guest.display.connectors[0]._next_event_id == len(times)
 
 
@@ -399,11 +406,18 @@ async def test_a_flip_in_the_dark_is_its_own(world: World) -> None:
         await display.show(0, one[1], 64, 48)
         await ctl(world, "blank", "1")
         connector = display.connectors[0]
+        await after_a_refresh()
         await connector.order(PageFlip(0, two[1]))
         await display.show(0, three[1], 64, 48)
         assert connector.flips_done == []
         await until(lambda: connector.flips_done)
         assert connector.flips_done == [two[1]]
+
+
+async def after_a_refresh() -> None:
+    """Wait until a dark screen would have refreshed just now: flips of it end at multiples of 1/60 s."""
+    period = 1 / 60
+    await trio.sleep_until((trio.current_time() // period + 1) * period)
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -431,10 +445,11 @@ async def test_a_flip_while_the_screen_is_switched_on(
 
         monkeypatch.setattr(output, "enable", slow)
         monkeypatch.setattr(output, "flip", early)
-        connector = display.connectors[0]
+        connector, screen = display.connectors[0], world.device(1).service.connectors[0].screen
+        assert screen.state is ScreenState.BLANKED
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ctl, world, "unblank", "1")
-            await until(world.device(1).parts[0]._switching.locked)  # type: ignore[attr-defined]
+            await until(lambda: screen.state is ScreenState.UNBLANKING)
             await connector.order(PageFlip(0, two[1]))
             await trio.sleep(0.05)
             assert connector.flips_done == [], "nothing is shown yet"
@@ -452,6 +467,9 @@ async def test_a_flip_while_the_screen_is_switched_on(
 
 async def test_kick(world: World) -> None:
     async with world.guest(1) as guest, world.guest(2, spec("DP-1")) as other, flip_on(other) as times:
+        assert [world.device(domid).connection for domid in (1, 2)] == [ConnectionState.SERVED] * 2
+        world.device(1).kick()
+        assert world.device(1).connection is ConnectionState.KICKED
         await ctl(world, "kick", "1")
         with trio.fail_after(10):
             await guest.display.disconnected.wait()

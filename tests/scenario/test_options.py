@@ -14,13 +14,13 @@ from displbe.wire.formats import fourcc
 
 async def test_an_edid_is_made_where_no_monitor_has_one(world: World) -> None:
     async with world.guest(1, spec("HDMI-A-1", 1920, 1080)) as guest:
-        for room, octets in ((32768, 128), (128, 128), (200, 128)):
+        for room, size in ((32768, 128), (128, 128), (200, 128)):
             buffer = DisplayBuffer(guest.domain, room)
             for ref in buffer.refs:
                 guest.domain.grants[ref].writable = True
             answer = decode_response(await exchange(guest.display.connectors[0], GetEdid(0, room, buffer.directory)))
-            assert (answer.status, answer.edid_sz) == (0, octets)
-            edid = bytes(buffer.pixels[:octets])
+            assert (answer.status, answer.edid_sz) == (0, size)
+            edid = bytes(buffer.pixels[:size])
             assert edid[:8] == bytes.fromhex("00ffffffffffff00")
             assert sum(edid) % 256 == 0
             detailed = edid[54:72]

@@ -18,8 +18,8 @@ from displbe.wire.formats import fourcc
 Colour = tuple[int, int, int]
 
 
-def octets(name: str) -> int:
-    """Return the bytes of a pixel."""
+def bytes_per_pixel(name: str) -> int:
+    """Bytes of a pixel."""
     return {"XR24": 4, "AR24": 4, "RG24": 3}.get(name, 2)
 
 
@@ -28,7 +28,7 @@ def encode(name: str, colour: Colour, junk: int) -> bytes:
     red, green, blue = DEPTHS[name]
     value = colour[0] << (green + blue) | colour[1] << blue | colour[2]
     value |= junk << (red + green + blue)
-    return (value & (1 << 8 * octets(name)) - 1).to_bytes(octets(name), "little")
+    return (value & (1 << 8 * bytes_per_pixel(name)) - 1).to_bytes(bytes_per_pixel(name), "little")
 
 
 def shown(name: str, colour: Colour) -> Colour:
@@ -41,7 +41,7 @@ def random_picture(name: str, width: int, height: int) -> list[list[Colour]]:
     """Return a picture of many colours: of all of them, where 256x256 pixels are enough."""
     chance = random.Random(f"{name} {width} {height}")
     red, green, blue = DEPTHS[name]
-    if (width, height) == (256, 256) and octets(name) == 2:
+    if (width, height) == (256, 256) and bytes_per_pixel(name) == 2:
         values = list(range(65536))
         chance.shuffle(values)
         masks = ((green + blue, (1 << red) - 1), (blue, (1 << green) - 1), (0, (1 << blue) - 1))
@@ -66,7 +66,7 @@ def assert_shown(world: World, name: str, picture: list[list[Colour]], output: s
     assert (image.mode, image.size) == ("RGB", (len(picture[0]), len(picture)))
     wanted = bytes(part for row in picture for colour in row for part in shown(name, colour))
     differences = {abs(a - b) for a, b in zip(image.tobytes(), wanted, strict=True)}
-    assert differences <= ({0} if octets(name) > 2 else {0, 1})
+    assert differences <= ({0} if bytes_per_pixel(name) > 2 else {0, 1})
 
 
 async def create(
@@ -74,10 +74,10 @@ async def create(
 ) -> tuple[int, DisplayBuffer, int]:
     """Create a display buffer whose pixels begin at an offset; return its cookie, the buffer and its stride."""
     width, height = size
-    stride = (width * 8 * octets(name) + 7) // 8
+    stride = (width * 8 * bytes_per_pixel(name) + 7) // 8
     buffer = DisplayBuffer(guest.domain, offset + stride * height)
     cookie = guest.display.cookie()
-    shape = (width, height, 8 * octets(name)) if stated else (0, 0, 0)
+    shape = (width, height, 8 * bytes_per_pixel(name)) if stated else (0, 0, 0)
     request = displif.DbufCreate(0, cookie, *shape, buffer.size, 0, buffer.directory, offset)
     await guest.display.connectors[0].order(request)
     return cookie, buffer, stride
@@ -112,8 +112,8 @@ async def test_formats(world: World, name: str) -> None:
         for width, height in ((256, 256), (1, 1), (33, 7)):
             dbuf, fb, buffer = await guest.display.create_framebuffer(width, height, name)
             picture = random_picture(name, width, height)
-            draw(buffer, name, picture, width * octets(name))
-            await guest.display.show(0, fb, width, height, 8 * octets(name))
+            draw(buffer, name, picture, width * bytes_per_pixel(name))
+            await guest.display.show(0, fb, width, height, 8 * bytes_per_pixel(name))
             assert_shown(world, name, picture)
             await guest.display.hide(0)
             await guest.display.destroy_framebuffer(dbuf, fb, buffer)

@@ -203,7 +203,7 @@ async def test_requests_on_buffers_belong_on_connector_0(world: World) -> None:
 
 
 async def test_buffers_of_ours_are_not_given_unless_the_configuration_says_so(world: World) -> None:
-    """Without be-alloc in XenStore the flag has no meaning: Linux leaves old bytes there."""
+    """Without be-alloc in XenStore the flag means nothing: Linux leaves old bytes there."""
     async with Stage.set(world) as stage:
         await stage.expect(stage.create(flags=REQ_ALLOC), 0)
         await stage.expect(DbufDestroy(0, 0x9000), 0)
@@ -245,8 +245,8 @@ async def test_limits(tmp_path: Path) -> None:
         await stage.expect(SetConfig(0, FB, 0, 0, 64, 48, 32), 0)
 
 
-async def test_any_octets(world: World) -> None:
-    """Random requests, most of them nearly valid: each gets a complete response, and the device stays connected."""
+async def test_any_bytes(world: World) -> None:
+    """Random messages, most of them near right ones: each is answered whole, and the device lives."""
     chance = random.Random(4)
     async with Stage.set(world) as stage:
         good: list[Request] = [

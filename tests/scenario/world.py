@@ -17,6 +17,7 @@ from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.display.device import DisplayDevice
 from displbe.input.settings import InputSettings
 from displbe.ops.settings import ControlSettings, LogSettings
 from displbe.sim.guest import FrontConnector, Guest
@@ -141,17 +142,17 @@ class World:
         assert isinstance(found, HeadlessOutput)
         return found
 
-    def device(self, domid: int) -> Device:
-        """Return a guest's device 0."""
-        return self.daemon.supervisor.devices[domid, 0]
+    def device(self, domid: int) -> Device[DisplayDevice]:
+        """A guest's device 0."""
+        return self.daemon.displays.devices[domid, 0]
 
     def held(self, domid: int) -> dict[str, int]:
         """Return the resources that a guest is charged for, without those that are 0."""
         return {kind: amount for kind, amount in self.device(domid).quota.used.items() if amount}
 
     async def settled(self) -> None:
-        """Wait until the daemon has seen that no guest is left; then no resource of a guest may be held."""
-        await until(lambda: not self.daemon.supervisor.devices and not self.daemon.inputs.devices)
+        """Wait until the daemon has seen that no guest is left; then nothing of any guest's may be held."""
+        await until(lambda: not self.daemon.displays.devices and not self.daemon.inputs.devices)
         assert self.hypervisor.ledger == Ledger()
         assert self.daemon.quotas.guests == {}
         assert not any(grant.mapped for grant in self._grants)
@@ -199,7 +200,7 @@ class World:
 
 
 async def exchange(connector: FrontConnector, message: bytes | Request) -> bytes:
-    """Send a request of 64 bytes, changed only in its id; return the response's 64 bytes as they are in the ring."""
+    """Send 64 bytes as they are, but for the id; the answer's 64 bytes as they lie in the ring."""
     data = bytearray(message if isinstance(message, bytes) else encode_request(message))
     number = connector._next_id & 0xFFFF
     connector._next_id += 1

@@ -35,9 +35,9 @@ from displbe.xen.port import Ledger
 SIZE = 1024, 768
 
 
-def create_of(width: int, height: int, octets: int, bpp: int = 32, data_ofs: int = 0) -> dict[str, int]:
+def create_of(width: int, height: int, size: int, bpp: int = 32, data_ofs: int = 0) -> dict[str, int]:
     """What DBUF_CREATE says."""
-    return {"width": width, "height": height, "buffer_sz": octets, "bpp": bpp, "data_ofs": data_ofs}
+    return {"width": width, "height": height, "buffer_sz": size, "bpp": bpp, "data_ofs": data_ofs}
 
 
 class Player:

@@ -43,7 +43,8 @@ SHOWN: Final = tuple(fourcc(name) for name in ("XR24", "AR24", "RG24", "RG16", "
 CODES: Final = (*SHOWN, fourcc("NV12"))
 ONE_ROW: Final = st.sampled_from([0, 0, 0, 1])
 WHERE: Final = st.integers(0, CONNECTORS - 1)
-OCTETS: Final = 12288
+SIZE: Final = 12288
+"""Bytes of each buffer."""
 PAGES: Final = 3
 
 
@@ -166,7 +167,7 @@ class Displif(RuleBasedStateMachine):
     # Buffers
 
     def _create(self, cookie: int, shape: tuple[int, int, int], **changes: int) -> DbufCreate:
-        right = DbufCreate(0, cookie, *shape, OCTETS, 0, self.machine.directories[0], 0)
+        right = DbufCreate(0, cookie, *shape, SIZE, 0, self.machine.directories[0], 0)
         return msgspec.structs.replace(right, **changes)
 
     @rule(which=WHICH, shape=SHAPES, ours=st.booleans())
@@ -349,7 +350,7 @@ class Displif(RuleBasedStateMachine):
         expected = Ledger(2 * CONNECTORS, 2 * CONNECTORS, theirs, PAGES * theirs)
         assert ledger == expected
         assert len(self.machine.host_domain.grants) == PAGES * ours
-        assert self.rig.device.quota.used == {
+        assert self.rig.quota.used == {
             "pages": PAGES * theirs,
             "alloc_pages": PAGES * ours,
             "buffers": len(self.buffers),

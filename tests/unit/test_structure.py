@@ -13,7 +13,6 @@ import grimp
 from displbe.sinks.registry import SINKS
 
 KNOWN: Final = {
-    frozenset(f"displbe.sinks.drm.{name}" for name in ("keeper", "output", "sink")),
     frozenset(f"displbe.sinks.wayland.{name}" for name in ("client", "output")),
 }
 """Circles that are still to be removed."""

@@ -31,7 +31,7 @@ def test_the_last_requests_and_their_answers(requests: list[tuple[bytes, Answer]
             kept.request(slot)
             if answer is not None:
                 kept.answer(*answer)
-        records = list(RECORD.iter_unpack(kept.octets(last)))
+        records = list(RECORD.iter_unpack(kept.records(last)))
         size = len(kept._records)
     assert size == 8 * RECORD.size
     assert kept.count == len(requests)
@@ -48,16 +48,16 @@ def test_it_never_grows() -> None:
         kept.request(number.to_bytes(64, "little"))
         kept.answer(0, 0)
     assert len(kept._records) == KEPT * RECORD.size
-    slots = [int.from_bytes(record[4], "little") for record in RECORD.iter_unpack(kept.octets())]
+    slots = [int.from_bytes(record[4], "little") for record in RECORD.iter_unpack(kept.records())]
     assert slots == list(range(5, KEPT + 5))
 
 
 def lines(*asked: tuple[bytes, Answer]) -> list[str]:
     """What is printed, without the time of day."""
-    octets = b"".join(
+    records = b"".join(
         RECORD.pack(1000.0, 1000.000025 if answer else 0.0, *(answer or (0, 0)), slot) for slot, answer in asked
     )
-    return [line.split(" ", 1)[1] for line in trace_lines(octets, 0.0)]
+    return [line.split(" ", 1)[1] for line in trace_lines(records, 0.0)]
 
 
 def test_how_it_reads() -> None:
@@ -73,7 +73,7 @@ def test_how_it_reads() -> None:
         "DBUF_CREATE id=1 dbuf_cookie=0x10 width=64 height=48 bpp=32 buffer_sz=12288 flags=0 gref_directory=15 data_ofs=0"
         " -> ENOSPC after 25 us",
         "FB_ATTACH id=2 dbuf_cookie=0x10 fb_cookie=0x11 width=64 height=48 pixel_format=XR24 -> -71 after 25 us",
-        "GET_EDID id=3 buffer_sz=128 gref_directory=9 -> ok, 128 octets after 25 us",
+        "GET_EDID id=3 buffer_sz=128 gref_directory=9 -> ok, 128 bytes after 25 us",
         "operation 0x7f -> EOPNOTSUPP after 25 us",
         "PG_FLIP id=8 fb_cookie=0x1 -> not answered",
     ]

@@ -114,7 +114,7 @@ def whole() -> bytes:
     trace = Trace()
     trace.request(encode_request(PageFlip(1, 0x63)))
     trace.answer(0, 0)
-    return MAGIC + b"".join(traces._encode(piece(name), trace.octets()) for name in ("HDMI-A-1", "DP-1"))
+    return MAGIC + b"".join(traces._encode(piece(name), trace.records()) for name in ("HDMI-A-1", "DP-1"))
 
 
 HEAD = b'{"guest":"g","connector":"c","epoch":%b,"reason":"r","octets":%d}\n'
@@ -126,14 +126,14 @@ NO_RECORD = MAGIC + HEAD % (b"0", 3) + b"abc"
 @example(FORGED)
 @example(NO_RECORD)
 @example(whole())
-def test_any_file_is_printed_or_refused_in_a_sentence(tmp_path_factory: pytest.TempPathFactory, octets: bytes) -> None:
-    """A truncated file, a forged one, or a trace."""
+def test_any_file_is_printed_or_refused_in_a_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    """Cut, forged, or a trace."""
     path = tmp_path_factory.getbasetemp() / "cut.trace"
-    path.write_bytes(octets)
+    path.write_bytes(content)
     code = ctl.main(["trace", "--file", str(path)])
-    if octets == whole():
+    if content == whole():
         assert code == 0
-    elif octets in (FORGED, NO_RECORD):
+    elif content in (FORGED, NO_RECORD):
         assert code == 1
     else:
         assert code in (0, 1)

@@ -1,0 +1,84 @@
+"""What a driver (vdispl, vkbd) must do for the devices of its kind: the interfaces that the handshake uses.
+
+A driver opens one service for each device that is found. The service lives as long as the device: over all its connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol, TypeVar
+
+import msgspec
+import trio
+
+from displbe.ops import status
+from displbe.wire.xenbus import Table
+
+from .guests import Guests
+from .nodes import DeviceNodes
+from .quota import Quota
+
+__all__ = ["Driver", "Parts", "Service"]
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """What an operator is told of a connected device: the connectors of a vdispl, or the input of a vkbd."""
+
+    connectors: tuple[status.ConnectorStatus, ...] = ()
+    input: status.InputStatus | None = None
+
+
+class Service(Protocol):
+    """What is served over one device."""
+
+    async def arrive(self) -> None:
+        """The device has been found. Called before any device that was found with it is served. Raises StoreLost: called again."""
+
+    async def prepare(self) -> Mapping[str, str]:
+        """Return nodes of the backend's directory that a frontend may read; they are written with our state 2 (InitWait)."""
+
+    async def is_current(self) -> bool:
+        """Return whether what is served is still what the frontend has published."""
+
+    async def serve(self, background: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
+        """Map, bind, call `started`, serve until cancelled, release everything.
+
+        `background` is for tasks that may outlive the device. Raises DeviceRefused or HypervisorError before `started`; FrontendBroken
+        at any time, to shut the device off.
+        """
+
+    async def status(self) -> Parts:
+        """Return what the operator is told of the connection. Other tasks run between the parts, each of which takes its time."""
+
+    def close(self) -> None:
+        """The device is gone, or its task failed and is about to start anew: give up what is kept between connections."""
+
+
+S_co = TypeVar("S_co", bound=Service, covariant=True)
+
+
+class Driver(Protocol[S_co]):
+    """The devices of one kind."""
+
+    @property
+    def backend_kind(self) -> str:
+        """The name of the kind in our own directory: `backend/KIND`."""
+
+    @property
+    def frontend_kind(self) -> str:
+        """The name of the kind in the guests' directories: `device/KIND`."""
+
+    @property
+    def transitions(self) -> Table:
+        """How frontends of this kind move between states."""
+
+    @property
+    def guests(self) -> Guests:
+        """What the configuration says of guests."""
+
+    @property
+    def published(self) -> Collection[str]:
+        """The names of the nodes, at whatever depth, by which a frontend publishes its rings: `is_current` reads them."""
+
+    def open(self, nodes: DeviceNodes, quota: Quota) -> S_co:
+        """Return the service of a device that was found."""

@@ -1,0 +1,61 @@
+"""A connected vdispl device: its connectors at work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from displbe.sinks.flip import FlipClock
+from displbe.wire.errors import FrontendBroken
+
+from .connector import Connector
+
+__all__ = ["ConnectedDisplay"]
+
+RESCUE: Final = 0.25
+"""Seconds between two looks at the rings without a notification; the guest waits 3 s for an answer."""
+
+
+class ConnectedDisplay:
+    """The connectors of one connection. `shut_off` is told once why the device ends, when the frontend breaks a rule."""
+
+    def __init__(self, shut_off: Callable[[list[Connector], FrontendBroken], None]) -> None:
+        self.connectors: list[Connector] = []
+        self.clock = FlipClock()
+        """Ends the flips of blanked screens."""
+        self._shut_off = shut_off
+        self._failed = trio.Event()
+        self._reason = FrontendBroken("")
+
+    def broken(self, reason: FrontendBroken) -> None:
+        """The frontend broke a rule that leaves nothing to answer: this device ends, and no other."""
+        if not self._failed.is_set():
+            self._reason = reason
+            self._failed.set()
+            self._shut_off(self.connectors, reason)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until cancelled. Raises FrontendBroken."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.clock.run)
+                for connector in self.connectors:
+                    nursery.start_soon(connector.run)
+                task_status.started()
+                for connector in self.connectors:  # requests may have come before the ring was started
+                    connector.requests.look()
+                nursery.start_soon(self._rescue)
+                await self._failed.wait()
+                raise self._reason
+        finally:
+            for connector in self.connectors:
+                connector.stop()
+
+    async def _rescue(self) -> None:
+        """Look now and then for requests whose notification was lost. None should ever be; each is counted and logged."""
+        while True:
+            await trio.sleep(RESCUE)
+            for connector in self.connectors:
+                connector.requests.rescue()

@@ -1,0 +1,113 @@
+"""The page-flip events of one connector: one for each accepted flip.
+
+Linux's frontend counts the events that it gets and drops one whose id is not its count. So an id is taken only when the event is written.
+An event for which the event page has no room waits, and no further flip is accepted before it is written.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from displbe.wire.displif import encode_event
+from displbe.wire.errors import Errno, FrontendBroken, RequestError
+from displbe.wire.ring import BackEventPage
+from displbe.xen.port import EventChannel
+
+from .times import FlipTimes, clock
+
+__all__ = ["EventState", "FlipEvents"]
+
+RETRY: Final = 0.02
+"""Seconds between two looks at an event page that had no room: the frontend does not notify when it has read events."""
+
+
+class EventState(enum.Enum):
+    """What becomes of the next event."""
+
+    NONE = "none"
+    """No flip is under way: the next one may begin."""
+    DUE = "due"
+    """A flip is under way; its event is written when it ends."""
+    DELAYED = "delayed"
+    """The flip has ended, but the event page has no room for its event."""
+    CLOSED = "closed"
+    """The connection has ended: the event page must not be touched any more."""
+
+
+# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+_NONE: Final = EventState.NONE
+_DUE: Final = EventState.DUE
+
+
+class FlipEvents:
+    """The flip under way and its event. `broken` is called when the frontend's index of the event page is impossible."""
+
+    def __init__(self, page: BackEventPage, channel: EventChannel, broken: Callable[[FrontendBroken], None]) -> None:
+        self.state = EventState.NONE
+        self.times = FlipTimes()
+        self.delayed = 0
+        """Events that had to wait for room."""
+        self._page = page
+        self._channel = channel
+        self._broken = broken
+        self._next_id = 0
+        self._cookie = 0
+        """The framebuffer of the event that is delayed."""
+        self._begun = 0.0
+        self._wanted = trio.Event()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a flip was accepted whose event is not written yet."""
+        return self.state is EventState.DUE or self.state is EventState.DELAYED
+
+    def begin(self) -> None:
+        """A flip begins. Raises RequestError EBUSY while the event of the one before is not written."""
+        if self.state is not _NONE:
+            raise RequestError(Errno.EBUSY, "a page flip is under way")
+        self.state = _DUE
+        self._begun = clock()
+
+    def cancel(self) -> None:
+        """The output has refused the flip: there will be no event."""
+        if self.state is EventState.DUE:
+            self.state = EventState.NONE
+
+    def complete(self, cookie: int) -> None:
+        """The flip to this framebuffer has ended: write its event, or let it wait for room."""
+        if self.state is _DUE and not self._write(cookie):
+            self.state = EventState.DELAYED
+            self.delayed += 1
+            self._cookie = cookie
+            self._wanted.set()
+
+    def close(self) -> None:
+        """The event page is about to be unmapped."""
+        self.state = EventState.CLOSED
+
+    async def run(self) -> None:
+        """Write delayed events as soon as there is room, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            while self.state is EventState.DELAYED and not self._write(self._cookie):
+                await trio.sleep(RETRY)
+
+    def _write(self, cookie: int) -> bool:
+        """Write the event and return True; False when there is no room for it."""
+        try:
+            if not self._page.space():
+                return False
+        except FrontendBroken as broken:
+            self._broken(broken)
+            return True
+        self._page.put(encode_event(self._next_id, cookie))
+        self._next_id += 1
+        self.state = _NONE
+        self._channel.notify()
+        self.times.add(self._begun)
+        return True

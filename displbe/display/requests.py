@@ -1,0 +1,206 @@
+"""The request ring of one connector: takes requests, has them served, writes the answers.
+
+`notified` is called, not woken, when the guest has notified. It has fast requests served there and then, within a budget. A slow request
+(it maps, imports, sets a mode, waits) is served by the ring's own task, and the ring rests until that request is answered.
+
+A ring that is not to be looked at for a while has a `not_before`: after spurious events, and when its guest asks for too much. Its port
+stays masked until then.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from displbe.backend.quota import Quota
+from displbe.backend.spurious_events import SpuriousEvents
+from displbe.sinks.base import SinkError
+from displbe.wire.displif import Request, decode_request, encode_response
+from displbe.wire.errors import FrontendBroken, RequestError
+from displbe.wire.ring import BackControlRing
+from displbe.xen.port import EventChannel
+
+from .trace import Trace
+
+__all__ = ["RequestRing", "RingState", "SlowRequest"]
+
+SLOW_COST: Final = 8
+"""Requests that a slow one counts for in the guest's limit."""
+THROTTLED: Final = 0.01
+"""Minimum pause of a throttled ring, in seconds; waking up for each request costs more than it saves."""
+
+SlowRequest: TypeAlias = Callable[[], Awaitable[int | None]]
+"""Serves a slow request. Returns the size of the EDID that was written, in bytes, or None. Raises RequestError, SinkError."""
+_NOW: Final = 0.0
+
+
+class RingState(enum.Enum):
+    """Whether requests are served."""
+
+    STOPPED = "stopped"
+    """Requests are not served: the ring is not started, the connection has ended, or the frontend broke a rule."""
+    IDLE = "idle"
+    """Requests are served when the guest notifies, but not before `not_before`."""
+    BUSY = "busy"
+    """A slow request is under way in the ring's task. Those behind it wait for its answer."""
+
+
+# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+_IDLE: Final = RingState.IDLE
+
+
+class RequestRing:
+    """One connector's request ring.
+
+    `serve` serves a request: it returns the status for the answer, 0 or a negative error number, or what serves the request if it is slow.
+    It raises RequestError or SinkError for a refused request; `refuse` makes the status of that. `broken` is told what ends the device.
+    """
+
+    def __init__(
+        self,
+        serve: Callable[[Request], int | SlowRequest],
+        refuse: Callable[[Request, RequestError | SinkError], int],
+        broken: Callable[[FrontendBroken], None],
+        quota: Quota,
+        log: Any,
+    ) -> None:
+        self.state = RingState.STOPPED
+        self.not_before = _NOW
+        """The ring is not looked at before this time, in seconds of trio's clock; 0: it is looked at when the guest notifies."""
+        self.trace = Trace()
+        self.spurious = SpuriousEvents()
+        self.rescued = 0
+        """Requests that were found without a notification."""
+        self.throttled = 0.0
+        """Seconds that the ring was not looked at because its guest asked for too much."""
+        self._serve = serve
+        self._refuse = refuse
+        self._broken = broken
+        self._quota = quota
+        self._log = log
+        self._slow: tuple[Request, SlowRequest] | None = None
+        """The request under way while the ring is BUSY."""
+        self._wanted = trio.Event()
+        """Set when the ring's task has something to do: a slow request, or a look at the ring at `not_before`."""
+        self._seen_waiting: int | None = None
+
+    def start(self, ring: BackControlRing, channel: EventChannel) -> None:
+        """Serve the requests of this ring from now on."""
+        self._ring = ring
+        self._channel = channel
+        self.state = RingState.IDLE
+
+    def stop(self) -> None:
+        """The ring is about to be unmapped: do not touch it any more."""
+        self.state = RingState.STOPPED
+
+    def notified(self) -> bool:
+        """The guest has notified: serve its requests. Return True when the budget is spent and requests may be left."""
+        return self._look(notified=True)
+
+    def look(self) -> bool:
+        """Serve requests, notified or not. Return True as `notified` does."""
+        return self._look(notified=False)
+
+    def rescue(self) -> None:
+        """Called now and then: if the same request waits as at the last call though nothing delays it, its notification was lost."""
+        if self.state is not RingState.IDLE or self.not_before:
+            self._seen_waiting = None
+            return
+        waiting = self._ring.next_waiting()
+        if waiting is not None and waiting == self._seen_waiting:
+            self.rescued += 1
+            self._log.error("a request waited without a notification", rescued=self.rescued)
+            self._look_later(0.0)
+        self._seen_waiting = waiting
+
+    async def run(self) -> None:
+        """Serve slow requests, and look at the ring when `not_before` has come, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            if self._slow is not None:
+                await self._finish(*self._slow)
+            if self.not_before:
+                await trio.sleep_until(self.not_before)
+                self.not_before = _NOW
+            while self.look():
+                await trio.lowlevel.checkpoint()
+
+    async def _finish(self, request: Request, slow: SlowRequest) -> None:
+        """Serve and answer a slow request."""
+        status = edid_size = 0
+        try:
+            edid_size = await slow() or 0
+        except (RequestError, SinkError) as error:
+            status = self._refuse(request, error)
+        self._slow = None
+        self._respond(request, status, edid_size)
+        self.state = RingState.IDLE
+
+    def _look(self, *, notified: bool) -> bool:
+        if self.state is not _IDLE or self.not_before:
+            return False
+        ring, quota = self._ring, self._quota
+        try:
+            for turn in range(quota.limits.requests_per_turn):
+                slot = ring.take()
+                if slot is None:
+                    if ring.final_check():
+                        continue
+                    # A flood of spurious events costs one turn each time, and delays only its own ring.
+                    if notified and turn == 0 and (pause := self.spurious.add()):
+                        self._look_later(pause)
+                    else:
+                        self._channel.rearm()
+                    return False
+                if self.spurious.in_a_row:
+                    self.spurious.reset()
+                self.trace.request(slot)
+                request = decode_request(slot)
+                try:
+                    answer = self._serve(request)
+                except (RequestError, SinkError) as error:
+                    answer = self._refuse(request, error)
+                if isinstance(answer, int):
+                    self._respond(request, answer)
+                    wait = quota.requests.take()
+                    if not wait:
+                        continue
+                else:
+                    self.state = RingState.BUSY
+                    self._slow = request, answer
+                    self._wanted.set()
+                    wait = quota.requests.take(SLOW_COST)
+                if wait:
+                    self._throttle(wait)
+                return False
+        except FrontendBroken as broken:
+            self.state = RingState.STOPPED
+            self._broken(broken)
+            return False
+        except Exception as error:  # an error in displbe ends this device, never the task that serves all of them
+            self._log.exception("request failed")
+            self.state = RingState.STOPPED
+            self._broken(FrontendBroken(f"internal error: {type(error).__name__}"))
+            return False
+        return True
+
+    def _throttle(self, wait: float) -> None:
+        """The guest has asked for more than its limit allows."""
+        pause = max(wait, THROTTLED)
+        self.throttled += pause
+        self._look_later(pause)
+
+    def _look_later(self, seconds: float) -> None:
+        """Do not look at the ring for so many seconds, notified or not; then the ring's task does. The port stays masked."""
+        self.not_before = trio.current_time() + seconds
+        self._wanted.set()
+
+    def _respond(self, request: Request, status: int, edid_size: int = 0) -> None:
+        self.trace.answer(status, edid_size)
+        if self._ring.respond(encode_response(request.id, request.operation, status, edid_size)):
+            self._channel.notify()
