@@ -79,7 +79,8 @@ class Held(NamedTuple):
     def now(cls, output: WaylandOutput, compositor: Weston) -> Held:
         files = len(os.listdir("/proc/self/fd"))
         mappings = Path("/proc/self/maps").read_text().count("guest-of-the-bench")
-        objects = output._client.conn.objects
+        link = output._guest.link
+        objects = link.conn.objects if link is not None else 0
         return cls(files, mappings, objects, compositor.files(), compositor.mapped("guest-of-the-bench"))
 
 
@@ -105,7 +106,7 @@ async def cycle(output: WaylandOutput, compositor: Weston, number: int) -> None:
     """A buffer comes, is shown perhaps, and goes: Weston has let go of it by then."""
     pages = Pages()
     buffer = await output.attach(pages, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
-    assert output.buffers
+    assert output._guest.imports.buffers
     if number % 10 == 0:
         await output.enable(buffer, Part(0, 0, WIDTH, HEIGHT))
         output.flip(buffer, number)
@@ -123,7 +124,7 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
         await nursery.start(sink.run)
         output = sink.claim("BENCH-1", WIDTH, HEIGHT, GUEST)
         assert isinstance(output, WaylandOutput)
-        while output._client.session is None:
+        while output._guest.link is None:
             await trio.sleep(0.01)
         for number in range(WARM_UP):
             await cycle(output, compositor, number)
@@ -141,7 +142,7 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
             print(f"{name:16} {one:6} before {other:6} after")
             good &= one == other
         print(f"{'resident memory':16} {grown[0]:+6} kB here, {grown[1]:+6} kB in Weston; at most 1024")
-        good &= max(grown) <= 1024 and output._client.connections == 1
+        good &= max(grown) <= 1024 and sink.clients[GUEST].connections == 1
         await output.release()
         nursery.cancel_scope.cancel()
     return good

@@ -12,7 +12,7 @@ from conformance.world import World
 from sinks.compositor import CORE, FakeCompositor
 
 from displbe.sinks.base import Claimant, Geometry, Part
-from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
@@ -39,7 +39,7 @@ async def shown(
             buffer = await output.attach(guest, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
             assert isinstance(buffer, WaylandBuffer)
             await output.enable(buffer, Part(0, 0, WIDTH, HEIGHT))
-            while output.dark or not output.shown:
+            while not output.path or not output.shown:
                 await trio.sleep(0.01)
             yield buffer
             await buffer.aclose()
@@ -56,7 +56,7 @@ async def test_the_compositor_maps_them(world: World) -> None:
         world.peer.write(ref, COLOUR * 1024)
     compositor = FakeCompositor()
     async with shown(world, compositor, granted) as buffer:
-        assert buffer.way == "shm"
+        assert buffer.state is BufferState.SHM
         (surface,) = compositor.client.surfaces.values()
         assert surface.shown is not None
         assert surface.shown.row(0) == surface.shown.row(HEIGHT - 1) == COLOUR * WIDTH
@@ -73,9 +73,9 @@ async def test_they_are_imported(world: World) -> None:
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 3})
     compositor.dmabuf_formats = [fourcc("XR24")]
     async with shown(world, compositor, granted, "always") as buffer:
-        assert buffer.way == "dmabuf"
+        assert buffer.state is BufferState.DMABUF
         (what,) = compositor.client.dmabufs
         inode, *rest = what
-        assert inode == os.fstat(await buffer.guest.dmabuf()).st_ino
+        assert inode == os.fstat(await buffer.pages.dmabuf()).st_ino
         assert rest == [0, 0, WIDTH * 4, 0, WIDTH, HEIGHT, fourcc("XR24")]
     assert await world.peer.take_back(granted)

@@ -1,4 +1,4 @@
-"""A Wayland compositor at the level of the wire: it keeps the protocols' rules and its clients to them, and sees every octet and file.
+"""A Wayland compositor at the level of the wire: it keeps the protocols' rules and its clients to them, and sees every byte and file.
 
 The numbers of requests and the kinds of their arguments are pywayland's and hatch_build.py's; tests/sinks/test_weston.py has a real
 compositor say whether those are right.
@@ -586,7 +586,7 @@ class FakeCompositor:
         self.first_size: tuple[int, int, tuple[int, ...]] = (0, 0, ())
         self.screen = "HDMI-A-1"
         self.room: int | None = None
-        """Octets that a client's socket holds; None: what sockets hold."""
+        """Bytes that a client's socket holds; None: what sockets hold."""
         self.there = True
         self.clients: list[Client] = []
         self.nursery: trio.Nursery | None = None

@@ -11,7 +11,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sinks.compositor import CORE, FakeCompositor
-from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, on_screen, staged, until
+from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, connection_of, on_screen, staged, until
 
 from displbe.sinks.base import Part, SinkError
 from displbe.sinks.wayland import client as client_module
@@ -104,8 +104,8 @@ class Play:
             case "refresh":
                 self.compositor.refresh()
         assert all(client.error is None for client in self.compositor.clients)
-        session = self.output._client.session
-        assert session is None or session.conn.objects <= self.idle + MOST
+        link = self.output._guest.imports.link
+        assert link is None or link.conn.objects <= self.idle + MOST
 
     async def flip(self, number: int) -> None:
         """A guest has one flip under way, and waits for its end."""
@@ -133,7 +133,7 @@ class Play:
         await self.output.disable()
         await self.output.enable(buffer, WHOLE)
         await on_screen(self.output)
-        client, conn = self.compositor.client, self.output._client.conn
+        client, conn = self.compositor.client, connection_of(self.output)
         (surface,) = client.surfaces.values()
         assert surface.shown is not None
         assert surface.shown.row(0) == b"\7\7\7\0" * WIDTH
@@ -164,7 +164,7 @@ def test_anything(
         (output_module, "LATE", 0.02),
     ):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr("displbe.sinks.wayland.sink.LATE_CHECK", 0.02)
+    monkeypatch.setattr("displbe.sinks.flip.LATE_CHECK", 0.02)
 
     async def play() -> None:
         offers = {name: version for name, version in CORE.items() if presentation or name != "wp_presentation"}
@@ -173,8 +173,8 @@ def test_anything(
             await until(lambda: GUEST in stage.sink.clients)
             played = Play(stage, output)
             await stage.connected()
-            await output._client.conn.sync()
-            played.idle = output._client.conn.objects
+            await connection_of(output).sync()
+            played.idle = connection_of(output).objects
             await played.act("attach", {})
             await played.act("enable", 0, WHOLE)
             for action in actions:

@@ -33,6 +33,7 @@ from displbe.sinks.seat import (
     TouchShape,
     TouchUp,
 )
+from displbe.sinks.wayland.conn import Connection
 
 SIZE = WIDTH, HEIGHT
 DEVICES = "wl_keyboard", "wl_pointer", "wl_touch"
@@ -52,8 +53,14 @@ class Seat:
         self.client.event(self.client.device(device), name, *arguments, fds=fds)
         await self.settled()
 
+    @property
+    def conn(self) -> Connection:
+        link = self.stage.sink.clients[GUEST].link
+        assert link is not None
+        return link.conn
+
     async def settled(self) -> None:
-        await self.stage.sink.clients[GUEST].conn.sync()
+        await self.conn.sync()
 
     def take(self) -> list[SeatEvent]:
         """What was heard since the last time."""
@@ -225,7 +232,7 @@ async def test_devices_that_go() -> None:
 
 async def test_a_seat_that_goes_leaves_nothing() -> None:
     async with seated() as seat:
-        compositor, conn = seat.stage.compositor, seat.stage.sink.clients[GUEST].conn
+        compositor, conn = seat.stage.compositor, seat.conn
         objects = conn.objects
         place = [*CORE, "wl_seat"].index("wl_seat") + 1
         for _ in range(3):

@@ -24,7 +24,8 @@ from displbe.sim.guest import Guest, draw_bars
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks.base import Claimant, Geometry, Part
-from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
+from displbe.sinks.wayland.client import Client
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
@@ -35,9 +36,9 @@ from displbe.xen.port import Ledger
 SIZE = 1024, 768
 
 
-def create_of(width: int, height: int, octets: int, bpp: int = 32, data_ofs: int = 0) -> dict[str, int]:
+def create_of(width: int, height: int, size: int, bpp: int = 32, data_ofs: int = 0) -> dict[str, int]:
     """What DBUF_CREATE says."""
-    return {"width": width, "height": height, "buffer_sz": octets, "bpp": bpp, "data_ofs": data_ofs}
+    return {"width": width, "height": height, "buffer_sz": size, "bpp": bpp, "data_ofs": data_ofs}
 
 
 class Player:
@@ -68,10 +69,22 @@ class Player:
         assert isinstance(found, WaylandOutput)
         return found
 
+    @property
+    def client(self) -> Client:
+        assert isinstance(self.daemon.sink, WaylandSink)
+        (client,) = [client for client in self.daemon.sink.clients.values() if self.name in client.outputs]
+        return client
+
+    @property
+    def objects(self) -> int:
+        """Objects that the connection holds."""
+        assert self.client.link is not None
+        return self.client.link.conn.objects
+
     async def on_screen(self) -> None:
         """Wait until the compositor says that it shows something."""
         with trio.fail_after(30):
-            while self.output.dark or not self.output.shown:
+            while not self.output.path or not self.output.shown:
                 await trio.sleep(0.01)
 
     def picture(self, width: int = SIZE[0], height: int = SIZE[1]) -> Image.Image:
@@ -113,18 +126,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("zero_copy", "way"), [("auto", "shm"), ("off", "copy")])
-async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str, way: str) -> None:
+@pytest.mark.parametrize(("zero_copy", "way"), [("auto", BufferState.SHM), ("off", BufferState.COPY)])
+async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str, way: BufferState) -> None:
     """The connector has the output's name; the whole screenshot is the guest's, pixel by pixel."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
         await player.show()
         await player.on_screen()
-        assert {buffer.way for buffer in player.output.buffers} == {way}
+        assert {buffer.state for buffer in player.client._imports.buffers} == {way}
         await expect(compositor, player.picture())
         await player.flip(5)
         await expect(compositor, player.picture())
         assert player.output.late == 0
-        assert compositor.mapped("memfd:dom1") == (2 if way == "shm" else 0)
+        assert compositor.mapped("memfd:dom1") == (2 if way is BufferState.SHM else 0)
     assert player.daemon.sink.claimed("headless") is None
 
 
@@ -160,7 +173,7 @@ async def test_killed_and_started_again(folder: Path) -> None:
             await compositor.end()
             with trio.fail_after(20):
                 await player.flip(20)
-            assert player.output.dark
+            assert not player.output.path
             shown = player.output.shown
             await compositor.start()
             with trio.fail_after(20):
@@ -174,19 +187,19 @@ async def test_stopped_and_continued(folder: Path) -> None:
         await player.show()
         await player.flip(5)
         compositor.send(signal.SIGSTOP)
-        objects = player.output._client.conn.objects
+        objects = player.objects
         began = trio.current_time()
         with trio.fail_after(20):
             await player.flip(60)
         assert trio.current_time() - began > 0.9, "no faster than a screen"
-        assert player.output._client.conn.objects <= objects + 4
+        assert player.objects <= objects + 4
         compositor.send(signal.SIGCONT)
         shown = player.output.shown
         with trio.fail_after(20):
             while player.output.shown == shown:
                 await player.flip(1)
         await expect(compositor, player.picture())
-        assert player.output._client.connections == 1
+        assert player.client.connections == 1
 
 
 async def test_there_before_the_compositor(folder: Path) -> None:
@@ -194,7 +207,7 @@ async def test_there_before_the_compositor(folder: Path) -> None:
     async with playing(folder, compositor, "headless") as player:
         await player.show()
         await player.flip(3)
-        assert player.output.dark
+        assert not player.output.path
         await compositor.start()
         try:
             await player.on_screen()
@@ -214,8 +227,8 @@ async def test_ivi_shell(folder: Path) -> None:
                 await trio.sleep(0.5)
         await player.show()
         await player.on_screen()
-        assert player.output._window is not None
-        assert player.output._window.role == "ivi-application"
+        assert player.output.surface.role is not None
+        assert player.output.surface.role.name == "ivi-application"
         await player.flip(5)
         assert player.output.late == 0
 
@@ -226,7 +239,7 @@ async def test_what_a_guest_takes_back_is_mapped_no_more(folder: Path, zero_copy
     async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
         display = player.guest.display
         with trio.fail_after(30):
-            while player.output._client.session is None:
+            while player.client.link is None:
                 await trio.sleep(0.01)
         here = 1 if zero_copy == "auto" else 0
         for shown in (True, False) * 5:
@@ -242,7 +255,7 @@ async def test_what_a_guest_takes_back_is_mapped_no_more(folder: Path, zero_copy
             assert compositor.mapped("memfd:dom1") == here
             await display.destroy_framebuffer(*first)
             assert compositor.mapped("memfd:dom1") == 0
-        assert player.output._client.connections == 1
+        assert player.client.connections == 1
 
 
 WINDOWS = [
@@ -291,7 +304,7 @@ async def test_a_hostile_neighbour(folder: Path) -> None:
                 pages.free()
             nursery.cancel_scope.cancel()
         assert shown == 6
-        assert player.output._client.connections == 1
+        assert player.client.connections == 1
         # What was cancelled was a flip under way: this one shows which.
         await player.guest.display.show(0, player.framebuffers[player.flips % 2][0], *SIZE)
         await expect(compositor, player.picture())
@@ -343,10 +356,10 @@ async def test_a_dmabuf(folder: Path) -> None:
         buffer = await output.attach(pages, Geometry(*SIZE, fourcc("XR24"), SIZE[0] * 4, 0))
         await output.enable(buffer, Part(0, 0, *SIZE))
         with trio.fail_after(30):
-            while output.dark or not output.shown:
+            while not output.path or not output.shown:
                 await trio.sleep(0.01)
         assert isinstance(buffer, WaylandBuffer)
-        assert buffer.way == "dmabuf"
+        assert buffer.state is BufferState.DMABUF
         await expect(compositor, Image.new("RGB", SIZE, (0xF0, 0x80, 0x10)))
         await buffer.aclose()
         await pages.aclose()

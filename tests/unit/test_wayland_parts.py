@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from displbe.sinks.convert import CONVERTED, convert
-from displbe.sinks.wayland.feedback import gpu_that_does_dma
-from displbe.sinks.wayland.window import fit
+from displbe.sinks.wayland.dmabuf_feedback import gpu_that_does_dma
+from displbe.sinks.wayland.role import fit
 from displbe.wire.formats import fourcc
 
 PLAIN = ("XR24", "AR24")
@@ -27,18 +27,18 @@ def test_the_formats() -> None:
 @given(data=st.data())
 def test_conversion(name: str, data: st.DataObject) -> None:
     """Pixel by pixel, by arithmetic; strides of both sides are free, and nothing beside the picture is touched."""
-    octets = 3 if name == "RG24" else 2
+    pixel_bytes = 3 if name == "RG24" else 2
     width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
-    of_stride = width * octets + data.draw(st.integers(0, 5))
+    of_stride = width * pixel_bytes + data.draw(st.integers(0, 5))
     to_stride = width * 4 + data.draw(st.integers(0, 8))
     source = data.draw(st.binary(min_size=of_stride * height, max_size=of_stride * height))
     target = bytearray(b"\x5a" * (to_stride * height))
-    convert(fourcc(name), memoryview(target), to_stride, memoryview(source), of_stride, width * octets, height)
+    convert(fourcc(name), memoryview(target), to_stride, memoryview(source), of_stride, width * pixel_bytes, height)
     red, green, blue = DEPTHS[name]
     for y in range(height):
         for x in range(width):
-            at = y * of_stride + x * octets
-            value = int.from_bytes(source[at : at + octets], "little")
+            at = y * of_stride + x * pixel_bytes
+            value = int.from_bytes(source[at : at + pixel_bytes], "little")
             parts = (value, blue), (value >> blue, green), (value >> (blue + green), red)
             exact = [(part & (1 << bits) - 1) * 255 / ((1 << bits) - 1) for part, bits in parts]
             made = target[y * to_stride + 4 * x : y * to_stride + 4 * x + 4]
