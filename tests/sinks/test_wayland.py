@@ -918,6 +918,83 @@ async def test_what_is_drawn_without_flipping_is_shown(zero_copy: str) -> None:
 # Shells
 
 
+async def test_a_surfaces_states() -> None:
+    """Each state by its name, in the order in which a surface passes through them."""
+    compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
+    compositor.shows_at_once = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        surface = output.surface
+        await stage.connected()
+        first, second = await stage.attach(output), await stage.attach(output)
+        states = [surface.state]
+        await output.enable(first, WHOLE)
+        states.append(surface.state)
+        assert states == [SurfaceState.CLOSED, SurfaceState.CONFIGURING]
+        await until(lambda: surface.state is SurfaceState.UNSEEN)
+        compositor.refresh()
+        await until(lambda: surface.state is SurfaceState.SHOWN)
+        await stage.flip(output, second, 1)
+        assert (surface.state, output.late) == (SurfaceState.HIDDEN, 1)
+        compositor.refresh()
+        await until(lambda: surface.state is SurfaceState.SHOWN)
+        compositor.client.configure(stage.surface, WIDTH, HEIGHT, (9,))
+        await until(lambda: surface.state is SurfaceState.SUSPENDED)
+        await stage.flip(output, first, 2)
+        assert (surface.state, output.late) == (SurfaceState.SUSPENDED, 1)
+        compositor.client.configure(stage.surface, WIDTH, HEIGHT, ())
+        await until(lambda: surface.state is SurfaceState.UNSEEN)
+        compositor.client.discard(stage.surface)
+        await until(lambda: surface.state is SurfaceState.SHOWN)
+        await output.disable()
+        assert surface.state is SurfaceState.CLOSED
+
+
+async def test_an_ivi_surface_is_empty_until_it_has_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs no configuration first."""
+    gate = threading.Event()
+    copy = CopyPool.copy
+
+    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+        assert gate.wait(5)
+        copy(self, view, to)
+
+    monkeypatch.setattr(CopyPool, "copy", held)
+    async with staged(FakeCompositor({**CORE, "ivi_application": 1}), zero_copy="off") as stage:
+        output = stage.claim("1000")
+        await stage.connected()
+        await output.enable(await stage.attach(output), WHOLE)
+        await until(lambda: output.surface.is_open)
+        assert output.surface.state is SurfaceState.EMPTY
+        gate.set()
+        await on_screen(output)
+
+
+async def test_a_buffers_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SEARCH", 0.01)
+    compositor = FakeCompositor()
+    compositor.there = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        buffers = [await stage.attach(output, shared=shared) for shared in (True, False)]
+        buffers.append(await stage.attach(output, code="YUYV", stride=WIDTH * 2))
+        assert {buffer.state for buffer in buffers} == {BufferState.NEW}
+        wanted = [BufferState.SHM, BufferState.COPY, BufferState.FAILED]
+        for _ in range(2):
+            compositor.there = True
+            await until(lambda: [buffer.state for buffer in buffers] == wanted)
+            compositor.crash()
+            await until(lambda: {buffer.state for buffer in buffers} == {BufferState.NEW})
+        await buffers[0].aclose()
+        assert buffers[0].state is BufferState.CLOSED
+        compositor.there = True
+        await until(lambda: buffers[1].state is BufferState.COPY)
+        assert buffers[0].state is BufferState.CLOSED
+        with pytest.raises(SinkError) as gone:
+            await output.enable(buffers[0], WHOLE)
+        assert gone.value.code == Errno.ENOENT
+
+
 async def test_a_window_has_a_name() -> None:
     async with staged() as stage:
         await stage.lit("DP-3")
@@ -1005,6 +1082,9 @@ async def test_closing(policy: str) -> None:
         await until(lambda: bool(stage.compositor.client.surfaces) == (policy == "ignore"))
         await stage.flip(output, second, 1)
         assert bool(stage.compositor.client.surfaces) == (policy == "ignore")
+        assert (output.surface.state is SurfaceState.DISMISSED) == (policy == "detach")
+        await second.aclose()
+        await until(lambda: policy == "ignore" or output.surface.state is SurfaceState.DISMISSED)
         await output.disable()
         await output.enable(first, WHOLE)
         await on_screen(output)

@@ -14,10 +14,12 @@ from sinks.compositor import CORE, FakeCompositor
 from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, connection_of, on_screen, staged, until
 
 from displbe.sinks.base import Part, SinkError
+from displbe.sinks.flip import FlipState
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.surface import SurfaceState
 
 SHAPES: list[dict[str, Any]] = [
     {},
@@ -106,6 +108,22 @@ class Play:
         assert all(client.error is None for client in self.compositor.clients)
         link = self.output._guest.imports.link
         assert link is None or link.conn.objects <= self.idle + MOST
+        self.check_surface()
+
+    def check_surface(self) -> None:
+        """The surface's state says what there is of it, and a flip that has ended is under way nowhere."""
+        surface = self.output.surface
+        assert surface.is_open == (surface.state not in (SurfaceState.CLOSED, SurfaceState.DISMISSED))
+        assert surface.is_open == (surface.proxy is not None) == (surface.role is not None)
+        match surface.state:
+            case SurfaceState.CLOSED | SurfaceState.DISMISSED | SurfaceState.CONFIGURING | SurfaceState.EMPTY:
+                assert surface.attached is None
+            case SurfaceState.UNSEEN | SurfaceState.SHOWN:
+                assert surface.attached is not None
+        assert bool(self.output.path) == (surface.attached is not None)
+        assert self.output._flip.state is FlipState.NONE
+        if self.output._part is None:
+            assert surface.state is SurfaceState.CLOSED
 
     async def flip(self, number: int) -> None:
         """A guest has one flip under way, and waits for its end."""

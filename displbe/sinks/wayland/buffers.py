@@ -79,6 +79,9 @@ class BufferState(enum.Enum):
     """The guest takes the buffer back."""
 
 
+_ACCEPTED: Final = (BufferState.SHM, BufferState.DMABUF, BufferState.COPY)
+
+
 class DmabufHistory:
     """What has happened with dma-bufs of all guests. It is kept when the compositor goes and comes back."""
 
@@ -104,9 +107,9 @@ class ImportHistory:
         """Do not try a way again for this guest."""
         self._refusals[way] = reason
 
-    def on_drawn(self, way: BufferState) -> None:
-        """The compositor has drawn a buffer."""
-        self._dmabufs.drawn |= way is BufferState.DMABUF
+    def on_dmabuf_drawn(self) -> None:
+        """The compositor has drawn a dma-buf."""
+        self._dmabufs.drawn = True
 
     def on_lost(self, buffer: WaylandBuffer) -> None:
         """The connection is lost. A dma-buf that was to be drawn for the first time may be the cause: the compositor cannot draw it."""
@@ -172,7 +175,7 @@ class WaylandBuffer(SinkBuffer):
     @property
     def is_accepted(self) -> bool:
         """Whether the surface can be given frames of this buffer."""
-        return self.state in (BufferState.SHM, BufferState.DMABUF, BufferState.COPY)
+        return self.state in _ACCEPTED
 
     def shows_all(self, part: Part) -> bool:
         """Return whether a part is the whole framebuffer."""
@@ -220,7 +223,8 @@ class WaylandBuffer(SinkBuffer):
     def on_drawn(self) -> None:
         """The compositor has shown it."""
         self.drawn = True
-        self._history.on_drawn(self.state)
+        if self.state is BufferState.DMABUF:
+            self._history.on_dmabuf_drawn()
 
     async def aclose(self) -> None:
         self.state = BufferState.CLOSED

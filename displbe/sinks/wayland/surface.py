@@ -46,6 +46,11 @@ class SurfaceState(enum.Enum):
     """The compositor says that the surface is not visible (xdg_toplevel.state). The clock ends flips until it says otherwise."""
 
 
+# Constants, because Python 3.11 spends half a microsecond on each `SurfaceState.NAME`.
+_INVISIBLE: Final = (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
+_UNREPORTED: Final = (SurfaceState.UNSEEN, *_INVISIBLE)
+
+
 class _Viewport:
     """Crops and scales the buffers of a surface (wp_viewport); sends only what changes."""
 
@@ -111,17 +116,17 @@ class WaylandSurface:
     @property
     def is_ready(self) -> bool:
         """Whether the surface may be given a frame."""
-        return self.is_open and self.state is not SurfaceState.CONFIGURING
+        return self._link is not None and self.state is not SurfaceState.CONFIGURING
 
     @property
     def is_visible(self) -> bool:
         """Whether the compositor can be expected to report on frames."""
-        return self.state not in (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
+        return self.state not in _INVISIBLE
 
     @property
     def awaits_report(self) -> bool:
         """Whether the compositor has not reported on the newest commit."""
-        return self.state in (SurfaceState.UNSEEN, SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
+        return self.state in _UNREPORTED
 
     # Opening and closing
 
@@ -211,14 +216,15 @@ class WaylandSurface:
             self._viewport.place(part if cropped else None, natural, self.size)
         surface.attach(frame.wl, 0, 0)
         surface.damage_buffer(0, 0, _ALL, _ALL)
-        reports.request(serial, hidden=not self.is_visible)
+        is_visible = self.is_visible
+        reports.request(serial, hidden=not is_visible)
         surface.commit()
         link.conn.flush()
         before, self.attached = self.attached, frame
         if isinstance(before, WaylandBuffer) and before is not frame and before.held:
             self._unreleased = before
         frame.held = True
-        if self.is_visible:
+        if is_visible:
             self.state = SurfaceState.UNSEEN
 
     def _on_shown(self, serial: int, newest: bool) -> None:

@@ -37,7 +37,8 @@ class SyncGate:
             self.sync(conn)
             self.state = GateState.HOLDING
             return False
-        self.forget_frame()
+        if self.state is GateState.HOLDING:
+            self.state = GateState.SYNCING
         return True
 
     def sync(self, conn: Connection) -> None:
