@@ -1,8 +1,8 @@
 """Buffers that come and go at a real compositor: `python -m tests.bench.windows [CYCLES]`.
 
-A guest's buffer is attached, shown in every tenth cycle, and taken back, ten thousand times against a headless Weston: once where
-Weston maps it, once where its frames are copied. When a buffer has been taken back, nobody maps it; and at the end neither this
-process nor Weston may have a file, a mapping or an object more than before, nor a MiB more of memory.
+A guest's buffer is attached, shown in every tenth cycle, and taken back, ten thousand times with a headless Weston: once where Weston
+maps it, once where its frames are copied. Weston must not map a buffer that has been taken back. At the end neither this process nor
+Weston may have more files, mappings or objects than before, or 1 MiB more of memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GUEST: Final = Claimant(1, "bench")
 
 
 class Pages:
-    """A guest's buffer (port.GuestBuffer): its memory stands in a file."""
+    """A guest's buffer (port.GuestBuffer), with its memory in a file."""
 
     domid = 1
     size = -(-WIDTH * HEIGHT * 4 // 4096) * 4096
@@ -67,7 +67,7 @@ class Pages:
 
 
 class Held(NamedTuple):
-    """What is held by us, and by Weston."""
+    """The files, mappings and objects that this process and Weston hold."""
 
     files: int
     mappings: int
@@ -85,8 +85,8 @@ class Held(NamedTuple):
 
 
 async def settled(output: WaylandOutput, compositor: Weston) -> Held:
-    """What is held once the answers that are still on their way (a frame's callback, a release) have come: of a few tenths of a
-    second, the least.
+    """Return what is held when events that are on their way (a frame callback, a release) have arrived: the least of ten samples in
+    half a second.
     """
     seen = []
     for _ in range(10):
@@ -97,13 +97,13 @@ async def settled(output: WaylandOutput, compositor: Weston) -> Held:
 
 
 def memory(pid: int | str) -> int:
-    """A process's resident memory, kB."""
+    """Return a process's resident memory in kB."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.partition("VmRSS:")[2].split()[0])
 
 
 async def cycle(output: WaylandOutput, compositor: Weston, number: int) -> None:
-    """A buffer comes, is shown perhaps, and goes: Weston has let go of it by then."""
+    """Attach a buffer, show it in every tenth cycle, and take it back: Weston must not map it then."""
     pages = Pages()
     buffer = await output.attach(pages, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
     assert output._guest.imports.buffers
@@ -117,7 +117,7 @@ async def cycle(output: WaylandOutput, compositor: Weston, number: int) -> None:
 
 
 async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) -> bool:
-    """Print what is left over: whether that is nothing."""
+    """Print what is left over, and return whether that is nothing."""
     good = True
     async with weston(folder) as compositor, trio.open_nursery() as nursery:
         sink = WaylandSink(WaylandSettings(display=str(compositor.socket), refresh=0.0, zero_copy=zero_copy))
@@ -149,7 +149,7 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
 
 
 def main() -> int:
-    """1 when something is left over."""
+    """Return 1 when something is left over, else 0."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
     good = True

@@ -1,4 +1,4 @@
-"""Guests' pages at a Wayland compositor: by a file that it maps, and as a dma-buf. It has let go of them when we say so."""
+"""A Wayland compositor shows guests' pages: from a file that it maps, and from a dma-buf. When a buffer is closed, it holds neither."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLOUR = b"\x12\x34\x56\x00"
 async def shown(
     world: World, compositor: FakeCompositor, refs: list[int], dmabuf: str = "auto"
 ) -> AsyncIterator[WaylandBuffer]:
-    """A guest's buffer on the compositor's surface; then it is taken back, and the output too."""
+    """Show a guest's buffer on a surface while the block lasts; then take it back, and give the output back."""
     async with trio.open_nursery() as nursery:
         compositor.nursery = nursery
         sink = WaylandSink(WaylandSettings(dmabuf=dmabuf, refresh=0.0), compositor.opened)  # type: ignore[arg-type]

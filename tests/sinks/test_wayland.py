@@ -1,4 +1,4 @@
-"""The Wayland sink against a compositor that keeps the protocols' rules: ways, order, release, hiding, loss."""
+"""The Wayland sink with a compositor that follows the protocols' rules: imports, order, release, hidden surfaces, lost connections."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Pages:
 
 
 async def until(what: Callable[[], object]) -> None:
-    """Wait until a function says yes."""
+    """Wait until a function returns something true, at most 5 s."""
     with trio.fail_after(5):
         while not what():
             await trio.sleep(0.002)
@@ -163,8 +163,8 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> AsyncIterator[Stage]:
-    """At the end everything is given back, and no file is open that was not."""
-    gc.collect()  # files of the tests before, which would be closed meanwhile
+    """Run a sink and a compositor. At the end, give everything back, and check that no file is left open."""
+    gc.collect()  # close files of earlier tests now, and not while this one runs
     before = os.listdir("/proc/self/fd")
     compositor = compositor or FakeCompositor()
     async with trio.open_nursery() as nursery:
@@ -232,7 +232,7 @@ async def test_what_wl_shm_cannot_say_is_copied(how: dict[str, Any], said: str) 
 
 
 async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many buffers come; and who attaches one waits for the other way, not until its patience ends."""
+    """One connection for any number of buffers. A task that attaches one gets the answer as soon as the other way is chosen."""
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 30.0)
     compositor = FakeCompositor()
     compositor.cannot_map = True
@@ -260,7 +260,7 @@ async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: py
 
 
 async def test_a_window_that_is_refused_is_no_buffers_fault() -> None:
-    """The compositor ends the connection for a surface's id that somebody else has: buffers are shared all the same."""
+    """The compositor ends the connection because another client has the surface's ivi id: buffers are still shared."""
     compositor = FakeCompositor({**CORE, "ivi_application": 1})
     compositor.ivi_taken = 1000
     async with staged(compositor) as stage:
@@ -302,7 +302,7 @@ async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("version", [3, 4])
 async def test_a_dmabuf_is_not_for_who_draws_in_software(version: int) -> None:
-    """No main device known, or one that is no GPU: `auto` shares the pages, `always` obeys."""
+    """The main device is unknown or not a GPU: with `auto` the pages are shared, with `always` imported as a dma-buf."""
     for wish, wanted in (("auto", BufferState.SHM), ("always", BufferState.DMABUF), ("never", BufferState.SHM)):
         compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": version})
         compositor.dmabuf_formats = [fourcc("XR24")]
@@ -323,7 +323,7 @@ async def test_a_refused_import_falls_back() -> None:
 
 
 async def test_a_compositor_that_a_dmabuf_ends_is_given_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither this guest's, nor another guest's."""
+    """It gets no more dma-bufs, neither of this guest nor of another one."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
     compositor.dmabuf_formats = [fourcc("XR24")]
@@ -344,7 +344,7 @@ async def test_a_compositor_that_a_dmabuf_ends_is_given_no_more(monkeypatch: pyt
 
 
 async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a guest had there that was not drawn yet is shared as pages from now on; other guests' dma-bufs stay what they are."""
+    """The guest whose dma-buf was not drawn yet gets its pages shared from now on; other guests' dma-bufs stay dma-bufs."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     monkeypatch.setattr(client_module, "SEARCH", 0.01)
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
@@ -367,7 +367,7 @@ async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypat
 
 
 async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pywayland gives what an event brings to just any connection; one guest's end must not take another's buffers along."""
+    """pywayland gives a proxy from an event to an arbitrary connection. The end of one guest must not destroy another guest's buffers."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
     compositor.dmabuf_formats = [fourcc("XR24")]
@@ -420,7 +420,7 @@ async def test_a_format_that_cannot_be_shown() -> None:
 async def test_a_format_that_cannot_be_shown_of_which_the_compositor_says_so_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The operator is told, in the log and by the output."""
+    """The log and the output's status say why."""
     monkeypatch.setattr(client_module, "SEARCH", 0.01)
     compositor = FakeCompositor()
     compositor.there = False
@@ -480,7 +480,7 @@ async def test_frame_callbacks_where_there_is_no_presentation() -> None:
 
 
 async def test_a_hidden_surface_flips_by_the_timer() -> None:
-    """Not faster than the screen, with the newest frame at the compositor, and by its events again once it is seen."""
+    """At the screen's rate, and the compositor gets the newest frame. When the surface is visible, flips end by its reports again."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -507,7 +507,7 @@ async def test_a_hidden_surface_flips_by_the_timer() -> None:
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
 @pytest.mark.parametrize("presentation", [True, False])
 async def test_a_hidden_surface_at_rest_costs_nothing(zero_copy: str, presentation: bool) -> None:
-    """While its guest flips, what is asked and held for it stays the same; while it does not, nobody says anything."""
+    """While its guest flips, the number of objects stays the same; while it does not, no requests are sent."""
     compositor = FakeCompositor({n: v for n, v in CORE.items() if presentation or n != "wp_presentation"})
     async with staged(compositor, zero_copy=zero_copy) as stage:
         output, first, second = await stage.lit()
@@ -531,7 +531,7 @@ async def test_a_hidden_surface_at_rest_costs_nothing(zero_copy: str, presentati
 
 
 async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
-    """And is given the newest frame, also when the compositor had not answered when it came."""
+    """It gets the newest frame, also when the compositor had not answered yet when the guest flipped."""
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -558,7 +558,7 @@ async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
 
 
 async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
-    """What is kept back for one while the compositor is to answer the other comes, too."""
+    """A frame that is kept back while the compositor still has to answer for the other output is shown, too."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         outputs = [stage.claim(name) for name in ("DP-1", "DP-2")]
@@ -577,7 +577,7 @@ async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
 
 
 async def test_a_flip_is_not_over_when_its_frame_is_committed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window that gets another size supersedes its own frame: the flip is over when that is shown and the old buffer free."""
+    """A new size makes the surface commit its frame again: the flip is over when that is shown and the buffer before is released."""
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
@@ -631,7 +631,7 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
 
 
 async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the compositor says while the last copy is waited for: the pages go afterwards."""
+    """A configure event while the last copy is under way starts no other copy."""
     gate, copies = threading.Event(), []
     copy = CopyPool.copy
 
@@ -687,7 +687,7 @@ async def test_a_discarded_frame_ends_its_flip_no_sooner_than_the_screen() -> No
 
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
 async def test_settings_for_a_compositor_that_stands_still(monkeypatch: pytest.MonkeyPatch, zero_copy: str) -> None:
-    """Nothing piles up, and the last one is what is shown when it goes on."""
+    """No requests pile up, and the last setting is shown when the compositor responds again."""
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor, zero_copy=zero_copy) as stage:
@@ -708,7 +708,7 @@ async def test_settings_for_a_compositor_that_stands_still(monkeypatch: pytest.M
 
 
 async def test_a_full_socket() -> None:
-    """What does not fit in follows when the compositor reads again."""
+    """Requests that do not fit are sent when the compositor reads again."""
     compositor = FakeCompositor()
     compositor.room = 1
     async with staged(compositor) as stage:
@@ -719,7 +719,7 @@ async def test_a_full_socket() -> None:
         while conn.keeps_up:
             conn.call_after_sync(lambda: heard.append(1))
             assert conn.objects < 200
-        # The flip of a surface that the compositor says nothing of waits for its answer.
+        # The frame of a surface that the compositor does not report on waits for its answer.
         await stage.flip(output, second, 1)
         await stage.flip(output, second, 2)
         assert output.surface.gate.state is GateState.HOLDING
@@ -731,7 +731,7 @@ async def test_a_full_socket() -> None:
 
 
 async def test_a_compositor_that_stands_still() -> None:
-    """Flips go on, nothing piles up, and the newest frame is shown when it goes on."""
+    """Flips go on, no requests pile up, and the newest frame is shown when the compositor responds again."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -793,7 +793,7 @@ async def test_pages_stay_the_compositors_until_it_has_let_go() -> None:
 
 
 async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest has not waited for the compositor to map it; it waits until it is mapped no more."""
+    """The guest did not wait until the compositor mapped the buffer; it waits until the buffer is not mapped any more."""
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
     async with staged() as stage:
         output, *_ = await stage.lit()
@@ -824,7 +824,7 @@ async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pyte
 
 
 async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor again for each buffer; when it goes on, it has let go of everything."""
+    """Nor is it waited for again for each buffer. When it responds again, it has released everything."""
     monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.5)
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
     compositor = FakeCompositor()
@@ -847,7 +847,7 @@ async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeyp
 
 
 async def test_a_compositor_that_ends_just_when_it_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then there is nobody left to be asked whether it goes on."""
+    """Then no compositor can be asked whether it responds again."""
     monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.2)
     async with staged() as stage:
         _output, _first, second = await stage.lit()
@@ -855,7 +855,7 @@ async def test_a_compositor_that_ends_just_when_it_is_waited_for_no_longer(monke
         async with (
             client._imports._one_at_a_time,
             trio.open_nursery() as nursery,
-        ):  # as a compositor that does not answer would keep it
+        ):  # as if the compositor did not answer
             nursery.start_soon(second.aclose)
             await trio.testing.wait_all_tasks_blocked()
             stage.compositor.crash()
@@ -1015,7 +1015,7 @@ async def test_a_connector_fills_the_output_of_its_name(outputs: dict[str, str])
 
 @pytest.mark.parametrize("offers", [{"wl_output": 4}, {"wl_output": 3, "zxdg_output_manager_v1": 3}], ids=str)
 async def test_an_output_that_goes_and_comes(offers: dict[str, int]) -> None:
-    """Its connector fills it again, whether it tells its name itself or zxdg_output does."""
+    """Its connector fills it again, whether wl_output or zxdg_output sends its name."""
     compositor = FakeCompositor({**CORE, **offers})
     compositor.first_size = (1024, 768, (2,))
     place = [*CORE, *offers].index("wl_output") + 1
@@ -1059,7 +1059,7 @@ async def test_an_output_that_goes_and_comes(offers: dict[str, int]) -> None:
 async def test_configured_sizes(
     scale: str, states: tuple[int, ...], asked: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    """At the start and later; the compositor ends the connection where a maximised or full-screen size is not kept."""
+    """At the start and later. The compositor ends the connection if a maximised or full-screen surface has a wrong size."""
     compositor = FakeCompositor()
     compositor.first_size = (*asked, states)
     async with staged(compositor, scale=scale) as stage:
@@ -1220,7 +1220,7 @@ async def test_a_compositor_that_offers_nothing() -> None:
 
 
 async def test_a_mistake_of_ours_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler that fails ends the connection, which is made again; it does not end the sink."""
+    """A handler that fails ends the connection, which is made again, and not the sink."""
     handle = WaylandOutput._on_configured
     mistakes = iter([ValueError("a mistake")])
 
@@ -1268,7 +1268,7 @@ async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
         await conn.sync()
         assert len(nursery.child_tasks) == tasks
         assert conn.objects == objects
-        # trio's threads hold what they did last for a moment more.
+        # trio's worker threads keep references to their last job for a moment.
         await until(lambda: gc.collect() >= 0 and not any(output() for output in gone))
 
 

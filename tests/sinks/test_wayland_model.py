@@ -1,5 +1,5 @@
-"""Guests and compositors doing anything in any order: every accepted flip ends once, no rule of the protocols is broken, and what is
-taken back nobody maps.
+"""Guests and compositors do anything in any order: each accepted flip ends once, no rule of the protocols is broken, and the compositor
+does not map buffers that were taken back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = [WHOLE, Part(8, 4, 20, 10), Part(0, 0, 1, 1)]
 STATES: list[tuple[int, ...]] = [(), (1,), (2,), (5, 6), (9,), (1, 2), (4,)]
 WHICH = st.integers(0, 5)
 MOST = 32
-"""Objects of one output: a window's 4, 7 buffers, 3 copies of each of two shapes, and what is asked and not answered."""
+"""Objects of one output: 4 of a surface, 7 buffers, 3 copies of each of two shapes, and requested reports."""
 
 WORDS = ["disable", "refresh", "crash", "stop", "go on", "close", "hide", "see", "keep", "release"]
 ACTIONS = st.one_of(
@@ -50,7 +50,7 @@ ACTIONS = st.one_of(
 
 
 class Play:
-    """One run. It begins with a frame on the screen."""
+    """One run, which begins with a frame on the screen."""
 
     def __init__(self, stage: Stage, output: WaylandOutput) -> None:
         self.stage = stage
@@ -59,7 +59,7 @@ class Play:
         self.buffers: list[WaylandBuffer] = []
         self.token = 0
         self.idle = 0
-        """Objects at the compositor of a guest that has none of its own."""
+        """Objects of a connection whose guest has no surface and no buffer."""
 
     def which(self, number: int) -> WaylandBuffer | None:
         return self.buffers[number % len(self.buffers)] if self.buffers else None
@@ -111,7 +111,7 @@ class Play:
         self.check_surface()
 
     def check_surface(self) -> None:
-        """The surface's state says what there is of it, and a flip that has ended is under way nowhere."""
+        """Check that the surface has what its state says, and that no flip is under way."""
         surface = self.output.surface
         assert surface.is_open == (surface.state not in (SurfaceState.CLOSED, SurfaceState.DISMISSED))
         assert surface.is_open == (surface.proxy is not None) == (surface.role is not None)
@@ -126,7 +126,7 @@ class Play:
             assert surface.state is SurfaceState.CLOSED
 
     async def flip(self, number: int) -> None:
-        """A guest has one flip under way, and waits for its end."""
+        """Flip, and wait for the end of the flip, as a guest does."""
         buffer = self.which(number)
         shown = self.output._current
         if buffer is None or (shown is not None and shown.geometry != buffer.geometry):
@@ -142,7 +142,7 @@ class Play:
         assert self.stage.flipped.count(self.token) == 1
 
     async def end(self) -> None:
-        """The compositor is there and shows everything: so does the guest's last frame; then nothing is left."""
+        """Let the compositor show everything: it shows the guest's last frame; and when all is given back, nothing is left."""
         self.compositor.shows_at_once = self.compositor.releases = True
         for client in self.compositor.clients:
             client.stopped = False

@@ -1,4 +1,4 @@
-"""Parts of the Wayland sink that need no compositor: conversions, sizes, which GPU does DMA."""
+"""Parts of the Wayland sink that need no compositor: conversion of formats, sizes, which GPU does DMA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from displbe.sinks.wayland.role import fit
 from displbe.wire.formats import fourcc
 
 PLAIN = ("XR24", "AR24")
-"""Those that need no conversion."""
+"""The formats that need no conversion."""
 
 
 def test_the_formats() -> None:
@@ -26,7 +26,7 @@ def test_the_formats() -> None:
 @pytest.mark.parametrize("name", [name for name in DEPTHS if name not in PLAIN])
 @given(data=st.data())
 def test_conversion(name: str, data: st.DataObject) -> None:
-    """Pixel by pixel, by arithmetic; strides of both sides are free, and nothing beside the picture is touched."""
+    """Compare each pixel with exact arithmetic, for any strides of both sides. Bytes beside the picture are not written."""
     pixel_bytes = 3 if name == "RG24" else 2
     width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
     of_stride = width * pixel_bytes + data.draw(st.integers(0, 5))
@@ -52,7 +52,7 @@ SIDES = st.integers(1, 16384)
 
 @given(width=SIDES, height=SIDES, into_width=SIDES, into_height=SIDES)
 def test_fitting(width: int, height: int, into_width: int, into_height: int) -> None:
-    """It touches two sides, leaves none, and keeps its shape to a pixel."""
+    """The result touches two sides, exceeds none, and has the same aspect ratio to a pixel."""
     made_width, made_height = fit(width, height, into_width, into_height)
     assert 1 <= made_width <= into_width
     assert 1 <= made_height <= into_height
