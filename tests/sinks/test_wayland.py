@@ -185,7 +185,7 @@ async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> A
     assert os.listdir("/proc/self/fd") == before
 
 
-# The three ways
+# The three ways to import a buffer
 
 
 async def test_the_compositor_maps_the_guests_pages() -> None:
@@ -219,7 +219,7 @@ async def test_an_offset_is_the_buffers_in_the_pool(offset: int) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_wl_shm_cannot_say_is_copied(how: dict[str, Any], said: str) -> None:
+async def test_buffers_that_are_unsuitable_for_wl_shm_are_copied(how: dict[str, Any], said: str) -> None:
     async with staged() as stage:
         output, first, second = await stage.lit(**how)
         assert (first.state, first.path) == (BufferState.COPY, "copy")
@@ -259,7 +259,7 @@ async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: py
         assert len(compositor.clients) == 2
 
 
-async def test_a_window_that_is_refused_is_no_buffers_fault() -> None:
+async def test_a_refused_surface_is_not_taken_for_a_buffers_fault() -> None:
     """The compositor ends the connection because another client has the surface's ivi id: buffers are still shared."""
     compositor = FakeCompositor({**CORE, "ivi_application": 1})
     compositor.ivi_taken = 1000
@@ -301,7 +301,7 @@ async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("version", [3, 4])
-async def test_a_dmabuf_is_not_for_who_draws_in_software(version: int) -> None:
+async def test_a_software_renderer_gets_no_dmabuf(version: int) -> None:
     """The main device is unknown or not a GPU: with `auto` the pages are shared, with `always` imported as a dma-buf."""
     for wish, wanted in (("auto", BufferState.SHM), ("always", BufferState.DMABUF), ("never", BufferState.SHM)):
         compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": version})
@@ -417,7 +417,7 @@ async def test_a_format_that_cannot_be_shown() -> None:
         assert none.value.code == Errno.EOPNOTSUPP
 
 
-async def test_a_format_that_cannot_be_shown_of_which_the_compositor_says_so_later(
+async def test_a_format_that_a_later_compositor_cannot_show(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The log and the output's status say why."""
@@ -686,7 +686,7 @@ async def test_a_discarded_frame_ends_its_flip_no_sooner_than_the_screen() -> No
 
 
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
-async def test_settings_for_a_compositor_that_stands_still(monkeypatch: pytest.MonkeyPatch, zero_copy: str) -> None:
+async def test_settings_for_a_compositor_that_does_not_respond(monkeypatch: pytest.MonkeyPatch, zero_copy: str) -> None:
     """No requests pile up, and the last setting is shown when the compositor responds again."""
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
@@ -730,7 +730,7 @@ async def test_a_full_socket() -> None:
         assert len(compositor.clients) == 1
 
 
-async def test_a_compositor_that_stands_still() -> None:
+async def test_a_compositor_that_does_not_respond() -> None:
     """Flips go on, no requests pile up, and the newest frame is shown when the compositor responds again."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
@@ -751,7 +751,7 @@ async def test_a_compositor_that_stands_still() -> None:
         assert surface.shown.row(0) == b"\4\5\6\0" * WIDTH
 
 
-async def test_a_buffer_attached_while_the_compositor_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_buffer_attached_while_the_compositor_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.05)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
@@ -1188,7 +1188,7 @@ async def test_a_compositor_that_crashes_and_comes_back(monkeypatch: pytest.Monk
         assert first.state is (BufferState.SHM if zero_copy == "auto" else BufferState.COPY)
 
 
-async def test_one_guests_error_is_no_other_guests() -> None:
+async def test_a_protocol_error_costs_only_its_guest() -> None:
     compositor = FakeCompositor()
     other = Claimant(2, "other")
     async with staged(compositor) as stage:
@@ -1310,11 +1310,11 @@ async def test_names() -> None:
         ("/a/b", {"XDG_RUNTIME_DIR": "/x"}, "/a/b"),
     ],
 )
-def test_the_sockets_place(display: str, environment: dict[str, str], path: str) -> None:
+def test_socket_path(display: str, environment: dict[str, str], path: str) -> None:
     assert socket_path(display, environment) == path
 
 
-async def test_what_the_operator_is_told_of_a_compositor() -> None:
+async def test_abilities() -> None:
     async with staged(
         FakeCompositor({name: version for name, version in CORE.items() if name != "wp_viewporter"})
     ) as stage:

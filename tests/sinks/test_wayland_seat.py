@@ -316,7 +316,7 @@ class Model:
 
 @settings(max_examples=30, deadline=None)
 @given(sayings=st.lists(SAYINGS, max_size=40))
-def test_what_is_heard_makes_sense(sayings: list[tuple[str, *tuple[int, ...]]]) -> None:
+def test_events_in_any_order(sayings: list[tuple[str, *tuple[int, ...]]]) -> None:
     """Events in any order: a finger comes down before it moves or goes up, and the turns of the wheel add up."""
 
     async def play() -> None:

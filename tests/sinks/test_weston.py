@@ -234,7 +234,7 @@ async def test_ivi_shell(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
-async def test_what_a_guest_takes_back_is_mapped_no_more(folder: Path, zero_copy: str) -> None:
+async def test_buffers_taken_back_are_not_mapped_any_more(folder: Path, zero_copy: str) -> None:
     """When DBUF_DESTROY is answered, Weston does not map the pages any more: shown, replaced by a flip, or never shown."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
         display = player.guest.display
