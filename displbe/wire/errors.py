@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Errno", "FrontendBroken", "RequestError", "from_host"]
+__all__ = ["Errno", "FrontendBroken", "RequestError", "first_leaf", "from_host"]
 
 
 class Errno(enum.IntEnum):
@@ -45,3 +45,10 @@ def from_host(number: int | None) -> Errno:
         return Errno(number or 0)
     except ValueError:
         return Errno.EIO
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """Return the first exception in a group of exceptions, or the exception itself if it is not a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,8 +1,8 @@
 """Buffers that are attached and detached at a real compositor: `python -m tests.bench.windows [CYCLES]`.
 
-A guest's buffer is attached, shown in every tenth cycle, and detached, ten thousand times with a headless Weston: once where Weston maps
-it, once where its frames are copied. After the detach no process maps the buffer; and at the end neither this process nor Weston
-may have a file, a mapping or an object more than before, nor a MiB more of memory.
+A guest's buffer is attached, shown in every tenth cycle, and taken back, ten thousand times with a headless Weston: once where Weston
+maps it, once where its frames are copied. Weston must not map a buffer that has been taken back. At the end neither this process nor
+Weston may have more files, mappings or objects than before, or 1 MiB more of memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GUEST: Final = Claimant(1, "bench")
 
 
 class Pages:
-    """A guest's buffer (port.GuestBuffer) whose memory is a file."""
+    """A guest's buffer (port.GuestBuffer), with its memory in a file."""
 
     domid = 1
     size = -(-WIDTH * HEIGHT * 4 // 4096) * 4096
@@ -67,7 +67,7 @@ class Pages:
 
 
 class Held(NamedTuple):
-    """The resources held by this process and by Weston."""
+    """The files, mappings and objects that this process and Weston hold."""
 
     files: int
     mappings: int
@@ -79,13 +79,14 @@ class Held(NamedTuple):
     def now(cls, output: WaylandOutput, compositor: Weston) -> Held:
         files = len(os.listdir("/proc/self/fd"))
         mappings = Path("/proc/self/maps").read_text().count("guest-of-the-bench")
-        objects = output._client.conn.objects
+        link = output._guest.link
+        objects = link.conn.objects if link is not None else 0
         return cls(files, mappings, objects, compositor.files(), compositor.mapped("guest-of-the-bench"))
 
 
 async def settled(output: WaylandOutput, compositor: Weston) -> Held:
-    """Return the resources held after pending answers (a frame's callback, a release) have arrived: the least within some tenths of a
-    second.
+    """Return what is held when events that are on their way (a frame callback, a release) have arrived: the least of ten samples in
+    half a second.
     """
     seen = []
     for _ in range(10):
@@ -96,16 +97,16 @@ async def settled(output: WaylandOutput, compositor: Weston) -> Held:
 
 
 def memory(pid: int | str) -> int:
-    """Return a process' resident memory in kB."""
+    """Return a process's resident memory in kB."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.partition("VmRSS:")[2].split()[0])
 
 
 async def cycle(output: WaylandOutput, compositor: Weston, number: int) -> None:
-    """Attach a buffer, show it in some cycles, detach it: then Weston must not map it any more."""
+    """Attach a buffer, show it in every tenth cycle, and take it back: Weston must not map it then."""
     pages = Pages()
     buffer = await output.attach(pages, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
-    assert output.buffers
+    assert output._guest.imports.buffers
     if number % 10 == 0:
         await output.enable(buffer, Part(0, 0, WIDTH, HEIGHT))
         output.flip(buffer, number)
@@ -116,14 +117,14 @@ async def cycle(output: WaylandOutput, compositor: Weston, number: int) -> None:
 
 
 async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) -> bool:
-    """Print the leaked resources; return whether there are none."""
+    """Print what is left over, and return whether that is nothing."""
     good = True
     async with weston(folder) as compositor, trio.open_nursery() as nursery:
         sink = WaylandSink(WaylandSettings(display=str(compositor.socket), refresh=0.0, zero_copy=zero_copy))
         await nursery.start(sink.run)
         output = sink.claim("BENCH-1", WIDTH, HEIGHT, GUEST)
         assert isinstance(output, WaylandOutput)
-        while output._client.session is None:
+        while output._guest.link is None:
             await trio.sleep(0.01)
         for number in range(WARM_UP):
             await cycle(output, compositor, number)
@@ -141,14 +142,14 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
             print(f"{name:16} {one:6} before {other:6} after")
             good &= one == other
         print(f"{'resident memory':16} {grown[0]:+6} kB here, {grown[1]:+6} kB in Weston; at most 1024")
-        good &= max(grown) <= 1024 and output._client.connections == 1
+        good &= max(grown) <= 1024 and sink.clients[GUEST].connections == 1
         await output.release()
         nursery.cancel_scope.cancel()
     return good
 
 
 def main() -> int:
-    """1: resources have leaked."""
+    """Return 1 when something is left over, else 0."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     cycles = int(sys.argv[1]) if len(sys.argv) > 1 else CYCLES
     good = True

@@ -1,4 +1,4 @@
-"""Guests' pages in a Wayland compositor, which maps a file or imports a dma-buf, and has released them when `aclose` returns."""
+"""A Wayland compositor shows guests' pages: from a file that it maps, and from a dma-buf. When a buffer is closed, it holds neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conformance.world import World
 from sinks.compositor import CORE, FakeCompositor
 
 from displbe.sinks.base import Claimant, Geometry, Part
-from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
@@ -27,7 +27,7 @@ COLOUR = b"\x12\x34\x56\x00"
 async def shown(
     world: World, compositor: FakeCompositor, refs: list[int], dmabuf: str = "auto"
 ) -> AsyncIterator[WaylandBuffer]:
-    """Show a guest's buffer on the compositor's surface while the block lasts, then release buffer and output."""
+    """Show a guest's buffer on a surface while the block lasts; then take it back, and give the output back."""
     async with trio.open_nursery() as nursery:
         compositor.nursery = nursery
         sink = WaylandSink(WaylandSettings(dmabuf=dmabuf, refresh=0.0), compositor.opened)  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ async def shown(
             buffer = await output.attach(guest, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
             assert isinstance(buffer, WaylandBuffer)
             await output.enable(buffer, Part(0, 0, WIDTH, HEIGHT))
-            while output.dark or not output.shown:
+            while not output.path or not output.shown:
                 await trio.sleep(0.01)
             yield buffer
             await buffer.aclose()
@@ -56,7 +56,7 @@ async def test_the_compositor_maps_them(world: World) -> None:
         world.peer.write(ref, COLOUR * 1024)
     compositor = FakeCompositor()
     async with shown(world, compositor, granted) as buffer:
-        assert buffer.way == "shm"
+        assert buffer.state is BufferState.SHM
         (surface,) = compositor.client.surfaces.values()
         assert surface.shown is not None
         assert surface.shown.row(0) == surface.shown.row(HEIGHT - 1) == COLOUR * WIDTH
@@ -73,9 +73,9 @@ async def test_they_are_imported(world: World) -> None:
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 3})
     compositor.dmabuf_formats = [fourcc("XR24")]
     async with shown(world, compositor, granted, "always") as buffer:
-        assert buffer.way == "dmabuf"
+        assert buffer.state is BufferState.DMABUF
         (what,) = compositor.client.dmabufs
         inode, *rest = what
-        assert inode == os.fstat(await buffer.guest.dmabuf()).st_ino
+        assert inode == os.fstat(await buffer.pages.dmabuf()).st_ino
         assert rest == [0, 0, WIDTH * 4, 0, WIDTH, HEIGHT, fourcc("XR24")]
     assert await world.peer.take_back(granted)

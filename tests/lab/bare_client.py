@@ -1,5 +1,7 @@
-"""Runs in Dom0: a full-screen Wayland client that draws nothing new. `bare_client.py WIDTH HEIGHT FRAMES`: two buffers take turns, each
-as soon as the compositor asks for a frame. It prints how many frames per second the compositor has asked for.
+"""A full-screen Wayland client that draws nothing; runs in Dom0 as `bare_client.py WIDTH HEIGHT FRAMES`.
+
+It commits two buffers in turn, each as soon as the compositor asks for a frame, and prints how many frames per second the compositor
+has asked for.
 """
 
 from __future__ import annotations

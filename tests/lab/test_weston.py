@@ -1,4 +1,4 @@
-"""Linux guests as windows of a real Weston in Dom0: without a copy, with its software renderers, its shells, and its end."""
+"""Linux guests as windows of a real Weston in Dom0: zero copy, software renderers, shells, and what happens when Weston ends."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from lab.vm import Machine, guest_config
 from lab.weston import SOCKET, Weston, weston
 
 LINES = 6
-"""modetest writes a line for 60 flips."""
+"""modetest writes one line for 60 flips."""
 
 
 def config(wayland: str = "") -> str:
-    """displbe's configuration."""
+    """Return displbe's configuration."""
     return f'sink = "wayland"\n[log]\nlevel = "debug"\n[wayland]\ndisplay = "{SOCKET}"\n{wayland}\n'
 
 
 @pytest.fixture(scope="module")
 def pictures(reference: Callable[..., Picture]) -> tuple[Picture, Picture]:
-    """What modetest draws, and what it flips to: drawn before Weston takes the card."""
+    """Return the two pictures that modetest flips between; they are taken before Weston takes the card."""
     return reference(), reference(pattern="plain")
 
 
 @pytest.fixture(autouse=True)
 def _guests(machine: Machine) -> Iterator[None]:
-    """No guest is left; nor are its pages."""
+    """Destroy all guests, and check that none of their pages are left."""
     yield
     for name in ("one", "two", "hostile"):
         machine.destroy(name)
@@ -42,17 +42,17 @@ def _guests(machine: Machine) -> Iterator[None]:
 
 
 def screen(machine: Machine, mode: str = "1024x768") -> str:
-    """A guest's vdispl line for Weston's output."""
+    """Return a guest's vdispl line for Weston's output."""
     return screens(next(iter(machine.connectors())), mode)
 
 
 def way(displbe: Backend) -> str:
-    """The way that the last framebuffer went."""
+    """Return how the last framebuffer was given to the compositor."""
     return str(displbe.events("framebuffer attached")[-1]["way"])
 
 
 def released(displbe: Backend, compositor: Weston, idle: Held) -> None:
-    """Nothing of a guest's is held by displbe or by Weston."""
+    """Wait until neither displbe nor Weston holds anything of a guest's."""
     machine = displbe.machine
     machine.wait_for(lambda: displbe.held() == idle, 20, why=f"everything released: {idle}")
     machine.wait_for(lambda: compositor.mappings() == 0, 10, why="Weston's mappings of guests' pages to end")
@@ -60,9 +60,9 @@ def released(displbe: Backend, compositor: Weston, idle: Held) -> None:
 
 @pytest.mark.parametrize("renderer", ["pixman", "gl"])
 def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: str) -> None:
-    """What a guest draws is what the monitor shows, and Weston maps the guest's own pages.
+    """The monitor shows what a guest draws, and Weston maps the guest's own pages.
 
-    Also where Weston draws by GL: in software here, so that it must not be given a dma-buf.
+    So it does where Weston draws with GL; that is in software here, so that Weston must not get a dma-buf.
     """
     with weston(machine, renderer=renderer) as compositor, backend(machine, config()) as displbe:
         idle = displbe.held()
@@ -79,10 +79,10 @@ def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: 
 
 
 def test_a_dmabuf(machine: Machine) -> None:
-    """Weston's GL renderer imports a dma-buf and shows it: an udmabuf, by a Weston without a screen.
+    """Weston's GL renderer imports a dma-buf (a udmabuf) and shows it. This Weston has no screen.
 
-    With /dev/dri hidden. Where there is a card, Mesa's software GL goes through it (kms_swrast) and cannot map what it has imported, of
-    which Weston 14 dies when it draws. Without one it maps the dma-buf itself.
+    /dev/dri is hidden. Where there is a card, Mesa's software GL uses it (kms_swrast) and cannot map what it has imported, so that Weston
+    14 crashes when it draws. Without a card it maps the dma-buf itself.
     """
     done = machine.run(
         f"cd {TREE} && unshare --mount sh -c 'mount -t tmpfs none /dev/dri && LIBGL_ALWAYS_SOFTWARE=1 exec python3 -m pytest -q"
@@ -95,7 +95,7 @@ def test_a_dmabuf(machine: Machine) -> None:
 
 
 def test_drawing_without_flipping(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
-    """A guest draws into the frame it shows: what it draws appears."""
+    """A guest draws into the frame that it shows: the drawing appears."""
     with weston(machine), backend(machine, config()):
         machine.create("one", guest_config("draw", screen(machine), extra="do=3"))
         machine.wait_console("one", "draw: step 3", 60)
@@ -103,7 +103,7 @@ def test_drawing_without_flipping(machine: Machine, pictures: tuple[Picture, Pic
 
 
 def test_killed_stopped_and_started_again(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
-    """The guest flips on without Weston, and its picture returns with it."""
+    """The guest goes on flipping without Weston, and its picture returns with Weston."""
     with weston(machine) as compositor, backend(machine, config()) as displbe:
         machine.create("one", guest_config("flip", screen(machine)))
         print(f"\nshown: {goes_on(machine, 'one'):.1f} flips/s")
@@ -133,7 +133,7 @@ def test_killed_stopped_and_started_again(machine: Machine, pictures: tuple[Pict
 
 
 def test_a_compositor_that_comes_later(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
-    """displbe and the guest are there first."""
+    """displbe and the guest are started before the compositor."""
     with backend(machine, config()) as displbe:
         machine.run(f"rm -f {SOCKET}")
         machine.create("one", guest_config("still", screen(machine)))
@@ -144,9 +144,9 @@ def test_a_compositor_that_comes_later(machine: Machine, pictures: tuple[Picture
 
 
 def test_ivi_shell(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
-    """The connector's name is the surface's id. Weston's controller tiles surfaces."""
+    """The connector's name is the surface's ivi id. Weston's controller tiles surfaces."""
     with weston(machine, shell="ivi"), backend(machine, config()) as displbe:
-        # The controller passes over surfaces that come before its own user interface, which shows images.
+        # The controller ignores surfaces that come before its own user interface, which shows images.
         machine.wait_for(lambda: len(machine.screendump().colours()) > 10, 60, why="the controller's user interface")
         machine.create("one", guest_config("still", screens("5001")))
         machine.wait_console("one", "guest: drawing", 60)
@@ -161,7 +161,7 @@ def test_ivi_shell(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
 
 
 def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
-    """Odd strides, oversized framebuffers, floods: Weston lives, and so does the other guest's window, whose picture returns."""
+    """Odd strides, oversized framebuffers, floods: Weston goes on, and the other guest's window shows its picture again."""
     with weston(machine, shell="desktop") as compositor, backend(machine, config()) as displbe:
         idle = displbe.held()
         machine.create("one", guest_config("flip", screen(machine)))
@@ -181,7 +181,7 @@ def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]
         print(
             f"the other guest: {quiet:.1f} flips/s before, {after:.1f} after, {min(flips(machine, 'one')):.1f} at worst"
         )
-        # Below the desktop's panel, which is above windows that nobody has chosen.
+        # Compare below the desktop's panel, which covers windows that are not active.
         below = [picture.crop(0, 64, 1024, 704) for picture in pictures]
         machine.wait_for(
             lambda: machine.screendump(name="weston-after-hostile").crop(0, 64, 1024, 704) in below,
@@ -197,7 +197,7 @@ def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]
 
 
 class Cost(NamedTuple):
-    """Of a guest that flips: flips per second, and milliseconds of displbe's CPU per flip."""
+    """What a flipping guest costs: flips per second, and milliseconds of displbe's CPU time per flip."""
 
     rate: float
     user: float
@@ -205,7 +205,7 @@ class Cost(NamedTuple):
 
 
 def cost(machine: Machine, displbe: Backend, mode: str) -> Cost:
-    """Let a guest flip for a while."""
+    """Let a guest flip for a while, and return what that costs."""
     machine.create("one", guest_config("flip", screen(machine, mode), mode=mode))
     machine.wait_console("one", "freq:", 60, count=2)
     before, seen = displbe.cpu_seconds(), len(flips(machine, "one"))
@@ -219,15 +219,15 @@ def cost(machine: Machine, displbe: Backend, mode: str) -> Cost:
 
 
 class Costs:
-    """Of each thing the best of all tries: what else the host does costs time, and never saves any."""
+    """The best value of all tries for each figure: other work of the host costs time, and never saves any."""
 
     def __init__(self) -> None:
         self.costs: dict[tuple[str, str], Cost] = {}
         self.bare = 0.0
-        """Frames per second that Weston asks a client for that does nothing else."""
+        """Frames per second that Weston requests from a client that does nothing else."""
 
     def take(self, machine: Machine) -> Costs:
-        """Try once (more), beside one Weston."""
+        """Measure once more, with a new Weston."""
         with weston(machine):
             command = (
                 f"cd {TREE}; export WAYLAND_DISPLAY={SOCKET} PYTHONPATH=.; python3 /root/bare_client.py 1024 768 120"
@@ -251,12 +251,12 @@ class Costs:
 
     @property
     def size(self) -> float:
-        """User time per flip of 1920x1080, of that of 640x480. What the emulator does meanwhile counts as system time."""
+        """User time per flip at 1920x1080, divided by that at 640x480. The emulator's work counts as system time."""
         return self.costs["auto", "1920x1080"].user / self.costs["auto", "640x480"].user
 
     @property
     def saved(self) -> float:
-        """CPU per flip without a copy, of that with one."""
+        """CPU time per flip without a copy, divided by that with a copy."""
         return sum(self.costs["auto", "1024x768"][1:]) / sum(self.costs["off", "1024x768"][1:])
 
     @property
@@ -266,13 +266,13 @@ class Costs:
 
     @property
     def good(self) -> bool:
-        """55 a second where the compositor repaints at 60 Hz; with its software renderer emulated, it may not."""
+        """Whether the figures are good: 55 flips a second, or fewer where the emulated software renderer repaints more slowly."""
         return 0.9 <= self.size <= 1.1 and self.saved <= 0.6 and self.rate >= min(55, 0.92 * max(self.bare, 15))
 
 
 @pytest.mark.figure
 def test_figures(machine: Machine, figures: Figures) -> None:
-    """Without a copy a flip costs the same whatever its size, and at most 0.6 of one with a copy; Weston is what limits the rate."""
+    """A flip without a copy costs the same for any size, and at most 0.6 of one with a copy. Weston limits the rate, not displbe."""
     machine.put("/root/bare_client.py", (Path(__file__).with_name("bare_client.py")).read_text())
     print()
     costs = Costs()

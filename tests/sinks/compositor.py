@@ -1,7 +1,8 @@
-"""A Wayland compositor at the level of the wire: it keeps the protocols' rules and its clients to them, and sees every octet and file.
+"""A Wayland compositor that works on the bytes of the wire. It follows the protocols' rules, checks that its clients do, and records
+everything that they send.
 
-The numbers of requests and the kinds of their arguments are pywayland's and hatch_build.py's; tests/sinks/test_weston.py has a real
-compositor say whether those are right.
+It takes opcodes and argument types from pywayland and hatch_build.py; tests/sinks/test_weston.py checks them against a real
+compositor.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CORE = {
     "wp_presentation": 1,
     "xdg_wm_base": 3,
 }
-"""What a usual compositor offers, with versions."""
+"""The globals that a usual compositor offers, with their versions."""
 INTERFACES: dict[str, Any] = {
     interface.name: interface
     for module in (wayland, ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell)
@@ -50,7 +51,7 @@ XRGB = 1
 
 
 class Wrong(Exception):
-    """The client broke a rule: a protocol error of this object, with this code."""
+    """The client broke a rule: a protocol error for this object, with this code."""
 
     def __init__(self, number: int, code: int, text: str) -> None:
         super().__init__(text)
@@ -69,17 +70,17 @@ class Buffer:
         self.kind = kind
         self.dmabuf: int | None = None
         self.held = False
-        """It is shown, or about to be."""
+        """The buffer is shown, or attached and about to be shown."""
 
     def row(self, y: int) -> bytes:
-        """A row of its pixels, as they are now."""
+        """Return a row of its pixels, as they are now."""
         assert self.pool is not None
         start = self.offset + y * self.stride
         return self.pool[start : start + self.size[0] * 4]
 
 
 class Surface:
-    """A wl_surface: what was asked for, and what was committed."""
+    """A wl_surface: its pending and its committed state."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -93,7 +94,7 @@ class Surface:
         self.waiting: list[tuple[str, int]] = []
         self.commits = 0
         self.frames: list[int] = []
-        """The buffers that were committed, by number."""
+        """The object numbers of the buffers that were committed."""
         self.source: tuple[float, ...] | None = None
         self.destination: tuple[int, int] | None = None
         self.role = ""
@@ -107,7 +108,7 @@ class Surface:
 
     @property
     def size(self) -> tuple[int, int]:
-        """What it covers of the screen."""
+        """Its size on the screen."""
         if self.destination is not None:
             return self.destination
         if self.source is not None:
@@ -117,7 +118,7 @@ class Surface:
 
 
 class Client:
-    """One connection to it."""
+    """One connection to the compositor."""
 
     def __init__(self, compositor: FakeCompositor, end: socket.socket) -> None:
         self.compositor = compositor
@@ -128,7 +129,7 @@ class Client:
         self.buffers: dict[int, Buffer] = {}
         self.pools: dict[int, mmap.mmap] = {}
         self.asked: list[tuple[str, str, tuple[Any, ...]]] = []
-        """Every request: interface, name, arguments."""
+        """Each request that was received: interface, name, arguments."""
         self.dmabufs: list[tuple[Any, ...]] = []
         self.error: str | None = None
         self.stopped = False
@@ -169,7 +170,7 @@ class Client:
             self.close()
 
     def close(self) -> None:
-        """The connection ends."""
+        """End the connection."""
         if not self.closed:
             self.closed = True
             trio.lowlevel.notify_closing(self.end)
@@ -234,13 +235,13 @@ class Client:
             self.gone(number)
 
     def gone(self, number: int) -> None:
-        """An object has ended."""
+        """Delete an object, and tell the client."""
         del self.objects[number]
         if number < 0xFF000000:
             self.event(1, "delete_id", number)
 
     def event(self, number: int, name: str, *arguments: Any, fds: tuple[int, ...] = ()) -> None:
-        """Send an event of an object."""
+        """Send an event from an object."""
         interface = INTERFACES[self.objects[number]]
         opcode = next(n for n, message in enumerate(interface.events) if message.name == name)
         body, given = b"", iter(arguments)
@@ -268,11 +269,11 @@ class Client:
         return self._serial
 
     def of(self, interface: str) -> list[int]:
-        """The objects of an interface."""
+        """Return the object numbers of an interface."""
         return [number for number, name in self.objects.items() if name == interface]
 
     def requests(self, interface: str, name: str) -> list[tuple[Any, ...]]:
-        """The arguments of every request of a kind."""
+        """Return the arguments of each request of this interface and name."""
         return [arguments for i, n, arguments in self.asked if (i, n) == (interface, name)]
 
     # wl_display, wl_registry
@@ -344,7 +345,7 @@ class Client:
         self._unmap(number)
 
     def _unmap(self, ending: int = 0) -> None:
-        """A pool's memory is mapped as long as the pool or a buffer of it is there."""
+        """Unmap pools that are no longer used: the memory stays mapped as long as the pool or one of its buffers exists."""
         used = [buffer.pool for buffer in self.buffers.values()]
         for number, memory in list(self.pools.items()):
             pools = [n for n in self.of("wl_shm_pool") if n == number and n != ending]
@@ -353,7 +354,7 @@ class Client:
 
     @property
     def mapped(self) -> int:
-        """How many pools are mapped."""
+        """The number of pools that are mapped."""
         self._unmap()
         return len(self.pools)
 
@@ -461,7 +462,7 @@ class Client:
             self.compositor.refresh()
 
     def discard(self, surface: Surface) -> None:
-        """Another frame comes after what waits to be shown, or nobody will ever see it."""
+        """Discard the frame that waits to be shown: a later one replaces it, or the surface is not visible."""
         for kind, number in surface.waiting:
             if kind == "feedback":
                 self.event(number, "discarded")
@@ -476,7 +477,7 @@ class Client:
                     self.event(number, "release")
 
     def _check_size(self, surface: Surface) -> None:
-        """Weston's rules for a toplevel, and wp_viewport's."""
+        """Check Weston's rules for a toplevel's size, and wp_viewport's for the source rectangle."""
         assert surface.shown is not None
         if surface.source is not None:
             x, y, width, height = surface.source
@@ -495,7 +496,7 @@ class Client:
             self._release(surface.shown)
         surface.waiting += surface.callbacks
         self.discard(surface)
-        for _, callback in surface.waiting:  # a frame callback ends with its surface, and says nothing
+        for _, callback in surface.waiting:  # frame callbacks end with their surface, without an event
             self.gone(callback)
 
     # xdg-shell, ivi-application
@@ -534,7 +535,7 @@ class Client:
         assert not self._surface_of(xdg).toplevel, "defunct role object"
 
     def configure(self, surface: Surface, width: int, height: int, states: tuple[int, ...] = ()) -> None:
-        """Tell a toplevel its size and states."""
+        """Send a toplevel its size and states."""
         serial = self.serial()
         surface.sent[serial] = (width, height, states)
         self.event(surface.toplevel, "configure", width, height, struct.pack(f"={len(states)}I", *states))
@@ -559,41 +560,41 @@ class Client:
         os.close(keymap)
 
     def device(self, kind: str) -> int:
-        """The number of the client's only object of a kind."""
+        """Return the object number of the client's only object of an interface."""
         (number,) = self.of(kind)
         return number
 
 
 class FakeCompositor:
-    """It listens to nobody: `opened` makes a connection, in the place of conn.connect."""
+    """A compositor without a socket: `opened` makes a connection, in place of conn.connect."""
 
     def __init__(self, offers: dict[str, int] | None = None) -> None:
         self.offers: list[tuple[str, int] | None] = list((CORE if offers is None else offers).items())
-        """Its globals, numbered from 1; None: it has gone."""
+        """Its globals, numbered from 1; None: removed."""
         self.formats = [0, XRGB]
         self.dmabuf_formats: list[int] = []
         self.main_device = 0
         self.imports = True
         self.dies_of_dmabufs = False
-        """It ends when it is to draw one; the next one is there at once."""
+        """It crashes when it draws a dma-buf, and is started again at once."""
         self.cannot_map = False
         self.ivi_taken: int | None = None
-        """An id that somebody else uses."""
+        """An ivi id that another client uses."""
         self.releases = True
-        """Whether it says so when it lets go of a buffer."""
+        """Whether it sends wl_buffer.release."""
         self.shows_at_once = True
-        """Each commit is on the screen at once; else `refresh` puts it there."""
+        """Whether each commit is shown at once; if not, `refresh` shows it."""
         self.first_size: tuple[int, int, tuple[int, ...]] = (0, 0, ())
         self.screen = "HDMI-A-1"
         self.room: int | None = None
-        """Octets that a client's socket holds; None: what sockets hold."""
+        """The size of a client's socket buffer in bytes; None: the default."""
         self.there = True
         self.clients: list[Client] = []
         self.nursery: trio.Nursery | None = None
         self.on_client: Callable[[Client], None] = lambda client: None
 
     def opened(self, path: str) -> Connection:
-        """A client connects. Raises OSError."""
+        """Connect a client. Raises OSError."""
         if not self.there or self.nursery is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         ours, theirs = socket.socketpair()
@@ -607,12 +608,12 @@ class FakeCompositor:
 
     @property
     def client(self) -> Client:
-        """The one that is connected."""
+        """The only client that is connected."""
         (there,) = [client for client in self.clients if not client.closed]
         return there
 
     def add(self, name: str, version: int) -> int:
-        """There is another global: its number."""
+        """Announce another global, and return its number."""
         self.offers.append((name, version))
         for client in self.clients:
             if not client.closed:
@@ -620,14 +621,14 @@ class FakeCompositor:
         return len(self.offers)
 
     def remove(self, place: int) -> None:
-        """A global has gone."""
+        """Remove a global."""
         self.offers[place - 1] = None
         for client in self.clients:
             if not client.closed:
                 client.event(client.device("wl_registry"), "global_remove", place)
 
     def refresh(self) -> None:
-        """The screen shows what was committed, and those who asked are told."""
+        """Show what was committed, and send the reports that clients requested."""
         for client in self.clients:
             if client.stopped or client.closed:
                 continue
@@ -641,7 +642,7 @@ class FakeCompositor:
                 surface.waiting = []
 
     def crash(self) -> None:
-        """It is gone, and its socket with it."""
+        """End the compositor and all its connections."""
         self.there = False
         for client in self.clients:
             client.close()

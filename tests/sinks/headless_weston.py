@@ -1,4 +1,4 @@
-"""A real Weston without a screen, on this machine: started, stopped, ended, photographed."""
+"""A real Weston without a screen, on this machine: start, stop, end it, and take screenshots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ close-animation=none
 animation=none
 locking=false
 """
-"""A desktop that shows at once what it is given."""
+"""A desktop without animations, which shows windows at once."""
 
 IVI: Final = """
 [core]
@@ -57,11 +57,11 @@ home-id=1007
 workspace-background-color=0x99000000
 workspace-background-id=2001
 """
-"""What Weston's controller for ivi-shell wants to be told."""
+"""The configuration that Weston's controller for ivi-shell requires."""
 
 
 def version() -> int:
-    """Its major version: options are called otherwise since 12."""
+    """Return its major version: options have other names since 12."""
     said = subprocess.run(["weston", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"weston (\d+)", said)
     assert found is not None
@@ -69,13 +69,13 @@ def version() -> int:
 
 
 class Weston:
-    """Weston with a screen of 1024x768 named `headless`, or as a window on an X server, which can be ended and started again.
+    """Weston with a screen of 1024x768 named `headless`, or as a window on an X server. It can be ended and started again.
 
-    Only the latter has a seat: the X server's keyboard and pointer.
+    Only on an X server it has a seat: the X server's keyboard and pointer.
     """
 
     def __init__(self, folder: Path, ini: str = PLAIN, renderer: str = "pixman", display: str = "") -> None:
-        """`display` is the X server's."""
+        """`display` is the X server's display; empty: without an X server."""
         self.folder = folder
         self.socket = folder / "wayland-test"
         self._process: trio.Process | None = None
@@ -101,7 +101,7 @@ class Weston:
         ]
 
     async def start(self) -> None:
-        """Start it; it listens when this returns."""
+        """Start it, and return when it listens."""
         self.socket.unlink(missing_ok=True)
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         try:
@@ -133,7 +133,7 @@ class Weston:
             self._process = None
 
     async def screenshot(self) -> Image.Image:
-        """What is on its screen."""
+        """Return what is on its screen."""
         for old in self.folder.glob("wayland-screenshot*.png"):
             old.unlink()
         with trio.fail_after(60):
@@ -143,17 +143,17 @@ class Weston:
             return picture.convert("RGB")
 
     def mapped(self, what: str) -> int:
-        """How many mappings of files of this name it has."""
+        """Return how many mappings of files of this name it has."""
         return sum(what in line for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines())
 
     def files(self) -> int:
-        """How many files it has open."""
+        """Return how many files it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 
 @contextlib.asynccontextmanager
 async def weston(folder: Path, ini: str = PLAIN, renderer: str = "pixman", display: str = "") -> AsyncIterator[Weston]:
-    """Weston while the block lasts."""
+    """Run Weston while the block lasts."""
     made = Weston(folder, ini, renderer, display)
     await made.start()
     try:

@@ -1,4 +1,4 @@
-"""The Wayland sink against a compositor that keeps the protocols' rules: ways, order, release, hiding, loss."""
+"""The Wayland sink with a compositor that follows the protocols' rules: imports, order, release, hidden surfaces, lost connections."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from sinks.compositor import CORE, FakeCompositor, Surface
 
 from displbe.sinks.base import Claimant, Geometry, OutputUnavailable, Part, SinkError
 from displbe.sinks.wayland import client as client_module
-from displbe.sinks.wayland import feedback
+from displbe.sinks.wayland import dmabuf_feedback
 from displbe.sinks.wayland import output as output_module
-from displbe.sinks.wayland.buffers import WaylandBuffer
-from displbe.sinks.wayland.copies import Copies, Copy
+from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
+from displbe.sinks.wayland.conn import Connection
+from displbe.sinks.wayland.copies import CopyFrame, CopyPool
 from displbe.sinks.wayland.output import WaylandOutput, ivi_id
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink, socket_path
+from displbe.sinks.wayland.surface import SurfaceState
+from displbe.sinks.wayland.sync_gate import GateState
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import PAGE_SIZE, Mapping
@@ -38,9 +41,9 @@ WHOLE = Part(0, 0, WIDTH, HEIGHT)
 class Pages:
     """A guest's buffer (port.GuestBuffer)."""
 
-    def __init__(self, octets: int, *, shared: bool = True) -> None:
+    def __init__(self, size: int, *, shared: bool = True) -> None:
         self.domid = GUEST.domid
-        self.size = -(-octets // PAGE_SIZE) * PAGE_SIZE
+        self.size = -(-size // PAGE_SIZE) * PAGE_SIZE
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, self.size)
         self._mapping = Mapping(self.fd, [(0, self.size)], writable=True)
@@ -72,15 +75,22 @@ class Pages:
 
 
 async def until(what: Callable[[], object]) -> None:
-    """Wait until a function says yes."""
+    """Wait until a function returns something true, at most 5 s."""
     with trio.fail_after(5):
         while not what():
             await trio.sleep(0.002)
 
 
+def connection_of(output: WaylandOutput) -> Connection:
+    """The connection over which an output's surface is shown."""
+    link = output._guest.imports.link
+    assert link is not None
+    return link.conn
+
+
 async def on_screen(output: WaylandOutput) -> None:
     """Wait until the compositor has shown the output's last frame."""
-    await until(lambda: output.dark == "" and not output._unseen)
+    await until(lambda: output.path and output.surface.state is SurfaceState.SHOWN)
 
 
 class Stage:
@@ -99,7 +109,7 @@ class Stage:
         return output
 
     async def connected(self, claimant: Claimant = GUEST) -> None:
-        await until(lambda: self.sink.clients[claimant].session)
+        await until(lambda: self.sink.clients[claimant].link)
 
     async def attach(
         self,
@@ -109,12 +119,12 @@ class Stage:
         stride: int = WIDTH * 4,
         offset: int = 0,
         colour: bytes = b"\0\0\0\0",
-        octets: int | None = None,
+        size: int | None = None,
         shared: bool = True,
         width: int = WIDTH,
         height: int = HEIGHT,
     ) -> WaylandBuffer:
-        pages = Pages(offset + stride * height if octets is None else octets, shared=shared)
+        pages = Pages(offset + stride * height if size is None else size, shared=shared)
         pages.memory[:] = (colour * (pages.size // len(colour) + 1))[: pages.size]
         self._files.append(pages)
         made = await output.attach(pages, Geometry(width, height, fourcc(code), stride, offset))
@@ -130,6 +140,11 @@ class Stage:
         await output.enable(first, WHOLE)
         await on_screen(output)
         return output, first, second
+
+    @property
+    def buffers(self) -> set[WaylandBuffer]:
+        """The guest's buffers that its outputs hold."""
+        return self.sink.clients[GUEST]._imports.buffers
 
     @property
     def surface(self) -> Surface:
@@ -148,8 +163,8 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> AsyncIterator[Stage]:
-    """At the end everything is given back, and no file is open that was not."""
-    gc.collect()  # files of the tests before, which would be closed meanwhile
+    """Run a sink and a compositor. At the end, give everything back, and check that no file is left open."""
+    gc.collect()  # close files of earlier tests now, and not while this one runs
     before = os.listdir("/proc/self/fd")
     compositor = compositor or FakeCompositor()
     async with trio.open_nursery() as nursery:
@@ -159,9 +174,9 @@ async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> A
         stage = Stage(sink, compositor)
         yield stage
         for client in list(sink.clients.values()):
+            for buffer in list(client._imports.buffers):
+                await buffer.aclose()
             for output in list(client.outputs.values()):
-                for buffer in list(output.buffers):
-                    await buffer.aclose()
                 await output.release()
         assert sink.clients == {}
         compositor.crash()
@@ -170,13 +185,13 @@ async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> A
     assert os.listdir("/proc/self/fd") == before
 
 
-# The three ways
+# The three ways to import a buffer
 
 
 async def test_the_compositor_maps_the_guests_pages() -> None:
     async with staged() as stage:
         output, first, second = await stage.lit()
-        assert (first.way, first.path) == ("shm", "zero copy")
+        assert (first.state, first.path) == (BufferState.SHM, "zero copy")
         assert stage.surface.shown is not None
         assert stage.surface.shown.row(0) == b"\1\2\3\0" * WIDTH
         await stage.flip(output, second, 7)
@@ -188,7 +203,7 @@ async def test_the_compositor_maps_the_guests_pages() -> None:
 async def test_an_offset_is_the_buffers_in_the_pool(offset: int) -> None:
     async with staged() as stage:
         _output, first, _ = await stage.lit(offset=offset, stride=WIDTH * 4 + 32)
-        assert first.way == "shm"
+        assert first.state is BufferState.SHM
         assert stage.surface.shown is not None
         assert (stage.surface.shown.offset, stage.surface.shown.stride) == (offset, WIDTH * 4 + 32)
 
@@ -200,14 +215,14 @@ async def test_an_offset_is_the_buffers_in_the_pool(offset: int) -> None:
         ({"stride": WIDTH * 4 + 2}, "not aligned"),
         ({"offset": 2}, "not aligned"),
         ({"shared": False}, "reading only"),
-        ({"stride": 6000, "octets": 6000 * (HEIGHT - 1) + WIDTH * 4}, "last row"),
+        ({"stride": 6000, "size": 6000 * (HEIGHT - 1) + WIDTH * 4}, "last row"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_wl_shm_cannot_say_is_copied(how: dict[str, Any], said: str) -> None:
+async def test_buffers_that_are_unsuitable_for_wl_shm_are_copied(how: dict[str, Any], said: str) -> None:
     async with staged() as stage:
         output, first, second = await stage.lit(**how)
-        assert (first.way, first.path) == ("copy", "copy")
+        assert (first.state, first.path) == (BufferState.COPY, "copy")
         assert said in first.reason
         for token in range(10):
             await stage.flip(output, (second, first)[token % 2], token)
@@ -217,7 +232,7 @@ async def test_what_wl_shm_cannot_say_is_copied(how: dict[str, Any], said: str) 
 
 
 async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many buffers come; and who attaches one waits for the other way, not until its patience ends."""
+    """One connection for any number of buffers. A task that attaches one gets the answer as soon as the other way is chosen."""
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 30.0)
     compositor = FakeCompositor()
     compositor.cannot_map = True
@@ -231,7 +246,7 @@ async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: py
         await stage.connected()
         with trio.fail_after(5):
             first = await stage.attach(output)
-        assert first.way == "copy"
+        assert first.state is BufferState.COPY
         assert "ended the connection for it" in first.reason
         await output.enable(first, WHOLE)
         await on_screen(output)
@@ -239,13 +254,13 @@ async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: py
         for token in range(3):
             with trio.fail_after(5):
                 buffer = await stage.attach(output)
-            assert buffer.way == "copy"
+            assert buffer.state is BufferState.COPY
             await stage.flip(output, buffer, token)
         assert len(compositor.clients) == 2
 
 
-async def test_a_window_that_is_refused_is_no_buffers_fault() -> None:
-    """The compositor ends the connection for a surface's id that somebody else has: buffers are shared all the same."""
+async def test_a_refused_surface_is_not_taken_for_a_buffers_fault() -> None:
+    """The compositor ends the connection because another client has the surface's ivi id: buffers are still shared."""
     compositor = FakeCompositor({**CORE, "ivi_application": 1})
     compositor.ivi_taken = 1000
     async with staged(compositor) as stage:
@@ -258,7 +273,7 @@ async def test_a_window_that_is_refused_is_no_buffers_fault() -> None:
         compositor.ivi_taken = None
         await on_screen(output)
         await stage.flip(output, second, 1)
-        assert [buffer.way for buffer in (first, second, third)] == ["shm"] * 3
+        assert [buffer.state for buffer in (first, second, third)] == [BufferState.SHM] * 3
 
 
 async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,13 +286,13 @@ async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.Monke
         asked.append(device)
         return ""
 
-    monkeypatch.setattr(feedback, "gpu_that_does_dma", gpu)
+    monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", gpu)
     async with staged(compositor) as stage:
         output, first, second = await stage.lit(code="AR24", offset=4096)
         assert asked == [compositor.main_device]
-        assert (first.way, second.way) == ("dmabuf", "dmabuf")
-        assert isinstance(first.guest, Pages)
-        inode = os.fstat(first.guest.fd).st_ino
+        assert (first.state, second.state) == (BufferState.DMABUF, BufferState.DMABUF)
+        assert isinstance(first.pages, Pages)
+        inode = os.fstat(first.pages.fd).st_ino
         assert compositor.client.dmabufs[0] == (inode, 0, 4096, WIDTH * 4, 0, WIDTH, HEIGHT, fourcc("XR24"))
         await stage.flip(output, second, 1)
         await second.aclose()
@@ -286,14 +301,14 @@ async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("version", [3, 4])
-async def test_a_dmabuf_is_not_for_who_draws_in_software(version: int) -> None:
-    """No main device known, or one that is no GPU: `auto` shares the pages, `always` obeys."""
-    for wish, wanted in (("auto", "shm"), ("always", "dmabuf"), ("never", "shm")):
+async def test_a_software_renderer_gets_no_dmabuf(version: int) -> None:
+    """The main device is unknown or not a GPU: with `auto` the pages are shared, with `always` imported as a dma-buf."""
+    for wish, wanted in (("auto", BufferState.SHM), ("always", BufferState.DMABUF), ("never", BufferState.SHM)):
         compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": version})
         compositor.dmabuf_formats = [fourcc("XR24")]
         async with staged(compositor, dmabuf=wish) as stage:
             _, first, _ = await stage.lit()
-            assert first.way == wanted, wish
+            assert first.state is wanted, wish
             assert wish == "always" or "no dmabuf" in first.reason
 
 
@@ -303,13 +318,13 @@ async def test_a_refused_import_falls_back() -> None:
     compositor.imports = False
     async with staged(compositor, dmabuf="always") as stage:
         _, first, _ = await stage.lit()
-        assert first.way == "shm"
+        assert first.state is BufferState.SHM
         assert "cannot import" in first.reason
 
 
 async def test_a_compositor_that_a_dmabuf_ends_is_given_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither this guest's, nor another guest's."""
-    monkeypatch.setattr(feedback, "gpu_that_does_dma", lambda device: "")
+    """It gets no more dma-bufs, neither of this guest nor of another one."""
+    monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
     compositor.dmabuf_formats = [fourcc("XR24")]
     compositor.dies_of_dmabufs = True
@@ -323,14 +338,14 @@ async def test_a_compositor_that_a_dmabuf_ends_is_given_no_more(monkeypatch: pyt
         buffer = await stage.attach(theirs)
         await theirs.enable(buffer, WHOLE)
         await on_screen(theirs)
-        assert [b.way for b in (first, second, buffer)] == ["shm"] * 3
+        assert [b.state for b in (first, second, buffer)] == [BufferState.SHM] * 3
         assert "lost before" in buffer.reason
         assert len(compositor.clients) == 3
 
 
 async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a guest had there that was not drawn yet is shared as pages from now on; other guests' dma-bufs stay what they are."""
-    monkeypatch.setattr(feedback, "gpu_that_does_dma", lambda device: "")
+    """The guest whose dma-buf was not drawn yet gets its pages shared from now on; other guests' dma-bufs stay dma-bufs."""
+    monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     monkeypatch.setattr(client_module, "SEARCH", 0.01)
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
     compositor.dmabuf_formats = [fourcc("XR24")]
@@ -342,18 +357,18 @@ async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypat
         await stage.connected(other)
         buffer = await stage.attach(theirs)
         await theirs.enable(buffer, WHOLE)
-        await until(lambda: buffer.busy)
+        await until(lambda: buffer.held)
         compositor.crash()
-        await until(lambda: output.dark and theirs.dark)
+        await until(lambda: not output.path and not theirs.path)
         compositor.shows_at_once = compositor.there = True
         await on_screen(output)
         await on_screen(theirs)
-        assert (first.way, buffer.way) == ("dmabuf", "shm")
+        assert (first.state, buffer.state) == (BufferState.DMABUF, BufferState.SHM)
 
 
 async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pywayland gives what an event brings to just any connection; one guest's end must not take another's buffers along."""
-    monkeypatch.setattr(feedback, "gpu_that_does_dma", lambda device: "")
+    """pywayland gives a proxy from an event to an arbitrary connection. The end of one guest must not destroy another guest's buffers."""
+    monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
     compositor.dmabuf_formats = [fourcc("XR24")]
     async with staged(compositor) as stage:
@@ -377,12 +392,12 @@ async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("code", ["RG24", "RG16", "XR15", "AR12"])
 async def test_converted_frames(code: str) -> None:
-    octets = {"RG24": 3}.get(code, 2)
-    white = b"\xff" * octets
+    pixel_bytes = {"RG24": 3}.get(code, 2)
+    white = b"\xff" * pixel_bytes
     async with staged() as stage:
         output = stage.claim()
         await stage.connected()
-        buffer = await stage.attach(output, code=code, stride=WIDTH * octets, colour=white)
+        buffer = await stage.attach(output, code=code, stride=WIDTH * pixel_bytes, colour=white)
         await output.enable(buffer, WHOLE)
         await on_screen(output)
         assert stage.surface.shown is not None
@@ -396,16 +411,16 @@ async def test_a_format_that_cannot_be_shown() -> None:
         with pytest.raises(SinkError) as refused:
             await stage.attach(output, code="YUYV", stride=WIDTH * 2)
         assert refused.value.code == Errno.EINVAL
-        assert output.buffers == set()
+        assert stage.buffers == set()
         with pytest.raises(SinkError) as none:
             await output.allocate(1)
         assert none.value.code == Errno.EOPNOTSUPP
 
 
-async def test_a_format_that_cannot_be_shown_of_which_the_compositor_says_so_later(
+async def test_a_format_that_a_later_compositor_cannot_show(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The operator is told, in the log and by the output."""
+    """The log and the output's status say why."""
     monkeypatch.setattr(client_module, "SEARCH", 0.01)
     compositor = FakeCompositor()
     compositor.there = False
@@ -416,8 +431,8 @@ async def test_a_format_that_cannot_be_shown_of_which_the_compositor_says_so_lat
         with structlog.testing.capture_logs() as logs:
             compositor.there = True
             await until(lambda: buffer.failure)
-        assert "YUYV" in output.dark
-        assert output.reason == output.dark
+        assert "YUYV" in output.reason
+        assert output.path == ""
         (line,) = [line for line in logs if line["event"] == "framebuffer refused"]
         assert "YUYV" in line["reason"]
         with pytest.raises(SinkError):
@@ -465,7 +480,7 @@ async def test_frame_callbacks_where_there_is_no_presentation() -> None:
 
 
 async def test_a_hidden_surface_flips_by_the_timer() -> None:
-    """Not faster than the screen, with the newest frame at the compositor, and by its events again once it is seen."""
+    """At the screen's rate, and the compositor gets the newest frame. When the surface is visible, flips end by its reports again."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -483,7 +498,7 @@ async def test_a_hidden_surface_flips_by_the_timer() -> None:
         assert len(compositor.client.of("wp_presentation_feedback")) <= surface.commits
         compositor.shows_at_once = True
         compositor.refresh()
-        await until(lambda: not output._hidden)
+        await until(lambda: output.surface.state is not SurfaceState.HIDDEN)
         shown = output.shown
         await stage.flip(output, first, 99)
         assert output.shown == shown + 1
@@ -492,17 +507,17 @@ async def test_a_hidden_surface_flips_by_the_timer() -> None:
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
 @pytest.mark.parametrize("presentation", [True, False])
 async def test_a_hidden_surface_at_rest_costs_nothing(zero_copy: str, presentation: bool) -> None:
-    """While its guest flips, what is asked and held for it stays the same; while it does not, nobody says anything."""
+    """While its guest flips, the number of objects stays the same; while it does not, no requests are sent."""
     compositor = FakeCompositor({n: v for n, v in CORE.items() if presentation or n != "wp_presentation"})
     async with staged(compositor, zero_copy=zero_copy) as stage:
         output, first, second = await stage.lit()
-        conn = output._client.conn
+        conn = connection_of(output)
         objects = conn.objects
         compositor.shows_at_once = False
         for token in range(30):
             await stage.flip(output, (second, first)[token % 2], token)
         assert output.late == 1
-        await until(lambda: not output._owed)
+        await until(lambda: output.surface.gate.state is not GateState.HOLDING)
         await conn.sync()
         asked = len(compositor.client.asked)
         await trio.sleep(0.3)
@@ -516,16 +531,16 @@ async def test_a_hidden_surface_at_rest_costs_nothing(zero_copy: str, presentati
 
 
 async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
-    """And is given the newest frame, also when the compositor had not answered when it came."""
+    """It gets the newest frame, also when the compositor had not answered yet when the guest flipped."""
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
         compositor.shows_at_once = False
         compositor.client.configure(stage.surface, WIDTH, HEIGHT, (9,))
-        await until(lambda: output._window is not None and output._window.suspended)
+        await until(lambda: output.surface.state is SurfaceState.SUSPENDED)
         for token in range(5):
             await stage.flip(output, (second, first)[token % 2], token)
-        await output._client.conn.sync()
+        await connection_of(output).sync()
         for last, colour in ((first, b"\1\2\3\0"), (second, b"\4\5\6\0")):
             compositor.client.stopped = True
             await stage.flip(output, second if last is first else first, 0)
@@ -543,7 +558,7 @@ async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
 
 
 async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
-    """What is kept back for one while the compositor is to answer the other comes, too."""
+    """A frame that is kept back while the compositor still has to answer for the other output is shown, too."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         outputs = [stage.claim(name) for name in ("DP-1", "DP-2")]
@@ -562,7 +577,7 @@ async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
 
 
 async def test_a_flip_is_not_over_when_its_frame_is_committed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window that gets another size supersedes its own frame: the flip is over when that is shown and the old buffer free."""
+    """A new size makes the surface commit its frame again: the flip is over when that is shown and the buffer before is released."""
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
@@ -576,11 +591,11 @@ async def test_a_flip_is_not_over_when_its_frame_is_committed_again(monkeypatch:
             compositor.client.configure(surface, *size, states)
             commits = surface.commits
             await until(lambda commits=commits: surface.commits > commits)  # type: ignore[misc]
-        await output._client.conn.sync()
+        await connection_of(output).sync()
         await trio.sleep(0.05)
         assert stage.flipped == [], "nothing was presented, and the old buffer is held"
         compositor.refresh()
-        await output._client.conn.sync()
+        await connection_of(output).sync()
         assert stage.flipped == []
         compositor.client.event(number, "release")
         await until(lambda: stage.flipped == [1])
@@ -589,9 +604,9 @@ async def test_a_flip_is_not_over_when_its_frame_is_committed_again(monkeypatch:
 async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     gates = [threading.Event(), threading.Event()]
     waiting = iter(gates)
-    copy = Copies.copy
+    copy = CopyPool.copy
 
-    def held(self: Copies, view: memoryview, to: Copy) -> None:
+    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
         assert next(waiting).wait(5)
         copy(self, view, to)
 
@@ -601,13 +616,13 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
         output, first, second = await stage.lit()
         compositor.shows_at_once = False
         commits = stage.surface.commits
-        monkeypatch.setattr(Copies, "copy", held)
+        monkeypatch.setattr(CopyPool, "copy", held)
         await output.enable(first, WHOLE)
         output.flip(second, 1)
         gates[0].set()
         await until(lambda: stage.surface.commits == commits + 1)
         compositor.refresh()
-        await output._client.conn.sync()
+        await connection_of(output).sync()
         assert stage.flipped == [], "that was the frame before"
         gates[1].set()
         await until(lambda: stage.surface.commits == commits + 2)
@@ -616,30 +631,29 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
 
 
 async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the compositor says while the last copy is waited for: the pages go afterwards."""
+    """A configure event while the last copy is under way starts no other copy."""
     gate, copies = threading.Event(), []
-    copy = Copies.copy
+    copy = CopyPool.copy
 
-    def held(self: Copies, view: memoryview, to: Copy) -> None:
+    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
         copies.append(to)
         assert gate.wait(5)
         copy(self, view, to)
 
     async with staged(zero_copy="off") as stage:
         output, _first, second = await stage.lit()
-        window = output._window
-        assert window is not None
-        monkeypatch.setattr(Copies, "copy", held)
+        role = output.surface.role
+        assert role is not None
+        monkeypatch.setattr(CopyPool, "copy", held)
         output.flip(second, 1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(second.aclose)
-            await until(lambda: output._current is None or second.closed)
+            await until(lambda: output._current is None or second.is_closed)
             stage.compositor.client.configure(stage.surface, 128, 96, (1,))
-            await until(lambda: window.destination(WIDTH, HEIGHT, "fit") == (128, 96))
+            await until(lambda: role.size_for(WIDTH, HEIGHT) == (128, 96))
             gate.set()
         assert second.view is None
-        assert output._copier is not None
-        await output._copier.idle()
+        await output._copying.finished()
         assert len(copies) == 1
 
 
@@ -650,7 +664,7 @@ async def test_an_old_frame_that_is_taken_back_is_not_waited_for(monkeypatch: py
         output, first, second = await stage.lit()
         compositor.releases = False
         output.flip(second, 1)
-        await until(lambda: output._seen)
+        await until(lambda: output.surface._on_screen == output._flip.serial)
         assert stage.flipped == []
         await first.aclose()
         assert stage.flipped == [1]
@@ -672,13 +686,13 @@ async def test_a_discarded_frame_ends_its_flip_no_sooner_than_the_screen() -> No
 
 
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
-async def test_settings_for_a_compositor_that_stands_still(monkeypatch: pytest.MonkeyPatch, zero_copy: str) -> None:
-    """Nothing piles up, and the last one is what is shown when it goes on."""
+async def test_settings_for_a_compositor_that_does_not_respond(monkeypatch: pytest.MonkeyPatch, zero_copy: str) -> None:
+    """No requests pile up, and the last setting is shown when the compositor responds again."""
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor, zero_copy=zero_copy) as stage:
         output, first, second = await stage.lit()
-        client, conn = compositor.client, output._client.conn
+        client, conn = compositor.client, connection_of(output)
         client.stopped = True
         asked, objects = len(client.asked), conn.objects
         for turn in range(300):
@@ -694,57 +708,57 @@ async def test_settings_for_a_compositor_that_stands_still(monkeypatch: pytest.M
 
 
 async def test_a_full_socket() -> None:
-    """What does not fit in follows when the compositor reads again."""
+    """Requests that do not fit are sent when the compositor reads again."""
     compositor = FakeCompositor()
     compositor.room = 1
     async with staged(compositor) as stage:
         output, _first, second = await stage.lit()
-        client, conn = compositor.client, output._client.conn
+        client, conn = compositor.client, connection_of(output)
         client.stopped = True
         heard: list[int] = []
         while conn.keeps_up:
-            conn.ask(lambda: heard.append(1))
+            conn.call_after_sync(lambda: heard.append(1))
             assert conn.objects < 200
-        # The flip of a surface that the compositor says nothing of waits for its answer.
+        # The frame of a surface that the compositor does not report on waits for its answer.
         await stage.flip(output, second, 1)
         await stage.flip(output, second, 2)
-        assert output._owed
+        assert output.surface.gate.state is GateState.HOLDING
         client.stopped = False
-        await until(lambda: conn.keeps_up and not output._owed)
+        await until(lambda: conn.keeps_up and output.surface.gate.state is not GateState.HOLDING)
         await until(lambda: stage.surface.shown is not None and stage.surface.shown.row(0) == b"\4\5\6\0" * WIDTH)
         assert heard
         assert len(compositor.clients) == 1
 
 
-async def test_a_compositor_that_stands_still() -> None:
-    """Flips go on, nothing piles up, and the newest frame is shown when it goes on."""
+async def test_a_compositor_that_does_not_respond() -> None:
+    """Flips go on, no requests pile up, and the newest frame is shown when the compositor responds again."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
         client, surface = compositor.client, stage.surface
         await stage.flip(output, second, 0)
         client.stopped = True
-        asked, objects = len(client.asked), stage.sink.clients[GUEST].conn.objects
+        asked, objects = len(client.asked), connection_of(output).objects
         for token in range(1, 30):
             await stage.flip(output, (second, first)[token % 2], token)
-        assert stage.sink.clients[GUEST].conn.objects <= objects + 3
+        assert connection_of(output).objects <= objects + 3
         client.stopped = False
         await until(lambda: len(client.asked) > asked)
         await until(lambda: surface.shown is not None and surface.shown.row(0) == b"\1\2\3\0" * WIDTH)
-        await until(lambda: not output._hidden)
+        await until(lambda: output.surface.state is not SurfaceState.HIDDEN)
         await stage.flip(output, second, 100)
         assert surface.shown is not None
         assert surface.shown.row(0) == b"\4\5\6\0" * WIDTH
 
 
-async def test_a_buffer_attached_while_the_compositor_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_buffer_attached_while_the_compositor_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.05)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, _first, _second = await stage.lit()
         compositor.client.stopped = True
         third = await stage.attach(output, colour=b"\7\7\7\0")
-        assert third.way == ""
+        assert third.state is BufferState.NEW
         await output.enable(third, WHOLE)
         await stage.flip(output, third, 1)
         compositor.client.stopped = False
@@ -771,15 +785,15 @@ async def test_pages_stay_the_compositors_until_it_has_let_go() -> None:
             with trio.fail_after(5):
                 await done.wait()
         assert compositor.client.mapped == 1
-        assert output.dark
+        assert not output.path
         await stage.flip(output, second, 1)
-        await until(lambda: stage.surface.shown is not None and output.dark == "")
+        await until(lambda: stage.surface.shown is not None and output.path)
         assert stage.surface.shown is not None
         assert stage.surface.shown.row(0) == b"\4\5\6\0" * WIDTH
 
 
 async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest has not waited for the compositor to map it; it waits until it is mapped no more."""
+    """The guest did not wait until the compositor mapped the buffer; it waits until the buffer is not mapped any more."""
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
     async with staged() as stage:
         output, *_ = await stage.lit()
@@ -810,7 +824,7 @@ async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pyte
 
 
 async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor again for each buffer; when it goes on, it has let go of everything."""
+    """Nor is it waited for again for each buffer. When it responds again, it has released everything."""
     monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.5)
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
     compositor = FakeCompositor()
@@ -826,27 +840,27 @@ async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeyp
         client.stopped = False
         await until(lambda: not client.buffers and client.mapped == 0)
         again = await stage.attach(output)
-        await again.settled.wait()
+        await again.wait_decided()
         await again.aclose()
         assert client.mapped == 0
         assert len(compositor.clients) == 1
 
 
 async def test_a_compositor_that_ends_just_when_it_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then there is nobody left to be asked whether it goes on."""
+    """Then no compositor can be asked whether it responds again."""
     monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.2)
     async with staged() as stage:
-        output, _first, second = await stage.lit()
+        _output, _first, second = await stage.lit()
         client = stage.sink.clients[GUEST]
         async with (
-            client._offering,
+            client._imports._one_at_a_time,
             trio.open_nursery() as nursery,
-        ):  # as a compositor that does not answer would keep it
+        ):  # as if the compositor did not answer
             nursery.start_soon(second.aclose)
             await trio.testing.wait_all_tasks_blocked()
             stage.compositor.crash()
-            await until(lambda: client.session is None)
-        assert second not in output.buffers
+            await until(lambda: client.link is None)
+        assert second not in stage.buffers
 
 
 async def test_off_and_on_again() -> None:
@@ -877,9 +891,9 @@ async def test_a_part_of_a_framebuffer() -> None:
 async def test_a_part_of_a_copied_frame() -> None:
     async with staged(zero_copy="off") as stage:
         output, first, second = await stage.lit()
-        assert (first.way, "configuration" in first.reason) == ("copy", True)
-        assert isinstance(second.guest, Pages)
-        second.guest.memory[(4 * WIDTH + 8) * 4 : (4 * WIDTH + 8) * 4 + 4] = b"\x99\x98\x97\0"
+        assert (first.state, "configuration" in first.reason) == (BufferState.COPY, True)
+        assert isinstance(second.pages, Pages)
+        second.pages.memory[(4 * WIDTH + 8) * 4 : (4 * WIDTH + 8) * 4 + 4] = b"\x99\x98\x97\0"
         await output.enable(second, Part(8, 4, 20, 10))
         await until(lambda: stage.surface.shown is not None and stage.surface.shown.size == (20, 10))
         assert stage.surface.shown is not None
@@ -894,14 +908,91 @@ async def test_what_is_drawn_without_flipping_is_shown(zero_copy: str) -> None:
         before = stage.surface.commits
         await trio.sleep(0.3)
         assert stage.surface.commits == before, "nothing has changed"
-        assert isinstance(first.guest, Pages)
-        first.guest.memory[100:104] = b"new!"
+        assert isinstance(first.pages, Pages)
+        first.pages.memory[100:104] = b"new!"
         await until(lambda: stage.surface.commits > before)
         assert stage.surface.shown is not None
         assert stage.surface.shown.row(0)[100:104] == b"new!"
 
 
 # Shells
+
+
+async def test_a_surfaces_states() -> None:
+    """Each state by its name, in the order in which a surface passes through them."""
+    compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
+    compositor.shows_at_once = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        surface = output.surface
+        await stage.connected()
+        first, second = await stage.attach(output), await stage.attach(output)
+        states = [surface.state]
+        await output.enable(first, WHOLE)
+        states.append(surface.state)
+        assert states == [SurfaceState.CLOSED, SurfaceState.CONFIGURING]
+        await until(lambda: surface.state is SurfaceState.UNSEEN)
+        compositor.refresh()
+        await until(lambda: surface.state is SurfaceState.SHOWN)
+        await stage.flip(output, second, 1)
+        assert (surface.state, output.late) == (SurfaceState.HIDDEN, 1)
+        compositor.refresh()
+        await until(lambda: surface.state is SurfaceState.SHOWN)
+        compositor.client.configure(stage.surface, WIDTH, HEIGHT, (9,))
+        await until(lambda: surface.state is SurfaceState.SUSPENDED)
+        await stage.flip(output, first, 2)
+        assert (surface.state, output.late) == (SurfaceState.SUSPENDED, 1)
+        compositor.client.configure(stage.surface, WIDTH, HEIGHT, ())
+        await until(lambda: surface.state is SurfaceState.UNSEEN)
+        compositor.client.discard(stage.surface)
+        await until(lambda: surface.state is SurfaceState.SHOWN)
+        await output.disable()
+        assert surface.state is SurfaceState.CLOSED
+
+
+async def test_an_ivi_surface_is_empty_until_it_has_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs no configuration first."""
+    gate = threading.Event()
+    copy = CopyPool.copy
+
+    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+        assert gate.wait(5)
+        copy(self, view, to)
+
+    monkeypatch.setattr(CopyPool, "copy", held)
+    async with staged(FakeCompositor({**CORE, "ivi_application": 1}), zero_copy="off") as stage:
+        output = stage.claim("1000")
+        await stage.connected()
+        await output.enable(await stage.attach(output), WHOLE)
+        await until(lambda: output.surface.is_open)
+        assert output.surface.state is SurfaceState.EMPTY
+        gate.set()
+        await on_screen(output)
+
+
+async def test_a_buffers_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SEARCH", 0.01)
+    compositor = FakeCompositor()
+    compositor.there = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        buffers = [await stage.attach(output, shared=shared) for shared in (True, False)]
+        buffers.append(await stage.attach(output, code="YUYV", stride=WIDTH * 2))
+        assert {buffer.state for buffer in buffers} == {BufferState.NEW}
+        wanted = [BufferState.SHM, BufferState.COPY, BufferState.FAILED]
+        for _ in range(2):
+            compositor.there = True
+            await until(lambda: [buffer.state for buffer in buffers] == wanted)
+            compositor.crash()
+            await until(lambda: {buffer.state for buffer in buffers} == {BufferState.NEW})
+        await buffers[0].aclose()
+        assert buffers[0].state is BufferState.CLOSED
+        compositor.there = True
+        await until(lambda: buffers[1].state is BufferState.COPY)
+        assert buffers[0].state is BufferState.CLOSED
+        with pytest.raises(SinkError) as gone:
+            await output.enable(buffers[0], WHOLE)
+        assert gone.value.code == Errno.ENOENT
 
 
 async def test_a_window_has_a_name() -> None:
@@ -924,28 +1015,29 @@ async def test_a_connector_fills_the_output_of_its_name(outputs: dict[str, str])
 
 @pytest.mark.parametrize("offers", [{"wl_output": 4}, {"wl_output": 3, "zxdg_output_manager_v1": 3}], ids=str)
 async def test_an_output_that_goes_and_comes(offers: dict[str, int]) -> None:
-    """Its connector fills it again, whether it tells its name itself or zxdg_output does."""
+    """Its connector fills it again, whether wl_output or zxdg_output sends its name."""
     compositor = FakeCompositor({**CORE, **offers})
     compositor.first_size = (1024, 768, (2,))
     place = [*CORE, *offers].index("wl_output") + 1
     async with staged(compositor) as stage:
         output, _first, second = await stage.lit()
-        client, conn, surface = compositor.client, output._client.conn, stage.surface
-        assert output._client.session is not None
-        screens = output._client.session.screens
+        client, conn, surface = compositor.client, connection_of(output), stage.surface
+        link = output._guest.link
+        assert link is not None
+        outputs = link.outputs
         assert surface.fullscreen == client.device("wl_output")
-        assert screens.names == ["HDMI-A-1"]
+        assert outputs.names == ["HDMI-A-1"]
         objects = conn.objects
         for token in range(3):
             compositor.remove(place)
-            await until(lambda: not screens.names)
+            await until(lambda: not outputs.names)
             await conn.sync()
             assert client.of("wl_output") == client.of("zxdg_output_v1") == []
             await stage.flip(output, second, token)
             place = compositor.add("wl_output", offers["wl_output"])
             await until(lambda: surface.fullscreen in client.of("wl_output"))
         await conn.sync()
-        assert screens.period == 1 / 60
+        assert outputs.period == 1 / 60
         assert conn.objects == objects
 
 
@@ -967,7 +1059,7 @@ async def test_an_output_that_goes_and_comes(offers: dict[str, int]) -> None:
 async def test_configured_sizes(
     scale: str, states: tuple[int, ...], asked: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    """At the start and later; the compositor ends the connection where a maximised or full-screen size is not kept."""
+    """At the start and later. The compositor ends the connection if a maximised or full-screen surface has a wrong size."""
     compositor = FakeCompositor()
     compositor.first_size = (*asked, states)
     async with staged(compositor, scale=scale) as stage:
@@ -990,6 +1082,9 @@ async def test_closing(policy: str) -> None:
         await until(lambda: bool(stage.compositor.client.surfaces) == (policy == "ignore"))
         await stage.flip(output, second, 1)
         assert bool(stage.compositor.client.surfaces) == (policy == "ignore")
+        assert (output.surface.state is SurfaceState.DISMISSED) == (policy == "detach")
+        await second.aclose()
+        await until(lambda: policy == "ignore" or output.surface.state is SurfaceState.DISMISSED)
         await output.disable()
         await output.enable(first, WHOLE)
         await on_screen(output)
@@ -1050,7 +1145,8 @@ async def test_no_shell_for_it() -> None:
         await stage.connected()
         buffer = await stage.attach(output)
         await output.enable(buffer, WHOLE)
-        assert "ivi-application" in output.dark
+        assert "ivi-application" in output.reason
+        assert output.path == ""
         await stage.flip(output, buffer, 1)
 
 
@@ -1089,10 +1185,10 @@ async def test_a_compositor_that_crashes_and_comes_back(monkeypatch: pytest.Monk
             await on_screen(output)
             await until(lambda: stage.surface.shown is not None)
         assert stage.surface.shown is not None
-        assert first.way == ("shm" if zero_copy == "auto" else "copy")
+        assert first.state is (BufferState.SHM if zero_copy == "auto" else BufferState.COPY)
 
 
-async def test_one_guests_error_is_no_other_guests() -> None:
+async def test_a_protocol_error_costs_only_its_guest() -> None:
     compositor = FakeCompositor()
     other = Claimant(2, "other")
     async with staged(compositor) as stage:
@@ -1117,14 +1213,14 @@ async def test_a_compositor_that_offers_nothing() -> None:
     async with staged(compositor) as stage:
         output = stage.claim()
         await until(lambda: len(compositor.clients) > 2)
-        assert stage.sink.clients[GUEST].session is None
+        assert stage.sink.clients[GUEST].link is None
         buffer = await stage.attach(output)
         await output.enable(buffer, WHOLE)
         await stage.flip(output, buffer, 1)
 
 
 async def test_a_mistake_of_ours_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler that fails ends the connection, which is made again; it does not end the sink."""
+    """A handler that fails ends the connection, which is made again, and not the sink."""
     handle = WaylandOutput._on_configured
     mistakes = iter([ValueError("a mistake")])
 
@@ -1141,9 +1237,11 @@ async def test_a_mistake_of_ours_costs_a_connection(monkeypatch: pytest.MonkeyPa
         with structlog.testing.capture_logs() as logs:
             await output.enable(buffer, WHOLE)
             await on_screen(output)
-        assert [line["log_level"] for line in logs if line["event"] == "a connection to the compositor failed"] == [
-            "error"
-        ]
+        assert [
+            line["log_level"]
+            for line in logs
+            if line["event"] == "connection to the compositor failed: a new one is made"
+        ] == ["error"]
         assert len(stage.compositor.clients) == 2
 
 
@@ -1151,8 +1249,11 @@ async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
     async with staged(refresh=30.0) as stage:
         await stage.lit()
         client = stage.sink.clients[GUEST]
-        assert client._nursery is not None
-        tasks, objects = len(client._nursery.child_tasks), client.conn.objects
+        nursery = client._tasks._nursery
+        assert nursery is not None
+        assert client.link is not None
+        conn = client.link.conn
+        tasks, objects = len(nursery.child_tasks), conn.objects
         gone = []
         for _ in range(20):
             output = stage.claim("DP-1")
@@ -1164,10 +1265,10 @@ async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
             gone.append(weakref.ref(output))
             del output, buffer
         await trio.testing.wait_all_tasks_blocked()
-        await client.conn.sync()
-        assert len(client._nursery.child_tasks) == tasks
-        assert client.conn.objects == objects
-        # trio's threads hold what they did last for a moment more.
+        await conn.sync()
+        assert len(nursery.child_tasks) == tasks
+        assert conn.objects == objects
+        # trio's worker threads keep references to their last job for a moment.
         await until(lambda: gc.collect() >= 0 and not any(output() for output in gone))
 
 
@@ -1176,13 +1277,13 @@ async def test_a_surface_that_goes_takes_its_frame_callbacks_along() -> None:
     async with staged(compositor) as stage:
         output, _first, second = await stage.lit()
         compositor.shows_at_once = False
-        conn = output._client.conn
+        conn = connection_of(output)
         objects = conn.objects
         for token in range(5):
             output.flip(second, token)
             await output.disable()
             await output.enable(second, WHOLE)
-            await until(lambda: output.dark == "")
+            await until(lambda: output.path)
         await conn.sync()
         assert conn.objects <= objects + 1
         compositor.refresh()
@@ -1209,11 +1310,11 @@ async def test_names() -> None:
         ("/a/b", {"XDG_RUNTIME_DIR": "/x"}, "/a/b"),
     ],
 )
-def test_the_sockets_place(display: str, environment: dict[str, str], path: str) -> None:
+def test_socket_path(display: str, environment: dict[str, str], path: str) -> None:
     assert socket_path(display, environment) == path
 
 
-async def test_what_the_operator_is_told_of_a_compositor() -> None:
+async def test_abilities() -> None:
     async with staged(
         FakeCompositor({name: version for name, version in CORE.items() if name != "wp_viewporter"})
     ) as stage:

@@ -1,5 +1,5 @@
-"""Guests and compositors doing anything in any order: every accepted flip ends once, no rule of the protocols is broken, and what is
-taken back nobody maps.
+"""Guests and compositors do anything in any order: each accepted flip ends once, no rule of the protocols is broken, and the compositor
+does not map buffers that were taken back.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sinks.compositor import CORE, FakeCompositor
-from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, on_screen, staged, until
+from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, connection_of, on_screen, staged, until
 
 from displbe.sinks.base import Part, SinkError
+from displbe.sinks.flip import FlipState
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.surface import SurfaceState
 
 SHAPES: list[dict[str, Any]] = [
     {},
@@ -31,7 +33,7 @@ PARTS = [WHOLE, Part(8, 4, 20, 10), Part(0, 0, 1, 1)]
 STATES: list[tuple[int, ...]] = [(), (1,), (2,), (5, 6), (9,), (1, 2), (4,)]
 WHICH = st.integers(0, 5)
 MOST = 32
-"""Objects of one output: a window's 4, 7 buffers, 3 copies of each of two shapes, and what is asked and not answered."""
+"""Objects of one output: 4 of a surface, 7 buffers, 3 copies of each of two shapes, and requested reports."""
 
 WORDS = ["disable", "refresh", "crash", "stop", "go on", "close", "hide", "see", "keep", "release"]
 ACTIONS = st.one_of(
@@ -48,7 +50,7 @@ ACTIONS = st.one_of(
 
 
 class Play:
-    """One run. It begins with a frame on the screen."""
+    """One run, which begins with a frame on the screen."""
 
     def __init__(self, stage: Stage, output: WaylandOutput) -> None:
         self.stage = stage
@@ -57,7 +59,7 @@ class Play:
         self.buffers: list[WaylandBuffer] = []
         self.token = 0
         self.idle = 0
-        """Objects at the compositor of a guest that has none of its own."""
+        """Objects of a connection whose guest has no surface and no buffer."""
 
     def which(self, number: int) -> WaylandBuffer | None:
         return self.buffers[number % len(self.buffers)] if self.buffers else None
@@ -104,11 +106,27 @@ class Play:
             case "refresh":
                 self.compositor.refresh()
         assert all(client.error is None for client in self.compositor.clients)
-        session = self.output._client.session
-        assert session is None or session.conn.objects <= self.idle + MOST
+        link = self.output._guest.imports.link
+        assert link is None or link.conn.objects <= self.idle + MOST
+        self.check_surface()
+
+    def check_surface(self) -> None:
+        """Check that the surface has what its state says, and that no flip is under way."""
+        surface = self.output.surface
+        assert surface.is_open == (surface.state not in (SurfaceState.CLOSED, SurfaceState.DISMISSED))
+        assert surface.is_open == (surface.proxy is not None) == (surface.role is not None)
+        match surface.state:
+            case SurfaceState.CLOSED | SurfaceState.DISMISSED | SurfaceState.CONFIGURING | SurfaceState.EMPTY:
+                assert surface.attached is None
+            case SurfaceState.UNSEEN | SurfaceState.SHOWN:
+                assert surface.attached is not None
+        assert bool(self.output.path) == (surface.attached is not None)
+        assert self.output._flip.state is FlipState.NONE
+        if self.output._part is None:
+            assert surface.state is SurfaceState.CLOSED
 
     async def flip(self, number: int) -> None:
-        """A guest has one flip under way, and waits for its end."""
+        """Flip, and wait for the end of the flip, as a guest does."""
         buffer = self.which(number)
         shown = self.output._current
         if buffer is None or (shown is not None and shown.geometry != buffer.geometry):
@@ -124,7 +142,7 @@ class Play:
         assert self.stage.flipped.count(self.token) == 1
 
     async def end(self) -> None:
-        """The compositor is there and shows everything: so does the guest's last frame; then nothing is left."""
+        """Let the compositor show everything: it shows the guest's last frame; and when all is given back, nothing is left."""
         self.compositor.shows_at_once = self.compositor.releases = True
         for client in self.compositor.clients:
             client.stopped = False
@@ -133,7 +151,7 @@ class Play:
         await self.output.disable()
         await self.output.enable(buffer, WHOLE)
         await on_screen(self.output)
-        client, conn = self.compositor.client, self.output._client.conn
+        client, conn = self.compositor.client, connection_of(self.output)
         (surface,) = client.surfaces.values()
         assert surface.shown is not None
         assert surface.shown.row(0) == b"\7\7\7\0" * WIDTH
@@ -164,7 +182,7 @@ def test_anything(
         (output_module, "LATE", 0.02),
     ):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr("displbe.sinks.wayland.sink.LATE_CHECK", 0.02)
+    monkeypatch.setattr("displbe.sinks.flip.LATE_CHECK", 0.02)
 
     async def play() -> None:
         offers = {name: version for name, version in CORE.items() if presentation or name != "wp_presentation"}
@@ -173,8 +191,8 @@ def test_anything(
             await until(lambda: GUEST in stage.sink.clients)
             played = Play(stage, output)
             await stage.connected()
-            await output._client.conn.sync()
-            played.idle = output._client.conn.objects
+            await connection_of(output).sync()
+            played.idle = connection_of(output).objects
             await played.act("attach", {})
             await played.act("enable", 0, WHOLE)
             for action in actions:

@@ -1,4 +1,4 @@
-"""What a compositor's seat says reaches the guest whose surface has the focus, and nobody else."""
+"""The events of a compositor's seat reach the guest whose surface has the focus, and no other guest."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ from displbe.sinks.seat import (
     TouchShape,
     TouchUp,
 )
+from displbe.sinks.wayland.conn import Connection
 
 SIZE = WIDTH, HEIGHT
 DEVICES = "wl_keyboard", "wl_pointer", "wl_touch"
 
 
 class Seat:
-    """The seat of the compositor, and what the guest hears of it."""
+    """The seat of the compositor, and the events that the guest gets from it."""
 
     def __init__(self, stage: Stage, heard: list[SeatEvent]) -> None:
         self.stage = stage
@@ -48,15 +49,21 @@ class Seat:
         self.surface: Surface = stage.surface
 
     async def says(self, device: str, name: str, *arguments: object, fds: tuple[int, ...] = ()) -> None:
-        """An event of a device; the client has dealt with it when this returns."""
+        """Send an event of a device, and return when the client has processed it."""
         self.client.event(self.client.device(device), name, *arguments, fds=fds)
         await self.settled()
 
+    @property
+    def conn(self) -> Connection:
+        link = self.stage.sink.clients[GUEST].link
+        assert link is not None
+        return link.conn
+
     async def settled(self) -> None:
-        await self.stage.sink.clients[GUEST].conn.sync()
+        await self.conn.sync()
 
     def take(self) -> list[SeatEvent]:
-        """What was heard since the last time."""
+        """Return the events since the last call."""
         heard = self.heard[:]
         self.heard.clear()
         return heard
@@ -116,7 +123,7 @@ async def test_positions_are_those_of_the_scaled_surface() -> None:
 
 @pytest.mark.parametrize("version", [1, 5, 8])
 async def test_wheel(version: int) -> None:
-    """One detent down, and one to the right, as each version of the protocol says it; then a bit of a touchpad."""
+    """One detent down and one to the right, as each version of the protocol sends them; then small steps of a touchpad."""
     async with seated(version) as seat:
         await seat.says("wl_pointer", "enter", 1, seat.surface.number, 0.0, 0.0)
         seat.take()
@@ -164,7 +171,7 @@ async def test_touch() -> None:
 
 @pytest.mark.parametrize("version", [5, 6, 8])
 async def test_shape_and_orientation(version: int) -> None:
-    """Since version 6 of wl_seat. Of a finger that is not down nothing is said."""
+    """They exist since version 6 of wl_seat. Those of a finger that is not down are ignored."""
     async with seated(version) as seat:
         await seat.says("wl_touch", "down", 1, 0, seat.surface.number, 0, 1.0, 2.0)
         if version >= 6:
@@ -195,7 +202,7 @@ async def test_a_surface_that_goes_has_been_left() -> None:
         number = seat.surface.number
         await output.disable()
         assert seat.take() == LEFT
-        # What was on its way when the surface went names it still.
+        # Events that were on their way when the surface was destroyed still name it.
         await seat.says("wl_keyboard", "leave", 4, number)
         await seat.says("wl_pointer", "motion", 0, 3.0, 3.0)
         await seat.says("wl_touch", "up", 5, 0, 0)
@@ -225,7 +232,7 @@ async def test_devices_that_go() -> None:
 
 async def test_a_seat_that_goes_leaves_nothing() -> None:
     async with seated() as seat:
-        compositor, conn = seat.stage.compositor, seat.stage.sink.clients[GUEST].conn
+        compositor, conn = seat.stage.compositor, seat.conn
         objects = conn.objects
         place = [*CORE, "wl_seat"].index("wl_seat") + 1
         for _ in range(3):
@@ -272,7 +279,7 @@ SAYINGS = st.one_of(
 
 
 class Model:
-    """What a guest must hear of the wheel, and may hear of fingers."""
+    """The wheel events that a guest must get, and the touch events that it may get."""
 
     def __init__(self) -> None:
         self.inside = False
@@ -309,8 +316,8 @@ class Model:
 
 @settings(max_examples=30, deadline=None)
 @given(sayings=st.lists(SAYINGS, max_size=40))
-def test_what_is_heard_makes_sense(sayings: list[tuple[str, *tuple[int, ...]]]) -> None:
-    """Whatever a compositor says, in whatever order: fingers come down before they move or go, and the wheel's turns add up."""
+def test_events_in_any_order(sayings: list[tuple[str, *tuple[int, ...]]]) -> None:
+    """Events in any order: a finger comes down before it moves or goes up, and the turns of the wheel add up."""
 
     async def play() -> None:
         model = Model()

@@ -1,4 +1,4 @@
-"""Simulated guests as windows of a real Weston: what it shows, and what happens when it goes, stands still and comes back."""
+"""Simulated guests as windows of a real Weston: what it shows, and what happens when it ends, stops responding and comes back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from displbe.sim.guest import Guest, draw_bars
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks.base import Claimant, Geometry, Part
-from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
+from displbe.sinks.wayland.client import Client
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
@@ -36,12 +37,12 @@ SIZE = 1024, 768
 
 
 def create_of(width: int, height: int, size: int, bpp: int = 32, data_ofs: int = 0) -> dict[str, int]:
-    """What DBUF_CREATE says."""
+    """Return the fields of DBUF_CREATE."""
     return {"width": width, "height": height, "buffer_sz": size, "bpp": bpp, "data_ofs": data_ofs}
 
 
 class Player:
-    """A guest that shows bars, and flips between them and their other half."""
+    """A guest that shows bars, and flips between two phases of them."""
 
     def __init__(self, daemon: Daemon, guest: Guest, name: str) -> None:
         self.daemon = daemon
@@ -68,20 +69,32 @@ class Player:
         assert isinstance(found, WaylandOutput)
         return found
 
+    @property
+    def client(self) -> Client:
+        assert isinstance(self.daemon.sink, WaylandSink)
+        (client,) = [client for client in self.daemon.sink.clients.values() if self.name in client.outputs]
+        return client
+
+    @property
+    def objects(self) -> int:
+        """Objects that the connection holds."""
+        assert self.client.link is not None
+        return self.client.link.conn.objects
+
     async def on_screen(self) -> None:
-        """Wait until the compositor says that it shows something."""
+        """Wait until the compositor reports that it shows a frame."""
         with trio.fail_after(30):
-            while self.output.dark or not self.output.shown:
+            while not self.output.path or not self.output.shown:
                 await trio.sleep(0.01)
 
     def picture(self, width: int = SIZE[0], height: int = SIZE[1]) -> Image.Image:
-        """What it shows."""
+        """Return the picture that the guest shows."""
         data = bytes(self.framebuffers[self.flips % 2][1].pixels)
         return Image.frombytes("RGB", (width, height), data, "raw", "BGRX")
 
 
 async def expect(compositor: Weston, wanted: Image.Image) -> None:
-    """The whole screen shows this, soon."""
+    """Wait until the whole screen shows this picture."""
     with trio.fail_after(30):
         while (await compositor.screenshot()).tobytes() != wanted.tobytes():
             await trio.sleep(0.05)
@@ -89,7 +102,7 @@ async def expect(compositor: Weston, wanted: Image.Image) -> None:
 
 @contextlib.asynccontextmanager
 async def playing(folder: Path, compositor: Weston, name: str, **wayland: Any) -> AsyncIterator[Player]:
-    """A daemon with a guest; at the end nothing is held."""
+    """Run a daemon with a guest; check at the end that it holds nothing of the guest's."""
     shown = WaylandSettings(display=str(compositor.socket), **wayland)
     settings = Settings(sink="wayland", wayland=shown, limits=Limits(modesets_per_second=10_000.0))
     async with Xen(folder / "xen").running() as xen, trio.open_nursery() as nursery:
@@ -113,23 +126,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("zero_copy", "way"), [("auto", "shm"), ("off", "copy")])
-async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str, way: str) -> None:
-    """The connector has the output's name; the whole screenshot is the guest's, pixel by pixel."""
+@pytest.mark.parametrize(("zero_copy", "way"), [("auto", BufferState.SHM), ("off", BufferState.COPY)])
+async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str, way: BufferState) -> None:
+    """The connector has the name of an output: the screenshot is the guest's picture, pixel by pixel."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
         await player.show()
         await player.on_screen()
-        assert {buffer.way for buffer in player.output.buffers} == {way}
+        assert {buffer.state for buffer in player.client._imports.buffers} == {way}
         await expect(compositor, player.picture())
         await player.flip(5)
         await expect(compositor, player.picture())
         assert player.output.late == 0
-        assert compositor.mapped("memfd:dom1") == (2 if way == "shm" else 0)
+        assert compositor.mapped("memfd:dom1") == (2 if way is BufferState.SHM else 0)
     assert player.daemon.sink.claimed("headless") is None
 
 
 async def test_a_window(folder: Path) -> None:
-    """A smaller guest with another connector: somewhere on the desktop there is its picture."""
+    """The connector has another name, and the picture is smaller: it is somewhere on the desktop."""
     async with weston(folder) as compositor, playing(folder, compositor, "VM-1") as player:
         await player.show(320, 200)
         await player.on_screen()
@@ -141,13 +154,13 @@ async def test_a_window(folder: Path) -> None:
 
 
 async def test_scaled_to_the_screen(folder: Path) -> None:
-    """Half the size, stretched: each pixel is four."""
+    """A picture of half the size is scaled up: each of its pixels covers four."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:
         await player.show(512, 384)
         await player.on_screen()
         wanted = player.picture(512, 384).resize(SIZE, Image.Resampling.NEAREST)
         shot = await compositor.screenshot()
-        # Within the bars, away from their edges, however Weston interpolates.
+        # Compare points away from the bars' edges, where Weston interpolates.
         points = [(x, y) for x in range(64, SIZE[0], 128) for y in range(10, 500, 50)]
         assert [shot.getpixel(at) for at in points] == [wanted.getpixel(at) for at in points]
 
@@ -160,7 +173,7 @@ async def test_killed_and_started_again(folder: Path) -> None:
             await compositor.end()
             with trio.fail_after(20):
                 await player.flip(20)
-            assert player.output.dark
+            assert not player.output.path
             shown = player.output.shown
             await compositor.start()
             with trio.fail_after(20):
@@ -174,19 +187,19 @@ async def test_stopped_and_continued(folder: Path) -> None:
         await player.show()
         await player.flip(5)
         compositor.send(signal.SIGSTOP)
-        objects = player.output._client.conn.objects
+        objects = player.objects
         began = trio.current_time()
         with trio.fail_after(20):
             await player.flip(60)
         assert trio.current_time() - began > 0.9, "no faster than a screen"
-        assert player.output._client.conn.objects <= objects + 4
+        assert player.objects <= objects + 4
         compositor.send(signal.SIGCONT)
         shown = player.output.shown
         with trio.fail_after(20):
             while player.output.shown == shown:
                 await player.flip(1)
         await expect(compositor, player.picture())
-        assert player.output._client.connections == 1
+        assert player.client.connections == 1
 
 
 async def test_there_before_the_compositor(folder: Path) -> None:
@@ -194,7 +207,7 @@ async def test_there_before_the_compositor(folder: Path) -> None:
     async with playing(folder, compositor, "headless") as player:
         await player.show()
         await player.flip(3)
-        assert player.output.dark
+        assert not player.output.path
         await compositor.start()
         try:
             await player.on_screen()
@@ -204,9 +217,9 @@ async def test_there_before_the_compositor(folder: Path) -> None:
 
 
 async def test_ivi_shell(folder: Path) -> None:
-    """The connector's name is the surface's id; the controller places it and gives it a size, and it is shown."""
+    """The connector's name is the surface's id. The controller places the surface and gives it a size, and it is shown."""
     async with weston(folder, IVI) as compositor, playing(folder, compositor, "5001") as player:
-        # The controller passes over surfaces that come before its own user interface, which shows images.
+        # The controller ignores surfaces that come before its own user interface, which shows images.
         images = 0
         with trio.fail_after(30):
             while images == 0 or images != compositor.mapped("weston-shared"):
@@ -214,24 +227,24 @@ async def test_ivi_shell(folder: Path) -> None:
                 await trio.sleep(0.5)
         await player.show()
         await player.on_screen()
-        assert player.output._window is not None
-        assert player.output._window.role == "ivi-application"
+        assert player.output.surface.role is not None
+        assert player.output.surface.role.name == "ivi-application"
         await player.flip(5)
         assert player.output.late == 0
 
 
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
-async def test_what_a_guest_takes_back_is_mapped_no_more(folder: Path, zero_copy: str) -> None:
-    """When DBUF_DESTROY is answered, Weston has let go of the pages already: shown, flipped away from, never shown."""
+async def test_buffers_taken_back_are_not_mapped_any_more(folder: Path, zero_copy: str) -> None:
+    """When DBUF_DESTROY is answered, Weston does not map the pages any more: shown, replaced by a flip, or never shown."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
         display = player.guest.display
         with trio.fail_after(30):
-            while player.output._client.session is None:
+            while player.client.link is None:
                 await trio.sleep(0.01)
         here = 1 if zero_copy == "auto" else 0
         for shown in (True, False) * 5:
             first, second = [await display.create_framebuffer(*SIZE) for _ in range(2)]
-            with trio.fail_after(30):  # under load, the guest may have been answered before Weston
+            with trio.fail_after(30):  # under load, the guest may get its answer before Weston maps the buffer
                 while compositor.mapped("memfd:dom1") != 2 * here:
                     await trio.sleep(0.01)
             if shown:
@@ -242,14 +255,14 @@ async def test_what_a_guest_takes_back_is_mapped_no_more(folder: Path, zero_copy
             assert compositor.mapped("memfd:dom1") == here
             await display.destroy_framebuffer(*first)
             assert compositor.mapped("memfd:dom1") == 0
-        assert player.output._client.connections == 1
+        assert player.client.connections == 1
 
 
 WINDOWS = [
     (create_of(16384, 16384, 262144), (16384, 16384, "XR24")),  # far larger than its pages
-    (create_of(256, 256, 262144), (256, 257, "XR24")),  # the framebuffer larger than its buffer
-    (create_of(61, 50, 61 * 2 * 50, bpp=16), (61, 50, "RG16")),  # a stride that is no multiple of 4
-    (create_of(33, 99, 33 * 3 * 99, bpp=24), (33, 99, "RG24")),  # an odd one
+    (create_of(256, 256, 262144), (256, 257, "XR24")),  # the framebuffer is larger than its buffer
+    (create_of(61, 50, 61 * 2 * 50, bpp=16), (61, 50, "RG16")),  # the stride is not a multiple of 4
+    (create_of(33, 99, 33 * 3 * 99, bpp=24), (33, 99, "RG24")),  # an odd stride
     (create_of(200, 100, 80002, data_ofs=2), (200, 100, "XR24")),
     (create_of(200, 100, 84096, data_ofs=4096), (100, 50, "XR24")),
     (create_of(1, 1, 4), (1, 1, "XR24")),
@@ -261,7 +274,7 @@ WINDOWS = [
 
 
 async def test_a_hostile_neighbour(folder: Path) -> None:
-    """Odd strides, oversized framebuffers, a flood of settings: Weston lives, and so does the other guest's window."""
+    """Odd strides, oversized framebuffers, a flood of SET_CONFIG: neither Weston nor the other guest's window is affected."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:
         await player.show()
         await player.on_screen()
@@ -291,14 +304,14 @@ async def test_a_hostile_neighbour(folder: Path) -> None:
                 pages.free()
             nursery.cancel_scope.cancel()
         assert shown == 6
-        assert player.output._client.connections == 1
-        # What was cancelled was a flip under way: this one shows which.
+        assert player.client.connections == 1
+        # The cancelled task had a flip under way, to an unknown framebuffer: show a known one.
         await player.guest.display.show(0, player.framebuffers[player.flips % 2][0], *SIZE)
         await expect(compositor, player.picture())
 
 
 class Imported:
-    """A guest's buffer (port.GuestBuffer) that is a udmabuf: a dma-buf that software can read, which Xen's is not."""
+    """A guest's buffer (port.GuestBuffer) that is a udmabuf: unlike a dma-buf of Xen's, software can read it."""
 
     domid = 1
 
@@ -333,7 +346,7 @@ class Imported:
 
 @pytest.mark.skipif(not os.path.exists("/dev/udmabuf") or version() < 14, reason="needs /dev/udmabuf and Weston 14")
 async def test_a_dmabuf(folder: Path) -> None:
-    """Weston's GL renderer imports a dma-buf, and shows it."""
+    """Weston's GL renderer imports a dma-buf and shows it."""
     async with weston(folder, renderer="gl") as compositor, trio.open_nursery() as nursery:
         sink = WaylandSink(WaylandSettings(display=str(compositor.socket), dmabuf="always", refresh=0.0))
         await nursery.start(sink.run)
@@ -343,10 +356,10 @@ async def test_a_dmabuf(folder: Path) -> None:
         buffer = await output.attach(pages, Geometry(*SIZE, fourcc("XR24"), SIZE[0] * 4, 0))
         await output.enable(buffer, Part(0, 0, *SIZE))
         with trio.fail_after(30):
-            while output.dark or not output.shown:
+            while not output.path or not output.shown:
                 await trio.sleep(0.01)
         assert isinstance(buffer, WaylandBuffer)
-        assert buffer.way == "dmabuf"
+        assert buffer.state is BufferState.DMABUF
         await expect(compositor, Image.new("RGB", SIZE, (0xF0, 0x80, 0x10)))
         await buffer.aclose()
         await pages.aclose()

@@ -1,4 +1,4 @@
-"""What is typed and pointed at on an X server reaches the guest through a real Weston's wl_seat. (Touches: it has none to give.)"""
+"""Keyboard and pointer of an X server reach the guest through the wl_seat of a real Weston. (It has no touch device.)"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from displbe.sinks.wayland.settings import WaylandSettings
 KEY_A, KEY_B, BTN_LEFT = 30, 48, 0x110
 SIZE = 1024, 768
 OUTPUT = "screen0"
-"""What Weston calls its window on an X server."""
+"""The name of Weston's output on an X server."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def test_keyboard_and_pointer(folder: Path) -> None:
 
 
 async def _used(guest: Guest, user: User) -> None:
-    """The guest shows something, and is worked with. (Where Weston puts its window is Weston's business.)"""
+    """Show something on the guest, and use keyboard and pointer. (Weston chooses where its window is.)"""
     with trio.fail_after(30):
         await guest.display.connected.wait()
         await guest.input.connected.wait()
@@ -60,13 +60,13 @@ async def _used(guest: Guest, user: User) -> None:
     user.focus(window)
 
     def point() -> bool:
-        """Again and again: nothing is heard before the window is there."""
+        """Move the pointer, repeatedly: the guest gets no events before its window is there."""
         user.point(99, 80)
         user.point(100, 80)
         return heard.position is not None
 
     await until(point)
-    await trio.sleep(0.5)  # all of it is told
+    await trio.sleep(0.5)  # until all events have arrived
     assert heard.position is not None
     x, y = heard.position
     user.button(1, True)

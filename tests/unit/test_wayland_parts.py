@@ -1,4 +1,4 @@
-"""Parts of the Wayland sink that need no compositor: conversions, sizes, which GPU does DMA."""
+"""Parts of the Wayland sink that need no compositor: conversion of formats, sizes, which GPU does DMA."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from displbe.sinks.convert import CONVERTED, convert
-from displbe.sinks.wayland.feedback import gpu_that_does_dma
-from displbe.sinks.wayland.window import fit
+from displbe.sinks.wayland.dmabuf_feedback import gpu_that_does_dma
+from displbe.sinks.wayland.role import fit
 from displbe.wire.formats import fourcc
 
 PLAIN = ("XR24", "AR24")
-"""Those that need no conversion."""
+"""The formats that need no conversion."""
 
 
 def test_the_formats() -> None:
@@ -26,19 +26,19 @@ def test_the_formats() -> None:
 @pytest.mark.parametrize("name", [name for name in DEPTHS if name not in PLAIN])
 @given(data=st.data())
 def test_conversion(name: str, data: st.DataObject) -> None:
-    """Pixel by pixel, by arithmetic; strides of both sides are free, and nothing beside the picture is touched."""
-    octets = 3 if name == "RG24" else 2
+    """Compare each pixel with exact arithmetic, for any strides of both sides. Bytes beside the picture are not written."""
+    pixel_bytes = 3 if name == "RG24" else 2
     width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
-    of_stride = width * octets + data.draw(st.integers(0, 5))
+    of_stride = width * pixel_bytes + data.draw(st.integers(0, 5))
     to_stride = width * 4 + data.draw(st.integers(0, 8))
     source = data.draw(st.binary(min_size=of_stride * height, max_size=of_stride * height))
     target = bytearray(b"\x5a" * (to_stride * height))
-    convert(fourcc(name), memoryview(target), to_stride, memoryview(source), of_stride, width * octets, height)
+    convert(fourcc(name), memoryview(target), to_stride, memoryview(source), of_stride, width * pixel_bytes, height)
     red, green, blue = DEPTHS[name]
     for y in range(height):
         for x in range(width):
-            at = y * of_stride + x * octets
-            value = int.from_bytes(source[at : at + octets], "little")
+            at = y * of_stride + x * pixel_bytes
+            value = int.from_bytes(source[at : at + pixel_bytes], "little")
             parts = (value, blue), (value >> blue, green), (value >> (blue + green), red)
             exact = [(part & (1 << bits) - 1) * 255 / ((1 << bits) - 1) for part, bits in parts]
             made = target[y * to_stride + 4 * x : y * to_stride + 4 * x + 4]
@@ -52,7 +52,7 @@ SIDES = st.integers(1, 16384)
 
 @given(width=SIDES, height=SIDES, into_width=SIDES, into_height=SIDES)
 def test_fitting(width: int, height: int, into_width: int, into_height: int) -> None:
-    """It touches two sides, leaves none, and keeps its shape to a pixel."""
+    """The result touches two sides, exceeds none, and has the same aspect ratio to a pixel."""
     made_width, made_height = fit(width, height, into_width, into_height)
     assert 1 <= made_width <= into_width
     assert 1 <= made_height <= into_height

@@ -1,1 +1,1 @@
-"""A client of a Wayland compositor: Weston, or any with xdg-shell or ivi-application."""
+"""The Wayland sink, a client of Weston or any compositor with xdg-shell or ivi-application."""

@@ -1,156 +1,283 @@
-"""How a guest's framebuffer gets to the compositor: one of three ways, chosen for each buffer on each connection.
+"""How a guest's framebuffer gets to the compositor. One of three ways is chosen for each buffer on each connection:
 
-* `dmabuf`: a dma-buf of the guest's pages, by linux-dmabuf.
-* `shm`: a file of gntdev's as a wl_shm pool: the compositor maps the guest's pages itself.
-* `copy`: frames are copied into a pool of ours (copies.py).
+* dmabuf: a dma-buf of the guest's pages, imported by linux-dmabuf.
+* shm: a file of gntdev as a wl_shm pool; the compositor maps the guest's pages itself.
+* copy: each frame is copied into a pool of ours (copies.py).
 
-What has failed on a buffer is not tried again with it, and what has cost a connection not again with that guest.
+A way that has failed for a buffer is not tried again for that buffer, and one that has cost a connection not again for that guest.
 """
 
 from __future__ import annotations
 
+import enum
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
 
-from displbe.sinks.base import Geometry, SinkBuffer, SinkError, view_of
+from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, view_of
 from displbe.sinks.convert import CONVERTED
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .conn import Proxy
+from .link import Link
 from .settings import WaylandSettings
 
-if TYPE_CHECKING:
-    from .session import Session
-
-__all__ = ["Unsuitable", "WaylandBuffer", "can_copy", "offer", "shm_format"]
+__all__ = [
+    "BufferState",
+    "DmabufHistory",
+    "ImportHistory",
+    "Unsuitable",
+    "WaylandBuffer",
+    "can_copy",
+    "import_buffer",
+    "shm_format",
+]
 
 LARGEST: Final = 2**31 - 1
-"""wl_shm counts in signed 32 bits."""
+"""The largest size of a wl_shm pool in bytes: wl_shm counts in signed 32 bits."""
 _SHM_CODES: Final = {fourcc("AR24"): 0, fourcc("XR24"): 1}
-"""wl_shm.format: DRM's codes, but for these two."""
+"""wl_shm.format has DRM's codes, except for these two."""
 
 
 class Unsuitable(Exception):
-    """This way is none for this buffer; the text says why."""
+    """A buffer cannot be imported in this way; the text says why."""
 
 
-def shm_format(session: Session, code: int) -> int | None:
-    """The wl_shm format for a DRM format, without its alpha: a guest's screen is not to be seen through. None: there is none."""
+def shm_format(link: Link, code: int) -> int | None:
+    """Return the wl_shm format for a DRM format, or None if the compositor has none.
+
+    It has no alpha, so that nothing shines through a guest's screen.
+    """
     opaque = FORMATS[code].opaque
     number = _SHM_CODES.get(opaque, opaque)
-    return number if number in session.shm_formats or number == 1 else None
+    return number if number in link.shm_formats or number == 1 else None
 
 
-def can_copy(session: Session, code: int) -> bool:
-    """Whether frames of this format can be copied for this compositor."""
-    return shm_format(session, code) is not None or code in CONVERTED
+def can_copy(link: Link, code: int) -> bool:
+    """Return whether frames of this DRM format can be copied for this compositor."""
+    return shm_format(link, code) is not None or code in CONVERTED
+
+
+class BufferState(enum.Enum):
+    """What the compositor of the present connection has of a buffer."""
+
+    NEW = "new"
+    """The buffer has not been offered to the compositor yet, or there is no compositor."""
+    DMABUF = "dmabuf"
+    """The compositor has imported the guest's pages as a dma-buf."""
+    SHM = "shm"
+    """The compositor has mapped the guest's pages as a wl_shm pool."""
+    COPY = "copy"
+    """The compositor has nothing of it; frames are copied."""
+    FAILED = "failed"
+    """The compositor cannot show the buffer, even as a copy."""
+    CLOSED = "closed"
+    """The guest takes the buffer back."""
+
+
+_ACCEPTED: Final = (BufferState.SHM, BufferState.DMABUF, BufferState.COPY)
+
+
+class DmabufHistory:
+    """What has happened with dma-bufs of all guests. It is kept when the compositor goes and comes back."""
+
+    def __init__(self) -> None:
+        self.drawn = False
+        """The compositor has drawn a dma-buf. If it ends over another one, that one was the cause."""
+        self.refusal = ""
+        """Why no guest's buffer is imported as a dma-buf any more."""
+
+
+class ImportHistory:
+    """The ways that are not tried again for any buffer of one guest."""
+
+    def __init__(self, dmabufs: DmabufHistory) -> None:
+        self._dmabufs = dmabufs
+        self._refusals: dict[BufferState, str] = {}
+
+    def refusal(self, way: BufferState) -> str:
+        """Return why a way is not tried, or the empty string."""
+        return self._refusals.get(way, "") or (self._dmabufs.refusal if way is BufferState.DMABUF else "")
+
+    def refuse(self, way: BufferState, reason: str) -> None:
+        """Do not try a way again for this guest."""
+        self._refusals[way] = reason
+
+    def on_dmabuf_drawn(self) -> None:
+        """The compositor has drawn a dma-buf."""
+        self._dmabufs.drawn = True
+
+    def on_lost(self, buffer: WaylandBuffer) -> None:
+        """The connection is lost. A dma-buf that was to be drawn for the first time may be the cause: the compositor cannot draw it."""
+        if buffer.state is BufferState.DMABUF and buffer.held and not buffer.drawn:
+            reason = "the compositor was lost before it had shown one"
+            if self._dmabufs.drawn:
+                self.refuse(BufferState.DMABUF, reason)
+            else:
+                self._dmabufs.refusal = reason
 
 
 class WaylandBuffer(SinkBuffer):
-    """A guest's framebuffer on an output. What the compositor has of it goes with the connection."""
+    """A guest's framebuffer on an output.
+
+    `remove` takes it from the output when the guest takes it back. `decided` is called when the compositor has accepted or refused it,
+    `released` when the compositor no longer reads it.
+    """
 
     def __init__(
-        self, guest: GuestBuffer, geometry: Geometry, remove: Callable[[WaylandBuffer], Awaitable[None]]
+        self,
+        pages: GuestBuffer,
+        geometry: Geometry,
+        history: ImportHistory,
+        remove: Callable[[WaylandBuffer], Awaitable[None]],
+        decided: Callable[[WaylandBuffer], None],
+        released: Callable[[WaylandBuffer], None],
     ) -> None:
-        self.guest = guest
+        self.pages = pages
         self.geometry = geometry
-        self.way = ""
-        """`dmabuf`, `shm` or `copy`; empty: not offered to a compositor yet."""
+        self.state = BufferState.NEW
         self.wl: Proxy = None
-        """The wl_buffer; None with `copy`."""
+        """The wl_buffer; None: the compositor has nothing of the buffer."""
         self.view: memoryview | None = None
-        """The guest's pages; None: not mapped."""
-        self.busy = False
-        """The compositor may look at it."""
-        self.proved = False
-        """It has been on the screen."""
-        self.refused: dict[str, str] = {}
-        """Ways that it cannot go, with the reason."""
+        """The guest's pages; None: not mapped here."""
+        self.held = False
+        """The compositor may read the buffer: it is attached, or attached before and not released yet."""
+        self.drawn = False
+        """The buffer has been on the screen."""
+        self.refusals: dict[BufferState, str] = {}
+        """Ways that have failed for this buffer, with the reasons."""
         self.reason = ""
-        """Why it goes that way and no cheaper one."""
+        """Why the buffer was not imported in a cheaper way."""
         self.failure: SinkError | None = None
-        """It cannot be shown at all."""
-        self.settled = trio.Event()
-        """Its way is chosen, or there is none."""
-        self.closed = False
+        """Why the compositor cannot show the buffer."""
+        self._decided = trio.Event()
+        self._history = history
         self._remove = remove
+        self._on_decided = decided
+        self._on_released = released
 
     @property
     def path(self) -> str:  # type: ignore[override]
         """How its frames get to the screen."""
-        return "zero copy" if self.wl is not None else self.way
+        if self.wl is not None:
+            return "zero copy"
+        return "copy" if self.state is BufferState.COPY else ""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the guest takes the buffer back."""
+        return self.state is BufferState.CLOSED
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the surface can be given frames of this buffer."""
+        return self.state in _ACCEPTED
+
+    def shows_all(self, part: Part) -> bool:
+        """Return whether a part is the whole framebuffer."""
+        return part == Part(0, 0, self.geometry.width, self.geometry.height)
 
     async def map(self) -> memoryview:
-        """Its pages. Raises SinkError."""
+        """Return the guest's pages. Raises SinkError."""
         if self.view is None:
-            self.view = await view_of(self.guest)
+            self.view = await view_of(self.pages)
         return self.view
 
-    def cold(self) -> None:
-        """The connection is gone."""
-        self.wl, self.way, self.busy, self.failure = None, "", False, None
-        if self.settled.is_set():  # else somebody may wait for it
-            self.settled = trio.Event()
+    async def wait_decided(self) -> None:
+        """Wait until the compositor has accepted or refused the buffer."""
+        await self._decided.wait()
+
+    def accept(self, way: BufferState, wl: Proxy, reason: str) -> None:
+        """The compositor has it now, in this way. A closed buffer stays closed; its wl_buffer must still be destroyed."""
+        if self.state is not BufferState.CLOSED:
+            self.state = way
+        self.wl, self.held, self.reason = wl, False, reason
+
+    def fail(self, failure: SinkError) -> None:
+        """The compositor cannot show it."""
+        if self.state is not BufferState.CLOSED:
+            self.state, self.failure = BufferState.FAILED, failure
+
+    def decide(self) -> None:
+        """Tell those who wait that the compositor has accepted or refused the buffer."""
+        self._decided.set()
+        self._on_decided(self)
+
+    def reset(self) -> None:
+        """The compositor has nothing of it any more: the connection is gone, or the wl_buffer is destroyed."""
+        self.wl, self.held, self.failure = None, False, None
+        if self.state is not BufferState.CLOSED:
+            self.state = BufferState.NEW
+        if self._decided.is_set():  # a task may wait for an event that is not set
+            self._decided = trio.Event()
+
+    def on_release(self) -> None:
+        """wl_buffer.release: the compositor no longer reads it."""
+        self.held = False
+        self._on_released(self)
+
+    def on_drawn(self) -> None:
+        """The compositor has shown it."""
+        self.drawn = True
+        if self.state is BufferState.DMABUF:
+            self._history.on_dmabuf_drawn()
 
     async def aclose(self) -> None:
-        self.closed = True
+        self.state = BufferState.CLOSED
         await self._remove(self)
 
 
-async def offer(
-    session: Session, buffer: WaylandBuffer, settings: WaylandSettings, refused: MutableMapping[str, str]
-) -> None:
-    """Make the compositor's buffer, in the first way that is suitable. Raises SinkError when there is none, conn.Lost.
-
-    `refused` are the ways that have cost this guest a connection, with the reason.
-    """
+async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSettings, history: ImportHistory) -> None:
+    """Give the compositor a buffer in the first way that is suitable. Raises SinkError when there is none, and conn.Lost."""
     if settings.zero_copy != "off":
-        await session.conn.sync()  # what was asked before is not to be taken for the buffer's fault
+        await link.conn.sync()  # an error in an earlier request must not be taken for an error in this buffer
     reasons: list[str] = []
-    made: Proxy = None
-    for way, work in (("dmabuf", _as_dmabuf), ("shm", _as_shm)):
+    wl: Proxy = None
+    for way, work in ((BufferState.DMABUF, _import_dmabuf), (BufferState.SHM, _import_shm)):
         try:
             if settings.zero_copy == "off":
-                raise Unsuitable("the configuration says so")
-            why = refused.get(way) or buffer.refused.get(way)
-            if why:
-                raise Unsuitable(why)
-            made = await work(session, buffer, settings.dmabuf)
+                raise Unsuitable("disabled by the configuration")
+            refusal = history.refusal(way) or buffer.refusals.get(way)
+            if refusal:
+                raise Unsuitable(refusal)
+            wl = await work(link, buffer, settings.dmabuf)
         except (Unsuitable, HypervisorError) as error:
-            reasons.append(f"no {way}: {error}")
-        except BaseException:  # Lost, or cancelled for it
-            if session.conn.refused:
-                refused[way] = "the compositor ended the connection for it"
+            reasons.append(f"no {way.value}: {error}")
+        except BaseException:  # Lost, or cancelled because of it
+            if link.conn.protocol_error:
+                history.refuse(way, "the compositor ended the connection for it")
             raise
         else:
             break
-    if made is None:
-        way = "copy"
-        if not can_copy(session, buffer.geometry.fourcc):
-            raise SinkError(Errno.EINVAL, f"format {fourcc_name(buffer.geometry.fourcc)} cannot be shown here")
+    if wl is None:
+        way = BufferState.COPY
+        if not can_copy(link, buffer.geometry.fourcc):
+            raise SinkError(Errno.EINVAL, f"the compositor cannot show format {fourcc_name(buffer.geometry.fourcc)}")
         await buffer.map()
-    buffer.way, buffer.wl, buffer.busy, buffer.reason = way, made, False, "; ".join(reasons)
+    buffer.accept(way, wl, "; ".join(reasons))
 
 
-async def _as_dmabuf(session: Session, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
-    """zwp_linux_buffer_params_v1.create, never create_immed: a refusal of that may end the connection. Raises Unsuitable."""
-    geometry, formats, conn = buffer.geometry, session.dmabuf_formats, session.conn
+async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
+    """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, Lost.
+
+    By zwp_linux_buffer_params_v1.create and never create_immed, where a refused import may end the connection.
+    """
+    geometry, formats, conn = buffer.geometry, link.dmabuf_formats, link.conn
     if dmabuf == "never":
-        raise Unsuitable("the configuration says never")
-    if formats is None or session.viewporter is None:
-        raise Unsuitable("the compositor offers none")
+        raise Unsuitable("disabled by the configuration")
+    if formats is None or link.viewporter is None:
+        raise Unsuitable("the compositor does not offer linux-dmabuf and viewporter")
     if dmabuf == "auto" and formats.no_gpu:
         raise Unsuitable(formats.no_gpu)
     code = FORMATS[geometry.fourcc].opaque
     if not formats.takes(code):
-        raise Unsuitable(f"the compositor takes no {fourcc_name(code)}")
-    fd = await buffer.guest.dmabuf()
-    params = conn.keep(session.dmabuf.create_params())
+        raise Unsuitable(f"the compositor does not import {fourcc_name(code)}")
+    fd = await buffer.pages.dmabuf()
+    params = conn.keep(link.dmabuf.create_params())
     modifier = formats.modifier(code)
     params.add(fd, 0, geometry.offset, geometry.stride, modifier >> 32, modifier & 0xFFFFFFFF)
     done = trio.Event()
@@ -167,36 +294,36 @@ async def _as_dmabuf(session: Session, buffer: WaylandBuffer, dmabuf: str) -> Pr
     await conn.wait(done)
     conn.destroy(params)
     if not made:
-        buffer.refused["dmabuf"] = "the compositor cannot import it"
-        raise Unsuitable(buffer.refused["dmabuf"])
+        buffer.refusals[BufferState.DMABUF] = "the compositor cannot import it"
+        raise Unsuitable(buffer.refusals[BufferState.DMABUF])
     return made[0]
 
 
-async def _as_shm(session: Session, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
-    """A pool over the guest's own pages. Raises Unsuitable, HypervisorError."""
-    geometry, conn = buffer.geometry, session.conn
-    number = shm_format(session, geometry.fourcc)
-    if session.viewporter is None:
-        raise Unsuitable("the compositor has no viewporter")
+async def _import_shm(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
+    """Share the guest's pages as a wl_shm pool and return the wl_buffer. Raises Unsuitable, HypervisorError, Lost."""
+    geometry, conn = buffer.geometry, link.conn
+    number = shm_format(link, geometry.fourcc)
+    if link.viewporter is None:
+        raise Unsuitable("the compositor does not offer viewporter")
     if number is None:
-        raise Unsuitable(f"wl_shm of this compositor has no {fourcc_name(geometry.fourcc)}")
-    # Renderers count in pixels (GL's row length) and in words of 32 bits (pixman), and trust these numbers.
+        raise Unsuitable(f"the compositor's wl_shm has no {fourcc_name(geometry.fourcc)}")
+    # Renderers count the stride in pixels (GL's row length) and in words of 32 bits (pixman), and do not check it.
     if geometry.stride % 4 or geometry.stride % (FORMATS[geometry.fourcc].bits // 8) or geometry.offset % 4:
         raise Unsuitable(f"stride {geometry.stride} or offset {geometry.offset} is not aligned")
     # libwayland's rule for create_buffer: the last row counts with its whole stride.
-    if geometry.offset + geometry.stride * geometry.height > buffer.guest.size:
-        raise Unsuitable("its last row ends at the end of its pages")
-    fd, start = await buffer.guest.shm_fd()
+    if geometry.offset + geometry.stride * geometry.height > buffer.pages.size:
+        raise Unsuitable("the stride of the last row reaches beyond the end of its pages")
+    fd, start = await buffer.pages.shm_fd()
     try:
-        if start + buffer.guest.size > LARGEST:
+        if start + buffer.pages.size > LARGEST:
             raise Unsuitable("too large for wl_shm")
-        pool = conn.keep(session.shm.create_pool(fd, start + buffer.guest.size))
+        pool = conn.keep(link.shm.create_pool(fd, start + buffer.pages.size))
     finally:
         os.close(fd)
-    made = conn.keep(
+    wl = conn.keep(
         pool.create_buffer(start + geometry.offset, geometry.width, geometry.height, geometry.stride, number)
     )
     conn.destroy(pool)
-    # The compositor maps it now. If it cannot, that is a protocol error: this connection is gone, and we are told here.
+    # The compositor maps the pool now. If it cannot, that is a protocol error, and `sync` raises ProtocolError.
     await conn.sync()
-    return made
+    return wl

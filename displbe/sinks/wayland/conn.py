@@ -1,12 +1,12 @@
-"""One connection to a compositor: the only module that knows pywayland, and keeps what is surprising about it to itself.
+"""One connection to a compositor. This is the only module that uses pywayland, and it hides pywayland's pitfalls:
 
-* The interpreter crashes at its end when a display is still connected: `aclose` in `finally`.
-* A handler's exception is printed and forgotten: handlers are set by `on`, and the first exception ends the connection.
-* An object's proxy that nobody holds is destroyed here, but not at the compositor: `drop` and `destroy` say which is meant.
-* Each proxy is a reference cycle: it is broken when the proxy goes, so that a flip leaves nothing for the collector.
-* A proxy that an event brings along is given to just any display of the process: `adopt` puts that right.
-* An event may name an object that we have destroyed meanwhile, or never heard of: its handler gets None.
-* A full socket makes an older libwayland give the connection up: who may send much waits until the compositor `keeps_up`.
+* The interpreter crashes at exit while a display is connected: call `aclose` in a `finally` block.
+* pywayland prints an exception of an event handler and goes on. `on` keeps the first one, which ends the connection.
+* Garbage collection destroys a proxy here, but not its object in the compositor: `drop` and `destroy` say which is meant.
+* Each proxy is a reference cycle. The cycle is broken when the proxy goes, so that a flip leaves nothing for the garbage collector.
+* pywayland gives a proxy that arrives with an event to an arbitrary display of the process: `adopt` corrects that.
+* An event can name an object that we have destroyed, or an unknown one: its handler gets None.
+* Older versions of libwayland end the connection when the socket is full: senders of many requests check `keeps_up` first.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pywayland.protocol_core import ArgumentType
 
 from .protocol import ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell
 
-__all__ = ["Connection", "Global", "Lost", "Proxy", "Refused", "connect"]
+__all__ = ["Connection", "Global", "Lost", "ProtocolError", "Proxy", "connect"]
 
 Proxy = Any
-"""An object at the compositor; its methods are the protocol's requests."""
+"""An object in the compositor; its methods are the protocol's requests."""
 
 _VERSIONS: Final[dict[str, tuple[Any, int]]] = {
     "wl_compositor": (wayland.WlCompositor, 4),
@@ -43,21 +43,21 @@ _VERSIONS: Final[dict[str, tuple[Any, int]]] = {
     "zxdg_output_manager_v1": (xdg_output.ZxdgOutputManagerV1, 3),
     "zwp_linux_dmabuf_v1": (linux_dmabuf.ZwpLinuxDmabufV1, 5),
 }
-"""The globals that are of use, and the newest version of each that this package was written for."""
-_RELEASED: Final = {"wl_output": 3, "wl_seat": 5, "wl_pointer": 3, "wl_keyboard": 3, "wl_touch": 3}
-"""What is ended by `release`, since which version; before that it ends with the connection."""
+"""The globals that displbe uses, and the newest version of each that this package was written for."""
+_RELEASE_SINCE: Final = {"wl_output": 3, "wl_seat": 5, "wl_pointer": 3, "wl_keyboard": 3, "wl_touch": 3}
+"""Interfaces whose destructor is `release`, and the version that brought it; older objects end with the connection."""
 
 
 class Lost(Exception):
-    """The connection is gone; everything that was made over it, too."""
+    """The connection is gone, and all objects that were made over it."""
 
 
-class Refused(Lost):
-    """The compositor has ended it, for a request that it finds wrong."""
+class ProtocolError(Lost):
+    """The compositor has ended the connection because it found a request wrong."""
 
 
 class Global:
-    """Something that the compositor offers: one output, one seat, …"""
+    """A global object that the compositor offers: an output, a seat, …"""
 
     def __init__(self, number: int, interface: str, version: int) -> None:
         self.number = number
@@ -65,8 +65,8 @@ class Global:
         self.version = version
 
 
-def _objects_may_be_gone() -> None:
-    """pywayland fails on an event whose object is no longer there, unless the protocol says that there may be none."""
+def _make_event_objects_nullable() -> None:
+    """Let pywayland accept events whose objects are gone. By default it fails on them unless the protocol allows null."""
     for module in (wayland, ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell):
         for interface in vars(module).values():
             for event in getattr(interface, "events", ()):
@@ -78,14 +78,14 @@ def _objects_may_be_gone() -> None:
                 )
 
 
-_objects_may_be_gone()
+_make_event_objects_nullable()
 
 
 def connect(path: str) -> Connection:
-    """Connect to a compositor's socket. Raises OSError: there is none, or it does not take anybody now."""
+    """Connect to a compositor's socket. Raises OSError when there is none, or when it accepts no connection now."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        end.connect(path)  # a stopped compositor whose queue is full would keep a blocking socket waiting
+        end.connect(path)  # non-blocking: a stopped compositor whose queue is full would block us here
         return Connection(end.detach())
     except BaseException:
         end.close()
@@ -93,7 +93,7 @@ def connect(path: str) -> Connection:
 
 
 class Connection:
-    """A connection over a connected socket, which is its own from now on."""
+    """A connection over a connected socket, which it owns from now on. Raises OSError."""
 
     def __init__(self, fd: int) -> None:
         self._display: Any = Display(fd)
@@ -102,32 +102,37 @@ class Connection:
         except ValueError as error:
             raise OSError(errno.ENOMEM, "libwayland cannot use the connection") from error
         self._error: BaseException | None = None
+        """The first exception of an event handler."""
         self._blocked = trio.Event()
+        """Set while requests wait because the socket is full."""
         self._kept: dict[int, Proxy] = {}
-        self._asked: set[trio.Event] = set()
-        self._appeared: Callable[[Global], None] = lambda there: None
-        self._disappeared: Callable[[Global], None] = lambda there: None
+        self._on_appeared: Callable[[Global], None] = _ignore
+        self._on_removed: Callable[[Global], None] = _ignore
         self._globals: dict[int, Global] = {}
         self._registry: Proxy = None
         self.lost = trio.Event()
-        self.refused = False
-        """The compositor found a request wrong."""
+        """Set when the connection is gone."""
+        self.protocol_error = False
+        """Whether the compositor has ended the connection because it found a request wrong."""
 
     # The loop
 
     async def run(
         self,
         appeared: Callable[[Global], None],
-        disappeared: Callable[[Global], None],
+        removed: Callable[[Global], None],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Read and dispatch; `started` when the globals are known. Raises Lost, Refused, and what a handler raised."""
-        self._appeared, self._disappeared = appeared, disappeared
+        """Read and dispatch events; `started` when the globals are known. Raises Lost, ProtocolError, and what a handler raised.
+
+        `appeared` and `removed` are called with each global that displbe uses.
+        """
+        self._on_appeared, self._on_removed = appeared, removed
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read)
-                nursery.start_soon(self._flush_late)
+                nursery.start_soon(self._flush_when_writable)
                 self._registry = self.keep(self._display.get_registry())
                 self.on(self._registry, "global", self._on_global)
                 self.on(self._registry, "global_remove", self._on_global_remove)
@@ -144,25 +149,25 @@ class Connection:
                 self._display.read()
                 self._display.dispatch(block=False)
             except RuntimeError as error:
-                raise self._end() from error
+                raise self._cause() from error
             if self._error is not None:
                 raise self._error
             self.flush()
 
-    def _end(self) -> Lost:
-        """Why the connection has ended. libwayland has written to stderr what the compositor said."""
+    def _cause(self) -> Lost:
+        """Return why the connection has ended. libwayland has written the compositor's message to stderr."""
         number = lib.wl_display_get_error(self._display._ptr)
         if number == errno.EPROTO:
-            self.refused = True
-            return Refused("the compositor has refused a request (see stderr)")
+            self.protocol_error = True
+            return ProtocolError("the compositor reported a protocol error (see stderr)")
         return Lost(f"the compositor is gone ({os.strerror(number or errno.EPIPE)})")
 
     def flush(self) -> None:
-        """Send what has been asked. What does not fit into the socket follows later."""
+        """Send the requests made so far. Those that do not fit into the socket are sent later."""
         if not self.lost.is_set() and self._display.flush() < 0 and ffi.errno == errno.EAGAIN:
-            self._blocked.set()  # other errors are for the reader to find
+            self._blocked.set()  # the reader finds other errors
 
-    async def _flush_late(self) -> None:
+    async def _flush_when_writable(self) -> None:
         fd = self._display.get_fd()
         while True:
             await self._blocked.wait()
@@ -171,13 +176,13 @@ class Connection:
             self.flush()
 
     async def sync(self) -> None:
-        """Return when the compositor has dealt with everything asked so far. Raises Lost."""
+        """Wait until the compositor has processed all requests made so far. Raises Lost."""
         done = trio.Event()
-        self.ask(done.set)
+        self.call_after_sync(done.set)
         await self.wait(done)
 
     async def wait(self, event: trio.Event) -> None:
-        """Wait for something that the compositor will cause. Raises Lost."""
+        """Wait for an event that the compositor causes. Raises Lost when the connection ends first."""
         if self.lost.is_set():
             raise self._gone()
         async with trio.open_nursery() as nursery:
@@ -193,63 +198,65 @@ class Connection:
             raise self._gone()
 
     def _gone(self) -> Lost:
-        return Refused("the compositor has refused a request") if self.refused else Lost("the connection is gone")
+        if self.protocol_error:
+            return ProtocolError("the compositor reported a protocol error")
+        return Lost("the connection is gone")
 
-    def ask(self, answered: Callable[[], None]) -> None:
-        """Call this when the compositor has dealt with everything asked so far."""
+    def call_after_sync(self, processed: Callable[[], None]) -> None:
+        """Call `processed` when the compositor has processed all requests made so far (wl_display.sync)."""
         callback = self.keep(self._display.sync())
 
         def done(_: int) -> None:
             self.drop(callback)
-            answered()
+            processed()
 
         self.on(callback, "done", done)
         self.flush()
 
     @property
     def keeps_up(self) -> bool:
-        """The compositor has taken all that it was sent."""
+        """Whether the socket has taken everything that was sent."""
         return not self._blocked.is_set()
 
     async def aclose(self) -> None:
-        """Disconnect. Nothing may be asked of any object of this connection afterwards."""
+        """Disconnect. No object of this connection may be used afterwards."""
         self.lost.set()
         kept, self._kept = self._kept, {}
         self._display.disconnect()
         for proxy in kept.values():
-            _forget(proxy)
+            _break_cycle(proxy)
         self._registry = None
-        _forget(self._display)
+        _break_cycle(self._display)
         await trio.lowlevel.checkpoint()
 
     # Globals
 
     def _on_global(self, number: int, interface: str, version: int) -> None:
         if interface in _VERSIONS:
-            there = self._globals[number] = Global(number, interface, version)
-            self._appeared(there)
+            announced = self._globals[number] = Global(number, interface, version)
+            self._on_appeared(announced)
 
     def _on_global_remove(self, number: int) -> None:
-        there = self._globals.pop(number, None)
-        if there is not None:
-            self._disappeared(there)
+        removed = self._globals.pop(number, None)
+        if removed is not None:
+            self._on_removed(removed)
 
-    def bind(self, there: Global) -> Proxy:
-        """Use a global, in the newest version that we and the compositor, and pywayland, know."""
-        interface, newest = _VERSIONS[there.interface]
-        version = min(newest, there.version, interface.version)
-        proxy = self.keep(self._registry.bind(there.number, interface, version))
+    def bind(self, announced: Global) -> Proxy:
+        """Bind a global, in the newest version that we, the compositor and pywayland know."""
+        interface, newest = _VERSIONS[announced.interface]
+        version = min(newest, announced.version, interface.version)
+        proxy = self.keep(self._registry.bind(announced.number, interface, version))
         proxy.user_data = version
         return proxy
 
-    def made(self, by: Proxy, proxy: Proxy) -> Proxy:
-        """Hold an object that another one has made; it speaks the other one's version of the protocol."""
-        proxy.user_data = by.user_data
+    def keep_child(self, parent: Proxy, proxy: Proxy) -> Proxy:
+        """Hold an object that another one has made; it has the same version as its parent."""
+        proxy.user_data = parent.user_data
         return self.keep(proxy)
 
     @staticmethod
     def version(proxy: Proxy) -> int:
-        """The version of an object that `bind` or `made` gave."""
+        """Return the version of an object that `bind` or `keep_child` returned."""
         return int(proxy.user_data)
 
     # Objects
@@ -260,7 +267,7 @@ class Connection:
         return proxy
 
     def adopt(self, proxy: Proxy) -> Proxy:
-        """An object that an event has brought: pywayland 0.4 takes it for the first display's that comes along."""
+        """Hold an object that arrived with an event. pywayland 0.4 gives it to the first display it finds in the process."""
         other = proxy._display
         if other is not self._display:
             other._children.discard(proxy)
@@ -269,7 +276,7 @@ class Connection:
         return self.keep(proxy)
 
     def on(self, proxy: Proxy, event: str, handler: Callable[..., None]) -> None:
-        """Call a handler with an event's arguments, without the object that they came from."""
+        """Call a handler with an event's arguments, without the object that sent it."""
 
         def handle(_: Proxy, *arguments: Any) -> None:
             try:
@@ -280,32 +287,36 @@ class Connection:
         proxy.dispatcher[event] = handle
 
     def drop(self, proxy: Proxy) -> None:
-        """An object that the compositor has ended already (callbacks, feedback)."""
+        """Forget an object that the compositor has destroyed already (callbacks, presentation feedback)."""
         self._kept.pop(id(proxy), None)
         if not self.lost.is_set() and not proxy.destroyed:
             proxy._destroy()
-            _forget(proxy)
+            _break_cycle(proxy)
 
     def destroy(self, *proxies: Proxy) -> None:
-        """End objects by their own destructors, in this order; None and what has ended are passed over."""
+        """Destroy objects by their own destructor requests, in this order. None and destroyed objects are skipped."""
         for proxy in proxies:
             if proxy is not None and self._kept.pop(id(proxy), None) is not None and not self.lost.is_set():
-                since = _RELEASED.get(proxy.interface.name)
+                since = _RELEASE_SINCE.get(proxy.interface.name)
                 if since is None:
                     proxy.destroy()
                 elif proxy.user_data >= since:
                     proxy.release()
                 else:
                     proxy._destroy()
-                _forget(proxy)
+                _break_cycle(proxy)
 
     @property
     def objects(self) -> int:
-        """How many objects are held."""
+        """The number of objects held."""
         return len(self._kept)
 
 
-def _forget(proxy: Proxy) -> None:
-    """Break a proxy's cycles."""
+def _break_cycle(proxy: Proxy) -> None:
+    """Break a proxy's reference cycles."""
     proxy._handle = None
     proxy.dispatcher = None
+
+
+def _ignore(announced: Global) -> None:
+    """The handler of globals before `run`."""

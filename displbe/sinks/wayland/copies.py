@@ -1,102 +1,181 @@
-"""Frames that are copied: pools of our own, sealed against shrinking, so that no compositor need fear to read them."""
+"""Frames that are copied, and the thread that copies them.
+
+Frames are in pools of ours that are sealed against shrinking, so that a compositor can read them without the risk of SIGBUS.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import Final
 
 from displbe.sinks.base import Geometry, Part
 from displbe.sinks.convert import convert
+from displbe.sinks.copier import Copier
 from displbe.wire.formats import FORMATS
 from displbe.xen.memory import PAGE_SIZE, Mapping, copy_rows
 
-from .buffers import shm_format
+from .buffers import WaylandBuffer, shm_format
+from .link import Link
 
-if TYPE_CHECKING:
-    from .session import Session
-
-__all__ = ["Copies", "Copy"]
+__all__ = ["CopyFrame", "CopyPool", "FrameCopying"]
 
 FRAMES: Final = 3
-"""One on the screen, one on its way there, one to copy into."""
+"""Frames of a pool: one is on the screen, one on its way there, and one is copied into."""
+XRGB: Final = 1
+"""wl_shm.format.xrgb8888"""
 
 
-class Copy:
-    """A frame of ours. `busy`: it is being copied into, or the compositor may look at it."""
+class CopyFrame:
+    """A frame of ours, as a wl_buffer."""
 
-    def __init__(self, session: Session, width: int, height: int, stride: int, number: int) -> None:
+    path: Final = "copy"
+
+    def __init__(self, link: Link, width: int, height: int, stride: int, number: int) -> None:
         size = -(-stride * height // PAGE_SIZE) * PAGE_SIZE
         fd = os.memfd_create("displbe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self.mapping = Mapping(fd, [(0, size)], writable=True)
-            pool = session.conn.keep(session.shm.create_pool(fd, size))
+            pool = link.conn.keep(link.shm.create_pool(fd, size))
         finally:
             os.close(fd)
-        self.wl = session.conn.keep(pool.create_buffer(0, width, height, stride, number))
-        session.conn.destroy(pool)
-        self.busy = False
+        self.wl = link.conn.keep(pool.create_buffer(0, width, height, stride, number))
+        link.conn.destroy(pool)
+        self.held = False
+        """The thread copies into the frame, or the compositor may read it."""
 
 
-class Copies:
-    """The copies of one output, for frames of one shape. `released` is called when one can be used again."""
+class CopyPool:
+    """The copied frames of an output, all of one shape. `released` is called when a frame can be used again."""
 
-    def __init__(self, session: Session, geometry: Geometry, part: Part, released: Callable[[], None]) -> None:
-        self.shape = (geometry, part)
-        self.session = session
-        number = shm_format(session, geometry.fourcc)
-        octets = FORMATS[geometry.fourcc].bits // 8
-        self._geometry = geometry
-        self._converted = number is None
-        self._row = part.width * octets
-        self._rows = part.height
-        self._source = geometry.offset + part.y * geometry.stride + part.x * octets
-        width = 4 if number is None else octets
-        # A multiple of a pixel and of four octets: renderers count in both.
-        self._stride = -(-part.width // 4) * 4 * width
+    def __init__(self, link: Link, geometry: Geometry, part: Part, released: Callable[[], None]) -> None:
+        self.link = link
+        self.geometry = geometry
+        self.part = part
         self._released = released
-        self._frames: list[Copy] = []
+        number = shm_format(link, geometry.fourcc)
+        pixel_bytes = FORMATS[geometry.fourcc].bits // 8
+        self._converted = number is None
+        self._row_bytes = part.width * pixel_bytes
+        self._source_start = geometry.offset + part.y * geometry.stride + part.x * pixel_bytes
+        # Renderers count the stride in pixels and in words of 4 bytes: it is a multiple of both.
+        self._stride = -(-part.width // 4) * 4 * (4 if number is None else pixel_bytes)
+        self._frames: list[CopyFrame] = []
         for _ in range(FRAMES):
-            self._frames.append(self._make(number if number is not None else _XRGB))
+            self._frames.append(self._make(number if number is not None else XRGB))
 
-    def _make(self, number: int) -> Copy:
-        size = self.shape[1]
-        frame = Copy(self.session, size.width, size.height, self._stride, number)
+    def _make(self, number: int) -> CopyFrame:
+        frame = CopyFrame(self.link, self.part.width, self.part.height, self._stride, number)
 
         def on_release() -> None:
-            frame.busy = False
+            frame.held = False
             self._released()
 
-        self.session.conn.on(frame.wl, "release", on_release)
+        self.link.conn.on(frame.wl, "release", on_release)
         return frame
 
-    def take(self) -> Copy | None:
-        """A frame to copy into, busy from now on; None while the compositor has all of them."""
+    def take(self) -> CopyFrame | None:
+        """Return a frame to copy into, which is held from now on; None while the compositor holds all of them."""
         for frame in self._frames:
-            if not frame.busy:
-                frame.busy = True
+            if not frame.held:
+                frame.held = True
                 return frame
         return None
 
-    def copy(self, view: memoryview, to: Copy) -> None:
-        """The guest's frame as it is now. In any thread."""
-        source, target = view[self._source :], to.mapping.view
+    def copy(self, view: memoryview, to: CopyFrame) -> None:
+        """Copy the guest's frame as it is now. Can be called in any thread."""
+        source, target, rows = view[self._source_start :], to.mapping.view, self.part.height
         if self._converted:
-            code = self._geometry.fourcc
-            convert(code, target, self._stride, source, self._geometry.stride, self._row, self._rows)
+            code = self.geometry.fourcc
+            convert(code, target, self._stride, source, self.geometry.stride, self._row_bytes, rows)
         else:
-            copy_rows(target, self._stride, source, self._geometry.stride, self._row, self._rows)
+            copy_rows(target, self._stride, source, self.geometry.stride, self._row_bytes, rows)
 
     def close(self) -> None:
-        """Give them up. No copy is under way."""
-        self.session.conn.destroy(*(frame.wl for frame in self._frames))
+        """Destroy the frames. No copy into them may be under way."""
+        self.link.conn.destroy(*(frame.wl for frame in self._frames))
         for frame in self._frames:
             frame.mapping.close()
         self._frames.clear()
 
 
-_XRGB: Final = 1
-"""wl_shm.format.xrgb8888"""
+class FrameCopying:
+    """The copying of one output: the pool, the thread, and pools of an earlier shape whose frames may still be on the screen.
+
+    `copied` is called with the pool, the frame and the flip's serial number when a frame has been copied; `can_copy` when a frame that
+    could not be copied, because the compositor held all of the pool, can be copied now.
+    """
+
+    def __init__(
+        self, name: str, copied: Callable[[CopyPool, CopyFrame, int], None], can_copy: Callable[[], object]
+    ) -> None:
+        self._name = name
+        self._pool: CopyPool | None = None
+        self._old_pools: list[CopyPool] = []
+        self._thread: Copier | None = None
+        self._frame_waits = False
+        """A frame could not be copied because the compositor held all of the pool."""
+        self._copied = copied
+        self._can_copy = can_copy
+
+    def start(self, link: Link, buffer: WaylandBuffer, part: Part, serial: int) -> bool:
+        """Copy a buffer's frame in the thread. Return False if that must wait until frames of another shape are `finished`."""
+        if buffer.view is None:
+            return True
+        pool = self._pool
+        if pool is None or pool.part != part or pool.geometry != buffer.geometry or pool.link is not link:
+            if self._thread is not None and not self._thread.resting:
+                return False
+            if pool is not None:
+                self._old_pools.append(pool)
+            pool = self._pool = CopyPool(link, buffer.geometry, part, self._on_released)
+        frame = pool.take()
+        if frame is None:
+            self._frame_waits = True
+            return True
+        self._thread = self._thread or Copier(self._name)
+        self._thread.do(partial(self._copy, self._thread, pool, buffer.view, frame, serial))
+        return True
+
+    def _copy(self, thread: Copier, pool: CopyPool, view: memoryview, frame: CopyFrame, serial: int) -> None:
+        """Copy a frame. Runs in the thread."""
+        pool.copy(view, frame)
+        thread.tell(partial(self._on_copied, pool, frame, serial))
+
+    def _on_copied(self, pool: CopyPool, frame: CopyFrame, serial: int) -> None:
+        if pool is self._pool:
+            self._copied(pool, frame, serial)
+        else:
+            frame.held = False
+
+    def _on_released(self) -> None:
+        if self._frame_waits:
+            self._frame_waits = False
+            self._can_copy()
+
+    async def finished(self) -> None:
+        """Wait until all copies that were started are done."""
+        if self._thread is not None:
+            await self._thread.idle()
+
+    def close_old_pools(self) -> None:
+        """Destroy the frames of earlier shapes: the surface has another frame now."""
+        while self._old_pools:
+            self._old_pools.pop().close()
+
+    def close_pools(self) -> None:
+        """Destroy all frames. No copy may be under way."""
+        if self._pool is not None:
+            self._old_pools.append(self._pool)
+        self._pool, self._frame_waits = None, False
+        self.close_old_pools()
+
+    async def close(self) -> None:
+        """End the thread, and destroy all frames."""
+        if self._thread is not None:
+            await self._thread.close()
+        self.close_pools()

@@ -1,4 +1,4 @@
-"""`[wayland]` of the configuration."""
+"""The settings of the Wayland sink: `[wayland]` of the configuration."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["WaylandSettings"]
 
 
 class WaylandSettings(Table, frozen=True):
-    """`[wayland]`"""
+    """`[wayland]` of the configuration."""
 
     display: str = ""
-    """The compositor's socket: a path, or a name in $XDG_RUNTIME_DIR; empty: the one that $WAYLAND_DISPLAY names."""
+    """The compositor's socket: a path, or a name in $XDG_RUNTIME_DIR; empty: the value of $WAYLAND_DISPLAY."""
     zero_copy: Literal["auto", "off"] = "auto"
     dmabuf: Literal["auto", "always", "never"] = "auto"
     shell: Literal["auto", "xdg"] = "auto"
@@ -21,22 +21,22 @@ class WaylandSettings(Table, frozen=True):
     app_id: str = "displbe.{guest}.{connector}"
     scale: Literal["fit", "stretch", "none"] = "fit"
     refresh: float = 30.0
-    """Looks per second for what a guest draws without flipping; 0: none."""
+    """How often a second to look for what a guest draws without flipping, at most; 0: never."""
     on_close: Literal["ignore", "detach"] = "ignore"
     outputs: dict[str, str] = {}
-    """The compositor's outputs that connectors fill, by the connectors' names."""
+    """The names of the compositor's outputs that connectors fill, by the connectors' names."""
     surfaces: dict[str, int] = {}
-    """The ivi ids, numbers of 32 bits, of connectors whose names are not numbers."""
+    """The ids for ivi-application, of 32 bits, by the names of connectors that are not numbers."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.refresh <= 120:
-            raise ValueError("refresh is a number of looks per second, 0 (never) to 120")
+            raise ValueError("refresh is a number of looks per second, from 0 (never) to 120")
         for template in (self.title, self.app_id):
             try:
                 template.format(guest="", connector="")
             except (LookupError, ValueError) as error:
-                raise ValueError(f"{template!r}: only {{guest}} and {{connector}} can be filled in") from error
+                raise ValueError(f"{template!r}: only {{guest}} and {{connector}} are replaced") from error
         if any(not 0 <= number < 1 << 32 for number in self.surfaces.values()):
-            raise ValueError("surfaces are ivi ids, numbers of 32 bits")
+            raise ValueError("surfaces are ivi ids: numbers of 32 bits")
         if len(set(self.surfaces.values())) < len(self.surfaces):
-            raise ValueError("surfaces are ivi ids: no two connectors have the same")
+            raise ValueError("surfaces are ivi ids: no two connectors can have the same")

@@ -1,37 +1,38 @@
-"""Guests as clients of a Wayland compositor."""
+"""The Wayland sink: guests as clients of a Wayland compositor."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
 
 import trio
 
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
+from displbe.sinks.flip import FlipClock
 from displbe.sinks.seat import Seats
 
-from .client import Client, Dmabufs
+from .buffers import DmabufHistory
+from .client import Client
 from .conn import Connection, connect
 from .output import WaylandOutput, ivi_id
 from .settings import WaylandSettings
 
 __all__ = ["WaylandSink", "socket_path"]
 
-LATE_CHECK: Final = 0.25
-"""Seconds between looks for flips of which the compositor says nothing."""
-
 
 def socket_path(display: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Where the compositor's socket is, by libwayland's rules; with /run/user/ID where XDG_RUNTIME_DIR is not set, as for a service."""
+    """Return the path of the compositor's socket, by libwayland's rules.
+
+    Where XDG_RUNTIME_DIR is not set, as for a system service, it is /run/user/UID.
+    """
     name = display or environment.get("WAYLAND_DISPLAY", "") or "wayland-0"
     folder = environment.get("XDG_RUNTIME_DIR", "") or f"/run/user/{os.getuid()}"
     return str(Path(folder) / name)
 
 
 class WaylandSink(Sink):
-    """A compositor, with one connection for each guest."""
+    """A compositor, to which each guest has its own connection. Tests replace `opened`, which makes a connection."""
 
     wants_dmabuf = False
 
@@ -42,7 +43,8 @@ class WaylandSink(Sink):
         self.clients: dict[Claimant, Client] = {}
         self._path = socket_path(settings.display)
         self._opened = opened
-        self._dmabufs = Dmabufs()
+        self._clock = FlipClock()
+        self._dmabufs = DmabufHistory()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -50,26 +52,21 @@ class WaylandSink(Sink):
             self._nursery = nursery
             task_status.started()
             try:
-                while True:
-                    await trio.sleep(LATE_CHECK)
-                    now = trio.current_time()
-                    for client in list(self.clients.values()):
-                        for output in list(client.outputs.values()):
-                            output.check_late(now)
+                await self._clock.run()
             finally:
                 self._nursery = None
 
     def abilities(self) -> Mapping[str, str]:
-        sessions = [client.session for client in self.clients.values() if client.session is not None]
-        if not sessions:
+        links = [client.link for client in self.clients.values() if client.link is not None]
+        if not links:
             return {"compositor": "not reached" if self.clients else "not asked before a guest is connected"}
-        session = sessions[0]
+        link = links[0]
         offers = {
-            "xdg-shell": session.wm_base,
-            "ivi-application": session.ivi,
-            "linux-dmabuf": session.dmabuf,
-            "viewporter": session.viewporter,
-            "presentation-time": session.presentation,
+            "xdg-shell": link.wm_base,
+            "ivi-application": link.ivi,
+            "linux-dmabuf": link.dmabuf,
+            "viewporter": link.viewporter,
+            "presentation-time": link.presentation,
         }
         words = [f"{name}: {'no' if proxy is None else 'yes'}" for name, proxy in offers.items()]
         return {"compositor": ", ".join(words)}
@@ -78,19 +75,30 @@ class WaylandSink(Sink):
         if self.claimed(name) is not None:
             raise OutputUnavailable(f"connector {name} is taken by another guest")
         if self._nursery is None:
-            raise OutputUnavailable("the sink does not run")
-        self._expect_own_surface(name)
+            raise OutputUnavailable("the Wayland sink is not running")
+        self._check_ivi_id(name)
         client = self.clients.get(claimant)
-        if client is None:
-            client = Client(claimant, self.settings, self._path, self._seats, self._gone, self._dmabufs, self._opened)
-            self.clients[claimant] = client
-            output = client.claim(name, width, height)
-            self._nursery.start_soon(client.run)
-            return output
-        return client.claim(name, width, height)
+        if client is not None:
+            return client.claim(name, width, height)
+        client = self.clients[claimant] = Client(
+            claimant,
+            self.settings,
+            self._path,
+            self._gone,
+            clock=self._clock,
+            seats=self._seats,
+            dmabufs=self._dmabufs,
+            opened=self._opened,
+        )
+        output = client.claim(name, width, height)
+        self._nursery.start_soon(client.run)
+        return output
 
-    def _expect_own_surface(self, name: str) -> None:
-        """A compositor ends the connection that uses a surface's id twice. Raises OutputUnavailable."""
+    def _check_ivi_id(self, name: str) -> None:
+        """Check that no other connector has this one's ivi id: compositors end a connection that uses one again.
+
+        Raises OutputUnavailable.
+        """
         number = ivi_id(name, self.settings.surfaces)
         if number is None or self.settings.shell == "xdg":
             return

@@ -1,4 +1,4 @@
-"""The compositor's seats: who has the keyboard, the pointer and the touches is told what they do (displbe.sinks.seat)."""
+"""The devices of the compositor's seats. Their events go to the guest whose surface has the focus (displbe.sinks.seat)."""
 
 from __future__ import annotations
 
@@ -30,83 +30,85 @@ from displbe.sinks.seat import (
 
 from .conn import Connection, Global, Proxy
 
-__all__ = ["SeatDevices", "Surface"]
+__all__ = ["SeatDevices", "SeatTarget"]
 
 POINTER: Final = 1
 KEYBOARD: Final = 2
 TOUCH: Final = 4
 """wl_seat.capability"""
 CONTINUOUS: Final = 12
-"""120ths of a detent for a unit of wl_pointer.axis: compositors send 10 units for a detent."""
+"""120ths of a detent for each unit of wl_pointer.axis: compositors send 10 units for a detent."""
 _KEY: Final = Struct("=I")
 
 
-class Surface(Protocol):
-    """A guest's surface."""
+class SeatTarget(Protocol):
+    """A guest's output, whose surface can have the focus of a seat."""
 
     def tell(self, event: SeatEvent) -> None:
-        """It is sent this."""
+        """Pass an event to the guest."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Its size in its own coordinates."""
+        """The surface's size, in its own coordinates."""
 
 
 class SeatDevices:
-    """The devices of one wl_seat. `find` gives the surface of a proxy."""
+    """The devices of one wl_seat. `find` returns the output that a wl_surface belongs to, or None."""
 
-    touches: Final = itertools.count()
+    touch_ids: Final = itertools.count()
+    """Numbers for fingers, unique among all seats."""
 
-    def __init__(self, conn: Connection, there: Global, find: Callable[[Proxy], Surface | None]) -> None:
+    def __init__(self, conn: Connection, announced: Global, find: Callable[[Proxy], SeatTarget | None]) -> None:
         self._conn = conn
         self._find = find
-        self._seat = conn.bind(there)
+        self._seat = conn.bind(announced)
         self._pointer: Proxy = None
         self._keyboard: Proxy = None
         self._touch: Proxy = None
-        self._typing: Surface | None = None
-        self._pointed: Surface | None = None
-        self._fingers: dict[int, tuple[int, Surface]] = {}
-        """Its own number of each finger that is down: what we call it, and where it came down."""
+        self._keyboard_focus: SeatTarget | None = None
+        self._pointer_focus: SeatTarget | None = None
+        self._fingers: dict[int, tuple[int, SeatTarget]] = {}
+        """Each finger that is down, by the compositor's number: our number, and the output that it came down on."""
         self._wheel = [0.0, 0.0]
-        """What the axes have turned since the last frame, in 120ths: vertical, horizontal, both as Wayland counts them."""
+        """How far the axes have turned since the last frame, in 120ths of a detent: vertical, horizontal, with Wayland's signs."""
         self._precise = [False, False]
+        """Whether an exact value of the axis has come in this frame; `axis`, which says the same less exactly, does not count then."""
         conn.on(self._seat, "capabilities", self._on_capabilities)
 
     def close(self) -> None:
-        """The seat has gone, or the connection."""
-        self._lose_keyboard()
-        self._lose_pointer()
+        """Take the focus from all outputs, and release the devices: the seat or the connection is gone."""
+        self._remove_keyboard()
+        self._remove_pointer()
         self._on_touch_cancel()
         self._conn.destroy(self._touch, self._seat)
 
-    def forget(self, surface: Surface) -> None:
-        """A surface goes: it has no focus any more."""
-        if self._typing is surface:
-            self._typing = None
-            surface.tell(KeyboardLeave())
-        if self._pointed is surface:
-            self._pointed = None
-            surface.tell(PointerLeave())
-        if any(on is surface for _, on in self._fingers.values()):
-            self._fingers = {number: down for number, down in self._fingers.items() if down[1] is not surface}
-            surface.tell(TouchCancel())
+    def leave(self, target: SeatTarget) -> None:
+        """Take the focus from an output: its surface goes."""
+        if self._keyboard_focus is target:
+            self._keyboard_focus = None
+            target.tell(KeyboardLeave())
+        if self._pointer_focus is target:
+            self._pointer_focus = None
+            target.tell(PointerLeave())
+        if any(touched is target for _, touched in self._fingers.values()):
+            self._fingers = {number: down for number, down in self._fingers.items() if down[1] is not target}
+            target.tell(TouchCancel())
 
     def _on_capabilities(self, capabilities: int) -> None:
         conn, seat = self._conn, self._seat
         if capabilities & POINTER and self._pointer is None:
-            self._pointer = conn.made(seat, seat.get_pointer())
-            self._hear_pointer(self._pointer)
+            self._pointer = conn.keep_child(seat, seat.get_pointer())
+            self._follow_pointer(self._pointer)
         elif not capabilities & POINTER:
-            self._lose_pointer()
+            self._remove_pointer()
         if capabilities & KEYBOARD and self._keyboard is None:
-            self._keyboard = conn.made(seat, seat.get_keyboard())
-            self._hear_keyboard(self._keyboard)
+            self._keyboard = conn.keep_child(seat, seat.get_keyboard())
+            self._follow_keyboard(self._keyboard)
         elif not capabilities & KEYBOARD:
-            self._lose_keyboard()
+            self._remove_keyboard()
         if capabilities & TOUCH and self._touch is None:
-            self._touch = conn.made(seat, seat.get_touch())
-            self._hear_touch(self._touch)
+            self._touch = conn.keep_child(seat, seat.get_touch())
+            self._follow_touch(self._touch)
         elif not capabilities & TOUCH and self._touch is not None:
             self._on_touch_cancel()
             conn.destroy(self._touch)
@@ -114,36 +116,36 @@ class SeatDevices:
 
     # Keyboard
 
-    def _hear_keyboard(self, keyboard: Proxy) -> None:
+    def _follow_keyboard(self, keyboard: Proxy) -> None:
         on = self._conn.on
-        on(keyboard, "keymap", lambda layout, fd, size: os.close(fd))  # guests have their own
+        on(keyboard, "keymap", lambda layout, fd, size: os.close(fd))  # guests have their own keymaps
         on(keyboard, "enter", self._on_keyboard_enter)
         on(keyboard, "leave", lambda serial, surface: self._leave_keyboard())
         on(keyboard, "key", self._on_key)
 
     def _on_keyboard_enter(self, serial: int, surface: Proxy, keys: bytes) -> None:
         self._leave_keyboard()
-        self._typing = self._find(surface)
-        if self._typing is not None:
-            self._typing.tell(KeyboardEnter(tuple(code for (code,) in _KEY.iter_unpack(bytes(keys)))))
+        self._keyboard_focus = self._find(surface)
+        if self._keyboard_focus is not None:
+            self._keyboard_focus.tell(KeyboardEnter(tuple(code for (code,) in _KEY.iter_unpack(bytes(keys)))))
 
     def _leave_keyboard(self) -> None:
-        surface, self._typing = self._typing, None
-        if surface is not None:
-            surface.tell(KeyboardLeave())
+        target, self._keyboard_focus = self._keyboard_focus, None
+        if target is not None:
+            target.tell(KeyboardLeave())
 
-    def _lose_keyboard(self) -> None:
+    def _remove_keyboard(self) -> None:
         self._leave_keyboard()
         self._conn.destroy(self._keyboard)
         self._keyboard = None
 
     def _on_key(self, serial: int, time: int, code: int, state: int) -> None:
-        if self._typing is not None and state in (0, 1):  # 2, since version 10: repeated
-            self._typing.tell(KeyboardKey(code, bool(state)))
+        if self._keyboard_focus is not None and state in (0, 1):  # 2 is a repetition, since version 10
+            self._keyboard_focus.tell(KeyboardKey(code, bool(state)))
 
     # Pointer
 
-    def _hear_pointer(self, pointer: Proxy) -> None:
+    def _follow_pointer(self, pointer: Proxy) -> None:
         on, version = self._conn.on, self._conn.version(pointer)
         on(pointer, "enter", self._on_pointer_enter)
         on(pointer, "leave", lambda serial, surface: self._leave_pointer())
@@ -159,31 +161,31 @@ class SeatDevices:
 
     def _on_pointer_enter(self, serial: int, surface: Proxy, x: float, y: float) -> None:
         self._leave_pointer()
-        self._pointed = self._find(surface)
-        if self._pointed is not None:
-            self._pointer.set_cursor(serial, None, 0, 0)  # the guest draws its own
-            self._pointed.tell(PointerEnter(x, y, *self._pointed.size))
+        self._pointer_focus = self._find(surface)
+        if self._pointer_focus is not None:
+            self._pointer.set_cursor(serial, None, 0, 0)  # the guest draws its own cursor
+            self._pointer_focus.tell(PointerEnter(x, y, *self._pointer_focus.size))
             self._frame_without_frames()
 
     def _leave_pointer(self) -> None:
-        surface, self._pointed = self._pointed, None
+        target, self._pointer_focus = self._pointer_focus, None
         self._wheel, self._precise = [0.0, 0.0], [False, False]
-        if surface is not None:
-            surface.tell(PointerLeave())
+        if target is not None:
+            target.tell(PointerLeave())
 
-    def _lose_pointer(self) -> None:
+    def _remove_pointer(self) -> None:
         self._leave_pointer()
         self._conn.destroy(self._pointer)
         self._pointer = None
 
     def _on_motion(self, time: int, x: float, y: float) -> None:
-        if self._pointed is not None:
-            self._pointed.tell(PointerMotion(x, y, *self._pointed.size))
+        if self._pointer_focus is not None:
+            self._pointer_focus.tell(PointerMotion(x, y, *self._pointer_focus.size))
             self._frame_without_frames()
 
     def _on_button(self, serial: int, time: int, code: int, state: int) -> None:
-        if self._pointed is not None:
-            self._pointed.tell(PointerButton(code, bool(state)))
+        if self._pointer_focus is not None:
+            self._pointer_focus.tell(PointerButton(code, bool(state)))
             self._frame_without_frames()
 
     def _on_axis(self, time: int, axis: int, value: float) -> None:
@@ -192,7 +194,7 @@ class SeatDevices:
         self._frame_without_frames()
 
     def _on_axis_exact(self, axis: int, value: int) -> None:
-        # It comes beside `axis` in the same frame, before it or after, and says the same more exactly.
+        # It comes in the same frame as `axis`, before or after it, and says the same more exactly.
         if axis in (0, 1):
             if not self._precise[axis]:
                 self._precise[axis], self._wheel[axis] = True, 0.0
@@ -200,12 +202,12 @@ class SeatDevices:
 
     def _on_pointer_frame(self) -> None:
         whole = [int(turned) for turned in self._wheel]
-        if self._pointed is not None:
+        if self._pointer_focus is not None:
             if any(whole):
-                self._pointed.tell(PointerAxis(-whole[0], whole[1]))
-            self._pointed.tell(PointerFrame())
-        # What is less than a 120th is kept for the next frame.
-        self._wheel = [turned - told for turned, told in zip(self._wheel, whole, strict=True)]
+                self._pointer_focus.tell(PointerAxis(-whole[0], whole[1]))
+            self._pointer_focus.tell(PointerFrame())
+        # The rest below a 120th is kept for the next frame.
+        self._wheel = [turned - sent for turned, sent in zip(self._wheel, whole, strict=True)]
         self._precise = [False, False]
 
     def _frame_without_frames(self) -> None:
@@ -214,7 +216,7 @@ class SeatDevices:
 
     # Touch
 
-    def _hear_touch(self, touch: Proxy) -> None:
+    def _follow_touch(self, touch: Proxy) -> None:
         on = self._conn.on
         on(touch, "down", self._on_touch_down)
         on(touch, "up", self._on_touch_up)
@@ -229,7 +231,7 @@ class SeatDevices:
         self._on_touch_up(serial, time, finger)
         touched = self._find(surface)
         if touched is not None:
-            name = next(self.touches)
+            name = next(self.touch_ids)
             self._fingers[finger] = (name, touched)
             touched.tell(TouchDown(name, x, y, *touched.size))
 
@@ -254,8 +256,9 @@ class SeatDevices:
         if touched is not None:
             touched.tell(TouchOrientation(name, degrees))
 
-    def _touched(self) -> list[Surface]:
-        found: list[Surface] = []
+    def _touched(self) -> list[SeatTarget]:
+        """Return the outputs with fingers on them, each once."""
+        found: list[SeatTarget] = []
         for _, touched in self._fingers.values():
             if touched not in found:
                 found.append(touched)
@@ -267,5 +270,5 @@ class SeatDevices:
 
     def _on_touch_cancel(self) -> None:
         touched, self._fingers = self._touched(), {}
-        for surface in touched:
-            surface.tell(TouchCancel())
+        for target in touched:
+            target.tell(TouchCancel())

@@ -1,7 +1,7 @@
-"""linux-dmabuf: which formats the compositor takes as dma-bufs, and whether what it draws with can read a guest's pages at all.
+"""linux-dmabuf: the formats that the compositor imports as dma-bufs, and whether its GPU can read a guest's pages at all.
 
-A compositor that renders in software says yes to a dma-buf of gntdev's and crashes when it draws it: nobody but a device can read
-one. So the question is whether its main device is a GPU that does DMA.
+A compositor that renders in software imports a dma-buf of gntdev and crashes when it draws it, because only a device can read one.
+So displbe asks whether the compositor's main device is a GPU that does DMA.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ __all__ = ["DmabufFormats", "gpu_that_does_dma"]
 
 LINEAR: Final = 0
 INVALID: Final = 0x00FFFFFFFFFFFFFF
-"""drm_fourcc.h: DRM_FORMAT_MOD_LINEAR, and the modifier that stands for "as the driver likes": for buffers from elsewhere, linear."""
+"""drm_fourcc.h: DRM_FORMAT_MOD_LINEAR and DRM_FORMAT_MOD_INVALID. The latter leaves the layout to the driver, which takes buffers from
+elsewhere as linear.
+"""
 _ENTRY: Final = Struct("=IxxxxQ")
 _INDEX: Final = Struct("=H")
 
 
 def gpu_that_does_dma(device: int, sysfs: Path = Path("/sys")) -> str:
-    """Why a DRM device (its dev_t) is none, in words; empty: it is one.
+    """Return why a DRM device (its dev_t) is not a GPU that does DMA; the empty string if it is one.
 
-    On a PCI bus, or described by the device tree, and with a render node: neither a simulated card (vkms, vgem), nor a display
-    controller without a GPU, nor virtio-gpu, which hands drawing to its host and cannot hand it our pages.
+    Such a GPU is on a PCI bus, or described by the device tree, and has a render node. That excludes simulated cards (vkms, vgem),
+    display controllers without a GPU, and virtio-gpu, which draws on its host and cannot pass our pages there.
     """
     place = sysfs / "dev/char" / f"{os.major(device)}:{os.minor(device)}" / "device"
     try:
@@ -36,26 +38,26 @@ def gpu_that_does_dma(device: int, sysfs: Path = Path("/sys")) -> str:
     except OSError:
         return "its main device is unknown here"
     if not (bus == "pci" or (bus == "platform" and (place / "of_node").exists())):
-        return f"its main device is on the {bus} bus, and no GPU that does DMA"
+        return f"its main device is on the {bus} bus and not a GPU that does DMA"
     if any(place.glob("virtio*")):
-        return "its main device is virtual, and no GPU that does DMA"
+        return "its main device is virtual and not a GPU that does DMA"
     if not any((place / "drm").glob("renderD*")):
-        return "its main device has no render node: it draws in software"
+        return "its main device has no render node: it renders in software"
     return ""
 
 
 class DmabufFormats:
-    """What the compositor says of dma-bufs: `changed` is called when it has said something new."""
+    """The formats that the compositor imports. `changed` is called when it has sent new feedback."""
 
     def __init__(self, conn: Connection, dmabuf: Proxy, changed: Callable[[], None]) -> None:
-        self.no_gpu = "it does not tell its main device"
-        """Why `auto` does not give it dma-bufs; empty: it does."""
-        self._conn = conn
+        self.no_gpu = "it does not name its main device"
+        """Why the setting `auto` gives the compositor no dma-bufs; empty: it gives them."""
         self._changed = changed
         self._formats: set[tuple[int, int]] = set()
-        self._told: set[tuple[int, int]] = set()
+        self._announced: set[tuple[int, int]] = set()
+        """The formats of the feedback that is under way; they count from its `done` on."""
         self._table = b""
-        self._main = b""
+        self._main_device = b""
         if conn.version(dmabuf) >= 4:
             self._feedback = conn.keep(dmabuf.get_default_feedback())
             conn.on(self._feedback, "format_table", self._on_table)
@@ -67,11 +69,11 @@ class DmabufFormats:
             conn.on(dmabuf, "modifier", lambda code, high, low: self._formats.add((code, high << 32 | low)))
 
     def takes(self, code: int) -> bool:
-        """Whether it takes linear buffers of this DRM format."""
+        """Return whether the compositor imports linear buffers of this DRM format."""
         return (code, LINEAR) in self._formats or (code, INVALID) in self._formats
 
     def modifier(self, code: int) -> int:
-        """The modifier to give with such a buffer."""
+        """Return the modifier to import such a buffer with."""
         return LINEAR if (code, LINEAR) in self._formats else INVALID
 
     def _on_table(self, fd: int, size: int) -> None:
@@ -82,13 +84,13 @@ class DmabufFormats:
             os.close(fd)
 
     def _on_main_device(self, device: bytes) -> None:
-        self._main = bytes(device)
+        self._main_device = bytes(device)
 
     def _on_tranche(self, indices: bytes) -> None:
         entries = list(_ENTRY.iter_unpack(self._table))
-        self._told |= {entries[index] for (index,) in _INDEX.iter_unpack(bytes(indices)) if index < len(entries)}
+        self._announced |= {entries[index] for (index,) in _INDEX.iter_unpack(bytes(indices)) if index < len(entries)}
 
     def _on_done(self) -> None:
-        self._formats, self._told = self._told, set()
-        self.no_gpu = gpu_that_does_dma(int.from_bytes(self._main, "little"))
+        self._formats, self._announced = self._announced, set()
+        self.no_gpu = gpu_that_does_dma(int.from_bytes(self._main_device, "little"))
         self._changed()

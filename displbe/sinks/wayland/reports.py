@@ -1,0 +1,70 @@
+"""The compositor's reports of what became of each commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .conn import Proxy
+from .link import Link
+
+__all__ = ["FrameReports"]
+
+
+class _Commit:
+    """A frame that the surface was given. Events of `sender` (feedback or a frame callback) say what became of it."""
+
+    def __init__(self, serial: int, sender: Proxy) -> None:
+        self.serial = serial
+        """The serial number of its flip."""
+        self.sender = sender
+
+
+class FrameReports:
+    """Reports for one wl_surface: by wp_presentation, or by frame callbacks where the compositor does not offer it.
+
+    `shown` is called with a flip's serial number when a frame of that flip is on the screen, and with whether that is the frame of the
+    newest commit; `discarded` when the frame of the newest commit will never be shown.
+    """
+
+    def __init__(
+        self, link: Link, surface: Proxy, shown: Callable[[int, bool], None], discarded: Callable[[int], None]
+    ) -> None:
+        self._conn = link.conn
+        self._presentation = link.presentation
+        self._surface = surface
+        self._shown = shown
+        self._discarded = discarded
+        self._newest: _Commit | None = None
+        self._callbacks: set[Proxy] = set()
+        """Frame callbacks that are not done. The compositor destroys them without an event when it destroys the surface."""
+
+    def request(self, serial: int, *, hidden: bool) -> None:
+        """Request a report of the next commit, for a frame of the flip with this serial number."""
+        conn, newest = self._conn, self._newest
+        if self._presentation is not None:
+            commit = self._newest = _Commit(serial, conn.keep(self._presentation.feedback(self._surface)))
+            conn.on(commit.sender, "presented", lambda *_: self._on_shown(commit))
+            conn.on(commit.sender, "discarded", lambda: self._on_discarded(commit))
+        elif hidden and newest is not None and newest.sender in self._callbacks:
+            newest.serial = serial  # a hidden surface gets all its callbacks at once when it is seen: one is enough
+        else:
+            commit = self._newest = _Commit(serial, conn.keep(self._surface.frame()))
+            self._callbacks.add(commit.sender)
+            conn.on(commit.sender, "done", lambda _: self._on_shown(commit))
+
+    def _on_shown(self, commit: _Commit) -> None:
+        self._callbacks.discard(commit.sender)
+        self._conn.drop(commit.sender)
+        self._shown(commit.serial, commit is self._newest)
+
+    def _on_discarded(self, commit: _Commit) -> None:
+        """wp_presentation_feedback.discarded: a later commit replaced the frame, which has its own report, or it is not visible."""
+        self._conn.drop(commit.sender)
+        if commit is self._newest:
+            self._discarded(commit.serial)
+
+    def close(self) -> None:
+        """The surface is destroyed: drop the frame callbacks. Feedback is still to come, as `discarded`."""
+        self._newest = None
+        while self._callbacks:
+            self._conn.drop(self._callbacks.pop())

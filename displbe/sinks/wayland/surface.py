@@ -1,0 +1,259 @@
+"""The wl_surface of one connector: its state, its commits, and which buffers the compositor holds for it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final
+
+from displbe.sinks.base import Part
+from displbe.sinks.flip import Flip
+
+from .buffers import WaylandBuffer
+from .conn import Proxy
+from .copies import CopyFrame
+from .link import Link
+from .reports import FrameReports
+from .role import Role, RoleOptions, choose_role
+from .sync_gate import SyncGate
+
+__all__ = ["SurfaceState", "WaylandSurface"]
+
+_ALL: Final = 2**31 - 1
+"""A width and height that no buffer exceeds: the whole surface is damaged."""
+
+
+class SurfaceState(enum.Enum):
+    """What the compositor does with the surface."""
+
+    CLOSED = "closed"
+    """There is no wl_surface: the output is off, it has nothing to show, or there is no compositor."""
+    DISMISSED = "dismissed"
+    """The user has closed the window. None is opened again before the guest switches the output off and on."""
+    CONFIGURING = "configuring"
+    """The compositor has not configured the surface yet; before that, xdg-shell allows no buffer."""
+    EMPTY = "empty"
+    """The surface is configured and has no frame yet."""
+    UNSEEN = "unseen"
+    """The compositor has not reported on the newest commit yet."""
+    SHOWN = "shown"
+    """The compositor has reported on the newest commit: its frame is on the screen, or is discarded."""
+    HIDDEN = "hidden"
+    """The compositor did not report on a flip in time: the surface is not visible, or the compositor does not respond. The clock ends
+    flips until it reports that a frame is on the screen.
+    """
+    SUSPENDED = "suspended"
+    """The compositor says that the surface is not visible (xdg_toplevel.state). The clock ends flips until it says otherwise."""
+
+
+# Constants, because Python 3.11 spends half a microsecond on each `SurfaceState.NAME`.
+_INVISIBLE: Final = (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
+_UNREPORTED: Final = (SurfaceState.UNSEEN, *_INVISIBLE)
+
+
+class _Viewport:
+    """Crops and scales the buffers of a surface (wp_viewport); sends only what changes."""
+
+    def __init__(self, link: Link, surface: Proxy) -> None:
+        self.proxy = link.conn.keep(link.viewporter.get_viewport(surface))
+        self._placed: tuple[Part | None, tuple[int, int]] | None = None
+
+    def place(self, source: Part | None, natural: tuple[int, int], size: tuple[int, int]) -> None:
+        """Show this part of the buffer, None: all of it, in this size. `natural` is its size in pixels."""
+        if (source, size) == self._placed:
+            return
+        self._placed = (source, size)
+        if source is None:
+            self.proxy.set_source(-1, -1, -1, -1)
+        else:
+            self.proxy.set_source(source.x, source.y, source.width, source.height)
+        self.proxy.set_destination(*((-1, -1) if size == natural else size))
+
+
+class WaylandSurface:
+    """The surface of one connector, which opens and closes with the guest's output and the compositor.
+
+    It ends `flip` when the flip's frame is on the screen and the compositor has released the buffer before, which the guest draws into
+    next. `show` is called when the compositor is ready for a frame that was kept back, `configured` when it has configured the surface,
+    `closing` when the user closes the window.
+    """
+
+    def __init__(
+        self,
+        flip: Flip,
+        size: tuple[int, int],
+        show: Callable[[], object],
+        configured: Callable[[], None],
+        closing: Callable[[], None],
+    ) -> None:
+        self.state = SurfaceState.CLOSED
+        self.proxy: Proxy = None
+        """The wl_surface, while there is one."""
+        self.role: Role | None = None
+        self.size = size
+        """The surface's size, in its own coordinates."""
+        self.attached: WaylandBuffer | CopyFrame | None = None
+        """The frame of the newest commit."""
+        self.shown = 0
+        """Frames that the compositor has shown."""
+        self.gate = SyncGate(show)
+        self._link: Link | None = None
+        self._viewport: _Viewport | None = None
+        self._reports: FrameReports | None = None
+        self._flip = flip
+        self._on_screen = -1
+        """The serial number of the newest flip whose frame was on the screen."""
+        self._unreleased: WaylandBuffer | None = None
+        """The buffer before the attached one, while the compositor holds it and the flip waits for its release."""
+        self._on_configured = configured
+        self._on_closing = closing
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a wl_surface."""
+        return self._link is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the surface may be given a frame."""
+        return self._link is not None and self.state is not SurfaceState.CONFIGURING
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether the compositor can be expected to report on frames."""
+        return self.state not in _INVISIBLE
+
+    @property
+    def awaits_report(self) -> bool:
+        """Whether the compositor has not reported on the newest commit."""
+        return self.state in _UNREPORTED
+
+    # Opening and closing
+
+    def open(self, link: Link, options: RoleOptions, wl_output: Proxy | None) -> None:
+        """Make a wl_surface, full screen on this output; None: where the compositor places it. Raises NoRole."""
+        role = choose_role(link, options.ivi_id)
+        conn = link.conn
+        surface = self.proxy = conn.keep(link.compositor.create_surface())
+        if link.viewporter is not None:
+            self._viewport = _Viewport(link, surface)
+        self._link = link
+        self._reports = FrameReports(link, surface, self._on_shown, self._on_discarded)
+        self.role = role(link, surface, options, self._viewport is not None, self._on_role_configured, self._on_closing)
+        self.state = SurfaceState.CONFIGURING if role.configured_first else SurfaceState.EMPTY
+        self.gate.forget_frame()
+        self.role.begin(wl_output)
+        conn.flush()
+
+    def move(self, wl_output: Proxy | None) -> None:
+        """Fill this output of the compositor from now on; None: it is gone."""
+        if self.role is not None:
+            self.role.move(wl_output)
+
+    def close(self, state: SurfaceState | None = None) -> None:
+        """Destroy the wl_surface, if there is one: the compositor takes its frame off the screen.
+
+        `state` follows: CLOSED, or DISMISSED. None: DISMISSED if it is that already, else CLOSED.
+        """
+        link = self._link
+        if link is not None and self.role is not None and self._reports is not None:
+            self.role.destroy()
+            link.conn.destroy(self._viewport.proxy if self._viewport is not None else None, self.proxy)
+            self._reports.close()
+            link.conn.flush()
+        self._forget(state)
+
+    def lost(self) -> None:
+        """Forget the wl_surface: the connection is gone."""
+        self._forget(None)
+        self.gate.reset()
+
+    def _forget(self, state: SurfaceState | None) -> None:
+        if state is not None or self.state is not SurfaceState.DISMISSED:
+            self.state = state or SurfaceState.CLOSED
+        self.proxy = self.role = self._link = self._viewport = self._reports = None
+        self.attached = self._unreleased = None
+
+    def _on_role_configured(self) -> None:
+        role = self.role
+        if role is not None and role.suspended:
+            self.state = SurfaceState.SUSPENDED
+        elif self.state in (SurfaceState.CONFIGURING, SurfaceState.SUSPENDED):
+            self.state = SurfaceState.EMPTY if self.attached is None else SurfaceState.UNSEEN
+        self._on_configured()
+
+    # Frames
+
+    def needs_frame(self, part: Part | None) -> bool:
+        """Return whether a configured surface needs a new commit of its frame, which shows this part of the guest's framebuffer.
+
+        A commit makes the compositor discard the report on the commit before. If that one has not been reported on, a report on its
+        frame must be requested again.
+        """
+        if self.attached is None or self.awaits_report:
+            return True
+        return part is not None and self.role is not None and self.size != self.role.size_for(part.width, part.height)
+
+    def acknowledge(self) -> None:
+        """Commit without a new frame: the acknowledged configuration takes effect with a commit."""
+        if self.proxy is not None:
+            self.proxy.commit()
+
+    def begin_flip(self) -> None:
+        """The guest flips. The flip waits only for the release of a buffer that its own commit replaces."""
+        self._unreleased = None
+
+    def commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
+        """Commit a frame of the flip with this serial number; it shows this part of the guest's framebuffer."""
+        link, surface, role, reports = self._link, self.proxy, self.role, self._reports
+        assert link is not None
+        assert role is not None
+        assert reports is not None
+        natural = (part.width, part.height)
+        self.size = role.size_for(*natural)
+        if self._viewport is not None:
+            cropped = isinstance(frame, WaylandBuffer) and not frame.shows_all(part)
+            self._viewport.place(part if cropped else None, natural, self.size)
+        surface.attach(frame.wl, 0, 0)
+        surface.damage_buffer(0, 0, _ALL, _ALL)
+        is_visible = self.is_visible
+        reports.request(serial, hidden=not is_visible)
+        surface.commit()
+        link.conn.flush()
+        before, self.attached = self.attached, frame
+        if isinstance(before, WaylandBuffer) and before is not frame and before.held:
+            self._unreleased = before
+        frame.held = True
+        if is_visible:
+            self.state = SurfaceState.UNSEEN
+
+    def _on_shown(self, serial: int, newest: bool) -> None:
+        """A frame of the flip with this serial number is on the screen; `newest`: it is the frame of the newest commit."""
+        self.shown += 1
+        if self.state in (SurfaceState.UNSEEN, SurfaceState.HIDDEN):
+            self.state = SurfaceState.SHOWN if newest else SurfaceState.UNSEEN
+        if newest and isinstance(self.attached, WaylandBuffer):
+            self.attached.on_drawn()
+        self._on_screen = serial
+        if self._unreleased is None:
+            self._flip.on_shown(serial)
+
+    def _on_discarded(self, serial: int) -> None:
+        """The frame of the newest commit will not be shown. The flip it belongs to ends at the next refresh."""
+        if self.state is SurfaceState.UNSEEN:
+            self.state = SurfaceState.SHOWN
+        if serial == self._flip.serial:
+            self._flip.end_at_refresh()
+
+    def on_released(self, buffer: WaylandBuffer) -> None:
+        """The compositor has released a buffer, or the guest takes it back."""
+        if self._unreleased is buffer:
+            self._unreleased = None
+            self._flip.on_shown(self._on_screen)
+
+    def on_late(self) -> None:
+        """The compositor has not reported on a flip in time."""
+        if self.state in (SurfaceState.EMPTY, SurfaceState.UNSEEN, SurfaceState.SHOWN):
+            self.state = SurfaceState.HIDDEN
+        if self._link is not None:
+            self.gate.sync(self._link.conn)
