@@ -138,10 +138,10 @@ def test_memory_of_another_card(machine: Machine) -> None:
 def test_formats(machine: Machine, fourcc: str, more: int) -> None:
     """vkms takes more formats, and tells by a checksum which pixels it showed. (It counts offsets twice, and the kernel crashes then.)"""
     picture = drawn(640, 480, 2)
-    octets = 2 if fourcc == "RG16" else 4
+    pixel_size = 2 if fourcc == "RG16" else 4
     with (
         vkms(machine) as card,
-        shown(machine, card.connectors[0], picture, fourcc, 640 * octets + more) as said,
+        shown(machine, card.connectors[0], picture, fourcc, 640 * pixel_size + more) as said,
     ):
         assert said["path"] == "zero copy", said
         assert card.checksum() == checksum_of(picture, fourcc)

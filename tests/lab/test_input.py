@@ -393,8 +393,8 @@ def test_two_nodes_of_one_name(machine: Machine, displbe: Backend, idle: Held, d
 def fnv(events: list[tuple[int, int, int]]) -> int:
     """The hash that domu/events.c makes of what it reads: FNV-1a over type, code and value."""
     found = 2166136261
-    for octet in b"".join(struct.pack("<III", kind, code, value & 0xFFFFFFFF) for kind, code, value in events):
-        found = (found ^ octet) * 16777619 & 0xFFFFFFFF
+    for byte in b"".join(struct.pack("<III", kind, code, value & 0xFFFFFFFF) for kind, code, value in events):
+        found = (found ^ byte) * 16777619 & 0xFFFFFFFF
     return found
 
 

@@ -183,7 +183,7 @@ def test_our_index_is_ours() -> None:
 
 
 def test_input_md_has_every_field() -> None:
-    """Each event's heading is followed by one row per field: | octet | type | name |."""
+    """Each event's heading is followed by one row per field: | byte | type | name |."""
     text = (PROTOCOL / "input.md").read_text("utf-8")
     sections = dict(re.findall(r"^#{2,3} `(\w+)`.*?\n(.*?)(?=^#|\Z)", text, re.M | re.S))
     for vector in VECTORS["events"]:

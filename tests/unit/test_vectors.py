@@ -200,7 +200,7 @@ def check_layout(ours: struct.Struct, offsets: dict[str, int], names: tuple[str 
 
 
 def test_messages_md_has_every_field() -> None:
-    """Under each message's heading, one row per field: | octet | type | name |."""
+    """Under each message's heading, one row per field: | byte | type | name |."""
     text = (PROTOCOL / "messages.md").read_text("utf-8")
     sections = dict(re.findall(r"^#{2,3} `(\w+)`.*?\n(.*?)(?=^#|\Z)", text, re.M | re.S))
     vectors = dict(zip(REQUESTS, VECTORS["requests"], strict=True))

@@ -226,7 +226,7 @@ static int send_request(uint32_t *request)
     return -9999;
 }
 
-static struct { uint32_t width, height, bits, offset, octets, format, fb_width, fb_height; } window[] = {
+static struct { uint32_t width, height, bits, offset, size, format, fb_width, fb_height; } window[] = {
     { 16384, 16384, 32, 0, 262144, 0x34325258, 16384, 16384 }, /* far larger than its pages */
     { 256, 256, 32, 0, 262144, 0x34325258, 256, 257 },         /* the framebuffer larger than its buffer */
     { 61, 50, 16, 0, 61 * 2 * 50, 0x36314752, 61, 50 },        /* RG16, a stride that is no multiple of 4 */
@@ -252,7 +252,7 @@ static void windows(int times)
     }
     for (int turn = 0; turn < times * COUNT; turn++) {
         int i = turn % COUNT, status[4] = { 0 };
-        uint32_t create[16] = { 0x10, 0, 7, 0, window[i].width, window[i].height, window[i].bits, window[i].octets, 0,
+        uint32_t create[16] = { 0x10, 0, 7, 0, window[i].width, window[i].height, window[i].bits, window[i].size, 0,
                                 directory.ref, window[i].offset };
         uint32_t attach[16] = { 0x12, 0, 7, 0, 9, 0, window[i].fb_width, window[i].fb_height, window[i].format };
         uint32_t show[16] = { 0x14, 0, 9, 0, 0, 0, window[i].fb_width, window[i].fb_height, 32 };
@@ -273,7 +273,7 @@ static void windows(int times)
     printf("hostile: windows: %d shown, %d refused, %d requests without an answer\n", shown, refused, silent);
 }
 
-/* A request of these fields, from octet 8 on: its answer's status. */
+/* A request of these fields, from byte 8 on; returns the status of the response. */
 static int ask_fields(uint8_t operation, const uint32_t *fields, unsigned count)
 {
     uint32_t request[16] = { operation };
