@@ -17,6 +17,7 @@ import trio
 from displbe.config import ConfigError, load
 from displbe.ops import log
 from displbe.ops.service_manager import ServiceManager
+from displbe.wire.errors import first_leaf
 from displbe.xen import stale_devices
 from displbe.xen.paths import GNTDEV
 from displbe.xen.port import Unavailable
@@ -47,13 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         missing, others = group.split(Unavailable)
         if missing is None or others is not None:
             raise
-        return _end(UNAVAILABLE, _leaf(missing))
-
-
-def _leaf(group: BaseException) -> BaseException:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
+        return _end(UNAVAILABLE, first_leaf(missing))
 
 
 def _end(code: int, error: BaseException) -> int:

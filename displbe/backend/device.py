@@ -14,7 +14,7 @@ import trio
 
 from displbe.ops import status
 from displbe.ops.text import escape
-from displbe.wire.errors import FrontendBroken
+from displbe.wire.errors import FrontendBroken, first_leaf
 from displbe.wire.xenbus import Next, State, decide, parse_state
 from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost, WatchRefused
 
@@ -308,7 +308,7 @@ class Device(Generic[S]):
                 over = await self._until_over()
                 nursery.cancel_scope.cancel()
         except* (DeviceRefused, HypervisorError, FrontendBroken) as group:
-            first = _first_of(group)
+            first = first_leaf(group)
             await self._report(str(first))
             if isinstance(first, FrontendBroken):
                 # Also before it was served: a frontend that broke a rule has to begin anew. All others are tried again as they are.
@@ -360,10 +360,3 @@ class Device(Generic[S]):
             await self._switch(Next(State.CLOSED, why=why))
         except StoreError as error:
             self.nodes.log.warning("cannot say that the device is not served", error=str(error))
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found

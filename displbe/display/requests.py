@@ -57,6 +57,8 @@ class RequestRing:
 
     `serve` serves a request: it returns the status for the answer, 0 or a negative error number, or what serves the request if it is slow.
     It raises RequestError or SinkError for a refused request; `refuse` makes the status of that. `broken` is told what ends the device.
+
+    It has sixteen attributes: three of them are counters for the operator.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class Framebuffers(msgspec.Struct, frozen=True):
 
 
 class ConnectorStatus(msgspec.Struct, frozen=True):
-    """One connector of a guest and the output that shows it. The fields are many since each is one of the JSON."""
+    """One connector of a guest and the output that shows it. It has many attributes, since each is a field of the JSON."""
 
     index: int
     output: str

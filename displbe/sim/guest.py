@@ -104,7 +104,7 @@ class BorrowedBuffer:
 class FrontConnector:
     """The guest's side of one connector: rings and event channels.
 
-    It has one attribute for each reference, port, page, ring and channel of the protocol, hence more than fifteen.
+    Its attributes are more than fifteen: one for each reference, port, page, ring and channel of the protocol.
     """
 
     def __init__(self, domain: Domain, hypervisor: SimHypervisor) -> None:

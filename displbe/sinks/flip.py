@@ -38,6 +38,12 @@ class FlipState(enum.Enum):
     """The clock ends it at the next refresh."""
 
 
+# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+_NONE: Final = FlipState.NONE
+_WAITING: Final = FlipState.WAITING
+_TIMED: Final = FlipState.TIMED
+
+
 def _nothing() -> None:
     """Nothing else follows from a late flip."""
 
@@ -58,7 +64,7 @@ class Flip:
         on_late: Callable[[], None] = _nothing,
         first_serial: int = 0,
     ) -> None:
-        self.state = FlipState.NONE
+        self.state = _NONE
         self.serial = first_serial
         """The serial number of the newest flip."""
         self.period = 1 / 60
@@ -80,7 +86,7 @@ class Flip:
     def begin(self, token: int) -> int:
         """Begin a flip and return its serial number. The caller has waited for the end of the flip before."""
         self._token = token
-        self.state = FlipState.WAITING
+        self.state = _WAITING
         self.began = now = trio.current_time()
         self.ends_by = now + self._limit
         self.serial += 1
@@ -90,8 +96,8 @@ class Flip:
     def renew(self) -> int:
         """Return a new serial number: reports about earlier commits no longer end the flip under way, if there is one."""
         self.serial += 1
-        if self.state is not FlipState.NONE:
-            self.state = FlipState.WAITING
+        if self.state is not _NONE:
+            self.state = _WAITING
             self.ends_by = self.began + self._limit
         return self.serial
 
@@ -109,15 +115,15 @@ class Flip:
 
     def end(self) -> None:
         """End the flip under way, if there is one."""
-        if self.state is not FlipState.NONE:
-            self.state = FlipState.NONE
+        if self.state is not _NONE:
+            self.state = _NONE
             self._clock.discard(self)
             self._ended(self._token)
 
     def end_at_refresh(self) -> None:
         """Let the clock end the flip under way, if there is one, when the next refresh would be."""
-        if self.state is FlipState.WAITING:
-            self.state = FlipState.TIMED
+        if self.state is _WAITING:
+            self.state = _TIMED
             self.ends_by = (trio.current_time() // self.period + 1) * self.period
             self._clock.wake()
 
@@ -125,7 +131,7 @@ class Flip:
         """End the flip under way if its time has come. For the clock."""
         if now < self.ends_by:
             return
-        if self.state is FlipState.WAITING:
+        if self.state is _WAITING:
             self.late += 1
             self._on_late()
         self.end()
@@ -176,5 +182,5 @@ class FlipClock:
         if not self._under_way:
             self._parked = True
             return math.inf
-        timed = (flip.ends_by for flip in self._under_way if flip.state is FlipState.TIMED)
+        timed = (flip.ends_by for flip in self._under_way if flip.state is _TIMED)
         return min(trio.current_time() + LATE_CHECK, *timed, math.inf)

@@ -12,7 +12,6 @@ import trio
 from scenario.devices import SimDevice, SimNodes
 from scenario.world import spec, until
 
-from displbe import process
 from displbe.backend.guests import GuestSettings
 from displbe.config import Settings
 from displbe.daemon import Daemon
@@ -25,6 +24,7 @@ from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import SimHypervisor, Xen
 from displbe.sim.toolstack import Toolstack
 from displbe.sinks.headless.settings import HeadlessSettings
+from displbe.wire.errors import first_leaf
 from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger, Unavailable
 
@@ -159,7 +159,7 @@ async def test_no_watch_at_all(tmp_path: Path) -> None:
         lacking, others = ended.value.split(Unavailable)
         assert lacking is not None
         assert others is None
-        assert "refuses to watch backend/vinput" in str(process._leaf(lacking))
+        assert "refuses to watch backend/vinput" in str(first_leaf(lacking))
 
 
 async def test_watches_that_are_used_up(tmp_path: Path) -> None:

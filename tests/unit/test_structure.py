@@ -1,7 +1,8 @@
-"""The modules' imports: no circles, and a daemon that runs without pyxs."""
+"""The structure of the code: no circles of imports, no class that holds everything, a daemon that runs without pyxs."""
 
 from __future__ import annotations
 
+import ast
 import graphlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Final
 
 import grimp
 
+import displbe
 from displbe.sinks.registry import SINKS
 
 
@@ -98,3 +100,42 @@ def test_the_check_runs_without_pyxs() -> None:
     )
     assert done.stderr == ""
     assert "because Python has no pyxs" in done.stdout
+
+
+MANY: Final = 15
+"""Attributes; a class with more must say why."""
+
+
+def attributes(tree: ast.ClassDef) -> set[str]:
+    """Return the names of a class's own attributes: those that its methods assign, and those that its body declares."""
+    assigned = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+    declared = {
+        node.target.id
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and "Final" not in ast.dump(node)
+    }
+    return assigned | declared
+
+
+def test_attributes() -> None:
+    (tree,) = ast.parse("class A:\n x: int\n Y: Final = 1\n def f(self): self.a = self.b = self.x; other.c = 1").body
+    assert isinstance(tree, ast.ClassDef)
+    assert attributes(tree) == {"x", "a", "b"}
+
+
+def test_no_class_holds_everything() -> None:
+    """A class with more than fifteen attributes has a docstring that says why."""
+    found = []
+    for path in sorted(Path(displbe.__file__).parent.rglob("*.py")):
+        if "wayland/protocol" in str(path):  # generated
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef) or "attributes" in (ast.get_docstring(node) or ""):
+                continue
+            if len(attributes(node)) > MANY:
+                found.append(f"{path.name}: {node.name} has {len(attributes(node))} attributes and does not say why")
+    assert not found, "\n".join(found)

@@ -464,7 +464,7 @@ class DrmOutput(Output):
             return made
 
     async def release(self) -> None:
-        self.flipped = lambda token: None
+        self._ignore_flips()
         if not await self._leave_last_frame():
             await self.disable()
         if self._copier is not None:

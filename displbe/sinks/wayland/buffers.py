@@ -232,7 +232,7 @@ class WaylandBuffer(SinkBuffer):
 
 
 async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSettings, history: ImportHistory) -> None:
-    """Give the compositor a buffer in the first way that is suitable. Raises SinkError when there is none, and conn.Lost."""
+    """Give the compositor a buffer in the first way that is suitable. Raises SinkError when there is none, and conn.CompositorLost."""
     if settings.zero_copy != "off":
         await link.conn.sync()  # an error in an earlier request must not be taken for an error in this buffer
     reasons: list[str] = []
@@ -247,7 +247,7 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
             wl = await work(link, buffer, settings.dmabuf)
         except (Unsuitable, HypervisorError) as error:
             reasons.append(f"no {way.value}: {error}")
-        except BaseException:  # Lost, or cancelled because of it
+        except BaseException:  # CompositorLost, or cancelled because of it
             if link.conn.protocol_error:
                 history.refuse(way, "the compositor ended the connection for it")
             raise
@@ -262,7 +262,7 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
 
 
 async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
-    """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, Lost.
+    """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
 
     By zwp_linux_buffer_params_v1.create and never create_immed, where a refused import may end the connection.
     """
@@ -300,7 +300,7 @@ async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Prox
 
 
 async def _import_shm(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
-    """Share the guest's pages as a wl_shm pool and return the wl_buffer. Raises Unsuitable, HypervisorError, Lost."""
+    """Share the guest's pages as a wl_shm pool and return the wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost."""
     geometry, conn = buffer.geometry, link.conn
     number = shm_format(link, geometry.fourcc)
     if link.viewporter is None:

@@ -18,7 +18,7 @@ from displbe.sinks.tasks import Tasks
 from displbe.wire.errors import first_leaf
 
 from .buffers import DmabufHistory, ImportHistory
-from .conn import Connection, Lost, Proxy, connect
+from .conn import CompositorLost, Connection, Proxy, connect
 from .guest import WaylandGuest
 from .imports import BufferImports
 from .link import Link
@@ -130,7 +130,7 @@ class Client:
                 self._open_surfaces(link)
                 while True:
                     await self._imports.offer_added()
-        except* Lost as lost:
+        except* CompositorLost as lost:
             reason = str(first_leaf(lost))
             self._log.warning("compositor lost: the guest's outputs are dark until it is back", reason=reason)
         except* Exception:
@@ -140,9 +140,9 @@ class Client:
                 await self._end(link)
 
     def _begin(self, link: Link) -> None:
-        """Use a connection whose globals are known. Raises Lost."""
+        """Use a connection whose globals are known. Raises CompositorLost."""
         if link.missing:
-            raise Lost(f"the compositor offers no {link.missing}")
+            raise CompositorLost(f"the compositor offers no {link.missing}")
         self._imports.link = link
         self.connections += 1
         self._log.info(

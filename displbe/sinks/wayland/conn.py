@@ -26,7 +26,7 @@ from pywayland.protocol_core import ArgumentType
 
 from .protocol import ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell
 
-__all__ = ["Connection", "Global", "Lost", "ProtocolError", "Proxy", "connect"]
+__all__ = ["CompositorLost", "Connection", "Global", "ProtocolError", "Proxy", "connect"]
 
 Proxy = Any
 """An object in the compositor; its methods are the protocol's requests."""
@@ -48,11 +48,11 @@ _RELEASE_SINCE: Final = {"wl_output": 3, "wl_seat": 5, "wl_pointer": 3, "wl_keyb
 """Interfaces whose destructor is `release`, and the version that brought it; older objects end with the connection."""
 
 
-class Lost(Exception):
+class CompositorLost(Exception):
     """The connection is gone, and all objects that were made over it."""
 
 
-class ProtocolError(Lost):
+class ProtocolError(CompositorLost):
     """The compositor has ended the connection because it found a request wrong."""
 
 
@@ -124,7 +124,7 @@ class Connection:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Read and dispatch events; `started` when the globals are known. Raises Lost, ProtocolError, and what a handler raised.
+        """Read and dispatch events; `started` when the globals are known. Raises CompositorLost, ProtocolError, and what a handler raised.
 
         `appeared` and `removed` are called with each global that displbe uses.
         """
@@ -154,13 +154,13 @@ class Connection:
                 raise self._error
             self.flush()
 
-    def _cause(self) -> Lost:
+    def _cause(self) -> CompositorLost:
         """Return why the connection has ended. libwayland has written the compositor's message to stderr."""
         number = lib.wl_display_get_error(self._display._ptr)
         if number == errno.EPROTO:
             self.protocol_error = True
             return ProtocolError("the compositor reported a protocol error (see stderr)")
-        return Lost(f"the compositor is gone ({os.strerror(number or errno.EPIPE)})")
+        return CompositorLost(f"the compositor is gone ({os.strerror(number or errno.EPIPE)})")
 
     def flush(self) -> None:
         """Send the requests made so far. Those that do not fit into the socket are sent later."""
@@ -176,13 +176,13 @@ class Connection:
             self.flush()
 
     async def sync(self) -> None:
-        """Wait until the compositor has processed all requests made so far. Raises Lost."""
+        """Wait until the compositor has processed all requests made so far. Raises CompositorLost."""
         done = trio.Event()
         self.call_after_sync(done.set)
         await self.wait(done)
 
     async def wait(self, event: trio.Event) -> None:
-        """Wait for an event that the compositor causes. Raises Lost when the connection ends first."""
+        """Wait for an event that the compositor causes. Raises CompositorLost when the connection ends first."""
         if self.lost.is_set():
             raise self._gone()
         async with trio.open_nursery() as nursery:
@@ -197,10 +197,10 @@ class Connection:
         if not event.is_set():
             raise self._gone()
 
-    def _gone(self) -> Lost:
+    def _gone(self) -> CompositorLost:
         if self.protocol_error:
             return ProtocolError("the compositor reported a protocol error")
-        return Lost("the connection is gone")
+        return CompositorLost("the connection is gone")
 
     def call_after_sync(self, processed: Callable[[], None]) -> None:
         """Call `processed` when the compositor has processed all requests made so far (wl_display.sync)."""

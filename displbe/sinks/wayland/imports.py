@@ -7,7 +7,7 @@ import trio
 from displbe.sinks.base import SinkError
 
 from .buffers import BufferState, ImportHistory, WaylandBuffer, import_buffer
-from .conn import Lost
+from .conn import CompositorLost
 from .link import Link
 from .settings import WaylandSettings
 
@@ -43,12 +43,12 @@ class BufferImports:
             buffer.reset()
 
     async def offer_added(self) -> None:
-        """Wait until there are buffers that have not been offered, and offer them. Raises Lost."""
+        """Wait until there are buffers that have not been offered, and offer them. Raises CompositorLost."""
         await self._added.wait()
         await self.offer_all()
 
     async def offer_all(self) -> None:
-        """Offer the compositor each buffer that it does not have. Raises Lost."""
+        """Offer the compositor each buffer that it does not have. Raises CompositorLost."""
         self._added = trio.Event()
         link = self.link
         assert link is not None
@@ -97,7 +97,7 @@ class BufferImports:
         if self._request_destroy(buffer) and self.link is not None:
             try:
                 await self.link.conn.sync()
-            except Lost:
+            except CompositorLost:
                 pass
 
     def _request_destroy(self, buffer: WaylandBuffer) -> bool:

@@ -146,7 +146,7 @@ class WaylandOutput(Output):
         await trio.lowlevel.checkpoint()
 
     async def release(self) -> None:
-        self.flipped = _ignore
+        self._ignore_flips()
         self._watching.cancel()
         await self.disable()
         await self._copying.close()
@@ -356,7 +356,3 @@ _NO_ID: Final = 2**32
 def _printable(text: str) -> str:
     """Return a name for a title: no control characters, and at most 64 characters."""
     return "".join(character if character.isprintable() else "?" for character in text)[:64]
-
-
-def _ignore(token: int) -> None:
-    """The end of a flip whose guest is gone."""
