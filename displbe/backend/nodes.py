@@ -1,7 +1,7 @@
-"""The XenStore nodes of one PV device, and whom they may be believed from.
+"""The XenStore nodes of one PV device, and which of them are trusted.
 
 The identity of a device is its place in our own directory, `backend/KIND/DOMID/NUMBER`, which only the toolstack and we write. The
-frontend's directory belongs to the guest: a node there that names an output or a device is believed only if the toolstack owns it.
+frontend's directory belongs to the guest: a node there that names an output or a device is trusted only if the toolstack owns it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ ScreenId: TypeAlias = tuple[str | int, int, int]
 
 
 class BlankedScreens:
-    """Remembers what the operator has said of each guest's screens."""
+    """The set of screens that the operator has switched off."""
 
     def __init__(self) -> None:
         self._screens: set[ScreenId] = set()

@@ -19,7 +19,7 @@ RESCUE: Final = 0.25
 
 
 class ConnectedDisplay:
-    """The connectors of one connection. `shut_off` is told once why the device ends, when the frontend breaks a rule."""
+    """The connectors of one connection. `shut_off` is called once, with the reason, when the frontend breaks a rule and the device ends."""
 
     def __init__(self, shut_off: Callable[[list[Connector], FrontendBroken], None]) -> None:
         self.connectors: list[Connector] = []

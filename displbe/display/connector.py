@@ -41,7 +41,10 @@ __all__ = ["Connector"]
 
 
 class Connector:
-    """Connector `index` of a device. `broken` is told what ends the device; `edid` serves GET_EDID and returns the size in bytes."""
+    """Connector `index` of a device.
+
+    `edid` serves GET_EDID and returns the size in bytes. `broken` is called with the reason when the device has to end.
+    """
 
     def __init__(
         self,

@@ -93,7 +93,7 @@ class DisplayDevice:
         return {"versions": "1,2"}  # XENDISPL_FIELD_BE_VERSIONS
 
     def close(self) -> None:
-        """Forget the last connection, and what the operator has said of a guest that cannot be recognised again."""
+        """Forget the last connection. Forget also which screens the operator has blanked, if the guest has no name to recognise it by."""
         self._set_connectors([])
         if not self._nodes.name:
             self._blanked.forget_domain(self._nodes.domid)

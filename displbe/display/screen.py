@@ -30,7 +30,7 @@ MODESET_BURST: Final = 8
 MODESET_WAIT: Final = 2.0
 """Seconds that a guest's SET_CONFIG may be held back; its answer is due after 3 s."""
 LATE: Final = 2.0
-"""Seconds after which a flip ends whose screen is still being switched on; Linux's frontend waits 3.1 s for its event."""
+"""Seconds after which a flip ends though its output is still being switched on; Linux's frontend waits 3.1 s for the event."""
 
 
 class ScreenState(enum.Enum):

@@ -55,7 +55,7 @@ async def read_trusted_node(nodes: DeviceNodes, key: str) -> bytes | None:
 
 
 async def _number(nodes: DeviceNodes, key: str, default: int, most: int) -> int:
-    """Return a number of our own directory, at most `most`. As in Linux's frontend, what is no number means the default."""
+    """Return a number of our own directory, at most `most`. A value that is no number means the default, as in Linux's frontend."""
     number = parse_number(await read_trusted_node(nodes, key) or b"")
     return default if number is None else min(number, most)
 
