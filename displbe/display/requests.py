@@ -55,8 +55,9 @@ _IDLE: Final = RingState.IDLE
 class RequestRing:
     """One connector's request ring.
 
-    `serve` serves a request: it returns the status for the answer, 0 or a negative error number, or what serves the request if it is slow.
-    It raises RequestError or SinkError for a refused request; `refuse` makes the status of that. `broken` is told what ends the device.
+    `serve` serves a request. It returns the status of the answer, 0 or a negative error number; for a slow request, a SlowRequest that
+    does the work. It raises RequestError or SinkError to refuse the request; `refuse` turns that into the status. `broken` is called with
+    the reason when the device has to end.
 
     It has sixteen attributes: three of them are counters for the operator.
     """
