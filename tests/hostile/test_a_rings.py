@@ -105,14 +105,12 @@ async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 slots[:] = content
 
         with forked(rewrite), answers(monkeypatch) as found:
-            with trio.move_on_after(0.7):
-                while True:
+            with trio.fail_after(60):
+                while len(found) <= 500 or len({answer.operation for answer in found}) <= 3:
                     produced += REQUEST_SLOTS // 2
                     connector.ring_page.store(REQ_PROD, produced & 0xFFFFFFFF)
                     connector.channel.notify()
                     await until(lambda: connector.ring_page.load(RSP_PROD) == produced & 0xFFFFFFFF)  # noqa: B023
-        assert len(found) > 500
-        assert len({answer.operation for answer in found}) > 3
         for answer in found:
             assert answer.status in expected.get(answer.operation, {-Errno.EOPNOTSUPP})
         assert stage.held == {"connectors": 1}
