@@ -2,7 +2,7 @@
 
 import sys
 
-from displbe.cli import main
+from displbe.startup import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(TREE))
 
 import displbe  # noqa: E402
-from displbe import cli  # noqa: E402
+from displbe import startup  # noqa: E402
 from displbe.backend.guests import GuestSettings  # noqa: E402
 from displbe.config import RELOADABLE, Settings  # noqa: E402
 
@@ -247,11 +247,16 @@ def program(name: str, about: str, parser: argparse.ArgumentParser, module: Modu
 
 def settings_page() -> str:
     """Return the man page displbe.toml(5)."""
-    lines = [*page("displbe.toml.5", "configuration of displbe"), ".SH SYNOPSIS", roff(cli.CONFIG), ".SH DESCRIPTION"]
+    lines = [
+        *page("displbe.toml.5", "configuration of displbe"),
+        ".SH SYNOPSIS",
+        roff(startup.CONFIG),
+        ".SH DESCRIPTION",
+    ]
     lines.append(
         roff(
             "The configuration is a file in TOML. A key may be left out; then its default applies. An unknown key or a wrong value is an"
-            f" error. displbe --config {cli.CONFIG} --check reports the errors of the file."
+            f" error. displbe --config {startup.CONFIG} --check reports the errors of the file."
         )
     )
     lines += [".PP", roff(reloading())]
@@ -271,7 +276,7 @@ def settings_page() -> str:
 
 def man_pages() -> dict[str, str]:
     """Return each man page by its name."""
-    files = [".SH FILES", ".TP", f"\\fI{roff(cli.CONFIG)}\\fR", "the configuration"]
+    files = [".SH FILES", ".TP", f"\\fI{roff(startup.CONFIG)}\\fR", "the configuration"]
     signals = [
         ".SH SIGNALS",
         roff(
@@ -281,7 +286,9 @@ def man_pages() -> dict[str, str]:
         roff(reloading()),
     ]
     made = {
-        "displbe.8": program("displbe.8", "backend of Xen's paravirtual displays", cli.parser(), cli, files + signals),
+        "displbe.8": program(
+            "displbe.8", "backend of Xen's paravirtual displays", startup.parser(), startup, files + signals
+        ),
         "displbe.toml.5": settings_page(),
     }
     if find_spec("displbe.ctl") is not None:

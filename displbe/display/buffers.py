@@ -10,19 +10,18 @@ import enum
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from functools import partial
 from typing import Any, Final
 
 import trio
 
 from displbe.backend.quota import Quota
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
+from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, FbAttach, FbDetach
 from displbe.wire.errors import Errno, RequestError
 from displbe.wire.formats import FORMATS, fourcc_name, likely_stride, stride
 from displbe.wire.pgdir import pages_of
 from displbe.wire.ring import PAGE_SIZE
-from displbe.xen.memory import copy_rows
 from displbe.xen.port import GuestBuffer, Hypervisor, HypervisorError
 
 from .allocated import AllocatedBuffer
@@ -278,16 +277,13 @@ class Buffers:
             if framebuffer is None:
                 raise RequestError(Errno.ENOENT, "no such framebuffer")
             shape = framebuffer.geometry
-            bits = FORMATS[shape.fourcc].bits
-            row = stride(part.width, bits)
+            rows = frame_rows(shape, part)
             view = await framebuffer.dbuf.buffer.view()
-            start = shape.offset + part.y * shape.stride + part.x * bits // 8
             # Fresh pages are zero already. To clear a bytearray of this size would hold the loop up.
-            picture = memoryview(mmap.mmap(-1, row * part.height))
-            copy = partial(copy_rows, picture, row, view[start:], shape.stride, row, part.height)
+            picture = memoryview(mmap.mmap(-1, rows.size))
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(copy)
-            return Geometry(part.width, part.height, shape.fourcc, row, 0), picture
+                await trio.to_thread.run_sync(copy_frame, rows, view, picture, rows.row)
+            return Geometry(part.width, part.height, shape.fourcc, rows.row, 0), picture
 
     async def _detach(self, framebuffer: Framebuffer) -> None:
         # Removed from the table first, so that no flip can choose it any more.

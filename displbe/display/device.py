@@ -22,7 +22,7 @@ from displbe.wire.ring import BackControlRing, BackEventPage
 from displbe.wire.xenbus import TRANSITIONS
 from displbe.xen.port import EventChannel, Hypervisor, Page, StoreLost
 
-from .blanked import BlankedScreens, ScreenId
+from .blanked_by_operator import BlankedScreens, ScreenId
 from .buffers import BeAlloc, Buffers
 from .connected import ConnectedDisplay
 from .connector import Connector

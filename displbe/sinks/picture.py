@@ -6,10 +6,10 @@ from typing import Final
 
 from PIL import Image
 
-from displbe.wire.formats import FORMATS, fourcc
-from displbe.xen.memory import copy_rows
+from displbe.wire.formats import fourcc
 
 from .base import Geometry, Part
+from .frame_copy import copy_frame, frame_rows
 
 __all__ = ["image"]
 
@@ -30,16 +30,13 @@ _RAW_MODES: Final[dict[int, tuple[str, str]]] = {
 
 def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
     """Return a private copy of a part's pixels. All formats of wire.formats are supported."""
-    pixel_size = FORMATS[shape.fourcc].bits // 8
-    row = part.width * pixel_size
-    data = memoryview(bytearray(row * part.height))
-    copy_rows(
-        data, row, view[shape.offset + part.y * shape.stride + part.x * pixel_size :], shape.stride, row, part.height
-    )
+    rows = frame_rows(shape, part)
+    data = memoryview(bytearray(rows.size))
+    copy_frame(rows, view, data, rows.row)
     if shape.fourcc == _YUYV:
         return _from_yuyv(data, part.width, part.height)
     mode, raw = _RAW_MODES[shape.fourcc]
-    made = Image.frombytes(mode, (part.width, part.height), data, "raw", raw, row, 1)
+    made = Image.frombytes(mode, (part.width, part.height), data, "raw", raw, rows.row, 1)
     # Pillow has no raw mode for 4 bits each of blue, green, red: they were read as red, green, blue.
     return Image.merge(mode, made.split()[::-1]) if raw == "RGB;4B" else made
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from displbe import cli, process
+from displbe import process, startup
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
 from displbe.sim.toolstack import ConnectorSpec
@@ -53,4 +53,4 @@ class Host(SimHypervisor):
 if __name__ == "__main__":
     process.only_one = contextlib.nullcontext  # type: ignore[assignment]  # there is no device to lock
     host.Host = Host  # type: ignore[assignment,misc]
-    sys.exit(cli.main())
+    sys.exit(startup.main())

@@ -18,7 +18,7 @@ from displbe.backend.error_node import MAX_SIZE, ErrorNode
 from displbe.backend.guests import Guests, GuestSettings
 from displbe.backend.nodes import DeviceNodes, DeviceRefused
 from displbe.backend.spurious_events import LAST, TOLERATED, SpuriousEvents
-from displbe.display.blanked import BlankedScreens
+from displbe.display.blanked_by_operator import BlankedScreens
 from displbe.xen.port import NoEntry, Store, StoreError, StoreLost
 
 FRONT = "/local/domain/1/device/vdispl/0"

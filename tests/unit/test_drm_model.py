@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 
-from displbe.sinks import flip, redraw
+from displbe.sinks import flip, frame_copy, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import card as card_module
 from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink
@@ -273,15 +273,15 @@ async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: 
 
 
 async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest that flips costs one copy and one commit per flip, in the copier's thread, and its frames are not looked at."""
+    """A guest that flips costs one copy and one commit per flip, in the copying thread, and its frames are not looked at."""
     monkeypatch.setattr(redraw, "STILL", 1000.0)
     board = Board()
     threads = set()
-    copy_frame = copied_scanout.copy_frame
+    copy_frame = frame_copy.copy_frame
 
-    def noted(*arguments: Any) -> None:
+    def noted(*arguments: Any, **options: Any) -> None:
         threads.add(threading.current_thread().name)
-        copy_frame(*arguments)
+        copy_frame(*arguments, **options)
 
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)

@@ -10,9 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from displbe.sinks.drm.copied_scanout import CopiedScanout, CopyRegion
+from displbe.sinks.drm.copied_scanout import CopiedScanout, CopyTarget
 from displbe.sinks.drm.direct_scanout import DirectScanout
 from displbe.sinks.flip import Flip, FlipClock, FlipState
+from displbe.sinks.frame_copy import FrameRows
 from displbe.sinks.redraw import SLOWEST, STILL
 
 
@@ -31,14 +32,14 @@ class Commits:
 
 
 class Watched:
-    """A Copier without a thread: the test calls `look`."""
+    """A CopyThread without a thread: the test calls `look`."""
 
     def __init__(self) -> None:
         self.pause = 0.0
         self.look: Callable[[], float] = lambda: 0.0
 
     def watch(self, look: Callable[[], float], pause: float) -> None:
-        """As Copier's."""
+        """As CopyThread's."""
         self.look, self.pause = look, pause
 
 
@@ -67,7 +68,7 @@ def test_frames_are_looked_at_at_the_configured_rate(rate: int) -> None:
     pixels = bytearray(4)
     buffer: Any = type("Buffer", (), {"view": memoryview(pixels), "closed": False})
     commits: Any = type("Commits", (), {"set": lambda *_: None, "commit": lambda *_: None})
-    scanout = CopiedScanout(copier, commits, 0, buffers, CopyRegion(4, 1, 0, 4, 0), _failed)
+    scanout = CopiedScanout(copier, commits, 0, CopyTarget(FrameRows(0, 0, 4, 4, 1), buffers, 0), _failed)
     scanout.watch(buffer, rate)
     assert copier.pause == 1 / rate
     for turn in range(3):

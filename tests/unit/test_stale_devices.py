@@ -171,12 +171,12 @@ def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_it_loads_few_modules() -> None:
     """The command line gets this far without the modules that are slow to load."""
-    code = "import sys, displbe.cli; print(*sys.modules)"
+    code = "import sys, displbe.startup; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in loaded if name.startswith("displbe")}
     assert ours == {
         "displbe",
-        "displbe.cli",
+        "displbe.startup",
         "displbe.wire",
         "displbe.wire.xs",
         "displbe.xen",

@@ -62,7 +62,7 @@ def test_the_daemon_loads_without_pyxs() -> None:
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
     assert {
-        f"displbe.{name}" for name in ("cli", "process", "daemon", "demo", "xen.host", "xen.stale_devices")
+        f"displbe.{name}" for name in ("startup", "process", "daemon", "demo", "xen.host", "xen.stale_devices")
     } <= loaded
     assert {entry[0] for entry in SINKS.values()} <= loaded
     assert not [module for module in loaded if module.startswith("pyxs.")]
@@ -70,7 +70,7 @@ def test_the_daemon_loads_without_pyxs() -> None:
 
 def test_the_daemon_runs_without_pyxs(tmp_path: Path) -> None:
     """It serves a guest of the simulated Xen, over the same XenStore messages as in a real one."""
-    code = "import sys; sys.modules['pyxs'] = None; from displbe.cli import main; sys.exit(main())"
+    code = "import sys; sys.modules['pyxs'] = None; from displbe.startup import main; sys.exit(main())"
     command = [
         sys.executable,
         "-c",

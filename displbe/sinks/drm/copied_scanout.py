@@ -1,6 +1,6 @@
 """Copy mode: guests' frames are copied into one of two dumb buffers, the one not on the screen, which is then shown.
 
-All of it runs in the output's copier thread. A guest may also draw into the frame on the screen without flipping
+All of it runs in the output's copying thread. A guest may also draw into the frame on the screen without flipping
 (Xorg's shadow framebuffer does, and Linux's frontend has no message for it). While it does not flip, its frame is
 compared with a private copy of what was last seen in it, and copied again when it differs. The comparison is not with
 the dumb buffer, because reading a card's memory is slow wherever it is write-combined. A flip makes no private copy,
@@ -15,46 +15,39 @@ from functools import partial
 
 import msgspec
 
-from displbe.sinks.convert import convert
-from displbe.sinks.copier import Copier
+from displbe.sinks.copy_thread import CopyThread
+from displbe.sinks.frame_copy import FrameRows, copy_frame, same_frame
 from displbe.sinks.redraw import SLOWEST, RedrawWatch
-from displbe.xen.memory import copy_rows, same_rows
 
 from .atomic import BUSY_RETRY, FLIP, LATE, Atomic
 from .buffer import DrmBuffer
-from .double_buffer import DoubleBuffer, DumbBuffer
+from .double_buffer import DoubleBuffer
 from .errors import Busy, DrmError
 
-__all__ = ["CopiedScanout", "CopyRegion", "copy_frame"]
+__all__ = ["CopiedScanout", "CopyTarget"]
 
 
-class CopyRegion(msgspec.Struct, frozen=True):
-    """The part of a frame that is copied: `rows` rows of `row` bytes.
+class CopyTarget(msgspec.Struct, frozen=True):
+    """What is copied of each frame, and where to."""
 
-    `source` is its offset in the guest's buffer, `target` that in ours, both in bytes.
-    """
+    rows: FrameRows
+    buffers: DoubleBuffer
+    offset: int
+    """Of the first pixel in a dumb buffer, in bytes."""
+    converted: bool = False
+    """Whether the dumb buffers' format is XRGB8888 and the guest's is another."""
 
-    row: int
-    rows: int
-    source: int
-    source_stride: int
-    target: int
-    converted: int = 0
-    """The guest's format (a DRM fourcc), where ours is another; 0: both are the same."""
+    def copy(self, view: memoryview) -> None:
+        """Copy the guest's frame into the dumb buffer that is not on the screen."""
+        self._copy(self.rows, view)
 
+    def copy_packed(self, packed: memoryview) -> None:
+        """Copy a private copy of a guest's frame into the dumb buffer that is not on the screen."""
+        self._copy(self.rows.packed(), packed)
 
-def copy_frame(buffer: DrmBuffer, region: CopyRegion, to: DumbBuffer) -> None:
-    """Copy a guest's frame into a dumb buffer. The guest's pages have been mapped."""
-    assert buffer.view is not None
-    _copy_pixels(buffer.view[region.source :], region.source_stride, region, to)
-
-
-def _copy_pixels(pixels: memoryview, stride: int, region: CopyRegion, to: DumbBuffer) -> None:
-    target = to.memory.view[region.target :]
-    if region.converted:
-        convert(region.converted, target, to.pitch, pixels, stride, region.row, region.rows)
-    else:
-        copy_rows(target, to.pitch, pixels, stride, region.row, region.rows)
+    def _copy(self, rows: FrameRows, view: memoryview) -> None:
+        back = self.buffers.back
+        copy_frame(rows, view, back.memory.view[self.offset :], back.pitch, converted=self.converted)
 
 
 class CopiedScanout:
@@ -66,24 +59,23 @@ class CopiedScanout:
 
     def __init__(
         self,
-        copier: Copier,
+        thread: CopyThread,
         flip: Atomic,
         slot: int,
-        buffers: DoubleBuffer,
-        region: CopyRegion,
+        target: CopyTarget,
         failed: Callable[[DrmError, int], None],
     ) -> None:
-        self.buffers = buffers
+        self.buffers = target.buffers
         self.copied = 0
         """Frames that were copied for flips."""
         self.copy_seconds = 0.0
         """Seconds that copying them took."""
         self.refreshed = 0
         """Frames that were copied because the guest drew without flipping."""
-        self._copier = copier
+        self._thread = thread
         self._flip = flip
         self._slot = slot
-        self._region = region
+        self._target = target
         self._failed = failed
         self._frame: DrmBuffer | None = None
         """The guest's frame on the screen."""
@@ -100,18 +92,18 @@ class CopiedScanout:
 
     def flip(self, buffer: DrmBuffer, serial: int) -> None:
         """Show another frame; the card's event carries the serial number."""
-        self._copier.do(partial(self._show, buffer, serial))
+        self._thread.do(partial(self._show, buffer, serial))
 
     def watch(self, buffer: DrmBuffer, rate: float) -> None:
         """Also show what the guest draws into this frame without flipping; look at most `rate` times a second."""
         self._frame = buffer
         redraw = RedrawWatch(rate, self._since_flip)
-        self._copier.watch(partial(self._look, redraw), redraw.pause)
+        self._thread.watch(partial(self._look, redraw), redraw.pause)
 
     def _since_flip(self) -> float:
         return time.monotonic() - self._flipped_at
 
-    # In the copier's thread
+    # In the copying thread
 
     def _show(self, buffer: DrmBuffer, serial: int) -> None:
         try:
@@ -119,12 +111,13 @@ class CopiedScanout:
             self._seen_shown = False
             self._flipped_at = time.monotonic()
             began = time.perf_counter()
-            copy_frame(buffer, self._region, self.buffers.back)
+            assert buffer.view is not None
+            self._target.copy(buffer.view)
             self.copy_seconds += time.perf_counter() - began
             self.copied += 1
             self._commit("flip", FLIP, serial)
         except DrmError as error:
-            self._copier.tell(partial(self._failed, error, serial))
+            self._thread.tell(partial(self._failed, error, serial))
 
     def _commit(self, operation: str, flags: int, serial: int) -> None:
         self._flip.set(self._slot, self.buffers.back.fb)
@@ -153,21 +146,19 @@ class CopiedScanout:
 
     def _is_shown(self, view: memoryview) -> bool:
         """Return whether the screen shows the frame's pixels as they are now."""
-        region = self._region
-        if self._seen is None or not self._seen_shown:
-            return False
-        return same_rows(self._seen, region.row, view[region.source :], region.source_stride, region.row, region.rows)
+        rows = self._target.rows
+        return self._seen is not None and self._seen_shown and same_frame(rows, view, self._seen, rows.row)
 
     def _show_again(self, view: memoryview) -> None:
-        region, back = self._region, self.buffers.back
+        rows = self._target.rows
         if self._seen is None:
-            self._seen = memoryview(bytearray(region.row * region.rows))
-        copy_rows(self._seen, region.row, view[region.source :], region.source_stride, region.row, region.rows)
-        _copy_pixels(self._seen, region.row, region, back)
+            self._seen = memoryview(bytearray(rows.size))
+        copy_frame(rows, view, self._seen, rows.row)
+        self._target.copy_packed(self._seen)
         try:
             # Waits until this is on the screen: the guest's next flip goes into the other buffer, which then is not.
             self._commit("refresh", 0, 0)
             self._seen_shown = True
             self.refreshed += 1
         except DrmError as error:
-            self._copier.tell(partial(self._failed, error, 0))
+            self._thread.tell(partial(self._failed, error, 0))

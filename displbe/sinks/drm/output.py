@@ -23,7 +23,7 @@ import trio
 
 from displbe.ops.log import SparseLog
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
-from displbe.sinks.copier import Copier
+from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.flip import Flip, FlipClock
 from displbe.sinks.tasks import Tasks
 from displbe.wire.errors import Errno, from_host
@@ -123,7 +123,7 @@ class DrmOutput(Output):
         """None: the guest has switched the screen off."""
         self._lit: _LitScreen | None = None
         """Set while the state is LIT."""
-        self._copier: Copier | None = None
+        self._copy_thread: CopyThread | None = None
         self._card_lock = trio.Lock()
         """Held while the card is used for something that may wait. The card is not closed meanwhile."""
 
@@ -309,9 +309,8 @@ class DrmOutput(Output):
         self._stop_scanout()
         self.state = ScreenState.LIT
         if mode.copy is not None:
-            copier = self._copier = self._copier or Copier(self.name)
-            buffers, region = mode.copy.buffers, mode.copy.region
-            scanout = CopiedScanout(copier, mode.flip, mode.slot, buffers, region, self._on_failed)
+            thread = self._copy_thread = self._copy_thread or CopyThread(self.name)
+            scanout = CopiedScanout(thread, mode.flip, mode.slot, mode.copy, self._on_failed)
             self._lit = _LitScreen(mode, scanout)
             self.path, self.reason = "copy", self._framebuffers.copy_reason
         else:
@@ -386,8 +385,8 @@ class DrmOutput(Output):
         """Return when no copy is under way and the frame on the screen is not watched."""
         if self._lit is not None and isinstance(self._lit.scanout, DirectScanout):
             self._lit.scanout.unwatch()
-        if self._copier is not None:
-            await self._copier.idle()
+        if self._copy_thread is not None:
+            await self._copy_thread.idle()
 
     # Flips
 
@@ -467,8 +466,8 @@ class DrmOutput(Output):
         self._ignore_flips()
         if not await self._leave_last_frame():
             await self.disable()
-        if self._copier is not None:
-            await self._copier.close()
+        if self._copy_thread is not None:
+            await self._copy_thread.close()
         self._released()
 
     async def _leave_last_frame(self) -> bool:

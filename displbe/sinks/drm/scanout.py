@@ -12,24 +12,18 @@ from contextlib import suppress
 import msgspec
 
 from displbe.sinks.base import Part
+from displbe.sinks.frame_copy import frame_rows
 from displbe.wire.formats import FORMATS
 
 from .atomic import MODESET, TEST, Atomic, Pipe, PlaneConfig, full_state, off_state
 from .buffer import DrmBuffer
-from .copied_scanout import CopyRegion, copy_frame
+from .copied_scanout import CopyTarget
 from .device import Mode
 from .double_buffer import DoubleBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
 from .placement import Placement
 
-__all__ = ["ActiveMode", "CopyTarget", "ScanoutPipe"]
-
-
-class CopyTarget(msgspec.Struct, frozen=True):
-    """Where frames are copied to, and which part of them."""
-
-    buffers: DoubleBuffer
-    region: CopyRegion
+__all__ = ["ActiveMode", "ScanoutPipe"]
 
 
 class ActiveMode(msgspec.Struct, frozen=True):
@@ -133,11 +127,14 @@ class ScanoutPipe:
             size, origin = (mode.width, mode.height), placement.target[:2]
         buffers = DoubleBuffer(self.pipe.device, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc))
         try:
-            region = _region(buffer, part, placement.shown, buffers, origin)
-            copy_frame(buffer, region, buffers.back)
+            assert buffer.view is not None
+            rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
+            offset = origin[1] * buffers.back.pitch + origin[0] * FORMATS[buffer.fourcc].bits // 8
+            target = CopyTarget(rows, buffers, offset, converted=buffer.converted)
+            target.copy(buffer.view)
             on_screen = (0, 0, *size) if placement.borders else placement.target
             config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, on_screen)
-            return self._show(config, placement, CopyTarget(buffers, region))
+            return self._show(config, placement, target)
         except BaseException:
             buffers.close()
             raise
@@ -202,18 +199,3 @@ class ScanoutPipe:
     def close(self) -> None:
         """Free everything; the card is gone, or is being closed."""
         self._free()
-
-
-def _region(
-    buffer: DrmBuffer, part: Part, shown: tuple[int, int], buffers: DoubleBuffer, origin: tuple[int, int]
-) -> CopyRegion:
-    shape = buffer.geometry
-    theirs, ours = (FORMATS[code].bits // 8 for code in (shape.fourcc, buffer.fourcc))
-    return CopyRegion(
-        row=shown[0] * theirs,
-        rows=shown[1],
-        source=shape.offset + part.y * shape.stride + part.x * theirs,
-        source_stride=shape.stride,
-        target=origin[1] * buffers.back.pitch + origin[0] * ours,
-        converted=shape.fourcc if buffer.converted else 0,
-    )

@@ -12,10 +12,10 @@ from functools import partial
 from typing import Final
 
 from displbe.sinks.base import Geometry, Part
-from displbe.sinks.convert import convert
-from displbe.sinks.copier import Copier
+from displbe.sinks.copy_thread import CopyThread
+from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.wire.formats import FORMATS
-from displbe.xen.memory import PAGE_SIZE, Mapping, copy_rows
+from displbe.xen.memory import PAGE_SIZE, Mapping
 
 from .buffers import WaylandBuffer, shm_format
 from .link import Link
@@ -60,8 +60,7 @@ class CopyPool:
         number = shm_format(link, geometry.fourcc)
         pixel_bytes = FORMATS[geometry.fourcc].bits // 8
         self._converted = number is None
-        self._row_bytes = part.width * pixel_bytes
-        self._source_start = geometry.offset + part.y * geometry.stride + part.x * pixel_bytes
+        self._rows = frame_rows(geometry, part)
         # Renderers count the stride in pixels and in words of 4 bytes: it is a multiple of both.
         self._stride = -(-part.width // 4) * 4 * (4 if number is None else pixel_bytes)
         self._frames: list[CopyFrame] = []
@@ -88,12 +87,7 @@ class CopyPool:
 
     def copy(self, view: memoryview, to: CopyFrame) -> None:
         """Copy the guest's frame as it is now. Can be called in any thread."""
-        source, target, rows = view[self._source_start :], to.mapping.view, self.part.height
-        if self._converted:
-            code = self.geometry.fourcc
-            convert(code, target, self._stride, source, self.geometry.stride, self._row_bytes, rows)
-        else:
-            copy_rows(target, self._stride, source, self.geometry.stride, self._row_bytes, rows)
+        copy_frame(self._rows, view, to.mapping.view, self._stride, converted=self._converted)
 
     def close(self) -> None:
         """Destroy the frames. No copy into them may be under way."""
@@ -116,7 +110,7 @@ class FrameCopying:
         self._name = name
         self._pool: CopyPool | None = None
         self._old_pools: list[CopyPool] = []
-        self._thread: Copier | None = None
+        self._thread: CopyThread | None = None
         self._frame_waits = False
         """A frame could not be copied because the compositor held all of the pool."""
         self._copied = copied
@@ -137,11 +131,11 @@ class FrameCopying:
         if frame is None:
             self._frame_waits = True
             return True
-        self._thread = self._thread or Copier(self._name)
+        self._thread = self._thread or CopyThread(self._name)
         self._thread.do(partial(self._copy, self._thread, pool, buffer.view, frame, serial))
         return True
 
-    def _copy(self, thread: Copier, pool: CopyPool, view: memoryview, frame: CopyFrame, serial: int) -> None:
+    def _copy(self, thread: CopyThread, pool: CopyPool, view: memoryview, frame: CopyFrame, serial: int) -> None:
         """Copy a frame. Runs in the thread."""
         pool.copy(view, frame)
         thread.tell(partial(self._on_copied, pool, frame, serial))

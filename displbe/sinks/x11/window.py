@@ -18,8 +18,9 @@ import xcffib.render
 import xcffib.xproto as x
 
 from displbe.sinks.base import Geometry, Part
+from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.seat import SeatEvent
-from displbe.xen.memory import PAGE_SIZE, Mapping, copy_rows, same_rows
+from displbe.xen.memory import PAGE_SIZE, Mapping
 
 from .server import Event, PixelFormat, Server
 from .settings import X11Settings
@@ -227,11 +228,10 @@ class Window:
         """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; makes no request."""
         canvas = self._canvas
         assert canvas is not None
-        start = geometry.offset + part.y * geometry.stride + part.x * canvas.shape[0].pixel_size
-        rows = canvas.memory.view, canvas.stride, view[start:], geometry.stride, canvas.row, part.height
-        if not canvas.empty and same_rows(*rows):
+        frame = frame_rows(geometry, part), view, canvas.memory.view, canvas.stride
+        if not canvas.empty and same_frame(*frame):
             return False
-        copy_rows(*rows)
+        copy_frame(*frame)
         canvas.empty = False
         return True
 

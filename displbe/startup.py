@@ -1,4 +1,7 @@
-"""The command line. Modules are loaded late, because the guests of a restarted daemon wait for `close_stale_displays`.
+"""Starts displbe: the command line, and what comes first.
+
+First of all, `close_stale_displays` closes displays that an earlier daemon left connected: their guests wait for an answer. Therefore all
+other modules are loaded after it. `process` goes on with the configuration, the lock against a second daemon, and the daemon.
 
 Exit codes: 0 success, 1 the daemon failed, 2 wrong usage or configuration, 69 this machine lacks something that displbe needs (Xen,
 a package).

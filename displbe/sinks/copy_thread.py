@@ -14,13 +14,13 @@ from collections.abc import Callable
 import structlog
 import trio
 
-__all__ = ["Copier"]
+__all__ = ["CopyThread"]
 
-_log = structlog.get_logger("displbe.copier")
+_log = structlog.get_logger("displbe.copy_thread")
 Job = Callable[[], None]
 
 
-class Copier:
+class CopyThread:
     """The copying thread of one output. Methods are called in the event loop unless they say otherwise."""
 
     def __init__(self, name: str) -> None:

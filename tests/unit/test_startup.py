@@ -17,7 +17,7 @@ import trio
 from logs import as_in_tests
 from PIL import Image
 
-from displbe import __version__, cli, process
+from displbe import __version__, process, startup
 from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.ops.settings import ControlSettings
@@ -35,7 +35,7 @@ PathFinder.find_spec = lambda name, *rest: None if name.split('.')[0] == 'PIL' e
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run displbe in its own process."""
-    code = f"{before}\nimport sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = f"{before}\nimport sys; from displbe.startup import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
         env={name: value for name, value in os.environ.items() if "DISPLAY" not in name},
@@ -97,7 +97,7 @@ def test_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demonstration_that_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C is not a failure."""
-    code = "import sys; from displbe.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from displbe.startup import main; sys.exit(main(sys.argv[1:]))"
     output = tmp_path / "demo.png"
     arguments = ["demo", "--no-window", "--frames", "1000000", "--output", str(output)]
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
@@ -186,7 +186,7 @@ def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeyp
     path = tmp_path / "displbe.toml"
     path.write_text("sink = 'headless'\n")
     try:
-        assert cli.main(["--config", str(path)]) == 0
+        assert startup.main(["--config", str(path)]) == 0
     finally:
         gc.unfreeze()
         as_in_tests()
