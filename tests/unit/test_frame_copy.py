@@ -40,7 +40,7 @@ def pixels(shape: Geometry, part: Part, content: bytes) -> list[bytes]:
 
 
 @given(frame=frames(sorted(FORMATS)), gap=st.integers(0, 5))
-def test_a_copy_has_the_rows_and_nothing_else(frame: tuple[Geometry, Part, bytearray], gap: int) -> None:
+def test_a_copy_has_the_rows_of_the_part(frame: tuple[Geometry, Part, bytearray], gap: int) -> None:
     shape, part, content = frame
     rows = frame_rows(shape, part)
     stride = rows.row + gap
@@ -49,8 +49,9 @@ def test_a_copy_has_the_rows_and_nothing_else(frame: tuple[Geometry, Part, bytea
     copy_frame(rows, memoryview(content), memoryview(target), stride)
     found = [bytes(target[n * stride : n * stride + rows.row]) for n in range(rows.rows)]
     assert found == pixels(shape, part, before)
-    gaps = {bytes(target[n * stride + rows.row : (n + 1) * stride]) for n in range(rows.rows)}
-    assert gaps == {b"\x55" * gap}
+    if stride != shape.stride:  # else gaps are copied along
+        gaps = {bytes(target[n * stride + rows.row : (n + 1) * stride]) for n in range(rows.rows)}
+        assert gaps == {b"\x55" * gap}
     assert content == before
     assert same_frame(rows, memoryview(content), memoryview(target), stride)
     target[rows.row - 1] ^= 1
