@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import msgspec
 
 from displbe.wire.formats import FORMATS
@@ -10,7 +12,7 @@ from displbe.xen.memory import copy_rows, same_rows
 from .base import Geometry, Part
 from .convert import convert
 
-__all__ = ["FrameRows", "copy_frame", "frame_rows", "same_frame"]
+__all__ = ["FrameRows", "copy_frame", "frame_checksum", "frame_rows", "same_frame"]
 
 
 class FrameRows(msgspec.Struct, frozen=True):
@@ -50,6 +52,12 @@ def copy_frame(of: FrameRows, view: memoryview, to: memoryview, to_stride: int, 
         convert(of.fourcc, to, to_stride, view[of.start :], of.stride, of.row, of.rows)
     else:
         copy_rows(to, to_stride, view[of.start :], of.stride, of.row, of.rows)
+
+
+def frame_checksum(of: FrameRows, view: memoryview) -> int:
+    """Return a checksum of rows of the buffer `view`, with what lies between them. Runs in any thread, like `copy_frame`."""
+    with view[of.start : of.start + of.stride * (of.rows - 1) + of.row] as frame:
+        return zlib.crc32(frame)
 
 
 def same_frame(of: FrameRows, view: memoryview, to: memoryview, to_stride: int) -> bool:

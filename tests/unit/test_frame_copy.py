@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from displbe.sinks.base import Geometry, Part
 from displbe.sinks.convert import CONVERTED
-from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
+from displbe.sinks.frame_copy import copy_frame, frame_checksum, frame_rows, same_frame
 from displbe.wire.formats import FORMATS, fourcc
 
 sides = st.integers(1, 9)
@@ -74,3 +74,13 @@ def test_a_packed_copy_converts_as_the_frame_does(frame: tuple[Geometry, Part, b
 def test_the_rows_of_a_part() -> None:
     rows = frame_rows(Geometry(640, 480, fourcc("RG16"), 1300, 64), Part(10, 2, 100, 50))
     assert (rows.start, rows.stride, rows.row, rows.rows, rows.size) == (64 + 2600 + 20, 1300, 200, 50, 10000)
+
+
+@given(frame=frames(sorted(FORMATS)), data=st.data())
+def test_a_checksum_sees_each_pixel(frame: tuple[Geometry, Part, bytearray], data: st.DataObject) -> None:
+    shape, part, content = frame
+    rows = frame_rows(shape, part)
+    before = frame_checksum(rows, memoryview(content))
+    at = rows.start + data.draw(st.integers(0, rows.rows - 1)) * rows.stride + data.draw(st.integers(0, rows.row - 1))
+    content[at] ^= 0x80
+    assert frame_checksum(rows, memoryview(content)) != before

@@ -1,5 +1,6 @@
 """Notices monitors and cards that come and go, by uevents through pyudev.
 
+The sink then has each card look (`Card` in card.py): it probes its connectors, and its outputs light or darken their screens (`reconcile`).
 Without pyudev or libudev, the connectors are polled.
 """
 

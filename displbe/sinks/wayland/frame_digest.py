@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
-
 import trio
 
-from displbe.sinks.base import SinkError
+from displbe.sinks.base import Part, SinkError
+from displbe.sinks.frame_copy import frame_checksum, frame_rows
 
 from .buffers import WaylandBuffer
 
@@ -33,12 +32,9 @@ class FrameDigest:
                 view = await buffer.map()
             except SinkError:
                 return False
-            geometry = buffer.geometry
-            frame = view[geometry.offset : geometry.offset + geometry.stride * geometry.height]
-            try:
-                digest = (buffer, serial, await trio.to_thread.run_sync(zlib.crc32, frame))
-            finally:
-                frame.release()
+            shape = buffer.geometry
+            rows = frame_rows(shape, Part(0, 0, shape.width, shape.height))
+            digest = (buffer, serial, await trio.to_thread.run_sync(frame_checksum, rows, view))
         before, self._digest = self._digest, digest
         return digest != before
 
