@@ -94,7 +94,7 @@ class Decoder:
         self._limit = limit
 
     def feed(self, data: bytes) -> list[Packet]:
-        """Return the messages that are complete now. Raises ProtocolError for a payload longer than the limit, once its header is there."""
+        """Return the messages that are complete now. Raises ProtocolError for a header that announces a payload longer than the limit."""
         self._buffer += data
         packets = []
         while len(self._buffer) >= HEADER.size:

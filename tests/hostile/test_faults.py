@@ -50,7 +50,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(device, "decide", _hurried)
     monkeypatch.setattr(device, "RETRY", 0.05)
     monkeypatch.setattr(changes, "LOOKS", 0.002)
-    monkeypatch.setattr(device, "LAST_WORD", 0.01)
+    monkeypatch.setattr(device, "FINAL_STATE_TIME", 0.01)
     monkeypatch.setattr(store, "_RECONNECT_FIRST", 0.005)
     monkeypatch.setattr(gntdev, "_RELEASE_PAUSE", 0.02)
     monkeypatch.setattr(supervisor, "RESTART", 0.05)
