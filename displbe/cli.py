@@ -1,4 +1,4 @@
-"""The command line. Modules are loaded late, because the guests of a restarted daemon wait for `close_stale_displays`.
+"""The command line. Most modules are loaded after `close_stale_displays`, because the guests of a restarted daemon wait for it.
 
 Exit codes: 0 success, 1 the daemon failed, 2 wrong usage or configuration, 69 this machine lacks something that displbe needs (Xen,
 a package).

@@ -362,5 +362,5 @@ class Device(Generic[S]):
             await self._switch(Next(State.CLOSED, why=why))
         except StoreError as error:
             self.nodes.log.warning(
-                "cannot write state 6; the guest does not see that its device is not served", error=str(error)
+                "cannot write the backend state; the guest does not see that its device is not served", error=str(error)
             )

@@ -73,7 +73,7 @@ class Driver(Protocol[S_co]):
 
     @property
     def transitions(self) -> Table:
-        """How frontends of this kind move between states."""
+        """The table of the backend's states for frontends of this kind (wire.xenbus)."""
 
     @property
     def guests(self) -> Guests:

@@ -81,7 +81,7 @@ class Total:
 
 
 class Quota:
-    """What one guest holds of each kind that `Limits` limits, and its request rate."""
+    """The amounts that one guest holds of each kind that `Limits` limits, and its request rate."""
 
     def __init__(self, limits: Limits, total: Total) -> None:
         self.limits = limits

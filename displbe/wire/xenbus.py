@@ -16,7 +16,7 @@ others read the backend's state too, and some of them must have seen it. In the 
   finds it ready. Module removal waits up to 1 s for that 2. kexec waits for 5, then 6, then 2. 9front polls every 50 ms. Therefore
   the backend stays in a state for 100 ms where the frontend does not show that it has seen the state.
 * Restart of the backend under a running guest: the rings in the guest's pages are those of the previous daemon and are never served. 5
-  and 6 make Linux tear its device down (7) and start anew (1). The backend stays at 6 until the frontend has left 4 and 7, without
+  and 6 make Linux tear its device down (7) and start over (1). The backend stays at 6 until the frontend has left 4 and 7, without
   a limit, because the frontend does not react to a 2 while it is at 7. A frontend at 3 has not used its rings yet and never goes back
   by itself: it is served as at a start.
 * Crash of the guest, and any failure of the backend while connected: the same sequence, 5, 6, 2.
@@ -91,7 +91,7 @@ _READY = (
 Table: TypeAlias = dict[State, tuple[Rule, ...]]
 
 TRANSITIONS: Final[Table] = {
-    # States that displbe never writes, found at the start or written by others: start anew. The caller also passes UNKNOWN for a 4
+    # States that displbe never writes, found at the start or written by others: start over. The caller also passes UNKNOWN for a 4
     # that a previous daemon has written, because this daemon has nothing mapped for it.
     S.UNKNOWN: _READY,
     S.INITIALISING: _READY,

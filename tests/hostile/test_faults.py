@@ -39,8 +39,8 @@ PARTS: Final = 8
 """Tests among which the places are divided, for as many processes."""
 
 
-def _hurried(backend: State, frontend: State | None, online: bool, stood: float, transitions: Table) -> Next:
-    step = decide(backend, frontend, online, stood * FASTER, transitions)
+def _hurried(backend: State, frontend: State | None, online: bool, age: float, transitions: Table) -> Next:
+    step = decide(backend, frontend, online, age * FASTER, transitions)
     return Next(step.state, step.wait / FASTER, step.why)
 
 

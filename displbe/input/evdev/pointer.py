@@ -18,7 +18,7 @@ TOUCHPAD_PIXELS: Final = 1000
 
 
 class PointerKind(enum.Enum):
-    """How a device moves the pointer."""
+    """The way in which a device moves the pointer."""
 
     RELATIVE = "relative"
     """A mouse, which reports motions; or a device that is not a pointer."""
