@@ -103,7 +103,9 @@ def _device_metrics(devices: list[tuple[str, DeviceStatus]]) -> Iterator[Metric]
     connected = GaugeMetricFamily("displbe_device_connected", "Whether the device is connected.", labels=labels)
     connections = CounterMetricFamily("displbe_connections", "Connections of the device.", labels=labels)
     shut_off = CounterMetricFamily(
-        "displbe_ring_shutoff", "How often the device was shut off because its frontend broke a rule.", labels=labels
+        "displbe_ring_shutoff",
+        "How often the device was shut off because its frontend broke the protocol.",
+        labels=labels,
     )
     events = CounterMetricFamily("displbe_input_events", "Input events written to the guest's page.", labels=labels)
     dropped = CounterMetricFamily(
