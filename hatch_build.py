@@ -2,7 +2,7 @@
 
 * for the Wayland protocols that pywayland or Debian's package of it lacks, from their XML. pywayland has a scanner, but its output
   differs between versions; these modules work with all versions from 0.4.18 on.
-* for the C functions that displbe calls, from their declarations. At run time, cffi's parser for C would delay each start.
+* for the C functions that displbe calls, from their declarations. If cffi parsed these at run time, each start would be delayed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CustomBuildHook(BuildHookInterface[Any]):
 
 
 def declare(header: Path) -> None:
-    """Generate _libc.py from libc.h: its `ffi` has the declarations."""
+    """Generate a module such as _libc.py from a header such as libc.h. The module's `ffi` has the declarations."""
     module = header.with_name(f"_{header.stem}")
     ffi = FFI()
     ffi.cdef((HERE / header).read_text())
@@ -95,7 +95,7 @@ def generate(protocol: ET.Element) -> str:
     lines += ["from pywayland.protocol_core import Argument, ArgumentType, Interface, Proxy"]
     if used - own:
         lines.append(f"from pywayland.protocol.wayland import {', '.join(map(class_name, sorted(used - own)))}")
-    for entry in interfaces:  # all of them first: their messages refer to each other
+    for entry in interfaces:  # all interfaces first, because their messages refer to each other
         lines += ["", "", f"class {class_name(entry.attrib['name'])}(Interface):"]
         lines += [f"    name = {entry.attrib['name']!r}", f"    version = {entry.attrib['version']}"]
         for enum in entry.findall("enum"):

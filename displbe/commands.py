@@ -36,7 +36,7 @@ AnyDevice: TypeAlias = Device[DisplayDevice] | Device[InputDevice]
 
 
 class Commands:
-    """What an operator may ask, answered from the parts of the daemon."""
+    """The operator's commands, carried out on the parts of the daemon."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Commands:
     # Status
 
     async def status(self) -> Status:
-        """Return the status of everything. The rings are served after each connector."""
+        """Return the status of the whole daemon. Between two connectors, the rings are served."""
         guests = [await self._guest(domid, quota) for domid, quota in sorted(self._quotas.guests.items())]
         total = self._quotas.total
         return Status(
@@ -118,11 +118,11 @@ class Commands:
             known = f"there are: {', '.join(map(escape, guests))}" if guests else "there is none"
             raise CommandError(f"no guest {escape(request.guest)}; {known}")
         if len({device.domid for device in found}) > 1:
-            raise CommandError(f"more than one guest is called {escape(request.guest)}: say its number")
+            raise CommandError(f"more than one guest is called {escape(request.guest)}: use its domid")
         return found
 
     def _whole_guest(self, request: Request) -> list[AnyDevice]:
-        """Return the devices of the guest, for a command that is not for one connector. Raises CommandError."""
+        """Return the devices of the guest, for a command that takes no connector. Raises CommandError."""
         if request.connector:
             raise CommandError(f"{request.command} is for a whole guest, not for one of its connectors")
         return self._of_guest(request)
@@ -195,7 +195,7 @@ class Commands:
 
 
 def _is_of(guest: str, device: AnyDevice) -> bool:
-    """Return whether a device belongs to the guest of this name or number."""
+    """Return whether a device belongs to the guest with this name or domid."""
     return guest in (device.name, str(device.domid))
 
 

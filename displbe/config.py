@@ -28,7 +28,7 @@ RELOADABLE: Final = {
     "guest.": "from a guest's next connection on (screenshot at once)",
     "input.focus": "at once",
 }
-"""The keys that can be changed without a restart, as `differences` names them, and from when on the change holds."""
+"""The keys that can be changed without a restart, as `differences` names them, and the time from which the change applies."""
 
 
 class ConfigError(Exception):
@@ -67,7 +67,7 @@ def load(path: str) -> Settings:
 
 
 def differences(before: Settings, after: Settings) -> list[str]:
-    """Return the keys whose values differ, as `table.key`; of guests, `guest.NAME`."""
+    """Return the keys whose values differ, as `table.key`; for a guest's table, `guest.NAME`."""
     found = []
     for table in msgspec.structs.fields(Settings):
         old, new = getattr(before, table.name), getattr(after, table.name)

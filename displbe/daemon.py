@@ -55,7 +55,7 @@ class Daemon:
         nodes: DeviceNodes | None = None,
         runtime: Path | None = None,
     ) -> None:
-        """`runtime` is a directory for what the next daemon should know; None: nothing is kept."""
+        """`runtime` is a directory for files that the next daemon reads; None: nothing is kept."""
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
         self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack, mappings(getattr(settings, settings.sink))))
@@ -89,9 +89,9 @@ class Daemon:
         self._settings = settings
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; then tell every guest, and release all that is theirs.
+        """Serve until cancelled; then close all devices, and release everything that belongs to guests.
 
-        `started` after the first look at XenStore.
+        `started` is called after the first look at XenStore.
         """
         self._log_abilities()
         async with trio.open_nursery() as nursery:
@@ -101,7 +101,7 @@ class Daemon:
                     await guests.start(self.displays.run)
                     await guests.start(self.inputs.run)
                     self._service_manager.notify("READY=1", "STATUS=serving")
-                    guests.start_soon(self._tell_status)
+                    guests.start_soon(self._notify_status)
                     _log.info("ready")
                     task_status.started()
                     try:
@@ -113,7 +113,7 @@ class Daemon:
         _log.info("displbe ends")
 
     async def _services(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        """Run XenStore, event channels and screens. They outlive the guests' tasks, which need them to say that they end."""
+        """Run XenStore, event channels and screens. They outlive the guests' tasks, which need them to close their devices."""
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._lag.run)
@@ -123,23 +123,23 @@ class Daemon:
                 await nursery.start(self.hypervisor.run)
                 await nursery.start(self.sink.run)
                 await nursery.start(self.evdev.run)
-                scope.shield = True  # only now: a service that waits for its start must not keep the daemon from ending
+                scope.shield = True  # not before: a service that is still starting must not keep the daemon from ending
                 task_status.started(scope)
 
     async def _feed_watchdog(self) -> None:
-        """Feed systemd's watchdog from the loop that serves the rings: when the loop stands still, the watchdog fires."""
+        """Feed systemd's watchdog from the loop that serves the rings. When the loop hangs, the watchdog fires."""
         while True:
             await trio.sleep(self._service_manager.watchdog_interval or math.inf)
             self._service_manager.notify("WATCHDOG=1")
 
-    async def _tell_status(self) -> None:
-        """Tell systemd the status that `systemctl status` shows."""
+    async def _notify_status(self) -> None:
+        """Send systemd the status that `systemctl status` shows, every STATUS_PERIOD seconds."""
         while self._service_manager.is_present:
             self._service_manager.notify(f"STATUS={(await self.commands.status()).summary()}")
             await trio.sleep(STATUS_PERIOD)
 
     def reload(self, path: str) -> None:
-        """Read the configuration again, and apply what can be applied while guests are connected."""
+        """Read the configuration again, and apply the keys that can change while guests are connected. Errors are logged."""
         self._service_manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._apply(load(path))
@@ -148,7 +148,7 @@ class Daemon:
         self._service_manager.notify("READY=1")
 
     def _apply(self, wanted: Settings) -> None:
-        """Apply what can be applied. Raises MissingPackage; nothing is applied then."""
+        """Apply the RELOADABLE keys. Raises MissingPackage; nothing is applied then."""
         _need_evdev(wanted)
         changed = differences(self._settings, wanted)
         applied = [key for key in changed if key.startswith(tuple(RELOADABLE))]
@@ -157,7 +157,7 @@ class Daemon:
         self._guests.replace(wanted.guest)
         if "input.focus" in changed:
             self.focus.configure(wanted.input.focus)
-        # What was not applied stays as it was, so that the next reload reports it again.
+        # Keys that were not applied keep their old values, so that the next reload reports them again.
         self._settings = msgspec.structs.replace(
             self._settings,
             limits=wanted.limits,
@@ -192,7 +192,7 @@ def _metrics(settings: Settings, commands: Commands) -> Metrics | None:
 
 
 def _need_evdev(settings: Settings) -> None:
-    """Raise MissingPackage when guests may have devices of this machine and the package that opens them is missing."""
+    """Raise MissingPackage when guests may use devices of this machine and the package that opens them is missing."""
     named = settings.input.devices or any(guest.input for guest in settings.guest.values())
     if named and find_spec("evdev") is None:
         raise MissingPackage("guests' input devices need evdev: install displbe[input]")

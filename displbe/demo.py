@@ -27,7 +27,7 @@ __all__ = ["run_demo"]
 
 CONNECTOR: Final = ConnectorSpec("DEMO-1", 800, 600)
 NO_CONTROL: Final = ControlSettings(socket="")
-"""No control socket: displbectl is for the daemon that serves this machine's guests."""
+"""No control socket: displbectl controls the daemon that serves this machine's guests, not the demo."""
 FRAMES: Final = 120
 """Page flips without a window: two seconds at 60 Hz."""
 FRAMES_IN_WINDOW: Final = 600
@@ -70,7 +70,7 @@ async def run_demo(output: str, frames: int | None, window: bool) -> None:
 
 
 async def _draw_until(signals: AsyncIterator[int], display: Frontend, frames: int) -> int:
-    """Draw frames until there are `frames`, or a signal (Ctrl-C), and return how many were flipped."""
+    """Draw `frames` frames, or fewer if a signal comes (Ctrl-C). Return the number of frames that were flipped."""
     async with trio.open_nursery() as nursery:
 
         async def end() -> None:
@@ -119,7 +119,8 @@ async def _on_x11() -> Settings | None:
 
 
 def _write(daemon: Daemon, output: str) -> None:
-    from displbe.sinks.headless.output import HeadlessOutput  # had Pillow been missing, the daemon would have said so
+    # Pillow is installed; without it, the daemon would not have started.
+    from displbe.sinks.headless.output import HeadlessOutput
 
     shown = daemon.sink.claimed(CONNECTOR.name)
     assert isinstance(shown, HeadlessOutput)
@@ -127,7 +128,7 @@ def _write(daemon: Daemon, output: str) -> None:
 
 
 async def _draw(display: Frontend, frames: int) -> None:
-    """Do what a guest's compositor does: draw into the buffer that is not shown, flip, wait for the event."""
+    """Act as a guest's compositor: draw into the buffer that is not shown, flip, wait for the event."""
     width, height = CONNECTOR.width, CONNECTOR.height
     buffers = [await display.create_framebuffer(width, height) for _ in range(2)]
     draw_bars(buffers[0][2].pixels, width, height)

@@ -1,4 +1,4 @@
-"""The process around the daemon: the lock against a second one, signals, exit codes."""
+"""The process around the daemon: the lock against a second daemon, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ USAGE: Final = 2
 UNAVAILABLE: Final = 69
 """EX_UNAVAILABLE of sysexits.h."""
 TIMEOUT: Final = stale_devices.TIMEOUT + 0.5
-"""Seconds to wait for the lock: longer than a process that is starting holds it to close stale displays."""
+"""Seconds to wait for the lock. A starting process holds it for less than this while it closes stale displays."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for, and return the exit code."""
+    """Run the daemon, its check or the demo, as the command line says, and return the exit code."""
     try:
         return _demo(arguments) if arguments.command == "demo" else _daemon(arguments)
     except ConfigError as error:
@@ -89,8 +89,7 @@ def _daemon(arguments: argparse.Namespace) -> int:
 def exempt_from_gc() -> None:
     """Exempt all present objects from garbage collection.
 
-    Imported modules stay until the process ends. Scanning all of their objects takes 10 ms and more each time, during which no ring is
-    served.
+    Imported modules stay until the process ends. Each scan of all their objects takes 10 ms or more, during which no ring is served.
     """
     gc.freeze()
     gc.enable()
@@ -106,7 +105,7 @@ def _print_abilities(daemon: Daemon) -> None:
 
 async def serve(daemon: Daemon, config: str) -> None:
     """Run the daemon until SIGTERM or SIGINT. SIGHUP makes it read its configuration again."""
-    # Outside of the cancelled nursery: a second signal must not kill the process while it says goodbye to the guests.
+    # Outside of the cancelled nursery: a second signal must not kill the process while it closes the guests' devices.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_handle_signals, signals, nursery.cancel_scope, daemon, config)
@@ -123,7 +122,10 @@ async def _handle_signals(signals: AsyncIterator[int], scope: trio.CancelScope, 
 
 @contextlib.contextmanager
 def only_one(device: str = GNTDEV) -> Iterator[None]:
-    """Hold the lock while the block lasts: two daemons would serve the same guests. Raises Unavailable when another one runs."""
+    """Hold the lock while the block lasts, because two daemons would serve the same guests.
+
+    Raises Unavailable when another daemon runs, or when the device cannot be opened.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(single_instance(device, TIMEOUT))

@@ -1,4 +1,4 @@
-"""The base of the configuration's tables. Each table is a struct beside the code that uses it; `config` assembles them."""
+"""The base of the configuration's tables. Each table is a struct next to the code that uses it; `config` assembles them."""
 
 from __future__ import annotations
 

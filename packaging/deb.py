@@ -1,7 +1,7 @@
-"""make deb: builds the Debian package in a Debian 13 of its own, checks it with lintian, and tests it: the package is installed there, and
+"""make deb: builds the Debian package in a separate Debian 13, checks it with lintian, and tests it: the package is installed there, and
 its unit runs the demonstration under a separate systemd, as the unit's user with the unit's restrictions. Needs root, on Debian 12 or 13.
 
-That Debian is in the user's cache folder, under a name derived from its contents.
+The separate Debian is in the user's cache folder, under a name derived from its contents.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ mount -t cgroup2 cgroup $root/sys/fs/cgroup
 exec chroot $root env -i container=deb PATH=/usr/sbin:/usr/bin LANG=C.UTF-8 \\
     /usr/lib/systemd/systemd --system --unit=try.service --log-target=console --show-status=no
 """
-"""Start a systemd in its own namespaces that runs try.service only, and ends with it."""
+"""A script that starts a systemd in its own namespaces. It runs only try.service, and ends with it."""
 TRY = """
 [Unit]
 DefaultDependencies=no
@@ -70,7 +70,7 @@ Restart=no
 ExecStart=
 ExecStart=/usr/bin/displbe demo --no-window --output /var/lib/displbe/demo.png
 """
-"""Drop-in for the unit: it runs the demonstration, since there is no Xen here."""
+"""A drop-in for displbe's unit, which then runs the demonstration, because there is no Xen here."""
 
 
 def build_depends() -> list[str]:
@@ -81,20 +81,20 @@ def build_depends() -> list[str]:
 
 
 def packages() -> list[str]:
-    """Return the packages to install in the Debian that builds."""
+    """Return the packages to install in the separate Debian."""
     virtual = {"debhelper-compat", "dh-sequence-installsysusers", "dh-sequence-python3"}
     return sorted({*TOOLS, *build_depends()} - virtual)
 
 
 def make_root(made: Path, source: str) -> None:
-    """Install the Debian that builds."""
+    """Install the separate Debian."""
     print(f"deb: installing {SUITE} to build in; takes a minute or two, once", file=sys.stderr, flush=True)
     include = f"--include={','.join(packages())}"
     run(["mmdebstrap", "--variant=buildd", include, SUITE, made / "root", source])
 
 
 def inside(root: Path, *command: str) -> None:
-    """Run a command in that Debian, in its own mount and PID namespaces, with the output of this process."""
+    """Run a command in the separate Debian, in its own mount and PID namespaces, with the output of this process."""
     enter = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"'
     subprocess.run(["unshare", "--mount", "--pid", "--fork", "sh", "-c", enter, str(root), *command], check=True)
 
@@ -143,7 +143,7 @@ def built() -> Path:
 
 
 def sources() -> list[str]:
-    """Return the files of the tree: tracked and new ones; without git, all but build products."""
+    """Return the files of the tree: tracked and new files; without git, all files but build products."""
     try:
         listed = ["git", "-C", str(TREE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
@@ -164,7 +164,7 @@ def copy_tree(to: Path) -> None:
 
 
 def build(arguments: Sequence[str]) -> None:
-    """Build the package into out/deb. Raises SystemExit, or CalledProcessError of a step that has printed why."""
+    """Build the package into out/deb. Raises SystemExit, or CalledProcessError when a step fails; the step has printed the reason."""
     host_tools({"mmdebstrap": "mmdebstrap"})
     with only_one():
         apt = Apt()
@@ -176,7 +176,7 @@ def build(arguments: Sequence[str]) -> None:
 
 
 def build_in(base: Path, folder: Path, arguments: Sequence[str]) -> None:
-    """Build, check and test in a folder of the Debian that builds."""
+    """Build, check and test in a folder of the separate Debian."""
     made_of = key()
     copy_tree(folder / "displbe")
     os.chmod(folder, 0o755)

@@ -70,7 +70,7 @@ class Section:
 
 
 def words() -> list[Section]:
-    """Return the comments of the example, as sections and keys. A key without a comment has that of the key before it."""
+    """Return the comments of the example as sections and keys. A key without a comment gets the comment of the previous key."""
     sections = [Section("", "")]
     comment: list[str] = []
     for line in EXAMPLE.read_text("utf-8").splitlines():
@@ -197,7 +197,7 @@ def configuration() -> str:
 
 
 def roff(text: str) -> str:
-    """Return text with all that troff would interpret escaped."""
+    """Return the text with the characters escaped that troff would interpret."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "")
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.M)
 

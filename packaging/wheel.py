@@ -1,4 +1,4 @@
-"""make wheel: builds sdist and wheel, and tests the installed wheel outside of this tree. Arguments are passed to pytest."""
+"""make wheel: builds the sdist and the wheel, and tests the installed wheel outside of this tree. Arguments are passed to pytest."""
 
 from __future__ import annotations
 

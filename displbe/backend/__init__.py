@@ -1,1 +1,1 @@
-"""What every PV device shares: finding devices, and the handshake of each."""
+"""The part that all PV devices share: finding devices, and the xenbus handshake of each."""

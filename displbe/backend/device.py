@@ -1,7 +1,7 @@
 """One PV device: the xenbus handshake, driven by the table in `wire/xenbus.py`.
 
 One task per device looks at the store, asks the table, acts, and waits until something may have changed. While a frontend is connected,
-a second task tree serves it. The tree has ended, and holds nothing of the guest's any more, before our state says so.
+a second task tree serves it. Our state changes only when that tree has ended and holds nothing of the guest any more.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["ConnectionState", "Device"]
 
 RETRY: Final = 1.0
 """Seconds after which a refused connection is tried again though nothing in XenStore has changed: a monitor may have been plugged in, or
-another guest may have given up its output.
+another guest may have released the output.
 """
 RECONNECT_BURST: Final = 5
-"""Connections that a guest gets before `reconnects-per-second` holds."""
-LAST_WORD: Final = 0.2
-"""Seconds that the state of a device that has ended stands in XenStore, for the toolstack to see."""
-FAREWELL: Final = 2.0
-"""Seconds that the last changes of state may take when the daemon ends."""
+"""Connections that a device gets before `reconnects-per-second` applies."""
+FINAL_STATE_TIME: Final = 0.2
+"""Seconds that the final state of a device stays in XenStore before the directory is removed, so that the toolstack sees it."""
+SHUTDOWN_TIMEOUT: Final = 2.0
+"""Seconds that the last changes of state may take when the device's task ends."""
 
 S = TypeVar("S", bound=Service)
 
@@ -49,19 +49,19 @@ class ConnectionState(enum.Enum):
     SERVED = "served"
     """The frontend is connected, and the device's service serves it."""
     KICKED = "kicked"
-    """The frontend is served, but the operator has asked for the end of the connection: the next look at the store ends it."""
+    """The frontend is served, but the operator has asked for the end of the connection. The device's task ends it next."""
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What one look at the store has found."""
+    """The result of one look at the store."""
 
     backend: State | None
     frontend: State | None
     online: bool
 
 
-class _Known:
-    """A state as it was seen or written last, and since when."""
+class _LastState:
+    """The state of one side as it was last read or written, and the time of its last change."""
 
     def __init__(self) -> None:
         self.state: State | None = None
@@ -70,11 +70,11 @@ class _Known:
 
     @property
     def age(self) -> float:
-        """Seconds since the state has changed."""
+        """Seconds since the last change."""
         return trio.current_time() - self.since
 
     def set(self, state: State | None) -> None:
-        """The state is this one now."""
+        """Note the state that was read or written."""
         if state is not self.state:
             self.state, self.since = state, trio.current_time()
 
@@ -89,21 +89,21 @@ class Device(Generic[S]):
         self.nodes = DeviceNodes(store, driver.backend_kind, driver.frontend_kind, domid, number)
         self.quota = quota
         self.service = driver.open(self.nodes, quota)
-        """What its driver serves over it, over all its connections."""
+        """The driver's service for this device; it outlives each connection."""
         self.connection = ConnectionState.NONE
         self._driver = driver
         self._changes = Changes()
         self._rings_changed = False
-        """The frontend may have published other rings."""
-        self._backend_state = _Known()
-        self._frontend_state = _Known()
+        """Whether the frontend may have published other rings."""
+        self._backend_state = _LastState()
+        self._frontend_state = _LastState()
         self._error = ErrorNode(self.nodes)
         self._connections = 0
         self._shut_off = 0
         rate = quota.limits.reconnects_per_second
         self._reconnects = TokenBucket(RECONNECT_BURST, rate, trio.current_time)
         self._not_before = 0.0
-        """When the next connection may be made, in seconds of trio's clock."""
+        """The earliest time of the next connection, in seconds of trio's clock."""
 
     @property
     def domid(self) -> int:
@@ -112,7 +112,7 @@ class Device(Generic[S]):
 
     @property
     def name(self) -> str:
-        """The guest's name in xl; empty: it is not known."""
+        """The guest's name in xl; empty when it is not known."""
         return self.nodes.name
 
     @property
@@ -121,12 +121,12 @@ class Device(Generic[S]):
         return self.connection is not ConnectionState.NONE
 
     def mark_dirty(self) -> None:
-        """Something may have changed in our directory."""
+        """Note a possible change in our directory."""
         self._changes.mark()
 
     def _guest_wrote(self, path: str) -> None:
-        """A node of the frontend's directory may have changed. Of a connected frontend only its state counts, and what names its rings:
-        each look of ours keeps XenStore from serving others.
+        """Note a possible change in the frontend's directory. While the frontend is connected, all nodes but its state and those that name
+        its rings are ignored, because each of our looks keeps XenStore from serving others.
         """
         home = self.nodes.frontend
         rings = path == home or path.rpartition("/")[2] in self._driver.published
@@ -135,15 +135,15 @@ class Device(Generic[S]):
             self._changes.mark_guest()
 
     def kick(self) -> None:
-        """End the connection, if there is one. The frontend may connect anew."""
+        """End the connection, if there is one. The frontend may connect again."""
         if self.connection is ConnectionState.SERVED:
             self.connection = ConnectionState.KICKED
         self._changes.mark()
 
     async def status(self) -> status.DeviceStatus:
-        """Return what the operator is told. Other tasks run between the parts of the connection, each of which takes its time."""
+        """Return the device's part of the status. Other tasks run while it is collected, because each connector's part takes some time."""
         parts = await self.service.status() if self.is_served else Parts()
-        if not self.is_served:  # it has ended meanwhile
+        if not self.is_served:  # the connection has ended meanwhile
             parts = Parts()
         error = self._error
         return status.DeviceStatus(
@@ -162,7 +162,7 @@ class Device(Generic[S]):
         )
 
     async def arrive(self) -> None:
-        """Learn the guest's name, and tell the service that the device is there. Waits while the store cannot be reached."""
+        """Read the guest's name, and let the service prepare for the device. Wait while XenStore cannot be reached."""
         while True:
             try:
                 await self.nodes.identify()
@@ -172,7 +172,7 @@ class Device(Generic[S]):
                 await trio.lowlevel.checkpoint()
 
     async def run(self, background: trio.Nursery) -> None:
-        """Serve until the directory is gone, or the daemon ends. `background` is for what may outlive the device."""
+        """Serve until the directory is gone, or until cancelled. `background` is for tasks that may outlive the device."""
         self.connection = ConnectionState.NONE
         self._backend_state.since = self._frontend_state.since = trio.current_time()
         why = "displbe ends"
@@ -187,12 +187,12 @@ class Device(Generic[S]):
             raise
         finally:
             self.service.close()
-            with trio.move_on_after(FAREWELL, shield=True):
-                await self._farewell(why)
+            with trio.move_on_after(SHUTDOWN_TIMEOUT, shield=True):
+                await self._write_closed(why)
 
     async def _until_gone(self, background: trio.Nursery) -> None:
-        """Serve the frontend while it can be watched. One that cannot is not served, since its changes would not be seen; the reason
-        stands in the `error` node.
+        """Serve the frontend while its directory can be watched. Without a watch its changes would not be seen: it is not served, and the
+        `error` node gives the reason.
         """
         refused = False
         while True:
@@ -219,8 +219,8 @@ class Device(Generic[S]):
         elif step.state is State.CONNECTED:
             if (rest := self._not_before - trio.current_time()) > 0:
                 await self._wait(rest)
-                return  # and look again
-            # A guest that connects and leaves in a loop is slowed down.
+                return  # the caller looks again
+            # This slows down a guest that connects and leaves in a loop.
             self._not_before = trio.current_time() + self._reconnects.take()
             await self._connect(step, background)
         else:
@@ -229,12 +229,12 @@ class Device(Generic[S]):
     def _decide(self, seen: _Seen) -> Next:
         assert seen.backend is not None
         self._backend_state.set(seen.backend)  # the toolstack or an earlier daemon may have written it
-        # A 4 (Connected) under which nothing is served was written by another daemon, whose rings must not be touched.
+        # If nothing is served at 4 (Connected), another daemon has written the 4, and its rings must not be touched.
         backend = State.UNKNOWN if seen.backend is State.CONNECTED and not self.is_served else seen.backend
         return decide(backend, seen.frontend, seen.online, self._backend_state.age, self._driver.transitions)
 
     async def _look(self) -> _Seen:
-        """Return what the store says now. Waits while the store cannot be reached."""
+        """Read the states and `online` from XenStore. Wait while XenStore cannot be reached."""
         self._changes.begin_look()
         nodes = self.nodes
         while True:
@@ -247,13 +247,13 @@ class Device(Generic[S]):
                 await trio.lowlevel.checkpoint()
 
     async def _wait(self, seconds: float) -> None:
-        """Wait until something may have changed, for at most so many seconds."""
+        """Wait until something may have changed, for at most `seconds`."""
         await self._error.write()
         await self._changes.wait(seconds if self._error.is_written else min(seconds, RETRY))
 
     async def _switch(self, step: Next) -> None:
-        """Write our state, if it is still the one that the step was chosen by: the toolstack may be removing the directory, and the
-        daemon that follows this one may have begun its work.
+        """Write our state, unless it has changed since the step was decided: the toolstack may be removing the directory, or the next
+        daemon may have started.
         """
         assert step.state is not None
         path = self.nodes.path
@@ -278,19 +278,19 @@ class Device(Generic[S]):
         self.nodes.log.info("state", to=step.state.name.lower(), because=step.why)
 
     async def _remove(self) -> None:
-        """Remove the directory of a device that has ended. For driver domains: there the toolstack waits 10 s for us to do so
-        (libxl_device.c, device_destroy_be_watch_cb). In Dom0 it removes the directory itself.
+        """Remove the directory of a device that has ended. Called in driver domains only: there the toolstack waits 10 s for the backend to
+        remove it (libxl_device.c, device_destroy_be_watch_cb). In Dom0 the toolstack removes the directory itself.
         """
         path = self.nodes.path
-        await trio.sleep(max(0.0, LAST_WORD - self._backend_state.age))
+        await trio.sleep(max(0.0, FINAL_STATE_TIME - self._backend_state.age))
         try:
             async with self.nodes.store.transaction() as transaction:
                 state = parse_state(await transaction.read(f"{path}/state"))
                 if state is State.CLOSED and await transaction.read(f"{path}/online") == b"0":
-                    await transaction.remove(path)  # the directories above it are the toolstack's
+                    await transaction.remove(path)  # the directories above it belong to the toolstack
         except (StoreError, StoreLost) as error:
             self.nodes.log.debug("directory not removed", error=str(error))
-            await trio.sleep(LAST_WORD)  # another one has changed it: look again
+            await trio.sleep(FINAL_STATE_TIME)  # another client has changed it; the caller looks again
 
     async def _connect(self, step: Next, background: trio.Nursery) -> None:
         """Serve the frontend until the table says that the connection is over."""
@@ -311,12 +311,14 @@ class Device(Generic[S]):
             first = first_leaf(group)
             await self._report(str(first))
             if isinstance(first, FrontendBroken):
-                # Also before it was served: a frontend that broke a rule has to begin anew. All others are tried again as they are.
+                # A frontend that broke the protocol has to start over, even if it was not served yet. Other connections are tried again.
                 self.connection = ConnectionState.SERVED
             if not self.is_served:
                 await self._wait(RETRY)
         except* StoreLost:
-            self.nodes.log.warning("XenStore was lost while connecting; the device is connected again when it is back")
+            self.nodes.log.warning(
+                "XenStore was lost while connecting; the device connects again when XenStore is back"
+            )
         was_served, self.connection = self.is_served, ConnectionState.NONE
         if was_served and over.state is not None:
             await self._switch(over)
@@ -340,7 +342,7 @@ class Device(Generic[S]):
             await self._wait(step.wait)
 
     async def _report(self, reason: str) -> None:
-        """Say why the device is not connected, in the `error` node and by one line in the log; empty: it is connected."""
+        """Report why the device is not connected, in the `error` node and with one log line. An empty reason: it is connected."""
         if not self._error.set(reason):
             return
         if reason:
@@ -348,8 +350,8 @@ class Device(Generic[S]):
             self.nodes.log.error("device shut off" if self.is_served else "cannot connect", reason=reason)
         await self._error.write()
 
-    async def _farewell(self, why: str) -> None:
-        """Say that the device is not served any more, long enough for a frontend that polls our state to see it."""
+    async def _write_closed(self, why: str) -> None:
+        """Set our state to 5 and then to 6: the device is not served any more. A frontend that polls has 0.1 s to see the 5."""
         if self._backend_state.state not in (State.INIT_WAIT, State.CONNECTED, State.CLOSING):
             return
         try:
@@ -359,4 +361,6 @@ class Device(Generic[S]):
                 await trio.sleep(0.1)
             await self._switch(Next(State.CLOSED, why=why))
         except StoreError as error:
-            self.nodes.log.warning("cannot say that the device is not served", error=str(error))
+            self.nodes.log.warning(
+                "cannot write the backend state; the guest does not see that its device is not served", error=str(error)
+            )

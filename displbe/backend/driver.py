@@ -1,6 +1,6 @@
-"""What a driver (vdispl, vkbd) must do for the devices of its kind: the interfaces that the handshake uses.
+"""The interfaces of a driver (vdispl, vkbd) that the handshake uses.
 
-A driver opens one service for each device that is found. The service lives as long as the device: over all its connections.
+A driver opens one service for each device that is found. The service lives as long as the device, over all its connections.
 """
 
 from __future__ import annotations
@@ -22,36 +22,39 @@ __all__ = ["Driver", "Parts", "Service"]
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """What an operator is told of a connected device: the connectors of a vdispl, or the input of a vkbd."""
+    """The status of a connected device: of the connectors of a vdispl, or of the input of a vkbd."""
 
     connectors: tuple[status.ConnectorStatus, ...] = ()
     input: status.InputStatus | None = None
 
 
 class Service(Protocol):
-    """What is served over one device."""
+    """The service of one device."""
 
     async def arrive(self) -> None:
-        """The device has been found. Called before any device that was found with it is served. Raises StoreLost: called again."""
+        """Prepare for a device that has been found. Called before any device that was found with it is served.
+
+        Raises StoreLost; it is then called again.
+        """
 
     async def prepare(self) -> Mapping[str, str]:
-        """Return nodes of the backend's directory that a frontend may read; they are written with our state 2 (InitWait)."""
+        """Return nodes of the backend's directory, by their names. They are written together with our state 2 (InitWait)."""
 
     async def is_current(self) -> bool:
-        """Return whether what is served is still what the frontend has published."""
+        """Return whether the rings that are served are still those that the frontend has published."""
 
     async def serve(self, background: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-        """Map, bind, call `started`, serve until cancelled, release everything.
+        """Map the rings, bind the ports, call `started`, serve until cancelled, release everything.
 
         `background` is for tasks that may outlive the device. Raises DeviceRefused or HypervisorError before `started`; FrontendBroken
         at any time, to shut the device off.
         """
 
     async def status(self) -> Parts:
-        """Return what the operator is told of the connection. Other tasks run between the parts, each of which takes its time."""
+        """Return the status of the connection. Other tasks run between the parts, because each part takes some time."""
 
     def close(self) -> None:
-        """The device is gone, or its task failed and is about to start anew: give up what is kept between connections."""
+        """Drop the state that is kept between connections: the device is gone, or its task failed and is about to be restarted."""
 
 
 S_co = TypeVar("S_co", bound=Service, covariant=True)
@@ -70,15 +73,15 @@ class Driver(Protocol[S_co]):
 
     @property
     def transitions(self) -> Table:
-        """How frontends of this kind move between states."""
+        """The table of the backend's states for frontends of this kind (wire.xenbus)."""
 
     @property
     def guests(self) -> Guests:
-        """What the configuration says of guests."""
+        """The `[guest.NAME]` tables of the configuration."""
 
     @property
     def published(self) -> Collection[str]:
-        """The names of the nodes, at whatever depth, by which a frontend publishes its rings: `is_current` reads them."""
+        """The names of the nodes, at any depth, in which a frontend publishes its rings; `is_current` reads them."""
 
     def open(self, nodes: DeviceNodes, quota: Quota) -> S_co:
         """Return the service of a device that was found."""

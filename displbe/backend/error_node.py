@@ -15,26 +15,26 @@ MAX_SIZE = 512
 
 
 class ErrorNode:
-    """The node, and the text that it is to have. A write that fails is tried again by the next `write`."""
+    """The node, and the text that it should have. The next `write` tries again after a failed one."""
 
     def __init__(self, nodes: DeviceNodes) -> None:
         self.reason = ""
         """The last text that was not empty."""
         self.reason_at = 0.0
-        """Since when, in seconds of trio's clock."""
+        """When `reason` was set, in seconds of trio's clock."""
         self._nodes = nodes
         self._wanted: bytes | None = None
-        """What the node is to say; empty: there is to be no node; None: not decided yet, the node stays as it is."""
+        """The text that the node should have. Empty: the node should not exist. None: not decided yet, the node stays as it is."""
         self._written: bytes | None = None
-        """What the node says, as far as it is known."""
+        """The text that was written last. Empty: the node was removed. None: not known."""
 
     @property
     def is_written(self) -> bool:
-        """Whether the node says what it is to say."""
+        """Whether the node has the text that it should have."""
         return self._wanted == self._written
 
     def set(self, reason: str) -> bool:
-        """Decide what the node is to say. Return whether that is new. `write` writes it."""
+        """Set the text that `write` will write. Return whether it is new."""
         text = reason.encode("ascii", "backslashreplace")[:MAX_SIZE]
         if text == self._wanted:
             return False
@@ -44,7 +44,7 @@ class ErrorNode:
         return True
 
     async def write(self) -> None:
-        """Write or remove the node, if it does not say what it is to say."""
+        """Write or remove the node, unless it has the right text already. A failure is logged."""
         text = self._wanted
         if text == self._written:
             return

@@ -1,4 +1,4 @@
-"""A guest's identity: its name as the toolstack wrote it, and the configuration's table for that name."""
+"""A guest's identity: its name as the toolstack wrote it, and the configuration table for that name."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     """`[guest.NAME]` of the configuration."""
 
     connectors: list[str] = []
-    """The outputs of its connectors, in their order; they replace what XenStore says. Empty: XenStore's are used."""
+    """The outputs of its connectors, in the order of the connectors. They replace those in XenStore. Empty: those in XenStore are used."""
     be_alloc: bool = False
     """Whether the backend may allocate this guest's buffers (`be-alloc=1` in its xl configuration)."""
     input: str = ""
-    """The devices of its keyboard, pointer and touch screen (`K:…;P:…;T:…`); they replace what XenStore says. Empty: XenStore's are
+    """The devices of its keyboard, pointer and touch screen (`K:…;P:…;T:…`). They replace those in XenStore. Empty: those in XenStore are
     used."""
     screenshot: bool = True
-    """Whether an operator may take a picture of what it shows (`displbectl screenshot`)."""
+    """Whether an operator may take pictures of its screens (`displbectl screenshot`)."""
 
 
 class Guests:
-    """The `[guest.NAME]` tables of the configuration, shared by all who ask for them. A reload replaces them."""
+    """The `[guest.NAME]` tables of the configuration. One object is shared by all its users; a reload replaces its tables."""
 
     def __init__(self, tables: Mapping[str, GuestSettings] | None = None) -> None:
         self._tables = dict(tables or {})
@@ -36,22 +36,24 @@ class Guests:
         return bool(self._tables)
 
     def replace(self, tables: Mapping[str, GuestSettings]) -> None:
-        """The configuration was read again."""
+        """Use these tables from now on."""
         self._tables = dict(tables)
 
     def settings(self, name: str) -> GuestSettings:
-        """Return a guest's table; the defaults where it has none."""
+        """Return a guest's table, or the defaults if it has none."""
         return self._tables.get(name, GuestSettings())
 
     def allows_pictures(self, name: str) -> bool:
-        """Return whether an operator may have a picture of a guest. A guest without a known name may be any of those that forbid it."""
+        """Return whether an operator may take pictures of a guest's screens. If its name is not known, it may be any guest of the
+        configuration: pictures are then allowed only if no table forbids them.
+        """
         if not name:
             return all(guest.screenshot for guest in self._tables.values())
         return self.settings(name).screenshot
 
 
 async def own_domid(store: Store) -> int:
-    """Return our own domain's id; 0 where the store does not say."""
+    """Return our own domain's id; 0 when XenStore has none. Raises StoreLost."""
     try:
         return parse_number(await store.read("domid"), 0x7FEF) or 0
     except StoreError:
@@ -59,9 +61,10 @@ async def own_domid(store: Store) -> int:
 
 
 async def guest_name(store: Store, domid: int) -> str:
-    """Return the guest's name; empty where this domain may not read it, or where the guest itself could have written it.
+    """Return the guest's name; empty when this domain may not read it, or when the guest itself could have written it.
 
     libxl lets only Dom0 and the guest read the node. A driver domain can read it once Dom0 has allowed it (xenstore-chmod).
+    Raises StoreLost.
     """
     path = f"/local/domain/{domid}/name"
     try:

@@ -1,4 +1,4 @@
-"""The XenStore nodes of one PV device, and which of them are trusted.
+"""The XenStore nodes of one PV device, and the rules of which ones are trusted.
 
 The identity of a device is its place in our own directory, `backend/KIND/DOMID/NUMBER`, which only the toolstack and we write. The
 frontend's directory belongs to the guest: a node there that names an output or a device is trusted only if the toolstack owns it.
@@ -18,7 +18,7 @@ __all__ = ["DeviceNodes", "DeviceRefused"]
 
 
 class DeviceRefused(Exception):
-    """The device cannot be connected as it stands in XenStore. The text goes to its `error` node."""
+    """The device cannot be connected with its present nodes in XenStore. The text goes to its `error` node."""
 
 
 class DeviceNodes:
@@ -31,7 +31,7 @@ class DeviceNodes:
         self.domid = domid
         self.number = number
         self.name = ""
-        """The guest's name in xl; empty: it is not known."""
+        """The guest's name in xl; empty when it is not known."""
         self.path = f"backend/{backend_kind}/{domid}/{number}"
         # Not from our `frontend` node, and never from the guest's `backend` node, which the guest may write.
         self.frontend = f"/local/domain/{domid}/device/{frontend_kind}/{number}"
@@ -39,7 +39,7 @@ class DeviceNodes:
 
     @property
     def log(self) -> Any:
-        """A logger whose lines name the guest, by its name where that is known, and the device."""
+        """A logger whose lines have the domain, the device, and the guest's name if it is known."""
         return self._log.bind(guest=self.name) if self.name else self._log
 
     async def identify(self) -> None:
@@ -47,29 +47,31 @@ class DeviceNodes:
         self.name = await guest_name(self.store, self.domid)
 
     async def verify(self) -> None:
-        """Check that our own directory names the guest that its place names. Raises DeviceRefused."""
+        """Check that `frontend` and `frontend-id` in our directory name the same guest as the directory's path. Raises DeviceRefused."""
         for key, value in (("frontend-id", b"%d" % self.domid), ("frontend", self.frontend.encode())):
             if (found := await self.read(f"{self.path}/{key}")) != value:
-                raise DeviceRefused(f"{key} is {found!r} where {value!r} belongs")
-        # We do not use this node, which the guest may write. But a forged one is an attempt that the operator should see.
+                raise DeviceRefused(f"{key} is {found!r}, not {value!r}")
+        # displbe does not use this node, which the guest may write. But the operator should see a forged one.
         found = await self.read(f"{self.frontend}/backend")
         if found is not None and not found.endswith(f"/{self.path}".encode()):
-            raise DeviceRefused(f"the guest's backend node is {found[:128]!r} where {self.path} belongs")
+            raise DeviceRefused(f"the guest's backend node is {found[:128]!r} and does not name {self.path}")
 
     async def read(self, path: str) -> bytes | None:
-        """Return a node; None when it is missing or may not be read (the frontend's may not for a moment after it was made)."""
+        """Return a node's value. Return None when it is missing or we may not read it (we may not read a frontend's node for a moment after
+        it is created).
+        """
         try:
             return await self.store.read(path)
         except StoreError:
             return None
 
     async def read_trusted(self, path: str, key: str) -> tuple[bytes, list[tuple[str, int]]] | None:
-        """Return a node that the toolstack or our own domain wrote, and its permissions; None when it is missing.
+        """Return the value and the permissions of a node that Dom0 or our own domain owns; None when it is missing.
 
-        Raises DeviceRefused when the node has another owner. `key` names the node in the text.
+        Raises DeviceRefused when the node has another owner or cannot be read. `key` names the node in the text.
         """
         try:
-            # The value first: between the two requests the guest can replace a node of its directory, but never by one of our owner's.
+            # The value is read first. Between the two requests the guest can replace a node of its directory, but the new node is its own.
             value = await self.store.read(path)
             permissions = await self.store.permissions(path)
         except NoEntry:

@@ -1,7 +1,7 @@
-"""Limits for each guest, all its devices together: how much it may hold, and how fast it may send requests.
+"""Limits for each guest, for all its devices together: how much it may hold, and how fast it may send requests.
 
-The kernel has no limit for each guest: gntdev maps whatever it is asked to, out of one table (maptrack) for all guests of this domain, so
-that one guest could take all of it (XSA-300).
+The kernel has no limit for each guest. gntdev maps whatever it is asked to map, with entries of one table (maptrack) that all guests of
+this domain share, so that one guest could take all of it (XSA-300).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["REQUEST_BURST", "Limits", "Quota", "Quotas", "TokenBucket", "Total"]
 MAPTRACK_SHARE: Final = 0.75
 """The share of this domain's maptrack that guests' buffers may take. The rest is for rings, other backends and other devices."""
 SCREEN: Final = 2 * 2025
-"""Pages that are kept for each guest that has a device, whatever other guests take: two buffers of 1920x1080."""
+"""Pages that are reserved for each guest that has a device: two buffers of 1920x1080."""
 THREADS: Final = 2
 """Threads that map and unmap one guest's buffers."""
 
 REQUEST_BURST: Final = 0.25
-"""A guest may send the requests of so many seconds at once."""
+"""Seconds of its request rate that a guest may send at once."""
 
 _log = structlog.get_logger("displbe.quota")
 
@@ -35,12 +35,12 @@ RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_se
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """`[limits]` of the configuration; they hold for each guest."""
+    """`[limits]` of the configuration. They apply to each guest."""
 
     pages: int = 49152
-    """Mapped pages of buffers: 192 MiB, six buffers of 3840x2160. All guests together get three quarters of the domain's maptrack, which
-    has 262144 entries by default: enough for two such guests where each page may be mapped twice (zero copy on DRM and Wayland), for four
-    where frames are copied.
+    """Mapped pages of buffers. The default is 192 MiB, six buffers of 3840x2160. All guests together get three quarters of the domain's
+    maptrack, which has 262144 entries by default. That is enough for two such guests where each page may be mapped twice (zero copy on
+    DRM and Wayland), and for four where frames are copied.
     """
     buffers: int = 64
     framebuffers: int = 128
@@ -48,15 +48,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     alloc_pages: int = 16384
     """Pages that the backend allocates for a guest (be-alloc): 64 MiB."""
     modesets_per_second: float = 2.0
-    """Mode changes of each connector, after a burst of eight. Each takes the screen tens of milliseconds."""
+    """Mode changes of each connector, after a burst of eight. Each takes tens of milliseconds."""
     reconnects_per_second: float = 1.0
-    """Connections of each device, after a burst of five. A connection costs the backend mappings and ports, and the guest nothing."""
+    """Connections of each device, after a burst of five. A connection costs the backend mappings and ports, but costs the guest nothing."""
     requests_per_second: float = 2000.0
-    """Requests, after a burst of a quarter of a second's: enough for eight screens at 240 flips a second. A request that maps or sets
-    a mode counts for eight.
+    """Requests, after a burst of a quarter of this number. The default is enough for eight screens at 240 flips a second. A request that
+    maps pages or sets a mode counts as eight.
     """
     requests_per_turn: int = 8
-    """Requests of one ring that are served before other rings are looked at."""
+    """Requests of one ring that are served before other rings get their turn."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -65,7 +65,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
 
 class Total:
-    """What all guests together hold of this domain's maptrack, of which each mapped page takes `mappings` entries."""
+    """The pages that all guests together have mapped. Each takes `mappings` of the `maptrack` entries of this domain's maptrack."""
 
     def __init__(self, maptrack: int, mappings: int) -> None:
         self.limit = int(maptrack // mappings * MAPTRACK_SHARE)
@@ -75,13 +75,13 @@ class Total:
         """The quotas of all guests that have a device."""
 
     def room(self, quota: Quota) -> int:
-        """Return the pages that a guest may still take. The part of their `SCREEN` pages that others have not taken yet is kept."""
-        kept = sum(max(0, SCREEN - other.used["pages"]) for other in self.quotas if other is not quota)
-        return self.limit - self.pages - kept
+        """Return the number of pages that a guest may still map. The `SCREEN` pages that other guests have not mapped yet stay reserved."""
+        reserved = sum(max(0, SCREEN - other.used["pages"]) for other in self.quotas if other is not quota)
+        return self.limit - self.pages - reserved
 
 
 class Quota:
-    """What one guest holds of each kind that `Limits` has."""
+    """The amounts that one guest holds of each kind that `Limits` limits, and its request rate."""
 
     def __init__(self, limits: Limits, total: Total) -> None:
         self.limits = limits
@@ -92,7 +92,7 @@ class Quota:
         self._total = total
 
     def take(self, kind: str, amount: int = 1) -> None:
-        """Charge the guest for what it takes. Raises RequestError ENOSPC; nothing is charged then."""
+        """Charge the guest with `amount` of a kind. Raises RequestError ENOSPC; nothing is charged then."""
         limit = getattr(self.limits, kind)
         if self.used[kind] + amount > limit:
             raise RequestError(
@@ -107,7 +107,7 @@ class Quota:
         self.used[kind] += amount
 
     def give(self, kind: str, amount: int = 1) -> None:
-        """The guest has given back what it was charged for."""
+        """Take back a charge of `take`."""
         self.used[kind] -= amount
         if kind == "pages":
             self._total.pages -= amount
@@ -123,7 +123,10 @@ class Quotas:
         self.total = total
 
     def enter(self, domid: int) -> Quota:
-        """A guest has one more device: return its quota. The log warns when all guests' limits together exceed what can be mapped."""
+        """Count one more device of a guest, and return the guest's quota.
+
+        Log a warning when the limits of all guests together exceed the number of pages that can be mapped.
+        """
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
             self.guests[domid] = quota = Quota(self.limits, self.total)
@@ -131,7 +134,7 @@ class Quotas:
             promised = sum(quota.limits.pages for quota in self.guests.values())
             if promised > self.total.limit:
                 _log.warning(
-                    "guests may together ask for more pages than can be mapped",
+                    "the limits of all guests together exceed the pages that can be mapped; requests may be refused",
                     guests=len(self.guests),
                     pages_per_guest=self.limits.pages,
                     mappable=self.total.limit,
@@ -139,7 +142,7 @@ class Quotas:
         return self.guests[domid]
 
     def leave(self, domid: int) -> None:
-        """A guest has one device less."""
+        """Count one device of a guest less. Its last device drops the guest's quota."""
         self._devices[domid] -= 1
         if not self._devices[domid]:
             del self._devices[domid]
@@ -147,7 +150,7 @@ class Quotas:
 
 
 class TokenBucket:
-    """Allows `burst` at once, then `rate` per second. `clock` returns seconds."""
+    """A token bucket: allows `burst` at once, then `rate` per second. `clock` returns seconds."""
 
     def __init__(self, burst: float, rate: float, clock: Callable[[], float]) -> None:
         self._burst = burst
@@ -157,7 +160,7 @@ class TokenBucket:
         self._then = -math.inf
 
     def take(self, amount: float = 1) -> float:
-        """Take `amount` tokens, also when there are too few. Return the seconds to wait first; 0: there were enough."""
+        """Take `amount` tokens, even if there are too few. Return the seconds that the caller has to wait; 0: there were enough."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - amount
         self._then = now

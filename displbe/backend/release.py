@@ -12,7 +12,7 @@ __all__ = ["shielded_stack"]
 
 @asynccontextmanager
 async def shielded_stack() -> AsyncIterator[AsyncExitStack]:
-    """A stack whose callbacks are called at the end of the block, in reverse order. A cancellation does not interrupt them."""
+    """Yield a stack whose callbacks are called at the end of the block, in reverse order. A cancellation does not interrupt them."""
     stack = AsyncExitStack()
     try:
         yield stack

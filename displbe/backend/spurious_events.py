@@ -1,7 +1,7 @@
 """Spurious events: notifications of a port for which there is no work.
 
-A guest may notify without end. The kernel delays the event channels of its own backends for this reason (XSA-332), but not those of a
-program. So the port stays masked after a spurious event, longer after each one, and only that guest waits.
+A guest may notify without end. The kernel therefore delays the event channels of its own backends (XSA-332), but not those of a program.
+So displbe leaves the port masked after a spurious event, for longer each time. Only that guest waits.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Final
 __all__ = ["SpuriousEvents"]
 
 TOLERATED: Final = 2
-"""Spurious events in a row after which the port is still armed at once."""
+"""Spurious events in a row that do not delay the port."""
 FIRST: Final = 0.001
 LAST: Final = 1.0
-"""Seconds that the port stays masked: the first time, and at most."""
+"""The unit and the maximum of the delay, in seconds. The first delay is twice `FIRST`; each further one is twice as long."""
 
 
 class SpuriousEvents:
@@ -24,10 +24,10 @@ class SpuriousEvents:
         self.total = 0
         """All spurious events."""
         self.in_a_row = 0
-        """Spurious events since the last one for which there was work."""
+        """Spurious events since the last event for which there was work."""
 
     def add(self) -> float:
-        """Count a spurious event. Return the seconds that the port has to stay masked; 0: it is armed at once."""
+        """Count a spurious event. Return the seconds that the port has to stay masked; 0: the caller rearms it at once."""
         self.total += 1
         self.in_a_row += 1
         if self.in_a_row <= TOLERATED:
@@ -35,5 +35,5 @@ class SpuriousEvents:
         return min(FIRST * (1 << min(self.in_a_row - TOLERATED, 10)), LAST)
 
     def reset(self) -> None:
-        """There was work: the next spurious event is the first one again."""
+        """Begin a new row: there was work."""
         self.in_a_row = 0

@@ -1,7 +1,7 @@
 """Finds the PV devices of one kind and keeps one task for each.
 
-One watch on our `backend/KIND` covers every device of that kind: those that come, those that go, and the state of each. (A driver domain
-may have 128 watches in all.)
+One watch on our `backend/KIND` covers every device of that kind: new ones, removed ones, and the state of each. (A driver domain may have
+128 watches in all.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .quota import Quotas
 __all__ = ["Supervisor"]
 
 RESTART: Final = 1.0
-"""Seconds before a device whose task failed is started anew."""
+"""Seconds before the task of a device is restarted after a failure."""
 _log = structlog.get_logger("displbe.supervisor")
 
 S = TypeVar("S", bound=Service)
@@ -39,9 +39,9 @@ class Supervisor(Generic[S]):
         self._dirty = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; `started` after the first look at the store.
+        """Serve until cancelled. `started` is called after the first look at the store.
 
-        The devices that one look finds are told that they are there in the order of their numbers, before any of them is served.
+        `arrive` is called for all new devices of one look, in the order of their numbers, before any of them is served.
         """
         async with trio.open_nursery() as nursery, self._store.watch(self._home, self._changed):
             while True:
@@ -58,7 +58,7 @@ class Supervisor(Generic[S]):
                 await self._dirty.wait()
 
     def _changed(self, path: str) -> None:
-        """A node below our home may have changed. It belongs to a known device, or means that devices have come or gone."""
+        """Note a possible change of a node below `backend/KIND`. It belongs to a known device, or devices were added or removed."""
         parts = path[len(self._home) + 1 :].split("/")
         numbers = [parse_number(part.encode()) for part in parts[:2]]
         if (
@@ -78,7 +78,7 @@ class Supervisor(Generic[S]):
         for domid in await self._list(self._home):
             for number in await self._list(f"{self._home}/{domid}"):
                 pair = parse_number(domid.encode(), 0x7FEF), parse_number(number.encode())
-                # A directory without a state is no device: a node was written while the toolstack removed the directory.
+                # A directory without a state is not a device: a node was written while the toolstack removed the directory.
                 if pair[0] is not None and pair[1] is not None and await self._has_state(domid, number):
                     found.append((pair[0], pair[1]))
         return found
@@ -99,10 +99,10 @@ class Supervisor(Generic[S]):
         try:
             await device.arrive()
         except Exception:  # other devices are not affected
-            device.nodes.log.exception("device not announced; it is served nevertheless")
+            device.nodes.log.exception("preparing for the device failed; it is served nevertheless")
 
     async def _serve(self, device: Device[S], key: tuple[int, int], background: trio.Nursery) -> None:
-        """One device's task. An error in it does not leave it."""
+        """Run one device's task, and restart it after an error."""
         _log.info("device found", domid=device.domid, device=device.nodes.path)
         try:
             while True:
@@ -116,4 +116,4 @@ class Supervisor(Generic[S]):
             del self.devices[key]
             self._quotas.leave(device.domid)
         device.nodes.log.info("device gone")
-        self._dirty.set()  # it may have been made again meanwhile
+        self._dirty.set()  # the toolstack may have created it again meanwhile

@@ -1,1 +1,1 @@
-"""displbectl, the operator's command. It imports little, so that it answers at once."""
+"""displbectl, the operator's command. It imports little, so that it starts fast."""

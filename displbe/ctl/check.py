@@ -1,7 +1,7 @@
 """`displbectl check`: finds what would keep displbe from working on this machine, and tells how to fix each problem.
 
-It needs neither a running daemon nor Xen, changes nothing, and does all checks even when the first one fails. When root runs it, files
-and sockets are opened as displbe's user, so that the answers hold for the service.
+It needs neither a running daemon nor Xen, changes nothing, and does all checks even if some fail. When root runs it, it opens files and
+sockets as displbe's user, so that the results apply to the service.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ REQUIRED: Final = {
     "CONFIG_XEN_GNTDEV": "guests' pages cannot be mapped",
     "CONFIG_XEN_DEV_EVTCHN": "notifications of guests cannot be received",
 }
-"""Kernel options without which nothing works, and the reason."""
+"""Kernel options without which nothing works, and what is missing without them."""
 USEFUL: Final = {
     "CONFIG_XEN_GNTDEV_DMABUF": "each frame is copied, and there is no be-alloc",
     "CONFIG_XEN_GRANT_DMA_ALLOC": "there is no be-alloc",
     "CONFIG_DRM": "the drm sink has no card",
 }
-"""Kernel options without which displbe does less, and what it does not do then."""
+"""Kernel options without which displbe does less, and what is missing without them."""
 FULL_HD: Final = 2025
 """Pages of a 1920x1080 buffer of 32 bits per pixel."""
 UDEV_RULES: Final = "install displbe's udev rules, and the groups that displbe.service names"
@@ -49,7 +49,8 @@ UDEV_RULES: Final = "install displbe's udev rules, and the groups that displbe.s
 def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -> Iterator[CheckResult]:
     """Do all checks.
 
-    `config` is displbe's configuration, `control` the daemon's control socket, `guests` the xl configurations (empty: /etc/xen/*.cfg).
+    `config` is the path of displbe's configuration, `control` that of the control socket. `guests` has the paths of xl configurations
+    (empty: /etc/xen/*.cfg).
     """
     settings = Settings()
     try:
@@ -92,7 +93,7 @@ def _daemon(control: str) -> Iterator[CheckResult]:
         yield passed("displbe runs and answers")
     except Failure as failure:
         yield warning(
-            f"displbe does not answer: {failure}", "if it should run, systemctl status displbe tells why it does not"
+            f"displbe does not answer: {failure}", "if it should run, systemctl status displbe shows the reason"
         )
 
 

@@ -1,4 +1,4 @@
-"""The result of one check of `displbectl check`: what was found, and how to fix it."""
+"""The result of one check of `displbectl check`: the finding, and how to fix it."""
 
 from __future__ import annotations
 

@@ -66,11 +66,11 @@ class Client:
         try:
             head = msgspec.json.decode(line, type=_Head)
         except msgspec.DecodeError as error:
-            raise Failure(f"the answer is not of displbe: {error}") from error
+            raise Failure(f"the answer is not from displbe: {error}") from error
         if not head.ok:
             raise Failure(head.error)
         if not 0 <= head.size <= MAX_BODY:
-            raise Failure("the answer is not of displbe")
+            raise Failure("the answer is not from displbe")
         return head
 
 

@@ -1,4 +1,4 @@
-"""Checks guests' xl configurations against displbe's: each one alone, and all together."""
+"""Checks guests' xl configurations against displbe's configuration: each one alone, and all together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["guest_results", "read_guests"]
 
 Guests = dict[Path, XlConfig]
 DOM0 = ("", "0", "Domain-0")
-"""What `backend=` in xl.cfg says for Dom0."""
+"""The values of `backend=` in xl.cfg that mean Dom0."""
 
 
 def read_guests(machine: Machine, paths: list[str]) -> tuple[Guests, list[CheckResult]]:
-    """Read xl configurations (empty: /etc/xen/*.cfg): the guests that have a device here, and problems with the files."""
+    """Read xl configurations (empty: /etc/xen/*.cfg). Return the guests that have a device in this domain, and problems with the files."""
     guests: Guests = {}
     found: list[CheckResult] = []
     for path in [Path(path) for path in paths] or sorted(machine.path("/etc/xen").glob("*.cfg")):
@@ -58,7 +58,7 @@ def read_guests(machine: Machine, paths: list[str]) -> tuple[Guests, list[CheckR
 
 
 def _is_here(machine: Machine, device: Display | Keyboard) -> bool:
-    """Whether this domain may be a device's backend. A driver domain does not know its own name, so any name may be its."""
+    """Return whether this domain may be a device's backend. A driver domain does not know its own name, so any name may be its own."""
     here = machine.is_dom0
     return here is None or (device.backend in DOM0) == here
 
@@ -107,7 +107,7 @@ def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) ->
 
 
 def _outputs(settings: Settings, guest: XlConfig) -> list[str]:
-    """Return the names of the outputs that show its connectors."""
+    """Return the names of the outputs that show a guest's connectors."""
     own = settings.guest.get(guest.name)
     if own is not None and own.connectors:
         return list(own.connectors)

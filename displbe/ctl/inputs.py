@@ -1,4 +1,4 @@
-"""Checks input devices: which of them guests may have, and whether displbe can open them."""
+"""Checks input devices: whether guests may use them, and whether displbe can open them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def allowed_devices(machine: Machine, settings: Settings) -> Iterator[CheckResul
 def guests_devices(
     machine: Machine, settings: Settings, path: Path, guest: XlConfig, outputs: list[str]
 ) -> Iterator[CheckResult]:
-    """Check the devices that a guest's own settings name, or its vkb lines."""
+    """Check the devices that a guest's `[guest.NAME]` table names, or else its vkb lines."""
     own = settings.guest.get(guest.name)
     for keyboard in guest.keyboards:
         ours = own.input if own is not None else ""
@@ -80,7 +80,7 @@ def _device(
 
 
 def _named(machine: Machine, id: str, *, pattern: bool = True) -> list[Path]:
-    """Return the nodes that an ID stands for, found as the daemon does (input.evdev.lookup). With `pattern`, the ID may be a pattern."""
+    """Return the nodes that an ID names, found as the daemon finds them (input.evdev.lookup). With `pattern`, the ID may be a pattern."""
     folder = machine.path("/dev/input")
     if id.startswith("name="):
         name = id.removeprefix("name=")

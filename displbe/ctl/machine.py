@@ -20,8 +20,8 @@ __all__ = ["Machine", "this_machine"]
 class Machine:
     """The file system to check (`root`; tests use another one), and the user to check it for.
 
-    `identity` is displbe's user, whose rights root takes on. None: the checks run as the caller, and `is_service_user` says whether
-    displbe runs as that user. `identity_error` says why displbe's user is not known; empty when it is.
+    `identity` is displbe's user; root acts with that user's rights. None: the checks run as the caller, and `is_service_user` says whether
+    displbe runs as that user. `identity_error` says why displbe's user is not known; it is empty otherwise.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Machine:
 
     @property
     def user(self) -> str:
-        """Name of the user that files are opened as."""
+        """The name of the user that opens the files."""
         if self.identity is not None:
             return self.identity.user
         try:
@@ -54,16 +54,16 @@ class Machine:
             return str(os.geteuid())
 
     def as_service(self, results: Iterable[CheckResult]) -> list[CheckResult]:
-        """Do checks that depend on the user, as displbe's user."""
+        """Do the checks as displbe's user, for checks whose results depend on the user."""
         with acting_as(self.identity):
             return list(results)
 
     def may(self, path: Path, mode: int) -> bool:
-        """Whether the effective user may read or write a file (`mode`: os.R_OK, os.W_OK)."""
+        """Return whether the effective user may read or write a file (`mode`: os.R_OK, os.W_OK)."""
         return os.access(path, mode, effective_ids=True)
 
     def denied(self, what: str, fix: str) -> CheckResult:
-        """Return the result for a file without access: a warning where displbe may run as another user."""
+        """Return the result for a file without access: an error, or a warning if displbe may run as another user."""
         return (failed if self.is_service_user else warning)(f"{self.user} has no access to {what}", fix)
 
     # Files, kernel, Xen
@@ -73,7 +73,7 @@ class Machine:
         return self.root / path.lstrip("/")
 
     def text(self, path: str) -> str:
-        """Return a file's text, empty when it cannot be read."""
+        """Return a file's text; empty when it cannot be read."""
         try:
             return self.path(path).read_text("utf-8", "replace").strip()
         except OSError:
@@ -86,14 +86,14 @@ class Machine:
         return "control_d" in self.text(file) if self.path(file).exists() else None
 
     def xl_info(self) -> str:
-        """Return the output of `xl info`; empty where it cannot be run, or takes more than 10 s."""
+        """Return the output of `xl info`; empty when it cannot be run, or takes more than 10 s."""
         try:
             return subprocess.run(self._xl, capture_output=True, text=True, timeout=10, check=False).stdout
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
     def kernel_options(self) -> dict[str, str]:
-        """Return the kernel's configuration; empty where it cannot be read."""
+        """Return the kernel's configuration; empty when it cannot be read."""
         text = self.text(f"/boot/config-{self.release}")
         if not text:
             try:
@@ -104,7 +104,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return the machine this runs on; for root, with displbe's user."""
+    """Return the machine that this process runs on; for root, with displbe's user."""
     root = os.geteuid() == 0
     try:
         identity = service_identity()

@@ -139,7 +139,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _top(arguments: argparse.Namespace) -> int:
     updates = 0
     while True:
-        with Client(arguments.socket) as client:  # a connection for each update: the daemon closes idle ones
+        with Client(arguments.socket) as client:  # one connection for each update: the daemon closes idle connections
             lines = "\n".join(top_lines(_read_status(client)))
         print(f"{CLEAR}{lines}" if sys.stdout.isatty() else lines, flush=True)
         updates += 1

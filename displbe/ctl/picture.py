@@ -13,7 +13,7 @@ __all__ = ["write_png"]
 
 
 def write_png(path: str, facts: dict[str, int | float | str], pixels: bytes) -> None:
-    """Write the daemon's answer to a PNG file, which gets its name when it is complete. Raises Failure."""
+    """Write the pixels of the daemon's answer to a PNG file. The file gets its name when it is complete. Raises Failure."""
     try:
         from displbe.sinks.base import Geometry, Part
         from displbe.sinks.picture import image
@@ -28,6 +28,6 @@ def write_png(path: str, facts: dict[str, int | float | str], pixels: bytes) -> 
         image(memoryview(pixels), Geometry(width, height, fourcc, stride, 0), whole).save(part, "PNG")
         os.replace(part, path)
     except (KeyError, ValueError) as error:
-        raise Failure(f"the answer is not of displbe: {error}") from error
+        raise Failure(f"the answer is not from displbe: {error}") from error
     except OSError as error:
         raise Failure(f"{path}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The user that displbe's service runs as, and a block in which root has only that user's rights."""
+"""The user that displbe's service runs as, and a context in which root has only that user's rights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOW: Final = ("systemctl", "show", "--property=User,Group,SupplementaryGroups",
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """A user, and all groups of its processes."""
+    """A user, and all groups of the user's processes."""
 
     user: str
     uid: int
@@ -27,7 +27,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 def service_identity(command: Sequence[str] = SHOW) -> Identity | None:
-    """Return the unit's user and groups, drop-ins included; None where there is no such unit, or systemctl fails, or it runs as root.
+    """Return the unit's user and groups, including drop-ins; None when the unit does not exist, sets no user, or systemctl fails.
 
     Raises LookupError, with a sentence, for a user or a group that does not exist.
     """
@@ -60,7 +60,7 @@ def _group(name: str) -> int:
 
 @contextlib.contextmanager
 def acting_as(identity: Identity | None) -> Iterator[None]:
-    """Give up root's rights for this user's while the block lasts; with None, nothing changes. All threads of the process are affected."""
+    """Replace root's rights by this user's rights while the block lasts. With None, nothing changes. All threads are affected."""
     if identity is None:
         yield
         return

@@ -31,7 +31,7 @@ def _age(seconds: float | None) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Return a time in milliseconds, without a unit, in at most five characters; from 10 s on, with its unit."""
+    """Return a time in milliseconds, without a unit, in at most five characters. A time of 10 s or more has a larger unit, shown."""
     if seconds < 0.1:
         return f"{seconds * 1000:.1f}"
     return f"{seconds * 1000:.0f}" if seconds < 10 else _age(seconds)

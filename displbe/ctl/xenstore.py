@@ -1,8 +1,8 @@
 """XenStore in `displbectl check`: this domain's id, the guests' devices with their states and errors, and the guests' names.
 
-The client is pyxs, which shares no code with displbe's own (xen/store.py), so that a mistake there does not hide itself here. pyxs is
-LGPL-3 and optional: the extra `check` of the wheel. It has no time limits, and after a lost connection its calls never return, so it runs
-in threads of its own, which are abandoned after TIMEOUT seconds.
+The client is pyxs. It shares no code with displbe's own client (xen/store.py), so this check also finds mistakes there. pyxs is LGPL-3
+and optional: the extra `check` of the wheel. It has no time limits, and after a lost connection its calls never return. So it runs in
+separate threads, which are abandoned after TIMEOUT seconds.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .machine import Machine
 __all__ = ["TIMEOUT", "store_results"]
 
 TIMEOUT: Final = 3.0
-"""Seconds that all look-ups together may take."""
+"""Seconds that all reads together may take."""
 KINDS: Final = ("vdispl", "vinput")
 """The device types that displbe serves: directories below `backend`."""
 MAX_ERROR: Final = 200
-"""Characters of an error node that are shown."""
+"""Maximum characters of an error node that are shown."""
 LEFT_OUT: Final = "this domain's id, the guests' devices with their states and errors, the guests' names"
 
 
@@ -39,7 +39,7 @@ class NoAnswer(Exception):
 
 
 def store_results(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
-    """Read XenStore over the first path that the daemon could use. Nothing is written."""
+    """Check XenStore over the first path that the daemon could use. Nothing is written."""
     if find_spec("pyxs") is None:
         yield warning(
             f"XenStore was not read, because Python has no pyxs. Left out: {LEFT_OUT}",
@@ -58,7 +58,7 @@ def store_results(machine: Machine, settings: Settings) -> Iterator[CheckResult]
 
 
 def _path(machine: Machine, settings: Settings) -> str | None:
-    """Return the socket or device to use, or None. Files of other types are not opened."""
+    """Return the path of the socket or device to use, or None. Files of other types are not used."""
     wanted = [settings.xen.store] if settings.xen.store else [*paths.SOCKETS, paths.XENBUS]
     for path in map(machine.path, wanted):
         with contextlib.suppress(OSError):
@@ -74,7 +74,9 @@ def _with_client(path: str, read: Callable[[Any], list[CheckResult]]) -> list[Ch
     from pyxs.connection import UnixSocketConnection, XenBusConnection
 
     try:
-        os.close(paths.connect(path, TIMEOUT))  # pyxs has no time limit for it, and leaks its socket when it fails
+        os.close(
+            paths.connect(path, TIMEOUT)
+        )  # pyxs connects without a time limit, and leaks its socket when that fails
     except OSError as error:
         raise NoAnswer(error.strerror or str(error)) from error
     results: queue.SimpleQueue[list[CheckResult] | NoAnswer] = queue.SimpleQueue()
@@ -84,7 +86,7 @@ def _with_client(path: str, read: Callable[[Any], list[CheckResult]]) -> list[Ch
     def route() -> None:
         try:
             router()
-        except Exception as error:  # it has ended the thread; calls that wait for a reply never return
+        except Exception as error:  # the router's thread ends; calls that wait for a reply never return
             results.put(NoAnswer(str(error)))
 
     def work() -> None:
@@ -92,7 +94,7 @@ def _with_client(path: str, read: Callable[[Any], list[CheckResult]]) -> list[Ch
             with pyxs.Client(router=router) as client:
                 found = read(client)
             results.put(found)
-        except Exception as error:  # of any kind: a closed connection also surfaces as an AttributeError inside pyxs
+        except Exception as error:  # any kind: a closed connection may also cause an AttributeError inside pyxs
             results.put(NoAnswer(str(error)))
 
     router.thread = threading.Thread(target=route, name="pyxs", daemon=True)
@@ -141,7 +143,7 @@ def _domid(client: Any) -> Iterator[CheckResult]:
 
 
 def _device(client: Any, device: str, path: str) -> CheckResult:
-    """Return what the nodes of one device say."""
+    """Return the result for one device, from its nodes."""
     error, _ = _value(client, f"{path}/error")
     if error:
         return warning(f"{device}: error: {error[:MAX_ERROR]}", "see docs/troubleshooting.md, and displbectl status")
@@ -163,7 +165,7 @@ def _name(state: State | None) -> str:
 
 
 def _children(client: Any, *below: str) -> list[str]:
-    """Return the numbers that are names of nodes below these directories of `backend`, in order."""
+    """Return the numeric names of the nodes below these directories of `backend`, in the order of the numbers."""
     import pyxs
 
     found = set[str]()
@@ -178,7 +180,7 @@ def _children(client: Any, *below: str) -> list[str]:
 
 
 def _value(client: Any, path: str) -> tuple[str, str]:
-    """Return a node's value and "", or "" and the reason why it cannot be read."""
+    """Return a node's value and an empty reason, or an empty value and the reason why the node cannot be read."""
     import pyxs
 
     try:

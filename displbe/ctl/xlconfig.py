@@ -13,10 +13,10 @@ class Display(msgspec.Struct, frozen=True):
     """One entry of `vdispl`."""
 
     backend: str
-    """Name or id of the domain that serves it; empty: Dom0."""
+    """The name or domid of the domain that serves it; empty: Dom0."""
     be_alloc: bool
     connectors: tuple[tuple[str, int, int], ...]
-    """unique-id, width and height in pixels, of each connector."""
+    """The unique-id of each connector, and its width and height in pixels."""
 
 
 class Keyboard(msgspec.Struct, frozen=True):

@@ -1,16 +1,16 @@
 """be-alloc: a display buffer in our memory, granted to the guest (displif.h, XENDISPL_DBUF_FLG_REQ_ALLOC).
 
-The output allocates the memory. Its pages are granted writable, and their references are written into the guest's page directory, where
-the references of a buffer of the guest's own would be.
+The output allocates the memory. Its pages are granted writable, and their references are written into the guest's page directory; for a
+buffer in the guest's own memory, the guest writes them there.
 
 Xen calls this mode experimental and does not support it against hostile guests (XSA-363). The reason: while a guest maps a page, its
-grant cannot be revoked. The kernel puts it on a list to try again (gnttab_end_foreign_access in drivers/xen/gntdev-dmabuf.c) and does
-not tell us. Since Linux 5.17 (XSA-396, also in the stable kernels of March 2022) it keeps the page until then (gnttab_add_deferred:
-get_page): the page is lost to this domain, but not given to another one. Earlier kernels freed the memory, and the guest saw what was
-put there next. So be-alloc is off unless the configuration allows it for that guest.
+grant cannot be revoked. The kernel puts the page on a list to try again (gnttab_end_foreign_access in drivers/xen/gntdev-dmabuf.c) and
+reports nothing to displbe. Since Linux 5.17 (XSA-396, also in the stable kernels of March 2022) it keeps the page until the grant is
+revoked (gnttab_add_deferred: get_page): the page is lost to this domain, but is not reused. Earlier kernels freed the memory, and the
+guest saw its next contents. So be-alloc is off unless the configuration allows it for that guest.
 
-The pages are charged to the guest until it has destroyed the buffer or its device has ended. What it keeps mapped beyond that cannot be
-known, and it can connect again and keep more.
+The pages are charged to the guest until it has destroyed the buffer or its device has ended. displbe cannot know which pages the guest
+keeps mapped after that; the guest can connect again and keep more.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class AllocatedBuffer:
         return self._allocation.view()
 
     async def dmabuf(self) -> int:
-        """Return the memory's dma-buf, which stays the allocation's."""
+        """Return the memory's dma-buf. The fd belongs to the allocation."""
         await trio.lowlevel.checkpoint()
         return self._allocation.fd
 
     async def shm_fd(self) -> tuple[int, int]:
-        """Raise NotOffered: the memory is an output's."""
+        """Raise NotOffered: the memory is not mapped through gntdev."""
         await trio.lowlevel.checkpoint()
         raise NotOffered(errno.EOPNOTSUPP, "an output's memory is shared as a dma-buf only")
 

@@ -1,4 +1,4 @@
-"""The screens that the operator has switched off. They stay off over the connections and reboots of their guests."""
+"""The screens that the operator has switched off. They stay off when their guests reconnect or reboot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeAlias
 __all__ = ["BlankedScreens", "ScreenId"]
 
 ScreenId: TypeAlias = tuple[str | int, int, int]
-"""The guest's name (its domain's number where that is not known), the number of its device, that of the connector."""
+"""The guest's name (its domid if the name is not known), the number of its device, and the number of the connector."""
 
 
 class BlankedScreens:
@@ -20,13 +20,13 @@ class BlankedScreens:
         return screen in self._screens
 
     def add(self, screen: ScreenId) -> None:
-        """The operator has switched it off."""
+        """Add a screen that the operator has switched off."""
         self._screens.add(screen)
 
     def discard(self, screen: ScreenId) -> None:
-        """The operator has switched it on again."""
+        """Remove a screen that the operator has switched on again."""
         self._screens.discard(screen)
 
     def forget_domain(self, domid: int) -> None:
-        """A guest without a known name is gone: its domain's number may be another guest's one day."""
+        """Remove the screens of a guest without a known name. It is gone, and another guest may get its domid."""
         self._screens -= {screen for screen in self._screens if screen[0] == domid}

@@ -1,7 +1,7 @@
 """Display buffers and framebuffers of one device: DBUF_CREATE, DBUF_DESTROY, FB_ATTACH, FB_DETACH.
 
-A display buffer is a guest's pages, a framebuffer describes the pixels in them. The guest names both by cookies of its own choice, which
-it may use again once they are free. Everything is checked, in numbers that do not wrap, before anything is mapped.
+A display buffer is a set of guest pages; a framebuffer describes the pixels in them. The guest names both by cookies of its own choice,
+which it may use again once they are free. Everything is checked, in integers that do not wrap, before anything is mapped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .directory import read_directory
 __all__ = ["BeAlloc", "Buffers", "DisplayBuffer", "Framebuffer"]
 
 MAX_SIDE: Final = 16384
-"""Pixels: more than any display has, and so small that no product of two sides and a pixel's size is large."""
+"""Maximum width and height in pixels: more than any display has, and small enough to keep the sizes of buffers reasonable."""
 BITS: Final = (8, 16, 24, 32)
 """Bits per pixel that a display buffer may have."""
 OVERDUE: Final = 1.0
@@ -43,40 +43,40 @@ class BeAlloc(enum.Enum):
     """Whether the backend allocates the buffers of a guest that asks for it (be-alloc)."""
 
     NOT_ASKED_FOR = "not asked for"
-    """XenStore has no `be-alloc`: what a request says about it is ignored."""
+    """XenStore does not ask for it (`be-alloc` is missing or 0): the flag REQ_ALLOC of a request is ignored."""
     FORBIDDEN = "forbidden"
-    """XenStore asks for it, but the configuration does not allow it: such requests are refused."""
+    """XenStore asks for it, but the configuration does not allow it: requests with REQ_ALLOC are refused."""
     ALLOWED = "allowed"
-    """Such requests are served."""
+    """Requests with REQ_ALLOC are served."""
 
 
 class DisplayBuffer:
-    """A display buffer. Width, height and bpp are 0 for a buffer that the guest has imported; its framebuffers have the shape."""
+    """A display buffer. Width, height and bpp are 0 for a buffer that the guest has imported; its framebuffers give the shape then."""
 
     def __init__(self, request: DbufCreate, buffer: GuestBuffer, kind: str) -> None:
         self.buffer = buffer
         self.kind = kind
-        """The kind of the quota that its pages are charged to."""
+        """The kind of quota that its pages are charged to."""
         self.width = request.width
         self.height = request.height
         self.bpp = request.bpp
         self.offset = request.data_ofs
-        # The pages may hold more than the guest says; what is beyond is not looked at.
+        # The pages may hold more bytes than the guest declares; the rest is not used.
         self.size = min(request.buffer_sz, buffer.size)
 
 
 class Framebuffer:
-    """A framebuffer and its counterpart at each output of the device, by the connectors' numbers."""
+    """A framebuffer, and its counterpart (SinkBuffer) for each output of the device, by the connectors' numbers."""
 
     def __init__(self, cookie: int, dbuf: DisplayBuffer, geometry: Geometry) -> None:
         self.cookie = cookie
         self.dbuf = dbuf
         self.geometry = geometry
         self.sink_buffers: list[SinkBuffer | None] = []
-        """None: that output cannot show it."""
+        """None where the output cannot show the framebuffer."""
 
     async def aclose(self) -> None:
-        """Take it off every screen; no output uses the guest's pages afterwards."""
+        """Remove the framebuffer from every screen. No output uses the guest's pages afterwards."""
         for sink_buffer in self.sink_buffers:
             if sink_buffer is not None:
                 await sink_buffer.aclose()
@@ -89,11 +89,11 @@ class _Release:
         self.dbuf = dbuf
         self.done = trio.Event()
         self.scope = trio.CancelScope(shield=True)
-        """Cancelled with the daemon once it is not shielded any more."""
+        """Once its shield is removed, it is cancelled when the daemon ends."""
 
 
 class Buffers:
-    """What a guest has created over one connection of a device. One request is served at a time.
+    """The buffers that a guest has created over one connection of a device. One request is served at a time.
 
     `background` is for buffers that are being released, which may outlive the device.
     """
@@ -112,7 +112,7 @@ class Buffers:
         log: Any,
     ) -> None:
         self.overdue = 0
-        """Destroyed buffers that have been in use for too long."""
+        """The number of destroyed buffers that are still in use after `OVERDUE` seconds."""
         self.framebuffers: dict[int, Framebuffer] = {}
         self._dbufs: dict[int, DisplayBuffer] = {}
         self._hypervisor = hypervisor
@@ -131,12 +131,12 @@ class Buffers:
         """DBUF_CREATE. Raises RequestError; nothing is held then."""
         async with self._lock:
             pages = self._check_create(request)
-            # Both must ask for it: Linux leaves an old request's bytes in `flags` when be-alloc is 0.
+            # XenStore and the request must both ask for it: when be-alloc is 0, Linux leaves bytes of an old request in `flags`.
             allocate = self._be_alloc is not BeAlloc.NOT_ASKED_FOR and bool(request.flags & REQ_ALLOC)
             if allocate and self._be_alloc is BeAlloc.FORBIDDEN:
                 raise RequestError(Errno.EOPNOTSUPP, "the configuration does not allow be-alloc for this guest")
             if allocate and request.data_ofs:
-                raise RequestError(Errno.EINVAL, "an offset into a buffer that the backend allocates")
+                raise RequestError(Errno.EINVAL, "data offset in a buffer that the backend allocates")
             kind = "alloc_pages" if allocate else "pages"
             with self._charged(("buffers", 1), (kind, pages)):
                 if allocate:
@@ -150,7 +150,7 @@ class Buffers:
 
     @contextmanager
     def _charged(self, *charges: tuple[str, int]) -> Iterator[None]:
-        """Charge the guest for what the block makes; nothing is charged when the block fails. Raises RequestError ENOSPC."""
+        """Charge the guest for what the block creates. Nothing is charged when the block fails. Raises RequestError ENOSPC."""
         with ExitStack() as undo:
             for kind, amount in charges:
                 self._quota.take(kind, amount)
@@ -159,7 +159,7 @@ class Buffers:
             undo.pop_all()
 
     def _check_create(self, request: DbufCreate) -> int:
-        """Return how many pages the buffer has. Raises RequestError."""
+        """Check a DBUF_CREATE, and return the number of pages of the buffer. Raises RequestError."""
         if request.dbuf_cookie == 0:
             raise RequestError(Errno.EINVAL, "display buffer cookie 0")
         if request.dbuf_cookie in self._dbufs:
@@ -177,9 +177,9 @@ class Buffers:
         return pages_of(request.buffer_sz)
 
     async def _map(self, refs: Sequence[int]) -> GuestBuffer:
-        """Return the pages: as a dma-buf, or for the compositor to map, where that is of use and can be had; else mapped here.
+        """Return the buffer, exported as a dma-buf if the sink wants that, or shareable with the compositor if the sink wants that.
 
-        Raises RequestError.
+        If it wants neither or that fails, the pages are mapped here, to be copied. Raises RequestError.
         """
         if self._dmabuf:
             try:
@@ -201,7 +201,7 @@ class Buffers:
         return await self._hypervisor.map_buffer(self._domid, refs, dmabuf=dmabuf, shared=shared, threads=threads)
 
     async def destroy(self, request: DbufDestroy) -> None:
-        """DBUF_DESTROY. Returns when nothing maps the pages any more: then the guest takes them back. Raises RequestError."""
+        """DBUF_DESTROY. Return when nothing maps the pages any more; the guest reuses them after the response. Raises RequestError."""
         async with self._lock:
             dbuf = self._dbufs.get(request.dbuf_cookie)
             if dbuf is None:
@@ -279,14 +279,14 @@ class Buffers:
             shape = framebuffer.geometry
             rows = frame_rows(shape, part)
             view = await framebuffer.dbuf.buffer.view()
-            # Fresh pages are zero already. To clear a bytearray of this size would hold the loop up.
+            # New pages are zero already. Clearing a bytearray of this size would block the event loop.
             picture = memoryview(mmap.mmap(-1, rows.size))
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(copy_frame, rows, view, picture, rows.row)
             return Geometry(part.width, part.height, shape.fourcc, rows.row, 0), picture
 
     async def _detach(self, framebuffer: Framebuffer) -> None:
-        # Removed from the table first, so that no flip can choose it any more.
+        # It is removed from the table first, so that no flip can use it any more.
         del self.framebuffers[framebuffer.cookie]
         try:
             with trio.CancelScope(shield=True):
@@ -295,7 +295,7 @@ class Buffers:
             self._quota.give("framebuffers")
 
     def _begin_release(self, cookie: int) -> _Release:
-        """Begin to give a buffer's pages back. That goes on when the device ends."""
+        """Begin to release a buffer's pages, in the background: the release goes on when the device ends."""
         release = _Release(self._dbufs.pop(cookie))
         self._releases.add(release)
         self._background.start_soon(self._run_release, release)
@@ -308,7 +308,7 @@ class Buffers:
             with release.scope:
                 await buffer.aclose()
         except Exception:
-            self._log.exception("cannot release a buffer; the guest is not charged for it any more")
+            self._log.exception("releasing a buffer failed; the guest is not charged for it any more")
         finally:
             self._quota.give(release.dbuf.kind, pages)
             self._quota.give("buffers")
@@ -316,7 +316,7 @@ class Buffers:
             release.done.set()
 
     async def _until_released(self, cookie: int, release: _Release) -> None:
-        """Wait for the end of a release, and report a destroyed buffer that a compositor or a card's driver goes on using."""
+        """Wait for the end of a release. Report a destroyed buffer that a compositor or a card's driver still uses."""
         with trio.move_on_after(OVERDUE):
             await release.done.wait()
             return
@@ -328,10 +328,11 @@ class Buffers:
             self.overdue -= 1
 
     async def aclose(self) -> None:
-        """The device closes: take everything off the screens and give all pages back. Those that are still in use are given back later,
-        in the background.
+        """Remove everything from the screens and release all pages, at the end of a connection.
+
+        Buffers that are still in use after `CLOSE_WAIT` seconds are released later, in the background.
         """
-        async with AsyncExitStack() as stack:  # in reverse order; an error does not keep the rest from being released
+        async with AsyncExitStack() as stack:  # in reverse order; after an error, the rest is still released
             stack.push_async_callback(self._release_all)
             for framebuffer in self.framebuffers.values():
                 stack.push_async_callback(self._detach, framebuffer)

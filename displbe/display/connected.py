@@ -15,11 +15,11 @@ from .connector import Connector
 __all__ = ["ConnectedDisplay"]
 
 RESCUE: Final = 0.25
-"""Seconds between two looks at the rings without a notification; the guest waits 3 s for an answer."""
+"""Seconds between two looks at the rings without a notification; the guest waits 3 s for a response."""
 
 
 class ConnectedDisplay:
-    """The connectors of one connection. `shut_off` is called once, with the reason, when the frontend breaks a rule and the device ends."""
+    """The connectors of one connection. When the frontend breaks the protocol, `shut_off` is called once with them and the reason."""
 
     def __init__(self, shut_off: Callable[[list[Connector], FrontendBroken], None]) -> None:
         self.connectors: list[Connector] = []
@@ -30,7 +30,7 @@ class ConnectedDisplay:
         self._reason = FrontendBroken("")
 
     def broken(self, reason: FrontendBroken) -> None:
-        """The frontend broke a rule that leaves nothing to answer: this device ends, and no other."""
+        """End this device, and no other: the frontend broke the protocol in a way that no response can report."""
         if not self._failed.is_set():
             self._reason = reason
             self._failed.set()
@@ -44,7 +44,7 @@ class ConnectedDisplay:
                 for connector in self.connectors:
                     nursery.start_soon(connector.run)
                 task_status.started()
-                for connector in self.connectors:  # requests may have come before the ring was started
+                for connector in self.connectors:  # requests may have arrived before the ring was started
                     connector.requests.look()
                 nursery.start_soon(self._rescue)
                 await self._failed.wait()
@@ -54,7 +54,7 @@ class ConnectedDisplay:
                 connector.stop()
 
     async def _rescue(self) -> None:
-        """Look now and then for requests whose notification was lost. None should ever be; each is counted and logged."""
+        """Look regularly for requests whose notification was lost. There should be none; each one is counted and logged."""
         while True:
             await trio.sleep(RESCUE)
             for connector in self.connectors:

@@ -1,6 +1,6 @@
-"""One connector of a device: what each request means, and what the operator is told.
+"""One connector of a device: it dispatches each request, and reports the connector's status.
 
-`serve` is the table of contents of the protocol. Its rings are in `requests.py` and `events.py`, its screen in `screen.py`.
+`serve` is the table of contents of the protocol. The rings are in `requests.py` and `events.py`, the screen is in `screen.py`.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Connector:
         self._log = log
         self._refusals: Counter[tuple[str, str]] = Counter()
         self._error = ""
-        """The request that was refused last, and why."""
+        """The request that was refused last, and the reason."""
         self._error_at = 0.0
-        """When, in seconds of CLOCK_MONOTONIC."""
+        """When it was refused, in seconds of CLOCK_MONOTONIC."""
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ class Connector:
             await self.requests.run()
 
     def stop(self) -> None:
-        """The connection has ended: do not touch the shared pages any more."""
+        """Stop using the shared pages: the connection has ended."""
         self.requests.stop()
         self._events.close()
 
@@ -103,9 +103,9 @@ class Connector:
     # Requests
 
     def serve(self, request: Request) -> int | SlowRequest:
-        """Serve a request: return 0, or what serves it if it is slow. Raises RequestError, SinkError.
+        """Serve a request and return 0, or return the function that serves it if it is slow. Raises RequestError, SinkError.
 
-        Requests on buffers and framebuffers are sent over the ring of connector 0 (displif.h).
+        The guest sends the requests for buffers and framebuffers over the ring of connector 0 (displif.h).
         """
         match request:
             case PageFlip():
@@ -141,7 +141,7 @@ class Connector:
     # The operator
 
     def _trouble(self) -> str:
-        """Return what the operator should know of its requests."""
+        """Return the reason for the last refused request, or for one that is not answered yet; empty if there is none."""
         if self.index == 0 and self._buffers.overdue:
             return "DbufDestroy: not answered while the compositor or the card still uses the buffer"
         return self._error
@@ -152,7 +152,7 @@ class Connector:
         return tuple(status.Framebuffers(*way, count) for way, count in sorted(ways.items()))
 
     def status(self) -> status.ConnectorStatus:
-        """Return what the operator is told."""
+        """Return the connector's status."""
         requests, screen, events = self.requests, self.screen, self._events
         output = screen.output
         return status.ConnectorStatus(

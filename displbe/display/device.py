@@ -35,7 +35,7 @@ from .trace import Trace, trace_lines
 __all__ = ["DisplayDevice", "DisplayDriver"]
 
 LOGGED: Final = 8
-"""Requests of each connector that are in the log when a device is shut off."""
+"""The number of each connector's last requests that are logged when a device is shut off."""
 
 
 class DisplayDriver:
@@ -72,9 +72,9 @@ class DisplayDevice:
         blanked: BlankedScreens,
     ) -> None:
         self.connectors: list[Connector] = []
-        """Those of the last connection, also after it has ended: an operator may ask for their traces."""
+        """The connectors of the last connection, kept after it has ended: an operator may ask for their traces."""
         self._served: list[PublishedConnector] = []
-        """What the frontend had published when it was connected; empty: it is not connected."""
+        """The connectors that the frontend had published when it was connected; empty when it is not connected."""
         self._nodes = nodes
         self._quota = quota
         self._hypervisor = hypervisor
@@ -84,30 +84,30 @@ class DisplayDevice:
         self._blanked = blanked
 
     async def arrive(self) -> None:
-        """Nothing is to be done before the frontend connects."""
+        """Do nothing: a display needs no preparation before the frontend connects."""
         await trio.lowlevel.checkpoint()
 
     async def prepare(self) -> Mapping[str, str]:
-        """Return the versions of the protocol that are served."""
+        """Return the node `versions`: the versions of the protocol that displbe serves."""
         await trio.lowlevel.checkpoint()
         return {"versions": "1,2"}  # XENDISPL_FIELD_BE_VERSIONS
 
     def close(self) -> None:
-        """Forget the last connection. Forget also which screens the operator has blanked, if the guest has no name to recognise it by."""
+        """Forget the last connection; and the screens that the operator has blanked, if the guest's name is not known."""
         self._set_connectors([])
         if not self._nodes.name:
             self._blanked.forget_domain(self._nodes.domid)
 
     def _set_connectors(self, connectors: list[Connector]) -> None:
-        """Forget the connectors of the last connection."""
-        before, self.connectors = self.connectors, connectors
-        for connector in before:
+        """Set the connectors, and forget those of the last connection."""
+        old, self.connectors = self.connectors, connectors
+        for connector in old:
             connector.forget()
 
     async def is_current(self) -> bool:
         """Return whether the rings that are served are those that the frontend has published.
 
-        A frontend that began anew while it was being connected may be back at state 3 before its state 1 was seen: with other rings.
+        A frontend that starts over while it is being connected may be back at state 3, with other rings, before its state 1 was seen.
         """
         try:
             for index, connector in enumerate(self._served):
@@ -115,10 +115,10 @@ class DisplayDevice:
                     return False
             return True
         except (DeviceRefused, StoreLost):
-            return True  # the frontend is about to go, which its state will say; or this is asked again
+            return True  # the frontend is about to leave and will change its state; or the caller asks again after StoreLost
 
     async def status(self) -> Parts:
-        """Return the status of each connector. The rings are served between two of them."""
+        """Return the status of each connector. Between two connectors, the rings are served."""
         statuses = []
         for connector in self.connectors:
             statuses.append(connector.status())
@@ -131,7 +131,7 @@ class DisplayDevice:
         return self._nodes.name or self._nodes.domid, self._nodes.number, index
 
     async def blank(self, connector: Connector) -> None:
-        """Switch a screen off until `unblank`, also over the guest's next connections. This connection may have ended."""
+        """Switch a screen off until `unblank`, also for the guest's next connections. This connection may have ended."""
         self._blanked.add(self._screen_id(connector.index))
         if connector.is_served:
             await connector.screen.blank()
@@ -174,7 +174,7 @@ class DisplayDevice:
             for one, output in zip(published, outputs, strict=True):
                 self._add_connector(display, one, output, buffers, stack)
             self._set_connectors(display.connectors)
-            # The frontend may have begun anew meanwhile: its references may name other pages by now.
+            # The frontend may have started over meanwhile, and its references may name other pages now.
             if await read_connectors(nodes, guest) != published:
                 raise DeviceRefused("the frontend has published other rings meanwhile")
             self._served = published
@@ -203,7 +203,7 @@ class DisplayDevice:
         buffers: Buffers,
         stack: AsyncExitStack,
     ) -> None:
-        """Make the next connector of a connection, map its pages and bind its ports. The stack releases them after it was stopped.
+        """Create the next connector of a connection, map its pages and bind its ports. The stack releases them after it is stopped.
 
         Raises HypervisorError, FrontendBroken.
         """
@@ -243,7 +243,7 @@ class DisplayDevice:
         return channel
 
     def _keep_traces(self, connectors: list[Connector], reason: FrontendBroken) -> None:
-        """The device is shut off: keep what its guest has asked for, in the log and in files."""
+        """Keep the last requests of a device that is shut off, in the log and in files."""
         epoch = Trace.epoch()
         guest = self._nodes.name or f"domain{self._nodes.domid}"
         for connector in connectors:

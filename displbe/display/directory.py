@@ -36,7 +36,7 @@ async def read_directory(hypervisor: Hypervisor, domid: int, first: int, count: 
 
 
 async def fill_directory(hypervisor: Hypervisor, domid: int, first: int, refs: Sequence[int]) -> None:
-    """Write grant references into the pages of a directory, which the guest has linked. Raises RequestError."""
+    """Write grant references into the directory pages of a guest. The guest has linked the pages. Raises RequestError."""
     writer = DirectoryWriter(first, refs)
     while writer.next_ref is not None:
         await trio.lowlevel.checkpoint()

@@ -19,7 +19,7 @@ __all__ = ["answer_edid"]
 BLOCK: Final = 128
 """Bytes of an EDID block."""
 MAX_SIZE: Final = 256 * BLOCK
-"""XENDISPL_EDID_MAX_SIZE, in bytes. Pages that a guest grants beyond it are not mapped."""
+"""XENDISPL_EDID_MAX_SIZE, in bytes. Further pages that a guest grants are not mapped."""
 
 
 async def answer_edid(

@@ -1,7 +1,7 @@
 """The page-flip events of one connector: one for each accepted flip.
 
-Linux's frontend counts the events that it gets and drops one whose id is not its count. So an id is taken only when the event is written.
-An event for which the event page has no room waits, and no further flip is accepted before it is written.
+Linux's frontend counts the events that it gets and drops an event whose id is not the count. So an event gets its id only when it is
+written. If the event page has no room for an event, the event waits, and no further flip is accepted until it is written.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ RETRY: Final = 0.02
 
 
 class EventState(enum.Enum):
-    """What becomes of the next event."""
+    """The state of the next event."""
 
     NONE = "none"
-    """No flip is under way: the next one may begin."""
+    """No flip is under way; the next one may begin."""
     DUE = "due"
     """A flip is under way; its event is written when it ends."""
     DELAYED = "delayed"
     """The flip has ended, but the event page has no room for its event."""
     CLOSED = "closed"
-    """The connection has ended: the event page must not be touched any more."""
+    """The connection has ended; the event page must not be used any more."""
 
 
-# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+# Looked up once, for the path of every flip: access to an enum's member costs more than a call in Python 3.11.
 _NONE: Final = EventState.NONE
 _DUE: Final = EventState.DUE
 
@@ -50,35 +50,35 @@ class FlipEvents:
         self.state = EventState.NONE
         self.times = FlipTimes()
         self.delayed = 0
-        """Events that had to wait for room."""
+        """The number of events that had to wait for room."""
         self._page = page
         self._channel = channel
         self._broken = broken
         self._next_id = 0
         self._cookie = 0
-        """The framebuffer of the event that is delayed."""
+        """The framebuffer of the delayed event."""
         self._begun = 0.0
         self._wanted = trio.Event()
 
     @property
     def is_pending(self) -> bool:
-        """Whether a flip was accepted whose event is not written yet."""
+        """Whether the event of an accepted flip is not written yet."""
         return self.state is EventState.DUE or self.state is EventState.DELAYED
 
     def begin(self) -> None:
-        """A flip begins. Raises RequestError EBUSY while the event of the one before is not written."""
+        """Begin a flip. Raises RequestError EBUSY while the event of the previous flip is not written."""
         if self.state is not _NONE:
             raise RequestError(Errno.EBUSY, "a page flip is under way")
         self.state = _DUE
         self._begun = clock()
 
     def cancel(self) -> None:
-        """The output has refused the flip: there will be no event."""
+        """End a flip without an event: the output has refused it."""
         if self.state is EventState.DUE:
             self.state = EventState.NONE
 
     def complete(self, cookie: int) -> None:
-        """The flip to this framebuffer has ended: write its event, or let it wait for room."""
+        """End the flip to this framebuffer: write its event, or delay it until there is room."""
         if self.state is _DUE and not self._write(cookie):
             self.state = EventState.DELAYED
             self.delayed += 1
@@ -86,7 +86,7 @@ class FlipEvents:
             self._wanted.set()
 
     def close(self) -> None:
-        """The event page is about to be unmapped."""
+        """Stop using the event page: it is about to be unmapped."""
         self.state = EventState.CLOSED
 
     async def run(self) -> None:
@@ -98,7 +98,7 @@ class FlipEvents:
                 await trio.sleep(RETRY)
 
     def _write(self, cookie: int) -> bool:
-        """Write the event and return True; False when there is no room for it."""
+        """Write the event. Return False when there is no room for it."""
         try:
             if not self._page.space():
                 return False

@@ -1,4 +1,4 @@
-"""What the frontend of a vdispl device and the toolstack have published in XenStore: the connectors and where their rings are."""
+"""Reads what the frontend of a vdispl device and the toolstack have published in XenStore: the connectors and their rings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RING_KEYS: Final = ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-ev
 """The nodes that name a connector's rings, in the order of `Rings`."""
 MAX_CONNECTORS: Final = 8
 MAX_NAME: Final = 64
-"""Characters of an output's name; bytes of a wrong value that are shown."""
+"""Maximum characters of an output's name, and bytes of a wrong value that are shown."""
 MAX_SIDE: Final = 16384
-"""Pixels."""
+"""Maximum width and height in pixels."""
 
 
 class Rings(msgspec.Struct, frozen=True):
-    """Where a connector's rings are: grant references of the pages, and the guest's event-channel ports."""
+    """A connector's rings: the grant references of their pages, and the guest's event-channel ports."""
 
     req_ref: int
     req_port: int
@@ -41,7 +41,7 @@ class PublishedConnector(msgspec.Struct, frozen=True):
 
 
 async def read_connectors(nodes: DeviceNodes, guest: GuestSettings) -> list[PublishedConnector]:
-    """Return the device's connectors, 0 upwards. Raises DeviceRefused for a missing or wrong node."""
+    """Return the device's connectors, from number 0 upwards. Raises DeviceRefused for a missing or wrong node."""
     found: list[PublishedConnector] = []
     while True:
         index = len(found)
@@ -64,12 +64,12 @@ async def read_connectors(nodes: DeviceNodes, guest: GuestSettings) -> list[Publ
 
 
 async def read_rings(nodes: DeviceNodes, index: int) -> Rings:
-    """Return where a connector's rings are. Raises DeviceRefused."""
+    """Return a connector's rings. Raises DeviceRefused, StoreLost."""
     return Rings(*[await _number(nodes, f"{index}/{key}") for key in RING_KEYS])
 
 
 async def read_be_alloc(nodes: DeviceNodes) -> bool:
-    """Return whether the toolstack has the backend allocate the buffers that the frontend asks for. Raises DeviceRefused."""
+    """Return whether the toolstack has set `be-alloc`: the backend allocates the buffers. Raises DeviceRefused."""
     return await _trusted(nodes, "be-alloc", missing=b"0") == b"1"
 
 
@@ -83,7 +83,10 @@ async def _read_connector(nodes: DeviceNodes, guest: GuestSettings, index: int) 
 
 
 async def _name(nodes: DeviceNodes, guest: GuestSettings, index: int) -> str:
-    """Return the output for a connector: the one that the configuration gives this guest, else the toolstack's. Raises DeviceRefused."""
+    """Return the name of a connector's output: from the configuration if it lists this guest's connectors, else from the toolstack.
+
+    Raises DeviceRefused.
+    """
     if guest.connectors:
         if index >= len(guest.connectors):
             raise DeviceRefused(f"the configuration gives this guest {len(guest.connectors)} connectors, it has more")

@@ -1,10 +1,11 @@
-"""The request ring of one connector: takes requests, has them served, writes the answers.
+"""The request ring of one connector: takes requests, has them served, writes the responses.
 
-`notified` is called, not woken, when the guest has notified. It has fast requests served there and then, within a budget. A slow request
-(it maps, imports, sets a mode, waits) is served by the ring's own task, and the ring rests until that request is answered.
+The task that reads event channels calls `notified` when the guest has notified. `notified` serves fast requests at once, within a budget.
+A slow request (one that maps, imports, sets a mode, or waits) is served by the ring's own task. The ring takes no further request until
+that one is answered.
 
-A ring that is not to be looked at for a while has a `not_before`: after spurious events, and when its guest asks for too much. Its port
-stays masked until then.
+After spurious events, and when its guest sends too many requests, a ring has a `not_before`: it is not looked at before that time, and
+its port stays masked until then.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .trace import Trace
 __all__ = ["RequestRing", "RingState", "SlowRequest"]
 
 SLOW_COST: Final = 8
-"""Requests that a slow one counts for in the guest's limit."""
+"""The number of requests that a slow request counts as in the guest's limit."""
 THROTTLED: Final = 0.01
 """Minimum pause of a throttled ring, in seconds; waking up for each request costs more than it saves."""
 
@@ -41,23 +42,23 @@ class RingState(enum.Enum):
     """Whether requests are served."""
 
     STOPPED = "stopped"
-    """Requests are not served: the ring is not started, the connection has ended, or the frontend broke a rule."""
+    """Requests are not served: the ring is not started, the connection has ended, or the frontend broke the protocol."""
     IDLE = "idle"
     """Requests are served when the guest notifies, but not before `not_before`."""
     BUSY = "busy"
-    """A slow request is under way in the ring's task. Those behind it wait for its answer."""
+    """A slow request is under way in the ring's task. The requests behind it wait until it is answered."""
 
 
-# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+# Looked up once, for the path of every flip: access to an enum's member costs more than a call in Python 3.11.
 _IDLE: Final = RingState.IDLE
 
 
 class RequestRing:
     """One connector's request ring.
 
-    `serve` serves a request. It returns the status of the answer, 0 or a negative error number; for a slow request, a SlowRequest that
-    does the work. It raises RequestError or SinkError to refuse the request; `refuse` turns that into the status. `broken` is called with
-    the reason when the device has to end.
+    `serve` serves a request. It returns the status of the response, 0 or a negative error number; or, for a slow request, a SlowRequest
+    that does the work. It raises RequestError or SinkError to refuse the request; `refuse` turns the exception into the status. `broken`
+    is called with the reason when the device has to end.
 
     It has sixteen attributes: three of them are counters for the operator.
     """
@@ -72,13 +73,13 @@ class RequestRing:
     ) -> None:
         self.state = RingState.STOPPED
         self.not_before = _NOW
-        """The ring is not looked at before this time, in seconds of trio's clock; 0: it is looked at when the guest notifies."""
+        """The ring is not looked at before this time, in seconds of trio's clock. 0: it is looked at when the guest notifies."""
         self.trace = Trace()
         self.spurious = SpuriousEvents()
         self.rescued = 0
-        """Requests that were found without a notification."""
+        """The number of requests that were found without a notification."""
         self.throttled = 0.0
-        """Seconds that the ring was not looked at because its guest asked for too much."""
+        """Seconds for which the ring was not looked at because its guest exceeded its request rate."""
         self._serve = serve
         self._refuse = refuse
         self._broken = broken
@@ -89,6 +90,7 @@ class RequestRing:
         self._wanted = trio.Event()
         """Set when the ring's task has something to do: a slow request, or a look at the ring at `not_before`."""
         self._seen_waiting: int | None = None
+        """The index of the request that waited at the last `rescue`."""
 
     def start(self, ring: BackControlRing, channel: EventChannel) -> None:
         """Serve the requests of this ring from now on."""
@@ -97,19 +99,19 @@ class RequestRing:
         self.state = RingState.IDLE
 
     def stop(self) -> None:
-        """The ring is about to be unmapped: do not touch it any more."""
+        """Stop using the ring: it is about to be unmapped."""
         self.state = RingState.STOPPED
 
     def notified(self) -> bool:
-        """The guest has notified: serve its requests. Return True when the budget is spent and requests may be left."""
+        """Serve requests after a notification. Return True when the budget is spent and requests may be left."""
         return self._look(notified=True)
 
     def look(self) -> bool:
-        """Serve requests, notified or not. Return True as `notified` does."""
+        """Serve requests without a notification. Return True when the budget is spent and requests may be left."""
         return self._look(notified=False)
 
     def rescue(self) -> None:
-        """Called now and then: if the same request waits as at the last call though nothing delays it, its notification was lost."""
+        """Find a request whose notification was lost: it also waited at the last call, though nothing delays the ring."""
         if self.state is not RingState.IDLE or self.not_before:
             self._seen_waiting = None
             return
@@ -134,7 +136,7 @@ class RequestRing:
                 await trio.lowlevel.checkpoint()
 
     async def _finish(self, request: Request, slow: SlowRequest) -> None:
-        """Serve and answer a slow request."""
+        """Serve a slow request and write its response."""
         status = edid_size = 0
         try:
             edid_size = await slow() or 0
@@ -154,7 +156,7 @@ class RequestRing:
                 if slot is None:
                     if ring.final_check():
                         continue
-                    # A flood of spurious events costs one turn each time, and delays only its own ring.
+                    # Each spurious event costs one turn. A flood of them delays only its own ring.
                     if notified and turn == 0 and (pause := self.spurious.add()):
                         self._look_later(pause)
                     else:
@@ -185,7 +187,7 @@ class RequestRing:
             self.state = RingState.STOPPED
             self._broken(broken)
             return False
-        except Exception as error:  # an error in displbe ends this device, never the task that serves all of them
+        except Exception as error:  # an error in displbe ends this device, never the task that serves all rings
             self._log.exception("request failed")
             self.state = RingState.STOPPED
             self._broken(FrontendBroken(f"internal error: {type(error).__name__}"))
@@ -193,13 +195,13 @@ class RequestRing:
         return True
 
     def _throttle(self, wait: float) -> None:
-        """The guest has asked for more than its limit allows."""
+        """Delay the next look: the guest has sent more requests than its limit allows."""
         pause = max(wait, THROTTLED)
         self.throttled += pause
         self._look_later(pause)
 
     def _look_later(self, seconds: float) -> None:
-        """Do not look at the ring for so many seconds, notified or not; then the ring's task does. The port stays masked."""
+        """Do not look at the ring for `seconds`, even if notified. The ring's task looks at it then. The port stays masked."""
         self.not_before = trio.current_time() + seconds
         self._wanted.set()
 

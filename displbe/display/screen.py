@@ -1,7 +1,7 @@
-"""What the output of one connector shows: SET_CONFIG and PG_FLIP, and the operator's blanking.
+"""The screen of one connector: SET_CONFIG and PG_FLIP, and blanking by the operator.
 
-The guest's configuration and what the output does are two things: while the operator has blanked the screen, the guest goes on setting
-modes and flipping as if it were on, and does not notice.
+The guest's configuration and the state of the output are separate. While the operator has blanked the screen, the guest goes on setting
+modes and flipping as if the screen were on, and does not notice.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from .events import FlipEvents
 __all__ = ["Screen", "ScreenState"]
 
 MODESET_BURST: Final = 8
-"""Mode changes that a guest gets before `modesets-per-second` holds."""
+"""Mode changes that a connector gets before `modesets-per-second` applies."""
 MODESET_WAIT: Final = 2.0
-"""Seconds that a guest's SET_CONFIG may be held back; its answer is due after 3 s."""
+"""Seconds that a guest's SET_CONFIG may be delayed; its response is due after 3 s."""
 LATE: Final = 2.0
-"""Seconds after which a flip ends though its output is still being switched on; Linux's frontend waits 3.1 s for the event."""
+"""Seconds after which a flip ends even if its output is still being switched on; Linux's frontend waits 3.1 s for the event."""
 
 
 class ScreenState(enum.Enum):
-    """What the output does."""
+    """The state of the output."""
 
     OFF = "off"
     """The output is off, because the guest shows nothing."""
     ON = "on"
     """The output shows what the guest shows."""
     BLANKED = "blanked"
-    """The operator has switched the output off, whatever the guest shows. Flips end when the next refresh would be."""
+    """The operator has switched the output off. Flips end when the next refresh would be."""
     UNBLANKING = "unblanking"
-    """The operator has the output switched on again. A flip ends when the output is on."""
+    """The output is being switched on again by the operator's command. A flip ends when the output is on."""
 
 
-# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+# Looked up once, for the path of every flip: access to an enum's member costs more than a call in Python 3.11.
 _ON: Final = ScreenState.ON
 
 
 class Screen:
-    """One connector's output and what it shows. `resolution` is the connector's, in pixels; `index` its number."""
+    """One connector's output and what it shows. `resolution` is the connector's width and height in pixels; `index` is its number."""
 
     def __init__(
         self,
@@ -69,32 +69,32 @@ class Screen:
         self.resolution = resolution
         self.state = ScreenState.BLANKED if blanked else ScreenState.OFF
         self.throttled = 0.0
-        """Seconds that mode changes had to wait because the guest asks for too many."""
+        """Seconds that mode changes had to wait because the guest exceeds its limit."""
         self._index = index
         self._buffers = buffers
         self._events = events
         self._config: SetConfig | None = None
-        """The guest's configuration: the last one that was accepted; None: the guest shows nothing."""
+        """The guest's last accepted configuration; None: the guest shows nothing."""
         self._shape: Geometry | None = None
-        """The shape of what the output shows; a flip to another one is a mode change. None: the next flip is one. The framebuffer itself
-        may be gone: the output stays on, and accepts flips.
+        """The shape of the framebuffer that the output shows. A flip to another shape is a mode change. None: the next flip is a mode
+        change. The framebuffer itself may be gone; the output stays on and accepts flips.
         """
         self._newest = 0
-        """The cookie of the framebuffer that is shown, or will be when the flip under way has ended."""
+        """The cookie of the framebuffer that is shown, or that the flip under way will show."""
         self._blanked_flip = Flip(clock, events.complete, late=LATE)
         """The flip of a guest whose screen is blanked."""
         self._modesets = TokenBucket(MODESET_BURST, modesets_per_second, trio.current_time)
         self._switching = trio.Lock()
-        """Held while the output is switched on, over or off."""
+        """Held while the output is switched on, reconfigured or switched off."""
         output.flipped = events.complete
 
     @property
     def is_blanked(self) -> bool:
-        """Whether the output is off because the operator says so."""
+        """Whether the operator has switched the output off, or it is being switched on again."""
         return self.state is ScreenState.BLANKED or self.state is ScreenState.UNBLANKING
 
     def shown(self) -> str:
-        """Return size, format and place of what the guest shows, for the operator; empty: it shows nothing."""
+        """Return the size, format and position of what the guest shows, for the status; empty when it shows nothing."""
         config, shape = self._config, self._shape
         if config is None or shape is None:
             return ""
@@ -111,7 +111,7 @@ class Screen:
     # Flips
 
     def flip(self, cookie: int) -> bool:
-        """PG_FLIP. Return False, having done nothing, for a flip that is a mode change: `reshape` serves it.
+        """PG_FLIP. For a flip that is a mode change, do nothing and return False; the caller then uses `reshape`.
 
         Raises RequestError, SinkError.
         """
@@ -132,7 +132,7 @@ class Screen:
         return True
 
     def _flip_unseen(self, framebuffer: Framebuffer) -> None:
-        """A flip while the output shows nothing. Raises RequestError."""
+        """Serve a flip while the output is off or not switched on yet. Raises RequestError."""
         self._sink_buffer(framebuffer)
         if self._config is None:
             raise RequestError(Errno.EINVAL, "the connector is off")
@@ -144,8 +144,8 @@ class Screen:
     async def reshape(self, cookie: int) -> None:
         """PG_FLIP to a framebuffer of another shape. Raises RequestError, SinkError.
 
-        Linux sends nothing else when a framebuffer of another size or format is set in the same mode, as Xorg does when its screen grows
-        by a second monitor. For the output that is a mode change, of which the guest expects an event.
+        Linux sends only a PG_FLIP when a framebuffer of another size or format is set in the same mode. Xorg does so when a second monitor
+        enlarges its screen. For the output this is a mode change; the guest expects an event for it.
         """
         config = self._config_of(cookie)
         self._events.begin()
@@ -168,7 +168,7 @@ class Screen:
             await self._disable()
 
     async def _enable(self, config: SetConfig) -> None:
-        """Show what a configuration says. Raises RequestError, SinkError; what was shown stays then."""
+        """Apply a configuration. Raises RequestError, SinkError; the output then keeps what it shows."""
         self._part(config)
         await self._wait_for_turn()
         async with self._switching:
@@ -187,15 +187,17 @@ class Screen:
             await self.output.disable()
 
     async def _show(self, config: SetConfig) -> None:
-        """Accept a configuration, and have the output show it unless it is blanked. Raises RequestError, SinkError."""
-        part = self._part(config)  # not before: connector 0 may have detached the framebuffer while we waited
+        """Accept a configuration, and show it on the output unless the screen is blanked. Raises RequestError, SinkError."""
+        part = self._part(
+            config
+        )  # checked again: the framebuffer may have been detached, over connector 0, during the wait
         framebuffer = self._framebuffer(config.fb_cookie)
         if self.state is not ScreenState.BLANKED:
             await self.output.enable(self._sink_buffer(framebuffer), part)
         self._config, self._shape = config, framebuffer.geometry
 
     async def _wait_for_turn(self) -> None:
-        """Wait for the next mode change that the guest's limit allows. Each takes the screen its time."""
+        """Wait until the guest's limit allows a mode change."""
         wait = min(self._modesets.take(), MODESET_WAIT)
         self.throttled += wait
         await trio.sleep(wait)
@@ -203,14 +205,14 @@ class Screen:
     # The operator
 
     async def blank(self) -> None:
-        """Switch the output off, whatever the guest shows, until `unblank`. The guest does not notice."""
+        """Switch the output off until `unblank`. The guest does not notice."""
         async with self._switching:
             if not self.is_blanked:
                 self.state = ScreenState.BLANKED
                 await self.output.disable()
 
     async def unblank(self) -> None:
-        """Show what the guest shows again. Raises SinkError; the screen stays blanked then."""
+        """Show the guest's framebuffer on the output again. Raises SinkError; the screen stays blanked then."""
         async with self._switching:
             if self.state is not ScreenState.BLANKED:
                 return
@@ -230,8 +232,8 @@ class Screen:
                 self._blanked_flip.end()
 
     async def _show_newest(self, *tolerated: type[Exception]) -> int:
-        """Have the output show the newest framebuffer; return its cookie. After a tolerated error the guest's next flip shows its own: the
-        framebuffer may be gone.
+        """Show the newest framebuffer on the output, and return its cookie. After a tolerated error (the framebuffer may be gone), the
+        guest's next flip is a mode change and shows its framebuffer.
         """
         newest = self._newest
         try:
@@ -271,7 +273,7 @@ class Screen:
         ):
             asked = f"{config.width}x{config.height} at {config.x},{config.y}"
             raise RequestError(Errno.EINVAL, f"{asked} of a framebuffer of {shape.width}x{shape.height}")
-        # Linux sends the whole framebuffer's size, and where the screen lies in it: what the screen has room for is shown.
+        # Linux sends the size of the whole framebuffer, and the screen's position in it. The part that fits on the screen is shown.
         width, height = self.resolution
         return Part(
             config.x,

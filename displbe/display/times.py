@@ -1,4 +1,4 @@
-"""When a connector's flips were shown and how long they took. On the flip's path are only stores into arrays that exist already."""
+"""The times of a connector's flips: when they were shown and how long they took. A flip costs only stores into preallocated arrays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from displbe.ops.status import FlipsStatus, Latency
 __all__ = ["FlipTimes", "clock"]
 
 KEPT: Final = 8192
-"""FlipsStatus that are remembered: one minute at 136 flips a second. A power of two."""
+"""The number of flips that are kept: one minute at 136 flips a second. A power of two."""
 SAMPLE: Final = 1000
-"""Of the last so many flips the latencies are reported."""
+"""The number of last flips whose latencies are reported."""
 BUCKETS: Final = 16
-"""Of the histogram: at most 0.25 ms, 0.5 ms, … 4 s, and all others."""
+"""Buckets of the histogram: less than 0.25 ms, 0.5 ms, … 4 s, and all others."""
 _MASK: Final = KEPT - 1
 clock: Final = time.monotonic
 
@@ -33,12 +33,12 @@ class FlipTimes:
         self._took = array("d", bytes(8 * KEPT))
 
     def close(self) -> None:
-        """Free the memory: no flip comes any more."""
+        """Free the memory. No more flips come."""
         self.count = 0
         self._shown = self._took = array("d")
 
     def add(self, begun: float) -> None:
-        """A flip that was requested at `begun`, in seconds of `clock`, is shown now."""
+        """Add a flip that is shown now and was requested at `begun`, in seconds of `clock`."""
         if not self._shown:
             return
         now = clock()
@@ -52,14 +52,14 @@ class FlipTimes:
         self._buckets[min(int(took * 4000).bit_length(), BUCKETS - 1)] += 1
 
     def _rate(self, now: float, seconds: float) -> float:
-        """Return the flips per second of the last so many seconds, or since the oldest flip that is remembered."""
+        """Return the flips per second during the last `seconds`, or since the oldest flip that is kept."""
         kept = range(max(0, self.count - KEPT), self.count)
         start = max(now - seconds, self._since if kept.start == 0 else self._shown[kept.start & _MASK])
         found = bisect_left(kept, start, key=lambda index: self._shown[index & _MASK])
         return (len(kept) - found) / max(now - start, 0.001)
 
     def status(self, *, pending: bool) -> FlipsStatus:
-        """Return what the operator is told. `pending`: a flip is under way."""
+        """Return the status of the flips. `pending`: a flip is under way."""
         now = clock()
         first, end = max(0, self.count - SAMPLE) & _MASK, self.count & _MASK
         took = sorted(self._took[first:end] if first <= end else self._took[first:] + self._took[:end])

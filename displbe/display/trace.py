@@ -1,7 +1,7 @@
-"""The last requests of a request ring and their answers: `displbectl trace` shows what a guest did.
+"""The last requests of a request ring and their responses, which `displbectl trace` shows.
 
-On the path of every request are two stores into a record that exists already. A record keeps the 64 bytes of the request as they were
-read; they are decoded when they are printed. protocol/control.md has the layout.
+Each request costs two stores into a preallocated record. A record keeps the 64 bytes of the request as they were read; they are decoded
+when they are printed. protocol/control.md has the layout.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from .times import clock
 __all__ = ["RECORD", "Trace", "trace_lines"]
 
 KEPT: Final = 4096
-"""Requests. A power of two."""
+"""The number of requests that are kept. A power of two."""
 RECORD: Final = Struct(f"<ddii{MESSAGE_SIZE}s")
-"""When it was read, when it was answered (0: never), both in seconds of CLOCK_MONOTONIC; status; bytes of EDID; the request."""
+"""The time when the request was read, the time when it was answered (0: not answered), both in seconds of CLOCK_MONOTONIC; the status;
+the bytes of the EDID; the request."""
 _ANSWER: Final = Struct("<dii")
 _MASK: Final = KEPT - 1
 _SIZE: Final = RECORD.size
@@ -42,17 +43,17 @@ class Trace:
         self._at = 0
 
     def request(self, slot: bytes) -> None:
-        """A request has been read."""
+        """Record a request that has been read."""
         self._at = at = (self.count & _MASK) * _SIZE
         self.count += 1
         _pack_request(self._records, at, clock(), 0.0, 0, 0, slot)
 
     def answer(self, status: int, edid_sz: int) -> None:
-        """The request read last is answered."""
+        """Record the response to the request that was read last."""
         _pack_answer(self._records, self._at + 8, clock(), status, edid_sz)
 
     def close(self) -> None:
-        """Free the memory: no request comes any more."""
+        """Free the memory. No more requests come."""
         self.count = 0
         self._records = bytearray()
 
@@ -64,7 +65,7 @@ class Trace:
 
     @staticmethod
     def epoch() -> float:
-        """Return what to add to a record's times to get seconds since 1970."""
+        """Return the difference between a record's times and seconds since 1970."""
         return time.time() - clock()
 
 

@@ -1,1 +1,1 @@
-"""Guests' keyboards, pointers and touch screens (vkbd): from evdev devices and compositor windows to the guests' pages."""
+"""vkbd: guests' keyboards, pointers and touch screens, from evdev devices and compositor windows to the guests' pages."""

@@ -4,7 +4,7 @@ The syntax is `K:ID;P:ID;T:ID` for keyboard, pointer and touch screen. Each part
 
 * a device node: `/dev/input/event0`, `/dev/input/by-path/…`, `by-id/…`, `by-path/…`;
 * the name that a device reports (EVIOCGNAME): `name=Logitech USB Keyboard`;
-* else one of the guest's own connectors, whose window on the compositor gets input: `HDMI-A-1`, `1000`.
+* otherwise, one of the guest's own connectors, whose window on the compositor gets input: `HDMI-A-1`, `1000`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_BINDINGS: Final = 16
 
 
 class Role(enum.Enum):
-    """The guest's device that a host device's events are for."""
+    """The kind of guest device that gets a host device's events."""
 
     KEYBOARD = "K"
     """Keys."""
@@ -42,7 +42,7 @@ class Binding(msgspec.Struct, frozen=True):
 
     @property
     def is_device(self) -> bool:
-        """Whether the ID names a device of this machine; else it names a connector."""
+        """Whether the ID names a device of this machine. Otherwise it names a connector."""
         return self.id.startswith(("/", "by-id/", "by-path/", "name="))
 
 

@@ -20,18 +20,18 @@ __all__ = ["ConnectedInput", "InputState"]
 
 RESCUE: Final = 0.1
 RESCUE_LAST: Final = 1.0
-"""Seconds between two looks at events that the guest does not take: at first, and at most."""
+"""Seconds between two looks at events that the guest does not take: the first time, and at most."""
 
 
 class InputState(enum.Enum):
     """The state of a connected input device."""
 
     SERVED = "served"
-    """The guest is given its input; its notifications are served."""
+    """The guest gets its input, and its notifications are served."""
     BROKEN = "broken"
-    """The frontend broke a rule: the device is about to end."""
+    """The frontend broke the protocol; the device is about to end."""
     ENDED = "ended"
-    """The page is about to be unmapped: it must not be touched any more."""
+    """The page is about to be unmapped and must not be used any more."""
 
 
 class ConnectedInput:
@@ -52,30 +52,30 @@ class ConnectedInput:
         """Seconds that the port stays masked after a spurious event."""
         self._masked = trio.Event()
         self._seen = page.taken()
-        """How many events the guest had taken when it notified last."""
-        self._woken = trio.Event()
+        """The guest's consumer index when it notified last."""
+        self._guest_notified = trio.Event()
         self._failed = trio.Event()
         self._reason = FrontendBroken("")
         self._answers = 0
-        """Notifications by which the guest said that it has taken events."""
+        """Notifications after which the guest had taken events."""
 
     def start(self, channel: EventChannel) -> None:
-        """This is the device's event channel."""
+        """Set the device's event channel."""
         self._channel = channel
 
     def _notify(self) -> None:
         self._channel.notify()
-        self._woken.set()
+        self._guest_notified.set()
 
     def _break(self, reason: FrontendBroken) -> None:
-        """The frontend broke a rule: this device ends, and no other."""
+        """End this device, and no other: the frontend broke the protocol."""
         if self.state is InputState.SERVED:
             self.state = InputState.BROKEN
         self._reason = reason
         self._failed.set()
 
     def notified(self) -> bool:
-        """The guest has notified: most likely it has taken events. Return False: there is never more to do."""
+        """Serve a notification of the guest, which has most likely taken events. Return False: there is never work left."""
         if self.state is not InputState.SERVED:
             return False
         try:
@@ -87,17 +87,17 @@ class ConnectedInput:
             if moved:
                 self._seen = taken
                 self._answers += 1
-            # Events that it sends over its own ring, which has no use, are no reason to arm the port sooner.
-            self._arm(spurious=not moved)
+            # Events of the guest on its own ring, which has no use, do not count as work.
+            self._rearm(spurious=not moved)
         except FrontendBroken as broken:
             self._break(broken)
-        except Exception as error:  # an error in displbe ends this device, never the task that serves all of them
+        except Exception as error:  # an error in displbe ends this device, never the task that serves all devices
             self._log.exception("input failed")
             self._break(FrontendBroken(f"internal error: {type(error).__name__}"))
         return False
 
-    def _arm(self, *, spurious: bool) -> None:
-        """Arm the port again: at once, or later after spurious events."""
+    def _rearm(self, *, spurious: bool) -> None:
+        """Rearm the port: at once, or later after spurious events."""
         if not spurious:
             self._spurious.reset()
         elif pause := self._spurious.add():
@@ -106,7 +106,7 @@ class ConnectedInput:
             return
         self._channel.rearm()
 
-    async def _arm_later(self) -> None:
+    async def _rearm_later(self) -> None:
         while True:
             await self._masked.wait()
             self._masked = trio.Event()
@@ -117,17 +117,17 @@ class ConnectedInput:
         """Serve until cancelled. Raises FrontendBroken."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.guest_input.repeat)
-            nursery.start_soon(self._arm_later)
+            nursery.start_soon(self._rearm_later)
             nursery.start_soon(self._rescue)
             task_status.started()
             await self._failed.wait()
             raise self._reason
 
     async def _rescue(self) -> None:
-        """Notify a guest again that was notified and takes nothing: its frontend may not notify back, or the notification was lost."""
+        """Notify the guest again while it takes no events: its frontend may not notify back, or the notification was lost."""
         while True:
-            await self._woken.wait()
-            self._woken = trio.Event()
+            await self._guest_notified.wait()
+            self._guest_notified = trio.Event()
             before, pause = None, RESCUE
             while self._page.is_waiting() or self.guest_input.queue.waiting:
                 self.guest_input.flush()
@@ -138,7 +138,7 @@ class ConnectedInput:
                 await trio.sleep(pause)
 
     async def end(self) -> None:
-        """Release every key, button and contact, and give the guest the time to take that."""
+        """Release every key, button and contact, and wait until the releases are written. The caller limits the time."""
         try:
             if self.state is InputState.SERVED:
                 self.guest_input.leave_all()

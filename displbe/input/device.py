@@ -1,6 +1,6 @@
 """The vkbd driver: serves guests' keyboards, pointers and touch screens, one `InputDevice` for each device.
 
-The backend directory is `vinput` (libxl's `backend-type=linux`); `vkbd` there is QEMU's and is not touched.
+The backend directory is `backend/vinput` (libxl's `backend-type=linux`). `backend/vkbd` belongs to QEMU; displbe does not use it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .window_input import window_input
 __all__ = ["InputDevice", "InputDriver"]
 
 CONTACTS: Final = 10
-"""Contacts of a touch screen where the toolstack does not say how many."""
+"""Contacts of a touch screen if the toolstack gives no number."""
 SIZE_WAIT: Final = 1.0
-"""Seconds that a new device waits for the guest's display, whose size it takes over: the toolstack makes it later."""
-LAST_WORDS: Final = 0.3
+"""Seconds that a new device waits for the guest's display, whose size it uses. The toolstack creates the display later."""
+RELEASE_TIMEOUT: Final = 0.3
 """Seconds that a guest has to take the releases of its keys before its page is unmapped."""
 
 
@@ -91,21 +91,21 @@ class InputDevice:
         self._guests = guests
         self._repeats = repeats
         self._claim: Claim | None = None
-        """The devices that the guest names; None: it names none that it may have."""
+        """The claim to the devices that the guest names; None: it names no device that it may have."""
         self._connected: ConnectedInput | None = None
-        """The connection, while there is one."""
+        """The connection; None: the frontend is not connected."""
 
     # Before the frontend is connected, and after
 
     async def arrive(self) -> None:
-        """Claim what the device names, before another device's frontend does anything. Raises StoreLost."""
+        """Claim the devices that the guest names, before any device is served: claims are in the order of the devices. Raises StoreLost."""
         try:
             await self._update_claim()
         except DeviceRefused:
-            pass  # reported when it is prepared and connected
+            pass  # `prepare` and `serve` report it
 
     async def prepare(self) -> Mapping[str, str]:
-        """Return the feature nodes that the toolstack has not written, unless the frontend has begun: it reads them only once."""
+        """Return the feature nodes that the toolstack has not written; none if the frontend has started, since it reads them only once."""
         nodes = self._nodes
         try:
             claim = await self._update_claim()
@@ -117,7 +117,7 @@ class InputDevice:
         return offers if await has_not_begun(nodes) else {}
 
     async def _offers(self, claim: Claim) -> dict[str, str]:
-        """Return the feature nodes for what this guest's sources can do."""
+        """Return the feature nodes that match the abilities of this guest's sources."""
         bindings = claim.assignment.bindings
         roles = {binding.role for binding in bindings}
         offers: dict[str, str] = {}
@@ -142,7 +142,7 @@ class InputDevice:
         return offers
 
     async def _update_claim(self) -> Claim:
-        """Claim the devices that the guest names now. It has them as long as its own device is there, connected or not.
+        """Claim the devices that the guest names now. The claim lasts as long as the guest's device exists, connected or not.
 
         Raises DeviceRefused; nothing is claimed then.
         """
@@ -161,12 +161,12 @@ class InputDevice:
         return self._claim
 
     async def _assignment(self, settings: GuestSettings) -> Assignment:
-        """Return what the guest names: by the configuration, else by the toolstack. Raises DeviceRefused."""
+        """Return the assignment from the configuration, or from the toolstack if the configuration has none. Raises DeviceRefused."""
         text = settings.input
         if not text:
             text = (await read_trusted_node(self._nodes, "unique-id") or b"").decode("utf-8", "replace")
         if not text:
-            raise DeviceRefused("unique-id is missing: which devices are this guest's?")
+            raise DeviceRefused("unique-id is missing: nothing says which devices this guest gets")
         try:
             bindings = parse_unique_id(text)
         except ValueError as error:
@@ -179,7 +179,7 @@ class InputDevice:
         return Assignment(bindings, frozenset(binding.id for binding in bindings) if settings.input else frozenset())
 
     def close(self) -> None:
-        """The device is gone: give up what it has claimed."""
+        """Give up the claim: the device is gone."""
         claim, self._claim = self._claim, None
         if claim is not None:
             self._focus.leave(claim)
@@ -192,10 +192,10 @@ class InputDevice:
         try:
             return self._connected is None or self._connected.published == await read_published(self._nodes)
         except (DeviceRefused, StoreLost):
-            return True  # the frontend is about to go, which its state will say; or this is asked again
+            return True  # the frontend is about to leave and will change its state; or the caller asks again after StoreLost
 
     async def status(self) -> Parts:
-        """Return what the operator is told of the connection."""
+        """Return the status of the connection."""
         await trio.lowlevel.checkpoint()
         if self._connected is None:
             return Parts()
@@ -221,7 +221,7 @@ class InputDevice:
             channel = self._hypervisor.bind(nodes.domid, published.event_channel, connected.notified)
             stack.callback(channel.close)
             connected.start(channel)
-            # The frontend may have begun anew meanwhile: its references may name other pages by now.
+            # The frontend may have started over meanwhile, and its references may name other pages now.
             if await read_published(nodes) != published:
                 raise DeviceRefused("the frontend has published another page meanwhile")
             self._connected = connected
@@ -232,11 +232,11 @@ class InputDevice:
                     await connected.run(task_status=task_status)
             finally:
                 self._connected = None
-                with trio.move_on_after(LAST_WORDS, shield=True):
+                with trio.move_on_after(RELEASE_TIMEOUT, shield=True):
                     await connected.end()
 
     def _listening(self, claim: Claim, guest_input: GuestInput) -> contextlib.ExitStack:
-        """Give the guest the input of the devices and windows that are its own, while the block lasts."""
+        """Give the guest the input of the devices and windows that are assigned to it, until the returned stack is closed."""
         stack = contextlib.ExitStack()
 
         def detach() -> None:

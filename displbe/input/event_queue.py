@@ -2,7 +2,7 @@
 
 The page holds 51 events (XENKBD_IN_RING_LEN). While the guest does not consume them, further events wait here in order; consecutive
 motions are merged. When too many wait, motions are thinned out first; then presses whose release also waits are dropped. The release of
-a key or contact that the guest was told is down is never dropped.
+a key or contact is never dropped if its press has been written to the page.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from displbe.wire.kbdif import (
 __all__ = ["CAPACITY", "EventQueue"]
 
 CAPACITY: Final = 512
-"""Events that may wait for room in the page: one second of fast typing or of a touch screen. More wait only where dropping them would
-leave a key or contact down: then up to twice what is needed, which is at most a release of each key and two or three events for each
-contact.
+"""Events that may wait for room in the page: one second of fast typing or of a touch screen. More events wait only if dropping them would
+leave a key or contact down. The limit is then twice the number of events that must stay, which is at most a release of each key and two
+or three events for each contact.
 """
 
 
 class EventQueue:
-    """The events for one page. `notify` is called to notify the guest, `broken` when the guest has corrupted the page's indices."""
+    """The events for one page. `notify` is called to notify the guest; `broken` when the guest's index in the page is impossible."""
 
     def __init__(self, page: BackKbdPage, notify: Callable[[], None], broken: Callable[[FrontendBroken], None]) -> None:
         self.pressed: set[int] = set()
@@ -48,7 +48,7 @@ class EventQueue:
         self.contacts: dict[int, tuple[int, int]] = {}
         """Contacts that are down, by the events queued so far, and their positions."""
         self.dropped = 0
-        """Events that the guest will never see."""
+        """The number of events that the guest will never get."""
         self.written = 0
         """Events written to the page."""
         self.notified = 0
@@ -60,9 +60,10 @@ class EventQueue:
         self._waiting: deque[InEvent] = deque()
         self._limit = CAPACITY
         """Events that may wait before some are dropped."""
-        self._told_keys: set[int] = set()
+        self._written_keys: set[int] = set()
         """Keys that are down, by the events written to the page."""
-        self._told_contacts: set[int] = set()
+        self._written_contacts: set[int] = set()
+        """Contacts that are down, by the events written to the page."""
 
     @property
     def waiting(self) -> int:
@@ -104,7 +105,7 @@ class EventQueue:
             self._wait(Position(x, y, dz))
 
     def touch(self, event: TouchDown | TouchMotion | TouchShape | TouchOrientation | TouchUp | TouchSyn) -> None:
-        """Queue an event of a contact."""
+        """Queue an event of the touch screen."""
         if isinstance(event, (TouchDown, TouchMotion)):
             self.contacts[event.contact_id] = event.abs_x, event.abs_y
         elif isinstance(event, TouchUp):
@@ -119,12 +120,12 @@ class EventQueue:
 
         The guest ignores the release of a key that is up.
         """
-        self._told_keys.update(codes)
-        self._told_contacts.update(range(contacts))
+        self._written_keys.update(codes)
+        self._written_contacts.update(range(contacts))
         self._drop_taps()
 
     def flush(self) -> None:
-        """Write what there is room for, and notify the guest if it needs to be."""
+        """Write the waiting events for which there is room, and notify the guest if it needs a notification."""
         while self._waiting and self._has_room():
             self._write_event(self._waiting.popleft())
         if not self._waiting:
@@ -152,9 +153,9 @@ class EventQueue:
 
     def _write_key(self, code: int, pressed: bool) -> None:
         if pressed:
-            self._told_keys.add(code)
+            self._written_keys.add(code)
         else:
-            self._told_keys.discard(code)
+            self._written_keys.discard(code)
         self._write(encode_key(code, pressed))
 
     def _write_event(self, event: InEvent) -> None:
@@ -162,9 +163,9 @@ class EventQueue:
             self._write_key(event.keycode, bool(event.pressed))
             return
         if isinstance(event, TouchDown):
-            self._told_contacts.add(event.contact_id)
+            self._written_contacts.add(event.contact_id)
         elif isinstance(event, TouchUp):
-            self._told_contacts.discard(event.contact_id)
+            self._written_contacts.discard(event.contact_id)
         self._write(encode_event(event))
 
     def _wait(self, event: InEvent) -> None:
@@ -184,7 +185,7 @@ class EventQueue:
         self._merge_motions()
         if len(self._waiting) > CAPACITY // 2:
             self._drop_taps()
-        # Twice what had to stay: else the whole queue would be searched again for each further event.
+        # Twice the number of events that had to stay. Otherwise the whole queue would be searched again for each further event.
         self._limit = max(CAPACITY, 2 * len(self._waiting))
 
     def _merge_motions(self) -> None:
@@ -216,20 +217,22 @@ class EventQueue:
         self.dropped += max(0, len(before) - len(self._waiting))
 
     def _drop_taps(self) -> None:
-        """Keep only the difference between the state that the guest was told and the present one: releases, presses, positions."""
+        """Keep only the difference between the state written to the page and the present one: releases, presses, positions."""
         before = list(self._waiting)
         lifted = {event.contact_id for event in before if isinstance(event, TouchUp)}
         self._waiting.clear()
-        self._waiting.extend(Key(False, code) for code in sorted(self._told_keys - self.pressed))
-        gone = sorted(contact for contact in self._told_contacts if contact in lifted or contact not in self.contacts)
+        self._waiting.extend(Key(False, code) for code in sorted(self._written_keys - self.pressed))
+        gone = sorted(
+            contact for contact in self._written_contacts if contact in lifted or contact not in self.contacts
+        )
         self._waiting.extend(TouchUp(contact) for contact in gone)
         if gone:
             self._waiting.append(TouchSyn(gone[-1]))
-        self._waiting.extend(Key(True, code) for code in sorted(self.pressed - self._told_keys))
+        self._waiting.extend(Key(True, code) for code in sorted(self.pressed - self._written_keys))
         self._waiting.extend(event for event in before if isinstance(event, (Motion, Position)))
         for contact, (x, y) in sorted(self.contacts.items()):
-            # A contact that went up and came down elsewhere is told as two touches, not as a drag.
-            is_new = contact not in self._told_contacts or contact in lifted
+            # A contact that went up and came down elsewhere is reported as two touches, not as a drag.
+            is_new = contact not in self._written_contacts or contact in lifted
             self._waiting.append(TouchDown(contact, x, y) if is_new else TouchMotion(contact, x, y))
             self._waiting.append(TouchSyn(contact))
         self.dropped += max(0, len(before) - len(self._waiting))

@@ -1,9 +1,9 @@
 """The input focus: which guest gets the events of a device that several guests name.
 
-The operator decides, in the configuration or with `displbectl focus`; a guest cannot. Where the operator has not decided, the guest that
-arrived first has the device; among guests that run when displbe starts, the one with the lowest domain number. The place of a guest that
-goes is reserved for a while, since the guest may be rebooting; its input is discarded meanwhile. (A guest without a name, as in a driver
-domain, cannot be recognized when it returns, so its place is not reserved.)
+The operator decides, in the configuration or with `displbectl focus`; a guest cannot. If the operator has not decided, the guest that
+arrived first has the device; of guests that run already when displbe starts, the one with the lowest domid. When a guest goes, its place
+is reserved for a while, since the guest may be rebooting; its input is discarded meanwhile. (A guest whose name is not known, as in a
+driver domain, cannot be recognized when it returns, so its place is not reserved.)
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _log = structlog.get_logger("displbe.focus")
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """The devices that are assigned to a guest, by its own settings or by its vkb line."""
+    """The devices that are assigned to a guest, by its `[guest.NAME]` table or by its vkb line."""
 
     bindings: tuple[Binding, ...]
     always_allowed: frozenset[str] = frozenset()
-    """IDs of bindings from the guest's own settings, which `[input] devices` need not allow."""
+    """IDs of bindings from the guest's table in the configuration. `[input] devices` need not allow these."""
 
 
 class Claim:
@@ -41,20 +41,20 @@ class Claim:
 
     def __init__(self, name: str, domid: int, number: int, assignment: Assignment) -> None:
         self.name = name
-        """The guest's name in xl; empty: not known."""
+        """The guest's name in xl; empty when it is not known."""
         self.domid = domid
         self.number = number
         self.assignment = assignment
         self.guest_input: GuestInput | None = None
         """Takes the guest's events while the device is connected."""
         self.gone_since: float | None = None
-        """When the device has gone; None: it is there."""
+        """The time when the device went, in seconds of trio's clock; None: the device exists."""
         self.key = self.guest, number
-        """Identifies the claim. The claim of the same guest after a reboot has the same key; it does not change with the name."""
+        """Identifies the claim. After a reboot, the same guest's claim has the same key. The key does not change with the name."""
 
     @property
     def guest(self) -> str:
-        """The guest's name, or its domain number where the name is not known."""
+        """The guest's name, or its domid if the name is not known."""
         return self.name or str(self.domid)
 
 
@@ -81,7 +81,7 @@ class InputFocus:
         self.changed()
 
     def _expire(self) -> None:
-        """Remove reservations that have expired. That of the preferred guest never does."""
+        """Remove expired reservations. The preferred guest's reservation never expires."""
         now = trio.current_time()
         self.claims = [
             claim
@@ -90,7 +90,7 @@ class InputFocus:
         ]
 
     def seconds_to_expiry(self) -> float:
-        """Return the seconds until the next reservation expires; infinity: none will."""
+        """Return the seconds until the next reservation expires; infinity if none will."""
         now = trio.current_time()
         gone = (
             claim.gone_since for claim in self.claims if claim.gone_since is not None and claim.guest != self.preferred
@@ -124,9 +124,9 @@ class InputFocus:
             listener()
 
     def holder(self, names: Callable[[Claim], bool]) -> Claim | None:
-        """Return the claim that gets the events of a device, of the claims for which `names` is true: the claims that name the device.
+        """Return the claim that gets the events of a device. `names` tells whether a claim names the device.
 
-        None: the events are discarded. Either there is no such claim, or the claim that comes first is not connected.
+        None: the events are discarded, because no claim names the device, or because the first of these claims is not connected.
         """
         self._expire()
         ordered = sorted(self.claims, key=lambda claim: claim.guest != self.preferred)

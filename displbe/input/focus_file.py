@@ -1,7 +1,7 @@
 """The file in the runtime directory that keeps the operator's choice of focus for the next daemon.
 
-The choice is valid as long as `[input] focus` in the configuration is what it was when the choice was made: a changed configuration
-overrides it.
+The choice is valid as long as `[input] focus` in the configuration is the same as when the choice was made. A changed configuration
+overrides the choice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["FocusFile"]
 
 NAME: Final = "focus"
 MAX_SIZE: Final = 4096
-"""Bytes that are read of the file at most."""
+"""The maximum number of bytes that are read from the file."""
 
 _log = structlog.get_logger("displbe.focus")
 
@@ -33,14 +33,14 @@ class _Content(msgspec.Struct, frozen=True):
 
 
 class FocusFile:
-    """The file in a directory; with None, nothing is kept. `configured` is `[input] focus`."""
+    """The file in a directory. Without a directory, nothing is kept. `configured` is `[input] focus`."""
 
     def __init__(self, directory: Path | None, configured: str) -> None:
         self.configured = configured
         self._path = directory / NAME if directory is not None else None
 
     def load(self) -> str:
-        """Return the guest that the operator chose last; else, or where the file is unreadable, the configured one."""
+        """Return the guest that the operator chose last; or the configured guest, if there is no valid choice or the file is unreadable."""
         if self._path is None:
             return self.configured
         try:
@@ -50,7 +50,7 @@ class FocusFile:
             return self.configured
         except (OSError, msgspec.MsgspecError) as error:
             _log.warning(
-                "cannot read which guest had the focus: the configuration's has it now",
+                "cannot read which guest had the focus: the guest that the configuration names has it now",
                 file=str(self._path),
                 reason=str(error),
             )
@@ -58,14 +58,14 @@ class FocusFile:
         return content.first if content.configured == self.configured else self.configured
 
     def save(self, guest: str) -> None:
-        """Keep the operator's choice. A file that cannot be written is logged."""
+        """Save the operator's choice. If the file cannot be written, log a warning."""
         if self._path is None:
             return
         try:
             replace_file(self._path, msgspec.json.encode(_Content(self.configured, guest)))
         except OSError as error:
             _log.warning(
-                "cannot save which guest has the focus: after a restart the configuration's has it",
+                "cannot save which guest has the focus: after a restart, the guest that the configuration names has it",
                 file=str(self._path),
                 reason=str(error),
             )

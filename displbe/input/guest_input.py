@@ -1,6 +1,7 @@
 """The input of one guest, merged from all its sources (evdev devices, compositor windows).
 
-Only events that the guest's driver can take are passed on: its keys, its contact numbers, positions or motions as it has requested.
+Only events that the guest's driver can process are passed on: the keys and contact numbers that it has, and positions or motions as it
+has requested.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ MAX_DIAMETER: Final = 0xFFFFFFFF
 
 
 class AutoRepeat(msgspec.Struct, frozen=True):
-    """Key repetition for sources that do not repeat keys themselves: seconds until the first, and between two; `period` 0: none."""
+    """Key repetition for sources that do not repeat keys themselves. `delay` is in seconds until the first repetition, `period` in seconds
+    between two; a `period` of 0 means no repetition.
+    """
 
     delay: float = 0.5
     period: float = 0.04
@@ -67,19 +70,19 @@ class GuestInput:
         self.features = features
         self._codes = features.codes()
         self._holders: dict[int, set[InputSource]] = {}
-        """For each key that is down: the sources on which it is down."""
+        """The sources that hold each key down, by the key's code."""
         self._x, self._y = features.width / 2, features.height / 2
         self._last_position: dict[InputSource, tuple[int, int]] = {}
         self._contacts: dict[tuple[InputSource, int], int] = {}
         """The guest's contact number for each source's contact."""
         self._touched: dict[InputSource, int] = {}
-        """For each source, a contact of the frame that has not ended."""
+        """A contact of each source's unfinished frame."""
         self._repeater = _KeyRepeater(auto_repeat, self.queue)
 
     # Keys and buttons
 
     def key(self, source: InputSource, code: int, value: int) -> None:
-        """A key or button event, with Linux's code and value: 1 down, 0 up, 2 repeated."""
+        """Handle a key or button event, with Linux's code and value: 1 down, 0 up, 2 repeated."""
         holders = self._holders.get(code)
         if value == 1:
             self._press(source, code, holders)
@@ -126,7 +129,7 @@ class GuestInput:
     def point(self, source: InputSource, x: float, y: float, wheel: int, *, jump: bool) -> None:
         """Move the pointer to a position given as fractions.
 
-        `jump`: it did not move there from its last position (a pen that touches again), so that a guest with a relative pointer is sent
+        `jump`: the pointer did not move there from its last position (a pen that touches again), so a guest with a relative pointer gets
         no motion.
         """
         if not self.features.pointer:
@@ -145,7 +148,7 @@ class GuestInput:
     # The touch screen
 
     def touch_down(self, source: InputSource, contact: int, x: float, y: float) -> None:
-        """A contact comes down at a position given as fractions. `contact` is the source's own number."""
+        """Put a contact down at a position given as fractions. `contact` is the source's own number."""
         number = self._free_number(contact)
         if number is None or (source, contact) in self._contacts:
             return
@@ -153,14 +156,14 @@ class GuestInput:
         self.queue.touch(TouchDown(number, *self._touch_pixel(x, y)))
 
     def touch_move(self, source: InputSource, contact: int, x: float, y: float) -> None:
-        """A contact moves to a position given as fractions."""
+        """Move a contact to a position given as fractions."""
         number = self._contacts.get((source, contact))
         if number is not None and self.queue.contacts.get(number) != (pixel := self._touch_pixel(x, y)):
             self._touched[source] = number
             self.queue.touch(TouchMotion(number, *pixel))
 
     def touch_shape(self, source: InputSource, contact: int, major: float, minor: float) -> None:
-        """The ellipse of a contact changes: its diameters as fractions of the square root of width times height."""
+        """Set the diameters of a contact's ellipse, as fractions of the square root of width times height."""
         number = self._contacts.get((source, contact))
         if number is not None:
             self._touched[source] = number
@@ -169,14 +172,14 @@ class GuestInput:
             self.queue.touch(TouchShape(number, *diameters))
 
     def touch_orientation(self, source: InputSource, contact: int, degrees: int) -> None:
-        """The ellipse of a contact turns: the angle of its longer axis, clockwise from the Y axis, -180 to 180."""
+        """Set the angle of the longer axis of a contact's ellipse, in degrees clockwise from the Y axis, -180 to 180."""
         number = self._contacts.get((source, contact))
         if number is not None:
             self._touched[source] = number
             self.queue.touch(TouchOrientation(number, min(max(degrees, -180), 180)))
 
     def touch_up(self, source: InputSource, contact: int) -> None:
-        """A contact is lifted."""
+        """Lift a contact."""
         number = self._contacts.pop((source, contact), None)
         if number is not None:
             self._touched[source] = number
@@ -189,7 +192,7 @@ class GuestInput:
             self.queue.touch(TouchSyn(number))
 
     def _free_number(self, contact: int) -> int | None:
-        """Return a number for a contact that comes down: the source's own if it is free. None: all the guest's numbers are in use."""
+        """Return a number for a new contact: the source's own number if it is free. None: all the guest's numbers are in use."""
         taken = set(self._contacts.values())
         contacts = self.features.contacts
         if contact in range(contacts) and contact not in taken:
@@ -199,10 +202,10 @@ class GuestInput:
     def _touch_pixel(self, x: float, y: float) -> tuple[int, int]:
         return _pixel(x, self.features.touch_width), _pixel(y, self.features.touch_height)
 
-    # All of them
+    # All sources and events
 
     def leave(self, source: InputSource) -> None:
-        """Release the keys and contacts that a source holds down: it reports nothing more to this guest."""
+        """Release the keys and contacts that a source holds down. Its further events do not go to this guest."""
         for code, holders in list(self._holders.items()):
             if source in holders:
                 self._release(source, code, holders)
@@ -222,12 +225,12 @@ class GuestInput:
         self.flush()
 
     def release_everything(self) -> None:
-        """Release every key and contact that the guest has: another daemon has used the page before, and may have left some down."""
+        """Release every key and contact that the guest has: an earlier daemon has used the page, and may have left some down."""
         self.queue.release_everything(self._codes, self.features.contacts)
         self.flush()
 
     def flush(self) -> None:
-        """Write the queued events to the guest's page, as far as there is room, and notify the guest."""
+        """Write the queued events for which there is room to the guest's page, and notify the guest if it needs a notification."""
         self.queue.flush()
 
 
@@ -238,7 +241,7 @@ class _KeyRepeater:
         self._settings = settings
         self._queue = queue
         self._code: int | None = None
-        """The key that is repeated; None: no key is."""
+        """The key that is repeated; None: no key is repeated."""
         self._due = 0.0
         self._started = trio.Event()
 

@@ -1,4 +1,4 @@
-"""What the frontend of a vkbd device and the toolstack have published in XenStore."""
+"""Reads what the frontend of a vkbd device and the toolstack have published in XenStore."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_SIZE: Final = 0x7FFFFFFF
 
 
 class Published(msgspec.Struct, frozen=True):
-    """What the frontend has published: a grant reference and the guest's port."""
+    """The grant reference of the page and the guest's event-channel port, as the frontend has published them."""
 
     page_gref: int
     event_channel: int
@@ -55,13 +55,13 @@ async def read_trusted_node(nodes: DeviceNodes, key: str) -> bytes | None:
 
 
 async def _number(nodes: DeviceNodes, key: str, default: int, most: int) -> int:
-    """Return a number of our own directory, at most `most`. A value that is no number means the default, as in Linux's frontend."""
+    """Return a number from our own directory, at most `most`. A value that is no number means the default, as in Linux's frontend."""
     number = parse_number(await read_trusted_node(nodes, key) or b"")
     return default if number is None else min(number, most)
 
 
 async def read_features(nodes: DeviceNodes) -> Features:
-    """Return the devices that the frontend has made: those that our directory offers and that it asks for. Raises DeviceRefused."""
+    """Return the features of the devices that the frontend has created: those that we offer and that it requests. Raises DeviceRefused."""
 
     async def asked(key: str) -> bool:
         return await nodes.read(f"{nodes.frontend}/{key}") == b"1"
@@ -87,7 +87,7 @@ async def read_features(nodes: DeviceNodes) -> Features:
 
 
 async def read_published(nodes: DeviceNodes) -> Published:
-    """Return where the frontend's page and event channel are. Raises DeviceRefused."""
+    """Return the grant reference of the frontend's page and its event-channel port. Raises DeviceRefused, StoreLost."""
     numbers = []
     for key in PAGE_KEYS:
         value = await nodes.read(f"{nodes.frontend}/{key}")
@@ -99,7 +99,7 @@ async def read_published(nodes: DeviceNodes) -> Published:
 
 
 async def read_display_size(nodes: DeviceNodes) -> tuple[int, int] | None:
-    """Return the size of the guest's first screen in pixels; None where the toolstack gave it none."""
+    """Return the size of the guest's first screen in pixels; None when it has none, or the node is no valid size."""
     value = await nodes.read(f"/local/domain/{nodes.domid}/device/vdispl/0/0/resolution")
     sides = [parse_number(side, 16384) for side in (value or b"").split(b"x")]
     return (sides[0], sides[1]) if len(sides) == 2 and sides[0] and sides[1] else None

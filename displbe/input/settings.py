@@ -11,15 +11,16 @@ class InputSettings(Table, frozen=True):
     """The table `[input]`."""
 
     devices: list[str] = []
-    """Patterns of the devices that guests may use: of paths, or of names after `name=`. A guest's own settings need no permission."""
+    """Patterns of the devices that guests may use: of paths, or of names after `name=`. Devices in a `[guest.NAME]` table are always
+    allowed."""
     grab: bool = True
     """Whether a device that a guest uses is grabbed (EVIOCGRAB), so that the host's programs get no events from it."""
     focus: str = ""
-    """The guest that gets a device which several guests name; empty: the guest that arrived first."""
+    """The guest that gets a device that several guests name. Empty: the guest that arrived first."""
     repeat_delay: float = 0.5
-    """Seconds until a key that is held down repeats, where its device does not repeat keys itself."""
+    """Seconds until a key that is held down repeats, if its device does not repeat keys itself."""
     repeat_rate: float = 25.0
-    """Repetitions per second; 0: none."""
+    """Repetitions per second; 0: no repetition."""
 
     def __post_init__(self) -> None:
         if not 0 < self.repeat_delay <= 10:

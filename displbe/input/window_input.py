@@ -61,7 +61,7 @@ class _WindowInput:
         self._guest_input = guest_input
         self._roles = roles
         self._wheel = WheelDetents()
-        # Of the pointer's frame that has not ended:
+        # The pointer's unfinished frame:
         self._position: tuple[float, float] | None = None
         self._jump = True
         self._buttons: list[PointerButton] = []
@@ -80,7 +80,7 @@ class _WindowInput:
                     self._handle_touch(event)
 
     def leave(self) -> None:
-        """Release all that is held down: the window is no longer listened to."""
+        """Release everything that is held down in this window. Its events are not passed on any more."""
         for source in (self._keyboard, self._pointer, self._touch):
             self._guest_input.leave(source)
         self._guest_input.flush()
@@ -88,7 +88,7 @@ class _WindowInput:
     def _handle_key(self, event: KeyboardEnter | KeyboardKey | KeyboardLeave) -> None:
         match event:
             case KeyboardEnter():
-                pass  # the keys that are down were pressed for another window
+                pass  # the keys that are down now were pressed for another window
             case KeyboardKey(code, down):
                 self._guest_input.key(self._keyboard, code, int(down))
                 self._guest_input.flush()
@@ -114,7 +114,7 @@ class _WindowInput:
                 self._position, self._buttons = None, []
 
     def _end_frame(self) -> None:
-        """Pass a frame on: the position before the buttons, so that a button goes down at the new position."""
+        """Pass on a frame: the position before the buttons, so that a button goes down at the new position."""
         detents = self._wheel.take()
         if self._position is not None:
             self._guest_input.point(self._pointer, *self._position, detents, jump=self._jump)

@@ -1,1 +1,2 @@
-"""Operation: log, status, control socket, metrics, traces. These modules are handed what they show; they import none of the layers."""
+"""Operation: log, status, control socket, metrics, traces. These modules get the values that they show from their callers, and import none
+of the other layers."""

@@ -1,4 +1,4 @@
-"""The clients of a socket. They are served by the loop that serves the rings, so their number is limited."""
+"""The clients of a socket. The loop that serves the rings also serves them, so their number is limited."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Clients:
         self._log = _log.bind(purpose=purpose)
 
     async def serve_unix(self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve the clients of a UNIX socket until cancelled. A socket that cannot be opened is logged, and that is all."""
+        """Serve the clients of a UNIX socket until cancelled. If the socket cannot be opened, log an error and return."""
         with contextlib.ExitStack() as stack:
             try:
                 listener = stack.enter_context(unix_listener(path))
@@ -46,7 +46,7 @@ class Clients:
             await self.accept(listener)
 
     async def accept(self, listener: trio.SocketListener) -> None:
-        """Serve the clients of a listening socket until cancelled. With MAX_CLIENTS connected, a further connection is closed at once."""
+        """Serve the clients of a listening socket until cancelled. When MAX_CLIENTS are connected, close further connections at once."""
         async with trio.open_nursery() as nursery:
             while True:
                 try:

@@ -1,7 +1,7 @@
 """The control socket, which `displbectl` connects to. protocol/control.md describes its protocol.
 
-The loop that serves the rings serves it as well, so that clients must not delay guests: their number is limited, requests are short and
-served at a limited rate, no request is read while an answer is sent, and a client that does not read its answer is disconnected.
+The loop that serves the rings also serves this socket. So that clients do not delay guests, their number is limited, requests are short
+and served at a limited rate, no request is read while an answer is sent, and a client that does not read its answer is disconnected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 VERSION: Final = 1
 """The protocol's version."""
 MAX_LINE: Final = 4096
-"""Bytes of a request, without its newline."""
+"""Maximum bytes of a request, without its newline."""
 IDLE_TIMEOUT: Final = 60.0
 """Seconds that a client may be connected without sending a request."""
 CHUNK_SIZE: Final = 65536
@@ -42,13 +42,13 @@ CHUNK_SIZE: Final = 65536
 CHUNK_TIMEOUT: Final = 5.0
 """Seconds in which a client must read a chunk."""
 ANSWER_TIMEOUT: Final = 30.0
-"""Seconds in which it must read the whole answer."""
+"""Seconds in which a client must read the whole answer."""
 COMMAND_INTERVAL: Final = 0.02
 """Seconds between two commands, of all clients together."""
 COMMAND_TIMEOUT: Final = 10.0
-"""Seconds that a command may take. A guest may delay a command for ever, with a buffer that a card or a compositor still has."""
+"""Seconds that a command may take. A guest may delay a command without a limit, with a buffer that a card or a compositor still uses."""
 LARGE: Final = frozenset({"screenshot", "trace"})
-"""Commands with large answers: one at a time is in memory."""
+"""Commands with large answers. Only one such answer is in memory at a time."""
 NOT_LOGGED: Final = frozenset({"status"})
 """Commands that are not logged."""
 _CREDENTIALS: Final = Struct("=iII")
@@ -66,7 +66,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     command: str
     guest: str = ""
-    """The guest's name, or its domain number."""
+    """The guest's name or domid."""
     connector: str = ""
     """The name of the connector's output, or the connector's number; empty: the first connector, or all of them."""
 
@@ -77,9 +77,9 @@ class AnswerHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     ok: bool
     error: str = ""
     octets: int = 0
-    """Bytes of the body, which follows the line."""
+    """The size in bytes of the body, which follows the line."""
     facts: dict[str, int | float | str] = {}
-    """Describes the body."""
+    """A description of the body, which depends on the command."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -121,18 +121,18 @@ def parse_request(line: bytes) -> Request:
 
 
 class Control:
-    """The control socket. `commands` are functions by name, which raise CommandError."""
+    """The control socket. `commands` has a function for each command's name; it may raise CommandError."""
 
     def __init__(self, settings: ControlSettings, commands: Mapping[str, Command]) -> None:
         self._settings = settings
         self._commands = commands
         self.clients = Clients("control", self._serve)
         self._not_before = 0.0
-        """When the next command may be executed."""
+        """The earliest time of the next command, in seconds of trio's clock."""
         self._large_answer = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve clients until cancelled. Return at once if no socket is configured or it cannot be opened: guests are served anyway."""
+        """Serve clients until cancelled. Return at once if no socket is configured or it cannot be opened; guests are served anyway."""
         if self._settings.socket:
             await self.clients.serve_unix(Path(self._settings.socket), task_status=task_status)
         else:
@@ -145,7 +145,7 @@ class Control:
             await _send(client, AnswerHeader(False, str(error)), b"")
 
     async def _answer_requests(self, client: trio.SocketStream) -> None:
-        """Answer requests until the client disconnects. Raises CommandError for a line that is not a request: the connection ends."""
+        """Answer requests until the client disconnects. Raises CommandError for a line that is not a request; the connection then ends."""
         splitter = LineSplitter()
         while True:
             with trio.move_on_after(IDLE_TIMEOUT) as waiting:
@@ -176,7 +176,9 @@ class Control:
             except CommandError as error:
                 header, body = AnswerHeader(False, str(error)), b""
             except trio.TooSlowError:
-                header = AnswerHeader(False, f"not done within {COMMAND_TIMEOUT:.0f} s: something it needs is held up")
+                header = AnswerHeader(
+                    False, f"not done within {COMMAND_TIMEOUT:.0f} s: something that it needs is busy"
+                )
                 body = b""
             await _send(client, header, body)
 

@@ -11,7 +11,7 @@ __all__ = ["replace_file"]
 def replace_file(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a file so that a reader finds either the old content or the new one, never a part. Blocks. Raises OSError.
 
-    The data is written to a file with the suffix `.part` first. `mode` is the permissions; None: those that the umask leaves.
+    The data is first written to a file with the suffix `.part`. `mode` has the permissions; None: the permissions that the umask allows.
     """
     part = path.with_suffix(".part")
     part.write_bytes(data)

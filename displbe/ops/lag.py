@@ -11,31 +11,31 @@ import trio
 __all__ = ["LoopLag"]
 
 PERIOD: Final = 1.0
-"""Seconds of which the longest lag is kept."""
+"""Seconds of one period. The longest lag of each period is kept."""
 MEMORY: Final = 60.0
 """Seconds for which it is kept."""
 
 
 class LoopLag(trio.abc.Instrument):
-    """Measures two things, and keeps the longer: each turn of the loop, from one wait for I/O to the next, since an event that arrives
-    meanwhile waits until the turn ends; and how much later than asked a sleeping task wakes up, which is what the machine adds.
+    """Keeps the longest of two kinds of lag.
 
-    It costs two reads of the clock for each turn.
+    One is the time of a turn of the loop, from one wait for I/O to the next: an event that arrives meanwhile waits until the turn ends.
+    The other is the delay with which a sleeping task wakes up, which the machine adds. This costs two reads of the clock for each turn.
     """
 
     def __init__(self) -> None:
         self._turn_began = 0.0
         self._longest = 0.0
-        """In the present period."""
+        """The longest lag of the present period, in seconds."""
         self._before: deque[float] = deque(maxlen=int(MEMORY / PERIOD))
-        """In each period before."""
+        """The longest lags of the earlier periods, in seconds."""
 
     def after_io_wait(self, timeout: float) -> None:
-        """A turn begins (trio.abc.Instrument)."""
+        """Begin a turn (trio.abc.Instrument)."""
         self._turn_began = time.perf_counter()
 
     def before_io_wait(self, timeout: float) -> None:
-        """A turn ends (trio.abc.Instrument)."""
+        """End a turn (trio.abc.Instrument)."""
         took = time.perf_counter() - self._turn_began
         if took > self._longest:
             self._longest = took

@@ -1,4 +1,4 @@
-"""UNIX sockets in the file system: replacing stale ones, permissions, removal."""
+"""UNIX sockets in the file system: creation with permissions, replacement of stale ones, removal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACKLOG: Final = 8
 def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
     """Listen at a path while the block lasts. Only our own user and group may connect (mode 0660).
 
-    Raises OSError, EADDRINUSE where another process listens there.
+    Raises OSError; EADDRINUSE when another process listens there.
     """
     if _is_stale(path):
         path.unlink()
@@ -44,7 +44,7 @@ def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
 
 
 def _is_stale(path: Path) -> bool:
-    """Return whether a daemon that was killed has left its socket there. Raises OSError where a process listens at the path."""
+    """Return whether the socket at the path is left over from a killed daemon. Raises OSError EADDRINUSE when a process listens there."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False

@@ -22,11 +22,11 @@ from .writer import LineWriter
 __all__ = ["RateLimit", "SparseLog", "configure", "dropped", "flush", "set_level"]
 
 BURST: Final = 20
-"""Lines of one kind from one device that are written without limit."""
+"""Lines of one kind from one device that are written before the rate limit applies."""
 RATE: Final = 1.0
 """Lines per second after that."""
 MAX_KINDS: Final = 1024
-"""Kinds of lines that are counted; with more, counting starts anew."""
+"""Kinds of lines that are counted. When there are more, counting restarts."""
 SPARSE: Final = 10.0
 """Seconds between two equal lines of a SparseLog."""
 
@@ -65,9 +65,9 @@ class RateLimit:
 
 
 class SparseLog:
-    """Writes a line unless the same line was written less than `seconds` ago: for events that a guest can cause at any rate.
+    """Writes a line unless the same line was written less than `seconds` ago. It is for events that a guest can cause at any rate.
 
-    Two lines are the same when their event and reason are.
+    Two lines are the same when they have the same event and the same reason.
     """
 
     def __init__(self, logger: Any, seconds: float = SPARSE) -> None:
@@ -88,7 +88,7 @@ class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ign
 
 
 def set_level(level: str) -> None:
-    """Write lines of this level and above from now on. A line below it costs the call of an empty function."""
+    """Write lines of this level and above from now on. A line below the level costs the call of an empty function."""
     for name, method in vars(
         structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
     ).items():
@@ -120,12 +120,12 @@ def _lost_console(count: int) -> str:
 
 
 def configure(form: Literal["auto", "json", "console"] = "auto", level: str = "info") -> None:
-    """Set up the log on stderr. `auto` is `console` (coloured text) where stderr is a terminal, else `json`."""
+    """Set up the log on stderr. `auto` is `console` (coloured text) when stderr is a terminal, else `json`."""
     global _writer  # noqa: PLW0603
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     final: list[Any]
     if console:
-        # Not rich's tracebacks, which structlog prefers: one takes most of a second, in which no ring is served.
+        # structlog prefers rich's tracebacks, but one takes most of a second, during which no ring is served.
         plain = structlog.dev.plain_traceback
         final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     else:

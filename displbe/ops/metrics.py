@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: in a file for node_exporter's textfile collector, over HTTP on a UNIX socket, or on TCP where configured.
+"""Metrics for Prometheus: in a file for node_exporter's textfile collector, over HTTP on a UNIX socket, or over HTTP on TCP, as configured.
 
 The number of series is limited: at most 64 guests, and their existing connectors. A guest is labelled with its name in xl, escaped and
 truncated.
@@ -29,18 +29,18 @@ MAX_GUESTS: Final = 64
 MAX_NAME: Final = 64
 """Characters of a guest's name."""
 FIRST_BUCKET: Final = 0.00025
-"""Seconds; each further bucket is twice the one before (status.FlipsStatus.buckets)."""
+"""The bound of the first bucket in seconds. Each further bound is twice the previous one (status.FlipsStatus.buckets)."""
 CLIENT_TIMEOUT: Final = 5.0
 """Seconds that a client may take to send its request, and again to read the answer."""
 MAX_REQUEST: Final = 8192
 """Bytes of an HTTP request."""
 MAX_AGE: Final = 1.0
-"""Seconds for which an answer is sent to further clients."""
+"""Seconds for which the same text is sent to further clients."""
 _log = structlog.get_logger("displbe.metrics")
 
 
 def _label(guest: GuestStatus, guests: list[GuestStatus]) -> str:
-    """Return a guest's label: its name if no other guest has the same, else its domain number."""
+    """Return a guest's label: its name if no other guest has the same, else its domid."""
     name = guest.name[:MAX_NAME]
     is_unique = sum(other.name[:MAX_NAME] == name for other in guests) == 1
     return name if name and is_unique else str(guest.domid)
@@ -103,7 +103,9 @@ def _device_metrics(devices: list[tuple[str, DeviceStatus]]) -> Iterator[Metric]
     connected = GaugeMetricFamily("displbe_device_connected", "Whether the device is connected.", labels=labels)
     connections = CounterMetricFamily("displbe_connections", "Connections of the device.", labels=labels)
     shut_off = CounterMetricFamily(
-        "displbe_ring_shutoff", "How often the device was shut off because its frontend broke a rule.", labels=labels
+        "displbe_ring_shutoff",
+        "How often the device was shut off because its frontend broke the protocol.",
+        labels=labels,
     )
     events = CounterMetricFamily("displbe_input_events", "Input events written to the guest's page.", labels=labels)
     dropped = CounterMetricFamily(
@@ -165,7 +167,7 @@ def _connector_metrics(connectors: list[tuple[str, ConnectorStatus]]) -> Iterato
 
 
 def _refusals(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
-    """One series for each kind of request and error that occurred."""
+    """Return the counts of refused requests, with one series for each kind of request and error that occurred."""
     labels = ["dom", "conn", "request", "error"]
     family = CounterMetricFamily("displbe_requests_refused", "Requests that were refused.", labels=labels)
     for dom, connector in connectors:
@@ -189,7 +191,7 @@ def _latencies(connectors: list[tuple[str, ConnectorStatus]]) -> Metric:
 
 
 class _SingleFamily(CollectorRegistry):
-    """A registry of one family, which can thus be written separately."""
+    """A registry of one family. With it, each family can be written separately."""
 
     def __init__(self, family: Metric) -> None:
         super().__init__()
@@ -211,7 +213,7 @@ class Metrics:
         self._generated_at = float("-inf")
 
     async def run(self) -> None:
-        """Serve until cancelled. A file or socket that cannot be opened is logged."""
+        """Serve until cancelled. If a file or socket cannot be opened, log that and serve the others."""
         async with trio.open_nursery() as nursery:
             if self._settings.textfile:
                 nursery.start_soon(self._write_file, Path(self._settings.textfile))
@@ -232,7 +234,7 @@ class Metrics:
             return self._text
 
     async def _write_file(self, path: Path) -> None:
-        """Write the file again and again; remove it in the end, since its reader would take old figures for present ones."""
+        """Write the file at each interval. Remove it at the end, because its reader would regard the old figures as current."""
         try:
             while True:
                 text = await self.text()
@@ -258,7 +260,7 @@ class Metrics:
                 nursery.start_soon(self.clients.accept, listener)
 
     async def _answer(self, client: trio.SocketStream) -> None:
-        """Answer one request; then the connection ends."""
+        """Answer one request. The connection then ends."""
         with trio.fail_after(CLIENT_TIMEOUT):
             line = await _request_line(client)
         if line.split(b"?")[0] not in (b"GET /metrics", b"GET /"):
@@ -271,7 +273,7 @@ class Metrics:
 
 
 async def _request_line(client: trio.SocketStream) -> bytes:
-    """Read a whole HTTP request; return its method and path. Raises trio.BrokenResourceError for an incomplete or too long one."""
+    """Read a whole HTTP request, and return its method and path. Raises trio.BrokenResourceError if it is incomplete or too long."""
     request = b""
     while b"\r\n\r\n" not in request and b"\n\n" not in request:
         more = await client.receive_some(MAX_REQUEST)

@@ -18,7 +18,7 @@ class ServiceManager:
         microseconds = environment.get("WATCHDOG_USEC", "")
         is_for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_interval = int(microseconds) / 2e6 if microseconds.isdigit() and is_for_us else None
-        """Seconds between two WATCHDOG=1, half of systemd's timeout (sd_watchdog_enabled(3)); None: there is no watchdog."""
+        """Seconds between two WATCHDOG=1: half of systemd's timeout (sd_watchdog_enabled(3)). None: there is no watchdog."""
 
     @property
     def is_present(self) -> bool:

@@ -31,7 +31,7 @@ class MetricsSettings(Table, frozen=True):
     textfile: str = ""
     """The path of a file for node_exporter's textfile collector, NAME.prom; empty: no file."""
     interval: float = 15.0
-    """Seconds after which the file is written again."""
+    """Seconds between two writes of the file."""
     socket: str = ""
     """The path of a UNIX socket that serves HTTP; empty: no socket."""
     listen: str = ""

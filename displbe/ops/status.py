@@ -1,7 +1,7 @@
-"""The daemon's status, as `displbectl status`, the metrics and systemd's STATUS line show it.
+"""The daemon's status, which `displbectl status`, the metrics and systemd's STATUS line show.
 
-The structs are encoded as JSON (protocol/control.md), so their fields' names are an interface. Times are in seconds; an age is the time
-from an event to the answer. Text that a guest may have written has been escaped.
+The structs are encoded as JSON (protocol/control.md), so the names of their fields are an interface. Times are in seconds. An age is the
+time from an event to the answer. Text that a guest may have written has been escaped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FlipsStatus(msgspec.Struct, frozen=True):
 
     shown: int
     age: float | None
-    """Of the last flip; None: there was none."""
+    """The age of the last flip; None: there was none."""
     fps_1s: float
     fps_60s: float
     latency: Latency | None
@@ -46,8 +46,8 @@ class FlipsStatus(msgspec.Struct, frozen=True):
     total_latency: float
     """The sum of all flips' latencies, in seconds."""
     buckets: tuple[int, ...]
-    """The histogram of latencies: flips that took at most 0.25 ms, at most 0.5 ms and so on, each bound twice the one before. There are
-    16 buckets; a flip is in the first that fits, and the last has no bound.
+    """The histogram of latencies: the numbers of flips that took less than 0.25 ms, less than 0.5 ms and so on. Each bound is twice the one
+    before. There are 16 buckets; a flip is counted in the first bucket that fits, and the last bucket has no bound.
     """
 
 
@@ -63,27 +63,27 @@ class Framebuffers(msgspec.Struct, frozen=True):
     """The number of framebuffers whose contents reach the screen in the same way."""
 
     path: str
-    """As in ConnectorStatus; empty: not known while there is no screen."""
+    """As `path` in ConnectorStatus; empty: it is not known while there is no screen."""
     reason: str
-    """Why there is no better way."""
+    """Why they do not reach the screen in a better way."""
     count: int
 
 
 class ConnectorStatus(msgspec.Struct, frozen=True):
-    """One connector of a guest and the output that shows it. It has many attributes, since each is a field of the JSON."""
+    """One connector of a guest and the output that shows it. It has many attributes, because each one is a field of the JSON."""
 
     index: int
     output: str
     resolution: str
-    """As the toolstack configured it in XenStore."""
+    """WIDTHxHEIGHT in pixels, as the toolstack configured it in XenStore."""
     shown: str
-    """Size, pixel format and position of the image that the guest shows; empty: it has switched the connector off."""
+    """The size, pixel format and position of the image that the guest shows; empty: the guest has switched the connector off."""
     path: str
-    """How frames reach the screen: `zero copy`, `be-alloc` or `copy`; empty: they do not."""
+    """The way in which frames reach the screen: `zero copy`, `be-alloc` or `copy`; empty: they do not reach it."""
     reason: str
-    """Why there is no better way, or none at all."""
+    """Why frames do not reach the screen, or do not reach it in a better way."""
     framebuffers: tuple[Framebuffers, ...]
-    """Those that the guest has attached and this output can show. If one of them must be copied, the DRM sink copies all."""
+    """The framebuffers that the guest has attached and this output can show. If one of them must be copied, the DRM sink copies all."""
     blanked: bool
     """Whether the operator has switched the screen off (`displbectl blank`)."""
     flips: FlipsStatus
@@ -92,12 +92,12 @@ class ConnectorStatus(msgspec.Struct, frozen=True):
     refusals: tuple[Refusal, ...]
     """Refused requests by kind and error."""
     error: str
-    """The last refused request and why it was refused; empty: none was."""
+    """The last refused request and the reason; empty: no request was refused."""
     error_age: float | None
     rescued: int
-    """Requests that were found by polling, since the guest's notification was missing. There should be none."""
+    """Requests that were found by polling, because the guest's notification was missing. There should be none."""
     spurious: int
-    """Notifications that came without a request."""
+    """Notifications without a request."""
     throttled: float
     """Seconds that requests were delayed because the guest exceeded its `[limits]`."""
     late_events: int
@@ -108,7 +108,7 @@ class InputStatus(msgspec.Struct, frozen=True):
     """The input of a connected vkbd."""
 
     devices: tuple[str, ...]
-    """The host devices whose events the guest gets now. Of a device that several guests name, the guest with the focus gets them."""
+    """The host devices whose events the guest gets now. If several guests name a device, the guest with the focus gets its events."""
     events: int
     """Events written to the guest's page."""
     waiting: int
@@ -130,9 +130,9 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     frontend_age: float
     connections: int
     shut_off: int
-    """How often the device was shut off because the frontend broke a rule of the protocol."""
+    """The number of times that the device was shut off because the frontend broke the protocol."""
     error: str
-    """Why it is not connected, or was shut off last; empty: it never was."""
+    """Why the device is not connected, or why it was shut off last; empty: there was no error."""
     error_age: float | None
     connectors: tuple[ConnectorStatus, ...]
     """The connectors of a connected vdispl."""
@@ -152,13 +152,13 @@ class GuestStatus(msgspec.Struct, frozen=True):
 
     domid: int
     name: str
-    """The guest's name in xl; empty: not known."""
+    """The guest's name in xl; empty when it is not known."""
     quota: dict[str, Usage]
     devices: tuple[DeviceStatus, ...]
 
 
 class Abilities(msgspec.Struct, frozen=True):
-    """The abilities of host, driver and compositor: name and answer, in words."""
+    """The abilities of host, driver and compositor, as pairs of a name and an answer in words."""
 
     host: dict[str, str]
     sink: dict[str, str]
@@ -170,7 +170,7 @@ class Loop(msgspec.Struct, frozen=True):
     lag: float
     """The longest lag of the last minute (ops.lag)."""
     log_dropped: int
-    """Lines of the log that were dropped."""
+    """Log lines that were dropped."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -188,7 +188,7 @@ class Status(msgspec.Struct, frozen=True):
     loop: Loop
     abilities: Abilities
     focus: str
-    """The guest that gets the input devices which several guests name; empty: the guest that arrived first."""
+    """The guest that gets the input devices that several guests name; empty: the guest that arrived first."""
     guests: tuple[GuestStatus, ...]
 
     def summary(self) -> str:

@@ -10,6 +10,6 @@ MAX_TEXT: Final = 512
 
 
 def escape(text: str) -> str:
-    """Return the text as printable ASCII, at most MAX_TEXT characters of it; all others are written as \\xNN, \\uNNNN or the like."""
+    """Return at most MAX_TEXT characters of the text as printable ASCII. Other characters are written as \\xNN, \\uNNNN or the like."""
     safe = "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in text[:MAX_TEXT])
     return safe if len(text) <= MAX_TEXT else safe + "…"

@@ -1,4 +1,4 @@
-"""Trace files: the last requests of a device that was shut off, kept for the time after the guest has reconnected or gone.
+"""Trace files, with the last requests of a device that was shut off. They remain when the guest has reconnected or gone.
 
 A file has one section for each connector of the device: a line of JSON (`TraceHeader` and the number of bytes), then the records.
 """
@@ -23,13 +23,13 @@ __all__ = ["AUTO", "MAGIC", "TraceFiles", "TraceHeader", "directory_of", "read_t
 MAGIC: Final = b"displbe trace 2\n"
 AUTO: Final = "auto"
 MAX_FILES: Final = 16
-"""Files of all guests together."""
+"""Maximum number of files of all guests together."""
 MAX_GUEST_FILES: Final = 4
-"""Files of one guest; its oldest one is removed for a new one."""
+"""Maximum number of files of one guest. The oldest one is removed for a new one."""
 MIN_INTERVAL: Final = 60.0
-"""Seconds between two files of a guest, which may have itself shut off again and again."""
+"""Minimum seconds between two files of a guest, because a guest can cause any number of shut-offs."""
 MAX_NAME: Final = 64
-"""Characters of the guest's name in a file's name."""
+"""Maximum characters of the guest's name in a file's name."""
 _log = structlog.get_logger("displbe.trace")
 
 
@@ -52,8 +52,8 @@ class _FileHeader(TraceHeader, frozen=True):
 
 
 def directory_of(setting: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the directory that `[log] traces` means; empty: none. `auto` is `traces` in the directory that systemd gives the service
-    (StateDirectory=), or none.
+    """Return the directory for `[log] traces`; empty: no traces are kept. `auto` is `traces` in the service's state directory
+    (StateDirectory= in systemd.exec(5)), or empty if there is none.
     """
     if setting != AUTO:
         return setting
@@ -62,16 +62,16 @@ def directory_of(setting: str, environment: Mapping[str, str] = os.environ) -> s
 
 
 class TraceFiles:
-    """The trace files in a directory. With an empty directory nothing is kept."""
+    """The trace files in a directory. If `directory` is empty, nothing is kept."""
 
     def __init__(self, directory: str) -> None:
         self.dropped = 0
-        """Traces that were not kept because one of the same guest was kept less than MIN_INTERVAL before."""
+        """Traces that were not kept because a trace of the same guest was kept less than MIN_INTERVAL before."""
         self._directory = directory
         self._not_before: dict[str, float] = {}
 
     def keep(self, guest: str, number: int, sections: Iterable[tuple[TraceHeader, bytes]]) -> None:
-        """Write the trace of a guest's device, in a thread of its own, since a disk may be slow.
+        """Write the trace of a guest's device in a separate thread, because a disk may be slow.
 
         `sections` are not evaluated when nothing is kept.
         """
@@ -106,7 +106,9 @@ def _encode(header: TraceHeader, records: bytes) -> bytes:
 
 
 def _remove_surplus(directory: Path) -> None:
-    """Remove files until both limits are kept: always the oldest of the guest that has most, so that no guest displaces another's."""
+    """Remove files until both limits are kept. Each time, the oldest file of the guest with the most files is removed, so that no guest can
+    displace another guest's files.
+    """
     guests: dict[str, list[Path]] = {}
     for file in sorted(directory.glob("*.trace"), key=lambda file: file.stat().st_mtime):
         guests.setdefault(file.name.partition("-")[0], []).append(file)
@@ -118,7 +120,7 @@ def _remove_surplus(directory: Path) -> None:
 
 
 def read_traces(data: bytes) -> list[tuple[TraceHeader, bytes]]:
-    """Return the header and the records of each connector in a file. Raises ValueError for a file that is no trace or incomplete."""
+    """Return the header and the records of each connector in a file. Raises ValueError if the file is not a trace or is incomplete."""
     if not data.startswith(MAGIC):
         raise ValueError("this is not a trace of displbe")
     found: list[tuple[TraceHeader, bytes]] = []

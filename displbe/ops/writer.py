@@ -1,6 +1,7 @@
-"""Writes the log's lines in a thread: the reader (a journal, a full disk, a stopped terminal) may be slow, the loop must not wait for it.
+"""Writes the log's lines in a thread. The loop must not wait for their reader, which may be slow (a journal, a full disk, a stopped
+terminal).
 
-When too many lines wait, further ones are dropped and counted; a later line says how many.
+When too many lines wait, further lines are dropped and counted; a later line says how many.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ EXIT_TIMEOUT: Final = 1.0
 
 
 class LineWriter:
-    """A structlog logger that writes lines. `lost` makes the line that says how many lines were dropped."""
+    """A structlog logger that writes lines. `lost` returns the line for a number of dropped lines."""
 
     def __init__(self, stream: TextIO, lost: Callable[[int], str]) -> None:
         self.dropped = 0
@@ -48,7 +49,7 @@ class LineWriter:
     debug = info = warning = warn = error = critical = fatal = exception = log = msg
 
     def flush(self, seconds: float = EXIT_TIMEOUT) -> bool:
-        """Wait until all lines queued so far are written. False: that takes longer than `seconds`."""
+        """Wait until all lines queued so far are written. Return False if that takes longer than `seconds`."""
         done = threading.Event()
         self._lines.put(done)
         return done.wait(seconds)
@@ -74,7 +75,7 @@ class LineWriter:
 def _writer_of(stream: TextIO) -> Callable[[str], Any]:
     """Return a function that writes text to a stream. Text that cannot be written is lost.
 
-    It bypasses Python's buffers: a thread that waits with one of their locks would keep the process from ending.
+    It bypasses Python's buffers, because a thread that waits while it holds one of their locks would keep the process from ending.
     """
     try:
         fd = stream.fileno()

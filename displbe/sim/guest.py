@@ -1,4 +1,4 @@
-"""A simulated guest whose display frontend behaves like Linux's `drm_xen_front` (drivers/gpu/drm/xen), and which can draw."""
+"""A simulated guest. Its display frontend behaves like Linux's `drm_xen_front` (drivers/gpu/drm/xen), and it can draw."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .toolstack import ConnectorSpec, Toolstack
 __all__ = ["BorrowedBuffer", "DisplayBuffer", "FrontConnector", "Frontend", "Guest", "GuestFailure", "draw_bars"]
 
 RESPONSE_TIMEOUT: Final = 3.0
-"""XEN_DRM_FRONT_WAIT_BACK_MS"""
+"""XEN_DRM_FRONT_WAIT_BACK_MS, in seconds."""
 FLIP_TIMEOUT: Final = 3.1
-"""FRAME_DONE_TO_MS"""
+"""FRAME_DONE_TO_MS, in seconds."""
 
 
 class GuestFailure(Exception):
@@ -52,7 +52,7 @@ class DisplayBuffer:
         self._directory_count = directory_pages(self._count)
         self._directory = domain.allocate(self._directory_count)
         self.pixels = domain.pages(self._first, self._count)[:size]
-        # Linux's frontend grants them writable (drivers/xen/xen-front-pgdir-shbuf.c).
+        # Linux's frontend grants its pages writable (drivers/xen/xen-front-pgdir-shbuf.c).
         self.refs = [domain.grant(self._first + n, domain.backend, writable=writable) for n in range(self._count)]
         self._directory_refs = [domain.grant(self._directory + n, domain.backend) for n in range(self._directory_count)]
         for n, page in enumerate(encode_directory(self.refs, self._directory_refs)):
@@ -68,7 +68,7 @@ class DisplayBuffer:
 
 
 class BorrowedBuffer:
-    """A display buffer in the backend's memory. The guest makes the chained directory; the backend writes its references."""
+    """A display buffer in the backend's memory. The guest links the directory pages; the backend writes the references into them."""
 
     def __init__(self, domain: Domain, size: int) -> None:
         self.size = size
@@ -104,7 +104,7 @@ class BorrowedBuffer:
 class FrontConnector:
     """The guest's side of one connector: rings and event channels.
 
-    Its attributes are more than fifteen: one for each reference, port, page, ring and channel of the protocol.
+    It has more than fifteen attributes: one for each reference, port, page, ring and channel of the protocol.
     """
 
     def __init__(self, domain: Domain, hypervisor: SimHypervisor) -> None:

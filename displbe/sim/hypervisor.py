@@ -1,7 +1,7 @@
 """A simulated Xen: domains with memory, grants and event channels, and `xen.port.Hypervisor` for each domain.
 
-A domain's memory is a memfd; a grant refers to one page of it. A domain's event channels are an eventfd, and two flags for each port in
-shared memory, pending and masked, as in Xen. So a forked process can act as a guest.
+A domain's memory is a memfd; a grant refers to one page of it. A domain's event channels are an eventfd and, as in Xen, two flags for
+each port in shared memory: pending and masked. So a forked process can act as a guest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Domain", "Xen"]
 
 PORTS: Final = 1024
 MEMORY_PAGES: Final = 1 << 17
-"""512 MiB for each domain; pages use memory once they are touched."""
+"""Pages of each domain: 512 MiB. A page uses memory once it is accessed."""
 _SEQ_CST: Final = 5
 
 
@@ -47,13 +47,13 @@ class Grant:
 class Domain:
     """A domain: its memory, its grant table, its event channels.
 
-    More than fifteen attributes: it stands for a whole machine, as the hypervisor keeps it.
+    It has more than fifteen attributes, because it holds everything that the hypervisor keeps for a domain.
     """
 
     def __init__(self, domid: int) -> None:
         self.domid = domid
         self.backend = 0
-        """Id of the domain that serves its PV devices."""
+        """The id of the domain that serves its PV devices."""
         self.memfd = os.memfd_create(f"dom{domid}", os.MFD_CLOEXEC)
         os.ftruncate(self.memfd, MEMORY_PAGES * PAGE_SIZE)
         self.memory = mmap.mmap(self.memfd, MEMORY_PAGES * PAGE_SIZE)
@@ -70,7 +70,7 @@ class Domain:
         self._next_port = itertools.count(1)
 
     def close(self) -> None:
-        """Destroy the domain and close its channels. Its memory exists while others map it."""
+        """Destroy the domain and close its channels. Its memory exists as long as other domains map it."""
         for peer in filter(None, self.peers.values()):
             peer[0].peers[peer[1]] = None
         self.peers.clear()
@@ -80,7 +80,7 @@ class Domain:
         os.close(self.upcall)
 
     def allocate(self, pages: int) -> int:
-        """Allocate consecutive pages, zeroed, and return the number of the first."""
+        """Allocate consecutive zeroed pages, and return the number of the first one. Raises MemoryError."""
         if self._free.get(pages):
             first = self._free[pages].pop()
             self.memory[first * PAGE_SIZE : (first + pages) * PAGE_SIZE] = bytes(pages * PAGE_SIZE)
@@ -96,17 +96,17 @@ class Domain:
         self._free.setdefault(pages, []).append(first)
 
     def pages(self, first: int, count: int) -> memoryview:
-        """Return the memory of pages, as the domain itself sees it."""
+        """Return the memory of consecutive pages, writable, as the domain itself sees it."""
         return memoryview(self.memory)[first * PAGE_SIZE : (first + count) * PAGE_SIZE]
 
     def grant(self, page: int, domid: int, *, writable: bool = True, memfd: int | None = None) -> int:
-        """Grant a page of this domain, or of other memory (`memfd`), to a domain, and return the reference."""
+        """Grant a page of this domain, or of other memory (`memfd`), to the domain `domid`, and return the reference."""
         ref = next(self._next_ref)
         self.grants[ref] = Grant(self.memfd if memfd is None else memfd, page, domid, writable=writable)
         return ref
 
     def end_grant(self, ref: int) -> bool:
-        """Revoke a grant and return True; while it is mapped, return False and do nothing (gnttab_end_foreign_access)."""
+        """Revoke a grant and return True. While it is mapped, do nothing and return False (gnttab_end_foreign_access)."""
         if self.grants[ref].mapped:
             return False
         del self.grants[ref]
@@ -129,7 +129,7 @@ class Domain:
             os.eventfd_write(self.upcall, 1)
 
     def unmask(self, port: int) -> None:
-        """Unmask a port; it fires at once if it is pending."""
+        """Unmask a port. If it is pending, it fires at once."""
         self.masked[port] = 0
         libatomic.atomic_thread_fence(_SEQ_CST)
         if self.pending[port]:
@@ -228,7 +228,7 @@ class SimPage(SharedMemory):
 
 
 class SimBuffer:
-    """port.GuestBuffer: pages of a simulated guest."""
+    """Pages of a simulated guest (port.GuestBuffer)."""
 
     def __init__(self, domid: int, mapping: Mapping, grants: Sequence[Grant], ledger: Ledger) -> None:
         self.domid = domid
@@ -271,7 +271,7 @@ class SimBuffer:
 
 
 class SimHypervisor:
-    """port.Hypervisor: the simulated Xen, seen from one domain."""
+    """The simulated Xen as one domain sees it (port.Hypervisor)."""
 
     def __init__(self, xen: Xen, domain: Domain) -> None:
         self.domain = domain
@@ -349,7 +349,7 @@ class SimHypervisor:
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
-    """Return pages as (offset, size) in bytes, with consecutive pages joined."""
+    """Return (offset, size) in bytes for each run of consecutive pages."""
     runs: list[tuple[int, int]] = []
     for page in pages:
         if runs and sum(runs[-1]) == page * PAGE_SIZE:
@@ -360,7 +360,7 @@ def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class Xen:
-    """A simulated machine: its domains and its XenStore, whose sockets are in `folder`. `sharing`: whether it can grant dma-bufs."""
+    """A simulated machine: its domains and its XenStore, whose sockets are in `folder`. `sharing` says whether it can grant dma-bufs."""
 
     def __init__(self, folder: Path, *, sharing: bool = True) -> None:
         self.server = StoreServer(folder)
@@ -389,7 +389,7 @@ class Xen:
         return domain
 
     def stop_domain(self, domid: int) -> None:
-        """Destroy a domain. Pages that others have mapped stay until they unmap them."""
+        """Destroy a domain. Pages that other domains have mapped exist until those domains unmap them."""
         self.domains.pop(domid).close()
         self.server.release(domid)
 

@@ -1,6 +1,6 @@
-"""A guest's input frontend that behaves like Linux's `xen-kbdfront` (drivers/input/misc), and the input events that its programs get.
+"""A guest's input frontend, which behaves like Linux's `xen-kbdfront` (drivers/input/misc), and the events that the guest's programs get.
 
-An event that would crash the guest's kernel is an `Oops` here.
+An event that would crash the guest's kernel is recorded as an `Oops`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Oops(Exception):
 
 
 class InputCore:
-    """The guest's input devices: what its programs get of the events that its driver reads (drivers/input/input.c)."""
+    """The guest's input devices: the input that its programs get from the events that its driver reads (drivers/input/input.c)."""
 
     def __init__(self) -> None:
         self.events: list[InEvent] = []
@@ -44,7 +44,7 @@ class InputCore:
         self.wheel = 0
         """REL_WHEEL: positive is up."""
         self.warnings: list[InEvent] = []
-        """Events that the kernel would have dropped, with or without a warning."""
+        """Events that the kernel would drop, with or without a warning."""
         self.oops: Oops | None = None
         self.has_keyboard = self.has_pointer = True
         self.absolute = False
@@ -117,7 +117,7 @@ class InputCore:
 class InputFrontend(InputCore):
     """The guest's input driver for one vkbd device.
 
-    More than fifteen attributes: with its base class it is the driver and the devices that the driver feeds.
+    It has more than fifteen attributes: with its base class, it is the driver and the input devices of the driver.
     """
 
     def __init__(self, domain: Domain, hypervisor: SimHypervisor, number: int = 0) -> None:
@@ -127,7 +127,7 @@ class InputFrontend(InputCore):
         self.reads = True
         """Whether it reads events when it is notified."""
         self.kicks = 0
-        """Number of notifications that came with events."""
+        """The number of notifications that came with events."""
         self.history: list[State] = []
         self.page: FrontKbdPage
         self.memory: SharedMemory
@@ -198,7 +198,7 @@ class InputFrontend(InputCore):
         self._changed.set()
 
     def free(self) -> None:
-        """Close the port and end the grant, which stays while the backend maps the page (gnttab_end_foreign_access)."""
+        """Close the port and end the grant, unless the backend still maps the page (gnttab_end_foreign_access)."""
         self.channel.close()
         self._domain.end_grant(self._ref)
 

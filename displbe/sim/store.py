@@ -25,11 +25,11 @@ MAX_WATCHES: Final = 128
 
 
 class StoreFailure(Exception):
-    """A request fails; the text is the error's name, the payload of the ERROR message."""
+    """A request failed. The text is the name of the error, which is the payload of the ERROR message."""
 
 
 class Node:
-    """One node. The first permission has the owner, and the right of all domains not listed."""
+    """One node. The first permission has the owner, and the right of all domains that are not listed."""
 
     __slots__ = ("children", "generation", "perms", "value")
 
@@ -47,7 +47,7 @@ class Node:
         return twin
 
     def allows(self, domid: int, right: str) -> bool:
-        """Whether a domain may read (`r`) or write (`w`)."""
+        """Return whether a domain may read (`r`) or write (`w`)."""
         owner = self.perms[0][1]
         if domid in (0, owner):
             return True
@@ -73,7 +73,7 @@ class Tree:
         """Return the node if the domain has this right on it. Raises StoreFailure ENOENT, EACCES."""
         node = self.find(path)
         if node is None:
-            # A domain that may not read the nearest existing node does not learn what is below it.
+            # A domain that may not read the nearest existing node must not learn which nodes exist below it.
             raise StoreFailure("ENOENT" if self._nearest(path).allows(domid, "r") else "EACCES")
         if not node.allows(domid, right):
             raise StoreFailure("EACCES")
@@ -88,9 +88,9 @@ class Tree:
         return node
 
     def make(self, domid: int, path: str) -> Node:
-        """Return the node; when missing, it and its parents are created with the permissions of the nearest existing one.
+        """Return the node. If it is missing, it and its parents are created with the permissions of the nearest existing node.
 
-        The creating domain owns new nodes. Those that Dom0 creates keep their parent's owner (construct_node in xenstored_core.c).
+        The creating domain owns new nodes. Nodes that Dom0 creates get their parent's owner (construct_node in xenstored_core.c).
         Raises StoreFailure EACCES.
         """
         node = self.root
@@ -148,7 +148,7 @@ def _names(path: str) -> list[str]:
 
 
 class Transaction:
-    """A copy of the tree that requests work on, and the changes, which a commit repeats on the real tree."""
+    """A copy of the tree for the requests of a transaction, and their changes, which a commit repeats on the real tree."""
 
     def __init__(self, tree: Tree) -> None:
         self.before = Tree(tree.root.copy())
@@ -209,7 +209,7 @@ class Connection:
         self._put(Op.WATCH_EVENT, 0, 0, path.encode() + NUL + token + NUL)
 
     def absolute(self, raw: bytes) -> str:
-        """Return the absolute path for a path as the client wrote it. Raises StoreFailure EINVAL."""
+        """Return the absolute path for a path from the client. Raises StoreFailure EINVAL."""
         text = raw.decode("utf-8", "replace")
         if text.startswith("@"):
             return text
@@ -370,7 +370,7 @@ class StoreServer:
         self.flavour = flavour
         self.tree = Tree()
         self.max_watches = MAX_WATCHES
-        """Limit for each domain but Dom0, all its connections together."""
+        """The limit for all connections of a domain together. Dom0 has no limit."""
         self._connections: set[Connection] = set()
         self._listening: dict[int, trio.CancelScope] = {}
 
@@ -422,7 +422,10 @@ class StoreServer:
         self.fire(["@releaseDomain"])
 
     def fire(self, paths: list[str]) -> None:
-        """Send the events of changed paths to watches at and above them, and for a removal below them, if the domain may read the node."""
+        """Send the events of changed paths to the watches at and above them, and for a removed node also to the watches below it.
+
+        A domain that may not read an existing node gets no event of it.
+        """
         for connection in list(self._connections):
             for (raw, token), watched in list(connection.watches.items()):
                 for path in paths:
@@ -435,5 +438,5 @@ class StoreServer:
 
 
 def _as_watched(raw: str, watched: str, path: str) -> str:
-    """Return the path of an event: relative if the watch is."""
+    """Return the path of an event. It is relative if the watch is relative."""
     return path if raw.startswith(("/", "@")) else raw + path[len(watched) :]

@@ -23,7 +23,7 @@ class ConnectorSpec(msgspec.Struct, frozen=True):
 
 
 class Toolstack:
-    """xl, working directly on the tree of a simulated XenStore."""
+    """A simulated xl, which works directly on the tree of a simulated XenStore."""
 
     def __init__(self, server: StoreServer) -> None:
         self._server = server
@@ -98,7 +98,7 @@ class Toolstack:
         self.write(f"{front}/backend-id", str(backend))
         self.write(f"{front}/state", "1")
         tree = {"": "", "frontend": front, "frontend-id": str(domid), "online": "1", "state": "1", **nodes}
-        for key, value in tree.items():  # without events in between: libxl writes all in one transaction
+        for key, value in tree.items():  # without events in between, because libxl writes all nodes in one transaction
             self._server.tree.write(0, f"{back}/{key}".rstrip("/"), value.encode())
             self._server.tree.set_perms(0, f"{back}/{key}".rstrip("/"), ours)
         self._server.fire([f"{back}/{key}".rstrip("/") for key in tree])
@@ -124,7 +124,10 @@ class Toolstack:
         return f"/local/domain/{backend}/backend/vdispl/{domid}/{number}"
 
     async def wait_state(self, path: str, *states: State | None, timeout: float = 30.0) -> State | None:
-        """Wait until `path`/state is one of these (None: missing), and return it. Raises trio.TooSlowError after `timeout` seconds."""
+        """Wait until the state in the directory `path` is one of `states` (None: missing), and return it.
+
+        Raises trio.TooSlowError after `timeout` seconds.
+        """
         with trio.fail_after(timeout):
             while (state := parse_state(self.read(f"{path}/state"))) not in states:
                 await trio.sleep(0.005)

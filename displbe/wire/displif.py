@@ -76,7 +76,7 @@ class DbufCreate(msgspec.Struct, frozen=True, gc=False):
 
 
 class DbufDestroy(msgspec.Struct, frozen=True, gc=False):
-    """Release a display buffer. When the response is sent, nothing maps its pages any more."""
+    """Release a display buffer. Nothing maps its pages any more when the response is sent."""
 
     operation: ClassVar[int] = Operation.DBUF_DESTROY
     layout: ClassVar[Struct] = Struct("<HB5xQ48x")
@@ -140,7 +140,7 @@ class GetEdid(msgspec.Struct, frozen=True, gc=False):
 
 
 class UnknownRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request of an operation that displif does not have."""
+    """A request with an operation that displif does not define."""
 
     id: int
     operation: int
@@ -193,8 +193,8 @@ class Response(msgspec.Struct, frozen=True, gc=False):
 def encode_response(number: int, operation: int, status: int, edid_sz: int = 0) -> bytes:
     """Encode a response in 64 bytes. Unused bytes are zero.
 
-    All 64 bytes are written into the slot. Linux does not clear a slot before it reuses it: otherwise, the pixel format of an old request
-    would remain where the next request has its flags.
+    All 64 bytes are written into the slot, because Linux does not clear a slot before it reuses it. Without the zeros, the pixel format
+    of an old request (FB_ATTACH) would remain where the next request (DBUF_CREATE) has its flags.
     """
     return _pack_response(number, operation, status, edid_sz)
 

@@ -23,7 +23,7 @@ _MAGIC: Final = bytes((0, 255, 255, 255, 255, 255, 255, 0))
 _EXTENSIONS: Final = 126
 _YEAR: Final = 2026
 _DPI: Final = 96
-"""The pixel density in the EDID, which desktops take for normal: guests do not scale their pictures then."""
+"""The pixel density in the EDID, in dots per inch. Desktops regard it as normal and do not scale their pictures."""
 _SRGB: Final = bytes((0xEE, 0x91, 0xA3, 0x54, 0x4C, 0x99, 0x26, 0x0F, 0x50, 0x54))
 """The chromaticities of sRGB."""
 _NO_STANDARD_TIMINGS: Final = bytes((1, 1) * 8)
@@ -71,14 +71,14 @@ def _reduced_blanking(width: int, height: int, refresh: int) -> _Timing:
     row_us = (1e6 / refresh - 460) / height
     blank = max(int(460 / row_us) + 1, 3 + sync + 6)
     exact = refresh * (width + 160) * (height + blank) // 10_000
-    # CVT's clocks are multiples of 250 kHz; for the smallest modes the refresh rate would be far off.
+    # CVT's clocks are multiples of 250 kHz. The smallest modes keep the exact clock: rounded, their refresh rate would be far off.
     clock = exact // 25 * 25 if exact >= 2500 else exact
     timing = _Timing(clock, width, height, 160, 48, 32, blank, 3, sync)
     return timing if clock >= _SLOWEST else _padded(timing, refresh)
 
 
 def _padded(timing: _Timing, refresh: int) -> _Timing:
-    """Return the mode with more blanking after the sync: the slowest clock of EDID is too fast for it."""
+    """Return the mode with more blanking after the sync, so that it needs at least the slowest clock that EDID allows."""
     total = -(-_SLOWEST * 10_000 // refresh)
     rows = max(timing.height + timing.v_blank, -(-total // (timing.width + 4000)))
     columns = -(-total // rows)
@@ -151,8 +151,8 @@ def _with_checksum(data: bytes) -> bytes:
     return data + bytes((-sum(data) & 0xFF,))
 
 
-def _letters(maker: bytes) -> bytes:
-    """Return the three letters of a manufacturer's id in 15 bits."""
+def _manufacturer_id(maker: bytes) -> bytes:
+    """Return a manufacturer's id: three capital letters, 5 bits each, in 2 bytes."""
     one, two, three = (letter - 64 for letter in maker)
     return (one << 10 | two << 5 | three).to_bytes(2, "big")
 
@@ -190,7 +190,7 @@ def _aspect(width: int, height: int) -> int:
 
 
 def _fitting(width: int, height: int, refresh: int) -> _Timing:
-    """Return the largest mode, divided by a whole number, that fits into a detailed timing descriptor."""
+    """Return the mode, its size divided by the smallest whole number with which it fits into a detailed timing descriptor."""
     for divisor in range(1, max(width, height) + 1):
         timing = _reduced_blanking(max(width // divisor, 1), max(height // divisor, 1), refresh)
         if timing.detailed:
@@ -210,12 +210,12 @@ def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
     timings = [first] if first == native else [first, native]
     width_mm, height_mm = _millimetres(width), _millimetres(height)
     if not (100 <= width_mm < 2560 and 100 <= height_mm < 2560):
-        # Unknown, which is 0: the size does not fit into a byte of centimetres, or is implausibly small.
+        # The size does not fit into a byte of centimetres, or is implausibly small. 0 stands for an unknown size.
         width_mm = height_mm = 0
     base = b"".join(
         (
             _MAGIC,
-            _letters(_MAKER),
+            _manufacturer_id(_MAKER),
             _PRODUCT,
             bytes(4),
             bytes((0xFF, _YEAR - 1990)),  # model year
@@ -258,7 +258,7 @@ def _blocks(edid: bytes) -> int:
 
 def _override(block: bytes | bytearray) -> int | None:
     """Return the offset of the extension count of an HDMI Forum override (HF-EEODB), the first data block of the first CTA block."""
-    # A data block with the extended tag code (7), at least two bytes and extended tag 0x78. Byte 2 says where data blocks end.
+    # A data block with the extended tag code (7), at least two bytes and extended tag 0x78. Byte 2 is the offset of the end of data blocks.
     if block[0] == _CTA and block[1] >= 3 and block[2] >= 7 and block[4] >> 5 == 7 and block[4] & 31 >= 2:
         return 6 if block[5] == 0x78 and block[6] else None
     return None

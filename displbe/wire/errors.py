@@ -36,7 +36,10 @@ class RequestError(Exception):
 
 
 class FrontendBroken(Exception):
-    """The frontend broke the protocol in a way that no response can report, as by an impossible ring index. Its device is shut off."""
+    """The frontend broke the protocol in a way that no response can report, for example with an impossible ring index.
+
+    The device is shut off.
+    """
 
 
 def from_host(number: int | None) -> Errno:

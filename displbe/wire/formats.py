@@ -53,8 +53,8 @@ FORMATS: Final[dict[int, Format]] = {
 def likely_stride(width: int, height: int, bits: int, size: int) -> int:
     """Guess the stride of a buffer of `size` bytes: bytes from one row to the next. displif.h has no field for it.
 
-    Linux pads rows to whole bytes; frontends of displ_be's time pad them to whole 32-bit words. The two differ for odd widths at 8, 16
-    and 24 bits. Linux's stride is assumed unless the size fits the other one only, in bytes or rounded up to pages.
+    Linux pads rows to whole bytes; older frontends (of displ_be's time) pad them to whole 32-bit words. The two differ for odd widths at
+    8, 16 and 24 bits. Linux's stride is assumed, unless only the other one fits the size, exactly or rounded up to whole pages.
     """
     packed, words = stride(width, bits), (width * bits + 31) // 32 * 4
     if size == packed * height or packed == words:

@@ -108,7 +108,7 @@ def encode_motion(rel_x: int, rel_y: int, rel_z: int) -> bytes:
 
 
 def encode_key(keycode: int, pressed: bool) -> bytes:
-    """Encode a key or button by its code in Linux's input-event-codes.h. Pressing a key that is pressed is a repetition."""
+    """Encode a key or button by its code in Linux's input-event-codes.h. A press of a key that is down already is a repetition."""
     return _pack_key(EventType.KEY, pressed, keycode)
 
 
@@ -128,7 +128,7 @@ def encode_touch_motion(contact: int, x: int, y: int) -> bytes:
 
 
 def encode_touch_up(contact: int) -> bytes:
-    """Encode the lifting of a finger. Its contact number may be used again."""
+    """Encode the lifting of a finger. Its contact number may be used again afterwards."""
     return _TOUCH.pack(EventType.MTOUCH, TouchEvent.UP, contact)
 
 
@@ -300,8 +300,9 @@ class BackKbdPage:
     def push(self) -> bool:
         """Let the frontend see the events put so far. Return whether it needs a notification.
 
-        It needs none while it has not answered the last one: it reads up to the current `in_prod`. If it read `in_prod` just before it
-        was advanced, it sets `in_cons` and notifies the backend, as Linux does after every read; then call this again.
+        A frontend that has not answered the last notification needs no other one: it will read up to the current `in_prod`. A frontend
+        that read `in_prod` just before it was advanced sets `in_cons` and notifies the backend, as Linux does after every read; the
+        caller then calls `push` again.
         """
         prod = self._prod
         self._store(_IN_PROD, prod)
@@ -313,7 +314,7 @@ class BackKbdPage:
         return True
 
     def is_waiting(self) -> bool:
-        """Return whether there are events that the frontend has not taken."""
+        """Return whether the frontend has not taken all events yet."""
         return self._load(_IN_CONS) != self._prod
 
     def taken(self) -> int:

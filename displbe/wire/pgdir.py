@@ -60,7 +60,7 @@ class DirectoryReader:
 
 
 class DirectoryWriter:
-    """Fills a chain that the guest has made with the references of a buffer that the backend has allocated.
+    """Writes the references of a buffer that the backend has allocated into a chain of the guest's directory pages.
 
     Until `next_ref` is None, map the page that it names, `feed` a private copy of the page, and write the result into the page.
     """
@@ -71,7 +71,7 @@ class DirectoryWriter:
         self._seen = {first_ref}
 
     def feed(self, page: bytes) -> tuple[int, bytes]:
-        """Read one directory page. Return the offset and the bytes to write into it. Raises RequestError as DirectoryReader does."""
+        """Read one directory page. Return the bytes to write into it, after their offset. Raises RequestError as DirectoryReader does."""
         following = _PAGE.unpack(page)[0]
         part, self._rest = self._rest[:REFS_PER_PAGE], self._rest[REFS_PER_PAGE:]
         if not self._rest:

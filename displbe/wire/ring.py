@@ -57,7 +57,7 @@ class SharedPage(Protocol):
         """Write a u32 with release semantics: all earlier accesses of this side happen before it."""
 
     def fence(self) -> None:
-        """Set a full barrier: no access of this side crosses it."""
+        """Issue a full barrier: no access of this side crosses it."""
 
     def copy(self, offset: int, size: int) -> bytes:
         """Return a private copy of `size` bytes."""
@@ -69,7 +69,7 @@ class SharedPage(Protocol):
 class BackControlRing:
     """The backend's half: takes requests and pushes responses.
 
-    Raises FrontendBroken when the page has responses already: an earlier backend has used it, and requests that it has answered would be
+    Raises FrontendBroken when the page has responses already: an earlier backend has used it, and the requests that it answered would be
     answered again.
     """
 
@@ -98,11 +98,11 @@ class BackControlRing:
         return self._copy(_HEADER + (cons & _SLOT_MASK) * MESSAGE_SIZE, MESSAGE_SIZE)
 
     def next_waiting(self) -> int | None:
-        """Return the index of the next request if it waits to be taken, else None: to find out whether one waits for long."""
+        """Return the index of the next request if it waits to be taken, else None. A caller finds a request that waits for long with it."""
         return None if self._load(_REQ_PROD) == self._req_cons else self._req_cons
 
     def final_check(self) -> bool:
-        """Ask for a notification of the next request. Return whether one has come meanwhile (RING_FINAL_CHECK_FOR_REQUESTS)."""
+        """Ask for a notification of the next request. Return whether a request has come meanwhile (RING_FINAL_CHECK_FOR_REQUESTS)."""
         self._store(_REQ_EVENT, (self._req_cons + 1) & _U32)
         self._fence()
         return self._load(_REQ_PROD) != self._req_cons
@@ -151,7 +151,7 @@ class FrontControlRing:
         return self._page.copy(_HEADER + (cons & _SLOT_MASK) * MESSAGE_SIZE, MESSAGE_SIZE)
 
     def final_check(self) -> bool:
-        """Ask for a notification of the next response. Return whether one has come meanwhile."""
+        """Ask for a notification of the next response. Return whether a response has come meanwhile."""
         self._page.store(_RSP_EVENT, (self._rsp_cons + 1) & _U32)
         self._page.fence()
         return self._page.load(_RSP_PROD) != self._rsp_cons

@@ -16,10 +16,10 @@ others read the backend's state too, and some of them must have seen it. In the 
   finds it ready. Module removal waits up to 1 s for that 2. kexec waits for 5, then 6, then 2. 9front polls every 50 ms. Therefore
   the backend stays in a state for 100 ms where the frontend does not show that it has seen the state.
 * Restart of the backend under a running guest: the rings in the guest's pages are those of the previous daemon and are never served. 5
-  and 6 make Linux tear its device down (7) and start anew (1). The backend stays at 6 until the frontend has left 4 and 7, without
-  a limit, because the frontend does not see a 2 while it is at 7. A frontend at 3 has not used its rings yet and never goes back by
-  itself: it is served as at a start.
-* Crash of the guest, and any failure of the backend while connected: the same way, 5, 6, 2.
+  and 6 make Linux tear its device down (7) and start over (1). The backend stays at 6 until the frontend has left 4 and 7, without
+  a limit, because the frontend does not react to a 2 while it is at 7. A frontend at 3 has not used its rings yet and never goes back
+  by itself: it is served as at a start.
+* Crash of the guest, and any failure of the backend while connected: the same sequence, 5, 6, 2.
 * The end: `online` is 0. The backend releases everything, goes to 6 and stays there. The toolstack waits 10 s for the 6 and removes the
   nodes.
 """
@@ -91,8 +91,8 @@ _READY = (
 Table: TypeAlias = dict[State, tuple[Rule, ...]]
 
 TRANSITIONS: Final[Table] = {
-    # States that displbe never writes, found at the start or written by others: start anew. The caller passes UNKNOWN also for a 4
-    # that a previous daemon has written: nothing is mapped.
+    # States that displbe never writes, found at the start or written by others: start over. The caller also passes UNKNOWN for a 4
+    # that a previous daemon has written, because this daemon has nothing mapped for it.
     S.UNKNOWN: _READY,
     S.INITIALISING: _READY,
     S.INITIALISED: _READY,
@@ -126,7 +126,7 @@ TRANSITIONS: Final[Table] = {
         ),
     ),
 }
-"""Backend state -> its rules. Without a rule that fits, the backend stays in its state."""
+"""Backend state -> its rules. If no rule fits, the backend stays in its state."""
 
 KEYBOARD_TRANSITIONS: Final[Table] = TRANSITIONS | {
     S.INIT_WAIT: (
@@ -156,11 +156,9 @@ class Next(msgspec.Struct, frozen=True):
 _STAY: Final = Next()
 
 
-def decide(
-    backend: State, frontend: State | None, online: bool, stood: float, transitions: Table = TRANSITIONS
-) -> Next:
-    """Return the backend's next state. It has been in `backend` for `stood` seconds. The first rule that fits decides."""
+def decide(backend: State, frontend: State | None, online: bool, age: float, transitions: Table = TRANSITIONS) -> Next:
+    """Return the backend's next state. It has been in the state `backend` for `age` seconds. The first rule that fits decides."""
     for rule in transitions[backend]:
         if rule.online == online and frontend in rule.frontend:
-            return Next(rule.then, max(0.0, rule.after - stood), rule.why)
+            return Next(rule.then, max(0.0, rule.after - age), rule.why)
     return _STAY

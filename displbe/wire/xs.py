@@ -94,7 +94,7 @@ class Decoder:
         self._limit = limit
 
     def feed(self, data: bytes) -> list[Packet]:
-        """Return the messages that are complete now. Raises ProtocolError for a payload longer than the limit, once its header is there."""
+        """Return the messages that are complete now. Raises ProtocolError for a header that announces a payload longer than the limit."""
         self._buffer += data
         packets = []
         while len(self._buffer) >= HEADER.size:
@@ -117,7 +117,7 @@ def split(payload: bytes) -> list[bytes]:
 def parse_perms(payload: bytes) -> list[tuple[str, int]]:
     """Return the entries of a GET_PERMS reply: (n, r, w or b; domid).
 
-    The domid of the first entry owns the node; its letter holds for every domain without an entry of its own.
+    The domid of the first entry owns the node; the first entry's letter applies to every domain that is not listed.
     Raises ProtocolError for anything else.
     """
     entries = []

@@ -55,7 +55,7 @@ class Channel(abc.ABC):
         """Allow the port to fire again."""
 
     def call(self) -> bool:
-        """Call the callback. One that raises, which it must not, is never called again; other ports are not affected."""
+        """Call the callback. A callback must not raise; one that does is never called again, and other ports are not affected."""
         try:
             return self.fired()
         except Exception:
@@ -72,8 +72,8 @@ class Channel(abc.ABC):
 class ChannelTable(abc.ABC):
     """All bound ports of our domain.
 
-    `run` calls the callback of a port that fires. A callback must neither block nor raise. It returns True when it has work left, and
-    is then called again in the next turn.
+    `run` calls the callback of each port that fires. A callback must neither block nor raise. It returns True when it has work left; it is
+    then called again in the next turn.
     """
 
     def __init__(self, fd: int, ledger: Ledger) -> None:
@@ -157,7 +157,7 @@ class EventChannels(ChannelTable):
         except OSError as error:
             reason = f"cannot bind event channel {remote_port} of domain {domid}: {error.strerror}"
             if error.errno == errno.EPERM:
-                reason += " (Xen's XSM policy, SILO for one, forbids channels between these two domains)"
+                reason += " (Xen's XSM policy, for example SILO, forbids channels between these two domains)"
             raise HypervisorError(error.errno or errno.EIO, reason) from error
         channel = _Evtchn(self._fd, port, fired, self)
         self.add(channel)
@@ -176,7 +176,9 @@ class _Evtchn(Channel):
         self._argument = bytearray(self._packed)
 
     def notify(self) -> None:
-        with contextlib.suppress(OSError):  # the guest may have closed its end; XenStore will tell the device's task
+        with contextlib.suppress(
+            OSError
+        ):  # the guest may have closed its end; the device's task learns that from XenStore
             fcntl.ioctl(self._fd, NOTIFY, self._argument)
 
     def rearm(self) -> None:

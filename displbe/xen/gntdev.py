@@ -166,7 +166,10 @@ class GrantedPages:
         shared: bool = False,
         threads: trio.CapacityLimiter | None = None,
     ) -> GrantedPages:
-        """Open a buffer and export it (`dmabuf`), try to share it (`shared`), or map it. Raises HypervisorError; nothing is held then."""
+        """Open a buffer and export it (`dmabuf`), test that it can be shared (`shared`), or map it.
+
+        Raises HypervisorError; nothing is held then.
+        """
         try:
             self = cls(domid, refs, ledger, threads)
         except OSError as error:
@@ -214,8 +217,8 @@ class GrantedPages:
         return await self._off_loop("share", self._share), 0
 
     def _try_share(self) -> None:
-        # The other process (a compositor) maps the file writable and may end when that fails, so it is tried here first. It takes a file
-        # of its own, because a file can be mapped once (drivers/xen/gntdev.c, gntdev_mmap).
+        # The other process (a compositor) maps the file writable, and may end when that fails. So it is tried here first, on a separate
+        # file, because a gntdev file can be mapped only once (drivers/xen/gntdev.c, gntdev_mmap).
         fd = open_gntdev()
         try:
             _Grants(fd, self.domid, self._refs, writable=True).close()
@@ -236,7 +239,7 @@ class GrantedPages:
         return fd
 
     async def aclose(self) -> None:
-        """Unmap, close the dma-buf, and wait until no process or driver uses it; cancellation ends the waiting."""
+        """Unmap the pages, close the dma-buf, and wait until no process or driver uses it. A cancellation ends the wait."""
         with trio.CancelScope(shield=True) as unmapping:
             async with self._lock:
                 if self._fd < 0:
@@ -261,15 +264,15 @@ class GrantedPages:
             pause = min(2 * pause, _RELEASE_PAUSE)
 
     def _released(self, number: int) -> bool:
-        """Whether the dma-buf of this closed fd is released; waits up to _RELEASE_WAIT_MS for it."""
+        """Return whether the dma-buf of this closed fd is released. Wait for that for up to _RELEASE_WAIT_MS."""
         try:
             fcntl.ioctl(self._fd, DMABUF_EXP_WAIT_RELEASED, bytearray(_PAIR.pack(number, _RELEASE_WAIT_MS)))
         except OSError as error:
             if error.errno in (errno.ETIMEDOUT, errno.EINTR):
                 return False
-            if error.errno != errno.ENOENT:  # it was released before
+            if error.errno != errno.ENOENT:  # ENOENT: it was released before
                 _log.error(
-                    "cannot tell whether the buffer is still in use; its pages are given up", reason=error.strerror
+                    "cannot tell whether the buffer is still in use; it counts as released", reason=error.strerror
                 )
         return True
 
@@ -304,7 +307,7 @@ async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[in
 
 
 def probe(fd: int) -> bool:
-    """Whether this kernel's gntdev supports dma-bufs: releasing one that does not exist fails with ENOTTY when it does not."""
+    """Return whether this kernel's gntdev supports dma-bufs. If not, the ioctl that releases a dma-buf fails with ENOTTY."""
     try:
         fcntl.ioctl(fd, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(0xFFFFFFFF, 0)))
     except OSError as error:

@@ -18,7 +18,7 @@ __all__ = ["Host", "NoXen"]
 
 
 class NoXen(Unavailable):
-    """This machine lacks a part of Xen that displbe needs; the text says which, in one sentence."""
+    """This machine lacks a part of Xen that displbe needs; the text names it in one sentence."""
 
 
 class Host:
@@ -81,7 +81,7 @@ class Host:
 
 
 def _probe(fd: int) -> Abilities:
-    """Return what this host offers. It depends on a kernel option and on the type of our domain: a PV domain cannot export."""
+    """Return this host's abilities. They depend on a kernel option and on the type of our domain: a PV domain cannot export dma-bufs."""
     if not gntdev.probe(fd):
         return Abilities(False, False, "this kernel is built without CONFIG_XEN_GNTDEV_DMABUF")
     try:

@@ -34,9 +34,9 @@ def _mmap(address: Any, size: int, protection: int, flags: int, fd: int, offset:
 
 
 class Mapping:
-    """Parts of a file mapped shared, as one range of addresses. Raises OSError when any part cannot be mapped; then none is.
+    """Parts of a file mapped shared, as one range of addresses. Raises OSError when a part cannot be mapped; nothing is mapped then.
 
-    `pieces`: (offset, size) of each part in bytes, whole pages; they are mapped one after the other.
+    `pieces` has the (offset, size) of each part in bytes, in whole pages. The parts follow one another in memory.
     """
 
     def __init__(self, fd: int, pieces: Sequence[tuple[int, int]], *, writable: bool) -> None:
@@ -64,7 +64,7 @@ class Mapping:
 
 
 def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
-    """Copy an image of `rows` rows of `row` bytes, in one call when both strides are the same. The GIL is not held meanwhile.
+    """Copy an image of `rows` rows of `row` bytes without holding the GIL; in one call when both strides are the same.
 
     Strides are in bytes. Raises ValueError when either side is too small.
     """
@@ -81,7 +81,7 @@ def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, ro
 
 
 def same_rows(one: memoryview, one_stride: int, other: memoryview, other_stride: int, row: int, rows: int) -> bool:
-    """Whether two images of `rows` rows of `row` bytes are the same. The GIL is not held meanwhile.
+    """Return whether two images of `rows` rows of `row` bytes are the same. The GIL is not held meanwhile.
 
     Strides are in bytes. Raises ValueError when either side is too small.
     """
@@ -95,6 +95,6 @@ def same_rows(one: memoryview, one_stride: int, other: memoryview, other_stride:
 
 def _check_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
     if rows < 1 or row < 1 or min(to_stride, of_stride) < row:
-        raise ValueError("impossible shape of an image")
+        raise ValueError("image with no pixels, or with a stride shorter than its rows")
     if len(to) < to_stride * (rows - 1) + row or len(of) < of_stride * (rows - 1) + row:
         raise ValueError("image is larger than its memory")

@@ -17,9 +17,9 @@ GNTDEV: Final = "/dev/xen/gntdev"
 
 
 def find_store(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
-    """Return the first path that this process may use: the socket in Dom0, else the device. None when there is none at all.
+    """Return the first path that this process may use: the socket in Dom0, else the device. Return None when none of them exists.
 
-    When none of them may be used, one of those that exist is returned, so that opening it gives the reason.
+    When this process may use none of them, one of those that exist is returned, so that opening it gives the reason.
     """
     present = [path for path in paths if os.path.exists(path)]
     usable = (path for path in present if os.access(path, os.R_OK | os.W_OK))
@@ -41,5 +41,5 @@ def connect(path: str, timeout: float | None = None) -> int:
 
 
 def is_device(fd: int) -> bool:
-    """Whether an fd of `connect` is the kernel's device, not xenstored's socket."""
+    """Return whether an fd of `connect` is the kernel's device, not xenstored's socket."""
     return not stat.S_ISSOCK(os.fstat(fd).st_mode)

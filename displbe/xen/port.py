@@ -46,12 +46,12 @@ class HypervisorError(Exception):
 
     @property
     def code(self) -> Errno:
-        """The errno that a guest gets when its request failed because of this."""
+        """The error number that a guest gets for a request that fails for this reason."""
         return from_host(self.number)
 
 
 class NotOffered(HypervisorError):
-    """This host does not support it (a kernel without the option, a PV domain)."""
+    """This host does not support the operation (a kernel without the option, a PV domain)."""
 
     @property
     def code(self) -> Errno:
@@ -75,7 +75,7 @@ class StoreLost(Exception):
 
 
 class Transaction(Protocol):
-    """Reads and writes that take effect together or not at all."""
+    """Reads and writes that take effect together or not at all. Calls raise as those of `Store`."""
 
     async def read(self, path: str) -> bytes: ...
     async def write(self, path: str, value: bytes) -> None: ...
@@ -92,7 +92,7 @@ class Store(Protocol):
         """Return a node's value. Raises NoEntry."""
 
     async def children(self, path: str) -> list[str]:
-        """Return the names of all children of a node, also where one message cannot hold them. Raises NoEntry."""
+        """Return the names of all children of a node, also when one message cannot hold them. Raises NoEntry."""
 
     async def write(self, path: str, value: bytes) -> None:
         """Write a node; it and its parents are created when missing."""
@@ -101,12 +101,15 @@ class Store(Protocol):
         """Remove a node and all below it. A missing node is no error."""
 
     async def permissions(self, path: str) -> list[tuple[str, int]]:
-        """Return (n, r, w or b; domid) for each entry. The first has the owner, and the right of all domains not listed. Raises NoEntry."""
+        """Return (n, r, w or b; domid) for each entry. Raises NoEntry.
+
+        The domid of the first entry owns the node; its letter is the right of all domains that are not listed.
+        """
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Start a transaction; commit it at the end of the block, or abort it when an exception leaves the block.
+        """Start a transaction. It is committed at the end of the block, or aborted when an exception leaves the block.
 
-        Raises StoreError EAGAIN at the end when another client changed what was read; the caller then starts over.
+        Raises StoreError EAGAIN at the end when another client has changed a node that was read; the caller then starts over.
         """
 
     def watch(self, path: str, changed: Callable[[str], None]) -> AbstractAsyncContextManager[None]:
@@ -126,7 +129,7 @@ class EventChannel(Protocol):
         """Notify the other end. There is no error when it has closed its port."""
 
     def rearm(self) -> None:
-        """Allow the next call. Done after the work, so that many notifications cost one call."""
+        """Allow the next call. The caller does so after its work, so that many notifications cost one call."""
 
     def close(self) -> None:
         """Unbind the port. The callback is not called afterwards."""
@@ -162,28 +165,28 @@ class GuestBuffer(Protocol):
     async def aclose(self) -> None:
         """Release the pages, and return when nothing maps them any more. Views must be released before.
 
-        While a display driver or another process holds the dma-buf, this waits. When it is cancelled it stops waiting; the kernel then
-        releases the pages once the dma-buf is no longer held.
+        This waits while a display driver or another process holds the dma-buf. A cancellation ends the wait; the kernel then releases the
+        pages once the dma-buf is no longer held.
         """
 
 
 class Abilities(msgspec.Struct, frozen=True):
-    """What the host supports, probed once."""
+    """The dma-buf support of the host, probed once."""
 
     dmabuf_export: bool
-    """EXP_FROM_REFS: a guest's pages as a dma-buf (zero copy with buffers of the frontend)."""
+    """EXP_FROM_REFS: export a guest's pages as a dma-buf (zero copy with buffers of the frontend)."""
     dmabuf_import: bool
-    """IMP_TO_REFS: a dma-buf granted to a guest (zero copy with buffers of the backend, be-alloc)."""
+    """IMP_TO_REFS: grant a dma-buf to a guest (zero copy with buffers of the backend, be-alloc)."""
     reason: str = ""
     """Why one of them is missing, as a sentence."""
 
 
 class Ledger(msgspec.Struct):
-    """Counts what this domain holds of other domains at present; all zero when no guest is connected."""
+    """Counts of the ports and pages of other domains that this domain holds; all zero when no guest is connected."""
 
     ports: int = 0
     pages: int = 0
-    """Ring and directory pages."""
+    """Mapped ring and directory pages."""
     buffers: int = 0
     buffer_pages: int = 0
 
@@ -207,7 +210,7 @@ class Hypervisor(Protocol):
         """Bind a guest's unbound port. Raises HypervisorError.
 
         `fired` is called once soon after (Xen sends a first event), and then when the guest notifies. It must neither block nor raise.
-        It returns True when it has work left, and is then called again in the next turn.
+        It returns True when it has work left; it is then called again in the next turn.
         """
 
     def map_page(self, domid: int, ref: int, *, writable: bool) -> Page:
@@ -229,4 +232,4 @@ class Hypervisor(Protocol):
         """
 
     def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
-        """Grant a dma-buf's pages to a guest, writable, while the block lasts; the value is their references. Raises HypervisorError."""
+        """Grant a dma-buf's pages to a guest, writable, while the block lasts. The block gets their references. Raises HypervisorError."""

@@ -15,7 +15,8 @@ __all__ = ["single_instance"]
 def single_instance(device: str, timeout: float = 0.0) -> Iterator[None]:
     """Hold the lock while the block lasts.
 
-    It is a flock on a device that every daemon needs and only displbe's user may open; the kernel releases it however the process ends.
+    The lock is a flock on a device that every daemon needs and only displbe's user may open. The kernel releases it when the process ends,
+    for whatever reason.
 
     Raises BlockingIOError when another process still holds it after `timeout` seconds, other OSErrors when the device cannot be opened.
     """

@@ -1,8 +1,8 @@
-"""Closes the displays that a killed daemon has left connected: the first thing that a new daemon does.
+"""Closes the displays that a killed daemon has left connected. A new daemon does this first.
 
 Loading the rest of the daemon takes seconds on a slow board. Until the backend's state is 6, guests go on sending requests, and Linux's
-frontend waits 3 s for each response (VDRM_WAIT_BACK_MS in xen_drm_front.h). So this module speaks to XenStore by itself, and imports
-nothing that is slow to load.
+frontend waits 3 s for each response (XEN_DRM_FRONT_WAIT_BACK_MS in xen_drm_front.h). Therefore this module speaks to XenStore by itself,
+and imports nothing that is slow to load.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class _Store:
 
 
 def close_stale_displays(device: str = paths.GNTDEV, store: str | None = None) -> None:
-    """Set the state of this domain's displays from 4 to 5 and then 6, where the frontend is at 4 too.
+    """Set the state of this domain's displays from 4 to 5 and then to 6, where the frontend is at 4 too.
 
-    Does nothing while another daemon runs in this domain. Failures are ignored: the daemon closes the rest once it has started.
-    The configuration has not been read at this point, so that XenStore is looked for at the default paths, `[xen] store` or not. If the
-    daemon then fails to start, the displays stay closed until one does.
+    Do nothing while another daemon runs in this domain. Failures are ignored: the daemon closes the rest once it has started.
+    The configuration has not been read yet; without `store`, XenStore is looked for at the default paths, whatever `[xen] store` says.
+    If the daemon then fails to start, the displays stay closed until a daemon starts.
     """
     store = store or paths.find_store()
     try:
@@ -119,7 +119,7 @@ def _close_all(path: str) -> None:
 
 
 def _connected(store: _Store, display: bytes) -> bool:
-    """Whether the display's frontend is at state 4."""
+    """Return whether the display's frontend is at state 4."""
     try:
         frontend = store.read(display + b"/frontend")
         return store.read(frontend + b"/state") == _CONNECTED
@@ -128,9 +128,9 @@ def _connected(store: _Store, display: bytes) -> bool:
 
 
 def _switch(store: _Store, display: bytes, old: bytes, new: bytes) -> bool:
-    """Change our state from `old` to `new`; return False when it is not `old`.
+    """Change our state from `old` to `new`. Return False when it is not `old`.
 
-    In a transaction, because the toolstack may be removing the display.
+    This is a transaction, because the toolstack may be removing the display.
     """
     try:
         number = int(store.ask(Op.TRANSACTION_START, NUL).rstrip(NUL))

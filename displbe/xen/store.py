@@ -4,9 +4,10 @@ One task reads; replies are matched with requests by id. Messages are written wh
 its late reply is dropped. When the connection is lost, all pending requests fail; then the store connects again and sets its watches
 again. Each watch's callback is called once more, so that its owner reads everything again.
 
-The socket accepts many requests at a time, the device one. Linux (drivers/xen/xenbus/xenbus_dev_frontend.c, since 4.11) holds a mutex
-while it sets a watch and waits for XenStore's answer. The thread that reads this answer takes the same mutex if it first receives the
-reply to another request of ours, and the whole domain is cut off from XenStore.
+The socket accepts many requests at a time; on the device, one request is sent at a time. Linux (since 4.11,
+drivers/xen/xenbus/xenbus_dev_frontend.c) holds a mutex while it sets a watch and waits for XenStore's answer. If the kernel thread that
+reads answers first receives the reply to another request of ours, it waits for the same mutex: a deadlock, which cuts the whole domain
+off from XenStore.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class XenStore:
             await self._connected.wait()
         elif (
             transaction.connection is not self._connected
-        ):  # it ended with its connection; its number may be another's now
+        ):  # it ended with its connection; another transaction may have its number now
             raise StoreLost("connection to XenStore lost")
         number = next(self._ids) & 0xFFFFFFFF
         reply = self._replies[number] = _Reply()
@@ -250,7 +251,7 @@ class XenStore:
         connection = self._connected
         await trio.lowlevel.checkpoint()
         number = 0
-        with trio.move_on_after(_TIMEOUT, shield=True):  # a transaction that was started must be known, to be ended
+        with trio.move_on_after(_TIMEOUT, shield=True):  # without its number, a started transaction could not be ended
             number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
         if number == 0:
             raise StoreLost("XenStore does not answer")
@@ -275,12 +276,12 @@ class XenStore:
         token = b"displbe-%d" % next(self._tokens)
         self._watches[token] = (path, changed)
         try:
-            with contextlib.suppress(StoreLost):  # the next connection sets it
+            with contextlib.suppress(StoreLost):  # the watch is set on the next connection
                 await self._set_watch(path, token)
             yield
         finally:
             del self._watches[token]
-            if self._connected.is_set():  # otherwise it ended with the connection
+            if self._connected.is_set():  # otherwise the watch ended with the connection
                 with trio.move_on_after(_TIMEOUT, shield=True), contextlib.suppress(StoreError, StoreLost):
                     await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
 

@@ -39,8 +39,8 @@ PARTS: Final = 8
 """Tests among which the places are divided, for as many processes."""
 
 
-def _hurried(backend: State, frontend: State | None, online: bool, stood: float, transitions: Table) -> Next:
-    step = decide(backend, frontend, online, stood * FASTER, transitions)
+def _hurried(backend: State, frontend: State | None, online: bool, age: float, transitions: Table) -> Next:
+    step = decide(backend, frontend, online, age * FASTER, transitions)
     return Next(step.state, step.wait / FASTER, step.why)
 
 
@@ -50,7 +50,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(device, "decide", _hurried)
     monkeypatch.setattr(device, "RETRY", 0.05)
     monkeypatch.setattr(changes, "LOOKS", 0.002)
-    monkeypatch.setattr(device, "LAST_WORD", 0.01)
+    monkeypatch.setattr(device, "FINAL_STATE_TIME", 0.01)
     monkeypatch.setattr(store, "_RECONNECT_FIRST", 0.005)
     monkeypatch.setattr(gntdev, "_RELEASE_PAUSE", 0.02)
     monkeypatch.setattr(supervisor, "RESTART", 0.05)

@@ -35,7 +35,7 @@ devices = ["name=lab *"]
 """
 
 
-LOST: Final = "input events lost: the guest is told the device's present state instead"
+LOST: Final = "input events lost: the guest gets the device's present state instead"
 
 
 class Devices:

@@ -123,11 +123,11 @@ class World:
 
     async def kill_daemon(self) -> None:
         """End the daemon as SIGKILL does: the process' resources are released, XenStore stays as it was."""
-        farewell, backend_device.FAREWELL = backend_device.FAREWELL, 0.0  # type: ignore[misc]
+        timeout, backend_device.SHUTDOWN_TIMEOUT = backend_device.SHUTDOWN_TIMEOUT, 0.0  # type: ignore[misc]
         try:
             await self.stop_daemon()
         finally:
-            backend_device.FAREWELL = farewell  # type: ignore[misc]
+            backend_device.SHUTDOWN_TIMEOUT = timeout  # type: ignore[misc]
 
     async def begin(self) -> None:
         """Do what the next daemon's process does first."""

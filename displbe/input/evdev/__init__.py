@@ -1,1 +1,1 @@
-"""The host's evdev devices: which ones guests use, how their events are read and decoded."""
+"""The host's evdev devices: finds those that guests name, reads their events and decodes them."""

@@ -1,4 +1,4 @@
-"""What an evdev device can report, and what it reports when it is asked (EVIOCGBIT, EVIOCGABS, EVIOCGKEY, EVIOCGMTSLOTS)."""
+"""The capabilities and the present state of an evdev device (EVIOCGBIT, EVIOCGABS, EVIOCGKEY, EVIOCGMTSLOTS)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ InputEvent: TypeAlias = tuple[int, int, int]
 """Type, code and value of a struct input_event."""
 
 MAX_SLOTS: Final = 256
-"""A device that claims more multi-touch slots is treated as one without slots."""
+"""A device that claims more multi-touch slots is treated as a device without slots."""
 
 
 class AbsAxis(msgspec.Struct, frozen=True):
@@ -40,13 +40,13 @@ class AbsAxis(msgspec.Struct, frozen=True):
     maximum: int
 
     def fraction(self, value: int) -> float:
-        """Return where a value lies in the range, 0 to 1. The kernel lets values outside the range pass: they give less or more."""
+        """Return the position of a value in the range, 0 to 1. The kernel passes on values outside the range; they give less or more."""
         span = self.maximum - self.minimum
         return (value - self.minimum) / span if span > 0 else 0.0
 
 
 class Slot(msgspec.Struct):
-    """A multi-touch slot: one contact, in the units of the device's axes. `tracking` is negative while there is no contact."""
+    """A multi-touch slot with one contact, in the units of the device's axes. `tracking` is negative while there is no contact."""
 
     tracking: int = -1
     x: int = 0
@@ -77,7 +77,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     abs_axes: dict[int, AbsAxis] = {}
     """Codes of EV_ABS and their ranges."""
     is_touchpad: bool = False
-    """INPUT_PROP_POINTER: a touch moves a pointer instead of naming a place on a screen."""
+    """INPUT_PROP_POINTER: a touch moves a pointer; its position is not a position on a screen."""
 
     @property
     def is_absolute(self) -> bool:
@@ -85,7 +85,7 @@ class Capabilities(msgspec.Struct, frozen=True):
         return ABS_X in self.abs_axes and ABS_Y in self.abs_axes and not self.is_touchpad
 
     def fitness(self, role: Role) -> int:
-        """Return how well the device suits a role: the higher the better, 0: not at all."""
+        """Return how well the device suits a role; a higher number is better, 0 means not at all."""
         if role is Role.KEYBOARD:
             return sum(code < BTN_MISC for code in self.keys)
         if role is Role.POINTER:

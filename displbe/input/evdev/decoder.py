@@ -1,8 +1,8 @@
 """Decodes the events of one evdev device into a guest's input (Documentation/input/event-codes.rst of Linux).
 
-A frame is the events up to SYN_REPORT: they happened at one moment. It is passed on at its end, the pointer's position before the
-buttons, so that a button goes down at the new position. Keys, axes and contacts are tracked even while no guest gets the events, since
-the kernel reports only changes.
+A frame consists of the events up to SYN_REPORT, which happened at the same time. It is passed on at its end: first the pointer's
+position, then the buttons, so that a button goes down at the new position. Keys, axes and contacts are tracked even while no guest gets
+the events, since the kernel reports only changes.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ __all__ = ["Decoder"]
 
 
 class Decoder:
-    """The decoder of one device. `snapshot` is the device's state at first: keys that are down then were not pressed for a guest."""
+    """The decoder of one device. `snapshot` is the device's initial state; keys that are down in it were not pressed for a guest."""
 
     def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
         self._source = source
         self._down = set(snapshot.keys)
         self._keys: list[tuple[int, int]] = []
-        """Key events of the frame that has not ended: code and value."""
+        """Key events of the unfinished frame: code and value."""
         self._pointer = PointerDecoder(source, capabilities, snapshot)
         self._touch = touch_decoder(source, capabilities, snapshot)
         self._merges_motions = not capabilities.abs_axes
-        """Motions that are read together are passed on as one. Positions are not: a pen draws a line through each of them."""
+        """Whether motions that are read together are passed on as one. Positions are not: a pen draws a line through each of them."""
         self._touch_is_left = BTN_LEFT not in capabilities.keys and not capabilities.is_touchpad
-        """A touch or a pen that is the device's only button is passed on as the left button."""
+        """Whether BTN_TOUCH is passed on as the left button: for a touch screen or pen without a left button."""
 
     def decode(self, events: Iterable[InputEvent], guest_input: GuestInput | None, roles: frozenset[Role]) -> bool:
-        """Pass events on to a guest in the given roles; None: no guest gets them.
+        """Pass on events to a guest in the given roles. `guest_input` None: no guest gets them.
 
-        True: the kernel has dropped events (SYN_DROPPED). The remaining events are not looked at, and `resync` must be called.
+        Return True when the kernel has dropped events (SYN_DROPPED). The rest of the events is ignored, and the caller must call `resync`.
         """
         lost = pending = False
         for kind, code, value in events:
@@ -80,7 +80,7 @@ class Decoder:
         return lost
 
     def resync(self, snapshot: Snapshot, guest_input: GuestInput | None, roles: frozenset[Role]) -> None:
-        """Pass on the difference between the tracked state and the device's present one: events have been lost."""
+        """Pass on the difference between the tracked state and the device's present state, after events have been lost."""
         self._keys.clear()
         for code in sorted(self._down - snapshot.keys):
             self._keys.append((code, 0))

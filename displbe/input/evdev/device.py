@@ -1,4 +1,4 @@
-"""One open evdev device: grabbing it, reading its events, and which guest gets them."""
+"""One open evdev device: grabs it, reads its events, and passes them on to the guest that has the focus."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ __all__ = ["DeviceState", "EvdevDevice"]
 KEYS_UP_TIMEOUT: Final = 2.0
 """Seconds to wait for keys that are down before the device is grabbed."""
 MAX_READS: Final = 32
-"""Consecutive reads: together more events than the kernel buffers for any device."""
+"""Maximum of consecutive reads. Together they take more events than the kernel buffers for any device."""
 MIN_READ_INTERVAL: Final = 0.004
-"""Seconds between two reads of a device whose events come faster: each wake-up costs time, and a mouse may report 1000 motions a second."""
+"""Minimum seconds between two reads of a busy device: each wake-up costs time, and a mouse may report 1000 motions a second."""
 
 _log: Any = structlog.get_logger("displbe.evdev")
 
 
 class DeviceState(enum.Enum):
-    """The life of an open device. A device that is absent, or cannot be opened, has no EvdevDevice."""
+    """The state of an open device. A device that is absent, or cannot be opened, has no EvdevDevice."""
 
     HELD_BACK = "held back"
-    """It is not read yet. It is grabbed when no key is down, or after KEYS_UP_TIMEOUT: the program that had it before sees the releases."""
+    """Its events are not passed on yet. It is grabbed when no key is down, or after KEYS_UP_TIMEOUT, so that the program that had it before
+    gets the releases."""
     GRABBED = "grabbed"
-    """It is read, by displbe alone."""
+    """displbe alone reads it."""
     SHARED = "shared"
-    """It is read, by the host's programs as well (`[input] grab = false`)."""
+    """displbe reads it, and the host's programs do so too (`[input] grab = false`)."""
     LOST = "lost"
-    """It has gone, or reading it has failed: nothing more comes from it."""
+    """It has gone, or reading it has failed. No more events come from it."""
 
 
 class EvdevDevice(InputSource):
-    """An open device. `claimed` is the roles of the claims that name it; the claim that has the focus gets its events."""
+    """An open device. `claimed` has the roles for each claim that names it. The claim that has the focus gets its events."""
 
     _decoder: Decoder
-    """Exists from `start` on."""
+    """Set by `start`."""
 
     def __init__(self, path: str, node: DeviceNode, claimed: RolesByClaim) -> None:
         super().__init__(path, repeats=node.repeats)
@@ -64,7 +65,7 @@ class EvdevDevice(InputSource):
         self._log = _log.bind(device=path, name=node.name)
 
     async def run(self, focus: InputFocus, *, grab: bool) -> None:
-        """Read the device until it is lost; then release all that it held down."""
+        """Read the device until it is lost; then release everything that is down on it."""
         try:
             if grab:
                 await self._grab()
@@ -73,14 +74,16 @@ class EvdevDevice(InputSource):
             self._log.info("input device opened", grabbed=grab)
             await self._read()
         except OSError as error:
-            self._log.warning("input device lost: what it held down is released", reason=error.strerror)
+            self._log.warning(
+                "input device lost: the keys and contacts that it held down are released", reason=error.strerror
+            )
         except Exception:
-            self._log.exception("input device failed: what it held down is released")
+            self._log.exception("input device failed: the keys and contacts that it held down are released")
         self.state = DeviceState.LOST
         self.leave()
 
     async def _grab(self) -> None:
-        """Grab the device as soon as no key is down. Raises OSError: another program has grabbed it."""
+        """Grab the device as soon as no key is down. Raises OSError, for example when another program has grabbed it."""
         with trio.move_on_after(KEYS_UP_TIMEOUT):
             while self.node.snapshot().keys:
                 await trio.lowlevel.wait_readable(self.node.fd)
@@ -96,26 +99,26 @@ class EvdevDevice(InputSource):
     def follow(self, focus: InputFocus) -> None:
         """Pass the events to the guest that has the focus now.
 
-        Events that are buffered were typed for the guest before: it still gets them, and then the release of all that is down.
+        Buffered events were typed for the previous guest. It still gets them, and then the release of everything that is down.
         """
         if self.state is DeviceState.LOST:
             return
         claim = focus.holder(lambda claim: claim.key in self.claimed)
         claimed = self.claimed[claim.key] if claim is not None else None
         if claim is None or claimed is None or claimed.assignment != claim.assignment:
-            # Also: the claim has got another assignment, whose nodes have not been looked up yet.
+            # This includes a claim with a new assignment, whose nodes have not been looked up yet.
             guest_input, roles = None, frozenset[Role]()
         else:
             guest_input, roles = claim.guest_input, claimed.roles
         if guest_input is not self.guest_input:
-            with suppress(OSError):  # the device has gone, which `_read` notices too
+            with suppress(OSError):  # the device has gone; `_read` notices that too
                 self._pass_buffered()
             self.leave()
             self.guest_input = guest_input
         self._roles = roles
 
     def leave(self) -> None:
-        """Release all that is down on this device, and discard its events from now on."""
+        """Release everything that is down on this device, and discard its events from now on."""
         if self.guest_input is not None:
             self.guest_input.leave(self)
             self.guest_input.flush()
@@ -135,7 +138,7 @@ class EvdevDevice(InputSource):
                 is_busy = self._pass_buffered()
 
     def _pass_buffered(self) -> bool:
-        """Pass all buffered events on. False: there were none. Raises OSError."""
+        """Pass on all buffered events. Return False when there were none. Raises OSError."""
         if self.state not in (DeviceState.GRABBED, DeviceState.SHARED):
             return False
         found = lost = False
@@ -147,7 +150,7 @@ class EvdevDevice(InputSource):
                 if lost or len(events) < READ_EVENTS:
                     break
         if lost:
-            self._log.warning("input events lost: the guest is told the device's present state instead")
+            self._log.warning("input events lost: the guest gets the device's present state instead")
             self._decoder.resync(self._snapshot(), self.guest_input, self._roles)
         return found
 

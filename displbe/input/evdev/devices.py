@@ -1,4 +1,4 @@
-"""The evdev devices that guests use: opened while a guest names them, and again when they are plugged in again."""
+"""The evdev devices that guests use. A device is open while a guest names it, and is opened again when it is plugged in again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EvdevDevices:
         self._lookup = DeviceLookup(settings, nodes)
         self._changed = trio.Event()
         self._open_errors: dict[str, str] = {}
-        """Why a device could not be opened last time, by path: logged once."""
+        """The last error of opening a device, by path. The same error is logged once."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open, read and close devices, until cancelled."""
@@ -53,7 +53,7 @@ class EvdevDevices:
             self._focus.listeners.remove(self._focus_changed)
 
     def _focus_changed(self) -> None:
-        """Let all devices follow the focus at once: events for one guest must not reach the next."""
+        """Make all devices follow the focus at once, because events for one guest must not reach another."""
         for device in self.devices.values():
             device.follow(self._focus)
         self._changed.set()
@@ -67,7 +67,7 @@ class EvdevDevices:
         return await self._lookup.has_absolute_pointer(claim)
 
     async def _reconcile(self, nursery: trio.Nursery) -> bool:
-        """Open the devices that are named and there; close those that no claim names. True: a named device is missing."""
+        """Open the present devices that claims name; close those that no claim names. Return True when a named device is missing."""
         claimed, missing = await self._lookup.claimed_nodes(self._focus.claims)
         # The reservation of a guest that has gone keeps a device from others, but does not open it.
         present = {claim.key for claim in self._focus.claims if claim.gone_since is None}

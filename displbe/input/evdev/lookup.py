@@ -28,24 +28,24 @@ Result = TypeVar("Result")
 
 
 class ClaimedRoles(msgspec.Struct, frozen=True):
-    """The roles in which a claim names a device, and the assignment that says so."""
+    """The roles in which a claim names a device, and the assignment that they come from."""
 
     assignment: Assignment
     roles: frozenset[Role]
 
 
 RolesByClaim: TypeAlias = dict[tuple[str, int], ClaimedRoles]
-"""For each claim that names a device, by `Claim.key`."""
+"""The roles of each claim that names a device, by `Claim.key`."""
 
 
 class DeviceLookup:
-    """Looks for nodes in /dev/input and /sys/class/input. The hardware may make that slow, so one thread does it."""
+    """Looks for nodes in /dev/input and /sys/class/input. The hardware may make this slow, so a thread does it, one call at a time."""
 
     def __init__(self, settings: InputSettings, nodes: DeviceNodes) -> None:
         self._settings = settings
         self._nodes = nodes
         self._refused: set[tuple[str, str]] = set()
-        """Guests and the nodes that they name without being allowed to: logged once."""
+        """Pairs of a guest and a node that it names but may not use. Each is logged once."""
         self._limiter = trio.CapacityLimiter(1)
 
     async def claimed_nodes(self, claims: Iterable[Claim]) -> tuple[dict[str, RolesByClaim], bool]:
@@ -73,11 +73,11 @@ class DeviceLookup:
         return False
 
     async def open(self, path: str) -> DeviceNode:
-        """Open a node. Raises OSError, and whatever python-evdev raises."""
+        """Open a node. Raises OSError, and the exceptions of python-evdev."""
         return await self._in_thread(self._nodes.open, path)
 
     async def _find(self, guest: str, assignment: Assignment, binding: Binding) -> str | None:
-        """Return the allowed node that a binding names, the most suitable one of several. None: there is none."""
+        """Return the most suitable of the allowed nodes that a binding names; None if there is none."""
         paths = await self._in_thread(self._named, binding)
         for path in paths:
             if binding.id in assignment.always_allowed or await self._in_thread(self._is_allowed, path):

@@ -1,4 +1,4 @@
-"""The host's device nodes, /dev/input/event0 and so on, and what sysfs says about them. All calls may block."""
+"""The host's device nodes, /dev/input/event0 and so on, and their attributes in sysfs. All calls may block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READ_EVENTS: Final = 256
 LONG: Final = calcsize("@l")
 """Bytes of the kernel's long."""
 _EVENT: Final = Struct(f"={2 * LONG}xHHi")
-"""struct input_event (linux/input.h) without its time, which is two longs."""
+"""struct input_event (linux/input.h) without its time, which takes two longs."""
 _NODE: Final = re.compile(r"/dev/input/event\d+")
 
 
@@ -44,29 +44,29 @@ class DeviceNode(Protocol):
         """Return the device's present state. The kernel discards buffered key events (EVIOCGKEY). Raises OSError."""
 
     def grab(self) -> None:
-        """Take the device's events from all other readers (EVIOCGRAB). Raises OSError: another program has grabbed it."""
+        """Take the device's events from all other readers (EVIOCGRAB). Raises OSError when another program has grabbed it."""
 
     def close(self) -> None:
-        """Close the node, which also ends the grab."""
+        """Close the node. This also ends the grab."""
 
 
 class DeviceNodes(Protocol):
     """The device nodes of a machine."""
 
     def paths(self) -> list[str]:
-        """Return all of them: `/dev/input/event0` and so on."""
+        """Return the paths of all nodes: `/dev/input/event0` and so on."""
 
     def resolve(self, path: str) -> list[str]:
         """Return the nodes that a path, or a glob pattern of paths, leads to through symbolic links."""
 
     def name(self, path: str) -> str:
-        """Return the name that a device reports; empty: it has gone."""
+        """Return the name that a device reports (EVIOCGNAME); empty when it has gone."""
 
     def is_absolute(self, path: str) -> bool:
         """Return whether a device reports positions when it is used as a pointer. False when it has gone."""
 
     def fitness(self, path: str, role: Role) -> int:
-        """Return how well a device suits a role; 0: not at all, or it has gone."""
+        """Return how well a device suits a role (Capabilities.fitness); 0 when it does not suit it or has gone."""
 
     def open(self, path: str) -> DeviceNode:
         """Open a node. Raises OSError."""
@@ -104,7 +104,7 @@ def read_events(fd: int) -> list[InputEvent]:
 
 
 def _attribute(path: str, name: str) -> str:
-    """Return a sysfs attribute of a node's device; empty: the device has gone."""
+    """Return a sysfs attribute of a node's device; empty when the device has gone."""
     try:
         return Path(f"/sys/class/input/{os.path.basename(path)}/device/{name}").read_text("utf-8", "replace").strip()
     except OSError:
@@ -112,7 +112,7 @@ def _attribute(path: str, name: str) -> str:
 
 
 def sysfs_capabilities(path: str) -> Capabilities:
-    """Return a device's capabilities from sysfs, without opening it, and so without the ranges of its axes. Empty when it has gone."""
+    """Return a device's capabilities from sysfs, without opening the device. They lack the ranges of axes. Empty when it has gone."""
     axes = _bitmap(path, "capabilities/abs")
     return Capabilities(
         keys=_bitmap(path, "capabilities/key"),

@@ -18,10 +18,10 @@ TOUCHPAD_PIXELS: Final = 1000
 
 
 class PointerKind(enum.Enum):
-    """How a device moves the pointer."""
+    """The way in which a device moves the pointer."""
 
     RELATIVE = "relative"
-    """A mouse, or a device that is no pointer: it reports motions."""
+    """A mouse, which reports motions; or a device that is not a pointer."""
     ABSOLUTE = "absolute"
     """A tablet or touch screen: it reports positions on the screen."""
     TOUCHPAD = "touchpad"
@@ -41,16 +41,16 @@ class PointerDecoder:
     def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
         self.kind = PointerKind.of(capabilities)
         self.jump = True
-        """The next position is not where the pointer moved to: a pen or a finger has just come down."""
+        """Whether the next position is a jump, not a motion from the last one: a pen or a finger has just come down."""
         self._source = source
         self._axes = capabilities.abs_axes
-        # A high-resolution wheel reports each detent as REL_WHEEL as well; where it does not, its units are counted.
+        # A high-resolution wheel reports each detent as REL_WHEEL too. If a device does not, its units are counted.
         self._counts_units = REL_WHEEL_HI_RES in capabilities.rel_axes and REL_WHEEL not in capabilities.rel_axes
         self._detents = WheelDetents()
         self._dx = self._dy = self._wheel = 0
         self._x, self._y = snapshot.axes.get(ABS_X, 0), snapshot.axes.get(ABS_Y, 0)
         self._pad_position = float(self._x), float(self._y)
-        """The position on a touchpad up to which motions have been reported."""
+        """The position on a touchpad for which the motions have been reported."""
         self._moved = False
         """Whether this frame has a position."""
 
@@ -99,7 +99,7 @@ class PointerDecoder:
         self._moved = False
 
     def _slide(self) -> None:
-        """Turn the way of a finger over a touchpad into motion. The remainder, less than a pixel, counts in a later frame."""
+        """Convert the movement of a finger on a touchpad into motion. The remainder of less than a pixel counts in a later frame."""
         position = float(self._x), float(self._y)
         if not self.jump and ABS_X in self._axes:
             pixel = max(1, self._axes[ABS_X].maximum - self._axes[ABS_X].minimum + 1) / TOUCHPAD_PIXELS

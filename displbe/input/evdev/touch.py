@@ -22,19 +22,19 @@ __all__ = ["TouchDecoder", "touch_decoder"]
 
 
 class TouchDecoder:
-    """Collects the contacts of a frame, and passes the changes on at its end. This base class is a device without contacts."""
+    """Collects the contacts of a frame, and passes on the changes at its end. This base class is for a device without contacts."""
 
     def __init__(self, source: InputSource, capabilities: Capabilities) -> None:
         self._source = source
         axes = capabilities.abs_axes
         self._reported: dict[int, Slot] = {}
-        """Copies of the contacts as they were at the end of the last frame, by number."""
+        """Copies of the contacts at the end of the last frame, by number."""
         none = AbsAxis(0, 0)
         self._x_axis = axes.get(ABS_MT_POSITION_X) or axes.get(ABS_X) or none
         self._y_axis = axes.get(ABS_MT_POSITION_Y) or axes.get(ABS_Y) or none
         spans = [axis.maximum - axis.minimum + 1 for axis in (self._x_axis, self._y_axis)]
         self._size = max(1.0, abs(spans[0] * spans[1]) ** 0.5)
-        """The square root of the touch area, in the device's units: the measure of diameters."""
+        """The square root of the touch area, in the device's units. Diameters are fractions of it."""
         orientation = axes.get(ABS_MT_ORIENTATION)
         self._quarter_turn = orientation.maximum if orientation is not None else 0
         """The value of ABS_MT_ORIENTATION that is 90 degrees; 0: the device does not report orientation."""
@@ -65,7 +65,7 @@ class TouchDecoder:
         for number in lifted:
             guest_input.touch_up(source, number)
         if any(number in contacts for number in lifted):
-            guest_input.touch_frame(source)  # up and down again under one number takes two frames
+            guest_input.touch_frame(source)  # a contact that goes up and a new one with the same number take two frames
         for number, slot in contacts.items():
             old = before.get(number)
             x, y = self._x_axis.fraction(slot.x), self._y_axis.fraction(slot.y)
@@ -82,7 +82,7 @@ class TouchDecoder:
 
 
 def _is_another(now: Slot | None, before: Slot) -> bool:
-    """Whether a contact has been lifted, even if another one has its number now."""
+    """Return whether a contact has been lifted, even if another contact has its number now."""
     return now is None or now.tracking != before.tracking
 
 
@@ -127,7 +127,7 @@ class _AnonymousContacts(TouchDecoder):
         """The contact that is being reported."""
         self._frame: list[Slot] = []
         self._is_touch_frame = False
-        """Whether the frame reports contacts, or that there are none; a frame may be of other events only, such as keys."""
+        """Whether the frame reports contacts, or reports that there are none. A frame may have only other events, such as keys."""
         self._has_tracking_ids = ABS_MT_TRACKING_ID in capabilities.abs_axes
 
     def absolute(self, code: int, value: int) -> None:
@@ -146,7 +146,7 @@ class _AnonymousContacts(TouchDecoder):
         self._is_touch_frame = self._is_touch_frame or not down
 
     def resync(self, snapshot: Snapshot) -> None:
-        """Lift all contacts: the kernel keeps no state of this kind of device. The next frame reports those that are down."""
+        """Lift all contacts, because the kernel keeps no state of this kind of device. The next frame reports those that are down."""
         self._contact, self._frame, self._is_touch_frame = None, [], True
 
     def end_frame(self, guest_input: GuestInput | None) -> None:
@@ -155,7 +155,7 @@ class _AnonymousContacts(TouchDecoder):
         self._contact, self._frame, self._is_touch_frame = None, [], False
 
     def _number(self, frame: list[Slot]) -> dict[int, Slot]:
-        """Give each contact of a frame the number of the nearest one in the last frame, or of the one with its tracking ID."""
+        """Give each contact of a frame the number of the nearest contact in the last frame, or of the contact with its tracking ID."""
         found: dict[int, Slot] = {}
         free = dict(self._reported)
         pairs = sorted(
