@@ -42,7 +42,7 @@ class SinkError(Exception):
 
 
 class OutputUnavailable(Exception):
-    """There is no such output, or it is taken. The text goes to the device's `error` node."""
+    """An output does not exist, or another guest has it. The text goes to the device's `error` node."""
 
 
 class Claimant(msgspec.Struct, frozen=True):
@@ -127,26 +127,28 @@ class Output(abc.ABC):
         self.reason = ""
         """Why no better path is possible, or why nothing is shown; empty: there is no better path."""
         self.flipped: Callable[[int], None] = lambda token: None
-        """Called with the token of each accepted flip when it ends: its frame is shown, or can no longer be. The claimant sets it."""
+        """Called with the token of each accepted flip when the flip ends: its frame is shown, or can no longer be shown. The claimant
+        sets this.
+        """
 
     @abc.abstractmethod
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        """Prepare a guest's buffer for this output. Raises SinkError; nothing is held then."""
+        """Prepare a guest's buffer for this output. Raises SinkError, and then holds nothing of the buffer."""
 
     @abc.abstractmethod
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         """Switch on and show this part of the buffer, and of each buffer flipped to, until the next `enable`.
 
-        Returns when the change has been requested. Raises SinkError; the screen stays as it was then.
+        Returns when the change has been requested. Raises SinkError; the screen then stays as it was.
         """
 
     @abc.abstractmethod
     async def disable(self) -> None:
-        """Switch off. Raises nothing: a screen that cannot be switched off is gone."""
+        """Switch off. Raises nothing, because a screen that cannot be switched off is gone."""
 
     @abc.abstractmethod
     def flip(self, buffer: SinkBuffer, token: int) -> None:
-        """Show another buffer at the next refresh. `flipped(token)` is called exactly once, unless SinkError is raised.
+        """Show another buffer at the next refresh. Raises SinkError; otherwise `flipped(token)` is called exactly once.
 
         The caller waits for `flipped` before the next flip.
         """
@@ -178,7 +180,7 @@ class Sink(abc.ABC):
     """Whether the sink uses dma-bufs of guests' pages. Otherwise the pages are mapped."""
 
     wants_shared: bool = False
-    """Whether another process maps guests' pages where it can (GuestBuffer.shm_fd). They need not be mapped here then."""
+    """Whether another process maps guests' pages where possible (GuestBuffer.shm_fd). This process then need not map them."""
 
     seats: Seats | None = None
     """The input events of the compositor's seats for guests' surfaces; None: the sink has no seats."""

@@ -1,8 +1,9 @@
 """Conversion of frames to XRGB8888, for formats that a card or compositor does not support.
 
-It uses operations of bytes and large integers on whole rows, never on single pixels. All of them hold the interpreter's lock, and a
-computing thread gives it up only every 5 ms, but the flips of all guests need the event loop in the main thread. Therefore only one
-thread at a time converts, for all guests, and after every few rows it releases the lock for long enough that the main thread gets it.
+It uses operations of bytes and large integers on whole rows, never on single pixels. These operations hold the interpreter's lock, and a
+computing thread gives the lock up only every 5 ms. The event loop in the main thread needs the lock for the flips of all guests. Therefore
+only one thread at a time converts, for all guests, and after every few rows it releases the lock for long enough that the main thread gets
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["CONVERTED", "convert"]
 AT_ONCE: Final = 65536
 """Bytes that are converted between two pauses; that takes about half a millisecond."""
 PAUSE: Final = 50e-6
-"""Seconds of a pause, in which other threads run."""
+"""Seconds between two parts of a conversion, in which other threads run."""
 _turn: Final = threading.Lock()
 
 

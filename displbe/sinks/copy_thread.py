@@ -1,8 +1,8 @@
 """A thread that copies frames and commits them, so that a flip in copy mode does not wake the event loop.
 
 A trio worker thread would wake the loop again for the commit, which costs more than copying a small frame. This thread takes jobs from a
-queue and calls the loop only when one fails. Between jobs it looks regularly whether the guest has drawn without flipping, again without
-waking the loop.
+queue and calls the loop only when a job fails. Between jobs it looks regularly whether the guest has drawn without flipping. That does not
+wake the loop either.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ class CopyThread:
             self._pause = self._look()
 
     def do(self, job: Job) -> None:
-        """Run a job in the thread, after all jobs given before. It must not raise; it reports to the loop with `tell`."""
+        """Run a job in the thread, after all jobs given before. The job must not raise; it reports to the loop with `tell`."""
         self._given += 1
         self._jobs.put(job)
 
     def tell(self, call: Callable[[], None]) -> None:
-        """Have `call` called in the event loop. For jobs: runs in the thread."""
+        """Call `call` in the event loop. Jobs use this method, in the thread."""
         self._loop.run_sync_soon(call)
 
     def watch(self, look: Callable[[], float], pause: float) -> None:
-        """From now on, call `look` in the thread when there has been no job for `pause` seconds. It returns the next pause."""
+        """From now on, call `look` in the thread when there has been no job for `pause` seconds. `look` returns the next pause."""
 
         def begin() -> None:
             self._look, self._pause = look, pause

@@ -38,21 +38,21 @@ class FlipState(enum.Enum):
     """The clock ends it at the next refresh."""
 
 
-# Looked up once: on the path of every flip, and a member of an enum costs more than a call in Python 3.11.
+# Every flip uses these. Each is looked up once, because in Python 3.11 the lookup of an enum's member costs more than a call.
 _NONE: Final = FlipState.NONE
 _WAITING: Final = FlipState.WAITING
 _TIMED: Final = FlipState.TIMED
 
 
 def _nothing() -> None:
-    """Nothing else follows from a late flip."""
+    """Do nothing: the default of `on_late`."""
 
 
 class Flip:
     """The flip of one output. `ended` is called with the token of each flip that ends; `on_late` before it when the flip is late.
 
-    `late` is the limit in seconds. Serial numbers tell reports about this flip from reports about earlier ones; they count up from
-    `first_serial`.
+    `late` is the limit in seconds. Serial numbers count up from `first_serial`; they distinguish reports about this flip from reports
+    about earlier ones.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Flip:
         self._token = 0
 
     def begin(self, token: int) -> int:
-        """Begin a flip and return its serial number. The caller has waited for the end of the flip before."""
+        """Begin a flip and return its serial number. The caller has waited for the end of the previous flip."""
         self._token = token
         self.state = _WAITING
         self.began = now = trio.current_time()
@@ -102,13 +102,13 @@ class Flip:
         return self.serial
 
     def on_shown(self, serial: int) -> None:
-        """The screen shows the frame of this flip: end it. A report about an earlier flip changes nothing."""
+        """End this flip: the screen shows its frame. A report about an earlier flip changes nothing."""
         if serial == self.serial:
             self.shown += 1
             self.end()
 
     def on_ready(self, serial: int) -> None:
-        """The screen shows the frame of this flip at its next refresh, which it does not report: end the flip then."""
+        """End this flip at the next refresh: the screen shows its frame then, but does not report that."""
         if serial == self.serial:
             self.shown += 1
             self.end_at_refresh()
@@ -138,7 +138,7 @@ class Flip:
 
 
 class FlipClock:
-    """The clock of a sink's flips: ends those that no screen ends.
+    """The clock of a sink's flips. It ends those that no screen ends.
 
     A flip that its screen ends costs the clock no wake-up: it looks for late flips four times a second, and only while there are flips.
     """
@@ -147,21 +147,21 @@ class FlipClock:
         self._under_way: set[Flip] = set()
         self._wanted = trio.Event()
         self._parked = True
-        """Nothing was under way at the last look: the next flip wakes the clock."""
+        """Whether no flip was under way at the last look. The next flip then wakes the clock."""
 
     def add(self, flip: Flip) -> None:
-        """A flip begins."""
+        """Add a flip that begins."""
         self._under_way.add(flip)
         if self._parked:
             self._parked = False
             self._wanted.set()
 
     def discard(self, flip: Flip) -> None:
-        """A flip has ended."""
+        """Remove a flip that has ended."""
         self._under_way.discard(flip)
 
     def wake(self) -> None:
-        """A flip ends earlier than was known."""
+        """Look at the flips again: one of them ends earlier than it did at the last look."""
         self._wanted.set()
 
     async def run(self) -> None:
@@ -178,7 +178,7 @@ class FlipClock:
                     _log.exception("cannot end a flip")
 
     def _next_look(self) -> float:
-        """The time of the next look, in seconds of trio's clock."""
+        """Return the time of the next look, in seconds of trio's clock."""
         if not self._under_way:
             self._parked = True
             return math.inf

@@ -15,7 +15,7 @@ __all__ = ["image"]
 
 _YUYV: Final = fourcc("YUYV")
 
-# DRM format, which is little-endian -> Pillow's mode and raw mode.
+# DRM format (little-endian) -> Pillow's mode and raw mode.
 _RAW_MODES: Final[dict[int, tuple[str, str]]] = {
     fourcc("XR24"): ("RGB", "BGRX"),
     fourcc("AR24"): ("RGB", "BGRX"),
@@ -42,7 +42,7 @@ def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
 
 
 def _from_yuyv(data: memoryview, width: int, height: int) -> Image.Image:
-    """Convert YUYV: two pixels share Cb and Cr. Nothing says which matrix and range are meant; DRM's default is BT.601, limited range."""
+    """Convert YUYV: two pixels share Cb and Cr. The protocol names no matrix and no range, so DRM's default applies: BT.601, limited."""
     luma, colour = Image.frombytes("LA", (width, height), data).split()
     even = width + width % 2
     chroma = colour.crop((0, 0, even, height)).tobytes()

@@ -1,7 +1,7 @@
 """Notices what a guest draws into the frame on the screen without flipping.
 
-Xorg's shadow framebuffer draws like this, and Linux's frontend has no message for it: the frame must be looked at regularly. `RedrawWatch`
-says when. Its user looks, by comparing pixels or by telling the card that the frame may have changed.
+Xorg's shadow framebuffer draws in this way, and Linux's frontend has no message for it. Therefore displbe looks at the frame regularly.
+`RedrawWatch` decides when. Its user does the look: it compares pixels, or tells the card that the frame may have changed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import trio
 __all__ = ["SLOWEST", "STILL", "RedrawWatch"]
 
 STILL: Final = 0.25
-"""Seconds after a flip before the first look. A guest that flips shows its frames itself, and a commit of ours could hold its next flip
-back by a refresh; then one late flip would make all later ones late.
+"""Seconds between a flip and the first look after it. A guest that flips shows its frames itself. A commit of displbe's could delay the
+guest's next flip by a refresh, and then one late flip would make all later ones late.
 """
 SLOWEST: Final = 0.2
 """Seconds between two looks at a frame that has not changed for a while, unless the configured rate is lower."""
-_SLOWER: Final = 1.25
+_BACKOFF: Final = 1.25
 """Each look that finds nothing makes the next pause longer by this factor."""
 
 
 class RedrawWatch:
     """Says when to look at the frame on the screen: at most `rate` times a second, less often while nothing changes.
 
-    `since_flip` returns the seconds since the guest's last flip. Without it, flips do not put looks off.
+    `since_flip` returns the seconds since the guest's last flip. Without it, flips do not delay looks.
     """
 
     def __init__(self, rate: float, since_flip: Callable[[], float] = lambda: math.inf) -> None:
@@ -36,7 +36,7 @@ class RedrawWatch:
         self._since_flip = since_flip
 
     def is_due(self) -> bool:
-        """Return whether to look now, `pause` seconds after the last look; else `pause` is the time that is left."""
+        """Return whether to look now, `pause` seconds after the last look. If False, `pause` becomes the time that is left."""
         left = STILL - self._since_flip()
         if left > 0:
             self.pause = left
@@ -45,7 +45,7 @@ class RedrawWatch:
     def looked(self, *, redrawn: bool) -> None:
         """Set the next pause: the shortest after a change."""
         slowest = max(self._shortest, SLOWEST)
-        self.pause = self._shortest if redrawn else min(slowest, max(self._shortest, self.pause) * _SLOWER)
+        self.pause = self._shortest if redrawn else min(slowest, max(self._shortest, self.pause) * _BACKOFF)
 
     async def run(self, look: Callable[[], Awaitable[bool]]) -> None:
         """Call `look` whenever a look is due, until cancelled. It returns whether the guest has drawn since the last look."""

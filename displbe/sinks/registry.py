@@ -26,10 +26,10 @@ class MissingPackage(Unavailable):
 
 
 def mappings(settings: Any) -> int:
-    """Return how often a guest's page may be mapped at the same time under a sink's settings. Each mapping takes an entry of maptrack.
+    """Return the maximum number of simultaneous mappings of a guest's page under a sink's settings. Each takes an entry of Xen's maptrack.
 
-    Twice where zero copy is tried: by the card or the compositor, and by displbe, to copy its frames after all, to notice what the guest
-    draws without flipping, or to take a screenshot.
+    The number is 2 where zero copy is tried: the card or the compositor maps the page, and displbe may map it too, to copy frames that
+    cannot be shown without a copy, to notice what the guest draws without flipping, or to take a screenshot. Otherwise it is 1.
     """
     return 1 if getattr(settings, "zero_copy", "off") == "off" else 2
 

@@ -69,7 +69,7 @@ class PointerLeave(msgspec.Struct, frozen=True):
 
 
 class PointerMotion(msgspec.Struct, frozen=True):
-    """The pointer moves. While a button is down, it may be outside the surface."""
+    """The pointer moves. While a button is down, the position may be outside the surface."""
 
     x: float
     y: float
@@ -116,7 +116,7 @@ class TouchMotion(msgspec.Struct, frozen=True):
 
 
 class TouchShape(msgspec.Struct, frozen=True):
-    """The ellipse that a finger touches: its diameters, in the unit of positions."""
+    """The ellipse that a finger covers: its longer and shorter diameter, in the unit of positions."""
 
     id: int
     major: float
@@ -167,29 +167,31 @@ SeatEvent: TypeAlias = (
 
 
 class Seats:
-    """Passes events to listeners. Connectors and listeners come and go independently."""
+    """Passes events to listeners. Connectors and listeners may come and go independently."""
 
     def __init__(self) -> None:
-        self._hear: dict[tuple[int, str], list[Callable[[SeatEvent], None]]] = {}
+        self._listeners: dict[tuple[int, str], list[Callable[[SeatEvent], None]]] = {}
+        """(domid, connector) -> the listeners to events for its surface."""
 
     @contextlib.contextmanager
     def listening(self, domid: int, connector: str, hear: Callable[[SeatEvent], None]) -> Iterator[None]:
-        """Call `hear` with each event for the surface of this guest's connector while the block lasts. It must neither block nor raise.
+        """Call `hear` with each event for the surface of this guest's connector while the block lasts.
 
-        When a surface loses the focus because its guest, its window or the compositor is gone, the leave events come first.
+        `hear` must neither block nor raise. When a surface loses the focus because its guest, its window or the compositor is gone, the
+        leave events come first.
         """
-        listeners = self._hear.setdefault((domid, connector), [])
+        listeners = self._listeners.setdefault((domid, connector), [])
         listeners.append(hear)
         try:
             yield
         finally:
             listeners.remove(hear)
             if not listeners:
-                self._hear.pop((domid, connector), None)
+                self._listeners.pop((domid, connector), None)
 
     def tell(self, domid: int, connector: str, event: SeatEvent) -> None:
         """Pass an event for the surface of this guest's connector to its listeners. For sinks."""
-        for hear in tuple(self._hear.get((domid, connector), ())):
+        for hear in tuple(self._listeners.get((domid, connector), ())):
             try:
                 hear(event)
             except Exception:  # an error in one guest's input must not end the sink

@@ -21,7 +21,7 @@ class Tasks:
         self._nursery: trio.Nursery | None = None
         self._early: list[tuple[Callable[..., Awaitable[None]], tuple[object, ...]]] = []
         self.ended = False
-        """`run` has ended: tasks are not started any more."""
+        """Whether `run` has ended. No task is started any more then."""
 
     def start_soon(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Start a task."""

@@ -1,4 +1,4 @@
-"""displbe in the lab's Dom0: started from this tree with Debian's Python, watched, ended; and what it holds, counted."""
+"""displbe in the lab's Dom0: runs it from this tree with Debian's Python, reads its log, and counts the resources that it holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG = "/var/log/displbe.log"
 
 @dataclass(frozen=True)
 class Held:
-    """What displbe holds of guests, as the kernel and the hypervisor count it."""
+    """The guests' resources that displbe holds, as the kernel and the hypervisor count them."""
 
     fds: int
     grant_mappings: int
@@ -28,7 +28,7 @@ class Held:
 
     @classmethod
     def by(cls, machine: Machine, pid: int) -> Held:
-        """Count for a process."""
+        """Count the resources that a process holds."""
         counted = machine.check(
             f"ls /proc/{pid}/fd | wc -l; grep -c xen/gntdev /proc/{pid}/maps;"
             " grep -c evtchn:python3 /proc/interrupts; grep -c xen_gntdev /sys/kernel/debug/dma_buf/bufinfo; true"
@@ -44,43 +44,43 @@ class Backend:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now."""
+        """The process id of the displbe that runs now."""
         return int(self.machine.check("cat /run/displbe.pid"))
 
     def kill(self) -> datetime:
-        """`kill -9`; the time by Dom0's clock, in UTC like the log's."""
+        """Kill displbe by `kill -9`. Return the time by Dom0's clock, in UTC like the times in the log."""
         seconds = float(self.machine.check(f"kill -KILL {self.pid}; date +%s.%N"))
         return datetime.fromtimestamp(seconds, UTC)
 
     def log(self) -> list[dict[str, object]]:
-        """Its log's lines."""
+        """Return all lines of its log."""
         text = self.machine.run(f"cat {LOG}").output
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     def events(self, event: str) -> list[dict[str, object]]:
-        """The log's lines of one kind."""
+        """Return the lines of its log with this event."""
         return [line for line in self.log() if line.get("event") == event]
 
     def held(self) -> Held:
-        """What it holds now."""
+        """Return the resources that it holds now."""
         return Held.by(self.machine, self.pid)
 
     def cpu_seconds(self) -> tuple[float, float]:
-        """CPU time it has used so far: user, system."""
+        """Return the CPU time that it has used so far, in seconds: user, system."""
         fields = self.machine.check(f"cat /proc/{self.pid}/stat").rpartition(")")[2].split()
         return int(fields[11]) / 100, int(fields[12]) / 100
 
     def memory(self) -> int:
-        """Resident memory, kB."""
+        """Return its resident memory in kB."""
         return int(re.findall(r"VmRSS:\s+(\d+)", self.machine.check(f"cat /proc/{self.pid}/status"))[0])
 
 
 @contextlib.contextmanager
 def backend(machine: Machine, config: str, prefix: str = "") -> Iterator[Backend]:
-    """displbe with a configuration, from its readiness until SIGTERM has ended it with exit code 0.
+    """Run displbe with a configuration while the block lasts. The block begins when displbe is ready.
 
-    Killed meanwhile, it is started again as systemd does: after 200 ms, the log going on. `prefix`: a command that becomes
-    displbe, as `setpriv`.
+    At the end, SIGTERM must end displbe with exit code 0. If displbe is killed during the block, it is started again after
+    200 ms, as systemd does it, with the same log. `prefix` is a command that executes displbe, such as `setpriv`.
     """
     machine.put("/etc/displbe/displbe.toml", config)
     machine.run(f"rm -f {LOG} /run/displbe.exit")
@@ -110,10 +110,10 @@ def backend(machine: Machine, config: str, prefix: str = "") -> Iterator[Backend
 
 
 def no_zombie(machine: Machine) -> None:
-    """Every dead guest is gone: one whose pages somebody still maps stays, under the name (null)."""
+    """Wait until all dead guests are gone. A dead guest whose pages are still mapped stays in the list as (null)."""
     machine.wait_for(lambda: "(null)" not in machine.check("xl list"), 30, why="the end of a dead guest")
 
 
 def screens(connector: str, mode: str = "1024x768", be_alloc: int = 0) -> str:
-    """The line of an xl configuration that gives a guest a screen."""
+    """Return the line of an xl configuration that gives a guest a screen."""
     return f"vdispl=['backend=0,be-alloc={be_alloc},connectors={connector}:{mode}']"

@@ -1,4 +1,4 @@
-"""Tests inside the emulated Xen: `pytest tests/lab`. The machine boots once; this project lies in Dom0 under `TREE`."""
+"""Tests inside the emulated Xen: `pytest tests/lab`. The machine boots once; Dom0 has a copy of this project in `TREE`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--hold", action="store_true", help="figures that are not good are failures")
+    parser.addoption("--hold", action="store_true", help="fail where a figure is not good")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """What is tried once more (pytest-rerunfailures) is told as a failure is."""
+    """Print the failure of a test that is run again (pytest-rerunfailures)."""
     if str(report.outcome) == "rerun":
         print(f"\n{report.longreprtext}")
 
@@ -39,7 +39,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def project() -> bytes:
-    """What Dom0 needs of this project, as a tar file: the package, and the tests that run on any machine."""
+    """Return the part of this project that Dom0 needs as a tar file: the package, and the tests that run on any machine."""
     tests = [path.relative_to(REPOSITORY) for path in sorted((REPOSITORY / "tests").iterdir()) if path.name != "lab"]
     present = [name for name in ("pyproject.toml", "displbe", "configs", "protocol") if (REPOSITORY / name).exists()]
     return tarball(REPOSITORY, [*present, *map(str, tests)])
@@ -47,7 +47,7 @@ def project() -> bytes:
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
-    """Xen and Dom0, booted once for all lab tests. `out/lab` gets the pictures and, at the end, the logs."""
+    """Xen and Dom0, booted once for all lab tests. The pictures and, at the end, the logs are written to `out/lab`."""
     for old in (*OUT.glob("*.png"), *OUT.glob("*.log")):
         old.unlink()
     with Machine(out=OUT, gpus=("gpu0", "gpu1")) as running:
@@ -61,7 +61,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """What this test measures."""
+    """The figures of this test."""
     return Figures(
         f"{request.path.stem}::{request.node.name}", request.config.getoption("--hold"), request.config.stash[LINES]
     )
@@ -69,7 +69,7 @@ def figures(request: pytest.FixtureRequest) -> Figures:
 
 @pytest.fixture(scope="session")
 def reference(machine: Machine) -> Callable[..., Picture]:
-    """`reference(mode, pattern)`: modetest's picture, drawn once by Dom0 itself on a card that must then be free."""
+    """`reference(mode, pattern)` returns modetest's picture. Dom0 draws it at the first call; its card must be free then."""
     drawn: dict[tuple[str, str], Picture] = {}
 
     def picture(mode: str = "1024x768", pattern: str = "smpte") -> Picture:

@@ -1,8 +1,10 @@
-"""Runs in Dom0: input devices that do what lines of JSON on a FIFO say, through /dev/uinput.
+"""Runs in Dom0: simulates input devices through /dev/uinput. Orders are lines of JSON on a FIFO:
 
-`{"do": "plug", "name": …, "kind": …, "called": what it calls itself}`, `{"do": "unplug", "name": …}`, `{"do": "emit", "name": …,
-"frames": [[[type, code, value], …], …], "times": how often all of them, "rate": frames per second or 0}`. Each line is answered by one
-in the log, with the seconds that it took.
+* `{"do": "plug", "name": …, "kind": …, "called": the name that the device reports}`
+* `{"do": "unplug", "name": …}`
+* `{"do": "emit", "name": …, "frames": [[[type, code, value], …], …], "times": repetitions of all frames, "rate": frames per second or 0}`
+
+For each order, one line is written to the log, with the seconds that the order took.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ EVENT = struct.Struct("@llHHi")
 
 
 def axis(code: int, maximum: int) -> tuple[int, AbsInfo]:
-    """An absolute axis, 0 to `maximum`."""
+    """Return an absolute axis with values from 0 to `maximum`."""
     return code, AbsInfo(0, 0, maximum, 0, 0, 0)
 
 
@@ -51,7 +53,7 @@ devices: dict[str, UInput] = {}
 
 
 def emit(name: str, frames: list[list[tuple[int, int, int]]], rate: float) -> None:
-    """Each frame in its time, with one write."""
+    """Write each frame at its time, with one write. `rate` is in frames per second; 0: without pauses."""
     fd = devices[name].fd
     begun = time.monotonic()
     for number, frame in enumerate(frames):
@@ -62,8 +64,8 @@ def emit(name: str, frames: list[list[tuple[int, int, int]]], rate: float) -> No
         os.write(fd, b"".join(EVENT.pack(0, 0, *event) for event in [*frame, (e.EV_SYN, e.SYN_REPORT, 0)]))
 
 
-def obey(order: dict[str, Any]) -> None:
-    """Do what a line says."""
+def execute(order: dict[str, Any]) -> None:
+    """Execute an order."""
     name = order["name"]
     if order["do"] == "plug":
         devices[name] = UInput(KINDS[order["kind"]], name=order["called"])
@@ -74,7 +76,7 @@ def obey(order: dict[str, Any]) -> None:
 
 
 def main(fifo: str) -> None:
-    """For ever."""
+    """Execute orders from the FIFO for ever."""
     if not os.path.exists(fifo):
         os.mkfifo(fifo)
     print("ready", flush=True)
@@ -83,7 +85,7 @@ def main(fifo: str) -> None:
             for line in commands:
                 order = json.loads(line)
                 begun = time.monotonic()
-                obey(order)
+                execute(order)
                 print(f"done {order['id']} {time.monotonic() - begun:.3f}", flush=True)
 
 

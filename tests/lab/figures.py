@@ -1,7 +1,9 @@
-"""Figures: what an emulated machine measures depends on what else its host does. `make lab` takes each one once, and says whether it is
-what is wanted. `make figures` holds them, on a machine that does nothing else: what is not good is taken again when the host is quiet.
+"""Figures: measurements in the emulated machine. They depend on the other work of its host.
 
-What is taken is printed with how long the emulator stood waiting for a processor meanwhile, and how long its host did.
+`make lab` takes each figure once, and prints whether it is good. `make figures` enforces the figures, on a host that does nothing else: a
+figure that is not good is taken again when the host is quiet, and fails the test if it is never good.
+
+Each figure is printed with the time that the emulator waited for a processor meanwhile, and with the host's steal time.
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ __all__ = ["Figures"]
 T = TypeVar("T")
 
 QUIET = 0.15
-"""The part of its time that the emulator waits when nothing else runs, at most: its own threads are more than two."""
+"""Maximum share of its time that the emulator waits for a processor on a quiet host. It has more than two threads, so it always waits."""
 STOLEN = 0.03
-"""The part of a second of work that the host's host may take in a quiet moment."""
+"""Maximum seconds of steal time (time that the host's own hypervisor takes) in a quiet moment."""
 PATIENCE = 120.0
-"""Seconds that a quiet moment is waited for before a figure is taken again."""
+"""Maximum seconds to wait for a quiet moment before a figure is taken again."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of the emulator's threads: on a processor, and waiting for one; seconds that the host's host took."""
+    """Seconds that the emulator's threads ran on a processor and waited for one, and the host's steal time in seconds."""
 
     ran: float
     waited: float
@@ -38,7 +40,7 @@ class Spent:
 
     @classmethod
     def by(cls, machine: Machine) -> Spent:
-        """Since it began: proc(5), /proc/PID/task/TID/schedstat and /proc/stat."""
+        """Return the seconds since the start (proc(5): /proc/PID/task/TID/schedstat and /proc/stat)."""
         ran = waited = 0
         for task in Path(f"/proc/{machine.pid}/task").iterdir():
             with contextlib.suppress(OSError):  # a thread that has just ended
@@ -48,12 +50,12 @@ class Spent:
         return cls(ran / 1e9, waited / 1e9, stolen / os.sysconf("SC_CLK_TCK"))
 
     def since(self, before: Spent) -> Spent:
-        """What has come since then."""
+        """Return the difference from an earlier value."""
         return Spent(self.ran - before.ran, self.waited - before.waited, self.stolen - before.stolen)
 
     @property
     def share(self) -> float:
-        """Which part of the time in which it wanted a processor it waited for one."""
+        """The share of the time that the emulator waited for a processor, of the time in which it ran or waited."""
         return self.waited / max(self.ran + self.waited, 0.001)
 
     def __str__(self) -> str:
@@ -62,48 +64,52 @@ class Spent:
 
 @dataclass
 class Figures:
-    """Those of one test."""
+    """The figures of one test."""
 
     name: str
-    held: bool
-    """Whether one that is not good is a failure."""
+    """The test's name."""
+    enforced: bool
+    """Whether a figure that is not good fails the test."""
     lines: list[str]
-    """What came of each of the whole run."""
+    """One line for each figure of the whole run."""
 
     def note(self, wanted: str, found: object, met: bool) -> None:
-        """One that was measured once. Raises AssertionError where figures are held and it is not met."""
-        self._say(wanted, str(found), met)
-        assert met or not self.held, self.lines[-1]
+        """Report a figure that was measured once. Raises AssertionError if figures are enforced and it is not met."""
+        self._report(wanted, str(found), met)
+        assert met or not self.enforced, self.lines[-1]
 
     def take(
         self, machine: Machine, wanted: str, measure: Callable[[], T], good: Callable[[T], bool], tries: int = 3
     ) -> T:
-        """Measure; so many times at most, where figures are held. Raises AssertionError when they are and none is good."""
-        for left in reversed(range(tries if self.held else 1)):
+        """Take a figure and return it: once, or, if figures are enforced, up to `tries` times until it is good.
+
+        Raises AssertionError if figures are enforced and none is good.
+        """
+        for left in reversed(range(tries if self.enforced else 1)):
             before = Spent.by(machine)
             found = measure()
             spent = Spent.by(machine).since(before)
             met = good(found)
-            self._say(wanted, f"{found} ({spent})", met)
+            self._report(wanted, f"{found} ({spent})", met)
             if met:
                 return found
             if left:
                 _wait(machine)
-        assert not self.held, self.lines[-1]
+        assert not self.enforced, self.lines[-1]
         return found
 
-    def _say(self, wanted: str, found: str, met: bool) -> None:
+    def _report(self, wanted: str, found: str, met: bool) -> None:
         self.lines.append(f"{'met' if met else 'NOT MET':8}{self.name}: {wanted}: {found}")
         print(f"\n{self.lines[-1]}")
 
 
 def _wait(machine: Machine) -> None:
-    """Until the host is quiet."""
+    """Wait until the host is quiet, at most PATIENCE seconds."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         before, began = Spent.by(machine), time.monotonic()
         time.sleep(3)
-        while time.monotonic() < began + 4:  # nothing is stolen from who does nothing
+        while time.monotonic() < began + 4:  # compute: an idle process loses no steal time
             pass
         now = Spent.by(machine).since(before)
         if now.share < QUIET and now.stolen < STOLEN:

@@ -1,8 +1,9 @@
 """Runs in Dom0: shows a dma-buf through displbe's DRM sink, like a guest's pages, until it is ended.
 
-Its argument is JSON: the sink's settings, connectors, the geometry, a file with the buffer's bytes, and where the
-dma-buf comes from: empty for an udmabuf, `ours` for memory of the output (be-alloc), else a card's node for a dumb
-buffer of that card. `times` is how often the buffer is attached, to all connectors at once, before it is shown.
+The argument is JSON: the sink's settings, the connectors, the geometry, a file with the buffer's bytes, and the source of
+the dma-buf (`memory`): empty for a udmabuf, `ours` for memory of the output (be-alloc), else a card's node, for a dumb
+buffer of that card. `times` is the number of times that the buffer is attached, to all connectors at once, before it is
+shown.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 
 
 def pages_of(content: bytes) -> int:
-    """Return how many pages the content needs."""
+    """Return the number of pages that the content needs."""
     return -(-len(content) // mmap.PAGESIZE)
 
 
@@ -64,7 +65,7 @@ class Memory:
 
 
 def udmabuf(pages: int) -> int:
-    """Return an udmabuf of this many pages."""
+    """Return a udmabuf of this many pages."""
     memfd = os.memfd_create("pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(memfd, pages * mmap.PAGESIZE)
     fcntl.fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK)
@@ -87,7 +88,7 @@ async def attach(outputs: list[Output], memory: Memory, geometry: Geometry) -> d
 
 
 async def show(asked: dict[str, Any]) -> None:
-    """Show what was asked for."""
+    """Show the buffer that the argument describes."""
     sink = DrmSink(DrmSettings(**asked["settings"]))
     async with trio.open_nursery() as nursery:
         await nursery.start(sink.run)

@@ -1,4 +1,4 @@
-"""What a screen shows, as pixels: read from QEMU's PPM, compared, and written as PNG for people."""
+"""Pictures of screens: reads them from QEMU's PPM, compares them, and writes them as PNG for people."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ class Picture:
         return red, green, blue
 
     def colours(self) -> set[bytes]:
-        """The colours it contains."""
+        """Return the colours that the picture contains."""
         return {self.rgb[at : at + 3] for at in range(0, len(self.rgb), 3)}
 
     def crop(self, x: int, y: int, width: int, height: int) -> Picture:
-        """A part of it, which must lie inside."""
+        """Return a part of the picture. Raises ValueError if the part does not lie inside."""
         if not (0 <= x <= x + width <= self.width and 0 <= y <= y + height <= self.height):
             raise ValueError(f"{width}x{height} at {x},{y} is not inside {self.width}x{self.height}")
         starts = ((row * self.width + x) * 3 for row in range(y, y + height))
         return Picture(width, height, b"".join(self.rgb[at : at + width * 3] for at in starts))
 
     def differs(self, other: Picture) -> int:
-        """The number of pixels that differ; all of them when the sizes do."""
+        """Return the number of pixels that differ; all of them if the sizes differ."""
         if self.size != other.size:
             return max(self.width * self.height, other.width * other.height)
         return sum(map(sum, self._unequal(other))) if self.rgb != other.rgb else 0
 
     def difference(self, other: Picture) -> Picture:
-        """White where the pixels differ, black elsewhere; the sizes must be the same."""
+        """Return a picture that is white where the pixels differ, black elsewhere. Raises ValueError if the sizes differ."""
         if self.size != other.size:
             raise ValueError(f"{self.size} and {other.size} cannot be laid over each other")
         black, white = b"\0\0\0", b"\xff\xff\xff"
@@ -87,14 +87,14 @@ class Picture:
         return b"\x89PNG\r\n\x1a\n" + chunks
 
     def save(self, path: Path) -> Path:
-        """Write it as PNG."""
+        """Write the picture as PNG."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.png())
         return path
 
 
 def drawn(width: int, height: int, steps: int) -> Picture:
-    """What domu/draw.c and domu/survive.c draw."""
+    """Return the picture that domu/draw.c and domu/survive.c draw."""
     rgb = bytearray(
         b"".join(bytes((x * 3 & 255, y * 5 & 255, (x ^ y) & 255)) for y in range(height) for x in range(width))
     )

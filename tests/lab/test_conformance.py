@@ -1,4 +1,4 @@
-"""The conformance suite over the real /dev/xen, in Dom0, which is its own guest there."""
+"""The conformance suite over the real /dev/xen, in Dom0, which acts as its own guest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def test_conformance(machine: Machine) -> None:
 
 
 def conformance(machine: Machine) -> None:
-    """The whole suite, in this machine's Dom0."""
+    """Run the whole suite in this machine's Dom0; all of it must pass."""
     stranger = machine.create("stranger", guest_config("idle"))
     try:
         done = machine.run(

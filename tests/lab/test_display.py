@@ -1,4 +1,4 @@
-"""Linux guests with an unmodified drm_xen_front, and displbe in Dom0 as DRM master: their pictures on the emulated monitor."""
+"""Linux guests with an unmodified drm_xen_front; displbe in Dom0 is DRM master and shows their pictures on the emulated monitor."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PATHS = {
     "zero copy": ('zero-copy = "require"\n', 0),
     "be-alloc": (f'zero-copy = "require"\n{ALLOWED}', 1),
 }
-"""How the pixels get to the screen: [drm] of the configuration, and be-alloc of the guest."""
+"""Path of the pixels to the screen -> [drm] of the configuration, and be-alloc of the guest."""
 TIMES = {"copy": 3, "zero copy": 10, "be-alloc": 3}
-"""How often a guest is rebooted, and destroyed."""
+"""Path -> the number of times that a guest is rebooted, and destroyed."""
 SECONDS = 12
-"""How long a guest flips."""
+"""Seconds that a guest flips."""
 
 
 @pytest.fixture(scope="module", params=PATHS, ids=lambda path: path.replace(",", "").replace(" ", "-"))
@@ -39,7 +39,7 @@ def screen(machine: Machine, path: str) -> str:
 
 @pytest.fixture(scope="module")
 def pictures(reference: Callable[..., Picture]) -> tuple[Picture, Picture]:
-    """What modetest draws, and what it flips to: drawn before displbe takes the card."""
+    """The two pictures that modetest flips between, drawn before displbe takes the card."""
     return reference(), reference(pattern="plain")
 
 
@@ -51,7 +51,7 @@ def displbe(machine: Machine, pictures: tuple[Picture, Picture], path: str) -> I
 
 @pytest.fixture
 def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
-    """What displbe holds without guests; it must hold no more afterwards."""
+    """The resources that displbe holds without guests. After the test it must hold the same again."""
     before = displbe.held()
     yield before
     for name in ("still", "flip", "again"):
@@ -61,7 +61,7 @@ def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
 
 
 def test_picture(machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture]) -> None:
-    """A guest's modetest shows on the monitor just what Dom0's own modetest shows there."""
+    """The monitor shows the same picture for a guest's modetest as for Dom0's own."""
     machine.create("still", guest_config("still", screen(machine, path)))
     machine.wait_console("still", "guest: drawing", 60)
     machine.expect_picture(pictures[0], f"guest-still-{path.replace(' ', '-')}")
@@ -78,14 +78,14 @@ def test_picture(machine: Machine, displbe: Backend, idle: Held, path: str, pict
 def test_flips(
     machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture], figures: Figures
 ) -> None:
-    """modetest's page flips at 60 Hz: at least 55 reach the screen each second, and each is one of the two pictures."""
+    """modetest flips at 60 Hz: at least 55 flips a second reach the screen, and the screen shows one of the two pictures."""
     figures.take(
         machine, "at least 55 flips/s", lambda: flip(machine, displbe, path, pictures), lambda rate: rate >= 55
     )
 
 
 def flip(machine: Machine, displbe: Backend, path: str, pictures: tuple[Picture, Picture]) -> float:
-    """A guest that flips: how often a second."""
+    """Let a guest flip. Return its flips per second."""
     machine.destroy("flip")
     machine.create("flip", guest_config("flip", screen(machine, path), seconds=SECONDS))
     machine.wait_console("flip", "freq:", 60)
@@ -106,20 +106,20 @@ def flip(machine: Machine, displbe: Backend, path: str, pictures: tuple[Picture,
 
 
 def test_reboots(machine: Machine, displbe: Backend, idle: Held, path: str) -> None:
-    """A guest that reboots is served each time, and is not kept waiting: its shutdown sees our 5 at once."""
+    """A guest that reboots is served each time. Its shutdown does not wait: it sees displbe's state 5 at once."""
     before = len(displbe.events("output on"))
-    # A frontend that was kept waiting for its 5 s says so at the level of information (xenbus_dev_shutdown).
+    # A frontend that has waited for 5 s logs that with KERN_INFO (xenbus_dev_shutdown).
     machine.create("again", guest_config("reboot", screen(machine, path), seconds=2, extra="loglevel=7"))
     machine.wait_for(lambda: len(displbe.events("output on")) - before > TIMES[path], 240, why="the reboots")
-    # Else it would be destroyed in the middle of a reboot, perhaps; xl then leaves a part of it in XenStore.
+    # Without the pause, the guest may be destroyed during a reboot; xl then leaves a part of it in XenStore.
     machine.check("xl pause again")
     console = machine.console("again")
-    assert "Linux version" in console, "all that the kernel says is here"
+    assert "Linux version" in console, "the console has the kernel's messages"
     assert "timeout closing device" not in console
 
 
 def test_destroyed_in_mid_flip(machine: Machine, displbe: Backend, idle: Held, path: str) -> None:
-    """A guest that is destroyed while it flips, time after time: nothing of it is left, each time."""
+    """A guest is destroyed while it flips, several times. Each time, nothing of it is left."""
     for _ in range(TIMES[path]):
         machine.create("flip", guest_config("flip", screen(machine, path)))
         machine.wait_console("flip", "freq:", 60)

@@ -1,4 +1,4 @@
-"""displbe in a driver domain: a second domain that XenStore gives no more rights than any guest, and the guest's screen is there."""
+"""displbe in a driver domain, which has no more rights in XenStore than any guest. It shows the guests' screens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCREEN = "vdispl=['backend=domd,be-alloc=0,connectors=Virtual-1:1024x768']"
 
 
 class DriverDomain:
-    """The domain `domd`, which boots from Dom0's second disk. It is told what to do through XenStore, and answers on its console."""
+    """The domain `domd`, which boots from Dom0's second disk. It gets commands through XenStore, and answers on its console."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -46,7 +46,7 @@ class DriverDomain:
         machine.put("/mnt/etc/displbe/displbe.toml", CONFIG)
         machine.put("/mnt/root/watches.py", WATCHES)
         machine.check("umount /mnt")
-        # What the toolstack's own script does needs more tools than this root has.
+        # The toolstack's own script needs more tools than this root file system has.
         script = (
             '#!/bin/sh\n[ "$1" = add ] && xenstore-write $XENBUS_PATH/physical-device $(stat -L -c %t:%T /dev/vdb) '
         )
@@ -61,7 +61,7 @@ class DriverDomain:
         machine.wait_console("domd", "domd: up", 90)
 
     def run(self, command: str, timeout: float = 60) -> str:
-        """The output of a bash command that must succeed there."""
+        """Run a bash command in the domain. Return its output. Raises LabError if it fails."""
         self._asked += 1
         node = f"/local/domain/{self.domid}/data/run"
         self.machine.check(f"xenstore-write {node} {shlex.quote(f'{self._asked} {command}')}")
@@ -73,7 +73,7 @@ class DriverDomain:
         return said
 
     def log(self) -> str:
-        """displbe's log there."""
+        """Return displbe's log."""
         return self.run(f"cat {LOG}")
 
     def wait_log(self, text: str, timeout: float = 60) -> None:
@@ -84,7 +84,7 @@ class DriverDomain:
         )
 
     def held(self) -> str:
-        """What displbe holds of guests, as the kernel counts it: fds, mappings, ports."""
+        """Return the resources that displbe holds, as the kernel counts them: fds, mappings, ports."""
         pid = "$(cat /run/displbe.pid)"
         return self.run(
             f"ls /proc/{pid}/fd | wc -l; grep -c xen/gntdev /proc/{pid}/maps; grep -c evtchn:python3 /proc/interrupts; true"
@@ -93,7 +93,7 @@ class DriverDomain:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A machine of its own: three domains need more memory. Xen's usual policy on Arm, SILO, lets guests share nothing."""
+    """A machine of its own: three domains need more memory, and Xen's usual policy on Arm, SILO, lets guests share nothing."""
     with Machine(out=OUT / "domd", memory=3072, second_disk=True, xenargs="xsm=dummy") as running:
         try:
             yield running
@@ -103,7 +103,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def domd(machine: Machine) -> Iterator[DriverDomain]:
-    """The driver domain with displbe at work."""
+    """The driver domain, in which displbe runs."""
     domain = DriverDomain(machine)
     start = f"cd {TREE}; echo $BASHPID >/run/displbe.pid; exec python3 -m displbe --config /etc/displbe/displbe.toml"
     domain.run(f"mkdir -p /var/log /run/displbe; ({start}) >{LOG} 2>&1 & sleep 0.1")
@@ -113,7 +113,7 @@ def domd(machine: Machine) -> Iterator[DriverDomain]:
 
 
 def png(domd: DriverDomain, name: str) -> Picture:
-    """The picture that the headless sink has written there."""
+    """Return the picture that the headless sink has written in the driver domain."""
     packed = base64.b64decode(domd.run(f"base64 -w0 /run/pictures/{name}.png; echo"))
     with Image.open(io.BytesIO(packed)) as image:
         rgb = image.convert("RGB")
@@ -122,7 +122,7 @@ def png(domd: DriverDomain, name: str) -> Picture:
 
 @pytest.mark.figure
 def test_picture_and_detach(machine: Machine, domd: DriverDomain, figures: Figures) -> None:
-    """A guest's picture is shown there; the toolstack's detach is answered in time, and nothing stays mapped."""
+    """displbe shows a guest's picture, answers the toolstack's detach in time, and keeps nothing mapped."""
     idle = domd.held()
     try:
         machine.create("shown", guest_config("survive", SCREEN))
@@ -131,7 +131,7 @@ def test_picture_and_detach(machine: Machine, domd: DriverDomain, figures: Figur
         begun = time.monotonic()
         machine.check("xl vdispl-detach shown 0")
         took = time.monotonic() - begun
-        figures.note("detached within 9 s", took, took < 9)  # libxl gives a backend 10 s, and then says that it failed
+        figures.note("detached within 9 s", took, took < 9)  # libxl gives a backend 10 s, then reports a failure
         domd.run("for try in {1..40}; do test -e /run/pictures/Virtual-1.png && exit 0; sleep 0.5; done; exit 1")
         seen = png(domd, "Virtual-1")
         seen.save(OUT / "domd" / "driver-domain.png")
@@ -143,7 +143,7 @@ def test_picture_and_detach(machine: Machine, domd: DriverDomain, figures: Figur
 
 @pytest.mark.figure
 def test_death_of_a_guest(machine: Machine, domd: DriverDomain, figures: Figures) -> None:
-    """A guest is destroyed, twice: noticed without `@releaseDomain`, which a driver domain may not watch."""
+    """displbe notices that a guest is destroyed, twice, without `@releaseDomain`, which a driver domain may not watch."""
     idle = domd.held()
     for turn in range(2):
         machine.create("dying", guest_config("survive", SCREEN))
@@ -163,7 +163,7 @@ def test_death_of_a_guest(machine: Machine, domd: DriverDomain, figures: Figures
 
 
 def test_name_of_a_guest(machine: Machine, domd: DriverDomain) -> None:
-    """XenStore does not tell it there, until Dom0 lets it: before, a guest may be one of whom there are to be no pictures."""
+    """displbe cannot read a guest's name until Dom0 allows it. Until then it makes no screenshots, which the configuration may forbid."""
     domid = machine.create("shown", guest_config("survive", SCREEN))
     try:
         machine.wait_console("shown", "survive: card 1", 90)
@@ -180,9 +180,9 @@ def test_name_of_a_guest(machine: Machine, domd: DriverDomain) -> None:
 
 
 def test_watches_that_are_used_up(machine: Machine, domd: DriverDomain) -> None:
-    """XenStore's quota for the domain: a guest's device says so in its `error` node; when there is room again, guests are served.
+    """When XenStore's quota of watches is used up, a guest's `error` node says so; when there is room again, guests are served.
 
-    The last test here: its log has errors.
+    This test is the last one, because it leaves errors in the log.
     """
     wait = "for try in {1..60}; do test -s /run/watches && exit 0; sleep 0.5; done; exit 1"
     domd.run(f"python3 /root/watches.py >/run/watches 2>&1 & echo $! >/run/watches.pid; {wait}")
@@ -198,7 +198,9 @@ def test_watches_that_are_used_up(machine: Machine, domd: DriverDomain) -> None:
         domd.wait_log("XenStore refuses to watch")
     finally:
         domd.run("kill $(cat /run/watches.pid)")
-    machine.wait_for(lambda: not machine.running(creating), 90, why="xl's end")  # in vain, or served just in time
+    machine.wait_for(
+        lambda: not machine.running(creating), 90, why="xl's end"
+    )  # xl has given up, or the guest was served just in time
     machine.destroy("late")
     try:
         machine.create("late", guest_config("survive", SCREEN))

@@ -1,4 +1,4 @@
-"""The DRM sink on real KMS drivers: two cards, monitors that come and go, drivers that go, sizes, drawing in place."""
+"""The DRM sink on real KMS drivers: two cards, monitors and drivers that come and go, sizes, drawing without flipping."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def config(drm: str = "") -> str:
 
 
 def framed(picture: Picture, width: int, height: int) -> Picture:
-    """A picture in the middle of a black screen."""
+    """Return a picture in the middle of a black screen."""
     left, top = (width - picture.width) // 2, (height - picture.height) // 2
     row, stride = picture.width * 3, width * 3
     rgb = bytearray(stride * height)
@@ -39,7 +39,7 @@ def names(machine: Machine) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _guests(machine: Machine) -> Iterator[None]:
-    """No guest is left; nor are its pages."""
+    """Destroy all guests, and check that none of their pages are left."""
     yield
     for name in ("one", "two"):
         machine.destroy(name)
@@ -47,7 +47,7 @@ def _guests(machine: Machine) -> Iterator[None]:
 
 
 def wait_event(displbe: Backend, event: str, timeout: float = 20, count: int = 1, **fields: object) -> None:
-    """Wait for lines in displbe's log."""
+    """Wait for this many lines with this event and these fields in displbe's log."""
 
     def there() -> bool:
         lines = [line for line in displbe.events(event) if fields.items() <= line.items()]
@@ -57,7 +57,7 @@ def wait_event(displbe: Backend, event: str, timeout: float = 20, count: int = 1
 
 
 def test_two_cards(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:
-    """Two guests on two cards, both without copying, both pictures right."""
+    """Two guests on two cards are both shown without copying, and both pictures are right."""
     wanted = reference()
     with backend(machine, config('zero-copy = "require"')) as displbe:
         for guest, name in zip(("one", "two"), names, strict=True):
@@ -70,7 +70,7 @@ def test_two_cards(machine: Machine, reference: Callable[..., Picture], names: l
 
 @pytest.fixture(params=["kernel", "udev"])
 def source(machine: Machine, request: pytest.FixtureRequest) -> str:
-    """Who tells displbe of monitors that come and go: there is an udevd, or not."""
+    """The source of monitor events: `udev`, with a running udevd, or the kernel."""
     if request.param == "udev":
         if machine.run("test -e /run/udev/control").code != 0:
             machine.check("/usr/lib/systemd/systemd-udevd --daemon; udevadm trigger; udevadm settle", 90)
@@ -84,8 +84,8 @@ def source(machine: Machine, request: pytest.FixtureRequest) -> str:
 def test_monitors_come_and_go(
     machine: Machine, reference: Callable[..., Picture], source: str, figures: Figures
 ) -> None:
-    """vkms: a guest starts before its monitor, which comes, goes and comes; another guest's monitor stays. What is shown is right,
-    and shown within a second.
+    """A guest on vkms starts without a monitor. The monitor comes, goes and comes; another guest's monitor stays. Each picture is right,
+    and appears within a second.
     """
     wanted = reference()
     with vkms(machine, connectors=2) as card:
@@ -96,7 +96,7 @@ def test_monitors_come_and_go(
             machine.create("two", guest_config("still", screens(second)))
             rate = goes_on(machine, "one")
             print(f"\nwithout a monitor: {rate:.1f} flips/s")
-            assert 4 < rate < 75  # as a monitor would; what completes late does so twice a second
+            assert 4 < rate < 75  # the rate of a monitor; flips that end late end twice a second
             assert [line["source"] for line in displbe.events("events of monitors")] == [source]
             wait_event(displbe, "output dark", connector=first)
             wait_event(displbe, "output on", connector=second, path="copy")
@@ -121,9 +121,9 @@ def test_monitors_come_and_go(
 
 
 def test_unbound(machine: Machine, reference: Callable[..., Picture], names: list[str]) -> None:
-    """The card's driver is unbound and bound again, twice: the guest flips on, its picture returns, the other card's stays.
+    """The card's driver is unbound and bound again, twice. The guest goes on flipping, and its picture returns; the other card's stays.
 
-    In copy mode: Linux's virtio-gpu hangs in the kernel when it is unbound while it holds a dma-buf of someone else's.
+    The test uses copy mode, because Linux's virtio-gpu hangs in the kernel when it is unbound while it holds a dma-buf of another device.
     """
     wanted, plain = reference(), reference(pattern="plain")
     device = machine.check(f"cd /sys/class/drm/{machine.card().name}/device; ls -d virtio*").strip()
@@ -147,7 +147,7 @@ def test_unbound(machine: Machine, reference: Callable[..., Picture], names: lis
 
 
 def test_size_without_a_mode(machine: Machine, names: list[str]) -> None:
-    """A guest of 1000x700: the monitor has no such mode, and this card's plane neither scales nor leaves a part of the screen free."""
+    """A guest of 1000x700 has black borders: the monitor has no such mode, and the plane neither scales nor leaves a part free."""
     with backend(machine, config()) as displbe:
         machine.create("one", guest_config("draw", screens(names[0], "1000x700"), mode="1000x700", extra="do=2"))
         machine.wait_console("one", "draw: step 2", 60)
@@ -160,9 +160,9 @@ def test_size_without_a_mode(machine: Machine, names: list[str]) -> None:
 @pytest.mark.figure
 @pytest.mark.parametrize("zero_copy", ["off", "require"])
 def test_drawing_without_flipping(machine: Machine, names: list[str], zero_copy: str, figures: Figures) -> None:
-    """A guest draws into the frame it shows: each square appears; then nothing changes, which costs next to nothing.
+    """A guest draws into the frame that it shows, and each square appears. While it draws nothing, displbe uses little CPU time.
 
-    Without copies too: this card's host looks at a frame only when it is told to.
+    This also holds without copies, where this card's host reads a frame only when it is told to.
     """
     with backend(machine, config(f'zero-copy = "{zero_copy}"')) as displbe:
         machine.create("one", guest_config("draw", screens(names[0]), extra="do=4"))
@@ -177,13 +177,13 @@ def test_drawing_without_flipping(machine: Machine, names: list[str], zero_copy:
             time.sleep(10)
             return (sum(displbe.cpu_seconds()) - before) / 10
 
-        # Of an emulated CPU. 8 % where nobody else uses this machine: five comparisons and the card's looks.
+        # Seconds of an emulated CPU. On a quiet host it is 8 %, for five comparisons and the card's looks.
         used = figures.take(machine, "less than 0.2 s of CPU time a second", watching, lambda used: used < 0.2)
         assert used < 0.8, "it is not busy"
 
 
 def test_kept(machine: Machine, names: list[str]) -> None:
-    """`on-exit = "keep"`: the last frame stays when the guest has gone, and when displbe has."""
+    """With `on-exit = "keep"`, the last frame stays on the screen when the guest has gone, and when displbe has ended."""
     with backend(machine, config('on-exit = "keep"')) as displbe:
         machine.create("one", guest_config("draw", screens(names[0]), extra="do=0"))
         machine.wait_console("one", "draw: step 0", 60)

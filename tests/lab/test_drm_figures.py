@@ -49,7 +49,7 @@ def _guest(machine: Machine) -> Iterator[None]:
 
 
 class Cost(NamedTuple):
-    """What a guest's flips cost displbe: flips per second, and milliseconds of CPU per flip."""
+    """The cost of a guest's flips: flips per second, and milliseconds of displbe's CPU time per flip."""
 
     rate: float
     user: float
@@ -57,7 +57,7 @@ class Cost(NamedTuple):
 
 
 def flipping(machine: Machine, displbe: Backend, mode: str, be_alloc: int = 0) -> Cost:
-    """A guest that flips more than a thousand times."""
+    """Let a guest flip more than a thousand times. Return the cost."""
     connector = next(iter(machine.connectors()))
     machine.create("one", guest_config("flip", screens(connector, mode, be_alloc), mode=mode))
     machine.wait_console("one", "freq:", 60, count=2)
@@ -71,22 +71,22 @@ def flipping(machine: Machine, displbe: Backend, mode: str, be_alloc: int = 0) -
 
 
 class Flips(NamedTuple):
-    """What came of a guest's flips."""
+    """The results of a guest's flips."""
 
     cost: Cost
     flips: int
     shown: int
     late: int
     copied: float
-    """How many times a bare memmove the copy of a frame took; 0 without copies."""
+    """The time of the copy of a frame, divided by the time of a bare memmove; 0 without copies."""
 
     def good(self) -> bool:
-        """Fast enough, and none late."""
+        """Return whether the flips and copies are fast enough, and no flip was late."""
         return self.cost.rate >= 55 and self.late == 0 and self.copied <= 1.3
 
 
 def flips(machine: Machine, path: str) -> Flips:
-    """A guest that flips at 1024x768."""
+    """Let a guest flip at 1024x768."""
     keys, be_alloc = PATHS[path]
     with backend(machine, config(keys)) as displbe:
         cost = flipping(machine, displbe, "1024x768", be_alloc)
@@ -110,7 +110,7 @@ def flips(machine: Machine, path: str) -> Flips:
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.replace(" ", "-"))
 def test_flips(machine: Machine, path: str, figures: Figures) -> None:
-    """At least 55 flips a second, of more than a thousand none is lost, and a copy takes at most 1.3 times a bare one."""
+    """There are at least 55 flips a second, none of more than a thousand is lost, and a copy takes at most 1.3 times a bare memmove."""
     wanted = "at least 55 flips/s, none late, a copy at most 1.3 of a memmove"
     found = figures.take(machine, wanted, lambda: flips(machine, path), Flips.good)
     assert found.flips >= 1000
@@ -118,10 +118,10 @@ def test_flips(machine: Machine, path: str, figures: Figures) -> None:
 
 
 def test_zero_copy_touches_no_pixels(machine: Machine, figures: Figures) -> None:
-    """CPU per flip does not grow with the picture: the user part, in which pixels would be touched.
+    """The user CPU time per flip does not grow with the picture's size: displbe touches no pixels.
 
-    The system part does in this lab: while a processor is emulated, the emulator's own copy of the screen counts as the time
-    of whoever gave the card the command.
+    The system time does grow in this lab: the emulator's own copy of the screen counts as time of the process that gave the
+    card the command.
     """
 
     def times_the_cost() -> float:

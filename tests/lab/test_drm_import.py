@@ -1,4 +1,4 @@
-"""Dma-bufs of no guest: udmabufs and dumb buffers through the DRM sink, on a screen and on vkms; offsets, pitches, formats, borders."""
+"""Dma-bufs without a guest (udmabufs, dumb buffers) through the DRM sink, on a screen and on vkms: offsets, pitches, formats, borders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shown(
     times: int = 1,
     **settings: object,
 ) -> Iterator[dict[str, object]]:
-    """A picture in a dma-buf on a connector, or on several (with spaces between), while the block lasts: the path that it took."""
+    """Show a picture in a dma-buf on one or more connectors (separated by spaces) while the block lasts. Give its path to the screen."""
     machine.put("/tmp/importing.py", SCRIPT.read_text())
     machine.put("/tmp/pixels", bytes(offset) + encoded(picture, fourcc, stride))
     geometry = picture.width, picture.height, fourcc, stride, offset
@@ -61,7 +61,7 @@ def shown(
 
 @pytest.mark.parametrize(("stride", "offset"), [(4096, 0), (4096 + 256, 0), (4096, 8192), (4096 + 64, 4096 + 128)])
 def test_on_a_screen(machine: Machine, stride: int, offset: int) -> None:
-    """virtio-gpu: pitch and offset are kept."""
+    """virtio-gpu shows a dma-buf with its pitch and offset."""
     name = next(iter(machine.connectors()))
     picture = drawn(1024, 768, 3)
     with shown(machine, name, picture, "XR24", stride, offset) as said:
@@ -71,7 +71,7 @@ def test_on_a_screen(machine: Machine, stride: int, offset: int) -> None:
 
 
 def test_edid(machine: Machine) -> None:
-    """The EDID that a guest is given is the monitor's, as the kernel has it."""
+    """A guest gets the monitor's EDID as the kernel has it."""
     name = next(iter(machine.connectors()))
     file = f"/sys/class/drm/{machine.card().name}-{name}/edid"
     with shown(machine, name, drawn(1024, 768, 1), "XR24", 4096) as said:
@@ -81,7 +81,7 @@ def test_edid(machine: Machine) -> None:
 
 
 def test_format_that_the_card_does_not_show(machine: Machine) -> None:
-    """virtio-gpu takes no 16 bits: converted as it is copied."""
+    """virtio-gpu supports no format of 16 bits, so the frame is converted as it is copied."""
     name = next(iter(machine.connectors()))
     picture = drawn(1024, 768, 2)
     rgb = bytearray(picture.rgb)
@@ -95,7 +95,7 @@ def test_format_that_the_card_does_not_show(machine: Machine) -> None:
 
 
 def test_the_same_memory_on_two_connectors(machine: Machine) -> None:
-    """One dma-buf is attached to two outputs of a card at once, again and again: always without copies, and both are right at the end."""
+    """One dma-buf is attached to two outputs of a card at once, many times. It is never copied, and at the end both pictures are right."""
     picture = drawn(640, 480, 3)
     with (
         vkms(machine, connectors=2) as card,
@@ -106,7 +106,7 @@ def test_the_same_memory_on_two_connectors(machine: Machine) -> None:
 
 
 def test_our_own_memory(machine: Machine) -> None:
-    """A dumb buffer of the card's own, as be-alloc hands it out: on virtio-gpu and on vkms."""
+    """A dumb buffer of the card itself, as be-alloc gives it to a guest, is shown on virtio-gpu and on vkms."""
     name = next(iter(machine.connectors()))
     picture = drawn(1024, 768, 1)
     with shown(machine, name, picture, "XR24", 4096, memory="ours") as said:
@@ -119,7 +119,7 @@ def test_our_own_memory(machine: Machine) -> None:
 
 
 def test_memory_of_another_card(machine: Machine) -> None:
-    """A dumb buffer of one card on another one's screen, whichever way these two can do it: the picture is right."""
+    """A dumb buffer of one card is shown on the screen of another, by the best path that the two support: the picture is right."""
     name = next(iter(machine.connectors()))
     with vkms(machine) as card:
         picture = drawn(1024, 768, 2)
@@ -136,7 +136,7 @@ def test_memory_of_another_card(machine: Machine) -> None:
 @pytest.mark.parametrize("fourcc", ["XR24", "AR24", "RG16"])
 @pytest.mark.parametrize("more", [0, 64])
 def test_formats(machine: Machine, fourcc: str, more: int) -> None:
-    """vkms takes more formats, and tells by a checksum which pixels it showed. (It counts offsets twice, and the kernel crashes then.)"""
+    """vkms shows more formats, and the checksum of the pixels is right. (vkms counts offsets twice, and the kernel crashes then.)"""
     picture = drawn(640, 480, 2)
     pixel_size = 2 if fourcc == "RG16" else 4
     with (
@@ -149,7 +149,7 @@ def test_formats(machine: Machine, fourcc: str, more: int) -> None:
 
 @pytest.mark.parametrize("scale", ["fit", "none"])
 def test_borders(machine: Machine, scale: str) -> None:
-    """vkms leaves a part of the screen free, but does not scale: without a copy, and with black borders."""
+    """vkms can leave a part of the screen free but does not scale: the frame is shown without a copy, with black borders."""
     picture = drawn(600, 440, 2)
     with (
         vkms(machine) as card,

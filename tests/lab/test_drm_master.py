@@ -1,4 +1,4 @@
-"""Who may change the screens: other masters, no privileges, a session manager's seat; and what was there before."""
+"""DRM mastership: other masters, no privileges, a session manager's seat, and the picture that was on the screen before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.pictures import Picture
 from lab.test_drm import config, wait_event
 from lab.vm import Machine, guest_config
 
-# Takes another process's file of the card, as a session manager holds one, and drops master through it: again and again for so long.
+# Takes another process's file of the card, as a session manager holds it, and drops master through it, repeatedly for some seconds.
 DROP_MASTER = """
 import ctypes, fcntl, os, sys, time
 pid, node, seconds = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
@@ -41,7 +41,7 @@ POWERLESS = "setpriv --bounding-set=-all --inh-caps=-all"
 
 @pytest.fixture
 def name(machine: Machine) -> str:
-    """The first card's connector."""
+    """The name of the first card's connector."""
     return next(iter(machine.connectors()))
 
 
@@ -54,7 +54,7 @@ def _guests(machine: Machine) -> Iterator[None]:
 
 @contextlib.contextmanager
 def modetest(machine: Machine, name: str, pattern: str) -> Iterator[Callable[[], None]]:
-    """Another program that is master and shows a picture; what is given ends it."""
+    """Run another program that is DRM master and shows a picture. The block gets a function that ends it."""
     command = f"exec modetest -D {machine.card().bus} -s {name}:1024x768 -F {pattern} < <(exec sleep 1000)"
     group = machine.start(command)
     try:
@@ -64,7 +64,7 @@ def modetest(machine: Machine, name: str, pattern: str) -> Iterator[Callable[[],
 
 
 def drop_master(machine: Machine, pid: int, seconds: float) -> None:
-    """Take master away from a process."""
+    """Take DRM mastership away from a process for some seconds."""
     machine.put("/tmp/drop.py", DROP_MASTER)
     command = f"python3 /tmp/drop.py {pid} {machine.card().node} {seconds}"
     if seconds:
@@ -79,7 +79,7 @@ def drop_master(machine: Machine, pid: int, seconds: float) -> None:
     ids=["root", "without-capabilities", "through-a-seat"],
 )
 def test_other_master(machine: Machine, reference: Callable[..., Picture], name: str, prefix: str, seat: bool) -> None:
-    """Another program has the card when displbe starts; it ends; later it takes the card, draws, and ends again."""
+    """Another program is DRM master when displbe starts, and ends; later it takes the card, draws, and ends again."""
     plain, wanted = reference(pattern="plain"), reference()
     with (
         modetest(machine, name, "plain") as end,
@@ -97,7 +97,7 @@ def test_other_master(machine: Machine, reference: Callable[..., Picture], name:
         assert bool(displbe.events("the card is opened anew")) == bool(prefix)
 
         if seat:
-            return  # who takes the card from a session manager's client asks the session manager: test_seat
+            return  # a program takes the card from a session manager's client through the session manager: test_seat
         drop_master(machine, displbe.pid, 5)
         time.sleep(1)
         with modetest(machine, name, "plain") as end_again:
@@ -110,7 +110,7 @@ def test_other_master(machine: Machine, reference: Callable[..., Picture], name:
 
 
 def test_restored(machine: Machine, reference: Callable[..., Picture], name: str) -> None:
-    """Another program's picture was on the screen, and the program runs on (a boot splash): it is there again when displbe ends."""
+    """The picture of another program that still runs (a boot splash) is on the screen again when displbe has ended."""
     plain, wanted = reference(pattern="plain"), reference()
     with modetest(machine, name, "plain"):
         machine.expect_picture(plain, "splash")
@@ -124,7 +124,7 @@ def test_restored(machine: Machine, reference: Callable[..., Picture], name: str
 
 @contextlib.contextmanager
 def seatd(machine: Machine) -> Iterator[int]:
-    """A session manager, and its first virtual terminal: its process group."""
+    """Run a session manager, with its first virtual terminal in front. The block gets its process group."""
     machine.put("/tmp/switch.py", SWITCH)
     machine.check("python3 /tmp/switch.py 1; rm -f /run/seatd.sock")
     group = machine.start("exec seatd", "/var/log/seatd.log")
@@ -137,7 +137,7 @@ def seatd(machine: Machine) -> Iterator[int]:
 
 @pytest.mark.parametrize("prefix", ["", POWERLESS], ids=["root", "without-capabilities"])
 def test_seat(machine: Machine, reference: Callable[..., Picture], name: str, prefix: str) -> None:
-    """seatd has the card opened for displbe; the virtual terminal is switched away and back, twice, with another master between."""
+    """seatd opens the card for displbe. The virtual terminal is switched away and back, twice, with another master in between."""
     plain, wanted = reference(pattern="plain"), reference()
     with seatd(machine), backend(machine, config(), prefix=prefix) as displbe:
         machine.create("one", guest_config("still", screens(name)))
@@ -159,7 +159,7 @@ def test_seat(machine: Machine, reference: Callable[..., Picture], name: str, pr
 
 
 def test_seat_manager_dies(machine: Machine, reference: Callable[..., Picture], name: str) -> None:
-    """seatd ends while its client shows a picture: that stays; a new seatd is used when it is there."""
+    """seatd ends while displbe shows a picture: the picture stays, and displbe uses a new seatd when there is one."""
     wanted = reference()
     with seatd(machine) as group, backend(machine, config()) as displbe:
         machine.create("one", guest_config("still", screens(name)))

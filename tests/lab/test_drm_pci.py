@@ -16,7 +16,7 @@ DEVICES = {"bochs-drm": "bochs-display", "cirrus-qemu": "cirrus-vga"}
 
 @pytest.fixture(scope="module")
 def computer() -> Iterator[Machine]:
-    """Xen and Dom0 with these cards."""
+    """Xen and Dom0 with both cards."""
     devices = [f"{device},id={driver},romfile=" for driver, device in DEVICES.items()]
     with Machine(out=OUT / "pci", devices=devices) as running:
         running.put_tree(project(), TREE)
@@ -25,14 +25,14 @@ def computer() -> Iterator[Machine]:
 
 @pytest.mark.parametrize("driver", DEVICES)
 def test_copied_where_zero_copy_is_refused(computer: Machine, driver: str) -> None:
-    """The driver cannot show a guest's dma-buf: one line says why, and the picture is copied, with what is drawn into it later."""
+    """The driver cannot show a guest's dma-buf: one log line says why, and the picture is copied, also when the guest draws later."""
     find = "for c in /sys/class/drm/card?-*; do echo $(basename $(readlink $c/device/device/driver)) ${c#*card?-}; done"
     connector = dict(line.split() for line in computer.check(find).splitlines())[driver]
     with backend(computer, config()) as displbe:
         try:
             computer.create("one", guest_config("draw", screens(connector, "800x600"), mode="800x600", extra="do=1"))
             computer.wait_console("one", "draw: step 1", 90)
-            if driver != "cirrus-qemu":  # an old VGA card: its ports do not work in this machine, for nobody
+            if driver != "cirrus-qemu":  # an old VGA card, whose I/O ports do not work in this machine for any program
                 computer.expect_picture(drawn(800, 600, 1), driver, driver, timeout=15)
         finally:
             computer.destroy("one")

@@ -1,8 +1,8 @@
-"""A card's driver is unbound while it scans a guest's pages out, in a machine of its own: the kernel does not let that program end.
+"""A card's driver is unbound while it scans out a guest's pages, in a machine of its own. The kernel does not let displbe end then.
 
-Linux 7.2's virtio-gpu waits for the device's word before it lets a foreign dma-buf go (virtgpu_dma_buf_free_obj), also of a
-device that has been taken away: for ever, in whichever thread closes the file. There is no sign of it before, so displbe can only see to
-it that nobody else waits.
+Linux 7.2's virtio-gpu waits for the device's answer before it releases an imported dma-buf (virtgpu_dma_buf_free_obj), also when the
+device has been removed. The thread that closes the file then waits for ever. Nothing shows this in advance, so displbe can only make sure
+that no other thread waits.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def computer() -> Iterator[Machine]:
 
 @pytest.mark.figure
 def test_unbound_without_copies(computer: Machine, figures: Figures) -> None:
-    """The other guest's screen goes on; the card that comes back shows the picture again; displbe cannot end."""
+    """The other guest goes on flipping, and the card that comes back shows the picture again. displbe cannot end."""
     with pytest.raises(LabError, match="end after SIGTERM"):
         unbind_and_bind(computer, figures)
 
 
 def unbind_and_bind(computer: Machine, figures: Figures) -> None:
-    """One guest's card goes and comes back."""
+    """Unbind one guest's card and bind it again, beside a guest that flips on another card."""
     wanted = reference_picture(computer)
     names = [next(iter(computer.connectors(gpu))) for gpu in computer.gpus]
     device = computer.check(f"cd /sys/class/drm/{computer.card().name}/device; ls -d virtio*").strip()
@@ -65,7 +65,7 @@ def unbind_and_bind(computer: Machine, figures: Figures) -> None:
 
 
 def use(computer: Machine, displbe: Backend) -> float:
-    """The share of a CPU that displbe uses, for some seconds in which nobody looks."""
+    """Return the share of a CPU that displbe uses, measured over 6 seconds in which the test does nothing."""
     before, began = sum(displbe.cpu_seconds()), time.monotonic()
     time.sleep(6)
     return (sum(displbe.cpu_seconds()) - before) / (time.monotonic() - began)

@@ -21,7 +21,7 @@ sink = "drm"
 reconnects-per-second = 1000.0
 """
 CYCLES = 500
-"""Connections, on all screens together."""
+"""The number of connections, on all screens together."""
 EINVAL = 22
 
 
@@ -32,7 +32,7 @@ def pictures(reference: Callable[..., Picture]) -> tuple[Picture, Picture]:
 
 @pytest.fixture(scope="module")
 def card(machine: Machine) -> Iterator[Vkms]:
-    """Two more screens."""
+    """A vkms card with two more screens."""
     with vkms(machine, connectors=2) as made:
         yield made
 
@@ -54,16 +54,16 @@ def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
 
 
 def start(machine: Machine, todo: str, *connectors: str) -> None:
-    """A guest on the second screen, or with a device for each of these, that does these things."""
+    """Create a hostile guest that does `todo`, on the second screen, or with a device for each of these connectors."""
     names = connectors or (next(iter(machine.connectors("gpu1"))),)
     devices = ",".join(f"'backend=0,be-alloc=0,connectors={name}:1024x768'" for name in names)
-    # privcmd: the kernel keeps its own guest from asking Xen for what it likes; a hostile one does not.
+    # privcmd: a normal kernel restricts the hypercalls of its programs; a hostile guest's kernel does not.
     extra = f"do={todo} initcall_blacklist=xen_drv_init xen_privcmd.unrestricted=1"
     machine.create("hostile", guest_config("hostile", f"vdispl=[{devices}]", extra=extra))
 
 
 def hostile(machine: Machine, todo: str, timeout: float, *connectors: str) -> list[str]:
-    """The same, to its end: its lines."""
+    """Run a hostile guest to its end. Return the lines that it has written."""
     start(machine, todo, *connectors)
     console = machine.wait_console("hostile", "guest: done", timeout)
     lines = re.findall(r"hostile: (.*)", console)
@@ -75,7 +75,7 @@ def hostile(machine: Machine, todo: str, timeout: float, *connectors: str) -> li
 def test_beside_a_good_guest(
     machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture], figures: Figures
 ) -> None:
-    """Floods, impossible indices, forged names, states at the limit of XenStore: the other guest's flips go on."""
+    """A guest sends floods, impossible indices, forged names, and states as fast as XenStore accepts them: the other guest flips on."""
     first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
     good = machine.create("good", guest_config("flip", screens(first)))
     machine.wait_console("good", "freq:", 60, count=5)
@@ -96,13 +96,13 @@ def test_beside_a_good_guest(
     ]
     said = " ".join(str(line["reason"]) for line in displbe.events("cannot connect"))
     for reason in ("backend node is", "0/unique-id is missing", "0/unique-id was written by the guest"):
-        assert reason in said, "the operator is to see it in the log"
+        assert reason in said, "the log gives the operator the reason"
     stormy = flips(machine, "good")[len(quiet) :]
     assert len(stormy) > 2
     print(
         f"the other guest: {median(quiet):.1f} flips/s before, {median(stormy):.1f} during, {min(stormy):.1f} at worst"
     )
-    # Three guests' processors on the emulator's two; its neighbour's answers are in tests/bench.
+    # Three guests' processors share the emulator's two. tests/bench measures the responses to a neighbour.
     figures.note("at least 20 flips/s beside it", median(stormy), median(stormy) >= 20)
     assert "timed-out" not in machine.console("good")
     assert machine.screendump(name="good-beside-hostile") in pictures
@@ -111,8 +111,8 @@ def test_beside_a_good_guest(
 
 
 def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle: Held) -> None:
-    """500 connections on four screens at once, each fourth left with a buffer and a framebuffer (a dma-buf, on two of the screens): the
-    memory and all that is held are back where they were.
+    """After 500 connections on four screens at once, memory and held resources are as before. Every fourth connection leaves a buffer and a
+    framebuffer behind (a dma-buf on two of the screens).
     """
     names = [next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1")] + list(card.connectors)
     memory = 0
@@ -125,11 +125,11 @@ def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle:
         machine.wait_for(lambda: displbe.held() == idle, 30, why="everything released")
         grown, memory = displbe.memory() - memory, displbe.memory()
     print(f"{CYCLES} connections in {seconds:.0f} s: {grown} kB more resident memory; {idle}")
-    assert grown < 2048  # 4 kB a connection: what the collector has not come to yet, and the allocator keeps
+    assert grown < 2048  # 4 kB a connection: garbage not collected yet, and memory that the allocator keeps
 
 
 def test_destroyed_while_connecting(machine: Machine, displbe: Backend, idle: Held) -> None:
-    """A8: a guest that dies while it connects and leaves, at whatever moment: all is let go of, each time."""
+    """A8: displbe releases everything of a guest that dies at any moment while it connects and leaves."""
     for turn in range(6):
         start(machine, "cycle:1000")
         machine.wait_console("hostile", "guest: up", 60)
@@ -141,7 +141,7 @@ def test_destroyed_while_connecting(machine: Machine, displbe: Backend, idle: He
 
 
 def test_wrong_grants(machine: Machine, displbe: Backend, idle: Held) -> None:
-    """B4: a grant that is there to receive a page, or that is free, maps as nothing; Xen itself says so."""
+    """B4: Xen refuses to map a transfer grant and a free grant, and the guest gets EINVAL."""
     lines = hostile(machine, "grants:0", 60)
     assert lines == [
         f"grants: transfer: {-EINVAL}",
@@ -152,7 +152,7 @@ def test_wrong_grants(machine: Machine, displbe: Backend, idle: Held) -> None:
 
 
 def test_paused(machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture]) -> None:
-    """D12: `xl pause` of a guest that flips: the screen keeps its last frame, nothing is done for it; it goes on when unpaused."""
+    """D12: the screen keeps the last frame of a guest paused by `xl pause`, and displbe does no work for it. It goes on when unpaused."""
     first = next(iter(machine.connectors("gpu0")))
     machine.create("good", guest_config("flip", screens(first)))
     machine.wait_console("good", "freq:", 60, count=3)

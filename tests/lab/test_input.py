@@ -1,4 +1,4 @@
-"""Linux guests with an unmodified xen-kbdfront: what is injected into Dom0's input devices is what the guest's programs read."""
+"""Linux guests with an unmodified xen-kbdfront: the guest's programs read the events that are injected into Dom0's input devices."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class Devices:
         machine.wait_for(f"grep -q ready {LOG}", 60, why="the simulated devices")
 
     def order(self, timeout: float = 30, **fields: object) -> float:
-        """Do something: the seconds that it took."""
+        """Execute an order (see devices.py). Return the seconds that it took."""
         return self.end(self.begin(**fields), timeout)
 
     def begin(self, **fields: object) -> int:
-        """Have something done: its number."""
+        """Give an order without waiting. Return its number."""
         number = next(self._ids)
         self._machine.put("/tmp/order", json.dumps({**fields, "id": number}) + "\n")
         self._machine.check(f"cat /tmp/order >{FIFO}")
         return number
 
     def end(self, number: int, timeout: float) -> float:
-        """Wait until it is done: the seconds that it took."""
+        """Wait until an order has been executed. Return the seconds that it took."""
 
         def done() -> str:
             said = self._machine.run(f"cat {LOG}").output
@@ -74,21 +74,21 @@ class Devices:
         return float(done())
 
     def plug(self, name: str, kind: str, called: str = "") -> None:
-        """Plug a device in, which calls itself by its name here, or as it is `called`."""
+        """Plug a device in. It reports the name `called`; empty: `name`."""
         self.order(do="plug", name=name, kind=kind, called=called or name)
 
     def unplug(self, name: str) -> None:
-        """Pull it out."""
+        """Unplug a device."""
         self.order(do="unplug", name=name)
 
     def emit_all(self, name: str, frames: list[Frame], times: int, rate: int) -> float:
-        """Events, so many frames per second: the seconds that it took. Nothing else is done in Dom0 meanwhile."""
+        """Emit all frames `times` times, at `rate` frames per second. Return the seconds that it took. Dom0 does nothing else meanwhile."""
         number = self.begin(do="emit", name=name, frames=frames, times=times, rate=rate)
         time.sleep(len(frames) * times / rate)
         return self.end(number, 120)
 
     def emit(self, name: str, *frames: Frame) -> None:
-        """Events, SYN_REPORT after each frame. A little apart: the kernel's own repetition is not wanted here."""
+        """Emit frames, each with SYN_REPORT at its end, 10 ms apart, so that the kernel does not repeat a key."""
         self.order(do="emit", name=name, frames=frames, rate=100)
 
 
@@ -116,7 +116,7 @@ def displbe(machine: Machine, devices: Devices) -> Iterator[Backend]:
 
 @pytest.fixture
 def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
-    """What displbe holds without guests; it must hold no more afterwards."""
+    """The resources that displbe holds without guests. After the test it must hold the same again."""
     before = displbe.held()
     yield before
     machine.destroy("input")
@@ -125,18 +125,18 @@ def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
 
 
 def vkb(unique_id: str, more: str = "") -> str:
-    """The line of an xl configuration that gives a guest input."""
+    """Return the line of an xl configuration that gives a guest input."""
     return f"vkb=['backend=0,backend-type=linux,unique-id={unique_id}{more}']"
 
 
 STATE_RESET: Final = "state reset occurred"
-"""What Linux (7.2) says when it takes its input driver's device for another one while the driver starts: xenbus_dev_changed() reads
-`state` as 1 from XenStore, the driver, in another thread, goes to 3, and both are compared. The device is gone then.
+"""Linux 7.2 logs this when it mistakes its input device for a new one while the driver starts: xenbus_dev_changed() reads `state` 1 from
+XenStore, the driver goes to 3 in another thread, and xenbus_dev_changed() compares the two. It then removes the device.
 """
 
 
 def boot(machine: Machine, displbe: Backend, *lines: str, how: str = "print", count: int = 1) -> None:
-    """A guest whose programs read its devices, so many of which displbe has opened."""
+    """Create a guest, and wait until its programs read its devices and displbe has opened `count` devices."""
     opened = len(displbe.events("input device opened"))
     machine.create("input", guest_config("input", "\n".join(lines), extra=f"do={how} loglevel=5"))
     try:
@@ -148,16 +148,16 @@ def boot(machine: Machine, displbe: Backend, *lines: str, how: str = "print", co
 
 
 def is_alive(machine: Machine, lives: int = 1) -> bool:
-    """Whether the guest's programs read, in its so manyeth life, and its input is connected at both ends.
+    """Return whether the guest's programs read, after `lives` boots, and its input is connected at both ends.
 
-    Raises LabError when the guest's kernel has lost its device more than once in a life.
+    Raises LabError when the guest's kernel has lost its device more often than once per boot.
     """
     places = ("/local/domain/0/backend/vinput/$(xl domid input)/0", "/local/domain/$(xl domid input)/device/vkbd/0")
     states = [machine.run(f"xenstore-read {place}/state").output.strip() for place in places]
     console = machine.console("input")
     if console.count(STATE_RESET) > lives:
         raise LabError(f"the guest's kernel loses its input device again and again:\n{console[-3000:]}")
-    # Its state is then what the driver, which was still starting, or what the bus wrote last.
+    # When the kernel has lost the device, its state is the last one that either the starting driver or the bus wrote.
     gone = states[1] == "6" or (
         states[1] == "3" and "cannot map" in machine.run(f"xenstore-read {places[0]}/error").output
     )
@@ -168,7 +168,7 @@ def is_alive(machine: Machine, lives: int = 1) -> bool:
 
 
 def expect(machine: Machine, name: str, *wanted: tuple[int, int, int]) -> None:
-    """Wait until the guest has read these events from a device, all it has read of it, SYN_REPORT left out."""
+    """Wait until the guest has read exactly these events from a device, without counting SYN_REPORT."""
     lines = [f"{kind} {code} {value}" for kind, code, value in wanted]
 
     def read() -> list[str]:
@@ -182,18 +182,18 @@ def expect(machine: Machine, name: str, *wanted: tuple[int, int, int]) -> None:
         assert read() == lines, machine.console("input")[-3000:]
 
 
-# Those that start and end displbe by themselves come first: the others share one.
+# The tests that start and end displbe themselves come first. The others share one displbe.
 
 
 def held_down(machine: Machine, displbe: Backend, devices: Devices) -> None:
-    """A guest with a key down."""
+    """Create a guest and press a key on its keyboard."""
     boot(machine, displbe, vkb("K:name=lab plain keyboard"))
     devices.emit("lab plain keyboard", [(KEY, KEY_A, 1)])
     machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 1", 20)
 
 
 def goes_on(machine: Machine, displbe: Backend, devices: Devices, opened: int) -> None:
-    """The guest has been told that the key is up; it is let go in fact, and the next one comes as ever."""
+    """Wait until the guest has got the key's release; then release the real key, and check that the next key arrives."""
     machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 0", 40)
     machine.wait_for(lambda: len(displbe.events("input device opened")) > opened, 30, why="an open device")
     devices.emit("lab plain keyboard", [(KEY, KEY_A, 0)], [(KEY, KEY_B, 1)], [(KEY, KEY_B, 0)])
@@ -201,7 +201,7 @@ def goes_on(machine: Machine, displbe: Backend, devices: Devices, opened: int) -
 
 
 def test_nothing_sticks_when_displbe_ends(machine: Machine, devices: Devices) -> None:
-    """SIGTERM while a key is down: it is let go before displbe ends. The next displbe serves the same guest."""
+    """SIGTERM while a key is down: displbe sends the release before it ends. The next displbe serves the same guest."""
     try:
         with backend(machine, CONFIG) as displbe:
             held_down(machine, displbe, devices)
@@ -214,7 +214,7 @@ def test_nothing_sticks_when_displbe_ends(machine: Machine, devices: Devices) ->
 
 
 def test_nothing_sticks_when_displbe_is_killed(machine: Machine, devices: Devices) -> None:
-    """SIGKILL while a key is down: the displbe that comes next does not know it, and tells the guest that all keys are up."""
+    """SIGKILL while a key is down: the next displbe does not know the key, and sends the guest the release of all keys."""
     try:
         with backend(machine, CONFIG) as displbe:
             held_down(machine, displbe, devices)
@@ -226,11 +226,11 @@ def test_nothing_sticks_when_displbe_is_killed(machine: Machine, devices: Device
 
 
 def test_keyboard_and_mouse(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """Keys, a relative pointer, buttons, the wheel: each event as it was injected."""
+    """The guest reads keys, relative motions, buttons and the wheel as they were injected."""
     boot(machine, displbe, vkb("K:name=lab keyboard;P:name=lab mouse"))
     devices.emit("lab keyboard", [(KEY, KEY_A, 1)], [(KEY, KEY_B, 1)], [(KEY, KEY_A, 0)], [(KEY, KEY_B, 0)])
     expect(machine, KEYBOARD, (KEY, KEY_A, 1), (KEY, KEY_B, 1), (KEY, KEY_A, 0), (KEY, KEY_B, 0))
-    # One by one: motions that are read together are told as one.
+    # One at a time, because displbe merges motions that it reads together.
     seen: list[tuple[int, int, int]] = []
     for frames, told in (
         ([[(REL, REL_X, 5), (REL, REL_Y, -3)]], [(REL, REL_X, 5), (REL, REL_Y, -3)]),
@@ -248,7 +248,7 @@ def test_keyboard_and_mouse(machine: Machine, displbe: Backend, idle: Held, devi
 
 
 def test_absolute_pointer(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """A tablet of 32768 steps on a screen of 1024x768, whose size displbe has told the guest."""
+    """The positions of a tablet of 32768 steps are scaled to the screen of 1024x768, whose size displbe has published."""
     connector = next(iter(machine.connectors()))
     boot(machine, displbe, vkb("K:name=lab plain keyboard;P:name=lab tablet"), screens(connector))
     devices.emit(
@@ -267,7 +267,7 @@ def test_absolute_pointer(machine: Machine, displbe: Backend, idle: Held, device
 
 
 def test_repeats(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """A keyboard that does not repeat its keys: displbe does, until the key is up."""
+    """displbe repeats the keys of a keyboard that does not repeat them, until the key is up."""
     boot(machine, displbe, vkb("K:name=lab plain keyboard"))
     devices.emit("lab plain keyboard", [(KEY, KEY_A, 1)])
     machine.wait_console("input", f"{KEYBOARD}: 1 {KEY_A} 2", 20, count=3)
@@ -278,8 +278,8 @@ def test_repeats(machine: Machine, displbe: Backend, idle: Held, devices: Device
 
 
 def test_touch(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """Two fingers of multi-touch type B, one of which has another's number after it. How thick it is is told as its place is: as long
-    as on the device, whose 566 of 4096 units are 100 pixels of the guest's 724 (the square root of 1024 times 512).
+    """The guest reads two fingers of multi-touch type B, of which the first is lifted first. Diameters are scaled like positions: 566 of
+    the device's 4096 units are 100 of the guest's 724 pixels (the square root of 1024 times 512).
     """
     size = ",feature-multi-touch=1,multi-touch-width=1024,multi-touch-height=512,multi-touch-num-contacts=3"
     boot(machine, displbe, vkb("T:name=lab touch", size))
@@ -297,7 +297,7 @@ def test_touch(machine: Machine, displbe: Backend, idle: Held, devices: Devices)
     expect(
         machine,
         TOUCH,
-        # The first finger; ABS_X, ABS_Y and BTN_TOUCH are what the guest's kernel makes of the touches.
+        # The first finger. The guest's kernel derives ABS_X, ABS_Y and BTN_TOUCH from the touches.
         *(
             (ABS, TRACKING, 0),
             (ABS, MT_X, 512),
@@ -315,7 +315,7 @@ def test_touch(machine: Machine, displbe: Backend, idle: Held, devices: Devices)
 
 
 def test_touch_without_numbers(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """Multi-touch type A: each frame has all fingers, without numbers."""
+    """The guest gets the fingers of multi-touch type A, where each frame has all fingers, without numbers."""
     size = ",feature-multi-touch=1,multi-touch-width=4096,multi-touch-height=4096,multi-touch-num-contacts=2"
     boot(machine, displbe, vkb("T:name=lab touch A", size))
     both: Frame = [(ABS, MT_X, 100), (ABS, MT_Y, 100), (SYN, 2, 0), (ABS, MT_X, 3000), (ABS, MT_Y, 3000), (SYN, 2, 0)]
@@ -331,8 +331,8 @@ def test_touch_without_numbers(machine: Machine, displbe: Backend, idle: Held, d
 
 
 def test_replug_and_reboot(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """A keyboard is pulled out while a key is down, and plugged in again; the guest reboots, and while it is down, that is done too; each
-    time it works on.
+    """A keyboard is unplugged while a key is down, and plugged in again: it works again. So it does when the guest reboots, and when it is
+    unplugged and plugged in during the reboot.
     """
     boot(machine, displbe, vkb("K:name=lab plain keyboard"), how="reboot")
     for turn in (1, 2):
@@ -359,13 +359,13 @@ def test_replug_and_reboot(machine: Machine, displbe: Backend, idle: Held, devic
 
 
 def linked(machine: Machine, link: str, name: str) -> None:
-    """A link to a device's node, as udev makes them."""
+    """Make a link to a device's node, as udev does."""
     node = machine.check(f"grep -lx '{name}' /sys/class/input/event*/device/name").strip().split("/")[4]
     machine.check(f"mkdir -p /dev/input/{link.partition('/')[0]} && ln -sfn ../{node} /dev/input/{link}")
 
 
 def test_links_to_nodes(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """`by-id`, and `by-path` with its whole path: links to real nodes, which the configuration allows by their devices' names."""
+    """A guest gets devices named by links, `by-id` and a whole `by-path`. The configuration allows them by their devices' names."""
     linked(machine, "by-id/lab-event-kbd", "lab keyboard")
     linked(machine, "by-path/lab-event-mouse", "lab mouse")
     boot(machine, displbe, vkb("K:by-id/lab-event-kbd;P:/dev/input/by-path/lab-event-mouse"), count=2)
@@ -376,7 +376,7 @@ def test_links_to_nodes(machine: Machine, displbe: Backend, idle: Held, devices:
 
 
 def test_two_nodes_of_one_name(machine: Machine, displbe: Backend, idle: Held, devices: Devices) -> None:
-    """Two nodes call themselves the same, the first one a mouse: the keyboard is the one that has keys."""
+    """Two nodes have the same name, and the first one is a mouse: displbe takes the node that has keys as the keyboard."""
     devices.plug("first twin", "mouse", called="lab twin")
     devices.plug("second twin", "keyboard", called="lab twin")
     try:
@@ -391,7 +391,7 @@ def test_two_nodes_of_one_name(machine: Machine, displbe: Backend, idle: Held, d
 
 
 def fnv(events: list[tuple[int, int, int]]) -> int:
-    """The hash that domu/events.c makes of what it reads: FNV-1a over type, code and value."""
+    """Return the hash that domu/events.c computes over the events that it reads: FNV-1a over type, code and value."""
     found = 2166136261
     for byte in b"".join(struct.pack("<III", kind, code, value & 0xFFFFFFFF) for kind, code, value in events):
         found = (found ^ byte) * 16777619 & 0xFFFFFFFF
@@ -399,13 +399,13 @@ def fnv(events: list[tuple[int, int, int]]) -> int:
 
 
 def summed(machine: Machine, name: str) -> dict[str, str]:
-    """What the guest has read of a device, when nothing comes any more."""
+    """Return the guest's last summary of the events that it has read from a device."""
     lines = re.findall(rf"^sum: {name}: (.*)$", machine.console("input"), re.M)
     return dict(pair.split("=") for pair in lines[-1].split()) if lines else {"events": "0"}
 
 
 def settled(machine: Machine, name: str) -> dict[str, str]:
-    """The same, once it has read something and nothing has come for a while."""
+    """Wait until the guest has read events and no more events come. Return its summary."""
     seen: list[dict[str, str]] = [{}]
 
     def is_still() -> bool:
@@ -418,10 +418,10 @@ def settled(machine: Machine, name: str) -> dict[str, str]:
 
 @pytest.mark.figure
 def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devices: Devices, figures: Figures) -> None:
-    """10,000 presses and releases at 500 per second: each arrives, in order, and none stays down.
+    """10,000 presses and releases at 500 per second all arrive, in order, and no key stays down.
 
-    The kernels keep 64 events for a reader, of a keyboard of this rate those of 64 ms: when the emulated machine stands still for longer,
-    which displbe says, and what reads in the guest, the keys of this time are nobody's.
+    The kernels of Dom0 and of the guest buffer 64 events for a reader, 64 ms of this keyboard. If the emulated machine stands still for
+    longer, events are lost. displbe and the reader in the guest report that.
     """
     cycle: list[Frame] = [[(KEY, 2 + key % 50, value)] for key in range(50) for value in (1, 0)]
     wanted = [event for frame in cycle * 100 for event in frame]
@@ -433,9 +433,11 @@ def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devic
         seconds = devices.emit_all("lab keyboard", cycle, 100, 500)
         found = settled(machine, KEYBOARD)
         late = len(displbe.events(LOST)) - late + int(found["lost"])
-        print(f"\nkeys: {len(wanted)} events, {len(wanted) / seconds:.0f} per second, {found}; {late} times too late")
+        print(
+            f"\nkeys: {len(wanted)} events, {len(wanted) / seconds:.0f} per second, {found}; events lost {late} times"
+        )
         assert late or int(found["hash"], 16) == fnv(wanted)
-        assert int(found["lost"]) or found["down"] == "0", "displbe asks a device for its state when it was too late"
+        assert int(found["lost"]) or found["down"] == "0", "after lost events, displbe reads the device's state"
         return found
 
     figures.take(
@@ -450,7 +452,7 @@ def test_ten_thousand_keys(machine: Machine, displbe: Backend, idle: Held, devic
 def test_a_fast_mouse_beside_a_display(
     machine: Machine, displbe: Backend, idle: Held, devices: Devices, figures: Figures
 ) -> None:
-    """A mouse of 1000 Hz: not a motion is lost, another guest flips on, and a notification tells of more than one motion."""
+    """No motion of a mouse of 1000 Hz is lost, another guest flips on, and there are fewer notifications than motions."""
     connector = next(iter(machine.connectors()))
     try:
         figures.take(
@@ -464,7 +466,7 @@ def test_a_fast_mouse_beside_a_display(
 
 
 def moved(machine: Machine, displbe: Backend, devices: Devices, connector: str) -> float:
-    """Ten thousand motions: the other guest's flips per second meanwhile."""
+    """Make ten thousand motions. Return the other guest's flips per second meanwhile."""
     machine.destroy("flip")
     machine.destroy("input")
     boot(machine, displbe, vkb("P:name=lab mouse"), how="sum")
@@ -484,7 +486,7 @@ def moved(machine: Machine, displbe: Backend, devices: Devices, connector: str) 
     over = displbe.events("input over")[-1]
     print(
         f"\nmouse: 10000 motions at {10000 / seconds:.0f} per second, {over['events']} events, {over['notifications']} notifications,"
-        f" {over['answers']} answers, {cpu / seconds * 100:.0f} % CPU; beside it {rate:.1f} flips/s; {late} times too late"
+        f" {over['answers']} answers, {cpu / seconds * 100:.0f} % CPU; beside it {rate:.1f} flips/s; events lost {late} times"
     )
     assert late or (found["x"], found["y"]) == ("10000", "-20000")
     assert int(str(over["notifications"])) < 10000 / 2

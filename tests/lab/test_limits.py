@@ -1,4 +1,4 @@
-"""What the graphics card itself refuses."""
+"""Framebuffers that the graphics card itself refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ zero-copy = "require"
 
 
 def test_shapes_that_the_card_cannot_show(machine: Machine) -> None:
-    """C13: virtio-gpu refuses the framebuffer, and the log has the reason; a right one is served afterwards."""
+    """C13: virtio-gpu refuses the framebuffers, and the log gives the reason; a valid one is served afterwards."""
     with backend(machine, CONFIG) as displbe:
         try:
             lines = hostile(machine, "limits:0", 60)

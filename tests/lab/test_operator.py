@@ -1,4 +1,4 @@
-"""displbectl on real Xen: the preflight, the status of a guest that flips, its picture, its requests; blanked, kicked."""
+"""displbectl on real Xen: check, status, screenshot, trace, blank, unblank and kick, with a guest that flips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CTL = f"cd {TREE} && python3 -m displbe.ctl --socket /run/displbe/control"
 CHECK = f"{CTL} check --config /etc/displbe/displbe.toml"
 CONFIG = 'sink = "drm"\n[control]\nsocket = "/run/displbe/control"\n[drm]\nzero-copy = "require"\n'
 WANTED = drawn(1024, 768, 0)
-"""What the guest shows, flip by flip."""
+"""The picture that the guest shows with each flip."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def displbe(machine: Machine) -> Iterator[Backend]:
 
 @pytest.fixture(scope="module")
 def guest(machine: Machine, displbe: Backend) -> Iterator[str]:
-    """The connector of a guest that flips, and goes on when its card has gone and come back."""
+    """Run a guest that flips, and goes on when its card has gone and come back. Give its connector."""
     connector = next(iter(machine.connectors()))
     machine.create("flip", guest_config("survive", screens(connector)))
     machine.wait_console("flip", "survive: card 1", 60)
@@ -40,7 +40,7 @@ def guest(machine: Machine, displbe: Backend) -> Iterator[str]:
 
 
 def connector(machine: Machine) -> Any:
-    """What the status says of the guest's connector, and of its device; empty while it is not connected."""
+    """Return the status of the guest's connector, with that of its device; empty while the guest is not connected."""
     status = json.loads(machine.check(f"{CTL} status --json"))
     (guest,) = status["guests"]
     (device,) = guest["devices"]
@@ -51,7 +51,7 @@ def connector(machine: Machine) -> Any:
 
 
 def flips_without_copies(machine: Machine, connections: int, rate: float = 5) -> bool:
-    """Whether the guest is connected for that time, and flips so many times a second."""
+    """Return whether the guest has its connection number `connections`, and flips at this rate without copies."""
     said = connector(machine)
     return bool(
         said and (said["connections"], said["path"]) == (connections, "zero copy") and said["flips"]["fps_1s"] > rate
@@ -59,7 +59,7 @@ def flips_without_copies(machine: Machine, connections: int, rate: float = 5) ->
 
 
 def test_check(machine: Machine) -> None:
-    """Before displbe runs: no error on this machine, and displbe can be DRM master. An error is exit code 1."""
+    """Before displbe runs, the check finds no error, and displbe can be DRM master. With an error, the exit code is 1."""
     name = next(iter(machine.connectors()))
     machine.put("/etc/displbe/displbe.toml", CONFIG)
     machine.put("/tmp/guest.cfg", f"name='flip'\n{guest_config('flip', screens(name))}")
@@ -88,14 +88,14 @@ def test_status(machine: Machine, displbe: Backend, guest: str) -> None:
     text = machine.check(f"{CTL} status && {CTL} top --count 1")
     print(text)
     assert "DRM master; dma-bufs can be imported" in text
-    text = machine.check(CHECK)  # the card is another's, which is no mistake
+    text = machine.check(CHECK)  # another program has the card, which is no error
     print(text)
     assert "displbe runs and answers" in text
     assert "another program is DRM master" in text
 
 
 def test_screenshot_and_trace(machine: Machine, displbe: Backend, guest: str) -> None:
-    """The picture is the guest's, pixel by pixel, and the monitor's."""
+    """The screenshot is the guest's picture, pixel by pixel, as on the monitor; the trace has its requests."""
     machine.check(f"{CTL} screenshot flip /tmp/shot.png")
     with Image.open(io.BytesIO(machine.get("/tmp/shot.png"))) as image:
         rgb = image.convert("RGB")
@@ -108,7 +108,7 @@ def test_screenshot_and_trace(machine: Machine, displbe: Backend, guest: str) ->
 
 
 def test_blank(machine: Machine, displbe: Backend, guest: str) -> None:
-    """The monitor shows nothing of the guest, which flips on; then it does again."""
+    """A blanked monitor does not show the guest's picture, and the guest flips on; after `unblank`, the picture is there again."""
     machine.expect_picture(WANTED, "operator-before-blank")
     machine.check(f"{CTL} blank flip")
     before = connector(machine)
@@ -128,12 +128,12 @@ def test_blank(machine: Machine, displbe: Backend, guest: str) -> None:
 
 
 def unlike(seen: Picture) -> bool:
-    """Whether a picture has next to nothing of the guest's."""
+    """Return whether a picture has almost nothing in common with the guest's."""
     return seen.differs(WANTED) > 0.9 * seen.width * seen.height
 
 
 def test_kick(machine: Machine, displbe: Backend, guest: str) -> None:
-    """The guest's driver connects anew, and what it shows is on the monitor again, without copies."""
+    """The guest's driver connects anew, and its picture is on the monitor again, without copies."""
     machine.check(f"{CTL} kick flip")
     machine.wait_console("flip", "survive: card 2", 60)
     machine.wait_for(lambda: flips_without_copies(machine, 2), 30, every=1, why="the guest's new connection")

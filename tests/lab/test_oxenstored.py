@@ -1,4 +1,4 @@
-"""K4 and the rest of XenStore on the store that is written in OCaml, which Debian's init script prefers."""
+"""K4 and the conformance suite on oxenstored, the XenStore written in OCaml, which Debian's init script prefers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_conformance(computer: Machine) -> None:
 
 
 def test_forged(computer: Machine) -> None:
-    """A guest that makes its own `unique-id` is refused; one that connects and leaves is served; so is a Linux guest, to its picture."""
+    """A guest that creates its own `unique-id` is refused. One that connects and leaves is served, and a Linux guest's picture is shown."""
     wanted = reference_picture(computer)
     first, second = (next(iter(computer.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
     with backend(computer, CONFIG) as displbe:

@@ -1,6 +1,6 @@
-"""The Debian package in Dom0, with Debian's Python, and systemd itself over it: the unit as it is, its user, its devices by the udev rules.
+"""The Debian package in Dom0, with Debian's Python and a real systemd: the unmodified unit, its user, its devices by the udev rules.
 
-systemd is not Dom0's init here: it runs in name spaces of its own, and does to the service all that it does elsewhere.
+systemd is not Dom0's init here. It runs in namespaces of its own, and treats the service as it does elsewhere.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     /usr/lib/systemd/systemd --system --unit=lab.target --log-target=console --show-status=no
 """
 TARGET = "[Unit]\nDescription=Nothing but what is asked for\nDefaultDependencies=no\n"
-# What the unit is ordered after is started by Dom0's own init here; a service that begins early needs no basic.target.
+# Dom0's own init has started the units that displbe.service is ordered after. Without DefaultDependencies, it needs no basic.target.
 ORDER = "[Unit]\nDefaultDependencies=no\n"
-# Emulated, a start takes fifteen times as long, and a turn of the loop may.
+# Under emulation, a start takes fifteen times as long, and so may a turn of the event loop.
 SLOW = f"[Service]\nWatchdogSec=30s\nTimeoutStopSec=60s\nStandardError=append:{LOG}\n"
 CAPABILITIES = r"Cap(?:Inh|Prm|Eff|Bnd|Amb):\t0+\n"
 
@@ -42,26 +42,26 @@ class Service:
         self._enter = f"nsenter -t {manager} -m -p -C -r -w"
 
     def systemctl(self, command: str, timeout: float = 90) -> str:
-        """What systemctl says. Raises LabError."""
+        """Run systemctl on the service. Return its output. Raises LabError."""
         return self.machine.check(f"{self._enter} systemctl --no-pager {command} displbe.service", timeout)
 
     def run(self, command: str) -> Result:
-        """A command beside the service, where systemctl can be asked."""
+        """Run a command in the namespaces in which systemctl works."""
         return self.machine.run(f"{self._enter} {command}")
 
     def ask(self, name: str) -> str:
-        """One of the service's."""
+        """Return a property of the service."""
         return self.systemctl(f"show --value -p {name}").strip()
 
     @property
     def pid(self) -> int:
-        """In Dom0's own name space."""
+        """The process id of displbe, in Dom0's own namespace."""
         return int(self.machine.check("pgrep -o -u displbe"))
 
 
 @pytest.fixture(scope="module")
 def package(machine: Machine) -> Iterator[None]:
-    """The package, installed by dpkg; udev, with the rules in it, and the groups that udev's package would have made."""
+    """The package, installed by dpkg, with udev, the package's rules, and the groups that udev's package would have made."""
     spec = importlib.util.spec_from_file_location("deb", TREE / "packaging" / "deb.py")
     assert spec is not None
     assert spec.loader is not None
@@ -72,7 +72,7 @@ def package(machine: Machine) -> Iterator[None]:
     if machine.run("test -e /run/udev/control").code != 0:
         machine.check("/usr/lib/systemd/systemd-udevd --daemon")
     machine.check("udevadm trigger --action=add; udevadm settle", 90)
-    # Dom0's packages are there without dpkg's knowing: nothing ran their scripts.
+    # Dom0's packages were unpacked without dpkg, so their scripts have not run.
     machine.check("type diff || ln -s busybox /usr/bin/diff")
     machine.check("dpkg --force-depends --force-confnew -i /tmp/displbe.deb && udevadm settle", 180)
     yield
@@ -82,7 +82,7 @@ def package(machine: Machine) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def service(machine: Machine, package: None, reference: Callable[..., Picture]) -> Iterator[Service]:
-    """The service, started; the picture to compare with is drawn before."""
+    """The running service. The reference picture is drawn before."""
     reference()
     drop_in = "/etc/systemd/system/displbe.service.d/lab.conf"
     for path, text in (
@@ -121,7 +121,7 @@ def ready(service: Service) -> bool:
 
 
 def test_files(machine: Machine, package: None) -> None:
-    """The package's files are Dom0's, the program is Debian's Python's, and a user without rights may read the version and the pages."""
+    """The package's files are installed, the programs use Debian's Python, and a user without rights can read version and manual pages."""
     machine.check("dpkg -V displbe")
     assert machine.check("head -n 1 /usr/bin/displbe").split() == ["#!", "/usr/bin/python3"]
     as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
@@ -133,7 +133,7 @@ def test_files(machine: Machine, package: None) -> None:
 
 
 def test_devices(machine: Machine, package: None) -> None:
-    """udev has given Xen's devices to the group, by the package's rules; privcmd to nobody."""
+    """By the package's rules, udev has given Xen's devices to the group, except privcmd, which only root may open."""
     listed = machine.check("stat -c '%n %G %a' /dev/xen/{gntdev,evtchn,xenbus,privcmd} /dev/dri/card0")
     assert listed.splitlines() == [
         *(f"/dev/xen/{name} displbe-xen 660" for name in ("gntdev", "evtchn", "xenbus")),
@@ -143,7 +143,7 @@ def test_devices(machine: Machine, package: None) -> None:
 
 
 def test_begins_without_the_modules_devices(machine: Machine, service: Service) -> None:
-    """What a module makes later is no condition: with gntdev away, the service tries until it is there."""
+    """The unit's conditions do not require devices that modules create later: without gntdev, the service retries until it is there."""
     machine.check("mv /dev/xen/gntdev /dev/xen/away")
     try:
         service.systemctl("restart --no-block")
@@ -156,7 +156,7 @@ def test_begins_without_the_modules_devices(machine: Machine, service: Service) 
 
 
 def test_user(machine: Machine, service: Service) -> None:
-    """It is its own user, in the groups of the unit, without any capability, under systemd's filter of system calls."""
+    """The service runs as its own user, in the groups of the unit, without any capability, under systemd's system call filter."""
     status = machine.check(f"cat /proc/{service.pid}/status")
     user, group = machine.check("id -u displbe; id -g displbe").split()
     assert re.search(rf"^Uid:(\t{user}){{4}}$", status, re.M)
@@ -172,7 +172,7 @@ def test_user(machine: Machine, service: Service) -> None:
 
 
 def test_operator(machine: Machine, service: Service) -> None:
-    """Who is in the group displbe may ask displbe, and has nothing of Xen's; others have neither."""
+    """A member of the group displbe can use displbectl, but cannot open Xen's devices. Other users can do neither."""
     group = machine.check("id -g displbe").strip()
     nobody = "cd /; setpriv --reuid 65534 --regid 65534"
     assert "no guest has a device here" in machine.check(f"{nobody} --groups {group} displbectl status")
@@ -184,7 +184,7 @@ def test_operator(machine: Machine, service: Service) -> None:
 
 
 def test_check(machine: Machine, service: Service) -> None:
-    """Run by root, the check opens files as the service's user, and reports what only root may open."""
+    """The check, run by root, opens files as the service's user, and reports a file that only root may open."""
     said = service.run("displbectl check")
     print(said.output)
     assert said.code == 0
@@ -201,14 +201,14 @@ def test_check(machine: Machine, service: Service) -> None:
 
 
 def test_only_one(machine: Machine, service: Service) -> None:
-    """A second daemon does not touch what the first one serves."""
+    """A second daemon ends with exit code 69 and a message while another one runs."""
     second = machine.run("displbe")
     assert second.code == 69
     assert "another displbe runs in this domain" in second.output
 
 
 def test_picture(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
-    """A guest's picture without a copy, by that user; and displbectl tells of it."""
+    """The service shows a guest's picture without a copy, and displbectl reports that."""
     connector = next(iter(machine.connectors()))
     machine.create("still", guest_config("still", screens(connector)))
     try:
@@ -223,8 +223,8 @@ def test_picture(machine: Machine, service: Service, reference: Callable[..., Pi
 
 
 def test_killed(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
-    """After kill -9 systemd starts it again, and the guest that ran on has its picture back. Its display was closed before the daemon's
-    own work began: it found no rings of an earlier backend.
+    """After `kill -9`, systemd starts the service again, and the guest, which ran on, has its picture back. The guest's display was closed
+    before the new daemon looked at it: the daemon found no rings of an earlier backend.
     """
     connector = next(iter(machine.connectors()))
     machine.create("still", guest_config("twice", screens(connector), seconds=20))

@@ -17,9 +17,9 @@ from lab.vm import Machine, guest_config
 
 @pytest.mark.parametrize("zero_copy", ["off", "require"])
 def test_restart(machine: Machine, reference: Callable[..., Picture], zero_copy: str) -> None:
-    """SIGTERM while a guest shows its picture: the daemon ends with code 0 and nothing stays mapped.
+    """SIGTERM ends the daemon with code 0 while a guest shows its picture, and nothing stays mapped.
 
-    Started again, it serves the same guest again: the guest's driver comes back with new rings.
+    The next daemon serves the same guest again: the guest's driver connects with new rings.
     """
     wanted = reference()
     config = f'sink = "drm"\n[drm]\nzero-copy = "{zero_copy}"\n'
@@ -39,30 +39,31 @@ def test_restart(machine: Machine, reference: Callable[..., Picture], zero_copy:
 
 
 LIMIT: Final = 5.0
-"""Seconds from `kill -9` to the guest's next frame, where the emulated machine needs no more than START for BARE."""
+"""Maximum seconds from `kill -9` to the guest's next frame, if the emulated machine needs no more than START for BARE."""
 BARE: Final = "begun=$(date +%s%N); python3 -c 'import trio'; echo $(($(date +%s%N) - begun))"
+"""A command that prints the nanoseconds that a bare start of the interpreter takes."""
 START: Final = 3.1
-"""Seconds that it takes in Dom0 beside a guest that flips, while nothing else keeps the machine that emulates busy, or slow."""
+"""Seconds of a bare start in Dom0, beside a guest that flips, on a quiet host."""
 
 
 def shown_again(displbe: Backend, before: int) -> bool:
-    """More often than before a guest's picture has come onto the screen."""
+    """Return whether an output has been switched on more often than `before`."""
     return len(displbe.events("output on")) > before
 
 
 @pytest.mark.figure
 def test_killed(machine: Machine, figures: Figures) -> None:
-    """`kill -9` under a guest that flips, and the restart that a service manager gives: the guest's next frame is on the screen within 5 s,
+    """After `kill -9` under a guest that flips, and a restart as by a service manager, the guest's next frame is on the screen within 5 s,
     and nothing of the dead daemon stays.
 
-    3 s of it the guest's request to the dead daemon waits, which is also about what the interpreter's start takes under emulation. Where
-    that takes longer than on a quiet machine, so may this.
+    The guest's request to the dead daemon waits for 3 s of this time. The interpreter's start takes about as long under emulation. The
+    limit grows with the time of a bare start if that is longer than on a quiet host.
     """
     connector = next(iter(machine.connectors()))
     wanted = drawn(1024, 768, 0)
 
     def kill() -> tuple[float, float]:
-        bare = min(float(machine.check(BARE)) / 1e9 for _ in range(3))  # the first one reads its files
+        bare = min(float(machine.check(BARE)) / 1e9 for _ in range(3))  # the first start reads its files from the disk
         before = len(displbe.events("output on"))
         at = displbe.kill()
         machine.wait_for(partial(shown_again, displbe, before), 60, why="the guest's next frame")
@@ -88,7 +89,7 @@ def test_killed(machine: Machine, figures: Figures) -> None:
 
 @pytest.mark.figure
 def test_attach_and_detach(machine: Machine, reference: Callable[..., Picture], figures: Figures) -> None:
-    """`xl vdispl-attach` and `-detach` while the guest runs, twice: neither waits for its 10 s, and then says that it failed."""
+    """`xl vdispl-attach` and `xl vdispl-detach` succeed twice while the guest runs. Neither runs into its timeout of 10 s."""
     wanted = reference()
     connector = next(iter(machine.connectors()))
     try:

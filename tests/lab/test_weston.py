@@ -1,4 +1,4 @@
-"""Linux guests as windows of a real Weston in Dom0: zero copy, software renderers, shells, and what happens when Weston ends."""
+"""Linux guests as windows of a real Weston in Dom0: zero copy, software renderers, shells, and the end of Weston."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def screen(machine: Machine, mode: str = "1024x768") -> str:
 
 
 def way(displbe: Backend) -> str:
-    """Return how the last framebuffer was given to the compositor."""
+    """Return the way in which the last framebuffer was given to the compositor."""
     return str(displbe.events("framebuffer attached")[-1]["way"])
 
 
@@ -60,9 +60,9 @@ def released(displbe: Backend, compositor: Weston, idle: Held) -> None:
 
 @pytest.mark.parametrize("renderer", ["pixman", "gl"])
 def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: str) -> None:
-    """The monitor shows what a guest draws, and Weston maps the guest's own pages.
+    """The monitor shows the guest's picture, and Weston maps the guest's own pages.
 
-    So it does where Weston draws with GL; that is in software here, so that Weston must not get a dma-buf.
+    Weston also maps them when it draws with GL, because its GL is in software here, so that it must not get a dma-buf.
     """
     with weston(machine, renderer=renderer) as compositor, backend(machine, config()) as displbe:
         idle = displbe.held()
@@ -161,7 +161,7 @@ def test_ivi_shell(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
 
 
 def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
-    """Odd strides, oversized framebuffers, floods: Weston goes on, and the other guest's window shows its picture again."""
+    """A guest sends odd strides, oversized framebuffers, floods. Weston goes on, and the other guest's window shows its picture again."""
     with weston(machine, shell="desktop") as compositor, backend(machine, config()) as displbe:
         idle = displbe.held()
         machine.create("one", guest_config("flip", screen(machine)))
@@ -219,7 +219,7 @@ def cost(machine: Machine, displbe: Backend, mode: str) -> Cost:
 
 
 class Costs:
-    """The best value of all tries for each figure: other work of the host costs time, and never saves any."""
+    """The best value of all tries for each figure, because other work of the host can only make a figure worse."""
 
     def __init__(self) -> None:
         self.costs: dict[tuple[str, str], Cost] = {}

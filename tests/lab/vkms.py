@@ -1,6 +1,7 @@
-"""Cards of Linux's virtual KMS driver in Dom0, made through configfs: as many connectors as wanted, plugged and unplugged at will.
+"""Cards of Linux's virtual KMS driver in Dom0, made through configfs, with any number of connectors, whose monitors can be plugged and
+unplugged.
 
-They have no screen to look at; what a CRTC shows is known by the checksum that the driver makes of each frame.
+The cards have no screen to look at. The driver makes a checksum of each frame that a CRTC shows.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ class Vkms:
     connectors: tuple[str, ...]
 
     def plug(self, index: int, connected: bool) -> datetime:
-        """Plug a monitor in, or out: just after this time by Dom0's clock, in UTC like displbe's log."""
+        """Plug a monitor in or out. Return the time just before, by Dom0's clock, in UTC like displbe's log."""
         status = 1 if connected else 2
         file = f"/sys/kernel/config/vkms/{self.name}/connectors/k{index}/status"
         return datetime.fromtimestamp(float(self.machine.check(f"date +%s.%N; echo {status} > {file}")), UTC)
 
     def checksum(self, index: int = 0) -> str:
-        """What a CRTC shows, as the checksum of a frame; it must be on, and its picture still."""
+        """Return the checksum of a CRTC's frame. The CRTC must be on, and its picture must not change."""
         number = self.card.removeprefix("card")
         folder = f"/sys/kernel/debug/dri/{number}/crtc-{index}/crc"
         read = f"echo auto > {folder}/control; exec 3< {folder}/data; head -n 3 <&3 | tail -n 1"
@@ -61,7 +62,7 @@ class Vkms:
 
 @contextlib.contextmanager
 def vkms(machine: Machine, name: str = "lab", connectors: int = 1) -> Iterator[Vkms]:
-    """A card, as long as it is wanted."""
+    """Make a card that exists while the block lasts."""
     made = machine.check(MAKE.format(name=name, last=connectors - 1)).split()
     try:
         yield Vkms(machine, name, made[0], tuple(sorted(entry.partition("-")[2] for entry in made[1:])))
@@ -70,10 +71,10 @@ def vkms(machine: Machine, name: str = "lab", connectors: int = 1) -> Iterator[V
 
 
 def checksum_of(picture: Picture, fourcc: str = "XR24") -> str:
-    """What `Vkms.checksum` says of a screen that shows this picture out of a buffer of this format.
+    """Return the result of `Vkms.checksum` for a screen that shows this picture from a buffer of this format.
 
-    drivers/gpu/drm/vkms/vkms_composer.c: crc32_le from 0 over the rows, each pixel four u16: alpha, red, green, blue. They come from
-    fewer bits by fixed-point arithmetic (vkms_formats.c): of 8 bits v * 257, of 5 bits v * (65535 / 31), rounded.
+    drivers/gpu/drm/vkms/vkms_composer.c computes crc32_le from 0 over the rows. Each pixel is four u16: alpha, red, green, blue.
+    vkms_formats.c widens smaller components by fixed-point arithmetic: 8 bits to v * 257, 5 bits to v * (65535 / 31), rounded.
     """
     bits = (5, 6, 5) if fourcc == "RG16" else (8, 8, 8)
     pixels = array("H", [0xFFFF]) * (4 * picture.width * picture.height)
@@ -85,7 +86,7 @@ def checksum_of(picture: Picture, fourcc: str = "XR24") -> str:
 
 
 def encoded(picture: Picture, fourcc: str, stride: int) -> bytes:
-    """A picture's pixels as they lie in a buffer (little endian)."""
+    """Return a picture's pixels as they lie in a buffer (little-endian)."""
     red, green, blue = (picture.rgb[channel::3] for channel in range(3))
     if fourcc == "RG16":
         pixels = array("H", [r >> 3 << 11 | g >> 2 << 5 | b >> 3 for r, g, b in zip(red, green, blue, strict=True)])

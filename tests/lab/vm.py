@@ -1,7 +1,7 @@
-"""Boots the lab, Xen and Dom0 inside qemu-system-aarch64, and drives it: commands, files, guests, pictures of screens.
+"""Boots the lab, Xen and Dom0 inside qemu-system-aarch64, and controls it: commands, files, guests, pictures of screens.
 
-The remote end in Dom0 (`dom0/remote.py`) does one thing at a time; what is to run beside others is started with `start`.
-To try things by hand: `python3 tests/lab/vm.py` boots and runs each line of its stdin in Dom0.
+The remote end in Dom0 (`dom0/remote.py`) executes one request at a time. A command that must run beside others is started with `start`.
+To try things by hand: `python3 tests/lab/vm.py` boots the lab and runs each line of its stdin in Dom0.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from lab.pictures import Picture
 __all__ = ["Card", "LabError", "Machine", "Result", "guest_config", "reference_picture", "tarball"]
 
 SLOWER: Final = 2.5
-"""Limits of time are for a host with nothing else to do; they are so many times longer for any other."""
+"""The factor by which time limits are multiplied. The limits are written for a host that does nothing else."""
 ANSWER_MARGIN: Final = 60.0
 """Seconds beyond a command's own time limit until Dom0 counts as lost."""
 
 
 class LabError(Exception):
-    """The lab did not do what was asked; the text says what it said instead."""
+    """The lab did not do what was requested; the text has its output."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command in Dom0 did. A command that was out of time has code 124."""
+    """The result of a command in Dom0. A command that ran out of time has code 124."""
 
     code: int
     output: str
     seconds: float
-    """How long it took inside Dom0."""
+    """Seconds that the command took inside Dom0."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Card:
     """A graphics card of Dom0."""
 
     name: str
-    """As in `/dev/dri`: `card0`."""
+    """The card's name in `/dev/dri`, such as `card0`."""
     bus: str
-    """What modetest's `-D` takes."""
+    """The argument for modetest's `-D`."""
 
     @property
     def node(self) -> str:
@@ -68,11 +68,11 @@ class Card:
 
 @dataclass
 class Machine:
-    """The emulated computer, for the length of a `with`.
+    """The emulated computer. It runs while the `with` block lasts.
 
-    `out` keeps the serial log, the pictures and Dom0's logs; without it they are gone at the end. Each of `gpus` is the
-    QEMU id of a graphics card with one screen; the first one is Dom0's card0. `devices` are more `-device` arguments,
-    `bootargs` more of Dom0's kernel's command line, `xenargs` more of Xen's.
+    The serial log, the pictures and Dom0's logs are kept in `out`; without it, they are deleted at the end. Each of `gpus`
+    is the QEMU id of a graphics card with one screen; the first one is Dom0's card0. `devices` are further `-device`
+    arguments; `bootargs` is added to the command line of Dom0's kernel, and `xenargs` to Xen's.
     """
 
     out: Path | None = None
@@ -80,7 +80,7 @@ class Machine:
     gpus: Sequence[str] = ("gpu0",)
     devices: Sequence[str] = ()
     second_disk: bool = False
-    """Whether there is a copy of Dom0's disk, `/dev/vdb`, for another domain to boot from."""
+    """Whether Dom0 has a copy of its disk, `/dev/vdb`, from which another domain can boot."""
     bootargs: str = ""
     xenargs: str = ""
     memory: int = 2048
@@ -130,28 +130,28 @@ class Machine:
         return Result(int(fields["code"]), output.decode(errors="replace"), float(fields["seconds"]))
 
     def check(self, command: str, timeout: float = 60) -> str:
-        """The output of a command that must succeed."""
+        """Run a command in Dom0 that must succeed. Return its output. Raises LabError."""
         done = self.run(command, timeout)
         if done.code != 0:
             raise LabError(f"in Dom0: {command}: exit {done.code} after {done.seconds:.1f} s\n{done.output[-6000:]}")
         return done.output
 
     def start(self, command: str, log: str = "/dev/null") -> int:
-        """Start a bash command that runs beside the others, with its output in a file. Gives its process group's id."""
+        """Start a bash command that runs beside the others, with its output in a file. Return the id of its process group."""
         shell = f"exec setsid bash -c {shlex.quote(command)} </dev/null >{shlex.quote(log)} 2>&1"
         return int(self.check(f"{{ {shell}; }} & echo $!"))
 
     def running(self, group: int) -> bool:
-        """Whether a process of this group is left."""
+        """Return whether a process of this group is left."""
         return self.run(f"pgrep -g {group} -r D,I,R,S,T").code == 0
 
     def stop(self, group: int, signal: str = "TERM", timeout: float = 30) -> None:
-        """End a process group that `start` gave."""
+        """End a process group that `start` returned."""
         self.run(f"kill -{signal} -- -{group}")
         self.wait_for(lambda: not self.running(group), timeout, why=f"end of process group {group} after SIG{signal}")
 
     def put(self, path: str, data: bytes | str) -> None:
-        """Write a file in Dom0; its folder is made."""
+        """Write a file in Dom0. Its folder is created."""
         self._ask(ANSWER_MARGIN, data.encode() if isinstance(data, str) else data, do="put", path=path)
 
     def get(self, path: str) -> bytes:
@@ -159,7 +159,7 @@ class Machine:
         return self._ask(ANSWER_MARGIN, do="get", path=path)[1]
 
     def put_tree(self, tar: bytes, under: str) -> None:
-        """Unpack a tar file into a folder of Dom0, which is made."""
+        """Unpack a tar file into a folder of Dom0. The folder is created."""
         packed = "/tmp/.put_tree.tar"
         self.put(packed, tar)
         place = shlex.quote(under)
@@ -168,7 +168,7 @@ class Machine:
     def wait_for(
         self, what: str | Callable[[], object], timeout: float = 60, *, every: float = 0.3, why: str = ""
     ) -> None:
-        """Wait until a command of Dom0 succeeds, or a function of ours says yes."""
+        """Wait until a command in Dom0 succeeds, or a function here returns true. Raises LabError."""
         timeout *= SLOWER
         until = time.monotonic() + timeout
         said = ""
@@ -187,28 +187,28 @@ class Machine:
     # Guests
 
     def create(self, name: str, config: str, timeout: float = 90) -> int:
-        """Create a guest; its console's log begins anew. Gives its domain id."""
+        """Create a guest. The log of its console begins anew. Return its domain id."""
         path = f"/root/guests/{name}.cfg"
         self.put(path, f"name={json.dumps(name)}\n{config}")
         self.check(f"rm -f /var/log/xen/guest-{name}.log && xl create {path}", timeout)
         return int(self.check(f"xl domid {name}"))
 
     def exists(self, name: str) -> bool:
-        """Whether there is a guest of that name."""
+        """Return whether there is a guest of this name."""
         return self.run(f"xl domid {name}").code == 0
 
     def destroy(self, name: str, timeout: float = 60) -> None:
-        """End a guest at once; no guest of that name is right too."""
+        """Destroy a guest, if there is one of this name."""
         if self.exists(name):
             self.run(f"xl destroy {name}", timeout)
             self.wait_for(lambda: not self.exists(name), timeout, why=f"the end of guest {name}")
 
     def console(self, name: str) -> str:
-        """What a guest has written to its console since it was created."""
+        """Return the text that a guest has written to its console since it was created."""
         return self.run(f"cat /var/log/xen/guest-{name}.log 2>/dev/null").output.replace("\r\n", "\n")
 
     def wait_console(self, name: str, text: str, timeout: float = 60, count: int = 1) -> str:
-        """Wait until a guest's console contains a text (so many times); gives the console."""
+        """Wait until a guest's console contains a text `count` times. Return the console's text. Raises LabError."""
         timeout *= SLOWER
         until = time.monotonic() + timeout
         while (seen := self.console(name)).count(text) < count:
@@ -220,7 +220,7 @@ class Machine:
     # Screens
 
     def qmp(self, command: str, **arguments: object) -> Any:
-        """Tell QEMU something; gives what it returns."""
+        """Execute a command of QEMU's monitor (QMP). Return its result. Raises LabError."""
         self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while True:
             answer = self._monitor_line(30)
@@ -230,7 +230,7 @@ class Machine:
                 return answer["return"]
 
     def screendump(self, device: str | None = None, name: str | None = None) -> Picture:
-        """What a screen shows now, the first one's or that of a card; with a name, `out/NAME.png` keeps it."""
+        """Return the picture on a card's screen, by default the first card's. With a name, it is also written to `out/NAME.png`."""
         path = self._work / "screen.ppm"
         self.qmp("screendump", filename=str(path), device=device or self.gpus[0])
         picture = Picture.from_ppm(path.read_bytes())
@@ -241,7 +241,10 @@ class Machine:
     def expect_picture(
         self, wanted: Picture, name: str, device: str | None = None, timeout: float = 30, tolerated: int = 0
     ) -> Picture:
-        """Wait until a screen shows this; `out/NAME.png` is the last picture, `NAME-wrong.png` marks wrong pixels."""
+        """Wait until a screen shows this picture. Raises LabError.
+
+        The last picture is written to `out/NAME.png`; `NAME-wrong.png` marks wrong pixels.
+        """
         until = time.monotonic() + SLOWER * timeout
         while (wrong := (seen := self.screendump(device)).differs(wanted)) > tolerated and time.monotonic() < until:
             time.sleep(0.3)
@@ -259,7 +262,7 @@ class Machine:
         )
 
     def card(self, device: str | None = None) -> Card:
-        """What Dom0 calls one of `gpus`, by default the first."""
+        """Return Dom0's card for one of `gpus`, by default the first."""
         wanted = device or self.gpus[0]
         tree = str(self.qmp("human-monitor-command", **{"command-line": "info qtree"}))
         place = ""
@@ -272,15 +275,15 @@ class Machine:
         raise LabError(f"QEMU has no virtio-gpu-device {wanted!r}\n{tree}")
 
     def connectors(self, device: str | None = None) -> dict[str, bool]:
-        """A card's connectors by name, and whether a screen is connected. Names are the kernel's: no two are alike."""
+        """Return the names of a card's connectors, and whether a screen is connected. The kernel's names are unique."""
         card = self.card(device).name
-        # Before somebody asks the driver, the status is `unknown`.
+        # The status is `unknown` until the driver has been asked to detect.
         detect = "echo detect >$c/status; echo $c $(cat $c/status)"
         listed = self.check(f"cd /sys/class/drm; for c in {card}-*; do {detect}; done")
         pairs = (line.split() for line in listed.splitlines())
         return {name.removeprefix(f"{card}-"): status == "connected" for name, status in pairs}
 
-    # After all
+    # At the end
 
     def keep_logs(self) -> None:
         """Copy Dom0's and the guests' logs into `out`, for people."""
@@ -291,10 +294,10 @@ class Machine:
             if path.startswith("/var/log/"):
                 (self.out / Path(path).name).write_bytes(self.get(path))
 
-    # Below: how it is done
+    # Implementation
 
     def _boot(self, pieces: Pieces, stack: contextlib.ExitStack) -> None:
-        # setpriv: when this process dies, however it does, QEMU dies with it.
+        # setpriv: QEMU is killed when this process dies for any reason.
         argv = ["setpriv", "--pdeathsig", "KILL"]
         if not os.path.exists("/dev/udmabuf"):
             argv += ["env", f"LD_PRELOAD={pieces.shim}"]
@@ -383,10 +386,10 @@ class Machine:
 
     def _ask(self, patience: float, payload: bytes = b"", **fields: object) -> tuple[dict[str, Any], bytes]:
         if self._lost:
-            raise LabError("Dom0 was lost in an earlier request, of which half is perhaps still under way")
+            raise LabError("Dom0 was lost in an earlier request, which may still be under way")
         head = json.dumps({**fields, "size": len(payload)}).encode() + b"\n"
         doing = f"asking Dom0 to {fields['do']} {fields.get('path') or fields.get('command')}"
-        self._lost = True  # until its answer is here
+        self._lost = True  # until the answer has arrived
         self._remote.settimeout(ANSWER_MARGIN)
         try:
             self._remote.sendall(head + payload)
@@ -429,7 +432,7 @@ class Machine:
 def guest_config(
     work: str = "still", lines: str = "", *, mode: str = "1024x768", seconds: int = 600, extra: str = ""
 ) -> str:
-    """The xl configuration of the lab's guest: what it does (see `domu/init.sh`), and more lines, as `vdispl=[…]`."""
+    """Return the xl configuration of the lab's guest. `work` is its task (see `domu/init.sh`), `lines` are further lines."""
     boot = f"console=hvc0 quiet vkms.create_default_dev=0 guest={work} mode={mode} seconds={seconds} {extra}".strip()
     return (
         'type="pvh"\nkernel="/domu/vmlinuz"\nramdisk="/domu/initrd.img"\n'
@@ -443,15 +446,15 @@ def reference_picture(
     pattern: str = "smpte",
     device: str | None = None,
 ) -> Picture:
-    """What modetest draws, drawn by Dom0's own modetest on a card that nobody else uses.
+    """Return modetest's picture, drawn by Dom0's own modetest on a card that no other program uses.
 
-    The guest's modetest shows `smpte` and, with `-v`, flips between `smpte` and `plain`.
+    The guest's modetest shows `smpte`; with `-v`, it flips between `smpte` and `plain`.
     """
     before = machine.screendump(device)
     width, height = map(int, mode.split("x"))
     log = "/tmp/.reference.log"
     connector = next(name for name, connected in machine.connectors(device).items() if connected)
-    # It shows its picture until its stdin has a line or ends.
+    # modetest shows its picture until its stdin has a line or ends.
     card = machine.card(device).bus
     draw = f"exec modetest -D {card} -s {connector}:{mode} -F {pattern} < <(exec sleep 1000)"
     group = machine.start(draw, log)
@@ -471,7 +474,7 @@ def reference_picture(
 
 
 def tarball(root: Path, names: Iterable[str]) -> bytes:
-    """Files and folders under `root` as a tar file, without caches."""
+    """Return files and folders under `root` as a tar file, without caches."""
 
     def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         name = Path(entry.name).name

@@ -1,4 +1,4 @@
-"""Weston in the lab's Dom0: as DRM master, with a renderer and a shell; started, watched, ended."""
+"""Weston in the lab's Dom0, as DRM master, with a choice of renderer and shell."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ mode={mode}
 {more}
 """
 
-# What Weston's own controller for ivi-shell wants to be told: it places surfaces by their ids.
+# The settings that Weston's own controller for ivi-shell requires. The controller places surfaces by their ids.
 IVI = """
 [ivi-shell]
 ivi-shell-user-interface=/usr/libexec/weston-ivi-shell-user-interface
@@ -73,7 +73,7 @@ class Weston:
         self._group: int | None = None
 
     def start(self) -> None:
-        """Start it; it is ready when it listens."""
+        """Start Weston, and wait until it listens."""
         machine = self.machine
         machine.check(f"mkdir -p -m 700 {FOLDER}; rm -f {SOCKET}; mkdir -p /tmp/.X11-unix")
         if machine.run("test -e /run/udev/control").code != 0:
@@ -105,15 +105,15 @@ class Weston:
             self._group = None
 
     def signal(self, name: str) -> None:
-        """Send it a signal."""
+        """Send Weston a signal."""
         self.machine.check(f"kill -{name} {self.pid}")
 
     def mappings(self) -> int:
-        """How many of guests' buffers it maps."""
+        """Return the number of guests' buffers that Weston maps."""
         return int(self.machine.run(f"grep -c xen/gntdev /proc/{self.pid}/maps").output)
 
     def imports(self) -> int:
-        """How many dma-bufs of gntdev's there are."""
+        """Return the number of dma-bufs that gntdev has exported."""
         return len(re.findall("xen_gntdev", self.machine.run("cat /sys/kernel/debug/dma_buf/bufinfo").output))
 
 
@@ -121,7 +121,7 @@ class Weston:
 def weston(
     machine: Machine, *, renderer: str = "pixman", shell: str = "kiosk", mode: str = "1024x768", more: str = ""
 ) -> Iterator[Weston]:
-    """Weston on the first card while the block lasts."""
+    """Run Weston on the first card while the block lasts."""
     made = Weston(machine, renderer, shell, next(iter(machine.connectors())), mode, more)
     made.start()
     try:

@@ -1,5 +1,5 @@
 """The sink that is DRM master.
 
-`uapi` is the kernel's interface, `device` an open card, `card` a card with its outputs, `output` a connector that a
-guest has, `scanout` what puts frames onto it, `sink` all cards.
+Modules, from the kernel upwards: `uapi` is the kernel's interface, `device` an open card, `scanout` a pipe to a
+connector, `output` a connector that a guest has, `card` a card with its outputs, `sink` all cards.
 """

@@ -52,7 +52,7 @@ class Pipe(msgspec.Struct, frozen=True):
 
 
 class PlaneConfig(msgspec.Struct, frozen=True):
-    """A framebuffer on a plane: which part of it is shown in which part of a mode.
+    """A framebuffer on a plane: the part of it that is shown (`source`), and the part of the mode that shows it (`target`).
 
     Both parts are (x, y, width, height), in pixels.
     """
@@ -74,15 +74,15 @@ class Atomic:
         objects = sorted(changes, key=lambda key: key[1])
         pairs = [(object_, name) for object_ in objects for name in changes[object_]]
         self._slots = {pair: index for index, pair in enumerate(pairs)}
-        self._objects = array("I", [identity for _, identity in objects])
+        self._object_ids = array("I", [identity for _, identity in objects])
         self._counts = array("I", [len(changes[object_]) for object_ in objects])
-        self._names = array("I", [device.property(*object_, name) for object_, name in pairs])
+        self._property_ids = array("I", [device.property(*object_, name) for object_, name in pairs])
         self._values = array("Q", [changes[object_][name] & _U64 for object_, name in pairs])
-        self._ask = uapi.drm_mode_atomic(
+        self._argument = uapi.drm_mode_atomic(
             count_objs=len(objects),
-            objs_ptr=self._objects.buffer_info()[0],
+            objs_ptr=self._object_ids.buffer_info()[0],
             count_props_ptr=self._counts.buffer_info()[0],
-            props_ptr=self._names.buffer_info()[0],
+            props_ptr=self._property_ids.buffer_info()[0],
             prop_values_ptr=self._values.buffer_info()[0],
         )
 
@@ -96,10 +96,10 @@ class Atomic:
 
     def commit(self, operation: str, flags: int, user_data: int = 0) -> None:
         """Commit. Raises DrmError. Waits for the hardware unless NONBLOCK or TEST_ONLY is among the flags."""
-        ask = self._ask
-        ask.flags = flags
-        ask.user_data = user_data
-        number = self._device.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, ask)
+        argument = self._argument
+        argument.flags = flags
+        argument.user_data = user_data
+        number = self._device.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, argument)
         if number:
             raise drm_error(operation, number, self._connector)
 
@@ -111,8 +111,8 @@ NEUTRAL: Final[dict[str, dict[str, int]]] = {
     # drm_blend.c: DRM_MODE_ROTATE_0, DRM_BLEND_ALPHA_OPAQUE, DRM_MODE_BLEND_PREMULTI.
     "plane": {"rotation": 1, "alpha": 0xFFFF, "pixel blend mode": 0},
 }
-"""Neutral values of other properties that change a picture. Each is set where the driver has it: the program that had
-the card before may have left a colour filter or a rotation.
+"""Neutral values of further properties that change the picture. Each is set if the driver has it, because the program
+that had the card before may have left a colour filter or a rotation.
 """
 OFF: Final[dict[str, dict[str, int]]] = {
     "connector": {"CRTC_ID": 0},
@@ -123,7 +123,7 @@ OFF: Final[dict[str, dict[str, int]]] = {
 
 
 def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
-    """Return all changes that make the pipe show this and nothing else; `blob` is the mode's property blob.
+    """Return all changes that make the pipe show `config` and nothing else; `blob` is the mode's property blob.
 
     Raises DrmError.
     """
@@ -158,9 +158,9 @@ def off_state(pipe: Pipe) -> Changes:
 
 
 def _displaced(pipe: Pipe) -> Changes:
-    """Return the changes that remove what another program left in the pipe's way.
+    """Return the changes that switch off other connectors, CRTCs and planes that another program left in the pipe's way.
 
-    The kernel refuses a CRTC without a connector, for one.
+    A CRTC that the pipe's connector leaves is switched off too: the kernel refuses a CRTC without a connector.
     """
     device = pipe.device
     changes: Changes = {}

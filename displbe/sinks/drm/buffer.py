@@ -14,7 +14,7 @@ __all__ = ["DrmBuffer"]
 class DrmBuffer(SinkBuffer):
     """A guest's buffer that is attached to one output.
 
-    Its card may go and come back: `fb`, `refused` and `reason` change then.
+    The card may go and come back: `fb`, `refused` and `reason` change then.
     """
 
     def __init__(
@@ -23,23 +23,23 @@ class DrmBuffer(SinkBuffer):
         self.guest = guest
         self.geometry = geometry
         self.fourcc = fourcc
-        """The format that the plane is told."""
+        """The DRM format of the framebuffer that the plane gets."""
         self.fb = 0
         """The id of the card's framebuffer over the guest's pages; 0: there is none."""
         self.view: memoryview | None = None
         """The guest's pages; None: they are not mapped."""
         self.from_card = False
-        """The pages are the card's own memory (be-alloc)."""
+        """Whether the pages are the card's own memory (be-alloc)."""
         self.refused = False
-        """The card does not show this buffer without a copy."""
+        """Whether the card has refused to show this buffer without a copy."""
         self.reason = ""
-        """Why its frames are copied; empty: they need not be, or no card has been asked yet."""
+        """Why its frames are copied; empty: they need no copy, or no card has been asked yet."""
         self.closed = False
         self._remove = remove
 
     @property
     def converted(self) -> bool:
-        """The plane is told another format than the pixels have: copying converts them."""
+        """Whether the plane gets another format than that of the guest's pixels. Copying then converts them."""
         return self.fourcc not in (self.geometry.fourcc, FORMATS[self.geometry.fourcc].opaque)
 
     @property

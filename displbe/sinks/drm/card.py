@@ -1,7 +1,7 @@
 """A card and its outputs: opening it, DRM mastership, probing its connectors, its events, and closing it.
 
-A card looks at everything once a second, and whenever it is told that something may have changed, and corrects what is
-not as it should be.
+A card *looks* once a second, and whenever it is told that something may have changed: it checks that its file is the
+right one, probes the connectors if necessary, and makes each output show what its guest wants.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from .settings import DrmSettings
 __all__ = ["Card", "CardState", "Probing"]
 
 PERIOD: Final = 1.0
-"""Seconds between two looks, if nothing asks for one earlier."""
+"""Maximum seconds between two looks."""
 PAUSE: Final = 0.1
 """Minimum seconds between two looks: events come in bursts, and each of a series of failing flips asks for a look."""
 TAKEN_AWAY: Final = 2.0
-"""Seconds in which a session manager that has taken a card away says so."""
+"""Seconds within which a session manager reports that it has taken a card away."""
 CLOSE_TIMEOUT: Final = 5.0
-"""Seconds that closing a card may take."""
+"""Maximum seconds to wait for a card to be closed."""
 
 
 class CardState(enum.Enum):
     """Whether a card can be used; the value of a state other than OPEN is the reason that its outputs give."""
 
     OPEN = "open"
-    """The card is open, and serves its outputs."""
+    """The card is open and serves its outputs."""
     GONE = "the card is gone"
-    """The card has been removed, or its events cannot be read, or displbe ends: it is closed."""
+    """The card has been removed, or its events cannot be read, or displbe ends. The card is closed."""
     OPENED_BY_SEAT = "the card is opened through the seat"
-    """A session manager can open the card now: this file is closed, and the card is found again."""
+    """A session manager can open the card now. This file is closed, and the card is found again."""
     OPENED_ANEW = "the card is opened anew"
-    """This file can never be DRM master, but a new one is, or would be: this file is closed."""
+    """This file can never be DRM master, but a new file is, or would be. This file is closed."""
 
 
 class Probing(enum.Enum):
-    """Whether the card knows what is connected."""
+    """Whether it is known which monitors are connected."""
 
     NEEDED = "needed"
-    """A monitor may have come or gone: the next look probes the connectors."""
+    """A monitor may have come or gone. The next look probes the connectors."""
     DONE = "done"
     """The connectors are known."""
     FAILED = "failed"
@@ -122,17 +122,17 @@ class Card:
             self._log.warning(f"{self.mastership.obstacle}: waiting for it to end")
 
     def look(self, *, probe: bool = False) -> None:
-        """Look at everything soon; with `probe`, also at what is connected."""
+        """Look soon; with `probe`, also probe the connectors."""
         if probe and self._probing is Probing.DONE:
             self._probing = Probing.NEEDED
         self._look_wanted.set()
 
     def why_not_master(self) -> str:
-        """Return why the card's screens are not ours to change; empty: they are."""
+        """Return why displbe may not change the card's screens; empty: it may."""
         return self.mastership.obstacle
 
     def describe(self) -> str:
-        """Return in words what the card can do, for the operator."""
+        """Return a description of the card's abilities and connectors, for the operator."""
         words = [
             self.why_not_master() or "DRM master",
             "dma-bufs can be imported" if self.device.imports else "no dma-bufs can be imported: frames are copied",
@@ -156,7 +156,7 @@ class Card:
         if any(pipe.connector == connector.id for pipe in pipes):
             raise OutputUnavailable(f"connector {connector.name} is taken by another guest")
         taken = {pipe.crtc for pipe in pipes}, {pipe.plane.id for pipe in pipes}
-        # CRTCs that the fewest connectors can use come first, so that each connector finds one.
+        # CRTCs that the fewest connectors can use are tried first, so that each connector finds one.
         usable = [crtc for other in self.connectors for crtc in other.crtcs]
         for crtc in sorted(connector.crtcs, key=lambda crtc: (crtc != connector.crtc, usable.count(crtc))):
             if crtc in taken[0]:
@@ -167,7 +167,7 @@ class Card:
         raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
 
     async def _reconcile(self) -> None:
-        """Reconcile all outputs at once: one that must wait for its hardware delays only the others' next turn."""
+        """Reconcile all outputs at the same time. An output that waits for its hardware delays only the others' next turn."""
         self._attach_waiting(self)
         async with trio.open_nursery() as nursery:
             for output in list(self.outputs.values()):
@@ -240,12 +240,12 @@ class Card:
         self._mastership_changed = trio.current_time()
         if is_master:
             self._log.info("DRM master again")
-            self._probing = Probing.NEEDED  # without mastership, monitors come and go unseen
+            self._probing = Probing.NEEDED  # without mastership, displbe did not notice monitors that came and went
         else:
             self._log.warning(f"{self.mastership.obstacle} now: waiting for it to end")
 
     async def _find_better_file(self) -> CardState | None:
-        """Return the state that says why the card is to be opened anew; None: it is not.
+        """Return the card's new state if another file is better than this one; None: this file is kept.
 
         Another file is better if a session manager opens it, or if it can be DRM master and this one cannot.
         """
@@ -253,14 +253,14 @@ class Card:
             return CardState.OPENED_BY_SEAT
         if self.mastership is not Mastership.CANNOT_ASK:
             return None
-        # The first file to be opened of a card without a master becomes its master.
+        # While a card has no master, the next file that opens it becomes master.
         if not self.device.is_managed:
             self.successor = await trio.to_thread.run_sync(self._open_successor)
             return CardState.OPENED_ANEW if self.successor is not None else None
-        # A session manager takes the card away a moment before it says so.
+        # A session manager takes the card away a moment before it reports that.
         if trio.current_time() - self._mastership_changed < TAKEN_AWAY:
             return None
-        # It would give us this same file again, as long as we have it.
+        # While this file is open, the session manager would return the same file again, so close this one first.
         return CardState.OPENED_ANEW if await trio.to_thread.run_sync(self._has_no_master) else None
 
     def _open_successor(self) -> Card | None:
@@ -320,11 +320,11 @@ class Card:
             await output.detach_card(self.state.value)
             self.outputs.pop(output.key, None)
         if self._settings.on_exit == "restore" and self._saved is not None:
-            with suppress(DrmError):  # the program whose picture it was has ended
+            with suppress(DrmError):  # the program that showed the saved picture has ended
                 await trio.to_thread.run_sync(self._saved.restore)
         trio.lowlevel.notify_closing(self.device.fd)
-        # virtio-gpu, for one, waits for ever for the device it has lost if it has imported from others. Our loop must
-        # not wait with it.
+        # The close may never return: virtio-gpu waits for ever for a removed device if it had imported dma-bufs from
+        # others. The event loop must not wait with it.
         with trio.move_on_after(CLOSE_TIMEOUT) as waiting:
             await trio.to_thread.run_sync(self.device.close, abandon_on_cancel=True)
         if waiting.cancelled_caught:

@@ -1,10 +1,10 @@
-"""Copy mode: guests' frames are copied into one of two dumb buffers, the one not on the screen, which is then shown.
+"""Copy mode: each frame is copied into the one of two dumb buffers that is not on the screen, which is then shown.
 
-All of it runs in the output's copying thread. A guest may also draw into the frame on the screen without flipping
-(Xorg's shadow framebuffer does, and Linux's frontend has no message for it). While it does not flip, its frame is
-compared with a private copy of what was last seen in it, and copied again when it differs. The comparison is not with
-the dumb buffer, because reading a card's memory is slow wherever it is write-combined. A flip makes no private copy,
-which would double its cost, so the first look after a flip always copies.
+All of this runs in the output's copying thread. A guest may also draw into the frame on the screen without flipping
+(Xorg's shadow framebuffer does, and Linux's frontend has no message for it). While the guest does not flip, its frame
+is compared with a private copy of the pixels that were last seen in it, and copied again when they differ. The frame is
+not compared with the dumb buffer, because reading a card's memory is slow wherever it is write-combined. A flip makes
+no private copy, which would double its cost, so the first look after a flip always copies.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class CopiedScanout:
     """Shows copies of one output's frames, while the output is lit.
 
     `slot` is the framebuffer's index in `flip`. `failed` is called in the loop with the error and the serial number of
-    a flip that could not be shown; 0: it was no flip.
+    a flip that could not be shown; 0: the frame was shown again without a flip.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CopiedScanout:
         self.copied = 0
         """Frames that were copied for flips."""
         self.copy_seconds = 0.0
-        """Seconds that copying them took."""
+        """Seconds spent on copying them."""
         self.refreshed = 0
         """Frames that were copied because the guest drew without flipping."""
         self._thread = thread
@@ -80,9 +80,9 @@ class CopiedScanout:
         self._frame: DrmBuffer | None = None
         """The guest's frame on the screen."""
         self._seen: memoryview | None = None
-        """A private copy of the pixels that were last seen there."""
+        """A private copy of the pixels that were last seen in it."""
         self._seen_shown = False
-        """The screen shows what is in `_seen`."""
+        """Whether the screen shows the pixels in `_seen`."""
         self._flipped_at = float("-inf")
         """When the guest last flipped, in seconds of time.monotonic()."""
 
@@ -156,7 +156,8 @@ class CopiedScanout:
         copy_frame(rows, view, self._seen, rows.row)
         self._target.copy_packed(self._seen)
         try:
-            # Waits until this is on the screen: the guest's next flip goes into the other buffer, which then is not.
+            # Wait until this buffer is on the screen. The guest's next flip is copied into the other one, which then
+            # has left the screen.
             self._commit("refresh", 0, 0)
             self._seen_shown = True
             self.refreshed += 1

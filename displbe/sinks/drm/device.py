@@ -1,7 +1,7 @@
 """An open DRM device file and the card's objects: connectors, CRTCs, planes, framebuffers, blobs.
 
-Each method is one ioctl or a few. None waits unless its docstring says so. A failed ioctl is a DrmError that names the
-operation.
+Each method makes one or a few ioctls. None waits unless its docstring says so. A failed ioctl raises a DrmError that
+names the operation.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CardConnector(msgspec.Struct, frozen=True):
 
 
 class Plane(msgspec.Struct, frozen=True):
-    """A plane: whether it is a primary one, the CRTCs it can be on, and the formats (DRM fourccs) it can show."""
+    """A plane: whether it is a primary plane, the CRTCs it can be on, and the formats (DRM fourccs) it can show."""
 
     id: int
     primary: bool
@@ -77,13 +77,13 @@ class Mastership(enum.Enum):
     MASTER = "master"
     """This file is DRM master."""
     OTHER_PROGRAM = "other program"
-    """Another file is DRM master. This one becomes master by asking once the other has been closed."""
+    """Another file is DRM master. This one may ask, and becomes master once the other has been closed."""
     CANNOT_ASK = "cannot ask"
-    """Another file is DRM master, and this one may not ask: the card has to be opened anew once the other has been
+    """Another file is DRM master, and this one may not ask. The card has to be opened anew once the other has been
     closed.
     """
     OTHER_SESSION = "other session"
-    """The session manager has given the seat to another session; it tells us when the seat is ours again."""
+    """The session manager has given the seat to another session. It tells displbe when displbe has the seat again."""
 
     @property
     def obstacle(self) -> str:
@@ -98,7 +98,7 @@ class Mastership(enum.Enum):
 
 
 def sysfs_path_of(node: os.stat_result) -> str:
-    """Return the sysfs path of the device behind a device node. It says where in the machine the device is."""
+    """Return the sysfs path of the device behind a device node. The path says where in the machine the device is."""
     return os.path.realpath(f"/sys/dev/char/{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}/device")
 
 
@@ -119,8 +119,8 @@ class DrmDevice:
         try:
             self.sysfs_path = self._read_sysfs_path()
             for capability in (uapi.DRM_CLIENT_CAP_UNIVERSAL_PLANES, uapi.DRM_CLIENT_CAP_ATOMIC):
-                ask = uapi.drm_set_client_cap(capability=capability, value=1)
-                failed = self.try_ioctl(uapi.DRM_IOCTL_SET_CLIENT_CAP, ask)
+                argument = uapi.drm_set_client_cap(capability=capability, value=1)
+                failed = self.try_ioctl(uapi.DRM_IOCTL_SET_CLIENT_CAP, argument)
                 if failed in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY):
                     raise Unfit("atomic mode setting", failed)
                 if failed:
@@ -146,7 +146,7 @@ class DrmDevice:
         return sysfs_path_of(os.fstat(self.fd))
 
     def close(self) -> None:
-        """Close the file. The kernel frees what is left of ours, and mastership ends. Later ioctls fail with CardGone.
+        """Close the file. The kernel frees the objects made through it, and mastership ends. Later ioctls fail with CardGone.
 
         May wait.
         """
@@ -154,7 +154,7 @@ class DrmDevice:
         self.opener.close(fd)
 
     def try_ioctl(self, number: int, argument: Any) -> int:
-        """Do one ioctl and return 0 or the errno."""
+        """Make one ioctl. Return 0 or the errno."""
         while True:
             try:
                 fcntl.ioctl(self.fd, number, argument)
@@ -167,25 +167,25 @@ class DrmDevice:
             return 0
 
     def ioctl(self, operation: str, number: int, argument: Any) -> None:
-        """Do one ioctl. Raises DrmError."""
+        """Make one ioctl. Raises DrmError."""
         failed = self.try_ioctl(number, argument)
         if failed:
             raise drm_error(operation, failed)
 
     def gone(self) -> bool:
-        """Return whether the card has been removed, or our file revoked.
+        """Return whether the card has been removed, or this file revoked.
 
-        The errno of a refused import can look the same; this does not.
+        Some drivers refuse an import with the errno of a removed card; this check tells the two apart.
         """
-        ask = uapi.drm_get_cap(capability=uapi.DRM_CAP_DUMB_BUFFER)
-        return self.try_ioctl(uapi.DRM_IOCTL_GET_CAP, ask) in (errno.ENODEV, errno.ENXIO, errno.EBADF)
+        argument = uapi.drm_get_cap(capability=uapi.DRM_CAP_DUMB_BUFFER)
+        return self.try_ioctl(uapi.DRM_IOCTL_GET_CAP, argument) in (errno.ENODEV, errno.ENXIO, errno.EBADF)
 
     def ask_for_master(self) -> Mastership:
-        """Ask to be DRM master, and return what this file is then. A file that is master stays master.
+        """Ask to be DRM master, and return this file's mastership. A file that is master stays master.
 
         drm_master_check_perm() in the kernel: without CAP_SYS_ADMIN, only the process that opened the file may ask, and
-        only if the file has been master before, as the first file that is opened is. A session manager's file can be
-        master although it may not ask.
+        only if the file has been master before. The first file opened on a card is its master. A session manager's file
+        can be master although it may not ask.
         """
         if self.is_managed:
             if not self.opener.active:
@@ -198,62 +198,62 @@ class DrmDevice:
 
     @property
     def is_managed(self) -> bool:
-        """A session manager decides whether this file is master."""
+        """Whether a session manager decides if this file is master."""
         return self.opener.manages(self.fd)
 
     @property
     def is_outdated(self) -> bool:
-        """The card should be opened anew: a session manager opens it now, and did not when this file was opened."""
+        """Whether to open the card anew: a session manager can open it now, and did not open this file."""
         return self.opener.is_outdated(self.path, self.fd)
 
     def _is_master(self) -> bool:
         """Try an empty commit: the kernel refuses it with EACCES only if this file is not master."""
-        ask = uapi.drm_mode_atomic(flags=uapi.DRM_MODE_ATOMIC_TEST_ONLY)
-        return self.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, ask) not in (errno.EACCES, errno.ENODEV)
+        argument = uapi.drm_mode_atomic(flags=uapi.DRM_MODE_ATOMIC_TEST_ONLY)
+        return self.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, argument) not in (errno.EACCES, errno.ENODEV)
 
     def _capability(self, capability: int) -> int:
-        ask = uapi.drm_get_cap(capability=capability)
+        argument = uapi.drm_get_cap(capability=capability)
         try:
-            self.ioctl("get capability", uapi.DRM_IOCTL_GET_CAP, ask)
+            self.ioctl("get capability", uapi.DRM_IOCTL_GET_CAP, argument)
         except DrmError:
             return 0
-        return int(ask.value)
+        return int(argument.value)
 
     def _read_resources(self) -> tuple[list[int], list[int]]:
         count = uapi.drm_mode_card_res()
         self.ioctl("get resources", uapi.DRM_IOCTL_MODE_GETRESOURCES, count)
         crtcs, connectors = _ids(count.count_crtcs), _ids(count.count_connectors)
-        ask = uapi.drm_mode_card_res(
+        argument = uapi.drm_mode_card_res(
             crtc_id_ptr=crtcs.buffer_info()[0],
             connector_id_ptr=connectors.buffer_info()[0],
             count_crtcs=count.count_crtcs,
             count_connectors=count.count_connectors,
         )
-        self.ioctl("get resources", uapi.DRM_IOCTL_MODE_GETRESOURCES, ask)
-        return list(crtcs)[: ask.count_crtcs], list(connectors)[: ask.count_connectors]
+        self.ioctl("get resources", uapi.DRM_IOCTL_MODE_GETRESOURCES, argument)
+        return list(crtcs)[: argument.count_crtcs], list(connectors)[: argument.count_connectors]
 
     def _read_planes(self) -> list[Plane]:
         count = uapi.drm_mode_get_plane_res()
         self.ioctl("get planes", uapi.DRM_IOCTL_MODE_GETPLANERESOURCES, count)
         ids = _ids(count.count_planes)
-        ask = uapi.drm_mode_get_plane_res(plane_id_ptr=ids.buffer_info()[0], count_planes=count.count_planes)
-        self.ioctl("get planes", uapi.DRM_IOCTL_MODE_GETPLANERESOURCES, ask)
-        return [self._read_plane(identity) for identity in list(ids)[: ask.count_planes]]
+        argument = uapi.drm_mode_get_plane_res(plane_id_ptr=ids.buffer_info()[0], count_planes=count.count_planes)
+        self.ioctl("get planes", uapi.DRM_IOCTL_MODE_GETPLANERESOURCES, argument)
+        return [self._read_plane(identity) for identity in list(ids)[: argument.count_planes]]
 
     def _read_plane(self, identity: int) -> Plane:
         count = uapi.drm_mode_get_plane(plane_id=identity)
         self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, count)
         formats = _ids(count.count_format_types)
-        ask = uapi.drm_mode_get_plane(
+        argument = uapi.drm_mode_get_plane(
             plane_id=identity, count_format_types=count.count_format_types, format_type_ptr=formats.buffer_info()[0]
         )
-        self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, ask)
+        self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, argument)
         kind = self.values("plane", identity)["type"]
         return Plane(
             identity,
             kind == uapi.DRM_PLANE_TYPE_PRIMARY,
-            self._from_mask(ask.possible_crtcs),
-            frozenset(list(formats)[: ask.count_format_types]),
+            self._from_mask(argument.possible_crtcs),
+            frozenset(list(formats)[: argument.count_format_types]),
         )
 
     def _from_mask(self, mask: int) -> tuple[int, ...]:
@@ -264,15 +264,15 @@ class DrmDevice:
         count = uapi.drm_mode_obj_get_properties(obj_id=identity, obj_type=_OBJECT[kind])
         self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, count)
         ids, values = _ids(count.count_props), array("Q", bytes(8 * max(1, count.count_props)))
-        ask = uapi.drm_mode_obj_get_properties(
+        argument = uapi.drm_mode_obj_get_properties(
             props_ptr=ids.buffer_info()[0],
             prop_values_ptr=values.buffer_info()[0],
             count_props=count.count_props,
             obj_id=identity,
             obj_type=_OBJECT[kind],
         )
-        self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, ask)
-        there = list(ids)[: ask.count_props]
+        self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, argument)
+        there = list(ids)[: argument.count_props]
         self._ids[kind, identity] = {self._name(prop): prop for prop in there}
         return {self._name(prop): value for prop, value in zip(there, values, strict=False)}
 
@@ -295,11 +295,11 @@ class DrmDevice:
     def shown_framebuffer(self, plane: int) -> int:
         """Return the id of the framebuffer that a plane shows; 0: none. Raises DrmError.
 
-        Waits for a commit under way.
+        Waits for a commit that is under way.
         """
-        ask = uapi.drm_mode_get_plane(plane_id=plane)
-        self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, ask)
-        return int(ask.fb_id)
+        argument = uapi.drm_mode_get_plane(plane_id=plane)
+        self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, argument)
+        return int(argument.fb_id)
 
     def probe(self) -> list[CardConnector]:
         """Probe all connectors and return them. Raises DrmError.
@@ -323,27 +323,31 @@ class DrmDevice:
             self.ioctl("probe connector", uapi.DRM_IOCTL_MODE_GETCONNECTOR, count)
             modes = (uapi.drm_mode_modeinfo * max(1, count.count_modes))()
             encoders = _ids(count.count_encoders)
-            ask = uapi.drm_mode_get_connector(
+            argument = uapi.drm_mode_get_connector(
                 connector_id=identity,
                 modes_ptr=ctypes.addressof(modes),
                 count_modes=max(1, count.count_modes),
                 encoders_ptr=encoders.buffer_info()[0],
                 count_encoders=count.count_encoders,
             )
-            self.ioctl("read connector", uapi.DRM_IOCTL_MODE_GETCONNECTOR, ask)
-            if ask.count_modes <= max(1, count.count_modes) and ask.count_encoders <= count.count_encoders:
+            self.ioctl("read connector", uapi.DRM_IOCTL_MODE_GETCONNECTOR, argument)
+            if argument.count_modes <= max(1, count.count_modes) and argument.count_encoders <= count.count_encoders:
                 break
-        kind = uapi.CONNECTOR_TYPES[ask.connector_type] if ask.connector_type < len(uapi.CONNECTOR_TYPES) else "Unknown"
-        crtcs = {crtc for encoder in list(encoders)[: ask.count_encoders] for crtc in self._encoder_crtcs(encoder)}
-        connected = ask.connection == uapi.DRM_MODE_CONNECTED
+        kind = (
+            uapi.CONNECTOR_TYPES[argument.connector_type]
+            if argument.connector_type < len(uapi.CONNECTOR_TYPES)
+            else "Unknown"
+        )
+        crtcs = {crtc for encoder in list(encoders)[: argument.count_encoders] for crtc in self._encoder_crtcs(encoder)}
+        connected = argument.connection == uapi.DRM_MODE_CONNECTED
         values = self.values("connector", identity)
         return CardConnector(
             identity,
-            f"{kind}-{ask.connector_type_id}",
+            f"{kind}-{argument.connector_type_id}",
             connected,
             tuple(
                 Mode(m.hdisplay, m.vdisplay, m.vrefresh, bool(m.type & uapi.DRM_MODE_TYPE_PREFERRED), bytes(m))
-                for m in list(modes)[: ask.count_modes if connected else 0]
+                for m in list(modes)[: argument.count_modes if connected else 0]
             ),
             tuple(crtc for crtc in self.crtcs if crtc in crtcs),
             values.get("CRTC_ID", 0),
@@ -351,9 +355,9 @@ class DrmDevice:
         )
 
     def _encoder_crtcs(self, identity: int) -> tuple[int, ...]:
-        ask = uapi.drm_mode_get_encoder(encoder_id=identity)
-        self.ioctl("get encoder", uapi.DRM_IOCTL_MODE_GETENCODER, ask)
-        return self._from_mask(ask.possible_crtcs)
+        argument = uapi.drm_mode_get_encoder(encoder_id=identity)
+        self.ioctl("get encoder", uapi.DRM_IOCTL_MODE_GETENCODER, argument)
+        return self._from_mask(argument.possible_crtcs)
 
     def add_framebuffer(self, handle: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
         """Make a framebuffer of one plane of pixels (ADDFB2) and return its id. `pitch` and `offset` are in bytes.
@@ -364,16 +368,16 @@ class DrmDevice:
         it prefers.
         """
         for flags in (uapi.DRM_MODE_FB_MODIFIERS, 0) if self._modifiers else (0,):
-            ask = uapi.drm_mode_fb_cmd2(width=width, height=height, pixel_format=fourcc, flags=flags)
-            ask.handles[0], ask.pitches[0], ask.offsets[0] = handle, pitch, offset
-            ask.modifier[0] = uapi.DRM_FORMAT_MOD_LINEAR
-            failed = self.try_ioctl(uapi.DRM_IOCTL_MODE_ADDFB2, ask)
+            argument = uapi.drm_mode_fb_cmd2(width=width, height=height, pixel_format=fourcc, flags=flags)
+            argument.handles[0], argument.pitches[0], argument.offsets[0] = handle, pitch, offset
+            argument.modifier[0] = uapi.DRM_FORMAT_MOD_LINEAR
+            failed = self.try_ioctl(uapi.DRM_IOCTL_MODE_ADDFB2, argument)
             if not failed:
-                return int(ask.fb_id)
+                return int(argument.fb_id)
         raise drm_error("add framebuffer", failed)
 
     def remove_framebuffer(self, fb: int) -> None:
-        """Remove a framebuffer (RMFB). Raises DrmError. Takes it off the screen if it is there, and waits for that."""
+        """Remove a framebuffer (RMFB). Raises DrmError. Takes it off the screen first if it is there, and waits for that."""
         self.ioctl("remove framebuffer", uapi.DRM_IOCTL_MODE_RMFB, ctypes.c_uint32(fb))
 
     def leave_framebuffer(self, fb: int) -> None:
@@ -383,18 +387,18 @@ class DrmDevice:
     def mark_dirty(self, fb: int) -> bool:
         """Tell the driver that the framebuffer on the screen has changed (DIRTYFB).
 
-        Return False if this driver need not be told. May wait for a refresh.
+        Return False if this driver does not need that. May wait for a refresh.
         """
         return self.try_ioctl(uapi.DRM_IOCTL_MODE_DIRTYFB, uapi.drm_mode_fb_dirty_cmd(fb_id=fb)) == 0
 
     def import_framebuffer(self, dmabuf: int, width: int, height: int, fourcc: int, pitch: int, offset: int) -> int:
         """Make a framebuffer over a dma-buf's pixels and return its id. Raises DrmError.
 
-        The framebuffer keeps the dma-buf.
+        The framebuffer keeps a reference to the dma-buf.
 
-        One import at a time: the kernel has one handle for each dma-buf and file, and does not count how often it was
-        given out. The close of a second import of the same dma-buf would close the handle of the first, and its number
-        could then be another dma-buf's.
+        One import runs at a time: the kernel has one handle for each dma-buf and file, and does not count how often it
+        was given out. Two imports of the same dma-buf would share a handle; the first close would free its number,
+        which could then belong to another dma-buf.
         """
         with self._importing:
             prime = uapi.drm_prime_handle(fd=dmabuf)
@@ -407,7 +411,7 @@ class DrmDevice:
             try:
                 self.close_handle(prime.handle)
             except DrmError:
-                self.remove_framebuffer(fb)  # otherwise it would hold the guest's pages until our end
+                self.remove_framebuffer(fb)  # otherwise it would hold the guest's pages until the file is closed
                 raise
             return fb
 
@@ -437,25 +441,25 @@ class DrmDevice:
         return data[: len(data) // 128 * 128] or None
 
     def read_blob(self, blob: int) -> bytes:
-        """Return a blob's bytes; none for blob 0. Raises DrmError."""
+        """Return a blob's bytes; empty for blob 0. Raises DrmError."""
         if blob == 0:
             return b""
         count = uapi.drm_mode_get_blob(blob_id=blob)
         self.ioctl("read blob", uapi.DRM_IOCTL_MODE_GETPROPBLOB, count)
         data = ctypes.create_string_buffer(max(1, count.length))
-        ask = uapi.drm_mode_get_blob(blob_id=blob, length=count.length, data=ctypes.addressof(data))
-        self.ioctl("read blob", uapi.DRM_IOCTL_MODE_GETPROPBLOB, ask)
-        return data.raw[: ask.length]
+        argument = uapi.drm_mode_get_blob(blob_id=blob, length=count.length, data=ctypes.addressof(data))
+        self.ioctl("read blob", uapi.DRM_IOCTL_MODE_GETPROPBLOB, argument)
+        return data.raw[: argument.length]
 
     def create_blob(self, data: bytes) -> int:
         """Make a property blob, as for MODE_ID, and return its id. Raises DrmError."""
         room = ctypes.create_string_buffer(data, len(data))
-        ask = uapi.drm_mode_create_blob(data=ctypes.addressof(room), length=len(data))
-        self.ioctl("create mode blob", uapi.DRM_IOCTL_MODE_CREATEPROPBLOB, ask)
-        return int(ask.blob_id)
+        argument = uapi.drm_mode_create_blob(data=ctypes.addressof(room), length=len(data))
+        self.ioctl("create mode blob", uapi.DRM_IOCTL_MODE_CREATEPROPBLOB, argument)
+        return int(argument.blob_id)
 
     def destroy_blob(self, blob: int) -> None:
-        """Give a blob up. Raises DrmError."""
+        """Destroy a property blob. Raises DrmError."""
         self.ioctl("destroy blob", uapi.DRM_IOCTL_MODE_DESTROYPROPBLOB, uapi.drm_mode_destroy_blob(blob_id=blob))
 
     def read_events(self, flipped: Callable[[int], None]) -> None:

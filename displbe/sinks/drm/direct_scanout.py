@@ -1,9 +1,10 @@
-"""Zero copy: the guest's own framebuffers on the screen, by one commit per flip that does not wait.
+"""Zero copy: shows the guest's own framebuffers, with one commit per flip, which does not wait.
 
 A guest may also draw into the frame on the screen without flipping. Hardware that reads the frame at each refresh shows
-that by itself. Other drivers have to be told that a frame has changed (a virtual card's host, a panel that refreshes
-itself); those are the drivers that know DIRTYFB. They are told at the configured rate while the guest does not flip, by
-a commit of the same frame: whether the guest has drawn is not known, because its pixels are never looked at.
+that by itself. Other drivers must be told that a frame has changed (a virtual card's host, a panel that refreshes
+itself); those are the drivers that support DIRTYFB. While the guest does not flip, displbe tells them at the configured
+rate, by a commit of the same frame. displbe does not know whether the guest has drawn, because it never reads the
+pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class DirectScanout:
 
     `slot` is the framebuffer's index in `flip`. `start_soon` starts a background task. `since_flip` returns the seconds
     since the guest's last flip. `failed` is called with the error and the serial number of a flip that could not be
-    shown; 0: it was no flip.
+    shown; 0: the frame was shown again without a flip.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class DirectScanout:
         failed: Callable[[DrmError, int], None],
     ) -> None:
         self.refreshed = 0
-        """Times that the card was told that the guest may have drawn without flipping."""
+        """The number of times that the card was told that the frame may have changed without a flip."""
         self._flip = flip
         self._slot = slot
         self._start_soon = start_soon
@@ -52,7 +53,7 @@ class DirectScanout:
         self._watching = trio.CancelScope()
 
     def stop(self) -> None:
-        """Commit nothing from now on: the output is not lit any more."""
+        """Stop all commits: the output is not lit any more."""
         self._stopped = True
         self.unwatch()
 
@@ -106,7 +107,7 @@ class DirectScanout:
             await redraw.run(partial(self._look, scope))
 
     async def _look(self, scope: trio.CancelScope) -> bool:
-        """Tell the card. Return True: the guest may always have drawn, so the watch stays at its rate."""
+        """Tell the card that the frame may have changed. Return True, so that the watch keeps its rate."""
         if scope.cancel_called:  # the task had been woken before the watch ended
             return True
         try:

@@ -1,6 +1,6 @@
 """Dumb buffers: memory that every card can allocate.
 
-Frames are copied into them, or guests get them as a dma-buf (be-alloc).
+In copy mode, frames are copied into them. With be-alloc, guests get them as dma-bufs.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ class DumbBuffer:
 
     def __init__(self, device: DrmDevice, width: int, height: int, bits: int, fourcc: int) -> None:
         self._device = device
-        ask = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
-        device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, ask)
-        self.pitch = int(ask.pitch)
+        argument = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
+        device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, argument)
+        self.pitch = int(argument.pitch)
         try:
-            self.fb = device.add_framebuffer(ask.handle, width, height, fourcc, self.pitch, 0)
+            self.fb = device.add_framebuffer(argument.handle, width, height, fourcc, self.pitch, 0)
             try:
-                self.memory = device.map_dumb(ask.handle, ask.size, writable=True)
+                self.memory = device.map_dumb(argument.handle, argument.size, writable=True)
             except DrmError:
                 device.remove_framebuffer(self.fb)
                 raise
         finally:
-            device.close_handle(ask.handle)  # the framebuffer and the mapping keep the memory
+            device.close_handle(argument.handle)  # the framebuffer and the mapping keep the memory
 
     def close(self) -> None:
-        """Take it off the screen if it is there, and free it."""
+        """Take the buffer off the screen if it is there, and free it."""
         self.memory.close()
         with suppress(DrmError):  # the card is gone, and the framebuffer with it
             self._device.remove_framebuffer(self.fb)
 
     def leave(self) -> None:
-        """Leave it on the screen; the kernel frees it when it leaves the screen, even after our end.
+        """Leave the buffer on the screen. The kernel frees it when it leaves the screen, even after displbe has ended.
 
         Raises DrmError on kernels before 6.8.
         """
@@ -80,25 +80,25 @@ class DumbAllocation(Allocation):
     """Pages of a card's dumb memory as a dma-buf. Raises DrmError.
 
     The dumb buffer has one page per row, so that its size is exactly that of its pages, whatever alignment the driver
-    wants for pictures. Framebuffers over it have their own pitch.
+    wants for pictures. A framebuffer over it has a pitch of its own.
     """
 
     def __init__(self, device: DrmDevice, pages: int) -> None:
-        ask = uapi.drm_mode_create_dumb(height=pages, width=1024, bpp=32)
-        device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, ask)
+        argument = uapi.drm_mode_create_dumb(height=pages, width=1024, bpp=32)
+        device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, argument)
         try:
-            if (ask.pitch, ask.size) != (4096, 4096 * pages):
+            if (argument.pitch, argument.size) != (4096, 4096 * pages):
                 raise drm_error("create dumb buffer of whole pages", errno.EOPNOTSUPP)
-            prime = uapi.drm_prime_handle(handle=ask.handle, flags=os.O_CLOEXEC | os.O_RDWR)
+            prime = uapi.drm_prime_handle(handle=argument.handle, flags=os.O_CLOEXEC | os.O_RDWR)
             device.ioctl("export dumb buffer", uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD, prime)
             self.fd = int(prime.fd)
             try:
-                self._memory = device.map_dumb(ask.handle, ask.size, writable=False)
+                self._memory = device.map_dumb(argument.handle, argument.size, writable=False)
             except DrmError:
                 os.close(self.fd)
                 raise
         finally:
-            device.close_handle(ask.handle)  # the dma-buf keeps the memory
+            device.close_handle(argument.handle)  # the dma-buf keeps the memory
 
     def view(self) -> memoryview:
         return self._memory.view

@@ -1,4 +1,4 @@
-"""Errors of a card: an exception for each meaning of an errno, which names the operation and its connector."""
+"""Errors of a card: one exception for each meaning of an errno. The text names the operation and its connector."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class DrmError(Exception):
         self.operation = operation
         self.number = number
         self.connector = connector
-        """The connector that the operation was for; empty: it was for none in particular."""
+        """The connector that the operation was for; empty: the operation was for the whole card."""
 
     @property
     def refuses_frame(self) -> bool:
-        """The card cannot show such a frame at all. After any other error, the same frame may be shown later."""
+        """Whether the card cannot show such a frame at all. After any other error, it may show the same frame later."""
         return self.number in _REFUSES_FRAME
 
     def __str__(self) -> str:
@@ -43,14 +43,14 @@ class NotMaster(DrmError):
 
 
 class CardGone(DrmError):
-    """ENODEV, ENXIO, EBADF: the card has been removed, or our file revoked.
+    """ENODEV, ENXIO, EBADF: the card has been removed, or its file revoked.
 
-    Some drivers also answer ENODEV to an import.
+    Some drivers also refuse an import with ENODEV.
     """
 
 
 class Unfit(DrmError):
-    """The card lacks something that this sink needs; trying again does not help."""
+    """The card lacks something that this sink needs. It is not tried again."""
 
 
 _KINDS: Final[dict[int, type[DrmError]]] = {
@@ -71,7 +71,7 @@ def drm_error(operation: str, number: int | None, connector: str = "") -> DrmErr
 
 @contextmanager
 def name_connector(connector: str) -> Iterator[None]:
-    """Add the connector's name to each DrmError that passes."""
+    """Add the connector's name to each DrmError that the block raises."""
     try:
         yield
     except DrmError as error:

@@ -1,6 +1,6 @@
 """Finds the machine's cards and opens those that are to be used.
 
-Its methods wait for drivers, so they are called in worker threads.
+The methods wait for drivers, so they are called in worker threads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CardFinder:
         """Path -> inode and device number of nodes that this sink cannot use. They are not tried again."""
 
     def open_new(self, known: Collection[str]) -> tuple[list[Card], list[str]]:
-        """Open the wanted cards whose paths are not `known`. Return them, and why others were not opened."""
+        """Open the wanted cards whose paths are not `known`. Return them, and the reasons why others were not opened."""
         found: list[Card] = []
         refusals: list[str] = []
         before, self.failed = self.failed, {}
@@ -66,14 +66,14 @@ class CardFinder:
         return found, refusals
 
     def opened(self, card: Card) -> None:
-        """A card is used now. If it is the one that is wanted, it is known by its place in the machine from now on."""
+        """Take note that a card is in use. If the settings name this card, it is known by its sysfs path from now on."""
         if self._wanted != "auto":
             self._wanted_sysfs_path = card.device.sysfs_path
 
     def _wanted_paths(self) -> list[Path]:
-        """Return the device nodes of the cards that are wanted.
+        """Return the device nodes of the wanted cards.
 
-        A card that was named may come back as another number.
+        A card that the settings name may come back under another number.
         """
         nodes = sorted(self._directory.glob("card*"))
         if self._wanted == "auto":

@@ -1,6 +1,6 @@
 """The framebuffers that a guest has attached to an output, and how each gets to the screen.
 
-The cheapest way is taken that the card, the buffer and the settings allow.
+`FramebufferSet` chooses the cheapest way that the card, the buffer and the settings allow.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class FramebufferSet:
     def __init__(self, name: str, zero_copy: str, warn: Callable[[str, str], None]) -> None:
         self.buffers: set[DrmBuffer] = set()
         self.copy_reason = ZERO_COPY_OFF if zero_copy == "off" else ""
-        """Why frames are copied, where they are."""
+        """Why frames are copied; empty: none has to be copied."""
         self._name = name
         self._zero_copy = zero_copy
         self._warn = warn
 
     @property
     def copy_forbidden(self) -> bool:
-        """No frame may be copied (`zero-copy = "require"`)."""
+        """Whether no frame may be copied (`zero-copy = "require"`)."""
         return self._zero_copy == "require"
 
     @property
     def must_copy(self) -> bool:
-        """Some buffer has to be copied, so all are: changing between zero copy and copying costs more than a copy."""
+        """Whether all buffers are copied because one has to be. Changing between zero copy and copying costs more than a copy."""
         return any(buffer.refused for buffer in self.buffers)
 
     @property
@@ -59,12 +59,12 @@ class FramebufferSet:
         return {buffer.fb for buffer in self.buffers} - {0}
 
     def scanout_format(self, pipe: Pipe | None, fourcc: int) -> int:
-        """Return the format that the plane is told for pixels of this format.
+        """Return the format of the plane's framebuffer for pixels of this format.
 
-        Raises SinkError EINVAL: the plane cannot show them.
+        Raises SinkError EINVAL if the plane cannot show them.
 
-        It is the guest's format or its twin without alpha, since there is nothing below a full screen to blend with. If
-        the plane has neither, it is the one that copying can convert to.
+        It is the guest's format, or the same format without alpha: there is nothing below a full screen to blend with.
+        If the plane supports neither, it is the format to which copying can convert.
         """
         opaque = FORMATS[fourcc].opaque
         if pipe is None:
@@ -82,7 +82,7 @@ class FramebufferSet:
     async def prepare(self, scanout: ScanoutPipe, buffer: DrmBuffer, modes: Sequence[Mode]) -> None:
         """Import a buffer; if that is not possible or not wanted, map it for copying.
 
-        Raises SinkError: neither can be done. Raises CardGone, which says nothing about the buffer.
+        Raises SinkError if neither can be done. Raises CardGone, which says nothing about the buffer.
         """
         if buffer.converted:
             self.refuse(buffer, self._no_format(buffer.geometry.fourcc))
@@ -102,9 +102,9 @@ class FramebufferSet:
         await self.map(buffer)
 
     async def prepare_all(self, scanout: ScanoutPipe, shown: DrmBuffer, modes: Sequence[Mode]) -> None:
-        """Prepare the buffers that this card has not been asked about.
+        """Prepare the buffers that have not been prepared for this card.
 
-        Raises SinkError if `shown` cannot be prepared, CardGone.
+        Raises SinkError if `shown` cannot be prepared. Raises CardGone.
         """
         for buffer in list(self.buffers):
             if not buffer.fb and not buffer.refused:
@@ -123,7 +123,7 @@ class FramebufferSet:
     def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
         """Copy this buffer's frames from now on, or (not `lasting`) until the screen is switched on anew.
 
-        Raises SinkError: forbidden.
+        Raises SinkError if copying is forbidden.
         """
         self.check_copy_allowed(error)
         self.copy_reason = str(error)
@@ -137,7 +137,7 @@ class FramebufferSet:
             buffer.view = await view_of(buffer.guest)
 
     async def map_alike(self, shown: DrmBuffer) -> None:
-        """Map this buffer and all of its geometry, to which the guest will flip, so that all are copied.
+        """Map this buffer and all others of its geometry, because the guest will flip to them. All of them are copied then.
 
         Raises SinkError.
         """

@@ -1,10 +1,10 @@
-"""Opens cards through libseat, where a session manager (seatd, logind) gives out the right to them.
+"""Opens cards through libseat, where a session manager (seatd, logind) controls access to them.
 
-On a VT switch, the session manager takes that right away, and gives it back later.
+On a VT switch, the session manager takes the access away, and gives it back later.
 
-Only libseat's backends that ask a session manager are chosen, never one that takes a virtual terminal by itself.
-libseat's calls wait for the session manager, so they are made in worker threads, one at a time. Without the library, or
-without a session manager that answers, cards are opened like any file.
+displbe uses only those backends of libseat that ask a session manager, never one that takes a virtual terminal by
+itself. libseat's calls wait for the session manager, so they are made in worker threads, one at a time. Without the
+library, or without a session manager that answers, cards are opened like any file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIBRARY: Final = "libseat.so.1"
 RETRY: Final = 5.0
 """Seconds between attempts to reach a session manager that does not answer."""
 ENABLE_WAIT: Final = 1000
-"""Milliseconds at most until the session manager says whether a new seat is ours."""
+"""Maximum milliseconds to wait until the session manager says whether displbe has a new seat."""
 
 _log = structlog.get_logger("displbe.drm")
 
@@ -37,7 +37,7 @@ class FileOpener:
     """Opens device nodes like any file."""
 
     active = False
-    """A session manager has given us the seat."""
+    """Whether a session manager has given displbe the seat."""
 
     def open(self, path: str) -> int:
         """Open a card and return its fd. Raises OSError. May wait: for worker threads."""
@@ -48,13 +48,13 @@ class FileOpener:
         os.close(fd)
 
     def manages(self, fd: int) -> bool:
-        """Return whether a session manager, and not we, decides if this file is DRM master."""
+        """Return whether a session manager decides if this file is DRM master; else displbe asks to be master."""
         return False
 
     def is_outdated(self, path: str, fd: int) -> bool:
         """Return whether the card should be opened anew.
 
-        That is so when a session manager opens it now, and did not when this file was opened.
+        That is so if a session manager can open the card now, and did not open this file.
         """
         return False
 
@@ -63,7 +63,7 @@ PLAIN: Final = FileOpener()
 
 
 class Libseat(FileOpener):
-    """A connection to the session manager. It is made again after it was lost."""
+    """A connection to the session manager. It is made again when it is lost."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -78,9 +78,9 @@ class Libseat(FileOpener):
         """Paths that the session manager does not open."""
         self._lock = threading.Lock()
         self._disable_asked = False
-        """The session manager waits for us to give the seat up."""
+        """Whether the session manager waits for displbe to give the seat up."""
         self._last_event = ""
-        # Kept because C calls them as long as the seat is open.
+        # References to the callbacks are kept: C calls them while the seat is open.
         self._callbacks = (
             _ffi.callback("void(struct libseat *, void *)", self._enabled),
             _ffi.callback("void(struct libseat *, void *)", self._disabled),
@@ -99,7 +99,7 @@ class Libseat(FileOpener):
     # In worker threads
 
     def connect(self) -> None:
-        """Connect to the session manager, if there is one, and learn whether the seat is ours."""
+        """Connect to the session manager, if there is one, and wait for it to say whether displbe has the seat."""
         with self._lock:
             seat = self._library.libseat_open_seat(self._listener, _ffi.NULL)
             if seat == _ffi.NULL:
@@ -107,14 +107,14 @@ class Libseat(FileOpener):
                 return
             self._seat = seat
             self._refused.clear()
-            # A file of our own: libseat closes its file as soon as a call fails, perhaps while the loop waits for it.
+            # A duplicate: libseat closes its own fd as soon as a call fails, perhaps while the loop waits for it.
             self._events = os.dup(self._library.libseat_get_fd(seat))
             self._log_change("seat opened", "")
             if not self.active:
                 self._dispatch(ENABLE_WAIT)
 
     def _log_change(self, event: str, reason: str) -> None:
-        """Log an event unless it was the last one: attempts to connect are repeated."""
+        """Log an event unless it was the last one logged: attempts to connect are repeated."""
         if self._last_event != event:
             self._last_event = event
             _log.info(event, reason=reason or None)
@@ -131,7 +131,7 @@ class Libseat(FileOpener):
             self._acknowledge()
 
     def _acknowledge(self) -> None:
-        """Give the seat up if the session manager has asked for it; the next session waits for our answer."""
+        """Give the seat up if the session manager has asked for it. The next session waits for this answer."""
         if self._disable_asked:
             self._disable_asked = False
             self._library.libseat_disable_seat(self._seat)
@@ -161,8 +161,8 @@ class Libseat(FileOpener):
             fd = super().open(path)
             if not self.active:
                 self._stale_devices.add(fd)
-                # The first file of a card to be opened is its master, and another session's file is to be. Other
-                # files than cards refuse this.
+                # The first file opened on a card becomes its master, but the other session's file is to be master.
+                # Files that are not cards refuse this.
                 with suppress(OSError):
                     fcntl.ioctl(fd, uapi.DRM_IOCTL_DROP_MASTER, 0)
             return fd
@@ -223,7 +223,7 @@ class Libseat(FileOpener):
 
 def find_libseat() -> Libseat | None:
     """Return libseat; None: it is not installed."""
-    # The backend has to be one that asks a session manager.
+    # libseat must use a backend that asks a session manager.
     os.environ.setdefault("LIBSEAT_BACKEND", "logind" if "XDG_SESSION_ID" in os.environ else "seatd")
     try:
         return Libseat(_ffi.dlopen(LIBRARY))

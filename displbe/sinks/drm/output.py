@@ -1,8 +1,8 @@
 """One connector of a card, which shows one guest's framebuffers full screen.
 
 Zero copy: the guest's dma-buf is imported and scanned out as it is. Copy: each flip copies the guest's frame, in a
-thread, into the one of two dumb buffers that is not on the screen. Either way there is one commit per flip, which does
-not wait, and the card's event ends the flip.
+thread, into the one of two dumb buffers that is not on the screen. Both make one commit per flip, which does not wait,
+and the card's event ends the flip.
 
 A screen goes *dark* when the monitor, the card or DRM mastership is lost, or a commit fails. The guest does not notice:
 the clock ends its flips at the mode's rate. The card lights the screen again, with the guest's current frame, as soon
@@ -44,18 +44,18 @@ from .settings import DrmSettings
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
 
 SERIALS: Final = 1 << 40
-"""A flip's serial number is the user data of its event. Each output counts from its key times this, so events name
-their output.
+"""Serial numbers for one output. An output counts from its key times this number. A flip's serial number is the user
+data of its event, so that the event identifies the output.
 """
 OFF: Final = "off"
 SWITCHING_ON: Final = "switching on"
 
 
 class ScreenState(enum.Enum):
-    """What the screen is doing for the guest. While it is OFF or DARK, the output's `reason` says why."""
+    """The state of the guest's screen. While it is OFF or DARK, the output's `reason` says why."""
 
     OFF = "off"
-    """The guest has switched the screen off, or not yet on."""
+    """The guest has switched the screen off, or has not switched it on yet."""
     DARK = "dark"
     """The guest wants to show frames, but the screen cannot show them now. The clock ends its flips."""
     LIT = "lit"
@@ -63,19 +63,19 @@ class ScreenState(enum.Enum):
 
 
 class CardLink(msgspec.Struct):
-    """What an output is handed of its card, as long as the card is there."""
+    """The card's side of an output, while the card is there."""
 
     scanout: ScanoutPipe
     connector: CardConnector
-    """As it was when it was last probed."""
+    """The connector, as it was when it was last probed."""
     look_soon: Callable[[], None]
-    """Have the card look soon at what its outputs show: something has failed, or can be done again."""
+    """Make the card look soon: something has failed, or can be done again."""
     why_not_master: Callable[[], str]
-    """Return why the card's screens are not ours to change; empty: they are."""
+    """Return why displbe may not change the card's screens; empty: it may."""
 
 
 class _Wanted(msgspec.Struct):
-    """What the guest wants to be shown."""
+    """The frame that the guest wants to show."""
 
     part: Part
     buffer: DrmBuffer | None
@@ -83,7 +83,7 @@ class _Wanted(msgspec.Struct):
 
 
 class _LitScreen(msgspec.Struct, frozen=True):
-    """The mode of a lit screen, and what puts frames onto it."""
+    """The mode of a lit screen, and the scanout that puts frames onto it."""
 
     mode: ActiveMode
     scanout: DirectScanout | CopiedScanout
@@ -118,14 +118,14 @@ class DrmOutput(Output):
         self._framebuffers = FramebufferSet(name, settings.zero_copy, self._warn)
         self._flip = Flip(clock, self._on_flip_ended, late=LATE, on_late=self._on_late, first_serial=key * SERIALS)
         self._link: CardLink | None = None
-        """None: the card is not there."""
+        """The card's side; None: the card is not there."""
         self._wanted: _Wanted | None = None
-        """None: the guest has switched the screen off."""
+        """The frame that the guest wants to show; None: the guest has switched the screen off."""
         self._lit: _LitScreen | None = None
         """Set while the state is LIT."""
         self._copy_thread: CopyThread | None = None
         self._card_lock = trio.Lock()
-        """Held while the card is used for something that may wait. The card is not closed meanwhile."""
+        """Held while the output uses the card for something that may wait, so that the card is not closed meanwhile."""
 
     @property
     def pipe(self) -> Pipe | None:
@@ -137,7 +137,7 @@ class DrmOutput(Output):
         self._link = link
 
     async def detach_card(self, reason: str) -> None:
-        """Hold nothing of the card any more: it is gone, or about to be closed."""
+        """Release everything of the card: it is gone, or about to be closed."""
         async with self._card_lock:
             if self._wanted is not None:
                 self._darken(reason)
@@ -155,14 +155,14 @@ class DrmOutput(Output):
             made = DrmBuffer(buffer, geometry, fourcc, self._remove)
             link = self._link
             if link is not None:
-                with suppress(CardGone):  # the card is asked when it is back
+                with suppress(CardGone):  # the buffer is prepared when the card is back
                     await self._framebuffers.prepare(link.scanout, made, link.connector.modes)
             self._framebuffers.buffers.add(made)
             self._log.debug("framebuffer attached", path=made.path)
             return made
 
     async def _remove(self, buffer: DrmBuffer) -> None:
-        """Remove a framebuffer that the guest takes back: nothing scans it out or reads it when this returns."""
+        """Remove a framebuffer that the guest takes back. When this returns, nothing scans it out or reads it."""
         async with self._card_lock:
             await self._quiet()
             wanted, link, lit = self._wanted, self._link, self._lit
@@ -231,7 +231,7 @@ class DrmOutput(Output):
         return self._link.why_not_master()
 
     async def reconcile(self, connector: CardConnector) -> None:
-        """Make the screen show what the guest wants, if it does not; `connector` is the connector as last probed.
+        """Make the screen show the guest's frame, if it does not; `connector` is the connector as last probed.
 
         A failure makes the screen dark; the next call tries again.
         """
@@ -240,7 +240,7 @@ class DrmOutput(Output):
             if link is None:
                 return
             before, link.connector = link.connector, connector
-            # A failed link is told by each probe; the mode is set once for each.
+            # Each probe reports a failed link again. The mode is set once for each probe.
             changed = connector.modes != before.modes or (connector is not before and connector.link_failed)
             if wanted is None or wanted.buffer is None:
                 return
@@ -267,9 +267,9 @@ class DrmOutput(Output):
                 self._log.debug("cannot switch the screen off", reason=str(error))
 
     async def _is_still_shown(self, link: CardLink, lit: _LitScreen) -> bool:
-        """Return whether our picture is on the screen.
+        """Return whether displbe's picture is on the screen.
 
-        A program that was DRM master for a moment may have put its own there.
+        A program that was DRM master for a moment may have put its own picture there.
         """
         if isinstance(lit.scanout, CopiedScanout):
             buffers = lit.scanout.buffers
@@ -279,7 +279,7 @@ class DrmOutput(Output):
         return await trio.to_thread.run_sync(link.scanout.shows, ours)
 
     async def _switch_on(self, link: CardLink, buffer: DrmBuffer, part: Part) -> None:
-        """Switch the screen on with this frame. Raises DrmError, SinkError: the screen stays as it was, or dark."""
+        """Switch the screen on with this frame. Raises DrmError, SinkError; the screen then stays as it was, or dark."""
         await self._quiet()
         framebuffers, modes = self._framebuffers, link.connector.modes
         where = placements(modes, part.width, part.height, self._settings.scale)
@@ -305,7 +305,7 @@ class DrmOutput(Output):
         self._set_lit(mode, buffer)
 
     def _set_lit(self, mode: ActiveMode, shown: DrmBuffer) -> None:
-        """The screen shows this frame now."""
+        """Enter LIT: the screen shows this frame now."""
         self._stop_scanout()
         self.state = ScreenState.LIT
         if mode.copy is not None:
@@ -327,7 +327,7 @@ class DrmOutput(Output):
         self._watch()
 
     def _darken(self, reason: str) -> None:
-        """The screen cannot show the guest's frames from now on: log it, and have the clock end the guest's flips."""
+        """Enter DARK: the screen cannot show the guest's frames. Log that, and let the clock end the guest's flips."""
         before = self.state, self.reason
         self._set_dark(reason)
         if before != (ScreenState.DARK, reason):
@@ -343,7 +343,7 @@ class DrmOutput(Output):
         self.state, self.reason = ScreenState.OFF, OFF
 
     def _stop_scanout(self) -> None:
-        """Put no more frames onto the screen. The caller sets the state."""
+        """Stop putting frames onto the screen. The caller sets the state."""
         lit, self._lit = self._lit, None
         self.path = ""
         if lit is None:
@@ -368,10 +368,10 @@ class DrmOutput(Output):
         self._flip.end()
         self._log.debug("output off", flips=self._flip.serial % SERIALS, shown=self._flip.shown, late=self._flip.late)
 
-    # What the guest draws without flipping
+    # Drawing without flipping
 
     def _watch(self) -> None:
-        """Watch the frame on the screen, unless the hardware shows by itself what the guest draws into it."""
+        """Watch the frame on the screen for drawing, unless the hardware shows by itself what the guest draws."""
         rate, lit = self._settings.refresh, self._lit
         frame = self._wanted.buffer if self._wanted is not None else None
         if rate <= 0 or lit is None or frame is None:
@@ -399,11 +399,11 @@ class DrmOutput(Output):
         removed, wanted.buffer = wanted.buffer is None, buffer
         if self._lit is not None:
             self._show(self._lit, buffer, serial)
-            if removed:  # there was no frame to watch
+            if removed:  # until now there was no frame to watch
                 self._watch()
             return
         self._flip.end_at_refresh()
-        if removed and self._link is not None:  # there is a frame to show again
+        if removed and self._link is not None:  # now there is a frame to show again
             self._link.look_soon()
 
     def _show(self, lit: _LitScreen, buffer: DrmBuffer, serial: int) -> None:
@@ -415,20 +415,20 @@ class DrmOutput(Output):
             self._link.look_soon()
 
     def _on_failed(self, error: DrmError, serial: int) -> None:
-        """A frame could not be shown. The guest is not told: its screen goes dark until the card lights it again."""
+        """Go dark, because a frame could not be shown, until the card lights the screen again. The guest is not told."""
         lit, wanted = self._lit, self._wanted
         if lit is None or wanted is None or (serial and serial != self._flip.serial):
             return
         frame = wanted.buffer
         if frame is not None and isinstance(lit.scanout, DirectScanout) and error.refuses_frame:
-            with suppress(SinkError):  # copying is forbidden: dark until zero copy works
+            with suppress(SinkError):  # copying is forbidden: the screen stays dark until zero copy works
                 self._framebuffers.refuse(frame, error)
         self._darken(str(error))
         if self._link is not None:
             self._link.look_soon()
 
     def on_shown(self, serial: int) -> None:
-        """The card's event says that the flip with this serial number is on the screen."""
+        """End the flip with this serial number: the card's event says that its frame is on the screen."""
         self._flip.on_shown(serial)
 
     def _since_flip(self) -> float:

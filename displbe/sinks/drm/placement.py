@@ -1,4 +1,4 @@
-"""Where a guest's picture goes on a screen whose modes may all have another size. Arithmetic only."""
+"""The place of a guest's picture on a screen whose modes may all have another size. Arithmetic only."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Placement(msgspec.Struct, frozen=True):
     target: tuple[int, int, int, int]
     """x, y, width and height of the picture on the screen."""
     borders: bool = False
-    """The frame is copied into a black one of the mode's size: the plane need neither scale nor leave a part of the
-    screen free.
+    """Whether the frame is copied into a black one of the mode's size. The plane then need neither scale nor leave a part
+    of the screen free.
     """
 
 
 def placements(modes: Sequence[Mode], width: int, height: int, scale: str) -> list[Placement]:
     """Return all ways to show a picture of this size, the best first; an empty list when there are no modes.
 
-    `fit` and `stretch` want the monitor's preferred mode and a plane that scales. If the plane does not scale, and for
-    `none`, the nearest larger mode is used, with black borders. A picture larger than every mode is cut.
+    `fit` and `stretch` prefer the monitor's preferred mode and a plane that scales. If the plane does not scale, and for
+    `none`, the nearest larger mode is used, with black borders. A picture larger than every mode is cropped.
     """
     if not modes:
         return []

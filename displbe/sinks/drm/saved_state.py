@@ -21,7 +21,7 @@ _SAVED: Final = {
     ),
 }
 _BLOBS: Final = ("MODE_ID", *NEUTRAL["crtc"])
-"""Properties whose values are blobs. A blob ends with the program that made it, so its bytes are saved."""
+"""Properties whose values are blobs. The kernel frees a blob when the program that made it ends, so its bytes are saved."""
 
 
 class SavedState:
@@ -47,7 +47,7 @@ class SavedState:
                     self._blobs[identity, name] = self._device.read_blob(state[name])
 
     def restore(self) -> None:
-        """Restore the state. Where a framebuffer has gone with its program, restore the other CRTCs.
+        """Restore the state of all CRTCs, except those whose framebuffers have gone with the program that made them.
 
         Raises DrmError.
         """

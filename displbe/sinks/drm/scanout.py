@@ -27,21 +27,21 @@ __all__ = ["ActiveMode", "ScanoutPipe"]
 
 
 class ActiveMode(msgspec.Struct, frozen=True):
-    """The mode that the screen was switched to, and how frames are put onto it."""
+    """The mode that the screen was switched to, and the commit that puts frames onto it."""
 
     placement: Placement
     flip: Atomic
-    """Changes the plane's framebuffer, nothing else."""
+    """The commit that changes the plane's framebuffer and nothing else."""
     slot: int
     """The framebuffer's index in `flip`."""
     copy: CopyTarget | None
-    """None: zero copy."""
+    """The target of copies; None: zero copy."""
     must_be_told: bool = False
-    """The card shows what is drawn into the frame on the screen only when it is told that the frame has changed."""
+    """Whether the card must be told that the frame on the screen has changed before it shows the change."""
 
 
 class ScanoutPipe:
-    """A pipe, and what was made on its card to show something through it."""
+    """A pipe, and the blobs and buffers that were made on its card to show frames through it."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
@@ -50,9 +50,9 @@ class ScanoutPipe:
         self._buffers: DoubleBuffer | None = None
 
     def import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
-        """Make a framebuffer over a guest's pages and return its id, if the card says that it would show it.
+        """Make a framebuffer over a guest's pages and return its id.
 
-        Raises DrmError.
+        Raises DrmError, also if a test commit says that the card would not show the framebuffer in a mode of its size.
         """
         with name_connector(self.pipe.name):
             return self._import_buffer(buffer, dmabuf, modes)
@@ -71,7 +71,7 @@ class ScanoutPipe:
             if error.refuses_frame or isinstance(error, CardGone):
                 self.remove(fb)
                 raise
-            # Other errors say nothing about the buffer: a file that is not master may not test, for one.
+            # Other errors say nothing about the buffer. For example, a file that is not master may not test.
         return fb
 
     def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
@@ -91,15 +91,15 @@ class ScanoutPipe:
         return blob
 
     def remove(self, fb: int) -> None:
-        """Remove a framebuffer. A plane that shows it is switched off, and that is waited for.
+        """Remove a framebuffer. Switch off a plane that shows it, and wait for that.
 
-        An error means that it is gone already.
+        Errors are ignored: they mean that the framebuffer is gone already.
         """
         with suppress(DrmError):
             self.pipe.device.remove_framebuffer(fb)
 
     def switch_on(self, buffer: DrmBuffer, part: Part, where: Sequence[Placement], *, copy: bool) -> ActiveMode:
-        """Show a frame in the first of these ways that the card takes. Raises DrmError: the screen stays as it was."""
+        """Show a frame in the first of these ways that the card accepts. Raises DrmError; the screen then stays as it was."""
         refusal: DrmError | None = None
         for placement in where:
             if placement.borders and not copy:
@@ -150,7 +150,7 @@ class ScanoutPipe:
         return ActiveMode(placement, flip, flip.slot(*plane, "FB_ID"), copy)
 
     def shows(self, framebuffers: Collection[int]) -> bool:
-        """Return whether one of these is on the plane. Raises DrmError."""
+        """Return whether one of these framebuffers is on the plane. Raises DrmError."""
         return self.pipe.device.shown_framebuffer(self.pipe.plane.id) in framebuffers
 
     def freeze(self, buffer: DrmBuffer, part: Part, active: ActiveMode) -> None:
@@ -159,9 +159,9 @@ class ScanoutPipe:
             self._show_copy(buffer, part, active.placement)
 
     def switch_off(self) -> None:
-        """Switch the screen off, and free what was made to show something.
+        """Switch the screen off, and free the buffers and blobs that were made for it.
 
-        Raises DrmError, and has freed it then too.
+        Raises DrmError; they are freed in that case too.
         """
         try:
             with name_connector(self.pipe.name):
@@ -187,7 +187,7 @@ class ScanoutPipe:
         return True
 
     def _free(self) -> None:
-        """Free what was made for the mode before."""
+        """Free the buffers and blobs of the previous mode."""
         buffers, self._buffers = self._buffers, None
         blob, self._mode_blob = self._mode_blob, 0
         if buffers is not None:

@@ -50,7 +50,7 @@ class DrmSink(Sink):
     ) -> None:
         self.wants_dmabuf = settings.zero_copy != "off"
         self.outputs: dict[int, DrmOutput] = {}
-        """All claimed outputs, by key, on a card or not."""
+        """All claimed outputs by key, with and without a card."""
         self._settings = settings
         self._seat = seat() if settings.seat == "auto" else None
         self._directory = devices
@@ -63,8 +63,8 @@ class DrmSink(Sink):
         self._cards: dict[str, Card] = {}
         """By path."""
         self._locations: dict[str, tuple[str, int]] = {}
-        """Connector's name, with its card's (`card1/HDMI-A-1`) and without -> the card's sysfs path, and the
-        connector's index there.
+        """Connector's name, with the card's name (`card1/HDMI-A-1`) and without it -> the card's sysfs path, and the
+        connector's index on the card.
         """
         self._search_now = trio.Event()
         self._next_key = 1
@@ -105,7 +105,7 @@ class DrmSink(Sink):
     def _start(self, card: Card) -> None:
         """Use a card that has been opened."""
         device = card.device
-        if self._tasks.ended:  # it was opened while the sink ended
+        if self._tasks.ended:  # the card was opened while the sink ended
             device.close()
             return
         self._cards[device.path] = card
@@ -134,7 +134,7 @@ class DrmSink(Sink):
             self._search_now.set()
 
     async def _search(self) -> None:
-        """Open cards that are plugged in, or come back."""
+        """Open cards that are plugged in or come back, until cancelled."""
         while True:
             missing = any(output.pipe is None for output in self.outputs.values())
             urgent = missing or not self._cards or self._finder.failed
@@ -147,13 +147,13 @@ class DrmSink(Sink):
                 self._start(card)
 
     def _on_hotplug(self) -> None:
-        """A monitor or a card may have come or gone."""
+        """Search for cards and probe all connectors: a monitor or a card may have come or gone."""
         self._search_now.set()
         for card in self._cards.values():
             card.look(probe=True)
 
     def _on_seat(self) -> None:
-        """The seat has become ours or another session's."""
+        """Look at all cards: displbe has got the seat, or lost it to another session."""
         for card in self._cards.values():
             card.look()
 
@@ -182,7 +182,7 @@ class DrmSink(Sink):
     def _find(self, name: str) -> tuple[Card, CardConnector] | None:
         """Return the connector of this name (`HDMI-A-1`, `card1/HDMI-A-1`).
 
-        If there is none, return the connector that is where one of this name was seen. None: there is none either.
+        If no connector has the name now, return the one at the location where this name was first seen. None: there is none.
         """
         cards = [card for card in self._cards.values() if card.state is CardState.OPEN]
         named = [(card, c) for card in cards for c in card.connectors if name in _names(card, c)]
@@ -193,7 +193,7 @@ class DrmSink(Sink):
         return next((pair for pair in named if pair[1].connected), named[0] if named else None)
 
     def _attach_waiting(self, card: Card) -> None:
-        """Attach outputs whose card was away, and is this one."""
+        """Attach the outputs that were waiting for this card."""
         for output in self.outputs.values():
             found = self._find(output.name) if output.pipe is None else None
             if found is not None and found[0] is card:
@@ -206,7 +206,7 @@ class DrmSink(Sink):
         return next((output for output in self.outputs.values() if output.name == name), None)
 
     def _give_back(self, key: int) -> None:
-        """An output is free again."""
+        """Forget an output that its guest has given back."""
         del self.outputs[key]
         for card in self._cards.values():
             card.outputs.pop(key, None)

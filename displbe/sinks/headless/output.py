@@ -1,6 +1,6 @@
 """A headless output. It keeps the last frame, and writes it as PNG when it is switched off.
 
-It behaves as a screen does: a flip takes effect at the next refresh, which is made by a timer.
+It behaves like a screen: a flip takes effect at the next refresh. A timer makes the refreshes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Frame(SinkBuffer):
 
 
 class _Memory(Allocation):
-    """Plain memory instead of a card's. Its fd is a memfd, which only the simulated Xen accepts. Raises OSError."""
+    """Plain memory in place of a card's memory. Its fd is a memfd, which only the simulated Xen accepts. Raises OSError."""
 
     def __init__(self, pages: int) -> None:
         self.fd = os.memfd_create("displbe", os.MFD_CLOEXEC)
@@ -74,7 +74,7 @@ class HeadlessOutput(Output):
         self._directory = settings.directory
         self._on_release = on_release
         self._shown: _Frame | None = None
-        """The frame that a monitor would show; None: off."""
+        """The frame that a monitor would show; None: the output is off."""
         self._next: _Frame | None = None
         """The frame of the flip under way."""
         self._flip = Flip(clock, self._on_refresh, late=LATE)
@@ -88,7 +88,7 @@ class HeadlessOutput(Output):
 
     @property
     def flips(self) -> int:
-        """Flips that were shown."""
+        """The number of flips that were shown."""
         return self._flip.shown
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
@@ -117,7 +117,7 @@ class HeadlessOutput(Output):
         self._flip.on_ready(self._flip.begin(token))
 
     def refresh(self) -> None:
-        """Refresh now: a flip under way is shown."""
+        """Refresh now: show the frame of the flip under way, if there is one."""
         self._flip.end()
 
     def _on_refresh(self, token: int) -> None:
@@ -134,7 +134,7 @@ class HeadlessOutput(Output):
         await self._take_off(frame)
 
     async def _take_off(self, frame: _Frame | None = None) -> None:
-        """Take the frame off the screen, if it is this one or None is given. A worker thread makes a copy: frames are large."""
+        """Take the frame off the screen if it is this one; None: whichever it is. A worker thread copies it first: frames are large."""
         async with self._copying:
             shown = self._shown
             if shown is None or frame not in (None, shown):
@@ -162,7 +162,7 @@ class HeadlessOutput(Output):
             self._on_release()
 
     def picture(self) -> Image.Image | None:
-        """Return a picture of the frame on the screen, else of the last one; None if there never was one."""
+        """Return a picture of the frame on the screen, else of the last frame; None if there has been no frame."""
         if self._shown is not None:
             self._last = image(self._shown.view, self._shown.geometry, self._part)
         return self._last

@@ -1,10 +1,10 @@
-"""How a guest's framebuffer gets to the compositor. One of three ways is chosen for each buffer on each connection:
+"""The ways in which a guest's framebuffer gets to the compositor. One of three is chosen for each buffer on each connection:
 
 * dmabuf: a dma-buf of the guest's pages, imported by linux-dmabuf.
 * shm: a file of gntdev as a wl_shm pool; the compositor maps the guest's pages itself.
-* copy: each frame is copied into a pool of ours (copies.py).
+* copy: each frame is copied into a pool of displbe's own (copies.py).
 
-A way that has failed for a buffer is not tried again for that buffer, and one that has cost a connection not again for that guest.
+A way that has failed for a buffer is not tried again for that buffer. A way that has ended a connection is not tried again for that guest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Unsuitable(Exception):
 def shm_format(link: Link, code: int) -> int | None:
     """Return the wl_shm format for a DRM format, or None if the compositor has none.
 
-    It has no alpha, so that nothing shines through a guest's screen.
+    The format has no alpha channel, so that a guest's screen is opaque.
     """
     opaque = FORMATS[code].opaque
     number = _SHM_CODES.get(opaque, opaque)
@@ -63,7 +63,7 @@ def can_copy(link: Link, code: int) -> bool:
 
 
 class BufferState(enum.Enum):
-    """What the compositor of the present connection has of a buffer."""
+    """The state of a buffer at the compositor of the present connection."""
 
     NEW = "new"
     """The buffer has not been offered to the compositor yet, or there is no compositor."""
@@ -72,7 +72,7 @@ class BufferState(enum.Enum):
     SHM = "shm"
     """The compositor has mapped the guest's pages as a wl_shm pool."""
     COPY = "copy"
-    """The compositor has nothing of it; frames are copied."""
+    """The compositor has no access to the guest's pages; frames are copied."""
     FAILED = "failed"
     """The compositor cannot show the buffer, even as a copy."""
     CLOSED = "closed"
@@ -83,13 +83,13 @@ _ACCEPTED: Final = (BufferState.SHM, BufferState.DMABUF, BufferState.COPY)
 
 
 class DmabufHistory:
-    """What has happened with dma-bufs of all guests. It is kept when the compositor goes and comes back."""
+    """The compositor's past dealings with the dma-bufs of all guests. The history is kept when the compositor goes and comes back."""
 
     def __init__(self) -> None:
         self.drawn = False
-        """The compositor has drawn a dma-buf. If it ends over another one, that one was the cause."""
+        """Whether the compositor has drawn a dma-buf. If it has, and is lost while it is to draw another one, that one was the cause."""
         self.refusal = ""
-        """Why no guest's buffer is imported as a dma-buf any more."""
+        """Why no guest's buffer is imported as a dma-buf any more; empty: they are."""
 
 
 class ImportHistory:
@@ -108,11 +108,11 @@ class ImportHistory:
         self._refusals[way] = reason
 
     def on_dmabuf_drawn(self) -> None:
-        """The compositor has drawn a dma-buf."""
+        """Take note that the compositor has drawn a dma-buf."""
         self._dmabufs.drawn = True
 
     def on_lost(self, buffer: WaylandBuffer) -> None:
-        """The connection is lost. A dma-buf that was to be drawn for the first time may be the cause: the compositor cannot draw it."""
+        """Take note that the connection is lost. A dma-buf that was to be drawn for the first time counts as the cause."""
         if buffer.state is BufferState.DMABUF and buffer.held and not buffer.drawn:
             reason = "the compositor was lost before it had shown one"
             if self._dmabufs.drawn:
@@ -124,8 +124,8 @@ class ImportHistory:
 class WaylandBuffer(SinkBuffer):
     """A guest's framebuffer on an output.
 
-    `remove` takes it from the output when the guest takes it back. `decided` is called when the compositor has accepted or refused it,
-    `released` when the compositor no longer reads it.
+    `remove` removes the buffer from its output when the guest takes it back. `decided` is called when the compositor has accepted or
+    refused it, `released` when the compositor no longer reads it.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class WaylandBuffer(SinkBuffer):
         self.geometry = geometry
         self.state = BufferState.NEW
         self.wl: Proxy = None
-        """The wl_buffer; None: the compositor has nothing of the buffer."""
+        """The wl_buffer; None: there is none."""
         self.view: memoryview | None = None
-        """The guest's pages; None: not mapped here."""
+        """The guest's pages; None: they are not mapped in this process."""
         self.held = False
-        """The compositor may read the buffer: it is attached, or attached before and not released yet."""
+        """Whether the compositor may read the buffer: the buffer is attached, or was attached and has not been released yet."""
         self.drawn = False
-        """The buffer has been on the screen."""
+        """Whether the buffer has been on the screen."""
         self.refusals: dict[BufferState, str] = {}
         """Ways that have failed for this buffer, with the reasons."""
         self.reason = ""
@@ -192,27 +192,27 @@ class WaylandBuffer(SinkBuffer):
         await self._decided.wait()
 
     def accept(self, way: BufferState, wl: Proxy, reason: str) -> None:
-        """The compositor has it now, in this way. A closed buffer stays closed; its wl_buffer must still be destroyed."""
+        """Take note that the compositor has the buffer, in this way. A closed one stays closed; its wl_buffer must still be destroyed."""
         if self.state is not BufferState.CLOSED:
             self.state = way
         self.wl, self.held, self.reason = wl, False, reason
 
     def fail(self, failure: SinkError) -> None:
-        """The compositor cannot show it."""
+        """Take note that the compositor cannot show the buffer."""
         if self.state is not BufferState.CLOSED:
             self.state, self.failure = BufferState.FAILED, failure
 
     def decide(self) -> None:
-        """Tell those who wait that the compositor has accepted or refused the buffer."""
+        """Report that the compositor has accepted or refused the buffer: end `wait_decided`, and call `decided`."""
         self._decided.set()
         self._on_decided(self)
 
     def reset(self) -> None:
-        """The compositor has nothing of it any more: the connection is gone, or the wl_buffer is destroyed."""
+        """Take note that there is no wl_buffer any more: the connection is gone, or the wl_buffer is destroyed."""
         self.wl, self.held, self.failure = None, False, None
         if self.state is not BufferState.CLOSED:
             self.state = BufferState.NEW
-        if self._decided.is_set():  # a task may wait for an event that is not set
+        if self._decided.is_set():  # an event that is not set is kept, because a task may wait for it
             self._decided = trio.Event()
 
     def on_release(self) -> None:
@@ -221,7 +221,7 @@ class WaylandBuffer(SinkBuffer):
         self._on_released(self)
 
     def on_drawn(self) -> None:
-        """The compositor has shown it."""
+        """Take note that the compositor has shown the buffer."""
         self.drawn = True
         if self.state is BufferState.DMABUF:
             self._history.on_dmabuf_drawn()
@@ -232,7 +232,7 @@ class WaylandBuffer(SinkBuffer):
 
 
 async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSettings, history: ImportHistory) -> None:
-    """Give the compositor a buffer in the first way that is suitable. Raises SinkError when there is none, and conn.CompositorLost."""
+    """Give the compositor a buffer in the first way that is suitable. Raises SinkError if no way is suitable, and conn.CompositorLost."""
     if settings.zero_copy != "off":
         await link.conn.sync()  # an error in an earlier request must not be taken for an error in this buffer
     reasons: list[str] = []
@@ -264,7 +264,7 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
 async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
     """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
 
-    By zwp_linux_buffer_params_v1.create and never create_immed, where a refused import may end the connection.
+    This uses zwp_linux_buffer_params_v1.create, never create_immed: a refused import by the latter may end the connection.
     """
     geometry, formats, conn = buffer.geometry, link.dmabuf_formats, link.conn
     if dmabuf == "never":
@@ -324,6 +324,6 @@ async def _import_shm(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
         pool.create_buffer(start + geometry.offset, geometry.width, geometry.height, geometry.stride, number)
     )
     conn.destroy(pool)
-    # The compositor maps the pool now. If it cannot, that is a protocol error, and `sync` raises ProtocolError.
+    # The compositor maps the pool now. If it cannot, it reports a protocol error, and `sync` raises ProtocolError.
     await conn.sync()
     return wl

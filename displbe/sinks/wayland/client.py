@@ -33,7 +33,7 @@ FIRST_PAUSE: Final = 0.1
 LAST_PAUSE: Final = 5.0
 """Seconds until a lost connection is made again. The pause doubles from the first to the last value while connections are short."""
 SHORT: Final = 5.0
-"""Seconds: a connection that lasts longer is not short."""
+"""Seconds. A connection that does not last longer counts as short."""
 
 
 class Client:
@@ -57,7 +57,7 @@ class Client:
         self.claimant = claimant
         self.outputs: dict[str, WaylandOutput] = {}
         self.connections = 0
-        """How often the compositor was connected to."""
+        """The number of connections made so far."""
         self._log: Any = structlog.get_logger("displbe.wayland").bind(domid=claimant.domid, guest=claimant.name)
         self._tasks = Tasks(self._log)
         self._imports = BufferImports(settings, ImportHistory(dmabufs))
@@ -113,7 +113,7 @@ class Client:
             began = trio.current_time()
             try:
                 await self._serve(conn)
-            except Exception:  # an error of ours costs this guest a connection, and no other guest anything
+            except Exception:  # a bug here costs this guest its connection, and no other guest anything
                 self._log.exception("cannot clean up a connection to the compositor; a new one is made")
             pause = FIRST_PAUSE if trio.current_time() - began > SHORT else min(2 * pause, LAST_PAUSE)
             await trio.sleep(pause)
@@ -124,7 +124,7 @@ class Client:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(conn.run, link.on_appeared, link.on_removed)
-                await conn.sync()  # the events that describe the globals have arrived, too
+                await conn.sync()  # then the events that describe the globals have arrived too
                 self._begin(link)
                 await self._imports.offer_all()
                 self._open_surfaces(link)
@@ -154,7 +154,7 @@ class Client:
         )
 
     def _open_surfaces(self, link: Link) -> None:
-        """Open the surfaces, after all buffers have been offered: a surface's protocol error must not be taken for a buffer's."""
+        """Open the surfaces. All buffers have been offered: a surface's protocol error must not be taken for a buffer's."""
         self._guest.link = link
         for output in list(self.outputs.values()):
             output.connected()
@@ -170,7 +170,7 @@ class Client:
         await link.conn.aclose()
 
     def _on_changed(self) -> None:
-        """The compositor has other outputs, or imports other formats."""
+        """Follow the compositor: it has other outputs, or imports other formats."""
         for output in self.outputs.values():
             output.outputs_changed()
 

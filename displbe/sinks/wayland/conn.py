@@ -2,10 +2,10 @@
 
 * The interpreter crashes at exit while a display is connected: call `aclose` in a `finally` block.
 * pywayland prints an exception of an event handler and goes on. `on` keeps the first one, which ends the connection.
-* Garbage collection destroys a proxy here, but not its object in the compositor: `drop` and `destroy` say which is meant.
+* Garbage collection destroys a proxy here, but not its object in the compositor. `drop` forgets the proxy; `destroy` destroys both.
 * Each proxy is a reference cycle. The cycle is broken when the proxy goes, so that a flip leaves nothing for the garbage collector.
 * pywayland gives a proxy that arrives with an event to an arbitrary display of the process: `adopt` corrects that.
-* An event can name an object that we have destroyed, or an unknown one: its handler gets None.
+* An event can name an object that displbe has destroyed, or an unknown one. Its handler then gets None.
 * Older versions of libwayland end the connection when the socket is full: senders of many requests check `keeps_up` first.
 """
 
@@ -43,13 +43,13 @@ _VERSIONS: Final[dict[str, tuple[Any, int]]] = {
     "zxdg_output_manager_v1": (xdg_output.ZxdgOutputManagerV1, 3),
     "zwp_linux_dmabuf_v1": (linux_dmabuf.ZwpLinuxDmabufV1, 5),
 }
-"""The globals that displbe uses, and the newest version of each that this package was written for."""
+"""Interface of a global that displbe uses -> the newest version that this package was written for."""
 _RELEASE_SINCE: Final = {"wl_output": 3, "wl_seat": 5, "wl_pointer": 3, "wl_keyboard": 3, "wl_touch": 3}
-"""Interfaces whose destructor is `release`, and the version that brought it; older objects end with the connection."""
+"""Interfaces whose destructor is `release`, and the version that introduced it. Older objects end with the connection."""
 
 
 class CompositorLost(Exception):
-    """The connection is gone, and all objects that were made over it."""
+    """The connection is gone, and with it all objects that were made over it."""
 
 
 class ProtocolError(CompositorLost):
@@ -124,9 +124,10 @@ class Connection:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Read and dispatch events; `started` when the globals are known. Raises CompositorLost, ProtocolError, and what a handler raised.
+        """Read and dispatch events. Report `started` when the globals are known.
 
-        `appeared` and `removed` are called with each global that displbe uses.
+        `appeared` and `removed` are called with each global that displbe uses. Raises CompositorLost, ProtocolError, and the first
+        exception of an event handler.
         """
         self._on_appeared, self._on_removed = appeared, removed
         try:
@@ -242,7 +243,7 @@ class Connection:
             self._on_removed(removed)
 
     def bind(self, announced: Global) -> Proxy:
-        """Bind a global, in the newest version that we, the compositor and pywayland know."""
+        """Bind a global, in the newest version that displbe, the compositor and pywayland all support."""
         interface, newest = _VERSIONS[announced.interface]
         version = min(newest, announced.version, interface.version)
         proxy = self.keep(self._registry.bind(announced.number, interface, version))
@@ -250,7 +251,7 @@ class Connection:
         return proxy
 
     def keep_child(self, parent: Proxy, proxy: Proxy) -> Proxy:
-        """Hold an object that another one has made; it has the same version as its parent."""
+        """Hold an object that a request of another object has made. It has the version of its parent."""
         proxy.user_data = parent.user_data
         return self.keep(proxy)
 
@@ -267,7 +268,7 @@ class Connection:
         return proxy
 
     def adopt(self, proxy: Proxy) -> Proxy:
-        """Hold an object that arrived with an event. pywayland 0.4 gives it to the first display it finds in the process."""
+        """Hold an object that arrived with an event. pywayland 0.4 assigns it to the first display that it finds in the process."""
         other = proxy._display
         if other is not self._display:
             other._children.discard(proxy)

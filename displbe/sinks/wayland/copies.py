@@ -1,6 +1,6 @@
 """Frames that are copied, and the thread that copies them.
 
-Frames are in pools of ours that are sealed against shrinking, so that a compositor can read them without the risk of SIGBUS.
+The frames are in displbe's own pools, which are sealed against shrinking, so that a compositor can read them without the risk of SIGBUS.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .link import Link
 __all__ = ["CopyFrame", "CopyPool", "FrameCopying"]
 
 FRAMES: Final = 3
-"""Frames of a pool: one is on the screen, one on its way there, and one is copied into."""
+"""Frames of a pool: one on the screen, one on its way there, and one to copy into."""
 XRGB: Final = 1
 """wl_shm.format.xrgb8888"""
 
 
 class CopyFrame:
-    """A frame of ours, as a wl_buffer."""
+    """A frame in a pool, as a wl_buffer."""
 
     path: Final = "copy"
 
@@ -46,7 +46,7 @@ class CopyFrame:
         self.wl = link.conn.keep(pool.create_buffer(0, width, height, stride, number))
         link.conn.destroy(pool)
         self.held = False
-        """The thread copies into the frame, or the compositor may read it."""
+        """Whether the thread copies into the frame, or the compositor may read it."""
 
 
 class CopyPool:
@@ -100,8 +100,8 @@ class CopyPool:
 class FrameCopying:
     """The copying of one output: the pool, the thread, and pools of an earlier shape whose frames may still be on the screen.
 
-    `copied` is called with the pool, the frame and the flip's serial number when a frame has been copied; `can_copy` when a frame that
-    could not be copied, because the compositor held all of the pool, can be copied now.
+    `copied` is called with the pool, the frame and the flip's serial number when a frame has been copied. `can_copy` is called when a frame
+    can be copied that had to wait because the compositor held the whole pool.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class FrameCopying:
         self._old_pools: list[CopyPool] = []
         self._thread: CopyThread | None = None
         self._frame_waits = False
-        """A frame could not be copied because the compositor held all of the pool."""
+        """Whether a frame waits to be copied because the compositor holds the whole pool."""
         self._copied = copied
         self._can_copy = can_copy
 
     def start(self, link: Link, buffer: WaylandBuffer, part: Part, serial: int) -> bool:
-        """Copy a buffer's frame in the thread. Return False if that must wait until frames of another shape are `finished`."""
+        """Copy a buffer's frame in the thread. Return False if copies of another shape are under way: wait for `finished` first."""
         if buffer.view is None:
             return True
         pool = self._pool
@@ -157,19 +157,19 @@ class FrameCopying:
             await self._thread.idle()
 
     def close_old_pools(self) -> None:
-        """Destroy the frames of earlier shapes: the surface has another frame now."""
+        """Destroy the pools of earlier shapes: the surface has another frame now."""
         while self._old_pools:
             self._old_pools.pop().close()
 
     def close_pools(self) -> None:
-        """Destroy all frames. No copy may be under way."""
+        """Destroy all pools. No copy may be under way."""
         if self._pool is not None:
             self._old_pools.append(self._pool)
         self._pool, self._frame_waits = None, False
         self.close_old_pools()
 
     async def close(self) -> None:
-        """End the thread, and destroy all frames."""
+        """End the thread, and destroy all pools."""
         if self._thread is not None:
             await self._thread.close()
         self.close_pools()

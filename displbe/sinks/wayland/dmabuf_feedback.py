@@ -1,7 +1,7 @@
 """linux-dmabuf: the formats that the compositor imports as dma-bufs, and whether its GPU can read a guest's pages at all.
 
-A compositor that renders in software imports a dma-buf of gntdev and crashes when it draws it, because only a device can read one.
-So displbe asks whether the compositor's main device is a GPU that does DMA.
+A compositor that renders in software imports a dma-buf of gntdev and crashes when it draws it, because only a device can read such a
+dma-buf. Therefore displbe checks whether the compositor's main device is a GPU that does DMA.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["DmabufFormats", "gpu_that_does_dma"]
 
 LINEAR: Final = 0
 INVALID: Final = 0x00FFFFFFFFFFFFFF
-"""drm_fourcc.h: DRM_FORMAT_MOD_LINEAR and DRM_FORMAT_MOD_INVALID. The latter leaves the layout to the driver, which takes buffers from
-elsewhere as linear.
+"""drm_fourcc.h: DRM_FORMAT_MOD_LINEAR and DRM_FORMAT_MOD_INVALID. The latter leaves the layout to the driver, which treats imported buffers
+as linear.
 """
 _ENTRY: Final = Struct("=IxxxxQ")
 _INDEX: Final = Struct("=H")
 
 
 def gpu_that_does_dma(device: int, sysfs: Path = Path("/sys")) -> str:
-    """Return why a DRM device (its dev_t) is not a GPU that does DMA; the empty string if it is one.
+    """Return why a DRM device (given by its dev_t) is not a GPU that does DMA; the empty string if it is one.
 
     Such a GPU is on a PCI bus, or described by the device tree, and has a render node. That excludes simulated cards (vkms, vgem),
     display controllers without a GPU, and virtio-gpu, which draws on its host and cannot pass our pages there.
@@ -51,11 +51,11 @@ class DmabufFormats:
 
     def __init__(self, conn: Connection, dmabuf: Proxy, changed: Callable[[], None]) -> None:
         self.no_gpu = "it does not name its main device"
-        """Why the setting `auto` gives the compositor no dma-bufs; empty: it gives them."""
+        """Why the compositor gets no dma-bufs with the setting `auto`; empty: it gets them."""
         self._changed = changed
         self._formats: set[tuple[int, int]] = set()
         self._announced: set[tuple[int, int]] = set()
-        """The formats of the feedback that is under way; they count from its `done` on."""
+        """The formats of the feedback that is being received. They take effect with its `done` event."""
         self._table = b""
         self._main_device = b""
         if conn.version(dmabuf) >= 4:
@@ -73,7 +73,7 @@ class DmabufFormats:
         return (code, LINEAR) in self._formats or (code, INVALID) in self._formats
 
     def modifier(self, code: int) -> int:
-        """Return the modifier to import such a buffer with."""
+        """Return the modifier for the import of a linear buffer of this DRM format."""
         return LINEAR if (code, LINEAR) in self._formats else INVALID
 
     def _on_table(self, fd: int, size: int) -> None:

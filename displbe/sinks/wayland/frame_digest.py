@@ -17,7 +17,7 @@ class FrameDigest:
 
     def __init__(self) -> None:
         self.reading = trio.Lock()
-        """Held while a thread reads a guest's pages, and while they are taken away."""
+        """Held while a thread reads a guest's pages, and while the pages are taken back."""
         self._digest: tuple[WaylandBuffer, int, int] | None = None
 
     async def changed(self, buffer: WaylandBuffer | None, serial: int) -> bool:

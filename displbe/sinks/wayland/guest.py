@@ -1,4 +1,4 @@
-"""What the outputs of one guest share."""
+"""The objects that the outputs of one guest share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["WaylandGuest"]
 
 
 class WaylandGuest:
-    """One guest, and what its outputs use in common."""
+    """One guest, and the objects that its outputs share."""
 
     def __init__(
         self,
@@ -33,4 +33,4 @@ class WaylandGuest:
         self.seats = seats
         self.tasks = tasks
         self.link: Link | None = None
-        """The connection, while surfaces may be made over it: a moment later than `imports.link`, when all buffers have been offered."""
+        """The connection, while surfaces may be made over it. It is set later than `imports.link`, when all buffers have been offered."""

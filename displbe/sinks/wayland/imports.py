@@ -25,9 +25,9 @@ class BufferImports:
         self._added = trio.Event()
         """Set when there are buffers that have not been offered."""
         self._one_at_a_time = trio.Lock()
-        """Held while a buffer is offered or taken back, so that a protocol error has one cause only."""
+        """Held while a buffer is offered or taken back, so that a protocol error has only one possible cause."""
         self._unresponsive: Link | None = None
-        """The link whose compositor has not responded the last time that a buffer was taken back."""
+        """The link whose compositor did not respond when a buffer was last taken back."""
 
     def add(self, buffer: WaylandBuffer) -> None:
         """Offer a buffer soon: now, or when there is a compositor."""
@@ -35,7 +35,7 @@ class BufferImports:
         self._added.set()
 
     def lost(self) -> None:
-        """The link is gone: the compositor has nothing of any buffer."""
+        """Take note that the link is gone, and with it all wl_buffers."""
         self.link = None
         for buffer in self.buffers:
             if self._settings.dmabuf == "auto":
@@ -48,7 +48,7 @@ class BufferImports:
         await self.offer_all()
 
     async def offer_all(self) -> None:
-        """Offer the compositor each buffer that it does not have. Raises CompositorLost."""
+        """Offer the compositor each buffer that has not been offered. Raises CompositorLost."""
         self._added = trio.Event()
         link = self.link
         assert link is not None
@@ -64,7 +64,7 @@ class BufferImports:
                 await import_buffer(link, buffer, self._settings, self.history)
             except SinkError as error:
                 buffer.fail(error)
-            if buffer.is_closed:  # the guest has not waited; `take_back` waits for the lock
+            if buffer.is_closed:  # the guest has taken the buffer back meanwhile; `take_back` waits for the lock
                 await self._destroy(buffer)
                 return
         if buffer.wl is not None:
@@ -72,9 +72,9 @@ class BufferImports:
         buffer.decide()
 
     async def take_back(self, buffer: WaylandBuffer, patience: float) -> bool:
-        """Return True when the compositor has nothing of a buffer any more, False if it does not say so within `patience` seconds.
+        """Take a buffer back from the compositor. Return False if the compositor does not confirm that within `patience` seconds.
 
-        If a compositor has not responded the last time, this does not wait for it until it responds again.
+        This does not wait for a compositor that did not respond the last time, until it responds again.
         """
         link = self.link
         with trio.move_on_after(0.0 if link is not None and link is self._unresponsive else patience):
@@ -89,11 +89,11 @@ class BufferImports:
         return False
 
     def _on_response(self) -> None:
-        """A compositor that did not respond does so again."""
+        """Take note that the compositor responds again."""
         self._unresponsive = None
 
     async def _destroy(self, buffer: WaylandBuffer) -> None:
-        """Destroy the wl_buffer, and wait until the compositor has done so."""
+        """Destroy the wl_buffer, and wait until the compositor has destroyed it."""
         if self._request_destroy(buffer) and self.link is not None:
             try:
                 await self.link.conn.sync()
@@ -101,7 +101,7 @@ class BufferImports:
                 pass
 
     def _request_destroy(self, buffer: WaylandBuffer) -> bool:
-        """Destroy the wl_buffer. Return False if the compositor has nothing of the buffer."""
+        """Destroy the wl_buffer. Return False if there is none."""
         wl = buffer.wl
         buffer.reset()
         if self.link is None or wl is None:

@@ -73,21 +73,21 @@ class Link:
 
     @property
     def missing(self) -> str:
-        """The globals that displbe cannot do without and that the compositor does not offer, as a list in words."""
+        """The names of the globals that displbe needs and the compositor does not offer, as text; empty: none."""
         required = (("wl_compositor", self.compositor), ("wl_shm", self.shm))
         return ", ".join(name for name, proxy in required if proxy is None)
 
     def uses_ivi(self, ivi_id: int | None) -> bool:
-        """Return whether a surface with this id becomes an ivi_surface. None: it has no id."""
+        """Return whether a surface with this ivi id becomes an ivi_surface. None: the surface has no ivi id."""
         return self.ivi is not None and ivi_id is not None and self._shell != "xdg"
 
     def leave(self, target: SeatTarget) -> None:
-        """Take the focus of all seats from an output whose surface goes."""
+        """Take the focus of all seats from an output whose surface is about to be destroyed."""
         for seat in self.seats.values():
             seat.leave(target)
 
     def close(self) -> None:
-        """Close the seats: the connection goes, and with it each focus."""
+        """Close the seats: the connection ends, and with it each focus."""
         for seat in self.seats.values():
             seat.close()
         self.seats.clear()

@@ -1,9 +1,9 @@
 """One connector of a guest as a surface of the compositor.
 
-Each flip is one commit. It is over when the compositor reports that its frame is on the screen (wp_presentation, or the frame callback
-where there is none) and has released the frame before, which the guest draws into next. A compositor reports nothing about a surface
-that is not visible: the clock ends its flips at the screen's rate, and also those of a guest whose compositor is gone or does not
-respond. Such a compositor is sent no more than it answers.
+Each flip is one commit. The flip ends when the compositor reports that its frame is on the screen (by wp_presentation, or by a frame
+callback where wp_presentation is not offered) and has released the previous frame, which the guest draws into next. A compositor reports
+nothing about a surface that is not visible. The clock ends the flips of such a surface at the screen's rate, and also those of a guest
+whose compositor is gone or does not respond. A compositor that does not report gets no more frames than it processes.
 
 Where the guest's pages are copied, a thread copies them, and the commit follows.
 """
@@ -39,9 +39,9 @@ __all__ = ["WaylandOutput", "ivi_id"]
 LATE: Final = 0.2
 """Seconds after which displbe ends a flip that the compositor does not report on; the surface counts as hidden from then on."""
 ATTACH_PATIENCE: Final = 1.0
-"""Seconds that a guest waits for the compositor to accept its buffer. The guest expects its answer within 3 s."""
+"""Maximum seconds that a guest's request waits for the compositor to accept its buffer. The guest expects the response within 3 s."""
 RELEASE_PATIENCE: Final = 4.0
-"""Seconds that a guest waits for a compositor that does not respond to release its pages. The guest itself gives up after 3 s."""
+"""Maximum seconds that a guest's request waits for the compositor to release its pages. The guest itself gives up after 3 s."""
 
 
 class WaylandOutput(Output):
@@ -66,7 +66,7 @@ class WaylandOutput(Output):
         self._current: WaylandBuffer | None = None
         """The framebuffer that the guest shows."""
         self._part: Part | None = None
-        """The part of it that the guest shows; None: the output is off."""
+        """The part of the framebuffer that the guest shows; None: the output is off."""
         self._digest = FrameDigest()
         self._watching = trio.CancelScope()
         self.outputs_changed()
@@ -95,7 +95,10 @@ class WaylandOutput(Output):
         return made
 
     def _on_decided(self, buffer: WaylandBuffer) -> None:
-        """The compositor has accepted or refused a buffer. The guest may have waited for that; if not, `enable` fails."""
+        """Show a buffer that the compositor has accepted, if it is the current one; go dark if the compositor has refused it.
+
+        The guest's request may have waited for this. If it did not, the guest's `enable` fails.
+        """
         if buffer.failure is not None:
             self._say("framebuffer refused", str(buffer.failure))
             if buffer is self._current:
@@ -106,7 +109,7 @@ class WaylandOutput(Output):
             self._show()
 
     async def _remove(self, buffer: WaylandBuffer) -> None:
-        """Take a buffer off the surface: when this returns, neither the compositor nor a thread of ours reads it."""
+        """Take a buffer off the surface. When this returns, neither the compositor nor a thread of this process reads it."""
         self._guest.imports.buffers.discard(buffer)
         async with self._digest.reading:
             is_current = self._current is buffer
@@ -114,8 +117,8 @@ class WaylandOutput(Output):
                 self._current = None
                 self._flip.end()
             self.surface.on_released(buffer)
-            await self._copying.finished()  # and none is started any more
-            # The surface may be open and not have been given a frame yet.
+            await self._copying.finished()  # no copy is started any more
+            # The surface may be open without a frame.
             if self.surface.attached is buffer or (self.surface.attached is None and is_current):
                 self._close_surface("the guest has removed the framebuffer that it showed")
                 if self._current is not None:
@@ -224,7 +227,7 @@ class WaylandOutput(Output):
             self._flip.end_at_refresh()
 
     def _darken(self, why: str) -> None:
-        """Nothing of the guest's is on the screen any more."""
+        """Take note that the guest's picture is not on the screen any more."""
         if (self.path or why != self.reason) and why != "off":
             self._say("output dark", why)
         self.path, self.reason = "", why
@@ -244,12 +247,12 @@ class WaylandOutput(Output):
 
     @property
     def shown(self) -> int:
-        """Frames that the compositor has shown."""
+        """The number of frames that the compositor has shown."""
         return self.surface.shown
 
     @property
     def late(self) -> int:
-        """Flips that the compositor did not report on in time."""
+        """The number of flips that the compositor did not report on in time."""
         return self._flip.late
 
     def flip(self, buffer: SinkBuffer, token: int) -> None:
@@ -343,7 +346,7 @@ class WaylandOutput(Output):
 
 
 def ivi_id(name: str, surfaces: Mapping[str, int]) -> int | None:
-    """Return the id for ivi-application of a connector's surface, a number of 32 bits: from [wayland.surfaces], or the name is one."""
+    """Return the ivi id (32 bits) of a connector's surface: the one in [wayland.surfaces], else the name if it is a number; None: none."""
     if name in surfaces:
         return surfaces[name]
     number = int(name) if name.isascii() and name.isdecimal() and len(name) <= 10 else _NO_ID

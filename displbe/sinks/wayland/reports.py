@@ -1,4 +1,4 @@
-"""The compositor's reports of what became of each commit."""
+"""The compositor's reports on commits: shown or discarded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["FrameReports"]
 
 
 class _Commit:
-    """A frame that the surface was given. Events of `sender` (feedback or a frame callback) say what became of it."""
+    """A commit of a frame. `sender` (presentation feedback or a frame callback) reports on it."""
 
     def __init__(self, serial: int, sender: Proxy) -> None:
         self.serial = serial
@@ -22,8 +22,8 @@ class _Commit:
 class FrameReports:
     """Reports for one wl_surface: by wp_presentation, or by frame callbacks where the compositor does not offer it.
 
-    `shown` is called with a flip's serial number when a frame of that flip is on the screen, and with whether that is the frame of the
-    newest commit; `discarded` when the frame of the newest commit will never be shown.
+    `shown` is called when a frame is on the screen, with the serial number of its flip, and with whether it is the frame of the newest
+    commit. `discarded` is called with the serial number when the frame of the newest commit will never be shown.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class FrameReports:
         self._shown(commit.serial, commit is self._newest)
 
     def _on_discarded(self, commit: _Commit) -> None:
-        """wp_presentation_feedback.discarded: a later commit replaced the frame, which has its own report, or it is not visible."""
+        """wp_presentation_feedback.discarded: the frame is not visible, or a later commit has replaced it, which has its own report."""
         self._conn.drop(commit.sender)
         if commit is self._newest:
             self._discarded(commit.serial)
 
     def close(self) -> None:
-        """The surface is destroyed: drop the frame callbacks. Feedback is still to come, as `discarded`."""
+        """Drop the frame callbacks: the surface is destroyed. Presentation feedback still arrives, as `discarded`."""
         self._newest = None
         while self._callbacks:
             self._conn.drop(self._callbacks.pop())

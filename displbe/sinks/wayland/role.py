@@ -63,7 +63,7 @@ class Role(abc.ABC):
         self._scale = options.scale
         self._configured = configured
         self._asked = (0, 0)
-        """The size that the compositor asks for; 0: any."""
+        """The width and height that the compositor asks for; 0: any."""
 
     @abc.abstractmethod
     def begin(self, wl_output: Proxy | None) -> None:
@@ -143,7 +143,7 @@ class XdgRole(Role):
         self._surface = surface
         self._states: frozenset[int] = frozenset()
         self._pending: tuple[tuple[int, int], frozenset[int]] = ((0, 0), frozenset())
-        """Size and states of xdg_toplevel.configure; they count from the xdg_surface.configure that follows."""
+        """Size and states of xdg_toplevel.configure. They take effect with the xdg_surface.configure that follows."""
         self._wl_output: Proxy | None = None
         conn = self._conn
         self._xdg = conn.keep(link.wm_base.get_xdg_surface(surface))

@@ -68,11 +68,11 @@ class SeatDevices:
         self._keyboard_focus: SeatTarget | None = None
         self._pointer_focus: SeatTarget | None = None
         self._fingers: dict[int, tuple[int, SeatTarget]] = {}
-        """Each finger that is down, by the compositor's number: our number, and the output that it came down on."""
+        """The compositor's number of a finger that is down -> displbe's number, and the output that the finger touched first."""
         self._wheel = [0.0, 0.0]
-        """How far the axes have turned since the last frame, in 120ths of a detent: vertical, horizontal, with Wayland's signs."""
+        """The rotation of the axes since the last frame, in 120ths of a detent: vertical, horizontal, with Wayland's signs."""
         self._precise = [False, False]
-        """Whether an exact value of the axis has come in this frame; `axis`, which says the same less exactly, does not count then."""
+        """Whether an exact value of the axis has come in this frame. The less exact `axis` event is ignored then."""
         conn.on(self._seat, "capabilities", self._on_capabilities)
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class SeatDevices:
         self._conn.destroy(self._touch, self._seat)
 
     def leave(self, target: SeatTarget) -> None:
-        """Take the focus from an output: its surface goes."""
+        """Take the focus from an output whose surface is about to be destroyed."""
         if self._keyboard_focus is target:
             self._keyboard_focus = None
             target.tell(KeyboardLeave())
@@ -194,7 +194,7 @@ class SeatDevices:
         self._frame_without_frames()
 
     def _on_axis_exact(self, axis: int, value: int) -> None:
-        # It comes in the same frame as `axis`, before or after it, and says the same more exactly.
+        # This event comes in the same frame as `axis`, before or after it, and gives the same value more exactly.
         if axis in (0, 1):
             if not self._precise[axis]:
                 self._precise[axis], self._wheel[axis] = True, 0.0
@@ -206,7 +206,7 @@ class SeatDevices:
             if any(whole):
                 self._pointer_focus.tell(PointerAxis(-whole[0], whole[1]))
             self._pointer_focus.tell(PointerFrame())
-        # The rest below a 120th is kept for the next frame.
+        # The remainder below a 120th is kept for the next frame.
         self._wheel = [turned - sent for turned, sent in zip(self._wheel, whole, strict=True)]
         self._precise = [False, False]
 

@@ -21,7 +21,7 @@ class WaylandSettings(Table, frozen=True):
     app_id: str = "displbe.{guest}.{connector}"
     scale: Literal["fit", "stretch", "none"] = "fit"
     refresh: float = 30.0
-    """How often a second to look for what a guest draws without flipping, at most; 0: never."""
+    """Maximum looks per second for what a guest draws without flipping; 0: none."""
     on_close: Literal["ignore", "detach"] = "ignore"
     outputs: dict[str, str] = {}
     """The names of the compositor's outputs that connectors fill, by the connectors' names."""

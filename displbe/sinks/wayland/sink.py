@@ -95,7 +95,7 @@ class WaylandSink(Sink):
         return output
 
     def _check_ivi_id(self, name: str) -> None:
-        """Check that no other connector has this one's ivi id: compositors end a connection that uses one again.
+        """Check that no other connector has the ivi id of this one: a compositor ends a connection that uses an ivi id again.
 
         Raises OutputUnavailable.
         """

@@ -24,14 +24,14 @@ _ALL: Final = 2**31 - 1
 
 
 class SurfaceState(enum.Enum):
-    """What the compositor does with the surface."""
+    """The state of a surface at the compositor."""
 
     CLOSED = "closed"
     """There is no wl_surface: the output is off, it has nothing to show, or there is no compositor."""
     DISMISSED = "dismissed"
-    """The user has closed the window. None is opened again before the guest switches the output off and on."""
+    """The user has closed the window. It is not opened again before the guest switches the output off and on."""
     CONFIGURING = "configuring"
-    """The compositor has not configured the surface yet; before that, xdg-shell allows no buffer."""
+    """The compositor has not configured the surface yet. Until then, xdg-shell allows no buffer."""
     EMPTY = "empty"
     """The surface is configured and has no frame yet."""
     UNSEEN = "unseen"
@@ -59,7 +59,7 @@ class _Viewport:
         self._placed: tuple[Part | None, tuple[int, int]] | None = None
 
     def place(self, source: Part | None, natural: tuple[int, int], size: tuple[int, int]) -> None:
-        """Show this part of the buffer, None: all of it, in this size. `natural` is its size in pixels."""
+        """Show this part of the buffer (None: all of it) in this size. `natural` is the part's size in pixels."""
         if (source, size) == self._placed:
             return
         self._placed = (source, size)
@@ -73,7 +73,7 @@ class _Viewport:
 class WaylandSurface:
     """The surface of one connector, which opens and closes with the guest's output and the compositor.
 
-    It ends `flip` when the flip's frame is on the screen and the compositor has released the buffer before, which the guest draws into
+    It ends `flip` when the flip's frame is on the screen and the compositor has released the previous buffer, which the guest draws into
     next. `show` is called when the compositor is ready for a frame that was kept back, `configured` when it has configured the surface,
     `closing` when the user closes the window.
     """
@@ -95,7 +95,7 @@ class WaylandSurface:
         self.attached: WaylandBuffer | CopyFrame | None = None
         """The frame of the newest commit."""
         self.shown = 0
-        """Frames that the compositor has shown."""
+        """The number of frames that the compositor has shown."""
         self.gate = SyncGate(show)
         self._link: Link | None = None
         self._viewport: _Viewport | None = None
@@ -104,7 +104,7 @@ class WaylandSurface:
         self._on_screen = -1
         """The serial number of the newest flip whose frame was on the screen."""
         self._unreleased: WaylandBuffer | None = None
-        """The buffer before the attached one, while the compositor holds it and the flip waits for its release."""
+        """The buffer attached previously, while the compositor holds it and the flip waits for its release."""
         self._on_configured = configured
         self._on_closing = closing
 
@@ -131,7 +131,7 @@ class WaylandSurface:
     # Opening and closing
 
     def open(self, link: Link, options: RoleOptions, wl_output: Proxy | None) -> None:
-        """Make a wl_surface, full screen on this output; None: where the compositor places it. Raises NoRole."""
+        """Make a wl_surface, full screen on this output; None: the compositor chooses the place. Raises NoRole."""
         role = choose_role(link, options.ivi_id)
         conn = link.conn
         surface = self.proxy = conn.keep(link.compositor.create_surface())
@@ -146,14 +146,14 @@ class WaylandSurface:
         conn.flush()
 
     def move(self, wl_output: Proxy | None) -> None:
-        """Fill this output of the compositor from now on; None: it is gone."""
+        """Fill this output of the compositor from now on. None: the output is gone."""
         if self.role is not None:
             self.role.move(wl_output)
 
     def close(self, state: SurfaceState | None = None) -> None:
         """Destroy the wl_surface, if there is one: the compositor takes its frame off the screen.
 
-        `state` follows: CLOSED, or DISMISSED. None: DISMISSED if it is that already, else CLOSED.
+        `state` is the new state: CLOSED or DISMISSED. None: DISMISSED stays, any other state becomes CLOSED.
         """
         link = self._link
         if link is not None and self.role is not None and self._reports is not None:
@@ -185,22 +185,22 @@ class WaylandSurface:
     # Frames
 
     def needs_frame(self, part: Part | None) -> bool:
-        """Return whether a configured surface needs a new commit of its frame, which shows this part of the guest's framebuffer.
+        """Return whether a surface that has been configured needs a new commit of its frame. `part` is the part of the framebuffer shown.
 
-        A commit makes the compositor discard the report on the commit before. If that one has not been reported on, a report on its
-        frame must be requested again.
+        A commit makes the compositor discard the report on the previous commit. If that report has not come yet, a report on the frame
+        must be requested again.
         """
         if self.attached is None or self.awaits_report:
             return True
         return part is not None and self.role is not None and self.size != self.role.size_for(part.width, part.height)
 
     def acknowledge(self) -> None:
-        """Commit without a new frame: the acknowledged configuration takes effect with a commit."""
+        """Commit without a new frame, so that the acknowledged configuration takes effect."""
         if self.proxy is not None:
             self.proxy.commit()
 
     def begin_flip(self) -> None:
-        """The guest flips. The flip waits only for the release of a buffer that its own commit replaces."""
+        """Begin a flip. It waits only for the release of a buffer that its own commit replaces."""
         self._unreleased = None
 
     def commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
@@ -228,7 +228,7 @@ class WaylandSurface:
             self.state = SurfaceState.UNSEEN
 
     def _on_shown(self, serial: int, newest: bool) -> None:
-        """A frame of the flip with this serial number is on the screen; `newest`: it is the frame of the newest commit."""
+        """Take note that a frame of the flip with this serial number is on the screen. `newest`: it is that of the newest commit."""
         self.shown += 1
         if self.state in (SurfaceState.UNSEEN, SurfaceState.HIDDEN):
             self.state = SurfaceState.SHOWN if newest else SurfaceState.UNSEEN
@@ -239,20 +239,20 @@ class WaylandSurface:
             self._flip.on_shown(serial)
 
     def _on_discarded(self, serial: int) -> None:
-        """The frame of the newest commit will not be shown. The flip it belongs to ends at the next refresh."""
+        """End the flip with this serial number at the next refresh: the frame of the newest commit will not be shown."""
         if self.state is SurfaceState.UNSEEN:
             self.state = SurfaceState.SHOWN
         if serial == self._flip.serial:
             self._flip.end_at_refresh()
 
     def on_released(self, buffer: WaylandBuffer) -> None:
-        """The compositor has released a buffer, or the guest takes it back."""
+        """Take note that the compositor has released a buffer, or that the guest takes it back."""
         if self._unreleased is buffer:
             self._unreleased = None
             self._flip.on_shown(self._on_screen)
 
     def on_late(self) -> None:
-        """The compositor has not reported on a flip in time."""
+        """Enter HIDDEN if the surface was visible: the compositor has not reported on a flip in time."""
         if self.state in (SurfaceState.EMPTY, SurfaceState.UNSEEN, SurfaceState.SHOWN):
             self.state = SurfaceState.HIDDEN
         if self._link is not None:

@@ -1,4 +1,4 @@
-"""Back-pressure: a compositor that does not report on frames is sent no more of them than it processes."""
+"""Back-pressure: a compositor that does not report on frames gets no more frames than it processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GateState(enum.Enum):
 
 
 class SyncGate:
-    """Keeps a surface's frames back until the compositor has answered. One question is outstanding at a time.
+    """Keeps a surface's frames back until the compositor has answered a wl_display.sync. One sync is outstanding at a time.
 
     `opened` is called when the compositor has answered and a frame was kept back.
     """
@@ -32,7 +32,7 @@ class SyncGate:
         self._opened = opened
 
     def passes(self, conn: Connection, *, reported: bool) -> bool:
-        """Return whether to commit a frame now; if not, `opened` follows. `reported`: the compositor reports on this surface's frames."""
+        """Return whether to commit a frame now. If not, `opened` follows. `reported`: the compositor reports on this surface's frames."""
         if not reported and (self.state is not GateState.OPEN or not conn.keeps_up):
             self.sync(conn)
             self.state = GateState.HOLDING
@@ -42,7 +42,7 @@ class SyncGate:
         return True
 
     def sync(self, conn: Connection) -> None:
-        """Ask the compositor to answer when it has processed all requests, unless it has been asked."""
+        """Ask the compositor to answer when it has processed all requests, unless an answer is outstanding."""
         if self.state is GateState.OPEN:
             self.state = GateState.SYNCING
             conn.call_after_sync(self._on_answer)
@@ -54,10 +54,10 @@ class SyncGate:
             self._opened()
 
     def forget_frame(self) -> None:
-        """No frame is kept back any more."""
+        """Forget the frame that is kept back, if there is one."""
         if self.state is GateState.HOLDING:
             self.state = GateState.SYNCING
 
     def reset(self) -> None:
-        """The connection is gone: no answer comes."""
+        """Expect no answer any more: the connection is gone."""
         self.state = GateState.OPEN

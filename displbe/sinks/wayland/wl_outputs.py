@@ -19,7 +19,7 @@ class _WlOutput:
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
         self.xdg_output: Proxy = None
-        """The zxdg_output that sends its name; None: the wl_output does (version 4)."""
+        """The zxdg_output that sends the output's name; None: the wl_output sends it (version 4)."""
         self.name = ""
         self.period = 0.0
         """Seconds between two refreshes; 0: unknown."""

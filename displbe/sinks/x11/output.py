@@ -1,7 +1,7 @@
 """One connector's picture in a window.
 
-A flip ends at the first refresh after the server has read its frame. It ends by the timer alone where the picture cannot be seen, or
-where the server is late: the guest notices neither.
+A flip ends at the first refresh after the server has read its frame. If the picture cannot be seen, or the server is late, the flip ends
+by the timer alone, and the guest does not notice.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class X11Output(Output):
         """Draw frames into the window, until the output is given back."""
         await self._painter.run()
 
-    # What the guest asks for
+    # The guest's requests
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
         server = self._desktop.server
@@ -120,7 +120,7 @@ class X11Output(Output):
     # The state
 
     def on_server(self) -> None:
-        """A server has been found, or the connection to it is lost."""
+        """Take note that a server has been found, or that the connection to it is lost."""
         if self._desktop.server is None:
             self._painter.lose()
         self._on_visibility()

@@ -1,4 +1,4 @@
-"""The task that copies an output's frames into its window: always the newest one, when the server has read the one before."""
+"""The task that copies an output's frames into its window. It always copies the newest frame, once the server has read the previous one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .window import Window, WindowState
 __all__ = ["Frame", "Painter"]
 
 FASTEST_LOOK: Final = 30.0
-"""How many times a second the frame is compared with its copy, at most, while the guest draws without flipping."""
+"""Maximum number of times per second that the frame is compared with its copy, while the guest draws without flipping."""
 AFTER_ERROR: Final = 1.0
 """Seconds before the next attempt after an unexpected error."""
 
@@ -42,8 +42,8 @@ class Frame(SinkBuffer):
 class Painter:
     """Keeps an output's window on the current X server and draws the guest's newest frame into it.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is; `on_read` once
-    with the serial number of a flip when the server has read its frame, or has it already, or cannot show its format.
+    Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is. `on_read` is called
+    once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class Painter:
         self.wake()
 
     def lose(self) -> None:
-        """Take note that the connection is lost."""
+        """Take note that the connection to the server is lost."""
         if self._window is not None:
             self._window.lose()
         self.wake()
 
     def wake(self) -> None:
-        """Look at once for something to do."""
+        """Wake the task: there may be something to draw."""
         self._wanted.set()
 
     def forget(self, frame: Frame) -> bool:
-        """Draw this frame no more. Return whether it was the newest one. A copy may still be running: see `copied`."""
+        """Do not draw this frame any more. Return whether it was the newest one. A copy may still be under way: see `copied`."""
         newest = self._frame is frame
         if newest:
             self._frame = None
@@ -133,7 +133,7 @@ class Painter:
     # The task
 
     async def run(self) -> None:
-        """Draw, until stopped. The window is closed then."""
+        """Draw until stopped, then close the window."""
         self._stopped = trio.Event()
         try:
             with self._scope:
@@ -189,7 +189,7 @@ class Painter:
         return changed
 
     def _current_window(self) -> Window | None:
-        """Return the window on the current server, which is made now if the screen is on; None if there is none."""
+        """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""
         server = self._desktop.server
         if self._window is not None and self._window.server is not server:
             self._window.forget()

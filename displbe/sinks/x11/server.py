@@ -1,8 +1,8 @@
 """One connection to an X server: its pixel formats, requests and events.
 
-Frames reach the server by MIT-SHM, in a memfd whose descriptor is passed to the server. RENDER draws them into the window, scaled and
-converted from their pixel format by the server. xcffib cannot pass descriptors (its generator leaves them out of AttachFd, and leaves
-out Present's requests): the descriptor is given to libxcb just before the request.
+Frames reach the server by MIT-SHM, in a memfd whose descriptor is passed to the server. RENDER draws them into the window; the server
+scales them and converts their pixel format. xcffib cannot pass descriptors: its generator leaves them out of AttachFd, and leaves out
+Present's requests. Therefore `attach` gives the descriptor to libxcb just before the request.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Event = Any
 """An event of xcffib."""
 
 HANG: Final = 5.0
-"""Seconds without an expected answer after which the server counts as lost: requests must not pile up in front of it."""
+"""Seconds without an expected answer after which the server counts as lost, so that requests do not pile up in front of it."""
 _SET_PICTURE_FILTER: Final = 30
 _DIRECT: Final = 1
 _XKB: Final = xcffib.ExtensionKey("XKEYBOARD")
@@ -117,9 +117,9 @@ class Server:
         self.on_event: dict[int, Callable[[Event], None]] = {}
         """Window id -> handler of the window's events."""
         self.on_read: dict[int, Callable[[], None]] = {}
-        """Shared memory segment id -> what is called when the server has read the segment."""
+        """Id of a shared memory segment -> called when the server has read the segment."""
         self._unanswered: dict[object, float] = {}
-        """Key of an expected answer -> since when it is expected, in seconds of trio's clock."""
+        """Key of an expected answer -> the time since which it is expected, in seconds of trio's clock."""
         self._waiting = trio.CancelScope()
         try:
             self.connection = xcffib.connect(display or None)
@@ -159,7 +159,7 @@ class Server:
         self._find_formats({entry.depth: entry.bits_per_pixel for entry in setup.pixmap_formats})
         cookies = [(name, self.core.InternAtom(False, len(name), name)) for name in _ATOMS]
         self.atoms: dict[str, int] = {name: cookie.reply().atom for name, cookie in cookies}
-        if "XKEYBOARD" in extensions:  # or the server repeats a held key as releases and presses
+        if "XKEYBOARD" in extensions:  # without it, the server repeats a held key as releases and presses
             keyboard = xcffib.Extension(self.connection, _XKB)
             for opcode, request in _REPEAT_AS_ONE:
                 keyboard.send_request(opcode, io.BytesIO(request), _Answer).reply()
@@ -223,7 +223,7 @@ class Server:
         self.core.SendEvent(False, self.screen.root, mask, event)
 
     def flush(self) -> None:
-        """Have `serve` send the queued requests soon. Only `serve` does it, because libxcb may read events while it writes."""
+        """Let `serve` send the queued requests soon. Only `serve` sends them, because libxcb may read events while it writes."""
         self._waiting.cancel()
 
     def expect_answer(self, to: object) -> None:
@@ -231,7 +231,7 @@ class Server:
         self._unanswered.setdefault(to, trio.current_time())
 
     def answered(self, to: object) -> None:
-        """The answer has come, or is no longer needed."""
+        """Stop expecting this answer: it has come, or is no longer needed."""
         self._unanswered.pop(to, None)
 
     async def serve(self) -> None:
@@ -266,7 +266,7 @@ class Server:
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, x.KeymapNotifyEvent):
-            # It names no window: it follows the EnterNotify or FocusIn that it belongs to.
+            # KeymapNotify names no window: it follows the EnterNotify or FocusIn that it belongs to.
             for handler in list(self.on_event.values()):
                 handler(event)
             return

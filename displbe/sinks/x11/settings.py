@@ -19,7 +19,7 @@ class X11Settings(Table, frozen=True):
     fullscreen: bool = False
     """Whether windows ask the window manager for full screen."""
     on_close: Literal["iconify", "detach", "ignore"] = "iconify"
-    """The reaction to a user who closes a window. `detach`: the window is gone until the guest sets a mode again."""
+    """The reaction when the user closes a window. `detach`: there is no window until the guest sets a mode again."""
     refresh: float = 60.0
     """Refreshes per second, 1 to 1000: flips end at this rate."""
 

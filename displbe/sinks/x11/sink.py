@@ -1,5 +1,5 @@
-"""The X11 sink: a window for each output on the desktop of an X server. When the server is lost, the guests go on, and the sink connects
-again.
+"""The X11 sink: a window for each output on the desktop of an X server. When the server is lost, the guests go on, and the sink tries to
+connect again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class X11Sink(Sink):
         logged = ""
         while True:
             try:
-                # It may block for as long as the server hangs; on cancellation the thread is left behind.
+                # Connecting may block for as long as the server hangs; on cancellation the thread is left behind.
                 display = self.desktop.settings.display
                 server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
             except ServerUnreachable as error:

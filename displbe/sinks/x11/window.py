@@ -99,14 +99,14 @@ class _Canvas:
         self.pixmap, self.gc, self.picture = server.new_id(), server.new_id(), server.new_id()
         server.core.CreatePixmap(kind.depth, self.pixmap, window, width, height)
         server.core.CreateGC(self.gc, self.pixmap, 0, [])
-        # Pixels outside repeat those at the edge; otherwise interpolation would darken the edges.
+        # Pixels outside the picture repeat those at its edge; otherwise interpolation would darken the edges.
         pad = [xcffib.render.Repeat.Pad]
         server.render.CreatePicture(self.picture, self.pixmap, kind.render_id, xcffib.render.CP.Repeat, pad)
         self.empty = True
         """No frame has been copied into the shared memory yet."""
 
     def put(self) -> None:
-        """Have the server copy the shared memory into the pixmap. It reports when it has read the memory."""
+        """Let the server copy the shared memory into the pixmap. The server reports when it has read the memory."""
         kind, width, height = self.shape
         whole = (width, height, 0, 0, width, height, 0, 0)
         self._server.shm.PutImage(
@@ -128,7 +128,7 @@ class _Canvas:
 
 
 class Window:
-    """A window on one connection. When that is lost, call `lose` at once, and `forget` when no worker thread copies any more.
+    """A window on one connection. When the connection is lost, call `lose` at once, and `forget` when no worker thread copies any more.
 
     Input events go to `tell`. `on_visibility` is called when the window becomes visible, and when it no longer is. Methods raise
     xcffib.XcffibException when the connection is lost, unless they say otherwise.
@@ -151,11 +151,11 @@ class Window:
         self._on_visibility = on_visibility
         self._input = WindowInput(tell, self._area)
         self._canvas: _Canvas | None = None
-        """None: the window is black."""
+        """The resources for the current frames; None: the window is black."""
         self._scaled_for: object = None
-        """The canvas and the size for which the picture's transform is set."""
+        """The canvas and the size on the screen for which the picture's transform is set."""
         self._read = trio.Event()
-        """The server has read the last frame that was put, or is lost."""
+        """Set when the server has read the last frame that was put, or is lost."""
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
@@ -194,7 +194,7 @@ class Window:
         if self.state is WindowState.WITHDRAWN:
             self.state = WindowState.HIDDEN
             if self._settings.fullscreen:
-                # Each time: a window manager removes _NET_WM_STATE when a window is withdrawn (EWMH).
+                # Set each time, because a window manager removes _NET_WM_STATE when a window is withdrawn (EWMH).
                 atoms = self.server.atoms
                 state = [atoms["_NET_WM_STATE_FULLSCREEN"]]
                 self.server.set_property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
@@ -202,7 +202,7 @@ class Window:
         self.server.flush()
 
     def _enter(self, state: WindowState) -> None:
-        """Change the state, and say so if that makes the window visible or hides it."""
+        """Change the state. Call `on_visibility` if that makes the window visible or hides it."""
         before, self.state = self.state, state
         if state is not WindowState.VISIBLE:
             self._input.leave()
@@ -225,7 +225,7 @@ class Window:
         return True
 
     def copy(self, view: memoryview, geometry: Geometry, part: Part) -> bool:
-        """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; makes no request."""
+        """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; sends no request."""
         canvas = self._canvas
         assert canvas is not None
         frame = frame_rows(geometry, part), view, canvas.memory.view, canvas.stride
@@ -260,7 +260,7 @@ class Window:
         return picture_area(self._settings.scale, self._canvas.shape[1:], self.size)
 
     def _draw(self) -> None:
-        """Have RENDER draw the pixmap into the window."""
+        """Let RENDER draw the pixmap into the window."""
         canvas = self._canvas
         if canvas is None or canvas.empty:
             return
@@ -314,7 +314,7 @@ class Window:
             self._on_close_asked()
 
     def _on_close_asked(self) -> None:
-        """The user closes the window. The guest goes on in any case."""
+        """React to the user, who closes the window. The guest goes on in any case."""
         policy = self._settings.on_close
         self._log.info("window closed by its user", policy=policy)
         if policy == "iconify":
@@ -339,7 +339,7 @@ class Window:
         self.forget()
 
     def lose(self) -> None:
-        """Take note that the connection is lost: `put` returns."""
+        """Take note that the connection is lost. `put` then returns."""
         self._enter(WindowState.LOST)
         self._on_read()
 

@@ -72,7 +72,7 @@ class WindowInput:
         self._area = area
         self._keys: set[int] = set()
         self._position = (0.0, 0.0, 0, 0)
-        """The pointer's last position and the size of the picture, as they were told."""
+        """The pointer's position and the size of the picture, as the last event gave them."""
         self._buttons: set[int] = set()
 
     @property
