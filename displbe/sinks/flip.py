@@ -131,10 +131,12 @@ class Flip:
         """End the flip under way if its time has come. For the clock."""
         if now < self.ends_by:
             return
-        if self.state is _WAITING:
-            self.late += 1
-            self._on_late()
-        self.end()
+        try:
+            if self.state is _WAITING:
+                self.late += 1
+                self._on_late()
+        finally:
+            self.end()
 
 
 class FlipClock:

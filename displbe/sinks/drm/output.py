@@ -466,6 +466,7 @@ class DrmOutput(Output):
         self._ignore_flips()
         if not await self._leave_last_frame():
             await self.disable()
+        self._flip.end()
         if self._copy_thread is not None:
             await self._copy_thread.close()
         self._released()

@@ -113,7 +113,7 @@ class ImportHistory:
 
     def on_lost(self, buffer: WaylandBuffer) -> None:
         """Take note that the connection is lost. A dma-buf that was to be drawn for the first time counts as the cause."""
-        if buffer.state is BufferState.DMABUF and buffer.held and not buffer.drawn:
+        if buffer.is_dmabuf and buffer.held and not buffer.drawn:
             reason = "the compositor was lost before it had shown one"
             if self._dmabufs.drawn:
                 self.refuse(BufferState.DMABUF, reason)
@@ -144,6 +144,8 @@ class WaylandBuffer(SinkBuffer):
         """The wl_buffer; None: there is none."""
         self.view: memoryview | None = None
         """The guest's pages; None: they are not mapped in this process."""
+        self.is_dmabuf = False
+        """Whether the wl_buffer is a dma-buf, also of a closed buffer."""
         self.held = False
         """Whether the compositor may read the buffer: the buffer is attached, or was attached and has not been released yet."""
         self.drawn = False
@@ -196,6 +198,7 @@ class WaylandBuffer(SinkBuffer):
         if self.state is not BufferState.CLOSED:
             self.state = way
         self.wl, self.held, self.reason = wl, False, reason
+        self.is_dmabuf = way is BufferState.DMABUF
 
     def fail(self, failure: SinkError) -> None:
         """Take note that the compositor cannot show the buffer."""
@@ -209,7 +212,7 @@ class WaylandBuffer(SinkBuffer):
 
     def reset(self) -> None:
         """Take note that there is no wl_buffer any more: the connection is gone, or the wl_buffer is destroyed."""
-        self.wl, self.held, self.failure = None, False, None
+        self.wl, self.is_dmabuf, self.held, self.failure = None, False, False, None
         if self.state is not BufferState.CLOSED:
             self.state = BufferState.NEW
         if self._decided.is_set():  # an event that is not set is kept, because a task may wait for it
@@ -223,7 +226,7 @@ class WaylandBuffer(SinkBuffer):
     def on_drawn(self) -> None:
         """Take note that the compositor has shown the buffer."""
         self.drawn = True
-        if self.state is BufferState.DMABUF:
+        if self.is_dmabuf:
             self._history.on_dmabuf_drawn()
 
     async def aclose(self) -> None:

@@ -281,13 +281,13 @@ class WaylandOutput(Output):
         if not surface.is_ready or not buffer.is_accepted:
             return False
         is_visible = surface.is_visible
-        awaits_report = surface.awaits_report
-        if surface.gate.passes(link.conn, reported=not awaits_report):
+        reported = is_visible and not surface.is_unreported
+        if surface.gate.passes(link.conn, reported=reported):
             if buffer.state is BufferState.COPY:
                 self._copy(link, buffer, part)
             else:
                 self._commit(buffer, part, self._flip.serial)
-            if awaits_report:
+            if not reported:
                 surface.gate.sync(link.conn)
         return is_visible
 
@@ -334,9 +334,11 @@ class WaylandOutput(Output):
 
     async def _show_redrawn(self) -> bool:
         """Show the frame again if the guest has drawn into it; return whether it has."""
-        if self.surface.state is not SurfaceState.SHOWN:
-            if self.surface.state is not SurfaceState.UNSEEN:
-                self._digest.forget()
+        surface = self.surface
+        if surface.attached is None or surface.state is SurfaceState.HIDDEN:
+            self._digest.forget()
+            return False
+        if surface.is_unreported:
             return False
         serial = self._flip.serial
         if not await self._digest.changed(self._current, serial) or serial != self._flip.serial:

@@ -17,6 +17,7 @@ class _Commit:
         self.serial = serial
         """The serial number of its flip."""
         self.sender = sender
+        self.reported = False
 
 
 class FrameReports:
@@ -38,6 +39,11 @@ class FrameReports:
         self._callbacks: set[Proxy] = set()
         """Frame callbacks that are not done. The compositor destroys them without an event when it destroys the surface."""
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether the compositor has not reported on the newest commit."""
+        return self._newest is not None and not self._newest.reported
+
     def request(self, serial: int, *, hidden: bool) -> None:
         """Request a report of the next commit, for a frame of the flip with this serial number."""
         conn, newest = self._conn, self._newest
@@ -53,12 +59,14 @@ class FrameReports:
             conn.on(commit.sender, "done", lambda _: self._on_shown(commit))
 
     def _on_shown(self, commit: _Commit) -> None:
+        commit.reported = True
         self._callbacks.discard(commit.sender)
         self._conn.drop(commit.sender)
         self._shown(commit.serial, commit is self._newest)
 
     def _on_discarded(self, commit: _Commit) -> None:
         """wp_presentation_feedback.discarded: the frame is not visible, or a later commit has replaced it, which has its own report."""
+        commit.reported = True
         self._conn.drop(commit.sender)
         if commit is self._newest:
             self._discarded(commit.serial)

@@ -48,7 +48,6 @@ class SurfaceState(enum.Enum):
 
 # Constants, because Python 3.11 spends half a microsecond on each `SurfaceState.NAME`.
 _INVISIBLE: Final = (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
-_UNREPORTED: Final = (SurfaceState.UNSEEN, *_INVISIBLE)
 
 
 class _Viewport:
@@ -124,9 +123,9 @@ class WaylandSurface:
         return self.state not in _INVISIBLE
 
     @property
-    def awaits_report(self) -> bool:
+    def is_unreported(self) -> bool:
         """Whether the compositor has not reported on the newest commit."""
-        return self.state in _UNREPORTED
+        return self._reports is not None and self._reports.is_pending
 
     # Opening and closing
 
@@ -179,8 +178,14 @@ class WaylandSurface:
         if role is not None and role.suspended:
             self.state = SurfaceState.SUSPENDED
         elif self.state in (SurfaceState.CONFIGURING, SurfaceState.SUSPENDED):
-            self.state = SurfaceState.EMPTY if self.attached is None else SurfaceState.UNSEEN
+            self.state = self._visible_state()
         self._on_configured()
+
+    def _visible_state(self) -> SurfaceState:
+        """Return the state of a surface that has just become visible."""
+        if self.attached is None:
+            return SurfaceState.EMPTY
+        return SurfaceState.UNSEEN if self.is_unreported else SurfaceState.SHOWN
 
     # Frames
 
@@ -190,7 +195,7 @@ class WaylandSurface:
         A commit makes the compositor discard the report on the previous commit. If that report has not come yet, a report on the frame
         must be requested again.
         """
-        if self.attached is None or self.awaits_report:
+        if self.attached is None or self.is_unreported:
             return True
         return part is not None and self.role is not None and self.size != self.role.size_for(part.width, part.height)
 

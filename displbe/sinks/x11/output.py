@@ -80,7 +80,7 @@ class X11Output(Output):
         assert isinstance(buffer, Frame)
         self.page_flip.end()
         self._painter.show(buffer, part)
-        self._enter(OutputState.SHOWN if self._painter.visible else OutputState.UNSEEN)
+        self._enter_visible() if self._painter.visible else self._enter(OutputState.UNSEEN)
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
@@ -148,11 +148,15 @@ class X11Output(Output):
         if not self._painter.visible:
             self._enter(OutputState.UNSEEN)
         elif self.state is OutputState.UNSEEN:
-            self._enter(OutputState.SHOWN)
+            self._enter_visible()
 
-    def _on_read(self, serial: int) -> None:
-        """The server has read the frame of this flip, which the timer may have ended already."""
-        if self.page_flip.state is not FlipState.NONE:
+    def _enter_visible(self) -> None:
+        """A server that still has a frame to read was late, or may be: flips do not wait for it."""
+        self._enter(OutputState.STALLED if self._painter.is_unread else OutputState.SHOWN)
+
+    def _on_read(self, serial: int | None) -> None:
+        """The server has read the frame of this flip, which the timer may have ended already; None: it was no flip."""
+        if serial is not None and self.page_flip.state is not FlipState.NONE:
             self.page_flip.on_ready(serial)
         if self.state is OutputState.STALLED:
             self._enter(OutputState.SHOWN)

@@ -43,7 +43,8 @@ class Painter:
     """Keeps an output's window on the current X server and draws the guest's newest frame into it.
 
     Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is. `on_read` is called
-    once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format.
+    once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format; and with
+    None when the server has read a frame that the guest drew without flipping.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Painter:
         *,
         tell: Callable[[SeatEvent], None],
         on_visibility: Callable[[], None],
-        on_read: Callable[[int], None],
+        on_read: Callable[[int | None], None],
     ) -> None:
         self._desktop = desktop
         self._title = title
@@ -68,6 +69,8 @@ class Painter:
         """The part of the frames that is shown; None: the screen is off."""
         self._serial: int | None = None
         """The serial number of the newest flip, until `on_read` has been called for it."""
+        self.is_unread = False
+        """Whether the server has not read the frame that it was last told to read."""
         self._watch = RedrawWatch(FASTEST_LOOK)
         self._wanted = trio.Event()
         self._copying = trio.Lock()
@@ -181,10 +184,14 @@ class Painter:
                 window.copy, frame.view, frame.geometry, part
             )
         if changed and window.state is not WindowState.LOST:
-            await window.put()
-        if serial is not None:
-            if self._serial == serial:
-                self._serial = None
+            self.is_unread = True
+            try:
+                await window.put()
+            finally:
+                self.is_unread = False
+        if self._serial == serial:
+            self._serial = None
+        if changed or serial is not None:
             self._on_read(serial)
         return changed
 
