@@ -11,12 +11,12 @@ from hostile.stage import Stage
 from scenario.world import descriptors
 
 RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
-"""For each row, by the name of its test function: the result of each of its parametrized tests, by name."""
+"""Name of a row's test function -> name of each of its parametrized tests -> result."""
 
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    """A world with a good guest that flips, for a hostile one. Afterwards no further file may be open."""
+    """A world in which a good guest flips, for a hostile guest. Afterwards no further file may be open."""
     before = descriptors()
     async with Stage.set(tmp_path) as stage:
         yield stage
@@ -25,13 +25,13 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 
 @pytest.fixture
 def results(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The results of the rows' tests that ran."""
+    """The results of those rows' tests that ran."""
     each = request.config.stash[RESULTS]
     return {name: "**fails**" if "**fails**" in found.values() else "holds" for name, found in each.items()}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The results of this run."""
+    """Begin with no results."""
     config.stash[RESULTS] = {}
 
 
@@ -51,6 +51,6 @@ def pytest_runtest_makereport(
         results = item.config.stash[RESULTS].setdefault(name, {})
         if not report.passed:
             results[item.name] = "**fails**"
-        elif report.when == "setup":  # of a test that is run again, the last try counts
+        elif report.when == "setup":  # if a test is run again, its last run counts
             results[item.name] = "holds"
     return report

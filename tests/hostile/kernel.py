@@ -1,7 +1,7 @@
-"""/dev/xen/gntdev and /dev/xen/evtchn on the simulated Xen, so that `xen.host` runs without Xen, and with faults where a test wants them.
+"""/dev/xen/gntdev and /dev/xen/evtchn on the simulated Xen, so that `xen.host` runs without Xen, and with faults that a test chooses.
 
-Every system call that displbe makes through `displbe/xen` for the daemon's domain is counted by the place that makes it: the lines
-of displbe on the stack. A test can let one place fail once.
+Each system call that displbe makes through `displbe/xen` for the daemon's domain is counted by its place: the lines of displbe on the
+stack. A test can let one place fail once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ OURS: Final = f"{Path(displbe.__file__).parent}/"
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """A place that makes a call: the call's name, and the lines that lead to it, innermost first."""
+    """A place that makes a system call: the call's name, and the lines that lead to it, innermost first."""
 
     call: str
     lines: tuple[str, ...]
@@ -74,7 +74,7 @@ class _Module:
 
 
 class Kernel:
-    """The kernel under domain 0's daemon. `wanted` is the place that fails; `places` are those where calls were made."""
+    """The kernel of the daemon in domain 0. `wanted` is the place that fails; `places` are the places where calls were made."""
 
     def __init__(self, xen: Xen, wanted: Fault | None = None) -> None:
         self._xen = xen
@@ -201,7 +201,7 @@ class Kernel:
 
     def _ioctl(self, fd: int, number: int, argument: bytearray) -> int:
         if number == gntdev.UNMAP_GRANT_REF or number == gntdev.DMABUF_IMP_RELEASE or number == evtchn.UNBIND:
-            # The call has its effect although it fails, as close() has.
+            # The call has its effect although it fails, like close().
             result = self._do(fd, number, argument)
             self._count("ioctl")
             return result
@@ -231,7 +231,7 @@ class Kernel:
         found = [owner.grants.get(ref) if owner else None for owner, (_, ref) in zip(owners, pairs, strict=True)]
         grants = [grant for grant in found if grant is not None and grant.domid == 0]
         index = PAGE * (1 + sum(map(len, self._reserved[fd].values())) + 1000 * len(self._reserved[fd]))
-        # A wrong reference is only found when it is mapped.
+        # An invalid reference is not noticed until it is mapped.
         self._reserved[fd][index] = grants if len(grants) == count else []
         argument[8:16] = index.to_bytes(8, "little")
         return 0

@@ -33,7 +33,7 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def order(self) -> tuple[str, int]:
-        """Its place in the table."""
+        """The row's place in the table."""
         return self.number[0], int(self.number[1:])
 
 
@@ -44,13 +44,13 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def row(input: str, answer: str) -> Callable[[Test], Test]:
-    """Mark a test function as a row of the table; its number is in its name: test_a1_…"""
+    """Mark a test function as a row of the table. The row's number is in the function's name: test_a1_…"""
 
     def mark(test: Test) -> Test:
         name = test.__name__
         found = re.match(r"test_([abcdik])(\d+)_", name)
         assert found, f"{name} names no row"
-        assert name not in ROWS, f"{name} is there twice"
+        assert name not in ROWS, f"{name} exists twice"
         ROWS[name] = Row(f"{found[1].upper()}{found[2]}", input, answer, name)
         return test
 
@@ -106,7 +106,7 @@ LAB: Final = (
     ),
     Row("K4", "the same with oxenstored", "refused", "test_forged"),
 )
-"""Rows that only a real hypervisor, a real store or a real screen can show."""
+"""Rows that need a real hypervisor, a real store or a real screen."""
 
 _HEAD: Final = """\
 # Hostile inputs
@@ -125,7 +125,7 @@ The tests write this page: `DISPLBE_WRITE_HOSTILE=1 python -m pytest -q tests/ho
 
 
 def page(results: dict[str, str]) -> str:
-    """Return the page. `results` are those of each test, by its name."""
+    """Return the page. `results` has the result of each row, by the name of its test."""
     lines = [_HEAD]
     for letter, title in CHAPTERS.items():
         lines += [f"## {letter}: {title}", "", "| # | Input | Answer | Result |", "|---|---|---|---|"]

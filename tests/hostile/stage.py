@@ -56,7 +56,7 @@ class Stage:
         self.world = world
         self.good = good
         self.times = times
-        """The seconds that each flip of the good guest took."""
+        """The duration of each flip of the good guest, in seconds."""
         self.quiet = self.ledger
         """The resources held while only the good guest is there."""
 
@@ -71,7 +71,7 @@ class Stage:
         settings: GuestSettings | None = None,
         input: InputSettings | None = None,
     ) -> AsyncIterator[Stage]:
-        """Run a stage. At the end the good guest must still flip, and then no resource be held.
+        """Run a stage. At the end the good guest must still flip, and after it no resource may be held.
 
         `settings` is the configuration of the hostile guest, whose name is "hostile".
         """
@@ -126,7 +126,7 @@ class Stage:
             yield guest
 
     async def gone(self) -> None:
-        """Nothing is left of the hostile guest."""
+        """Wait until nothing of the hostile guest is left."""
         await until(lambda: (BAD, 0) not in self.world.daemon.displays.devices)
         assert self.ledger == self.quiet
         assert BAD not in self.world.daemon.quotas.guests
@@ -159,7 +159,7 @@ class Stage:
 
 
 async def status(connector: FrontConnector, request: Request | bytes) -> int:
-    """The status of a request's answer; all else in it is checked: 64 bytes, operation echoed, the rest zero."""
+    """Send a request. Return the status of its response; check the rest: 64 bytes, the same operation, zeros elsewhere."""
     slot = await exchange(connector, request)
     answer = decode_response(slot)
     sent = request[2] if isinstance(request, bytes) else request.operation
@@ -169,7 +169,7 @@ async def status(connector: FrontConnector, request: Request | bytes) -> int:
 
 
 def raw_buffer(guest: Guest, size: int = 64 * 48 * 4) -> DisplayBuffer:
-    """Pages with a directory, granted."""
+    """Return granted pages with a page directory."""
     return DisplayBuffer(guest.domain, size)
 
 

@@ -36,7 +36,7 @@ UNHURRIED = Limits(requests_per_second=1e9)
 
 
 async def one_flip(guest: Guest) -> int:
-    """Show a framebuffer and flip to it: its cookie."""
+    """Show a framebuffer and flip to it. Return its cookie."""
     _, fb, _ = await guest.display.create_framebuffer(64, 48)
     await guest.display.show(0, fb, 64, 48)
     await guest.display.connectors[0].flip(fb)
@@ -45,7 +45,7 @@ async def one_flip(guest: Guest) -> int:
 
 @contextmanager
 def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Response]]:
-    """Every response of the daemon's that does not go to the good guest, as it is written."""
+    """The responses that the daemon has written, except those to the good guest."""
     found: list[Response] = []
     respond = BackControlRing.respond
 
@@ -73,7 +73,7 @@ async def test_a1_impossible_request_index(stage: Stage) -> None:
 
 @row("another vCPU rewrites slots while displbe parses them", "displbe answers one consistent copy of each request")
 async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What each operation gets with these fields; or with cookies 0, when a copy still has an old answer's bytes.
+    # The statuses of each operation with these fields, or with cookies 0 when a copy still has the bytes of an old response.
     expected = {
         0x10: {-Errno.EINVAL},
         0x11: {-Errno.ENOENT},
@@ -230,7 +230,7 @@ async def test_a6_event_flood(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def ours(stage: Stage, connector: FrontConnector) -> SimChannel:
-    """The daemon's end of a connector's request channel."""
+    """Return the daemon's end of a connector's request channel."""
     host, port = stage.world.hypervisor, connector._domain.peers[connector.req_port]
     assert port is not None
     channel = host.channels._channels[port[1]]
@@ -306,7 +306,7 @@ async def test_a8_bind_to_a_closed_port(stage: Stage) -> None:
 
 
 async def refuse_keys(stage: Stage, changes: dict[str, object], *reasons: str) -> None:
-    """A guest that publishes these keys instead of the right ones is refused."""
+    """Check that a guest is refused that publishes these keys instead of the right ones."""
     async with stage.world.booted(BAD, spec("bad")) as bad:
         publish = bad.display._switch
 

@@ -22,7 +22,7 @@ GONE = DbufDestroy(0, COOKIE)
 
 
 def directory(guest: Guest, *pages: bytes, writable: bool = True) -> int:
-    """Directory pages with this content, granted: the first one's reference. `NEXT` in a page is put in by `chain`."""
+    """Grant directory pages with this content. Return the reference of the first one."""
     first = guest.domain.allocate(len(pages))
     refs = [guest.domain.grant(first + n, 0, writable=writable) for n in range(len(pages))]
     for n, content in enumerate(pages):
@@ -31,12 +31,12 @@ def directory(guest: Guest, *pages: bytes, writable: bool = True) -> int:
 
 
 def listing(*refs: int, following: int = 0) -> bytes:
-    """One directory page."""
+    """Return one directory page with these references, and with `following` as the reference of the next page."""
     return encode_directory(list(refs), [0, following][: 1 + bool(following)])[0]
 
 
 async def refused(stage: Stage, guest: Guest, code: Errno, **changes: int) -> None:
-    """A DBUF_CREATE with these changes gets this error, and nothing is held; a right one is served after it."""
+    """Check that a DBUF_CREATE with these changes gets this error and leaves nothing held, and that a valid one is served after it."""
     connector = guest.display.connectors[0]
     buffer = raw_buffer(guest)
     held = stage.ledger

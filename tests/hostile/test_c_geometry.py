@@ -26,7 +26,7 @@ SIZE = 64 * 48 * 4
 
 
 async def refused(stage: Stage, guest: Guest, code: Errno, *cases: dict[str, int]) -> None:
-    """DBUF_CREATEs that get this error, and leave nothing behind."""
+    """Check that DBUF_CREATEs with these changes get this error and leave nothing held, and that a valid one is served after them."""
     connector = guest.display.connectors[0]
     buffer = raw_buffer(guest)
     held = stage.ledger

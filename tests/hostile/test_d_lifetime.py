@@ -1,4 +1,4 @@
-"""Table D: when buffers, framebuffers, flips and guests end."""
+"""Table D: the ends of buffers, framebuffers, flips and guests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OFF = SetConfig(0, 0, 0, 0, 0, 0, 0)
 
 
 async def showing(guest: Guest, index: int = 0) -> DisplayBuffer:
-    """One buffer with two framebuffers, the first of them shown."""
+    """Create a buffer with two framebuffers, and show the first."""
     first = guest.display.connectors[0]
     buffer = raw_buffer(guest)
     for request in (create(buffer), attach(FB), attach(FB2)):
@@ -30,7 +30,7 @@ async def showing(guest: Guest, index: int = 0) -> DisplayBuffer:
 
 
 async def at_once(connector: FrontConnector, *requests: Request) -> list[int]:
-    """Send requests before the daemon looks at the first of them: their answers."""
+    """Send requests before the daemon reads the first of them. Return their statuses."""
     numbers = []
     for request in requests:
         number = connector._next_id & 0xFFFF

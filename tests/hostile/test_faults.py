@@ -1,7 +1,7 @@
-"""Each system call fails once at each place that makes it: the daemon must go on, and no resource be held afterwards.
+"""Each system call fails once at each place that makes it. The daemon must go on, and no resource may be held afterwards.
 
-First a scenario runs without faults on the real `xen.host` over a simulated kernel (kernel.py), and each place that makes a call is
-recorded. Then it runs once for each place, whose first call fails.
+First a scenario runs without faults on the real `xen.host` over a simulated kernel (kernel.py), which records each place that makes a
+call. Then the scenario runs once for each place; the first call at that place fails.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from displbe.xen import gntdev, store
 from displbe.xen.port import Ledger, StoreError
 
 FASTER = 100
-"""The factor by which waits are shorter here."""
+"""The factor by which waits are shortened."""
 PARTS: Final = 8
-"""Tests among which the places are divided, for as many processes."""
+"""The number of tests among which the places are divided, so that as many processes can run them."""
 
 
 def _hurried(backend: State, frontend: State | None, online: bool, age: float, transitions: Table) -> Next:
@@ -91,7 +91,7 @@ async def play(guest: Guest) -> None:
 
 
 async def connects_again(world: World, guest: Guest) -> None:
-    """Whatever happened to the guest, its driver is served when it is loaded again. It still runs when the domain is destroyed."""
+    """Check that the guest's driver is served when it is loaded again, whatever has happened. Destroy the domain while the driver runs."""
     guest.display._on_backend = ignore  # type: ignore[method-assign]
     await guest.display._switch(State.CLOSED)
     await until(lambda: world.state(1) is State.INIT_WAIT)
@@ -133,7 +133,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
             world = World(xen, nursery, settings)
             host = kernel.host(patch)
             daemon = Daemon(settings, host)
-            daemon.sink.wants_dmabuf = True  # none is shown here, but one is exported and released
+            daemon.sink.wants_dmabuf = True  # no dma-buf is shown here, but each is exported and released
             await nursery.start(daemon.run)
             kernel.armed = True
             try:
@@ -168,11 +168,11 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
 
 
 TOLERATED = (GuestFailure, trio.TooSlowError, StoreError)
-"""What the scenario may raise: the fault may fail the guest that is served."""
+"""The exceptions that the scenario may raise: a fault may affect the guest that is served."""
 
 
 def attempt(patch: pytest.MonkeyPatch, wanted: Fault | None) -> Kernel:
-    """Run the scenario in a world of its own; afterwards no further file may be open."""
+    """Run the scenario in a world of its own. Afterwards no further file may be open."""
     before = descriptors()
     with tempfile.TemporaryDirectory() as folder, structlog.testing.capture_logs():
         kernel = trio.run(run, patch, Path(folder), wanted)
@@ -194,15 +194,15 @@ def test_each_call_fails_once(patch: pytest.MonkeyPatch, part: int) -> None:
     assert {place.call for place in places} == {"open", "read", "write", "close", "ioctl", "mmap", "store", "lost"}
     wrong = {}
     for place in places:
-        # By name, since the places reached differ a little from run to run.
+        # Divided by name, because the places that are reached differ a little from run to run.
         if crc32(repr(place).encode()) % PARTS != part:
             continue
         try:
-            for _ in range(5):  # places that depend on timing need not be reached each time
+            for _ in range(5):  # a place that depends on timing is not reached each time
                 if attempt(patch, place).failed:
                     break
             else:
-                assert place not in again.places, "the place was not come to again"
+                assert place not in again.places, "the place was not reached again"
         except BaseException as error:
             wrong[str(place)] = repr(error)
             if os.environ.get("DISPLBE_FAULTS") == "stop":

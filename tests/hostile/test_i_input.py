@@ -24,7 +24,7 @@ from displbe.wire.xenbus import State
 SHARED = "/dev/input/event0"
 """A keyboard that both guests name."""
 OWN = "/dev/input/event1"
-"""A keyboard and mouse that only the hostile one names."""
+"""A device with keys and motions that only the hostile guest names."""
 A, B, C = 30, 48, 46
 IN_CONS, IN_PROD, OUT_CONS, OUT_PROD = 0, 4, 8, 12
 
@@ -71,7 +71,7 @@ def error(stage: Stage) -> str:
 
 
 async def shut_off(stage: Stage, guest: Guest, reason: str) -> None:
-    """Wait until the device has been closed for this reason."""
+    """Wait until the device has been shut off for this reason."""
     await until(lambda: guest.input.history[-4:].count(State.CLOSING) or guest.input.history[-1] is State.CLOSED)
     await until(lambda: reason in error(stage))
 

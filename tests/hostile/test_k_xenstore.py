@@ -33,7 +33,7 @@ KEYS = ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel"
 async def publishing(
     stage: Stage, forge: Callable[[Guest], Awaitable[None]], *connectors: ConnectorSpec
 ) -> AsyncIterator[Guest]:
-    """A hostile guest that does `forge` after it has published its rings, and before it says so."""
+    """Run a hostile guest that does `forge` after it has published its rings and before it changes its state."""
     async with stage.booted(*connectors) as bad:
         switch = bad.display._switch
 
@@ -47,7 +47,7 @@ async def publishing(
 
 
 async def honest(stage: Stage, bad: Guest) -> None:
-    """Nothing is wrong any more: the guest, which still waits at 3, is served."""
+    """Wait until the guest, which still waits at 3, is served: its nodes are right again."""
     with trio.fail_after(30):
         await bad.display.connected.wait()
     assert stage.world.error(BAD) is None
@@ -95,7 +95,7 @@ async def test_k1_wrong_numbers(stage: Stage) -> None:
 
 
 def suffix(key: str) -> str:
-    """The end of FrontConnector's name for a key."""
+    """Return the end of the name of FrontConnector's attribute for a key."""
     return "_ref" if key.endswith("ref") else "_port"
 
 
@@ -169,13 +169,13 @@ async def backend_forged(tmp_path: Path, lines: list[structlog.typing.EventDict]
             async with flip_on(good) as times:
                 before, generation = len(good.display.history), node_generation(world, f"{victim}/state")
                 await until(lambda: world.state(BAD) is State.CLOSED)
-                # Whatever its state does now, ours for it is at its own place.
+                # Whatever the guest's state does now, displbe writes its own state only in that guest's backend directory.
                 for state in (b"1", b"3", b"5", b"6", b"1"):
                     await store.write(f"{FRONT}/state", state)
                     await trio.sleep(0.12)
                 already = len(times)
                 await until(lambda: len(times) > already + 5)
-                assert node_generation(world, f"{victim}/state") == generation, "nobody has written it"
+                assert node_generation(world, f"{victim}/state") == generation, "displbe has not written it"
                 await until(lambda: world.error(BAD))
                 assert "the guest's backend node is" in (world.error(BAD) or "")
                 assert [line["domid"] for line in lines if line["event"] == "cannot connect"] == [BAD]
@@ -184,14 +184,14 @@ async def backend_forged(tmp_path: Path, lines: list[structlog.typing.EventDict]
 
 
 def node_generation(world: World, path: str) -> int:
-    """Changes with every write of a node."""
+    """Return a number that changes with each write of a node."""
     node = world.xen.server.tree.find(path)
     assert node is not None
     return node.generation
 
 
 async def ignore(state: State | None) -> None:
-    """Instead of Frontend._on_backend: the driver does nothing."""
+    """Replaces Frontend._on_backend: the driver does nothing."""
     await trio.lowlevel.checkpoint()
 
 
@@ -256,7 +256,7 @@ async def test_k4_owned_by_a_third_domain(stage: Stage, key: str) -> None:
 )
 @pytest.mark.parametrize("order", ["the toolstack's, then the guest's", "the guest's, then the toolstack's"])
 async def test_k4_changes_hands(stage: Stage, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
-    """The second order needs a toolstack that writes at that moment. What it wrote is what counts then."""
+    """A value is used only with its own owner. In the second order, the toolstack writes at that moment, and its value counts."""
     tools = stage.world.tools
     path = f"{tools.front(BAD)}/0/unique-id"
     ours, theirs = (b"bad", [("n", 0), ("r", BAD)]), (b"spare", [("n", BAD), ("r", 0)])
@@ -371,7 +371,7 @@ async def test_k5_writes_without_end(stage: Stage, monkeypatch: pytest.MonkeyPat
     async with stage.bad(*[spec(f"bad-{n}") for n in range(8)]) as bad:
         store = bad.hypervisor.store
         port = b"%d" % bad.display.connectors[7].evt_port
-        # So many requests a look takes: our states and whether we are wanted, the frontend's state, and all its rings' names.
+        # The requests of one look: the backend's state, `online`, the frontend's state, and the names of all its rings.
         for path, value, cost in (
             ("junk", b"junk", 0),
             ("0/junk", b"junk", 0),
@@ -425,7 +425,7 @@ async def test_k6_no_states(stage: Stage) -> None:
         for value in (b"99", b"", b"3" * 4000):
             await store.write(f"{FRONT}/state", value)
         await trio.sleep(0.05)
-        assert stage.world.state(BAD) is State.CONNECTED, "the rings are what counts"
+        assert stage.world.state(BAD) is State.CONNECTED, "the rings still work"
 
 
 @row(
@@ -483,7 +483,7 @@ async def test_k8_values_that_are_no_text(stage: Stage) -> None:
 
 
 def assert_harmless(lines: list[structlog.typing.EventDict]) -> None:
-    """As the log writes them, no value of a line can do anything to a terminal or forge another line."""
+    """Check that, as the log writes them, no value of a line can affect a terminal or forge another line."""
     assert lines
     for line in lines:
         for value in ops_log._escape_values(None, "", dict(line)).values():

@@ -10,7 +10,7 @@ WRITE = "DISPLBE_WRITE_HOSTILE"
 
 
 def test_the_page_is_current(results: dict[str, str]) -> None:
-    """The rows that ran are compared. This test runs last (conftest.py)."""
+    """The page agrees with the results of the rows that ran. This test runs last (conftest.py)."""
     missing = ROWS.keys() - results.keys()
     if os.environ.get(WRITE) == "1":
         assert not missing, "run the whole folder to write the page"
@@ -20,7 +20,7 @@ def test_the_page_is_current(results: dict[str, str]) -> None:
 
 
 def test_the_labs_rows_have_tests() -> None:
-    """Each of these rows names a test of tests/lab, or says why there is none."""
+    """Each row for the lab names a test of tests/lab, or says why there is none."""
     tests = "".join(path.read_text("utf-8") for path in (PAGE.parents[1] / "tests" / "lab").glob("test_*.py"))
     for row in LAB:
         assert f"def {row.test}(" in tests if row.test else row.answer.startswith("not run: ")

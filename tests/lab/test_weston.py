@@ -197,7 +197,7 @@ def test_a_hostile_neighbour(machine: Machine, pictures: tuple[Picture, Picture]
 
 
 class Cost(NamedTuple):
-    """What a flipping guest costs: flips per second, and milliseconds of displbe's CPU time per flip."""
+    """The cost of a flipping guest: flips per second, and milliseconds of displbe's CPU time per flip."""
 
     rate: float
     user: float

@@ -1,4 +1,4 @@
-"""Simulated evdev devices: events that a test emits are read from all open nodes of the device.
+"""Simulated evdev devices. All open nodes of a device get the events that a test emits.
 
 As in the kernel (drivers/input/input.c, evdev.c), only changes are reported, a reader that is too slow loses its events and reads
 SYN_DROPPED, and a device that has been unplugged cannot be read.
@@ -22,7 +22,7 @@ from displbe.input.event_codes import ABS_MT_SLOT, ABS_MT_TRACKING_ID, EV_ABS, E
 __all__ = ["BUFFER", "SimDevice", "SimNodes"]
 
 BUFFER: Final = 64
-"""Events that the kernel buffers for an open keyboard or mouse; for a touch screen it may be many more."""
+"""The number of events that the kernel buffers for an open keyboard or mouse. For a touch screen it may be much larger."""
 
 
 class SimDevice:
@@ -116,7 +116,7 @@ class SimNode:
         return found
 
     def snapshot(self) -> Snapshot:
-        """DeviceNode.snapshot; EVIOCGKEY discards buffered key events."""
+        """Return the device's state, as DeviceNode.snapshot does. EVIOCGKEY discards buffered key events."""
         device = self._need()
         self._events = deque(event for event in self._events if event[0] != EV_KEY)
         names = {ABS_MT_TRACKING_ID: "tracking", 53: "x", 54: "y", 48: "major", 49: "minor", 52: "orientation"}

@@ -35,7 +35,7 @@ DRIVER = 7
 async def driver_domain(
     folder: Path, nodes: SimNodes | None = None, guests: dict[str, GuestSettings] | None = None
 ) -> AsyncIterator[tuple[Xen, SimHypervisor, Daemon]]:
-    """Run a machine with the daemon in domain 7. Guests may name all of its input devices. At the end no resource may be held."""
+    """Run a machine with the daemon in domain 7. Guests may name all its input devices. At the end no resource may be held."""
     settings = Settings(
         sink="headless",
         headless=HeadlessSettings(refresh=1000),
@@ -71,7 +71,7 @@ async def test_guest_of_a_driver_domain(tmp_path: Path) -> None:
 
 
 async def test_two_devices(tmp_path: Path) -> None:
-    """One of a guest's two devices is detached: the other one's directory stays, and so does a device that is online again."""
+    """When one of a guest's two devices is detached, the other one's directory stays, and so does that of a device that is online again."""
     async with driver_domain(tmp_path) as (xen, _, daemon):
         tools = Toolstack(xen.server)
         async with Guest.booted(xen, 1, spec(), backend=DRIVER):
@@ -94,8 +94,8 @@ def grant_name(tools: Toolstack, domid: int, name: str) -> None:
 
 
 async def test_names_are_not_known_there(tmp_path: Path) -> None:
-    """`[guest.NAME]` applies to a guest from its next connection on after Dom0 has let the domain read its name. Until then it may be
-    a guest of which no screenshots are allowed, so there are none.
+    """`[guest.NAME]` applies to a guest from the next connection after Dom0 has let the domain read its name. Until then there are no
+    screenshots of the guest, because its section may forbid them.
     """
     guests = {"cockpit": GuestSettings(connectors=["DP-9"]), "cluster": GuestSettings(screenshot=False)}
     with structlog.testing.capture_logs() as lines:
@@ -128,7 +128,7 @@ async def shown(guest: Guest) -> None:
 
 
 async def test_input_settings_there(tmp_path: Path) -> None:
-    """The devices of `[guest.NAME] input` are the guest's as soon as its name is known."""
+    """A guest gets the devices of `[guest.NAME] input` as soon as its name is known."""
     nodes = SimNodes()
     nodes.plug("/dev/input/event0", keyboard := SimDevice("keyboard", Capabilities(keys=frozenset(range(1, 128)))))
     guests = {"cockpit": GuestSettings(input="K:/dev/input/event0")}
@@ -163,7 +163,7 @@ async def test_no_watch_at_all(tmp_path: Path) -> None:
 
 
 async def test_watches_that_are_used_up(tmp_path: Path) -> None:
-    """A device that cannot be watched waits, with its reason in `error`, until there is room again; it goes when it is removed."""
+    """A device that cannot be watched waits, with the reason in `error`, until watches are free again. It goes when it is removed."""
     async with driver_domain(tmp_path) as (xen, _, daemon):
         tools = Toolstack(xen.server)
         async with Guest.booted(xen, 1, spec(), backend=DRIVER):

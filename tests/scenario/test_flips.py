@@ -1,4 +1,4 @@
-"""Page flips: each accepted one has one event, and the events' numbers have no gap, whatever else happens."""
+"""Page flips: each accepted flip has one event, and the numbers of the events have no gap, whatever else happens."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_a_guest_that_does_not_read_its_events(world: World) -> None:
         assert connector.event_page.load(IN_PROD) == EVENT_SLOTS
         status = await world.daemon.commands.status()
         assert status.guests[0].devices[0].connectors[0].late_events == 1
-        # The guest reads again: the events that wait arrive, in order.
+        # The guest reads again, and gets the waiting events in order.
         connector.event_channel.fired = connector._on_event
         connector._on_event()
         await until(lambda: connector._next_event_id == EVENT_SLOTS + 1)
@@ -102,7 +102,7 @@ async def test_a_guest_that_does_not_read_its_events(world: World) -> None:
         assert len(connector.flips_done) == connector._next_event_id == 2 * EVENT_SLOTS + 2
 
 
-async def test_one_connectors_full_event_page_is_not_the_others_trouble(world: World) -> None:
+async def test_one_connectors_full_event_page_does_not_affect_another(world: World) -> None:
     async with world.guest(1, spec("left"), spec("right")) as guest:
         left, right = guest.display.connectors
         _, fb, _ = await guest.display.create_framebuffer(64, 48)
@@ -134,7 +134,7 @@ async def test_a_new_configuration_comes_after_a_flip_under_way(tmp_path: Path) 
         shown = world.output()._shown
         await trio.sleep(0.6)
         assert connector.flips_done == [fbs[1]]
-        assert world.output()._shown is shown, "what was configured last is what is shown"
+        assert world.output()._shown is shown, "the last configuration is shown"
 
 
 async def test_a_framebuffer_that_goes_while_it_is_flipped_to(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ async def test_a_framebuffer_that_goes_while_it_is_flipped_to(tmp_path: Path) ->
         await connector.flip(fbs[0])
 
 
-async def test_what_is_shown_may_go_and_be_followed(world: World) -> None:
-    """Linux may detach what a failed flip has left on the screen (xen_drm_front_kms.c): the connector is still on."""
+async def test_a_shown_framebuffer_may_be_detached_and_followed_by_another(world: World) -> None:
+    """The connector stays on when the guest detaches the framebuffer on it, as Linux may after a failed flip (xen_drm_front_kms.c)."""
     async with showing(world) as (guest, connector, fbs):
         await connector.order(displif.FbDetach(0, fbs[0]))
         assert world.output().picture() is not None, "the picture stays"
@@ -160,7 +160,7 @@ async def test_what_is_shown_may_go_and_be_followed(world: World) -> None:
 
 @pytest.mark.parametrize(("width", "height", "format"), [(128, 48, "XR24"), (64, 48, "RG16"), (32, 24, "XR24")])
 async def test_a_flip_to_another_shape(world: World, width: int, height: int, format: str) -> None:
-    """For another framebuffer in the same mode Linux sends a flip (display_update), whatever the framebuffer's size and format."""
+    """A flip may go to a framebuffer of another size or format: Linux sends such flips within a mode (display_update)."""
     async with showing(world) as (guest, connector, fbs):
         _, fb, buffer = await guest.display.create_framebuffer(width, height, format)
         buffer.pixels[:] = b"\xff" * len(buffer.pixels)
@@ -198,7 +198,7 @@ async def test_a_flip_to_another_shape_that_is_refused(world: World, monkeypatch
 
 
 async def test_a_cookie_is_used_again_at_once(world: World) -> None:
-    """Cookies are pointers in the guest: its allocator soon returns the same one again."""
+    """A cookie may be used again at once: in Linux, cookies are pointers, and the allocator soon returns the same pointer again."""
     async with world.guest(1) as guest:
         connector = guest.display.connectors[0]
         for _ in range(5):

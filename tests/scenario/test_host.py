@@ -1,4 +1,4 @@
-"""Failures on the host, and buffers that other programs keep: what guest and operator are told."""
+"""Failures on the host, and buffers that other programs keep: the responses to the guest and the messages for the operator."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAILURES = [
 async def test_a_call_that_the_host_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, failure: Callable[[], HypervisorError], answer: Errno
 ) -> None:
-    """The guest gets the error number of the same name; it is not shut off because the host has no memory."""
+    """The guest gets the error number of the same name, and is not shut off."""
     allowed = {"cluster": GuestSettings(be_alloc=True)}
     async with World.running(tmp_path, guests=allowed) as world, world.booted(1, spec(), name="cluster") as guest:
         world.tools.write(f"{world.tools.front(1)}/be-alloc", "1")
@@ -64,7 +64,7 @@ async def test_a_call_that_the_host_refuses(
 
 
 class Importer:
-    """A program that keeps the dma-bufs of a guest's buffers: releasing the buffers waits for it."""
+    """A program that keeps the dma-bufs of a guest's buffers. The release of the buffers waits for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gone = trio.Event()
@@ -87,10 +87,10 @@ async def shown(guest: Guest) -> tuple[int, int, DisplayBuffer]:
     return made
 
 
-async def test_a_buffer_that_somebody_does_not_let_go_of(
+async def test_a_destroyed_buffer_that_is_still_in_use(
     world: World, monkeypatch: pytest.MonkeyPatch, importer: Importer
 ) -> None:
-    """DBUF_DESTROY is answered when the program has closed them; the operator is told meanwhile."""
+    """DBUF_DESTROY is answered when the program has closed the dma-bufs. Meanwhile the status and the log report that."""
     monkeypatch.setattr("displbe.display.buffers.OVERDUE", 0.05)
     async with world.guest(1) as guest:
         made = await shown(guest)
@@ -110,10 +110,10 @@ async def test_a_buffer_that_somebody_does_not_let_go_of(
         assert world.held(1) == {"connectors": 1}
 
 
-async def test_a_device_ends_although_somebody_does_not_let_go(
+async def test_a_device_ends_although_a_buffer_is_in_use(
     world: World, monkeypatch: pytest.MonkeyPatch, importer: Importer
 ) -> None:
-    """The toolstack has its 6 in time; the pages are charged until they are given back."""
+    """The toolstack gets displbe's state 6 in time. The pages are charged to the guest until they are released."""
     monkeypatch.setattr("displbe.display.buffers.CLOSE_WAIT", 0.1)
     async with world.guest(1) as guest:
         made = await shown(guest)
@@ -140,14 +140,14 @@ async def test_a_device_ends_although_somebody_does_not_let_go(
 
 
 async def destroy(guest: Guest, cookie: int) -> None:
-    """A driver that waits as long as Linux does."""
+    """Destroy a buffer with a driver that waits as long as Linux does."""
     try:
         await guest.display.connectors[0].order(DbufDestroy(0, cookie))
     except (GuestFailure, trio.TooSlowError):
         pass
 
 
-async def test_the_daemon_ends_although_somebody_does_not_let_go(
+async def test_the_daemon_ends_although_a_buffer_is_in_use(
     world: World, monkeypatch: pytest.MonkeyPatch, importer: Importer
 ) -> None:
     monkeypatch.setattr("displbe.display.buffers.CLOSE_WAIT", 0.1)

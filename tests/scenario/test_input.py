@@ -1,4 +1,4 @@
-"""Guests' keyboards, pointers and touch screens: from a device to the guest's input core."""
+"""Guests' keyboards, pointers and touch screens: the way of events from a device to the guest's input core."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_nothing_sticks_when_the_daemon_ends(world: World) -> None:
 
 
 async def test_a_keyboard_that_is_pulled_out(world: World) -> None:
-    """Its keys are released; plugged in again, as another node, it is found by its name."""
+    """A keyboard's keys are released when it is unplugged. Plugged in again as another node, it is found by its name."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, "K:name=keyboard") as guest:
         await grabbed(keyboard)
@@ -188,7 +188,7 @@ async def test_killed_with_a_key_down(world: World) -> None:
 
 
 async def test_features_are_published_before_the_guest_looks(world: World) -> None:
-    """An absolute pointer and a touch screen, with the size of the guest's screen; nodes that the toolstack has written take precedence."""
+    """displbe publishes an absolute pointer and a touch screen, with the size of the guest's screen. Nodes of the toolstack stay."""
     tablet = Capabilities(keys=frozenset((BTN_LEFT,)), abs_axes={ABS_X: AbsAxis(0, 99), ABS_Y: AbsAxis(0, 99)})
     world.nodes.plug("/dev/input/event2", SimDevice("tablet", tablet))
     vkb = {"unique-id": "P:name=tablet;T:name=tablet", "multi-touch-num-contacts": "2"}
@@ -206,7 +206,7 @@ async def test_features_are_published_before_the_guest_looks(world: World) -> No
 
 
 @pytest.mark.parametrize("feature", ["feature_disable_keyboard", "feature_disable_pointer"])
-async def test_no_key_that_the_kernel_cannot_bear(world: World, feature: str) -> None:
+async def test_no_key_that_would_crash_the_guest(world: World, feature: str) -> None:
     keyboard, mouse = world.nodes.devices[KEYBOARD], world.nodes.devices[MOUSE]
     async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}", **{feature: "1"}) as guest:
         await grabbed(keyboard)
@@ -254,14 +254,14 @@ async def test_a_release_does_not_wait_for_the_next_look(world: World, monkeypat
         await until(lambda: not guest.pressed, timeout=10)
         assert device.state is DeviceState.LOST
         world.daemon.focus.changed()
-        assert device.guest_input is None, "a lost device is no guest's"
+        assert device.guest_input is None, "no guest has a lost device"
 
 
 @pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a name"), ModuleNotFoundError("evdev")])
 async def test_a_device_that_cannot_be_opened_is_one_device(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Other devices are served whatever the error is, and this one as soon as it can be opened."""
+    """Other devices are served, whatever the error is, and the device is served as soon as it can be opened."""
     keyboard, mouse = world.nodes.devices[KEYBOARD], world.nodes.devices[MOUSE]
     opened = world.nodes.open
 
@@ -287,8 +287,8 @@ async def test_a_device_that_cannot_be_opened_is_one_device(
     assert line["exc_info"]
 
 
-async def test_the_node_that_can_be_what_is_named(world: World) -> None:
-    """Nodes of one name: a few special keys, the keyboard, two mice. event10 comes after event2, though not as text."""
+async def test_the_fittest_node_of_a_name(world: World) -> None:
+    """Among nodes of one name, the one with the most capabilities for a role is taken; of two equal ones, the one with the lower number."""
     can = {
         "event2": Capabilities(keys=frozenset((113, 114, 115))),
         "event10": Capabilities(keys=frozenset(range(1, 128))),
@@ -309,8 +309,8 @@ async def test_the_node_that_can_be_what_is_named(world: World) -> None:
         assert not nodes["event12"].readers
 
 
-async def test_devices_that_others_hear_too(tmp_path: Path) -> None:
-    """`grab = false`; and a guest's own `input`, which takes precedence over its vkb line and which `[input] devices` need not allow."""
+async def test_devices_that_are_not_grabbed(tmp_path: Path) -> None:
+    """With `grab = false`, devices are not grabbed. A guest's `input` replaces its vkb line, and needs no entry in `[input] devices`."""
     settings = InputSettings(grab=False)
     guests = {"typist": GuestSettings(input=f"K:{KEYBOARD}")}
     async with World.running(tmp_path, input=settings, guests=guests) as world:
@@ -330,7 +330,7 @@ async def test_devices_that_others_hear_too(tmp_path: Path) -> None:
 
 
 async def test_events_that_were_lost(world: World) -> None:
-    """SYN_DROPPED: the keyboard's present state is passed on."""
+    """After SYN_DROPPED, the guest gets the keyboard's present state."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
@@ -342,7 +342,7 @@ async def test_events_that_were_lost(world: World) -> None:
         await until(lambda: guest.pressed == {KEY_B})
 
 
-async def test_a_device_that_somebody_else_has(world: World) -> None:
+async def test_a_device_that_another_program_has_grabbed(world: World) -> None:
     """Another program has grabbed the device: grabbing is tried again until it succeeds."""
     keyboard = world.nodes.devices[KEYBOARD]
     other = world.nodes.open(KEYBOARD)
@@ -356,7 +356,7 @@ async def test_a_device_that_somebody_else_has(world: World) -> None:
 
 
 async def test_keys_that_are_down_when_the_device_is_opened(world: World) -> None:
-    """For example Enter, which started the guest: the host's console sees its release, the guest sees neither."""
+    """The guest gets neither press nor release of a key that is down when the device is opened, like the Enter that started the guest."""
     keyboard = world.nodes.devices[KEYBOARD]
     keyboard.emit((EV_KEY, KEY_A, 1))
     console = world.nodes.open(KEYBOARD)
@@ -384,7 +384,7 @@ async def test_qemus_keyboards_are_left_alone(world: World) -> None:
         world.tools.remove("/local/domain/0/backend/vkbd/1/1")
 
 
-async def test_a_storm_of_one_mouse_is_few_notifications(world: World) -> None:
+async def test_a_fast_mouse_causes_few_notifications(world: World) -> None:
     """However fast the mouse moves, the guest is not notified again before it has answered."""
     mouse = world.nodes.devices[MOUSE]
     async with world.typist(1, f"P:{MOUSE}") as guest:
@@ -401,7 +401,7 @@ async def test_a_storm_of_one_mouse_is_few_notifications(world: World) -> None:
 
 
 async def test_a_guest_beside_a_display(world: World) -> None:
-    """Both devices of one guest share its quota, and come and go together."""
+    """A guest's display and input share its quota, and come and go together."""
     async with world.booted(1, spec(), vkb={"unique-id": f"K:{KEYBOARD}"}) as guest:
         await guest.input.connected.wait()
         await guest.display.connected.wait()
@@ -411,7 +411,7 @@ async def test_a_guest_beside_a_display(world: World) -> None:
 
 
 async def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events of a compositor's seat on the window of the guest's own connector."""
+    """A guest gets the events of a compositor's seat for the window of its own connector."""
     seats = Seats()
     monkeypatch.setattr(HeadlessSink, "seats", seats)
     async with (
@@ -487,7 +487,7 @@ async def test_a_guest_that_asks_for_raw_positions(world: World) -> None:
 
 
 async def test_a_frontend_that_does_not_notify_back(world: World) -> None:
-    """Events put while the frontend was consuming others are delivered anyway."""
+    """Events that were put while the frontend was consuming others are delivered without its notification."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
@@ -504,7 +504,7 @@ async def test_a_frontend_that_does_not_notify_back(world: World) -> None:
 
 
 async def test_a_frontend_that_never_notifies_back(world: World) -> None:
-    """More events than the page holds: the waiting ones are delivered anyway."""
+    """When there are more events than the page holds, the waiting ones are delivered without a notification from the frontend."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:
         await grabbed(keyboard)
@@ -518,8 +518,8 @@ async def test_a_frontend_that_never_notifies_back(world: World) -> None:
         guest.channel.notify = notify  # type: ignore[method-assign]
 
 
-async def test_what_was_typed_before_the_switch(world: World) -> None:
-    """Events are buffered in the kernel while the operator gives the keyboard to another guest: they were not typed for that one."""
+async def test_events_from_before_the_switch(world: World) -> None:
+    """Events that the kernel buffers while the operator gives the keyboard to another guest do not go to that guest."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}", "a") as a, world.typist(2, f"K:{KEYBOARD}", "b") as b:
         await grabbed(keyboard)
@@ -561,7 +561,7 @@ async def slowly(world: World, guest: InputFrontend) -> trio.Event:
 
 
 async def test_a_restart_moves_no_keyboard(world: World) -> None:
-    """Of two guests that name the keyboard, the second reconnects sooner. The first gets the keyboard anyway."""
+    """The first of two guests that name a keyboard gets it after a restart, although the second reconnects sooner."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}", "first") as first, world.typist(2, f"K:{KEYBOARD}", "second") as second:
         await grabbed(keyboard)
@@ -579,7 +579,7 @@ async def test_a_restart_moves_no_keyboard(world: World) -> None:
         assert second.events == []
 
 
-async def test_the_operators_word_outlasts_a_restart(world: World) -> None:
+async def test_the_operators_choice_outlasts_a_restart(world: World) -> None:
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}", "first") as first, world.typist(2, f"K:{KEYBOARD}", "second") as second:
         await grabbed(keyboard)
@@ -596,7 +596,7 @@ async def test_the_operators_word_outlasts_a_restart(world: World) -> None:
 
 
 def test_what_is_remembered(tmp_path: Path) -> None:
-    """The choice is kept until the configuration changes; a file that is damaged or cannot be written does no harm."""
+    """The operator's choice is kept until the configuration changes. A file that is damaged or cannot be written does no harm."""
     FocusFile(tmp_path, "a").save("b")
     assert FocusFile(tmp_path, "a").load() == "b"
     assert FocusFile(tmp_path, "c").load() == "c"
@@ -610,8 +610,8 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     FocusFile(None, "a").save("b")
 
 
-async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
-    """And how many events a guest was sent, and how many it does not consume."""
+async def test_the_status_of_input_devices(world: World) -> None:
+    """The status shows which guest has a device, how many events each guest was sent, and how many wait for it."""
     keyboard = world.nodes.devices[KEYBOARD]
 
     async def told() -> list[status.InputStatus | None]:
@@ -645,7 +645,7 @@ async def test_the_operator_sees_whose_a_device_is(world: World) -> None:
 
 
 async def test_a_refused_guest_has_no_device(world: World) -> None:
-    """A guest with one impossible binding gets no device at all, and the next guest that names the keyboard gets it."""
+    """A guest with one impossible binding gets no device, and the next guest that names the keyboard gets it."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.booted(1, vkb={"unique-id": f"K:{KEYBOARD};P:HDMI-A-1"}, name="refused"):
         path = f"{world.tools.vinput(1)}/error"
@@ -660,7 +660,7 @@ async def test_a_refused_guest_has_no_device(world: World) -> None:
 async def test_a_frontend_that_begins_while_its_features_are_made(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have read some of them already: then none are published."""
+    """If the frontend has started meanwhile, no features are published, because it may have read some of the nodes."""
     world.tools.create_domain(1)
 
     async def size(nodes: DeviceNodes) -> tuple[int, int]:
@@ -676,7 +676,7 @@ async def test_a_frontend_that_begins_while_its_features_are_made(
 
 
 async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first guest has it. When it goes, its place is reserved, with its events discarded; then the other guest has it."""
+    """The first guest has the keyboard. When it goes, its place is reserved, and events are discarded; then the other guest has it."""
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(2, f"K:{KEYBOARD}", "second") as second:
         async with world.typist(1, f"K:{KEYBOARD}", "first") as first:
@@ -702,7 +702,7 @@ async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest
         keyboard.emit((EV_KEY, KEY_A, 1))
         keyboard.emit((EV_KEY, KEY_A, 0))
         await trio.sleep(0.05)
-        assert fourth.events == [], "the place of the one before is kept"
+        assert fourth.events == [], "the place of the previous guest is kept"
         gone = next(claim.gone_since for claim in world.daemon.focus.claims if claim.gone_since is not None)
         monkeypatch.setattr(focus, "RESERVATION", trio.current_time() - gone + 0.2)
         world.daemon.focus.changed()
@@ -713,7 +713,7 @@ async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest
 
 
 async def test_a_guest_that_reboots_has_its_keyboard_again(world: World) -> None:
-    """And the other guest that names it gets nothing of what is typed meanwhile."""
+    """A guest has its keyboard again after a reboot. The other guest that names it gets no events meanwhile."""
     keyboard = world.nodes.devices[KEYBOARD]
     typed = 0
 

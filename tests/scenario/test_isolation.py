@@ -1,4 +1,4 @@
-"""One guest misbehaves; the other must not notice."""
+"""One guest misbehaves, and another guest must not notice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IN_CONS = 0
 
 @asynccontextmanager
 async def neighbours(world: World) -> AsyncIterator[tuple[Guest, list[float]]]:
-    """Run a bad guest while a good one flips. Afterwards each of the good one's flips must have been answered in time."""
+    """Run a bad guest while a good one flips. At the end, each flip of the good guest must have been answered in time."""
     async with world.guest(2, spec("good")) as good, world.guest(1, spec("bad")) as bad, flip_on(good) as times:
         await until(lambda: len(times) > 2)
         already = len(times)
@@ -110,7 +110,7 @@ async def test_a_storm_of_notifications_and_of_bad_requests(world: World) -> Non
 
 
 @pytest.mark.parametrize("slow", [False, True])
-async def test_a_mistake_of_ours(world: World, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+async def test_a_bug_ends_only_its_device(world: World, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
     """An exception while a guest's request is served, at once or by the connector's task, ends that device only."""
 
     def fail(*_: object) -> None:
@@ -134,7 +134,7 @@ async def test_a_mistake_of_ours(world: World, monkeypatch: pytest.MonkeyPatch, 
 
 
 async def test_a_request_whose_notification_was_lost(world: World) -> None:
-    """The rescue poll finds the request, counts and logs it: no notification should ever be lost."""
+    """The rescue poll finds the request, serves it, counts and logs it: no notification should ever be lost."""
     with capture_logs() as logs:
         async with neighbours(world) as (bad, _):
             connector = bad.display.connectors[0]

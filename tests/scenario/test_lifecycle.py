@@ -33,7 +33,7 @@ async def reconnected(display: Frontend) -> None:
 
 
 def freeze(display: Frontend) -> None:
-    """Stop the guest's driver, whatever the backend's state is; `del display._on_backend` lets it go on."""
+    """Stop the guest's driver from reacting to the backend's state; `del display._on_backend` lets it go on."""
 
     async def ignore(state: State | None) -> None:
         await trio.lowlevel.checkpoint()
@@ -81,13 +81,13 @@ async def test_the_driver_is_removed_and_loaded_again(world: World) -> None:
             assert world.held(1) == {}
             buffer.free()
             await guest.display._switch(State.INITIALISING)
-            guest.display._changed.set()  # the module's probe reads our state, which is 2 already
+            guest.display._changed.set()  # the module's probe reads the backend's state, which is 2 already
             await reconnected(guest.display)
             await work(guest)
 
 
 async def test_a_guest_shuts_down(world: World) -> None:
-    """Linux waits five seconds to read exactly 5, goes to 6, and its domain dies."""
+    """A guest that shuts down sees displbe's 5 in time: Linux waits five seconds to read exactly 5, goes to 6, and its domain dies."""
     async with world.guest(1) as guest:
         await work(guest)
         await guest.display._switch(State.CLOSING)
@@ -123,7 +123,7 @@ async def test_a_guest_is_destroyed_while_it_flips(world: World) -> None:
 
 
 async def test_a_guests_nodes_vanish(world: World) -> None:
-    """The toolstack's timeout has expired: it removes the directories without notice."""
+    """displbe releases everything when the toolstack removes the directories without notice, as after its timeout."""
     async with world.guest(1) as guest:
         _, fb, _ = await guest.display.create_framebuffer(64, 48)
         await guest.display.show(0, fb, 64, 48)
@@ -135,7 +135,7 @@ async def test_a_guests_nodes_vanish(world: World) -> None:
 
 
 async def test_the_same_domain_id_at_once(world: World) -> None:
-    """There is no state in between: the old guest has gone and a new one has its number before the daemon has looked."""
+    """A new guest gets the old guest's domain id before the daemon has noticed that the old guest has gone."""
     world.tools.create_domain(1)
     await world.xen.start_domain(1)
     world.tools.add_display(1, [spec()])
@@ -214,7 +214,7 @@ async def test_attach_and_detach_while_the_guest_runs(world: World) -> None:
 
 
 async def test_a_frontend_that_changes_its_mind_all_the_time(world: World) -> None:
-    """Random states for half a second; then a normal start works."""
+    """After random states for half a second, a normal start works."""
     async with world.guest(1) as guest:
         freeze(guest.display)
         front = world.tools.front(1)
@@ -300,7 +300,7 @@ async def test_the_daemon_ends_while_xenstore_is_away(world: World) -> None:
 
 @pytest.mark.parametrize("told_early", [False, True])
 async def test_the_daemon_is_killed_under_a_guest(world: World, told_early: bool) -> None:
-    """Guest and backend node are at 4: the old rings are never served, and the guest starts anew.
+    """After a kill, with guest and backend at 4, the old rings are never served, and the guest starts anew.
 
     The guest may see the states change before the next daemon runs.
     """
@@ -344,7 +344,7 @@ async def test_the_daemon_is_killed_and_the_guest_does_not_react(world: World, t
 
 
 async def test_the_daemon_is_killed_before_the_guest_has_connected(world: World) -> None:
-    """At 3 the rings are unused and the frontend does not go back by itself: the handshake goes on as at a start."""
+    """The handshake with a frontend at 3 goes on as at a start: its rings are unused, and it does not go back by itself."""
     async with world.booted(1, spec()) as guest:
         await until(lambda: guest.display.state is State.INITIALISED)
         await world.kill_daemon()
@@ -376,7 +376,7 @@ async def test_a_guest_that_was_there_before_the_daemon(tmp_path: Path) -> None:
 
 
 async def test_other_rings(tmp_path: Path) -> None:
-    """A frontend restarts with other rings, faster than its states are seen: the new rings are served, the old ones released."""
+    """When a frontend restarts with other rings, faster than its states are seen, the new rings are served and the old ones released."""
     async with World.running(tmp_path) as world, world.guest(1) as guest:
         display = guest.display
         old = display.connectors

@@ -53,7 +53,7 @@ async def asked(world: World) -> Any:
 
 
 async def more(times: list[float], count: int) -> None:
-    """Wait for this number of further flips."""
+    """Wait until this number of further flips have ended."""
     wanted = len(times) + count
     await until(lambda: len(times) > wanted)
 
@@ -73,7 +73,7 @@ def colour(guest: SimGuest, buffer: memoryview, pixel: bytes) -> None:
     buffer[:] = pixel * (64 * 48)
 
 
-async def test_status_of_nobody(world: World) -> None:
+async def test_status_without_guests(world: World) -> None:
     said = await ctl(world, "status")
     assert "no guest has a device here" in said
     assert (await asked(world))["guests"] == []
@@ -124,7 +124,7 @@ async def test_why_a_screen_is_black(world: World) -> None:
         assert "1 of 2 devices connected, 0 flips/s, 1 with an error" in await ctl(world, "top", "--count", "1")
 
 
-async def test_a_refused_request_is_told_in_words(world: World) -> None:
+async def test_a_refused_request_is_reported_in_words(world: World) -> None:
     async with world.guest(1) as guest:
         await guest.display.connectors[0].ask(PageFlip(0, 99))
         connector = (await asked(world))["guests"][0]["devices"][0]["connectors"][0]
@@ -170,7 +170,7 @@ async def test_a_guest_that_is_held_back(tmp_path: Path) -> None:
 async def test_status_of_many_connectors_gives_the_rings_their_turn(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop serves other tasks between two connectors."""
+    """The event loop serves other tasks between the status of two connectors."""
     turns = Turns()
     seen: list[int] = []
     status = Connector.status
@@ -189,7 +189,7 @@ async def test_status_of_many_connectors_gives_the_rings_their_turn(
 
 
 class Turns(trio.abc.Instrument):
-    """Counts the loop's turns."""
+    """Counts the turns of the event loop."""
 
     count = 0
 
@@ -211,7 +211,7 @@ async def test_a_shut_off_device_and_its_trace(world: World) -> None:
         device = (await asked(world))["guests"][0]["devices"][0]
         assert device["shut_off"] == 1
         assert "impossible request index" in device["error"]
-        del guest.display._on_backend  # the guest goes on only now: a new connection has a new trace
+        del guest.display._on_backend  # the guest goes on only now, because a new connection has a new trace
         guest.display._changed.set()
         with trio.fail_after(10):
             await guest.display.disconnected.wait()
@@ -221,7 +221,7 @@ async def test_a_shut_off_device_and_its_trace(world: World) -> None:
 
 
 async def test_traces_are_kept_when_devices_are_shut_off(tmp_path: Path) -> None:
-    """All connectors of each guest are in it."""
+    """The file of a kept trace has all connectors of its guest."""
     folder = tmp_path / "traces"
     folder.mkdir()
     async with World.running(tmp_path, traces=str(folder)) as world:
@@ -281,7 +281,7 @@ async def test_screenshot(world: World, tmp_path: Path) -> None:
         assert "no such framebuffer" in await ctl(world, "screenshot", "1", str(path), code=1)
 
 
-async def test_a_guest_of_whom_there_are_no_pictures(tmp_path: Path) -> None:
+async def test_a_guest_without_screenshots(tmp_path: Path) -> None:
     guests = {"cluster": GuestSettings(screenshot=False)}
     async with World.running(tmp_path, guests=guests) as world, world.booted(1, spec(), name="cluster") as guest:
         await connected(guest)
@@ -312,7 +312,7 @@ async def test_blank_and_unblank(world: World) -> None:
 
 
 async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
-    """While a screen is blanked, the guest sets modes, switches the screen off and detaches framebuffers."""
+    """While a screen is blanked, the guest may set modes, switch the screen off and detach framebuffers."""
     async with world.guest(1) as guest:
         display = guest.display
         small = await display.create_framebuffer(32, 32)
@@ -364,7 +364,7 @@ async def test_a_guest_cannot_undo_a_blank(world: World) -> None:
         await dark(guest, blanked=True)
         guest.display._on_backend = ignore  # type: ignore[method-assign]
         connector = guest.display.connectors[0]
-        connector.ring_page.store(0, 5000)  # an impossible index: it is shut off
+        connector.ring_page.store(0, 5000)  # an impossible index: the device is shut off
         connector.channel.notify()
         await until(lambda: world.error(2))
         await ctl(world, "unblank", "cockpit")
@@ -398,7 +398,7 @@ async def test_lines_of_the_log_name_the_guest(world: World) -> None:
     assert all(line["guest"] == "cockpit" for line in about)
 
 
-async def test_a_flip_in_the_dark_is_its_own(world: World) -> None:
+async def test_a_flip_in_the_dark_keeps_its_event(world: World) -> None:
     """The event still belongs to the flip if a mode is set while the flip waits."""
     async with world.guest(1) as guest:
         display = guest.display
@@ -415,7 +415,7 @@ async def test_a_flip_in_the_dark_is_its_own(world: World) -> None:
 
 
 async def after_a_refresh() -> None:
-    """Wait until a dark screen would have refreshed just now: flips of it end at multiples of 1/60 s."""
+    """Wait until just after a refresh of a dark screen: its flips end at multiples of 1/60 s."""
     period = 1 / 60
     await trio.sleep_until((trio.current_time() // period + 1) * period)
 
@@ -481,7 +481,7 @@ async def test_kick(world: World) -> None:
 
 
 async def test_top_goes_on_after_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For longer than the daemon keeps a silent client."""
+    """`top` goes on after a pause that is longer than the daemon keeps a silent client."""
     monkeypatch.setattr(control, "IDLE_TIMEOUT", 0.05)
     assert (await ctl(world, "top", "--count", "2", "--interval", "0.5")).count("serving 0 guests") == 2
 
@@ -505,7 +505,7 @@ async def test_focus(world: World) -> None:
         assert "shared input devices go to 2" in await ctl(world, "status")
 
 
-async def test_who_is_meant(world: World) -> None:
+async def test_names_of_guests(world: World) -> None:
     assert "no guest cockpit; there is none" in await ctl(world, "kick", "cockpit", code=1)
     async with world.booted(1, spec(), name="twin") as guest, world.booted(2, spec("DP-1"), name="twin") as second:
         await connected(guest)
@@ -528,8 +528,8 @@ async def test_no_daemon(world: World, tmp_path: Path) -> None:
 
 
 async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight clients send requests without end, and do not read. All together are answered no more often than allowed, and there
-    is about one flip for each answer.
+    """Eight clients send requests without end and do not read. All together get no more answers than allowed, and there is about one
+    flip for each answer.
     """
     looks: list[tuple[float, int]] = []
     status = Commands.status
@@ -555,7 +555,7 @@ async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch:
                 nursery.start_soon(flood)
         (begun, _), (ended, _) = looks[0], looks[-1]
         assert 5 < len(looks) <= (ended - begun) / control.COMMAND_INTERVAL + 2
-        # A busy machine delays both at times, so they are counted over the whole flood.
+        # A busy machine sometimes delays both, so they are counted over the whole flood.
         assert looks[-1][1] - looks[0][1] >= 0.8 * (len(looks) - 1)
         longest = max(len(list(group)) for _, group in groupby(flips for _, flips in looks))
         assert longest <= max(5, len(looks) // 3), "answers in a row without a flip"

@@ -1,4 +1,4 @@
-"""What some guests ask for and most do not: an EDID, buffers of ours, an output that the configuration chose."""
+"""Options that few guests use: an EDID, buffers that the backend allocates, an output that the configuration chooses."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def test_an_edid_is_made_where_no_monitor_has_one(world: World) -> None:
             buffer.free()
 
 
-async def test_a_buffer_of_ours(tmp_path: Path) -> None:
-    """be-alloc: the guest draws into the backend's memory."""
+async def test_be_alloc(tmp_path: Path) -> None:
+    """With be-alloc, the guest draws into memory of the backend."""
     async with (
         World.running(tmp_path, guests={"painter": GuestSettings(be_alloc=True)}) as world,
         world.booted(1, spec()) as guest,
@@ -77,7 +77,7 @@ async def test_the_configuration_chooses_the_outputs(tmp_path: Path) -> None:
         assert world.output("DP-2").picture() is None
 
 
-async def test_a_name_that_the_guest_gave_itself_is_nobodys(tmp_path: Path) -> None:
+async def test_a_name_that_the_guest_wrote_is_not_used(tmp_path: Path) -> None:
     guests = {"painter": GuestSettings(connectors=["DP-1"])}
     async with (
         World.running(tmp_path, outputs=["DP-1", "DP-2"], guests=guests) as world,

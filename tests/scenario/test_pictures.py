@@ -19,7 +19,7 @@ Colour = tuple[int, int, int]
 
 
 def bytes_per_pixel(name: str) -> int:
-    """Bytes of a pixel."""
+    """Return the bytes of a pixel."""
     return {"XR24": 4, "AR24": 4, "RG24": 3}.get(name, 2)
 
 
@@ -38,7 +38,7 @@ def shown(name: str, colour: Colour) -> Colour:
 
 
 def random_picture(name: str, width: int, height: int) -> list[list[Colour]]:
-    """Return a picture of many colours: of all of them, where 256x256 pixels are enough."""
+    """Return a picture of many colours; if 256x256 pixels are enough, of all colours."""
     chance = random.Random(f"{name} {width} {height}")
     red, green, blue = DEPTHS[name]
     if (width, height) == (256, 256) and bytes_per_pixel(name) == 2:
@@ -60,7 +60,7 @@ def draw(buffer: DisplayBuffer, name: str, picture: list[list[Colour]], stride: 
 
 
 def assert_shown(world: World, name: str, picture: list[list[Colour]], output: str = "HDMI-A-1") -> None:
-    """Check that the output shows this picture. Where depths differ, components may differ by 1, from rounding."""
+    """Check that the output shows this picture. If the depths differ, components may differ by 1 because of rounding."""
     image = world.output(output).picture()
     assert image is not None
     assert (image.mode, image.size) == ("RGB", (len(picture[0]), len(picture)))
@@ -91,7 +91,7 @@ async def attach(display: Frontend, dbuf: int, name: str, width: int, height: in
 
 
 async def test_yuyv(world: World) -> None:
-    """Two red and two white pixels in BT.601's limited range."""
+    """Two red and two white pixels in BT.601's limited range are shown as such."""
     async with world.guest(1, spec(width=256, height=256)) as guest:
         dbuf, fb, buffer = await guest.display.create_framebuffer(4, 3, "YUYV")
         buffer.pixels[:24] = bytes((81, 90, 81, 240, 235, 128, 235, 128)) * 3
@@ -133,7 +133,7 @@ async def test_a_part_of_a_buffer_behind_an_offset(world: World, name: str) -> N
 
 
 async def test_a_screen_that_looks_at_a_part_of_a_larger_framebuffer(world: World) -> None:
-    """Linux sends where the screen lies in the framebuffer, and the framebuffer's whole size."""
+    """The output shows the part of the framebuffer at the position that Linux sends, with the framebuffer's whole size."""
     async with world.guest(1) as guest:
         dbuf, buffer, stride = await create(guest, "XR24", (100, 80))
         fb = await attach(guest.display, dbuf, "XR24", 100, 80)
@@ -147,7 +147,7 @@ async def test_a_screen_that_looks_at_a_part_of_a_larger_framebuffer(world: Worl
 
 
 async def test_an_imported_buffer_gets_its_shape_with_its_framebuffer(world: World) -> None:
-    """Linux creates an imported buffer with width, height and bpp 0 (xen_drm_front_gem.c)."""
+    """A buffer with width, height and bpp 0 gets its shape with its framebuffer: Linux imports buffers so (xen_drm_front_gem.c)."""
     async with world.guest(1) as guest:
         dbuf, buffer, stride = await create(guest, "XR24", (32, 16), offset=128, stated=False)
         fb = await attach(guest.display, dbuf, "XR24", 32, 16)

@@ -1,5 +1,5 @@
-"""Devices whose XenStore nodes are wrong: they wait at state 2, an `error` node and a line in the log say why, and they connect once
-the cause is gone.
+"""Devices whose XenStore nodes are wrong. They wait at state 2, an `error` node and a line in the log give the reason, and they connect
+once the cause is gone.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _remove(name: str) -> Tamper:
 
 
 def _forge(name: str, value: str) -> Tamper:
-    """Remove a node as a guest can: it may not remove the toolstack's node, but the directory around it."""
+    """Replace a node as a guest can: it may not remove the toolstack's node, but it may remove the directory around it."""
 
     def forge(world: World, guest: Guest) -> None:
         tree, connector = world.xen.server.tree, "/local/domain/1/device/vdispl/0/0"
@@ -152,7 +152,7 @@ async def test_a_connector_that_another_guest_has(world: World) -> None:
 
 
 async def test_a_frontend_of_another_place(world: World) -> None:
-    """The path of a device says whose it is; a `frontend` node that names another guest is not followed."""
+    """A `frontend` node that names another guest is not followed: the path of a device determines its guest."""
     async with world.booted(1, spec()) as guest:
         world.tools.write(f"{world.tools.back(1)}/frontend", "/local/domain/7/device/vdispl/0")
         await until(lambda: world.error(1))
@@ -162,7 +162,7 @@ async def test_a_frontend_of_another_place(world: World) -> None:
 
 
 async def test_a_guests_backend_node_leads_nowhere(world: World) -> None:
-    """The guest may write its `backend` node, so it is not followed: the backend directory is where we found it (compare XSA-175)."""
+    """The guest's `backend` node is not followed, because the guest may write it. The backend directory stays as found (see XSA-175)."""
     async with world.guest(2, spec("DP-1")) as victim, world.guest(1) as guest:
         await guest.hypervisor.store.write("device/vdispl/0/backend", world.tools.back(2).encode())
         async with flip_on(guest) as times:

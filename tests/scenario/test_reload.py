@@ -1,4 +1,4 @@
-"""SIGHUP and systemd: which changes of the configuration a reload applies, and what the service manager is told."""
+"""SIGHUP and systemd: the changes of the configuration that a reload applies, and the messages to the service manager."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: 
                 assert manager.last("MONOTONIC_USEC").isdigit()
                 assert made.quotas.limits.pages == 7
                 wanted = len(times) + 3
-                await until(lambda: len(times) > wanted)  # no guest notices
+                await until(lambda: len(times) > wanted)  # the guest does not notice
             assert guest.display.history.count(guest.display.history[-1]) == 1
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: "STOPPING=1" in manager.heard)
 
 
 async def test_the_watchdog_is_fed_by_the_loop_that_serves(tmp_path: Path) -> None:
-    """While the loop stands still, systemd gets no WATCHDOG=1, and starts another daemon."""
+    """While the event loop stands still, systemd gets no WATCHDOG=1, so that it starts another daemon."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as ear:
         ear.bind(str(tmp_path / "notify"))
 
@@ -155,7 +155,7 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
 
 
 async def test_another_keyboard_from_the_next_connection_on(tmp_path: Path) -> None:
-    """`[guest.NAME] input` changes: the guest keeps its device until it reconnects; then it has the other one only."""
+    """When `[guest.NAME] input` changes, the guest keeps its device until it reconnects; then it has only the other one."""
     first, second = "/dev/input/event0", "/dev/input/event1"
     keys = Capabilities(keys=frozenset(range(1, 128)))
     async with World.running(tmp_path, guests={"a": GuestSettings(input=f"K:{first}")}) as world:

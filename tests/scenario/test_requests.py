@@ -1,6 +1,6 @@
-"""Invalid requests: each is answered with its error number and changes nothing, and the device stays connected.
+"""Invalid requests: each gets its error number and changes nothing, and the device stays connected.
 
-tests/hostile has all the means of a hostile guest; these are requests that a defective frontend may send too.
+A defective frontend may also send these requests. tests/hostile has the other means of a hostile guest.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Stage:
     @classmethod
     @asynccontextmanager
     async def set(cls, world: World) -> AsyncIterator[Stage]:
-        """A stage. Damage that a test leaves in the daemon is found at its end."""
+        """Run a stage. At the end, check that the daemon still works and holds what it held before."""
         async with world.guest(1, spec("first"), spec("second")) as guest:
             stage = cls(world, guest, DisplayBuffer(guest.domain, SIZE))
             await stage.expect(stage.create(DBUF), 0)
@@ -90,7 +90,7 @@ def _fields(ledger: Ledger) -> dict[str, int]:
     return {name: getattr(ledger, name) for name in ledger.__struct_fields__}
 
 
-async def test_operations_that_there_are_not(world: World) -> None:
+async def test_unknown_operations(world: World) -> None:
     async with Stage.set(world) as stage:
         for operation in (0x00, 0x0F, 0x17, 0xFF):
             await stage.expect(UnknownRequest(0, operation), E.EOPNOTSUPP)
@@ -202,8 +202,8 @@ async def test_requests_on_buffers_belong_on_connector_0(world: World) -> None:
             await stage.expect(request, E.EINVAL, stage.second)
 
 
-async def test_buffers_of_ours_are_not_given_unless_the_configuration_says_so(world: World) -> None:
-    """Without be-alloc in XenStore the flag means nothing: Linux leaves old bytes there."""
+async def test_be_alloc_needs_the_configuration(world: World) -> None:
+    """Without be-alloc in XenStore the flag is ignored, because Linux leaves old bytes there."""
     async with Stage.set(world) as stage:
         await stage.expect(stage.create(flags=REQ_ALLOC), 0)
         await stage.expect(DbufDestroy(0, 0x9000), 0)
@@ -246,7 +246,7 @@ async def test_limits(tmp_path: Path) -> None:
 
 
 async def test_any_bytes(world: World) -> None:
-    """Random messages, most of them near right ones: each is answered whole, and the device lives."""
+    """Random messages, most of them similar to valid ones, each get a whole response, and the device stays connected."""
     chance = random.Random(4)
     async with Stage.set(world) as stage:
         good: list[Request] = [
@@ -264,7 +264,7 @@ async def test_any_bytes(world: World) -> None:
                 data[chance.randrange(MESSAGE_SIZE)] = chance.choice((0, 1, 0x10, 0x15, 0xFF, chance.randrange(256)))
             request = decode_request(bytes(data))
             if isinstance(request, SetConfig) or request in (DbufDestroy(request.id, DBUF), FbDetach(request.id, FB)):
-                continue  # the stage must still work
+                continue  # these would change what the stage shows
             answer = await exchange(chance.choice((stage.ring, stage.second)), bytes(data))
             response = decode_response(answer)
             assert response.status <= 0

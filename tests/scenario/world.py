@@ -77,7 +77,7 @@ class World:
         traces: str = "auto",
         input: InputSettings | None = None,
     ) -> AsyncIterator[World]:
-        """Run a world. At its end all guests must be gone, and none of their resources be held."""
+        """Run a world. At its end, all guests must be gone, and none of their resources may be held."""
         screens = HeadlessSettings(outputs=outputs or [], refresh=refresh)
         settings = Settings(
             sink="headless",
@@ -130,7 +130,7 @@ class World:
             backend_device.SHUTDOWN_TIMEOUT = timeout  # type: ignore[misc]
 
     async def begin(self) -> None:
-        """Do what the next daemon's process does first."""
+        """Do the first steps of the next daemon's process."""
         assert self.folder is not None
         lock, store = self.folder / "gntdev", str(self.xen.server.socket_of(0))
         lock.touch()
@@ -143,15 +143,15 @@ class World:
         return found
 
     def device(self, domid: int) -> Device[DisplayDevice]:
-        """A guest's device 0."""
+        """Return a guest's device 0."""
         return self.daemon.displays.devices[domid, 0]
 
     def held(self, domid: int) -> dict[str, int]:
-        """Return the resources that a guest is charged for, without those that are 0."""
+        """Return the resources that a guest is charged for, without zeros."""
         return {kind: amount for kind, amount in self.device(domid).quota.used.items() if amount}
 
     async def settled(self) -> None:
-        """Wait until the daemon has seen that no guest is left; then nothing of any guest's may be held."""
+        """Wait until the daemon has noticed that no guest is left. Check that it holds no guest's resources."""
         await until(lambda: not self.daemon.displays.devices and not self.daemon.inputs.devices)
         assert self.hypervisor.ledger == Ledger()
         assert self.daemon.quotas.guests == {}
@@ -200,7 +200,7 @@ class World:
 
 
 async def exchange(connector: FrontConnector, message: bytes | Request) -> bytes:
-    """Send 64 bytes as they are, but for the id; the answer's 64 bytes as they lie in the ring."""
+    """Send 64 bytes unchanged except for the id. Return the response's 64 bytes as they are in the ring."""
     data = bytearray(message if isinstance(message, bytes) else encode_request(message))
     number = connector._next_id & 0xFFFF
     connector._next_id += 1
@@ -215,7 +215,7 @@ async def exchange(connector: FrontConnector, message: bytes | Request) -> bytes
 
 @contextlib.asynccontextmanager
 async def flip_on(guest: Guest, index: int = 0, width: int = 64, height: int = 48) -> AsyncIterator[list[float]]:
-    """Let a guest flip between two buffers. The list has the seconds that each flip took."""
+    """Let a guest flip between two buffers. The list gets the duration of each flip, in seconds."""
     display = guest.display
     buffers = [await display.create_framebuffer(width, height) for _ in range(2)]
     await display.show(index, buffers[0][1], width, height)

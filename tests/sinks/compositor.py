@@ -1,5 +1,5 @@
-"""A Wayland compositor that works on the bytes of the wire. It follows the protocols' rules, checks that its clients do, and records
-everything that they send.
+"""A Wayland compositor that works on the bytes of the wire. It follows the rules of the protocols, checks that its clients follow them, and
+records all requests.
 
 It takes opcodes and argument types from pywayland and hatch_build.py; tests/sinks/test_weston.py checks them against a real
 compositor.
@@ -51,7 +51,7 @@ XRGB = 1
 
 
 class Wrong(Exception):
-    """The client broke a rule: a protocol error for this object, with this code."""
+    """The client broke a rule. The compositor sends a protocol error for this object, with this code."""
 
     def __init__(self, number: int, code: int, text: str) -> None:
         super().__init__(text)
@@ -70,17 +70,17 @@ class Buffer:
         self.kind = kind
         self.dmabuf: int | None = None
         self.held = False
-        """The buffer is shown, or attached and about to be shown."""
+        """Whether the buffer is shown, or attached and about to be shown."""
 
     def row(self, y: int) -> bytes:
-        """Return a row of its pixels, as they are now."""
+        """Return a row of the buffer's pixels, as they are now."""
         assert self.pool is not None
         start = self.offset + y * self.stride
         return self.pool[start : start + self.size[0] * 4]
 
 
 class Surface:
-    """A wl_surface: its pending and its committed state."""
+    """A wl_surface, with its pending and its committed state."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -108,7 +108,7 @@ class Surface:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Its size on the screen."""
+        """The surface's size on the screen."""
         if self.destination is not None:
             return self.destination
         if self.source is not None:
@@ -129,7 +129,7 @@ class Client:
         self.buffers: dict[int, Buffer] = {}
         self.pools: dict[int, mmap.mmap] = {}
         self.asked: list[tuple[str, str, tuple[Any, ...]]] = []
-        """Each request that was received: interface, name, arguments."""
+        """The received requests: interface, name, arguments."""
         self.dmabufs: list[tuple[Any, ...]] = []
         self.error: str | None = None
         self.stopped = False
@@ -570,13 +570,13 @@ class FakeCompositor:
 
     def __init__(self, offers: dict[str, int] | None = None) -> None:
         self.offers: list[tuple[str, int] | None] = list((CORE if offers is None else offers).items())
-        """Its globals, numbered from 1; None: removed."""
+        """The compositor's globals, numbered from 1; None: removed."""
         self.formats = [0, XRGB]
         self.dmabuf_formats: list[int] = []
         self.main_device = 0
         self.imports = True
         self.dies_of_dmabufs = False
-        """It crashes when it draws a dma-buf, and is started again at once."""
+        """Whether it crashes when it draws a dma-buf, and is started again at once."""
         self.cannot_map = False
         self.ivi_taken: int | None = None
         """An ivi id that another client uses."""

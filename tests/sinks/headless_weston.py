@@ -1,4 +1,4 @@
-"""A real Weston without a screen, on this machine: start, stop, end it, and take screenshots."""
+"""A real Weston without a screen, on this machine. Tests start, stop and end it, and take screenshots."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ workspace-background-id=2001
 
 
 def version() -> int:
-    """Return its major version: options have other names since 12."""
+    """Return Weston's major version. Options have other names since 12."""
     said = subprocess.run(["weston", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"weston (\d+)", said)
     assert found is not None
@@ -71,7 +71,7 @@ def version() -> int:
 class Weston:
     """Weston with a screen of 1024x768 named `headless`, or as a window on an X server. It can be ended and started again.
 
-    Only on an X server it has a seat: the X server's keyboard and pointer.
+    Weston has a seat only on an X server: the X server's keyboard and pointer.
     """
 
     def __init__(self, folder: Path, ini: str = PLAIN, renderer: str = "pixman", display: str = "") -> None:
@@ -101,7 +101,7 @@ class Weston:
         ]
 
     async def start(self) -> None:
-        """Start it, and return when it listens."""
+        """Start Weston, and return when it listens."""
         self.socket.unlink(missing_ok=True)
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         try:
@@ -121,7 +121,7 @@ class Weston:
         return self._process.pid
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send Weston a signal."""
         os.kill(self.pid, number)
 
     async def end(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -133,7 +133,7 @@ class Weston:
             self._process = None
 
     async def screenshot(self) -> Image.Image:
-        """Return what is on its screen."""
+        """Return a picture of Weston's screen."""
         for old in self.folder.glob("wayland-screenshot*.png"):
             old.unlink()
         with trio.fail_after(60):
@@ -143,11 +143,11 @@ class Weston:
             return picture.convert("RGB")
 
     def mapped(self, what: str) -> int:
-        """Return how many mappings of files of this name it has."""
+        """Return the number of Weston's mappings of files of this name."""
         return sum(what in line for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines())
 
     def files(self) -> int:
-        """Return how many files it has open."""
+        """Return the number of files that Weston has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 

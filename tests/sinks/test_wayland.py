@@ -82,7 +82,7 @@ async def until(what: Callable[[], object]) -> None:
 
 
 def connection_of(output: WaylandOutput) -> Connection:
-    """The connection over which an output's surface is shown."""
+    """Return the connection over which an output's surface is shown."""
     link = output._guest.imports.link
     assert link is not None
     return link.conn
@@ -132,7 +132,7 @@ class Stage:
         return made
 
     async def lit(self, name: str = "HDMI-A-1", **how: Any) -> tuple[WaylandOutput, WaylandBuffer, WaylandBuffer]:
-        """An output that shows the first of two buffers."""
+        """Return an output that shows the first of two buffers, and the buffers."""
         output = self.claim(name)
         await self.connected()
         first = await self.attach(output, colour=b"\1\2\3\0", **how)
@@ -152,7 +152,7 @@ class Stage:
         return surface
 
     async def flip(self, output: WaylandOutput, buffer: WaylandBuffer, token: int) -> None:
-        """Flip, and wait for its end."""
+        """Flip, and wait for the end of the flip."""
         output.flip(buffer, token)
         await until(lambda: token in self.flipped)
 
@@ -232,7 +232,7 @@ async def test_buffers_that_are_unsuitable_for_wl_shm_are_copied(how: dict[str, 
 
 
 async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One connection for any number of buffers. A task that attaches one gets the answer as soon as the other way is chosen."""
+    """A compositor that cannot map a pool costs one connection for any number of buffers. Buffers are copied from then on."""
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 30.0)
     compositor = FakeCompositor()
     compositor.cannot_map = True
@@ -260,7 +260,7 @@ async def test_a_compositor_that_cannot_map_costs_one_connection(monkeypatch: py
 
 
 async def test_a_refused_surface_is_not_taken_for_a_buffers_fault() -> None:
-    """The compositor ends the connection because another client has the surface's ivi id: buffers are still shared."""
+    """Buffers are still shared after the compositor has ended the connection because another client has the surface's ivi id."""
     compositor = FakeCompositor({**CORE, "ivi_application": 1})
     compositor.ivi_taken = 1000
     async with staged(compositor) as stage:
@@ -302,7 +302,7 @@ async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("version", [3, 4])
 async def test_a_software_renderer_gets_no_dmabuf(version: int) -> None:
-    """The main device is unknown or not a GPU: with `auto` the pages are shared, with `always` imported as a dma-buf."""
+    """If the main device is unknown or not a GPU, the pages are shared with `auto`, and imported as a dma-buf with `always`."""
     for wish, wanted in (("auto", BufferState.SHM), ("always", BufferState.DMABUF), ("never", BufferState.SHM)):
         compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": version})
         compositor.dmabuf_formats = [fourcc("XR24")]
@@ -323,7 +323,7 @@ async def test_a_refused_import_falls_back() -> None:
 
 
 async def test_a_compositor_that_a_dmabuf_ends_is_given_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gets no more dma-bufs, neither of this guest nor of another one."""
+    """A compositor that crashes when it draws a dma-buf gets no more dma-bufs, neither of this guest nor of another one."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
     compositor.dmabuf_formats = [fourcc("XR24")]
@@ -344,7 +344,7 @@ async def test_a_compositor_that_a_dmabuf_ends_is_given_no_more(monkeypatch: pyt
 
 
 async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest whose dma-buf was not drawn yet gets its pages shared from now on; other guests' dma-bufs stay dma-bufs."""
+    """If the compositor ends before it has drawn a guest's dma-buf, this guest's pages are shared; other guests' dma-bufs are imported."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     monkeypatch.setattr(client_module, "SEARCH", 0.01)
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
@@ -367,7 +367,7 @@ async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypat
 
 
 async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pywayland gives a proxy from an event to an arbitrary connection. The end of one guest must not destroy another guest's buffers."""
+    """The end of one guest does not destroy another guest's buffers, although pywayland assigns a proxy to an arbitrary connection."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
     compositor.dmabuf_formats = [fourcc("XR24")]
@@ -420,7 +420,7 @@ async def test_a_format_that_cannot_be_shown() -> None:
 async def test_a_format_that_a_later_compositor_cannot_show(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The log and the output's status say why."""
+    """The log and the output's status give the reason."""
     monkeypatch.setattr(client_module, "SEARCH", 0.01)
     compositor = FakeCompositor()
     compositor.there = False
@@ -480,7 +480,7 @@ async def test_frame_callbacks_where_there_is_no_presentation() -> None:
 
 
 async def test_a_hidden_surface_flips_by_the_timer() -> None:
-    """At the screen's rate, and the compositor gets the newest frame. When the surface is visible, flips end by its reports again."""
+    """Flips of a hidden surface end at the screen's rate, and the compositor gets the newest frame. Later its reports end flips again."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -507,7 +507,7 @@ async def test_a_hidden_surface_flips_by_the_timer() -> None:
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
 @pytest.mark.parametrize("presentation", [True, False])
 async def test_a_hidden_surface_at_rest_costs_nothing(zero_copy: str, presentation: bool) -> None:
-    """While its guest flips, the number of objects stays the same; while it does not, no requests are sent."""
+    """While the guest of a hidden surface flips, the number of objects stays the same; while it does not flip, no requests are sent."""
     compositor = FakeCompositor({n: v for n, v in CORE.items() if presentation or n != "wp_presentation"})
     async with staged(compositor, zero_copy=zero_copy) as stage:
         output, first, second = await stage.lit()
@@ -531,7 +531,7 @@ async def test_a_hidden_surface_at_rest_costs_nothing(zero_copy: str, presentati
 
 
 async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
-    """It gets the newest frame, also when the compositor had not answered yet when the guest flipped."""
+    """A suspended window gets the newest frame, even if the compositor had not answered yet when the guest flipped."""
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -558,7 +558,7 @@ async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
 
 
 async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
-    """A frame that is kept back while the compositor still has to answer for the other output is shown, too."""
+    """A frame is shown that was kept back while the compositor had not answered for the other output yet."""
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         outputs = [stage.claim(name) for name in ("DP-1", "DP-2")]
@@ -577,7 +577,7 @@ async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
 
 
 async def test_a_flip_is_not_over_when_its_frame_is_committed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new size makes the surface commit its frame again: the flip is over when that is shown and the buffer before is released."""
+    """When a new size makes the surface commit its frame again, the flip ends when that is shown and the previous buffer is released."""
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
@@ -623,7 +623,7 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
         await until(lambda: stage.surface.commits == commits + 1)
         compositor.refresh()
         await connection_of(output).sync()
-        assert stage.flipped == [], "that was the frame before"
+        assert stage.flipped == [], "that was the previous frame"
         gates[1].set()
         await until(lambda: stage.surface.commits == commits + 2)
         compositor.refresh()
@@ -631,7 +631,7 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
 
 
 async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A configure event while the last copy is under way starts no other copy."""
+    """A configure event while the last copy of a buffer is under way starts no other copy."""
     gate, copies = threading.Event(), []
     copy = CopyPool.copy
 
@@ -719,7 +719,7 @@ async def test_a_full_socket() -> None:
         while conn.keeps_up:
             conn.call_after_sync(lambda: heard.append(1))
             assert conn.objects < 200
-        # The frame of a surface that the compositor does not report on waits for its answer.
+        # If the compositor does not report on a surface, the surface's frame waits for the compositor's answer.
         await stage.flip(output, second, 1)
         await stage.flip(output, second, 2)
         assert output.surface.gate.state is GateState.HOLDING
@@ -765,7 +765,7 @@ async def test_a_buffer_attached_while_the_compositor_does_not_respond(monkeypat
         await until(lambda: stage.surface.shown is not None and stage.surface.shown.row(0) == b"\7\7\7\0" * WIDTH)
 
 
-async def test_pages_stay_the_compositors_until_it_has_let_go() -> None:
+async def test_pages_are_kept_until_the_compositor_has_released_them() -> None:
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -793,7 +793,7 @@ async def test_pages_stay_the_compositors_until_it_has_let_go() -> None:
 
 
 async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest did not wait until the compositor mapped the buffer; it waits until the buffer is not mapped any more."""
+    """A guest that takes a buffer back before the compositor has mapped it waits until the buffer is not mapped any more."""
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
     async with staged() as stage:
         output, *_ = await stage.lit()
@@ -823,8 +823,8 @@ async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pyte
         assert client.mapped == 2
 
 
-async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is it waited for again for each buffer. When it responds again, it has released everything."""
+async def test_a_compositor_that_never_releases_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compositor that does not release is waited for once, not for each buffer. When it responds again, it has released everything."""
     monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.5)
     monkeypatch.setattr(output_module, "ATTACH_PATIENCE", 0.01)
     compositor = FakeCompositor()
@@ -846,8 +846,8 @@ async def test_a_compositor_that_never_lets_go_is_not_waited_for_forever(monkeyp
         assert len(compositor.clients) == 1
 
 
-async def test_a_compositor_that_ends_just_when_it_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then no compositor can be asked whether it responds again."""
+async def test_a_compositor_that_ends_just_when_the_wait_for_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a compositor ends just when the wait for it ends, displbe does not ask it whether it responds again."""
     monkeypatch.setattr(output_module, "RELEASE_PATIENCE", 0.2)
     async with staged() as stage:
         _output, _first, second = await stage.lit()
@@ -919,7 +919,7 @@ async def test_what_is_drawn_without_flipping_is_shown(zero_copy: str) -> None:
 
 
 async def test_a_surfaces_states() -> None:
-    """Each state by its name, in the order in which a surface passes through them."""
+    """A surface passes through its states in this order."""
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
     compositor.shows_at_once = False
     async with staged(compositor) as stage:
@@ -951,7 +951,7 @@ async def test_a_surfaces_states() -> None:
 
 
 async def test_an_ivi_surface_is_empty_until_it_has_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It needs no configuration first."""
+    """An ivi_surface needs no configuration before its first frame."""
     gate = threading.Event()
     copy = CopyPool.copy
 
@@ -1015,7 +1015,7 @@ async def test_a_connector_fills_the_output_of_its_name(outputs: dict[str, str])
 
 @pytest.mark.parametrize("offers", [{"wl_output": 4}, {"wl_output": 3, "zxdg_output_manager_v1": 3}], ids=str)
 async def test_an_output_that_goes_and_comes(offers: dict[str, int]) -> None:
-    """Its connector fills it again, whether wl_output or zxdg_output sends its name."""
+    """A connector fills an output that comes back, whether wl_output or zxdg_output sends the output's name."""
     compositor = FakeCompositor({**CORE, **offers})
     compositor.first_size = (1024, 768, (2,))
     place = [*CORE, *offers].index("wl_output") + 1
@@ -1059,7 +1059,7 @@ async def test_an_output_that_goes_and_comes(offers: dict[str, int]) -> None:
 async def test_configured_sizes(
     scale: str, states: tuple[int, ...], asked: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    """At the start and later. The compositor ends the connection if a maximised or full-screen surface has a wrong size."""
+    """A surface has the configured size at the start and later. If a maximised or full-screen one had another, the connection would end."""
     compositor = FakeCompositor()
     compositor.first_size = (*asked, states)
     async with staged(compositor, scale=scale) as stage:
@@ -1219,8 +1219,8 @@ async def test_a_compositor_that_offers_nothing() -> None:
         await stage.flip(output, buffer, 1)
 
 
-async def test_a_mistake_of_ours_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler that fails ends the connection, which is made again, and not the sink."""
+async def test_a_bug_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that fails ends the connection, which is made again. It does not end the sink."""
     handle = WaylandOutput._on_configured
     mistakes = iter([ValueError("a mistake")])
 

@@ -1,5 +1,5 @@
-"""Guests and compositors do anything in any order: each accepted flip ends once, no rule of the protocols is broken, and the compositor
-does not map buffers that were taken back.
+"""Guests and compositors act in any order: each accepted flip ends once, no rule of the protocols is broken, and the compositor does not
+map buffers that were taken back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = [WHOLE, Part(8, 4, 20, 10), Part(0, 0, 1, 1)]
 STATES: list[tuple[int, ...]] = [(), (1,), (2,), (5, 6), (9,), (1, 2), (4,)]
 WHICH = st.integers(0, 5)
 MOST = 32
-"""Objects of one output: 4 of a surface, 7 buffers, 3 copies of each of two shapes, and requested reports."""
+"""Maximum objects of one output: 4 of a surface, 7 buffers, 3 copies of each of two shapes, and requested reports."""
 
 WORDS = ["disable", "refresh", "crash", "stop", "go on", "close", "hide", "see", "keep", "release"]
 ACTIONS = st.one_of(
@@ -59,7 +59,7 @@ class Play:
         self.buffers: list[WaylandBuffer] = []
         self.token = 0
         self.idle = 0
-        """Objects of a connection whose guest has no surface and no buffer."""
+        """The number of objects of a connection whose guest has no surface and no buffer."""
 
     def which(self, number: int) -> WaylandBuffer | None:
         return self.buffers[number % len(self.buffers)] if self.buffers else None
@@ -142,7 +142,7 @@ class Play:
         assert self.stage.flipped.count(self.token) == 1
 
     async def end(self) -> None:
-        """Let the compositor show everything: it shows the guest's last frame; and when all is given back, nothing is left."""
+        """Let the compositor show everything. Check that it shows the guest's last frame, and that after the release nothing is left."""
         self.compositor.shows_at_once = self.compositor.releases = True
         for client in self.compositor.clients:
             client.stopped = False

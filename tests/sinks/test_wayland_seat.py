@@ -123,7 +123,7 @@ async def test_positions_are_those_of_the_scaled_surface() -> None:
 
 @pytest.mark.parametrize("version", [1, 5, 8])
 async def test_wheel(version: int) -> None:
-    """One detent down and one to the right, as each version of the protocol sends them; then small steps of a touchpad."""
+    """The guest gets a detent down and one to the right, as each version of the protocol sends them; then small steps of a touchpad."""
     async with seated(version) as seat:
         await seat.says("wl_pointer", "enter", 1, seat.surface.number, 0.0, 0.0)
         seat.take()
@@ -171,7 +171,7 @@ async def test_touch() -> None:
 
 @pytest.mark.parametrize("version", [5, 6, 8])
 async def test_shape_and_orientation(version: int) -> None:
-    """They exist since version 6 of wl_seat. Those of a finger that is not down are ignored."""
+    """The guest gets shape and orientation of a finger from version 6 of wl_seat on. Those of a finger that is not down are ignored."""
     async with seated(version) as seat:
         await seat.says("wl_touch", "down", 1, 0, seat.surface.number, 0, 1.0, 2.0)
         if version >= 6:
@@ -202,7 +202,7 @@ async def test_a_surface_that_goes_has_been_left() -> None:
         number = seat.surface.number
         await output.disable()
         assert seat.take() == LEFT
-        # Events that were on their way when the surface was destroyed still name it.
+        # Events that were under way when the surface was destroyed still name it.
         await seat.says("wl_keyboard", "leave", 4, number)
         await seat.says("wl_pointer", "motion", 0, 3.0, 3.0)
         await seat.says("wl_touch", "up", 5, 0, 0)
@@ -248,7 +248,7 @@ async def test_a_seat_that_goes_leaves_nothing() -> None:
             assert conn.objects == objects
 
 
-async def test_another_guest_hears_nothing() -> None:
+async def test_another_guest_gets_nothing() -> None:
     other = Claimant(2, "other")
     async with seated() as seat:
         heard: list[SeatEvent] = []
@@ -317,7 +317,7 @@ class Model:
 @settings(max_examples=30, deadline=None)
 @given(sayings=st.lists(SAYINGS, max_size=40))
 def test_events_in_any_order(sayings: list[tuple[str, *tuple[int, ...]]]) -> None:
-    """Events in any order: a finger comes down before it moves or goes up, and the turns of the wheel add up."""
+    """After events in any order, a finger has come down before it moves or goes up, and the turns of the wheel add up."""
 
     async def play() -> None:
         model = Model()

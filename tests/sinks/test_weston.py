@@ -1,4 +1,4 @@
-"""Simulated guests as windows of a real Weston: what it shows, and what happens when it ends, stops responding and comes back."""
+"""Simulated guests as windows of a real Weston: pictures, and a Weston that ends, stops responding and comes back."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Player:
 
     @property
     def objects(self) -> int:
-        """Objects that the connection holds."""
+        """The number of objects that the connection holds."""
         assert self.client.link is not None
         return self.client.link.conn.objects
 
@@ -102,7 +102,7 @@ async def expect(compositor: Weston, wanted: Image.Image) -> None:
 
 @contextlib.asynccontextmanager
 async def playing(folder: Path, compositor: Weston, name: str, **wayland: Any) -> AsyncIterator[Player]:
-    """Run a daemon with a guest; check at the end that it holds nothing of the guest's."""
+    """Run a daemon with a guest. Check at the end that the daemon holds nothing of the guest."""
     shown = WaylandSettings(display=str(compositor.socket), **wayland)
     settings = Settings(sink="wayland", wayland=shown, limits=Limits(modesets_per_second=10_000.0))
     async with Xen(folder / "xen").running() as xen, trio.open_nursery() as nursery:
@@ -128,7 +128,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("zero_copy", "way"), [("auto", BufferState.SHM), ("off", BufferState.COPY)])
 async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str, way: BufferState) -> None:
-    """The connector has the name of an output: the screenshot is the guest's picture, pixel by pixel."""
+    """If the connector has the name of an output, the screenshot is the guest's picture, pixel by pixel."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
         await player.show()
         await player.on_screen()
@@ -142,7 +142,7 @@ async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str,
 
 
 async def test_a_window(folder: Path) -> None:
-    """The connector has another name, and the picture is smaller: it is somewhere on the desktop."""
+    """If the connector has another name, and the picture is smaller than the screen, the picture is somewhere on the desktop."""
     async with weston(folder) as compositor, playing(folder, compositor, "VM-1") as player:
         await player.show(320, 200)
         await player.on_screen()
@@ -217,7 +217,7 @@ async def test_there_before_the_compositor(folder: Path) -> None:
 
 
 async def test_ivi_shell(folder: Path) -> None:
-    """The connector's name is the surface's id. The controller places the surface and gives it a size, and it is shown."""
+    """A surface whose ivi id is the connector's name is shown at the place and in the size that the controller gives it."""
     async with weston(folder, IVI) as compositor, playing(folder, compositor, "5001") as player:
         # The controller ignores surfaces that come before its own user interface, which shows images.
         images = 0
@@ -235,7 +235,7 @@ async def test_ivi_shell(folder: Path) -> None:
 
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
 async def test_buffers_taken_back_are_not_mapped_any_more(folder: Path, zero_copy: str) -> None:
-    """When DBUF_DESTROY is answered, Weston does not map the pages any more: shown, replaced by a flip, or never shown."""
+    """When DBUF_DESTROY is answered, Weston does not map pages any more that were shown, replaced by a flip, or never shown."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless", zero_copy=zero_copy) as player:
         display = player.guest.display
         with trio.fail_after(30):
@@ -244,7 +244,7 @@ async def test_buffers_taken_back_are_not_mapped_any_more(folder: Path, zero_cop
         here = 1 if zero_copy == "auto" else 0
         for shown in (True, False) * 5:
             first, second = [await display.create_framebuffer(*SIZE) for _ in range(2)]
-            with trio.fail_after(30):  # under load, the guest may get its answer before Weston maps the buffer
+            with trio.fail_after(30):  # under load, the guest may get its response before Weston maps the buffer
                 while compositor.mapped("memfd:dom1") != 2 * here:
                     await trio.sleep(0.01)
             if shown:
@@ -270,11 +270,11 @@ WINDOWS = [
     (create_of(512, 127, 262144), (512, 127, "YUYV")),
     (create_of(127, 512, 68 + 127 * 2 * 512, bpp=16, data_ofs=68), (126, 511, "AR12")),
 ]
-"""Display buffers, and framebuffers in them: tests/lab/domu/hostile.c has the same."""
+"""Display buffers, and framebuffers in them. tests/lab/domu/hostile.c has the same list."""
 
 
 async def test_a_hostile_neighbour(folder: Path) -> None:
-    """Odd strides, oversized framebuffers, a flood of SET_CONFIG: neither Weston nor the other guest's window is affected."""
+    """Odd strides, oversized framebuffers and a flood of SET_CONFIG affect neither Weston nor the other guest's window."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:
         await player.show()
         await player.on_screen()
@@ -311,7 +311,7 @@ async def test_a_hostile_neighbour(folder: Path) -> None:
 
 
 class Imported:
-    """A guest's buffer (port.GuestBuffer) that is a udmabuf: unlike a dma-buf of Xen's, software can read it."""
+    """A guest's buffer (port.GuestBuffer) that is a udmabuf. Unlike a dma-buf of gntdev, software can read it."""
 
     domid = 1
 

@@ -1,4 +1,4 @@
-"""Keyboard and pointer of an X server reach the guest through the wl_seat of a real Weston. (It has no touch device.)"""
+"""Events of an X server's keyboard and pointer reach the guest through the wl_seat of a real Weston. (It has no touch device.)"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_keyboard_and_pointer(folder: Path) -> None:
 
 
 async def _used(guest: Guest, user: User) -> None:
-    """Show something on the guest, and use keyboard and pointer. (Weston chooses where its window is.)"""
+    """Show a framebuffer of the guest, and use keyboard and pointer. (Weston chooses the place of the window.)"""
     with trio.fail_after(30):
         await guest.display.connected.wait()
         await guest.input.connected.wait()
@@ -60,7 +60,7 @@ async def _used(guest: Guest, user: User) -> None:
     user.focus(window)
 
     def point() -> bool:
-        """Move the pointer, repeatedly: the guest gets no events before its window is there."""
+        """Move the pointer. This is repeated, because the guest gets no events before its window is there."""
         user.point(99, 80)
         user.point(100, 80)
         return heard.position is not None

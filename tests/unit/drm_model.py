@@ -1,7 +1,7 @@
-"""A model of the kernel's mode setting: enough to drive the DRM sink without a card, with failures in any order.
+"""A model of the kernel's mode setting, to run the DRM sink without a card, with failures in any order.
 
 It enforces the kernel's rules: no commit without DRM master or on a busy CRTC, no framebuffer that does not exist, an
-event only for a frame that was committed. Pixels on real drivers are tested in the lab.
+event only for a frame that was committed. The lab tests pixels on real drivers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Framebuffer(msgspec.Struct):
     height: int
     pitch: int
     pages: int
-    """The inode of the dma-buf that it lies over; 0: the card's own memory."""
+    """The inode of its dma-buf; 0: the card's own memory."""
 
 
 class Monitor(msgspec.Struct):
@@ -63,7 +63,7 @@ class Board:
     def __init__(self, connectors: int = 1, modes: list[tuple[int, int]] | None = None) -> None:
         self.monitors: list[Monitor | None] = [Monitor(modes or [(64, 48)]) for _ in range(connectors)]
         self.planes = connectors
-        """As many as there are connectors are primary planes, the others overlays."""
+        """The number of planes. There is one primary plane for each connector; the others are overlays."""
         self.reach = [(1 << connectors) - 1] * connectors
         """For each connector, the CRTCs that can drive it, as a mask."""
         self.can_import = True
@@ -72,7 +72,7 @@ class Board:
         self.must_be_told = False
         self.other_master = False
         self.privileged = True
-        """displbe has CAP_SYS_ADMIN."""
+        """Whether displbe has CAP_SYS_ADMIN."""
         self.faults: dict[str, list[int]] = {}
         """Operation -> errnos with which its next calls fail. The operations are `import`, `close` (of a handle), `dumb`
         (buffer), `probe`, `atomic` (capability), `flip`, `modeset`, `test` and `rmfb`.
@@ -82,7 +82,7 @@ class Board:
         """Called with each new file and its opener."""
         self.present = True
         self.began: Callable[[ModelDevice], None] = lambda card: None
-        """Called with each new device, to set the state in which it is found."""
+        """Called with each new device, to set the state in which displbe finds it."""
         self.vanished: set[int] = set()
         """Indices of connectors that are still listed, but do not exist any more."""
         self.slow = 0.0
@@ -98,7 +98,7 @@ class Board:
 
     @property
     def card(self) -> ModelDevice | None:
-        """The device that was opened last; those that are open come first."""
+        """The device that was opened last and is still open; if none is open, the one that was opened last."""
         return next((card for card in reversed(self.cards) if card.fd >= 0), self.cards[-1] if self.cards else None)
 
     def unbind(self) -> None:
@@ -187,7 +187,7 @@ class ModelDevice(DrmDevice):
                 self._end.send(event)
 
     def take_master(self) -> None:
-        """Make another program DRM master, as at a VT switch."""
+        """Make another program DRM master, as on a VT switch."""
         self.master, self.board.other_master = False, True
 
     def light(self, index: int, fb: int, *connectors: int) -> None:
@@ -338,7 +338,7 @@ class ModelDevice(DrmDevice):
 
     def _mode_map_dumb(self, ask: Any) -> int:
         ask.offset = os.fstat(self._memory).st_size
-        os.ftruncate(self._memory, ask.offset + (1 << 24))  # untouched, it costs nothing
+        os.ftruncate(self._memory, ask.offset + (1 << 24))  # memory that is not touched costs nothing
         return 0
 
     def _mode_addfb2(self, ask: Any) -> int:
@@ -354,7 +354,7 @@ class ModelDevice(DrmDevice):
         for values in self.objects.values():
             if values.get("FB_ID") == ask.value:
                 values["FB_ID"] = values["CRTC_ID"] = 0
-        return self.board.fault("rmfb")  # even if the driver fails to take it off the screen, it is removed
+        return self.board.fault("rmfb")  # the framebuffer is removed even if the driver fails to take it off the screen
 
     def _mode_dirtyfb(self, ask: Any) -> int:
         return 0 if self.board.must_be_told else errno.ENOSYS

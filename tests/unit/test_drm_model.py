@@ -1,4 +1,4 @@
-"""The DRM sink on a model of the kernel, with orders of events and failures that no lab can produce at will."""
+"""The DRM sink on a model of the kernel, with orders of events and failures that a real card does not produce at will."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _quick() -> Any:
 
 
 def _no_monitor() -> Any:
-    """Without events, since the kernel sends none for the model's cards: they are polled."""
+    """Raise OSError, so that connectors are polled: the kernel sends no events for the model's cards."""
     raise OSError("no events of a model")
 
 
@@ -77,7 +77,7 @@ async def running(board: Board, devices: Path, seat: Libseat | None = None, **ke
 
 
 def copies(screen: Screen) -> CopiedScanout:
-    """Return what copies an output's frames."""
+    """Return the scanout that copies an output's frames."""
     lit = screen.output._lit
     assert lit is not None
     assert isinstance(lit.scanout, CopiedScanout)
@@ -121,7 +121,7 @@ class Screen:
 
     @property
     def waiting(self) -> bool:
-        """A flip is under way: the next one has to wait."""
+        """Whether a flip is under way, so that the next one has to wait."""
         return len(self.done) < self.accepted
 
     def flip(self, index: int = 1) -> None:
@@ -162,7 +162,7 @@ async def until(what: Callable[[], object]) -> None:
 
 
 async def test_zero_copy(tmp_path: Path) -> None:
-    """The guest's own framebuffers are on the plane; the card's event ends a flip; at the end nothing is left."""
+    """The guest's own framebuffers are on the plane, the card's event ends a flip, and at the end nothing is left."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -237,7 +237,7 @@ def on_screen(screen: Screen, at: int = 0) -> bytes:
 
 
 async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
-    """The guest draws into its new frame the pixels that were last seen in the old one: they are shown all the same."""
+    """Pixels that the guest draws into its new frame are shown, even if they are those that were last seen in the old frame."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -256,7 +256,7 @@ async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
 
 
 async def test_drawn_without_flipping_after_what_was_shown_is_removed(tmp_path: Path) -> None:
-    """The guest destroys the framebuffer on the screen and flips to another, which is watched as well."""
+    """When the guest destroys the framebuffer on the screen and flips to another, that one is watched too."""
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=100) as made:
         screen = Screen(made)
@@ -305,7 +305,7 @@ async def test_guests_that_flip_are_not_looked_at(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("must_be_told", [True, False])
 async def test_drawn_without_flipping_or_copying(tmp_path: Path, must_be_told: bool) -> None:
-    """Zero copy: a card that has to be told of redraws is told while the guest does not flip; another is never told."""
+    """Zero copy: a card that must be told of drawing is told while the guest does not flip; any other card is never told."""
     board = Board()
     board.must_be_told = must_be_told
     async with running(board, tmp_path, refresh=100) as made:
@@ -339,7 +339,7 @@ async def test_drawn_without_flipping_or_copying(tmp_path: Path, must_be_told: b
 
 
 async def test_paths(tmp_path: Path) -> None:
-    """An output tells how frames get to its screen and why; the log tells it once per change."""
+    """An output reports the path of frames to its screen and the reason; the log reports each change once."""
     board = Board()
     with capture_logs() as logs:
         async with running(board, tmp_path) as made:
@@ -519,7 +519,7 @@ async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EIO])
 @pytest.mark.parametrize(("zero_copy", "path"), [("auto", "zero copy"), ("require", "zero copy"), ("off", "copy")])
 async def test_failed_mode(tmp_path: Path, number: int, zero_copy: str, path: str) -> None:
-    """A screen that cannot be switched on now is tried again; neither the guest nor its buffer is blamed."""
+    """A screen that cannot be switched on now is tried again. The guest gets no error, and its buffer is not refused."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
@@ -540,7 +540,7 @@ async def test_failed_mode(tmp_path: Path, number: int, zero_copy: str, path: st
 
 @pytest.mark.parametrize("zero_copy", ["auto", "require"])
 async def test_attached_in_the_moment_of_an_unbind(tmp_path: Path, zero_copy: str) -> None:
-    """The card is gone, unnoticed yet, when a buffer is attached: the buffer is imported when the card is back."""
+    """A buffer that is attached before displbe has noticed that the card is gone is imported when the card is back."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy) as made:
         screen = Screen(made)
@@ -574,7 +574,7 @@ async def test_a_screen_that_is_off_stays_so_without_its_card(tmp_path: Path) ->
 
 
 async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
-    """A card that comes back with a driver that imports what the old one refused shows it without a copy."""
+    """A buffer that a card's driver has refused is shown without a copy when the card comes back with a driver that imports it."""
     board = Board()
     board.can_import = False
     async with running(board, tmp_path) as made:
@@ -592,7 +592,7 @@ async def test_copied_until_the_card_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EACCES, errno.ENODEV, errno.EINVAL, errno.ENOMEM])
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_failed_flip(tmp_path: Path, number: int, zero_copy: str) -> None:
-    """A flip that the kernel refuses ends all the same, and the frame is shown in another way."""
+    """A flip that the kernel refuses ends like any other, and the frame is shown in another way."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
@@ -653,7 +653,7 @@ async def test_guest_before_its_monitor(tmp_path: Path) -> None:
 
 
 async def test_master(tmp_path: Path) -> None:
-    """Another program is DRM master at first, ends, comes back, and ends again."""
+    """The screen is dark while another program is DRM master, at the start and later, and lit when that program ends."""
     board = Board()
     board.other_master = True
     async with running(board, tmp_path) as made:
@@ -746,7 +746,7 @@ class Manager(Libseat):
             changed()
 
     def switch(self, *, ours: bool) -> None:
-        """Give the seat to our session or to another."""
+        """Give the seat to displbe's session or to another."""
         self.active = ours
         self.board.other_master = not ours
         for card in self.board.cards:
@@ -757,7 +757,7 @@ class Manager(Libseat):
 
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_seat(tmp_path: Path, zero_copy: str) -> None:
-    """The seat goes away and comes back during flips: the screen is dark, the card is left alone, then lit again."""
+    """While another session has the seat, the screen is dark, displbe does not use the card, and flips go on. Then it is lit again."""
     board = Board()
     manager = Manager(board)
     async with running(board, tmp_path, manager, zero_copy=zero_copy, refresh=0) as made:
@@ -788,8 +788,8 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
     assert manager.files == set()
 
 
-async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
-    """A session manager takes the card away a moment before it says so: the free card is not taken then."""
+async def test_a_seat_taken_before_it_is_reported(tmp_path: Path) -> None:
+    """displbe does not take a card that a session manager has taken away but has not reported yet."""
     board = Board()
     manager = Manager(board)
     async with running(board, tmp_path, manager) as made:
@@ -810,8 +810,8 @@ async def test_a_seat_taken_before_it_is_told(tmp_path: Path) -> None:
         await screen.close()
 
 
-async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
-    """A session manager asks for DRM master only when it opens a card: it opens it again once no program is master."""
+async def test_own_seat_with_another_master(tmp_path: Path) -> None:
+    """A card is opened anew through the session manager once no program is DRM master: the manager asks only when it opens a card."""
     board = Board()
     board.privileged, board.other_master = False, True
     manager = Manager(board)
@@ -833,7 +833,7 @@ async def test_seat_is_ours_but_the_card_anothers(tmp_path: Path) -> None:
 
 
 async def test_seat_that_comes_late(tmp_path: Path) -> None:
-    """A card opened while another session has the seat is not used; it is opened anew when the seat becomes ours."""
+    """A card opened while another session has the seat is not used. It is opened anew when displbe gets the seat."""
     board = Board()
     board.other_master = True
     manager = Manager(board, ours=False)
@@ -875,7 +875,7 @@ async def test_revoked(tmp_path: Path, number: int) -> None:
 
 
 async def test_another_picture(tmp_path: Path) -> None:
-    """DRM master was lost and came back between two looks: another picture on the plane is noticed and replaced."""
+    """Another program's picture on the plane is noticed and replaced, even if mastership was lost and came back between two looks."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
@@ -890,7 +890,7 @@ async def test_another_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
 async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
-    """A card goes and comes back as another number: the guest's buffers are on it again."""
+    """When a card goes and comes back under another number, the guest's buffers are on it again."""
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy) as made:
         screen = Screen(made)
@@ -924,7 +924,7 @@ async def test_card_unbound(tmp_path: Path, zero_copy: str) -> None:
 
 
 async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
-    """All outputs import at once when a card comes back, pairs of them the same dma-bufs: no framebuffer gets others' pages."""
+    """No framebuffer gets wrong pages when a card comes back and all outputs import at once, two of them the same dma-bufs each."""
     board = Board(connectors=4)
     board.slow = 0.001
     async with running(board, tmp_path) as made:
@@ -956,7 +956,7 @@ async def test_the_same_pages_on_two_outputs(tmp_path: Path) -> None:
 async def test_card_with_another_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, name: str
 ) -> None:
-    """A card that comes back as another number is known by its sysfs path, and its connectors too, by all their names."""
+    """A card that comes back under another number is known by its sysfs path, and its connectors by all their names."""
     monkeypatch.setattr(finder, "sysfs_path_of", lambda node: "/sys/devices/model")
     board = Board()
     async with running(board, tmp_path, device=device) as made:
@@ -1022,7 +1022,7 @@ async def test_failed_first_probe(tmp_path: Path) -> None:
 
 
 async def test_connector_that_goes_while_it_is_looked_at(tmp_path: Path) -> None:
-    """The connectors of a DisplayPort hub vanish with it: the others are probed all the same."""
+    """When the connectors of a DisplayPort hub vanish with the hub, the other connectors are still probed."""
     board = Board(connectors=2)
     async with running(board, tmp_path) as made:
         screen = Screen(made, "Virtual-2")
@@ -1033,7 +1033,7 @@ async def test_connector_that_goes_while_it_is_looked_at(tmp_path: Path) -> None
 
 
 async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
-    """Another program had one CRTC drive both connectors: each output gets a CRTC of its own."""
+    """Each output gets a CRTC of its own, although another program had let one CRTC drive both connectors."""
     board = Board(connectors=2)
     board.began = lambda card: card.light(0, 7, 0, 1)
     async with running(board, tmp_path) as made:
@@ -1063,7 +1063,7 @@ def lived_in(card: ModelDevice) -> None:
 
 
 @pytest.mark.parametrize("gone", [0, 7, 8, 9])
-async def test_what_was_there_before(tmp_path: Path, gone: int) -> None:
+async def test_the_previous_picture_is_restored(tmp_path: Path, gone: int) -> None:
     """A desktop's state is not in a guest's picture, and is restored at the end, except on CRTCs whose framebuffer is gone."""
     board = Board(connectors=2)
     board.planes, board.began = 3, lived_in
@@ -1128,7 +1128,7 @@ async def test_link_that_fails(tmp_path: Path) -> None:
     ],
 )
 async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, int, int, int]) -> None:
-    """The guest's size is none of the monitor's modes."""
+    """A guest's picture whose size is none of the monitor's modes is scaled, has borders, or is cropped."""
     board = Board(modes=[(128, 60), (100, 60)])
     board.can_scale = able == "scale"
     board.can_leave_free = able != "nothing" and (able, scale) != ("scale", "none")
@@ -1236,7 +1236,7 @@ async def test_formats_that_are_refused(tmp_path: Path, zero_copy: str, name: st
 @pytest.mark.parametrize("modes", [[(64, 48)], [(32, 16)]])
 @pytest.mark.parametrize("on_exit", ["restore", "keep", "blank"])
 async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]]) -> None:
-    """The screen after the guest's and the sink's end, for each value of `on-exit`; the guest may be larger than any mode."""
+    """When guest and sink have ended, the screen is as `on-exit` says, also if the guest is larger than any mode."""
     board = Board(connectors=2, modes=modes)
     states: list[Any] = []
     async with running(board, tmp_path, on_exit=on_exit) as made:
@@ -1262,7 +1262,7 @@ async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]
 
 
 async def test_connectors_find_their_crtcs(tmp_path: Path) -> None:
-    """Two guests on one card each get a CRTC, although another program had used one for the other's connector."""
+    """Two guests on one card each get a CRTC, although another program had used a CRTC for the other's connector."""
     board = Board(connectors=2)
     async with running(board, tmp_path) as made:
         first, second = Screen(made, "Virtual-2"), Screen(made)
@@ -1319,7 +1319,7 @@ ACTIONS = st.tuples(
 async def test_every_flip_completes_once(
     tmp_path: Path, actions: list[tuple[tuple[str, int], int]], zero_copy: str, must_be_told: bool, privileged: bool
 ) -> None:
-    """Failures in any order: every accepted flip ends exactly once, and at the end nothing is held.
+    """With failures in any order, every accepted flip ends exactly once, and at the end nothing is held.
 
     Two outputs show the same guest's pages.
     """
@@ -1377,7 +1377,7 @@ async def test_every_flip_completes_once(
         await trio.sleep(0.01)
         for screen in screens:
             assert screen.done == list(range(screen.accepted))
-        assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # the guest is not told what is wrong with the screen
+        assert codes <= {Errno.EINVAL, Errno.ENOSPC}  # failures of the screen are not reported to the guest
         if board.card is not None and not board.card.unplugged and board.card.fd >= 0:
             assert (board.card.fbs, board.card.blobs, board.card.handles) == ({}, {}, {})
 

@@ -1,4 +1,4 @@
-"""The rates of what the DRM sink does by time, on a simulated clock: no result depends on the machine's speed."""
+"""The rates of the DRM sink's looks and flips, on a simulated clock, so that no result depends on the machine's speed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_frames_are_looked_at_at_the_configured_rate(rate: int) -> None:
 
 
 async def test_flips_without_a_screen_complete_at_the_modes_rate(autojump_clock: MockClock) -> None:
-    """Flips end neither earlier nor later, so that a guest does as much work as with a screen."""
+    """Without a screen, flips end at the mode's rate, so that a guest does as much work as with a screen."""
     done: list[int] = []
     began = trio.current_time()
     async with trio.open_nursery() as nursery:

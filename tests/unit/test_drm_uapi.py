@@ -1,6 +1,6 @@
-"""Every structure, ioctl number and constant of sinks/drm/uapi.py against the C headers, by a C program compiled here.
+"""Every structure, ioctl number and constant of sinks/drm/uapi.py agrees with the C headers, as printed by a C program.
 
-Without a compiler or the headers this fails: it never skips. tests/setup.sh installs both.
+Without a compiler or the headers, the tests fail; they are never skipped. tests/setup.sh installs both.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _program() -> str:
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """What the headers say: a name's numbers."""
+    """Name -> the numbers in the headers."""
     include = next((path for path in INCLUDES if (Path(path) / "drm_mode.h").exists()), None)
     assert include, f"no drm_mode.h in {' or '.join(INCLUDES)}: install libdrm-dev"
     work = tmp_path_factory.mktemp("uapi")
@@ -68,7 +68,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_structure(said: dict[str, list[int]], name: str) -> None:
-    """Size, and each field's offset and size."""
+    """The structure's size, and each field's offset and size, agree with the header."""
     kind = STRUCTURES[name]
     assert said[name] == [ctypes.sizeof(kind)]
     ours = {f"{name}.{field}": [getattr(kind, field).offset, getattr(kind, field).size] for field in _fields(kind)}
@@ -76,7 +76,7 @@ def test_structure(said: dict[str, list[int]], name: str) -> None:
 
 
 def test_numbers(said: dict[str, list[int]]) -> None:
-    """Each ioctl's number and each constant."""
+    """Each ioctl number and each constant agrees with the headers."""
     known = {name: value for name, value in NUMBERS.items() if name in said}
     assert {name: [value] for name, value in known.items()} == {name: said[name] for name in known}
     assert len(known) == len(NUMBERS) - 2
@@ -90,7 +90,7 @@ def test_event(said: dict[str, list[int]]) -> None:
 
 
 def test_connector_names() -> None:
-    """DRM_MODE_CONNECTOR_*: the kernel's names stand at their numbers."""
+    """Each name of a connector type is at the index of its DRM_MODE_CONNECTOR_* number."""
     include = next(path for path in INCLUDES if (Path(path) / "drm_mode.h").exists())
     numbers = {
         words[1].removeprefix("DRM_MODE_CONNECTOR_"): int(words[2])

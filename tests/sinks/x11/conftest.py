@@ -31,7 +31,7 @@ def xvfb() -> Iterator[Xvfb]:
 
 @pytest.fixture
 def user(xvfb: Xvfb) -> Iterator[User]:
-    """The user of that server, with the focus nowhere and the pointer in the corner."""
+    """The user of that server. No window has the focus, and the pointer is in the corner."""
     with User.of(xvfb) as user:
         user.focus(1)  # PointerRoot
         user.point(639, 479)

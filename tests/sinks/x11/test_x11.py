@@ -81,7 +81,7 @@ async def seen(user: User, picture: Image.Image, left: int = 0, top: int = 0) ->
 
 @pytest.mark.parametrize("name", RAW)
 async def test_formats(worlds: Worlds, xvfb: Xvfb, user: User, name: str) -> None:
-    """The window shows each pixel that the guest draws; colours of fewer than 8 bits as near as they can be."""
+    """The window shows each pixel that the guest draws; colours of fewer than 8 bits are as near as possible."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         _, _, pixels = await show(guest, 1, name)
         wanted = as_shown(pixels, name)
@@ -122,7 +122,7 @@ async def test_flips(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
 async def test_a_flip_waits_for_the_server(
     worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flip does not end before the server has read its frame, whatever else the server sends: the guest would overwrite the frame."""
+    """A flip does not end before the server has read its frame, so that the guest does not overwrite it, whatever else the server sends."""
     monkeypatch.setattr(output_module, "LATE", 1000.0)
     heard = Heard()
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
@@ -182,7 +182,7 @@ async def test_sizes(
     async with worlds(xvfb.display, scale=scale) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         _, buffer, pixels = await show(guest)
         await seen(user, as_shown(pixels))
-        # Four areas of one colour each: scaling does not change the colour in their middles.
+        # There are four areas of one colour each, because scaling does not change the colour in their middles.
         upper = b"\x10\x20\xf0\0" * (WIDTH // 2) + b"\x10\xf0\x20\0" * (WIDTH // 2)
         lower = b"\xf0\x20\x10\0" * (WIDTH // 2) + b"\xf0\xf0\xf0\0" * (WIDTH // 2)
         buffer.pixels[: len(pixels)] = upper * (HEIGHT // 2) + lower * (HEIGHT // 2)
@@ -347,7 +347,7 @@ async def test_window_manager(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
 
 @pytest.mark.parametrize("policy", ["ignore", "detach", "iconify"])
 async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> None:
-    """The guest goes on when the user closes the window, by each policy."""
+    """The guest goes on when the user closes the window, with each policy."""
     async with (
         worlds(xvfb.display, on_close=policy) as world,
         world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
@@ -419,7 +419,7 @@ class Heard(list[SeatEvent]):
 
 
 async def test_keyboard(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """Keys reach the guest whose window has the focus, as Linux key codes; keys that are down when the focus comes are told."""
+    """The guest whose window has the focus gets keys as Linux key codes, and the keys that are down when it gets the focus."""
     heard = Heard()
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):
@@ -464,7 +464,7 @@ async def test_pointer(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
 
 
 async def test_keyboard_without_window_manager(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
-    """Where no window has the focus, the window under the pointer gets the keys, until the pointer leaves it."""
+    """If no window has the focus, the window under the pointer gets the keys, until the pointer leaves it."""
     heard = Heard()
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
         with sink_of(world).seats.listening(1, "HDMI-A-1", heard.hear):

@@ -1,4 +1,4 @@
-"""`displbe demo` with an X server, with a Wayland compositor, and with the name of one that does not run."""
+"""`displbe demo` with a running X server or Wayland compositor, and with the name of one that does not run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_window(xvfb: Xvfb, user: User, tmp_path: Path) -> None:
 
 
 def colours(user: User) -> int:
-    """The number of colours on the screen."""
+    """Return the number of colours on the screen."""
     return len(user.picture().getcolors(1 << 24) or ())
 
 

@@ -1,4 +1,4 @@
-"""The states of an X11 output, and which rule ends its flips. No server is needed: a stand-in takes the painter's place."""
+"""The states of an X11 output, and the rules that end its flips. No server is needed: a stand-in replaces the painter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_VISIBLE = "the window is closed or iconified"
 
 
 class StandIn:
-    """A painter that only notes what it is told. The test says when the window is visible and what the server has read."""
+    """A painter that only records calls. The test says when the window is visible and what the server has read."""
 
     def __init__(self, desktop: Desktop, title: str, *, tell: Any, on_visibility: Any, on_read: Any) -> None:
         self.title = title
@@ -89,7 +89,7 @@ class Rig:
         self.released += 1
 
     def set_server(self, server: object) -> None:
-        """A server is found, or lost (None)."""
+        """Let the output find a server, or lose it (None)."""
         self.desktop.server = cast("Server", server)
         self.output.on_server()
 
@@ -151,7 +151,7 @@ async def test_the_timer_ends_a_flip_that_is_not_seen(rig: Rig, how: str) -> Non
 
 
 async def test_a_late_server_stalls_one_flip_only(rig: Rig) -> None:
-    """One warning; the next flips go by the timer, until the server has read a frame again."""
+    """A late server causes one warning. The next flips end by the timer, until the server has read a frame again."""
     await rig.output.enable(rig.frame, WHOLE)
     rig.painter.set_visible(True)
     with structlog.testing.capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""A guest gets consistent input whatever the X server sends its window; the area of the picture in a window. No server is needed."""
+"""The input of a window, which is consistent whatever the X server sends, and the area of the picture in it. No server is needed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEYMAP_NOTIFY = 11
 
 
 def device_event(number: int, detail: int, at: tuple[int, int]) -> object:
-    """A key, button, motion or crossing event, as the server sends it."""
+    """Return a key, button, motion or crossing event, as the server sends it."""
     body = bytearray(32)
     body[0], body[1] = number, detail
     body[24:28] = b"".join(value.to_bytes(2, "little", signed=True) for value in at)
@@ -49,7 +49,7 @@ def device_event(number: int, detail: int, at: tuple[int, int]) -> object:
 
 
 def focus_event(number: int, detail: int) -> object:
-    """FocusIn or FocusOut."""
+    """Return a FocusIn or FocusOut event."""
     return FOCUS_EVENTS[number](MemoryUnpacker(bytes([number, detail, *bytes(30)])))
 
 
@@ -126,7 +126,7 @@ def test_input_is_consistent(events: list[object]) -> None:
 
 @given(maps)
 def test_keys_that_are_down_already(keys: bytes) -> None:
-    """The bits of KeymapNotify are the keys that are down when the focus comes."""
+    """The guest gets the keys whose bits are set in KeymapNotify as keys that are down."""
     guest = Guest()
     window = WindowInput(guest.hear, lambda: AREA)
     window.handle(focus_event(9, 3))

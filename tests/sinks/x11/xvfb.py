@@ -1,4 +1,4 @@
-"""An X server on this machine (Xvfb), and a client of it that takes pictures of the screen, types and points."""
+"""An X server on this machine (Xvfb), and a client of it that takes pictures of the screen and makes input events."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Xvfb:
 
     @property
     def display(self) -> str:
-        """The display as clients name it, as in DISPLAY."""
+        """The name of the display, as in DISPLAY."""
         return f":{self.number}"
 
     def hang(self) -> None:
@@ -168,7 +168,7 @@ class User:
 
 
 class Manager(User):
-    """A window manager by ICCCM and EWMH, for windows that are mapped, full-screen, iconified and withdrawn."""
+    """A window manager that follows ICCCM and EWMH for windows that are mapped, full-screen, iconified and withdrawn."""
 
     def __init__(self, server: Xvfb) -> None:
         super().__init__(server)
@@ -179,7 +179,7 @@ class Manager(User):
         self.done()
 
     async def run(self) -> None:
-        """Manage, until cancelled."""
+        """Manage windows until cancelled."""
         while True:
             with contextlib.suppress(x.WindowError):  # the window is destroyed already
                 while (event := self.connection.poll_for_event()) is not None:
