@@ -179,7 +179,7 @@ class Device(Generic[S]):
         try:
             if self._driver.guests and not self.name:
                 self.nodes.log.warning(
-                    "the guest's name is not known: no [guest.NAME] of the configuration applies to it"
+                    "the guest's name is not known here: no [guest.NAME] of the configuration applies to it"
                 )
             await self._until_gone(background)
         except Exception:
