@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -555,6 +555,28 @@ async def test_a_suspended_window_does_not_wait_to_be_late() -> None:
         compositor.client.configure(stage.surface, WIDTH, HEIGHT, ())
         await on_screen(output)
         assert output.late == 0
+
+
+async def test_a_suspended_window_follows_its_guest() -> None:
+    """Frames that a guest draws without flipping reach a suspended window, for thumbnails. Its configures need no frame again."""
+    compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
+    async with staged(compositor, refresh=100.0) as stage:
+        output, shown, _ = await stage.lit()
+        compositor.client.configure(stage.surface, WIDTH, HEIGHT, (9,))
+        await until(lambda: output.surface.state is SurfaceState.SUSPENDED)
+        await connection_of(output).sync()
+        pages = cast("Pages", shown.pages)
+        await until(lambda: not output.surface.is_unreported)
+        pages.memory[: WIDTH * 4] = b"\7\7\7\0" * WIDTH
+        await until(lambda: stage.surface.shown is not None and stage.surface.shown.row(0) == b"\7\7\7\0" * WIDTH)
+        await until(lambda: not output.surface.is_unreported)
+        await trio.sleep(0.5)
+        before = len(compositor.client.requests("wl_surface", "attach"))
+        for states in ((9,), (9,), ()):
+            compositor.client.configure(stage.surface, WIDTH, HEIGHT, states)
+            await connection_of(output).sync()
+        await until(lambda: output.surface.state is SurfaceState.SHOWN)
+        assert len(compositor.client.requests("wl_surface", "attach")) == before
 
 
 async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:

@@ -126,6 +126,8 @@ class WaylandBuffer(SinkBuffer):
 
     `remove` removes the buffer from its output when the guest takes it back. `decided` is called when the compositor has accepted or
     refused it, `released` when the compositor no longer reads it.
+
+    It has sixteen attributes: what the guest, the compositor and the history of imports know of a buffer is here.
     """
 
     def __init__(

@@ -34,10 +34,11 @@ class StandIn:
     def __init__(self, desktop: Desktop, title: str, *, tell: Any, on_visibility: Any, on_read: Any) -> None:
         self.title = title
         self.visible = False
+        self.is_unread = False
         self.serial = 0
         self.frame: Frame | None = None
         self.on_visibility: Callable[[], None] = on_visibility
-        self.on_read: Callable[[int], None] = on_read
+        self.on_read: Callable[[int | None], None] = on_read
 
     def show(self, frame: Frame, part: Part) -> None:
         self.frame = frame
@@ -169,6 +170,30 @@ async def test_a_late_server_stalls_one_flip_only(rig: Rig) -> None:
     rig.output.flip(rig.frame, 5)
     await trio.sleep(LATE / 2)
     assert rig.ended == list(range(5))
+
+
+async def test_a_late_server_stays_late_until_it_has_read(rig: Rig) -> None:
+    """A mode set, an unmapped window and a screen that is switched off do not make the guest wait again for a server that hangs."""
+    await rig.output.enable(rig.frame, WHOLE)
+    rig.painter.set_visible(True)
+    rig.painter.is_unread = True
+    rig.output.flip(rig.frame, 0)
+    await trio.sleep(LATE + LATE_CHECK)
+    states = [rig.output.state]
+    await rig.output.enable(rig.frame, WHOLE)
+    states.append(rig.output.state)
+    rig.painter.set_visible(False)
+    states.append(rig.output.state)
+    rig.painter.set_visible(True)
+    states.append(rig.output.state)
+    await rig.output.disable()
+    await rig.output.enable(rig.frame, WHOLE)
+    states.append(rig.output.state)
+    stalled = OutputState.STALLED
+    assert states == [stalled, stalled, OutputState.UNSEEN, stalled, stalled]
+    rig.painter.is_unread = False
+    rig.painter.on_read(None)  # a frame that the guest drew without flipping
+    assert (rig.output.state, rig.output.page_flip.late) == (OutputState.SHOWN, 1)
 
 
 async def test_no_flip_is_told_after_release(rig: Rig) -> None:
