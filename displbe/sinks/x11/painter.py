@@ -69,8 +69,6 @@ class Painter:
         """The part of the frames that is shown; None: the screen is off."""
         self._serial: int | None = None
         """The serial number of the newest flip, until `on_read` has been called for it."""
-        self.is_unread = False
-        """Whether the server has not read the frame that it was last told to read."""
         self._watch = RedrawWatch(FASTEST_LOOK)
         self._wanted = trio.Event()
         self._copying = trio.Lock()
@@ -83,6 +81,11 @@ class Painter:
     def visible(self) -> bool:
         """Whether the window is on the screen."""
         return self._window is not None and self._window.state is WindowState.VISIBLE
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the server has not read the frame that it was last told to read."""
+        return self._window is not None and self._window.is_unread
 
     # Called by the output, without waiting
 
@@ -184,11 +187,7 @@ class Painter:
                 window.copy, frame.view, frame.geometry, part
             )
         if changed and window.state is not WindowState.LOST:
-            self.is_unread = True
-            try:
-                await window.put()
-            finally:
-                self.is_unread = False
+            await window.put()
         if self._serial == serial:
             self._serial = None
         if changed or serial is not None:

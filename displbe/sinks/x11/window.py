@@ -155,7 +155,8 @@ class Window:
         self._scaled_for: object = None
         """The canvas and the size on the screen for which the picture's transform is set."""
         self._read = trio.Event()
-        """Set when the server has read the last frame that was put, or is lost."""
+        """Set when the server has read the last frame that was put, or is lost, and before the first frame."""
+        self._read.set()
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
@@ -210,6 +211,11 @@ class Window:
             self._on_visibility()
 
     # Frames
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the server has not read the last frame that was put."""
+        return not self._read.is_set()
 
     def prepare(self, code: int, part: Part) -> bool:
         """Prepare for frames of this DRM format and size. Return False if the server does not support the format."""
