@@ -48,8 +48,6 @@ class ConnectionState(enum.Enum):
     """No frontend is connected."""
     SERVED = "served"
     """The frontend is connected, and the device's service serves it."""
-    KICKED = "kicked"
-    """The frontend is served, but the operator has asked for the end of the connection. The device's task ends it next."""
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -91,6 +89,8 @@ class Device(Generic[S]):
         self.service = driver.open(self.nodes, quota)
         """The driver's service for this device; it outlives each connection."""
         self.connection = ConnectionState.NONE
+        self.is_kicked = False
+        """The operator has asked for the end of the connection since its guest was identified."""
         self._driver = driver
         self._changes = Changes()
         self._rings_changed = False
@@ -135,9 +135,8 @@ class Device(Generic[S]):
             self._changes.mark_guest()
 
     def kick(self) -> None:
-        """End the connection, if there is one. The frontend may connect again."""
-        if self.connection is ConnectionState.SERVED:
-            self.connection = ConnectionState.KICKED
+        """End the connection, also one that is being made. The frontend may connect again."""
+        self.is_kicked = True
         self._changes.mark()
 
     async def status(self) -> status.DeviceStatus:
@@ -299,7 +298,7 @@ class Device(Generic[S]):
             async with trio.open_nursery() as nursery:
                 await self.nodes.verify()
                 await self.nodes.identify()
-                self._rings_changed = True
+                self.is_kicked, self._rings_changed = False, True
                 await nursery.start(self.service.serve, background)
                 self.connection = ConnectionState.SERVED
                 self._connections += 1
@@ -331,7 +330,7 @@ class Device(Generic[S]):
             step = self._decide(seen)
             if seen.backend is not State.CONNECTED and step.state in (None, State.CONNECTED):
                 return Next(State.CLOSING, why="our state was overwritten")
-            if self.connection is ConnectionState.KICKED:
+            if self.is_kicked:
                 return Next(State.CLOSING, why="the operator has ended the connection")
             if self._rings_changed:
                 self._rings_changed = False

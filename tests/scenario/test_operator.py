@@ -20,6 +20,7 @@ from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
+from displbe.display import device as display_device
 from displbe.display.connector import Connector
 from displbe.display.requests import RingState
 from displbe.display.screen import ScreenState
@@ -468,8 +469,6 @@ async def test_a_flip_while_the_screen_is_switched_on(
 async def test_kick(world: World) -> None:
     async with world.guest(1) as guest, world.guest(2, spec("DP-1")) as other, flip_on(other) as times:
         assert [world.device(domid).connection for domid in (1, 2)] == [ConnectionState.SERVED] * 2
-        world.device(1).kick()
-        assert world.device(1).connection is ConnectionState.KICKED
         await ctl(world, "kick", "1")
         with trio.fail_after(10):
             await guest.display.disconnected.wait()
@@ -478,6 +477,34 @@ async def test_kick(world: World) -> None:
         assert (await asked(world))["guests"][0]["devices"][0]["connections"] == 2
         assert (await asked(world))["guests"][1]["devices"][0]["connections"] == 1
         assert "the guest is not connected" not in await ctl(world, "blank", "1")
+
+
+async def test_kick_while_connecting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kick also ends a connection that is being made, since it may be made with a name or settings that no longer hold."""
+    reading, kicked = trio.Event(), trio.Event()
+    read_connectors = display_device.read_connectors
+
+    async def slow(*arguments: Any) -> Any:
+        found = await read_connectors(*arguments)
+        reading.set()
+        await kicked.wait()
+        return found
+
+    monkeypatch.setattr(display_device, "read_connectors", slow)
+
+    async def kick() -> None:
+        await reading.wait()
+        assert world.device(1).connection is ConnectionState.NONE
+        world.device(1).kick()
+        assert world.device(1).is_kicked
+        kicked.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kick)
+        async with world.guest(1):
+            with trio.fail_after(10):
+                while (await world.device(1).status()).connections < 2:
+                    await trio.sleep(0.01)
 
 
 async def test_top_goes_on_after_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
