@@ -20,8 +20,8 @@ from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
-from displbe.display import device as display_device
 from displbe.display.connector import Connector
+from displbe.display.published import read_connectors
 from displbe.display.requests import RingState
 from displbe.display.screen import ScreenState
 from displbe.ops import control
@@ -482,7 +482,6 @@ async def test_kick(world: World) -> None:
 async def test_kick_while_connecting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kick also ends a connection that is being made, since it may be made with a name or settings that no longer hold."""
     reading, kicked = trio.Event(), trio.Event()
-    read_connectors = display_device.read_connectors
 
     async def slow(*arguments: Any) -> Any:
         found = await read_connectors(*arguments)
@@ -490,7 +489,7 @@ async def test_kick_while_connecting(world: World, monkeypatch: pytest.MonkeyPat
         await kicked.wait()
         return found
 
-    monkeypatch.setattr(display_device, "read_connectors", slow)
+    monkeypatch.setattr("displbe.display.device.read_connectors", slow)
 
     async def kick() -> None:
         await reading.wait()
