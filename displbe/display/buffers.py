@@ -332,7 +332,8 @@ class Buffers:
 
         Buffers that are still in use after `CLOSE_WAIT` seconds are released later, in the background.
         """
-        async with AsyncExitStack() as stack:  # in reverse order; after an error, the rest is still released
+        # The lock: a thread may be copying a picture from these pages. In reverse order; after an error, the rest is still released.
+        async with self._lock, AsyncExitStack() as stack:
             stack.push_async_callback(self._release_all)
             for framebuffer in self.framebuffers.values():
                 stack.push_async_callback(self._detach, framebuffer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from displbe.ops import control
 from displbe.ops.status import ConnectorStatus, Status
 from displbe.sim.guest import Guest as SimGuest
 from displbe.sinks.base import Part, SinkBuffer, SinkError
+from displbe.sinks.frame_copy import copy_frame
 from displbe.wire.displif import FbDetach, PageFlip, UnknownRequest
 from displbe.wire.errors import Errno
 from displbe.wire.xenbus import State
@@ -280,6 +282,35 @@ async def test_screenshot(world: World, tmp_path: Path) -> None:
         assert sorted(os.listdir(tmp_path / "pictures")) == ["shot.png"]
         await guest.display.connectors[0].order(FbDetach(0, buffers[0][1]))
         assert "no such framebuffer" in await ctl(world, "screenshot", "1", str(path), code=1)
+
+
+async def test_a_screenshot_while_the_connection_ends(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest's pages stay mapped until a picture of them is copied, also when the connection ends meanwhile."""
+    copying, resumed = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        copying.set()
+        assert resumed.wait(10)
+        copy_frame(*arguments)
+
+    monkeypatch.setattr("displbe.display.buffers.copy_frame", slow)
+    path = tmp_path / "shot.png"
+    async with world.guest(1) as guest:
+        _, framebuffer, buffer = await guest.display.create_framebuffer(64, 48)
+        colour(guest, buffer.pixels, b"\x10\x20\x30\0")
+        await guest.display.show(0, framebuffer, 64, 48)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ctl, world, "screenshot", "1", str(path))
+            await trio.to_thread.run_sync(copying.wait, 10)
+            world.device(1).kick()
+            await trio.sleep(0.5)
+            assert world.hypervisor.ledger.buffers == 1
+            resumed.set()
+        with Image.open(path) as image:
+            assert image.getcolors() == [(64 * 48, (0x30, 0x20, 0x10))]
+        await until(lambda: world.hypervisor.ledger.buffers == 0)
 
 
 async def test_a_guest_without_screenshots(tmp_path: Path) -> None:
