@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -18,7 +19,8 @@ from displbe.ctl.tables import WIDTH, status_lines
 from displbe.input import device as input_device
 from displbe.input import focus
 from displbe.input.evdev import devices as evdev_devices
-from displbe.input.evdev.capabilities import AbsAxis, Capabilities
+from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent
+from displbe.input.evdev.decoder import Decoder
 from displbe.input.evdev.device import DeviceState
 from displbe.input.event_codes import ABS_X, ABS_Y, EV_ABS, EV_KEY, EV_REL, REL_WHEEL, REL_X, REL_Y
 from displbe.input.focus_file import FocusFile
@@ -285,6 +287,41 @@ async def test_a_device_that_cannot_be_opened_is_one_device(
     (line,) = [line for line in lines if line["event"] == "cannot open input device"]
     assert line["device"] == KEYBOARD
     assert line["exc_info"]
+
+
+async def test_errors_are_one_devices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose events cannot be decoded is opened again, and an error in a look for devices ends nothing."""
+    keyboard, mouse = world.nodes.devices[KEYBOARD], world.nodes.devices[MOUSE]
+    decode, mistakes = Decoder.decode, [ValueError("a mistake")]
+
+    def fail(decoder: Decoder, events: Sequence[InputEvent], *arguments: Any) -> bool:
+        if mistakes and any(kind == EV_KEY for kind, _, _ in events):
+            raise mistakes.pop()
+        return decode(decoder, events, *arguments)
+
+    resolve, looks = world.nodes.resolve, [ValueError("embedded null byte")]
+
+    def fail_to_resolve(path: str) -> list[str]:
+        if looks:
+            raise looks.pop()
+        return resolve(path)
+
+    monkeypatch.setattr(evdev_devices, "RESCAN_INTERVAL", 0.01)
+    monkeypatch.setattr(Decoder, "decode", fail)
+    monkeypatch.setattr(world.nodes, "resolve", fail_to_resolve)
+    async with world.typist(1, f"K:{KEYBOARD};P:{MOUSE}") as guest:
+        await grabbed(mouse)
+        await grabbed(keyboard)
+        assert not looks
+        (before,) = keyboard.readers
+        keyboard.emit((EV_KEY, KEY_A, 1))
+        keyboard.emit((EV_KEY, KEY_A, 0))
+        await until(lambda: keyboard.readers not in ([], [before]))
+        await grabbed(keyboard)
+        mouse.emit((EV_REL, REL_X, 5))
+        keyboard.emit((EV_KEY, KEY_B, 1))
+        await until(lambda: guest.moved == [5, 0] and guest.pressed == {KEY_B})
+        assert not mistakes
 
 
 async def test_the_fittest_node_of_a_name(world: World) -> None:

@@ -364,9 +364,12 @@ class Client:
         entries = [struct.pack("=IxxxxQ", code, 0) for code in self.compositor.dmabuf_formats]
         table = os.memfd_create("formats")
         os.write(table, b"".join(entries))
+        if self.compositor.table_bytes is not None:
+            os.ftruncate(table, self.compositor.table_bytes)
         self.event(feedback, "format_table", 16 * len(entries), fds=(table,))
         os.close(table)
-        self.event(feedback, "main_device", struct.pack("=Q", self.compositor.main_device))
+        device = struct.pack("=Q", self.compositor.main_device)
+        self.event(feedback, "main_device", device * self.compositor.main_devices)
         self.event(feedback, "tranche_target_device", struct.pack("=Q", self.compositor.main_device))
         self.event(feedback, "tranche_flags", 0)
         self.event(feedback, "tranche_formats", struct.pack(f"={len(entries)}H", *range(len(entries))))
@@ -573,7 +576,11 @@ class FakeCompositor:
         """The compositor's globals, numbered from 1; None: removed."""
         self.formats = [0, XRGB]
         self.dmabuf_formats: list[int] = []
+        self.table_bytes: int | None = None
+        """The size to which it truncates the file of the dma-buf formats; None: the file is whole."""
         self.main_device = 0
+        self.main_devices = 1
+        """How often the device is in `main_device`; the protocol's value is once."""
         self.imports = True
         self.dies_of_dmabufs = False
         """Whether it crashes when it draws a dma-buf, and is started again at once."""

@@ -312,6 +312,19 @@ async def test_a_software_renderer_gets_no_dmabuf(version: int) -> None:
             assert wish == "always" or "no dmabuf" in first.reason
 
 
+@pytest.mark.parametrize(("table_bytes", "main_devices"), [(0, 1), (15, 1), (None, 0), (None, 3)])
+async def test_dmabuf_feedback_that_breaks_the_protocol(table_bytes: int | None, main_devices: int) -> None:
+    """A table whose file is too short, or a main device that is no dev_t, costs the compositor its dma-bufs and nothing else."""
+    compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 4})
+    compositor.dmabuf_formats = [fourcc("XR24")]
+    compositor.main_device = os.makedev(226, 128)
+    compositor.table_bytes, compositor.main_devices = table_bytes, main_devices
+    async with staged(compositor, dmabuf="auto") as stage:
+        _, first, _ = await stage.lit()
+        assert first.state is BufferState.SHM
+        assert len(compositor.clients) == 1
+
+
 async def test_a_refused_import_falls_back() -> None:
     compositor = FakeCompositor({**CORE, "zwp_linux_dmabuf_v1": 3})
     compositor.dmabuf_formats = [fourcc("XR24")]
@@ -1265,6 +1278,26 @@ async def test_a_bug_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None
             if line["event"] == "connection to the compositor failed: a new one is made"
         ] == ["error"]
         assert len(stage.compositor.clients) == 2
+
+
+async def test_a_connection_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error is: it ends neither the sink nor the guest."""
+    monkeypatch.setattr(client_module, "LAST_PAUSE", 0.01)
+    compositor = FakeCompositor()
+    opened, mistakes = compositor.opened, iter([ValueError("embedded null byte")])
+
+    def fail(path: str) -> Connection:
+        for mistake in mistakes:
+            raise mistake
+        return opened(path)
+
+    monkeypatch.setattr(compositor, "opened", fail)
+    with structlog.testing.capture_logs() as logs:
+        async with staged(compositor) as stage:
+            await stage.lit()
+    assert [line["reason"] for line in logs if line["event"] == "cannot connect to the compositor; tried again"] == [
+        "ValueError"
+    ]
 
 
 async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:

@@ -94,6 +94,13 @@ async def test_keyboard() -> None:
         assert seat.take() == [KeyboardEnter((29, 42)), KeyboardKey(30, True), KeyboardKey(30, False), KeyboardLeave()]
 
 
+async def test_keys_that_are_not_whole() -> None:
+    """The remainder of an array that is no number of keys is ignored. The connection goes on."""
+    async with seated() as seat:
+        await seat.says("wl_keyboard", "enter", 1, seat.surface.number, struct.pack("=IB", 29, 42))
+        assert seat.take() == [KeyboardEnter((29,))]
+
+
 async def test_pointer() -> None:
     async with seated() as seat:
         await seat.says("wl_pointer", "enter", 1, seat.surface.number, 10.5, 20.25)

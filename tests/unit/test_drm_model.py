@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,11 +24,11 @@ from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, 
 from displbe.sinks import flip, frame_copy, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import card as card_module
-from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink
+from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink, uapi
 from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.card import Card, CardState, Probing
 from displbe.sinks.drm.copied_scanout import CopiedScanout
-from displbe.sinks.drm.device import Mastership
+from displbe.sinks.drm.device import DrmDevice, Mastership
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.drm.libseat import FileOpener, Libseat
 from displbe.sinks.drm.output import DrmOutput, ScreenState
@@ -1000,6 +1001,89 @@ async def test_failed_probe(tmp_path: Path) -> None:
             "probe connector: Input/output error"
         ]
         await screen.close()
+
+
+async def test_events_of_other_kinds(tmp_path: Path) -> None:
+    """They are skipped by their length, which may be less than that of a flip's event."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card, other = card_of(made), struct.pack("=II4x", 0x80000000, 12)
+        (device,) = board.cards
+        for odd in (other, other + uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, 1, 0, 0, 0, 0), b"abc"):
+            device._end.send(odd)
+        for _ in range(3):
+            screen.flip()
+            device.vblank()
+            await screen.complete()
+        assert card_of(made) is card
+        assert screen.output._flip.late == 0
+        await screen.close()
+
+
+@pytest.mark.parametrize("length", [0, 7])
+async def test_an_event_without_length(tmp_path: Path, length: int) -> None:
+    """The card is closed, because what follows cannot be found, and is opened again."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = card_of(made)
+        board.cards[0]._end.send(struct.pack("=II24x", 0x80000000, length))
+        await until(lambda: card.state is CardState.GONE)
+        await until(lambda: screen.output.state is ScreenState.LIT and card_of(made) is not card)
+        screen.flip()
+        await screen.complete()
+        await screen.close()
+
+
+async def test_a_flip_whose_end_fails_is_one_flip(tmp_path: Path) -> None:
+    """The card goes on, and the clock ends the flip."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        card, shown = card_of(made), screen.output.on_shown
+        failed: list[int] = []
+
+        def fail(serial: int) -> None:
+            if failed:
+                shown(serial)
+            else:
+                failed.append(serial)
+                raise ValueError("a mistake")
+
+        with pytest.MonkeyPatch.context() as patch, capture_logs() as logs:
+            patch.setattr(screen.output, "on_shown", fail)
+            for _ in range(3):
+                screen.flip()
+                board.cards[0].vblank()
+                await screen.complete()
+        assert card_of(made) is card
+        assert len(failed) == 1
+        assert [line["reason"] for line in logs if line["event"] == "cannot end a flip"] == ["Virtual-1: ValueError"]
+        await screen.close()
+
+
+async def test_an_odd_card_does_not_end_the_search(tmp_path: Path) -> None:
+    """A card whose answers cannot be understood is tried again; its traceback is written once."""
+    board = Board()
+    (tmp_path / "card1").touch()
+    mistakes = [IndexError("a mode")] * 2
+    opened = board.open
+
+    def fail(path: str, opener: FileOpener) -> DrmDevice:
+        if path.endswith("card1") and mistakes:
+            raise mistakes.pop()
+        return opened(path, opener)
+
+    with pytest.MonkeyPatch.context() as patch, capture_logs() as logs:
+        patch.setattr(board, "open", fail)
+        async with running(board, tmp_path) as made:
+            await until(lambda: len(made._cards) == 2)
+    (line,) = [line for line in logs if line["event"] == "card not used"]
+    assert line["exc_info"]
 
 
 async def test_failed_first_probe(tmp_path: Path) -> None:

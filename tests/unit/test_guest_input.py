@@ -521,6 +521,25 @@ def test_a_device_passes_events_on_only_while_it_is_read() -> None:
     node.close()
 
 
+@pytest.mark.parametrize("where", ["decode", "leave"])
+def test_an_error_in_a_device_costs_that_device(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Not the caller, which gives the focus of all devices to another guest."""
+    first, second = Guest(Features()), Guest(Features())
+    hand = Hand("keyboard", Capabilities(keys=frozenset((30,))))
+    hand.give(first.guest_input)
+    hand.device.emit((EV_KEY, 30, 1))
+
+    def fail(*_: object) -> bool:
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(Decoder if where == "decode" else GuestInput, where, fail)
+    hand.give(second.guest_input)
+    assert hand.reader.state is DeviceState.LOST
+    hand.give(second.guest_input)
+    assert hand.reader.guest_input is None
+    hand.close()
+
+
 # The pointer
 
 

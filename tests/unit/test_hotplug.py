@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -61,3 +62,34 @@ async def test_polled(error: Exception, monkeypatch: pytest.MonkeyPatch, autojum
     with trio.move_on_after(10 * hotplug.POLL + 0.5):
         await hotplug.watch(lambda: told.append(trio.current_time()))
     assert len(told) == 10
+
+
+async def test_an_event_that_cannot_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It causes a call like any other event, and the next events are waited for as before."""
+    read, write = os.pipe2(os.O_NONBLOCK)
+    monitor = Monitor(read)
+    parse = monitor.poll
+
+    def poll(timeout: float) -> bytes | None:
+        event = parse(timeout)
+        if event == b"x":
+            raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "a property")
+        return event
+
+    monkeypatch.setattr(monitor, "poll", poll)
+    monkeypatch.setattr(hotplug, "_monitor", lambda: monitor)
+    monkeypatch.setattr(hotplug, "POLL", 0.01)
+    told = []
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hotplug.watch, lambda: told.append(True))
+            for count, event in enumerate((b"x", b"e", b"x"), 1):
+                os.write(write, event)
+                with trio.fail_after(10):
+                    while len(told) < count:
+                        await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+    os.close(read)
+    os.close(write)
+    (line,) = [line for line in logs if line["log_level"] == "error"]
+    assert line["exc_info"]

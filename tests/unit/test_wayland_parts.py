@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from displbe.sinks.convert import CONVERTED, convert
-from displbe.sinks.wayland.dmabuf_feedback import gpu_that_does_dma
+from displbe.sinks.sealed_memory import sealed_memfd
+from displbe.sinks.wayland.dmabuf_feedback import gpu_that_does_dma, read_file
 from displbe.sinks.wayland.role import fit
 from displbe.wire.formats import fourcc
 
@@ -108,3 +110,45 @@ def test_which_gpu_does_dma(tmp_path: Path, bus: str, has: list[str], said: str)
 def test_an_unknown_device(tmp_path: Path) -> None:
     assert "unknown" in gpu_that_does_dma(os.makedev(226, 129), tmp_path)
     assert gpu_that_does_dma(0, tmp_path)
+
+
+# Files that a peer may truncate
+
+
+def test_a_file_that_shrinks_while_it_is_read() -> None:
+    """It is never mapped: reading a page of a mapping that is beyond the end of its file is SIGBUS."""
+    size, ended = 1 << 20, threading.Event()
+    fd = os.memfd_create("formats")
+    os.ftruncate(fd, size)
+
+    def truncate() -> None:
+        while not ended.is_set():
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, size)
+
+    thread = threading.Thread(target=truncate)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert len(read_file(fd, size)) <= size
+    finally:
+        ended.set()
+        thread.join()
+        os.close(fd)
+
+
+def test_a_pipe_is_not_waited_for() -> None:
+    read, write = os.pipe()
+    with pytest.raises(OSError, match="regular"):
+        read_file(read, 16)
+    os.close(read)
+    os.close(write)
+
+
+def test_sealed_memory_keeps_its_size() -> None:
+    fd = sealed_memfd(8192)
+    for size in (0, 4096, 16384):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    assert os.fstat(fd).st_size == 8192
+    os.close(fd)

@@ -13,6 +13,7 @@ import trio
 from displbe.input.bindings import Role
 from displbe.input.focus import InputFocus
 from displbe.input.guest_input import GuestInput, InputSource
+from displbe.ops.log import SparseLog
 
 from .capabilities import Snapshot
 from .decoder import Decoder
@@ -29,6 +30,7 @@ MIN_READ_INTERVAL: Final = 0.004
 """Minimum seconds between two reads of a busy device: each wake-up costs time, and a mouse may report 1000 motions a second."""
 
 _log: Any = structlog.get_logger("displbe.evdev")
+_say: Final = SparseLog(_log)
 
 
 class DeviceState(enum.Enum):
@@ -61,6 +63,8 @@ class EvdevDevice(InputSource):
         """Cancelled to close the device."""
         self.guest_input: GuestInput | None = None
         """Gets the events; None: they are discarded."""
+        self._reading = trio.CancelScope()
+        """Cancelled to stop reading after an error."""
         self._roles: frozenset[Role] = frozenset()
         self._log = _log.bind(device=path, name=node.name)
 
@@ -72,15 +76,32 @@ class EvdevDevice(InputSource):
             self.start(DeviceState.GRABBED if grab else DeviceState.SHARED)
             self.follow(focus)
             self._log.info("input device opened", grabbed=grab)
-            await self._read()
+            with self._reading:
+                await self._read()
         except OSError as error:
             self._log.warning(
                 "input device lost: the keys and contacts that it held down are released", reason=error.strerror
             )
-        except Exception:
-            self._log.exception("input device failed: the keys and contacts that it held down are released")
+        except Exception as error:
+            self._fail(error)
         self.state = DeviceState.LOST
         self.leave()
+
+    def _fail(self, error: Exception) -> None:
+        """Stop using the device because of an error in displbe. It is opened again. Called while the exception is handled."""
+        self.state = DeviceState.LOST
+        self._reading.cancel()
+        _say(
+            "input device failed: the keys and contacts that it held down are released; it is opened again",
+            f"{self.path}: {type(error).__name__}",
+            level="exception",
+            device=self.path,
+            name=self.node.name,
+        )
+
+    @property
+    def _is_lost(self) -> bool:
+        return self.state is DeviceState.LOST
 
     async def _grab(self) -> None:
         """Grab the device as soon as no key is down. Raises OSError, for example when another program has grabbed it."""
@@ -101,7 +122,7 @@ class EvdevDevice(InputSource):
 
         Buffered events were typed for the previous guest. It still gets them, and then the release of everything that is down.
         """
-        if self.state is DeviceState.LOST:
+        if self._is_lost:
             return
         claim = focus.holder(lambda claim: claim.key in self.claimed)
         claimed = self.claimed[claim.key] if claim is not None else None
@@ -111,18 +132,25 @@ class EvdevDevice(InputSource):
         else:
             guest_input, roles = claim.guest_input, claimed.roles
         if guest_input is not self.guest_input:
-            with suppress(OSError):  # the device has gone; `_read` notices that too
+            try:
                 self._pass_buffered()
+            except OSError:
+                pass  # the device has gone; `_read` notices that too
+            except Exception as error:  # the caller looks after all devices
+                self._fail(error)
             self.leave()
-            self.guest_input = guest_input
+            self.guest_input = None if self._is_lost else guest_input
         self._roles = roles
 
     def leave(self) -> None:
         """Release everything that is down on this device, and discard its events from now on."""
-        if self.guest_input is not None:
-            self.guest_input.leave(self)
-            self.guest_input.flush()
-            self.guest_input = None
+        left, self.guest_input = self.guest_input, None
+        if left is not None:
+            try:
+                left.leave(self)
+                left.flush()
+            except Exception as error:  # the caller looks after all devices
+                self._fail(error)
 
     async def _read(self) -> None:
         """Read until the device has gone. Raises OSError."""

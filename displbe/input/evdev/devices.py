@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -11,6 +12,7 @@ import trio
 from displbe.input.focus import Claim, InputFocus
 from displbe.input.guest_input import GuestInput
 from displbe.input.settings import InputSettings
+from displbe.ops.log import SparseLog
 
 from .device import EvdevDevice
 from .lookup import DeviceLookup, RolesByClaim
@@ -22,6 +24,7 @@ RESCAN_INTERVAL: Final = 0.5
 """Seconds between two looks for devices that are named and missing."""
 
 _log = structlog.get_logger("displbe.evdev")
+_say: Final = SparseLog(_log)
 
 
 class EvdevDevices:
@@ -45,7 +48,11 @@ class EvdevDevices:
                 task_status.started()
                 while True:
                     self._changed = trio.Event()
-                    missing = await self._reconcile(nursery)
+                    try:
+                        missing = await self._reconcile(nursery)
+                    except Exception as error:  # an odd device, or no thread can be started: it must not end the daemon
+                        _say("looking for input devices failed; tried again", type(error).__name__, level="exception")
+                        missing = True
                     pause = min(RESCAN_INTERVAL if missing else math.inf, self._focus.seconds_to_expiry())
                     with trio.move_on_after(pause):
                         await self._changed.wait()
@@ -110,5 +117,6 @@ class EvdevDevices:
         finally:
             device.leave()
             del self.devices[device.path]
-            device.node.close()
+            with suppress(OSError):  # the file is closed nevertheless (close(2))
+                device.node.close()
             self._changed.set()

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import structlog
 import trio
 
+from displbe.ops.log import SparseLog
 from displbe.sinks.base import OutputUnavailable
 
 from .atomic import Pipe
@@ -87,6 +88,7 @@ class Card:
         self._open_device = open_device
         self._attach_waiting = attach_waiting
         self._log: Any = structlog.get_logger("displbe.drm").bind(card=device.name)
+        self._say = SparseLog(self._log)
         self._look_wanted = trio.Event()
         self._probing = Probing.NEEDED
         self._mastership_changed = 0.0
@@ -180,8 +182,11 @@ class Card:
             return
         try:
             await output.reconcile(connector)
-        except Exception:
-            self._log.exception("cannot make an output show what its guest wants", connector=output.name)
+        except Exception as error:
+            reason = f"{output.name}: {type(error).__name__}"
+            self._say(
+                "cannot make an output show what its guest wants", reason, level="exception", connector=output.name
+            )
 
     # Looking after the card
 
@@ -205,11 +210,20 @@ class Card:
             self._log.warning("cannot read the card's events: it is closed", reason=error.strerror)
             self.state = CardState.GONE
             self.look()
+        except Exception:
+            self._log.exception("reading the card's events failed: it is closed and opened again")
+            self.state = CardState.GONE
+            self.look()
 
     def _on_shown(self, serial: int) -> None:
         output = self.outputs.get(serial // SERIALS)
-        if output is not None:
+        if output is None:
+            return
+        try:
             output.on_shown(serial)
+        except Exception as error:  # it costs this flip; the other outputs' events follow in the same read
+            reason = f"{output.name}: {type(error).__name__}"
+            self._say("cannot end a flip", reason, level="exception", connector=output.name)
 
     async def _keep_looking(self) -> None:
         """Look after the card until it is to be closed."""
@@ -276,6 +290,9 @@ class Card:
                 return card
         except DrmError as error:
             self._log.debug("card not opened anew", reason=str(error))
+        except BaseException:
+            device.close()
+            raise
         device.close()
         return None
 
@@ -317,7 +334,10 @@ class Card:
         if self.state is CardState.OPEN:
             self.state = CardState.GONE
         for output in list(self.outputs.values()):
-            await output.detach_card(self.state.value)
+            try:
+                await output.detach_card(self.state.value)
+            except Exception:  # the other outputs must leave the card too, and the card must be closed
+                self._log.exception("an output cannot leave the card", connector=output.name)
             self.outputs.pop(output.key, None)
         if self._settings.on_exit == "restore" and self._saved is not None:
             with suppress(DrmError):  # the program that showed the saved picture has ended

@@ -468,10 +468,15 @@ class DrmDevice:
             data = os.read(self.fd, 4096)
         except BlockingIOError:
             return
+        if not data:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         offset = 0
-        while offset < len(data):
-            kind, length, user_data, *_ = uapi.drm_event_vblank.unpack_from(data, offset)
-            if kind == uapi.DRM_EVENT_FLIP_COMPLETE:
+        while offset + uapi.drm_event.size <= len(data):
+            kind, length = uapi.drm_event.unpack_from(data, offset)
+            if length < uapi.drm_event.size:
+                raise OSError(errno.EIO, f"an event of {length} bytes")
+            if kind == uapi.DRM_EVENT_FLIP_COMPLETE and offset + uapi.drm_event_vblank.size <= len(data):
+                _, _, user_data, *_ = uapi.drm_event_vblank.unpack_from(data, offset)
                 flipped(user_data)
             offset += length
 

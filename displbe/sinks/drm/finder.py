@@ -52,8 +52,9 @@ class CardFinder:
                 if self._unfit.get(name) == (node.st_ino, node.st_rdev):
                     continue
                 found.append(self._open_card(name))
-            except (DrmError, OSError) as error:
-                reason = str(error) if isinstance(error, DrmError) else str(error.strerror)
+            except Exception as error:  # not only DrmError and OSError: a driver's odd answer must not end the search
+                known_kind = isinstance(error, DrmError | OSError)
+                reason = str(error.strerror) if isinstance(error, OSError) else str(error) or type(error).__name__
                 refusals.append(f"{path.name}: {reason}")
                 if isinstance(error, Unfit):
                     self._unfit[name] = node.st_ino, node.st_rdev
@@ -62,7 +63,7 @@ class CardFinder:
                 else:
                     continue
                 if before.get(name) != reason:
-                    _log.warning("card not used", card=path.name, reason=reason)
+                    _log.warning("card not used", card=path.name, reason=reason, exc_info=not known_kind)
         return found, refusals
 
     def opened(self, card: Card) -> None:

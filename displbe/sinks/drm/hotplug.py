@@ -14,6 +14,8 @@ from typing import Any, Final
 import structlog
 import trio
 
+from displbe.ops.log import SparseLog
+
 __all__ = ["POLL", "watch"]
 
 POLL: Final = 3.0
@@ -35,12 +37,20 @@ def _monitor() -> Any:
 
 async def watch(changed: Callable[[], None]) -> None:
     """Call `changed` when a card or a connector may have changed, until cancelled. Extra calls do no harm."""
+    say = SparseLog(_log)
     try:
         monitor = _monitor()
         while True:
             await trio.lowlevel.wait_readable(monitor.fileno())
-            while monitor.poll(timeout=0) is not None:
-                pass
+            try:
+                while monitor.poll(timeout=0) is not None:
+                    pass
+            except OSError:
+                raise
+            except Exception as error:
+                # pyudev cannot parse the event. The pause limits the rate if the event stays in the socket.
+                say("event of a monitor not understood: connectors are probed", type(error).__name__, level="exception")
+                await trio.sleep(POLL)
             changed()
     except (ImportError, OSError) as error:
         _log.info("no events of monitors: connectors are polled", reason=str(error), seconds=POLL)

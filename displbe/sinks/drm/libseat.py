@@ -19,6 +19,8 @@ from typing import Any, Final
 import structlog
 import trio
 
+from displbe.ops.log import SparseLog
+
 from . import uapi
 from ._libseat import ffi as _ffi
 
@@ -108,7 +110,13 @@ class Libseat(FileOpener):
             self._seat = seat
             self._refused.clear()
             # A duplicate: libseat closes its own fd as soon as a call fails, perhaps while the loop waits for it.
-            self._events = os.dup(self._library.libseat_get_fd(seat))
+            try:
+                self._events = os.dup(self._library.libseat_get_fd(seat))
+            except OSError as error:
+                self._seat, self.active = None, False
+                self._library.libseat_close_seat(seat)
+                self._log_change("no seat: cards are opened without a session manager", str(error.strerror))
+                return
             self._log_change("seat opened", "")
             if not self.active:
                 self._dispatch(ENABLE_WAIT)
@@ -208,17 +216,30 @@ class Libseat(FileOpener):
 
         Call `changed` each time the seat has become ours or another session's.
         """
+        say = SparseLog(_log)
         while True:
             before = self.active
-            if self._seat is None:
+            try:
+                await self._wait_for_message()
+            except Exception as error:  # for example, no thread can be started
+                say(
+                    "handling the session manager's messages failed; tried again",
+                    type(error).__name__,
+                    level="exception",
+                )
                 await trio.sleep(RETRY)
-                await trio.to_thread.run_sync(self.connect, abandon_on_cancel=True)
-            else:
-                with trio.move_on_after(RETRY):
-                    await trio.lowlevel.wait_readable(self._events)
-                await trio.to_thread.run_sync(self._take_events, abandon_on_cancel=True)
             if self.active != before:
                 changed()
+
+    async def _wait_for_message(self) -> None:
+        """Handle the session manager's next messages. Without a connection, try to make one."""
+        if self._seat is None:
+            await trio.sleep(RETRY)
+            await trio.to_thread.run_sync(self.connect, abandon_on_cancel=True)
+        else:
+            with trio.move_on_after(RETRY):
+                await trio.lowlevel.wait_readable(self._events)
+            await trio.to_thread.run_sync(self._take_events, abandon_on_cancel=True)
 
 
 def find_libseat() -> Libseat | None:

@@ -141,10 +141,15 @@ class DrmSink(Sink):
             with trio.move_on_after(SEARCH if urgent else float("inf")):
                 await self._search_now.wait()
             self._search_now = trio.Event()
-            found, _ = await trio.to_thread.run_sync(self._finder.open_new, tuple(self._cards))
-            for card in found:
-                _log.info("card found", card=card.device.name)
-                self._start(card)
+            try:
+                found, _ = await trio.to_thread.run_sync(self._finder.open_new, tuple(self._cards))
+                for card in found:
+                    _log.info("card found", card=card.device.name)
+                    self._start(card)
+            except Exception as error:  # for example, no thread can be started
+                self._warn("search for cards failed; tried again", type(error).__name__, level="exception")
+                await trio.sleep(SEARCH)
+                self._search_now.set()
 
     def _on_hotplug(self) -> None:
         """Search for cards and probe all connectors: a monitor or a card may have come or gone."""

@@ -210,6 +210,8 @@ class drm_mode_destroy_blob(ctypes.Structure):
     _fields_ = (("blob_id", c_uint32),)
 
 
+drm_event: Final = Struct("=II")
+"""type, length: the beginning of every event; `length` is in bytes and includes it"""
 drm_event_vblank: Final = Struct("=IIQIIII")
 """type, length, user_data, tv_sec, tv_usec, sequence, crtc_id"""
 

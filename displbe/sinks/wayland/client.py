@@ -11,6 +11,7 @@ from typing import Any, Final
 import structlog
 import trio
 
+from displbe.ops.log import SparseLog
 from displbe.sinks.base import Claimant
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.seat import Seats
@@ -59,6 +60,7 @@ class Client:
         self.connections = 0
         """The number of connections made so far."""
         self._log: Any = structlog.get_logger("displbe.wayland").bind(domid=claimant.domid, guest=claimant.name)
+        self._say = SparseLog(self._log)
         self._tasks = Tasks(self._log)
         self._imports = BufferImports(settings, ImportHistory(dmabufs))
         self._guest = WaylandGuest(claimant, settings, self._imports, clock, seats, self._tasks)
@@ -109,12 +111,17 @@ class Client:
                 waiting = True
                 await trio.sleep(SEARCH)
                 continue
+            except Exception as error:  # not only OSError: libwayland or pywayland may fail in other ways
+                self._say("cannot connect to the compositor; tried again", type(error).__name__, level="exception")
+                await trio.sleep(LAST_PAUSE)
+                continue
             waiting = False
             began = trio.current_time()
             try:
                 await self._serve(conn)
-            except Exception:  # a bug here costs this guest its connection, and no other guest anything
-                self._log.exception("cannot clean up a connection to the compositor; a new one is made")
+            except Exception as error:  # it costs this guest its connection, and no other guest anything
+                what = "cannot clean up a connection to the compositor; a new one is made"
+                self._say(what, type(error).__name__, level="exception")
             pause = FIRST_PAUSE if trio.current_time() - began > SHORT else min(2 * pause, LAST_PAUSE)
             await trio.sleep(pause)
 
@@ -133,8 +140,9 @@ class Client:
         except* CompositorLost as lost:
             reason = str(first_leaf(lost))
             self._log.warning("compositor lost: the guest's outputs are dark until it is back", reason=reason)
-        except* Exception:
-            self._log.exception("connection to the compositor failed: a new one is made")
+        except* Exception as failed:
+            reason = type(first_leaf(failed)).__name__
+            self._say("connection to the compositor failed: a new one is made", reason, level="exception")
         finally:
             with trio.CancelScope(shield=True):
                 await self._end(link)

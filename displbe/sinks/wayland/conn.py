@@ -16,6 +16,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from struct import Struct
 from typing import Any, Final
 
 import trio
@@ -26,7 +27,7 @@ from pywayland.protocol_core import ArgumentType
 
 from .protocol import ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell
 
-__all__ = ["CompositorLost", "Connection", "Global", "ProtocolError", "Proxy", "connect"]
+__all__ = ["CompositorLost", "Connection", "Global", "ProtocolError", "Proxy", "connect", "words"]
 
 Proxy = Any
 """An object in the compositor; its methods are the protocol's requests."""
@@ -46,6 +47,7 @@ _VERSIONS: Final[dict[str, tuple[Any, int]]] = {
 """Interface of a global that displbe uses -> the newest version that this package was written for."""
 _RELEASE_SINCE: Final = {"wl_output": 3, "wl_seat": 5, "wl_pointer": 3, "wl_keyboard": 3, "wl_touch": 3}
 """Interfaces whose destructor is `release`, and the version that introduced it. Older objects end with the connection."""
+_WORD: Final = Struct("=I")
 
 
 class CompositorLost(Exception):
@@ -79,6 +81,12 @@ def _make_event_objects_nullable() -> None:
 
 
 _make_event_objects_nullable()
+
+
+def words(array: bytes) -> tuple[int, ...]:
+    """Return the elements of a wl_array of u32. A remainder of less than 4 bytes is ignored."""
+    data = bytes(array)
+    return tuple(word for (word,) in _WORD.iter_unpack(data[: len(data) // _WORD.size * _WORD.size]))
 
 
 def connect(path: str) -> Connection:

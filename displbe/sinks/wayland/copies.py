@@ -1,11 +1,10 @@
 """Frames that are copied, and the thread that copies them.
 
-The frames are in displbe's own pools, which are sealed against shrinking, so that a compositor can read them without the risk of SIGBUS.
+The frames are in displbe's own pools, which are sealed: neither side can make the other end by SIGBUS.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Final
 from displbe.sinks.base import Geometry, Part
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import copy_frame, frame_rows
+from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.wire.formats import FORMATS
 from displbe.xen.memory import PAGE_SIZE, Mapping
 
@@ -35,10 +35,8 @@ class CopyFrame:
 
     def __init__(self, link: Link, width: int, height: int, stride: int, number: int) -> None:
         size = -(-stride * height // PAGE_SIZE) * PAGE_SIZE
-        fd = os.memfd_create("displbe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = sealed_memfd(size)
         try:
-            os.ftruncate(fd, size)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self.mapping = Mapping(fd, [(0, size)], writable=True)
             pool = link.conn.keep(link.shm.create_pool(fd, size))
         finally:

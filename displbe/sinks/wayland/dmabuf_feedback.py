@@ -6,17 +6,22 @@ dma-buf. Therefore displbe checks whether the compositor's main device is a GPU 
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 from typing import Final
 
+import structlog
+
 from .conn import Connection, Proxy
 
-__all__ = ["DmabufFormats", "gpu_that_does_dma"]
+__all__ = ["DmabufFormats", "gpu_that_does_dma", "read_file"]
 
+_log = structlog.get_logger("displbe.wayland")
+NO_MAIN_DEVICE: Final = "it does not name its main device"
 LINEAR: Final = 0
 INVALID: Final = 0x00FFFFFFFFFFFFFF
 """drm_fourcc.h: DRM_FORMAT_MOD_LINEAR and DRM_FORMAT_MOD_INVALID. The latter leaves the layout to the driver, which treats imported buffers
@@ -24,6 +29,10 @@ as linear.
 """
 _ENTRY: Final = Struct("=IxxxxQ")
 _INDEX: Final = Struct("=H")
+MAX_TABLE: Final = (1 << 16) * _ENTRY.size
+"""Maximum bytes that are read of a format table: an index of 16 bits cannot name a later entry."""
+DEV_T: Final = 8
+"""Bytes of `main_device`, which is a dev_t."""
 
 
 def gpu_that_does_dma(device: int, sysfs: Path = Path("/sys")) -> str:
@@ -46,11 +55,18 @@ def gpu_that_does_dma(device: int, sysfs: Path = Path("/sys")) -> str:
     return ""
 
 
+def read_file(fd: int, size: int) -> bytes:
+    """Return the first `size` bytes of a peer's file, or fewer: the file may be shorter, or become so. Raises OSError."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")  # reading a pipe would wait for the peer
+    return os.pread(fd, size, 0)
+
+
 class DmabufFormats:
     """The formats that the compositor imports. `changed` is called when it has sent new feedback."""
 
     def __init__(self, conn: Connection, dmabuf: Proxy, changed: Callable[[], None]) -> None:
-        self.no_gpu = "it does not name its main device"
+        self.no_gpu = NO_MAIN_DEVICE
         """Why the compositor gets no dma-bufs with the setting `auto`; empty: it gets them."""
         self._changed = changed
         self._formats: set[tuple[int, int]] = set()
@@ -77,20 +93,27 @@ class DmabufFormats:
         return LINEAR if (code, LINEAR) in self._formats else INVALID
 
     def _on_table(self, fd: int, size: int) -> None:
+        # The table is copied and not mapped: a compositor that truncates the file while it is read would end displbe by SIGBUS.
+        self._table = b""
         try:
-            with mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ) as table:
-                self._table = table[: size - size % _ENTRY.size]
+            table = read_file(fd, min(size, MAX_TABLE))
+            self._table = table[: len(table) - len(table) % _ENTRY.size]
+        except OSError as error:
+            _log.warning("the compositor's dma-buf formats cannot be read: it gets no dma-bufs", reason=error.strerror)
         finally:
             os.close(fd)
 
     def _on_main_device(self, device: bytes) -> None:
         self._main_device = bytes(device)
 
-    def _on_tranche(self, indices: bytes) -> None:
+    def _on_tranche(self, array: bytes) -> None:
+        indices = bytes(array)
         entries = list(_ENTRY.iter_unpack(self._table))
-        self._announced |= {entries[index] for (index,) in _INDEX.iter_unpack(bytes(indices)) if index < len(entries)}
+        whole = indices[: len(indices) - len(indices) % _INDEX.size]
+        self._announced |= {entries[index] for (index,) in _INDEX.iter_unpack(whole) if index < len(entries)}
 
     def _on_done(self) -> None:
         self._formats, self._announced = self._announced, set()
-        self.no_gpu = gpu_that_does_dma(int.from_bytes(self._main_device, "little"))
+        named = len(self._main_device) == DEV_T
+        self.no_gpu = gpu_that_does_dma(int.from_bytes(self._main_device, "little")) if named else NO_MAIN_DEVICE
         self._changed()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from struct import Struct
 from typing import ClassVar, Final
 
 import msgspec
 
-from .conn import Proxy
+from .conn import Proxy, words
 from .link import Link
 
 __all__ = ["IviRole", "NoRole", "Role", "RoleOptions", "XdgRole", "choose_role", "fit"]
@@ -19,7 +18,6 @@ FULLSCREEN: Final = 2
 TILED: Final = frozenset({5, 6, 7, 8})
 SUSPENDED: Final = 9
 """xdg_toplevel.state"""
-_STATE: Final = Struct("=I")
 
 
 class NoRole(Exception):
@@ -164,7 +162,7 @@ class XdgRole(Role):
         self._wl_output = wl_output
 
     def _on_toplevel_configure(self, width: int, height: int, states: bytes) -> None:
-        self._pending = ((width, height), frozenset(state for (state,) in _STATE.iter_unpack(bytes(states))))
+        self._pending = ((width, height), frozenset(words(states)))
 
     def _on_configure(self, serial: int) -> None:
         self._asked, self._states = self._pending

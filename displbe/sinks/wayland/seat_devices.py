@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from struct import Struct
 from typing import Final, Protocol
 
 from displbe.sinks.seat import (
@@ -28,7 +27,7 @@ from displbe.sinks.seat import (
     TouchUp,
 )
 
-from .conn import Connection, Global, Proxy
+from .conn import Connection, Global, Proxy, words
 
 __all__ = ["SeatDevices", "SeatTarget"]
 
@@ -38,7 +37,6 @@ TOUCH: Final = 4
 """wl_seat.capability"""
 CONTINUOUS: Final = 12
 """120ths of a detent for each unit of wl_pointer.axis: compositors send 10 units for a detent."""
-_KEY: Final = Struct("=I")
 
 
 class SeatTarget(Protocol):
@@ -118,7 +116,7 @@ class SeatDevices:
 
     def _follow_keyboard(self, keyboard: Proxy) -> None:
         on = self._conn.on
-        on(keyboard, "keymap", lambda layout, fd, size: os.close(fd))  # guests have their own keymaps
+        on(keyboard, "keymap", lambda layout, fd, size: os.close(fd))  # never read: guests have their own keymaps
         on(keyboard, "enter", self._on_keyboard_enter)
         on(keyboard, "leave", lambda serial, surface: self._leave_keyboard())
         on(keyboard, "key", self._on_key)
@@ -127,7 +125,7 @@ class SeatDevices:
         self._leave_keyboard()
         self._keyboard_focus = self._find(surface)
         if self._keyboard_focus is not None:
-            self._keyboard_focus.tell(KeyboardEnter(tuple(code for (code,) in _KEY.iter_unpack(bytes(keys)))))
+            self._keyboard_focus.tell(KeyboardEnter(words(keys)))
 
     def _leave_keyboard(self) -> None:
         target, self._keyboard_focus = self._keyboard_focus, None

@@ -23,6 +23,7 @@ import xcffib.shm
 import xcffib.xproto as x
 from cffi import FFI
 
+from displbe.ops.log import SparseLog
 from displbe.wire.formats import fourcc
 
 __all__ = ["Event", "PixelFormat", "Server", "ServerLost", "ServerUnreachable"]
@@ -121,9 +122,10 @@ class Server:
         self._unanswered: dict[object, float] = {}
         """Key of an expected answer -> the time since which it is expected, in seconds of trio's clock."""
         self._waiting = trio.CancelScope()
+        self._say = SparseLog(_log)
         try:
             self.connection = xcffib.connect(display or None)
-        except xcffib.XcffibException as error:
+        except (xcffib.XcffibException, ValueError) as error:  # ValueError: xcffib cannot encode the name
             raise ServerUnreachable(
                 f"no X server at {display or os.environ.get('DISPLAY') or '(DISPLAY is not set)'}: {error}"
             ) from error
@@ -132,6 +134,12 @@ class Server:
         except xcffib.XcffibException as error:
             self.connection.disconnect()
             raise ServerUnreachable(f"the X server gave an unexpected answer: {error!r}") from error
+        except ServerUnreachable:
+            self.connection.disconnect()
+            raise
+        except Exception as error:  # an answer that xcffib cannot parse, or no file descriptor is left
+            self.connection.disconnect()
+            raise ServerUnreachable(f"the X server cannot be used: {error!r}") from error
         except BaseException:
             self.connection.disconnect()
             raise
@@ -257,28 +265,44 @@ class Server:
         while True:
             try:
                 return self.connection.poll_for_event()
-            except xcffib.ConnectionException:
-                raise
             except xcffib.Error as error:
                 _log.warning("X request failed", reason=repr(error))
+            except xcffib.XcffibException:
+                raise
             except (KeyError, IndexError, struct.error) as error:
                 _log.debug("unknown X event ignored", reason=repr(error))
+            except Exception as error:  # libxcb has removed the event from its queue before xcffib failed to parse it
+                self._say("X event ignored: it cannot be parsed", type(error).__name__, level="exception")
 
     def _dispatch(self, event: Event) -> None:
+        """Call the event's handlers. Raises xcffib.XcffibException when the connection is lost."""
         if isinstance(event, x.KeymapNotifyEvent):
             # KeymapNotify names no window: it follows the EnterNotify or FocusIn that it belongs to.
             for handler in list(self.on_event.values()):
-                handler(event)
+                self._call(event, handler, event)
             return
         if isinstance(event, xcffib.shm.CompletionEvent):
             if (on_read := self.on_read.get(event.shmseg)) is not None:
-                on_read()
+                self._call(event, on_read)
             return
         for field in ("event", "window"):
             window_handler = self.on_event.get(getattr(event, field, 0))
             if window_handler is not None:
-                window_handler(event)
+                self._call(event, window_handler, event)
                 return
+
+    def _call(self, event: Event, handler: Callable[..., None], *arguments: Event) -> None:
+        """Call one handler. Any X client can send any event (SendEvent), so a handler that fails costs its window this event only.
+
+        Raises xcffib.XcffibException when the connection is lost.
+        """
+        try:
+            handler(*arguments)
+        except xcffib.XcffibException:
+            raise
+        except Exception as error:
+            kind = type(event).__name__
+            self._say("X event ignored: its handler failed", f"{kind}, {type(error).__name__}", level="exception")
 
     def close(self) -> None:
         """Disconnect. The server destroys our windows."""

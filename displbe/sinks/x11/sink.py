@@ -61,9 +61,19 @@ class X11Sink(Sink):
                     logged = str(error)
                 await trio.sleep(RETRY)
                 continue
+            except Exception:
+                _log.exception("no X server: connecting failed; the guests' screens cannot be seen")
+                await trio.sleep(RETRY)
+                continue
             logged = ""
             _log.info("X server connected")
-            await self._use(server)
+            try:
+                await self._use(server)
+            except Exception:  # an error in displbe costs this connection; the guests go on
+                _log.exception(
+                    "X server disconnected after an error: the guests' screens cannot be seen until it is back"
+                )
+                await trio.sleep(RETRY)
 
     async def _use(self, server: Server) -> None:
         """Show the outputs on this server until it is lost."""
@@ -79,7 +89,10 @@ class X11Sink(Sink):
     def _set_server(self, server: Server | None) -> None:
         self.desktop.server = server
         for output in self.outputs.values():
-            output.on_server()
+            try:
+                output.on_server()
+            except Exception:  # the other outputs must follow too
+                _log.exception("an output cannot follow the X server", connector=output.name)
 
     # Outputs
 

@@ -19,6 +19,7 @@ import xcffib.xproto as x
 
 from displbe.sinks.base import Geometry, Part
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
+from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.sinks.seat import SeatEvent
 from displbe.xen.memory import PAGE_SIZE, Mapping
 
@@ -46,6 +47,8 @@ ICONIC_STATE: Final = 3
 """IconicState of WM_CHANGE_STATE (ICCCM 4.1.4)."""
 FIXED_SIZE: Final = 0x30
 """PMinSize and PMaxSize of WM_NORMAL_HINTS."""
+MAX_FIXED: Final = 0x7FFFFFFF
+"""The largest number in RENDER's FIXED (16.16)."""
 INPUT_HINT: Final = 1
 """InputHint of WM_HINTS: the window manager gives this window the keyboard."""
 
@@ -88,9 +91,8 @@ class _Canvas:
         self.stride = -(-self.row // 4) * 4  # X pads rows to 32 bits
         self._server = server
         size = -(-self.stride * height // PAGE_SIZE) * PAGE_SIZE
-        fd = os.memfd_create("displbe", os.MFD_CLOEXEC)
+        fd = sealed_memfd(size)
         try:
-            os.ftruncate(fd, size)
             self.segment = server.attach(fd)
             self.memory = Mapping(fd, [(0, size)], writable=True)
         finally:
@@ -276,7 +278,8 @@ class Window:
             self._scaled_for = canvas, width, height
             # RENDER's matrix maps window coordinates to picture coordinates, in 16.16 fixed point.
             factors = [
-                round(65536 * source / target) for source, target in zip(canvas.shape[1:], (width, height), strict=True)
+                min(round(65536 * source / target), MAX_FIXED)
+                for source, target in zip(canvas.shape[1:], (width, height), strict=True)
             ]
             matrix = (factors[0], 0, 0, 0, factors[1], 0, 0, 0, 65536)
             self.server.render.SetPictureTransform(picture, matrix)
@@ -293,7 +296,8 @@ class Window:
             case x.ExposeEvent() if event.count == 0:
                 self._draw()
             case x.ConfigureNotifyEvent():
-                if (event.width, event.height) != self.size:
+                # The server never makes a window of 0x0 (CreateWindow, ConfigureWindow: Value error), but any client can say so.
+                if event.width and event.height and (event.width, event.height) != self.size:
                     self.size = event.width, event.height
                     self._draw()
             case x.MapNotifyEvent() if self.state is WindowState.HIDDEN:

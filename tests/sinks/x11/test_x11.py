@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
 from functools import partial
 
 import pytest
+import structlog.testing
 import trio
 from PIL import Image, ImageChops
 from scenario.world import spec, until
@@ -28,7 +30,9 @@ from displbe.sinks.seat import (
 )
 from displbe.sinks.x11 import output as output_module
 from displbe.sinks.x11 import server as server_module
+from displbe.sinks.x11 import sink as sink_module
 from displbe.sinks.x11.output import OutputState
+from displbe.sinks.x11.server import Event, Server, ServerUnreachable
 from displbe.wire.formats import FORMATS, fourcc
 
 WIDTH, HEIGHT = 96, 64
@@ -416,6 +420,107 @@ class Heard(list[SeatEvent]):
         await until(lambda: len(self) >= len(events))
         await trio.sleep(0.02)
         assert list(self) == list(events)
+
+
+def send(user: User, window: int, event: bytes) -> None:
+    """Send an event to a window's owner, as any client of the server can."""
+    user.core.SendEvent(False, window, 0, event)
+    user.done()
+
+
+@pytest.mark.parametrize("scale", ["fit", "stretch", "none"])
+async def test_a_window_of_no_size(worlds: Worlds, xvfb: Xvfb, user: User, scale: str) -> None:
+    """Any client can say that the window is 0x0. The server never makes such a window, so it is not believed."""
+    async with worlds(xvfb.display, scale=scale) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        fb, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        server, window = sink_of(world).desktop.server, the_window(user)
+        for size in ((0, 0), (0, HEIGHT), (WIDTH, 0)):
+            send(user, window, struct.pack("=BxHIIIhhHHHBx", 22, 0, window, window, 0, 0, 0, *size, 0, 0) + bytes(4))
+        for _ in range(3):
+            await guest.display.connectors[0].flip(fb)
+        user.resize(window, WIDTH, HEIGHT)
+        await seen(user, as_shown(pixels))
+        assert sink_of(world).desktop.server is server
+
+
+async def test_events_of_any_bytes(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """Whatever a client sends to the window, the connection stays, and the guest flips."""
+    chance = random.Random(8)
+    async with (
+        worlds(xvfb.display, on_close="ignore") as world,
+        world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
+    ):
+        fb, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        server, window = sink_of(world).desktop.server, the_window(user)
+        ours = window.to_bytes(4, "little")
+        for _ in range(400):
+            event = bytearray(chance.randbytes(32))
+            event[0] = chance.choice([*range(2, 35), *range(64, 100)])
+            for at in chance.sample((4, 8, 12), 2):
+                event[at : at + 4] = ours
+            user.core.SendEvent(False, window, 0, bytes(event))
+        user.done()
+        for _ in range(5):
+            await guest.display.connectors[0].flip(fb)
+        assert sink_of(world).desktop.server is server
+
+
+async def test_a_handler_that_fails_costs_its_event(
+    worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection and the guest go on, and the traceback is written once."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        fb, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        server, window = sink_of(world).desktop.server, the_window(user)
+        assert server is not None
+        handle, failed = server.on_event[window], []
+
+        def fail(event: Event) -> None:
+            failed.append(event)
+            raise ZeroDivisionError
+
+        server.on_event[window] = fail
+        with structlog.testing.capture_logs() as logs:
+            user.resize(window, WIDTH * 2, HEIGHT)
+            user.resize(window, WIDTH, HEIGHT)
+            await until(lambda: len(failed) > 1)
+            for _ in range(3):
+                await guest.display.connectors[0].flip(fb)
+        assert sink_of(world).desktop.server is server
+        written = [line["reason"] for line in logs if line["event"] == "X event ignored: its handler failed"]
+        assert written
+        assert len(set(written)) == len(written)
+        server.on_event[window] = handle
+
+
+async def test_a_server_that_cannot_be_used_is_tried_again(
+    worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that cannot be parsed does not end the daemon, neither at the start nor later."""
+    monkeypatch.setattr(sink_module, "RETRY", 0.02)
+    begin, find, mistakes = Server._begin, Server._next_event, [IndexError("roots"), AssertionError()]
+
+    def fail(server: Server) -> None:
+        if len(mistakes) == 2:
+            raise mistakes.pop()
+        begin(server)
+
+    def fail_later(server: Server) -> Event | None:
+        if mistakes:
+            raise mistakes.pop()
+        return find(server)
+
+    monkeypatch.setattr(Server, "_begin", fail)
+    monkeypatch.setattr(Server, "_next_event", fail_later)
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        _, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        assert not mistakes
+    with pytest.raises(ServerUnreachable, match="no X server"):
+        Server(":\N{EURO SIGN}")
 
 
 async def test_keyboard(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
