@@ -251,7 +251,7 @@ class Client:
                 continue
             value = next(given)
             if kind == ArgumentType.String:
-                text = value.encode() + b"\0"
+                text = (value if isinstance(value, bytes) else value.encode()) + b"\0"
                 body += struct.pack("=I", len(text)) + text + bytes(-len(text) % 4)
             elif kind == ArgumentType.Array:
                 body += struct.pack("=I", len(value)) + value + bytes(-len(value) % 4)

@@ -1280,6 +1280,17 @@ async def test_a_bug_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(stage.compositor.clients) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored from cffi callback:pytest.PytestUnraisableExceptionWarning")
+async def test_names_that_are_not_text() -> None:
+    """pywayland cannot decode such an event, prints that, and goes on. The connection stays."""
+    async with staged(FakeCompositor({**CORE, "wl_output": 4})) as stage:
+        output, _, second = await stage.lit()
+        client = stage.compositor.client
+        client.event(client.device("wl_output"), "name", b"\xe9\xff")
+        await stage.flip(output, second, 1)
+        assert len(stage.compositor.clients) == 1
+
+
 async def test_a_connection_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the error is: it ends neither the sink nor the guest."""
     monkeypatch.setattr(client_module, "LAST_PAUSE", 0.01)

@@ -444,6 +444,23 @@ async def test_a_window_of_no_size(worlds: Worlds, xvfb: Xvfb, user: User, scale
         assert sink_of(world).desktop.server is server
 
 
+async def test_a_window_that_another_client_destroys(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """The connection stays, and the guest goes on unseen, through mode sets and off and on."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        fb, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        server = sink_of(world).desktop.server
+        user.core.DestroyWindow(the_window(user))
+        user.done()
+        await until(lambda: output_of(world).state is OutputState.UNSEEN)
+        for _ in range(3):
+            await guest.display.connectors[0].flip(fb)
+        await guest.display.hide(0)
+        await guest.display.show(0, fb, WIDTH, HEIGHT)
+        await guest.display.connectors[0].flip(fb)
+        assert sink_of(world).desktop.server is server
+
+
 async def test_events_of_any_bytes(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
     """Whatever a client sends to the window, the connection stays, and the guest flips."""
     chance = random.Random(8)
