@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -80,7 +81,9 @@ def check_usable(settings: Settings) -> None:
     for template in (settings.wayland.title, settings.wayland.app_id):
         assert len(template.format(guest=LONGEST, connector=LONGEST).encode()) <= 2048
     for hertz in (settings.headless.refresh, settings.x11.refresh):
-        assert math.isfinite(1 / hertz)
+        assert 1 / hertz <= 1
+    for hertz in (settings.drm.refresh, settings.wayland.refresh, settings.input.repeat_rate):
+        assert not hertz or 0 < 1 / hertz <= threading.TIMEOUT_MAX
 
 
 def _texts(value: object) -> list[str]:

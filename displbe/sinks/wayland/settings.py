@@ -35,8 +35,8 @@ class WaylandSettings(Table, frozen=True):
     """The ids for ivi-application, of 32 bits, by the names of connectors that are not numbers."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.refresh <= 120:
-            raise ValueError("refresh is a number of looks per second, from 0 (never) to 120")
+        if self.refresh != 0 and not 0.01 <= self.refresh <= 120:  # a thread cannot wait for any number of seconds
+            raise ValueError("refresh is a number of looks per second, 0 (never) or 0.01 to 120")
         for template in (self.title, self.app_id):
             _check_template(template)
         if any(not 0 <= number < 1 << 32 for number in self.surfaces.values()):
