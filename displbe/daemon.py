@@ -87,6 +87,7 @@ class Daemon:
         self._metrics = _metrics(settings, self.commands)
         self._service_manager = service_manager or ServiceManager({})
         self._settings = settings
+        self._reloading = trio.Lock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; then close all devices, and release everything that belongs to guests.
@@ -138,14 +139,19 @@ class Daemon:
             self._service_manager.notify(f"STATUS={(await self.commands.status()).summary()}")
             await trio.sleep(STATUS_PERIOD)
 
-    def reload(self, path: str) -> None:
-        """Read the configuration again, and apply the keys that can change while guests are connected. Errors are logged."""
-        self._service_manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        try:
-            self._apply(load(path))
-        except (ConfigError, MissingPackage) as error:
-            _log.error("configuration not reloaded", reason=str(error))
-        self._service_manager.notify("READY=1")
+    async def reload(self, path: str) -> None:
+        """Read the configuration again, and apply the keys that can change while guests are connected.
+
+        An error is logged, and nothing changes. A worker thread reads the file: a slow disk or an odd file must not stop the rings, nor
+        the watchdog.
+        """
+        async with self._reloading:
+            self._service_manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                self._apply(await trio.to_thread.run_sync(load, path, abandon_on_cancel=True))
+            except (ConfigError, MissingPackage) as error:
+                _log.error("configuration not reloaded: the old one stays", reason=str(error))
+            self._service_manager.notify("READY=1")
 
     def _apply(self, wanted: Settings) -> None:
         """Apply the RELOADABLE keys. Raises MissingPackage; nothing is applied then."""

@@ -108,16 +108,16 @@ async def serve(daemon: Daemon, config: str) -> None:
     # Outside of the cancelled nursery: a second signal must not kill the process while it closes the guests' devices.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_handle_signals, signals, nursery.cancel_scope, daemon, config)
+            nursery.start_soon(_handle_signals, signals, nursery, daemon, config)
             await daemon.run()
 
 
-async def _handle_signals(signals: AsyncIterator[int], scope: trio.CancelScope, daemon: Daemon, config: str) -> None:
+async def _handle_signals(signals: AsyncIterator[int], nursery: trio.Nursery, daemon: Daemon, config: str) -> None:
     async for number in signals:
         if number == signal.SIGHUP:
-            daemon.reload(config)
+            nursery.start_soon(daemon.reload, config)  # SIGTERM must not wait for a slow disk
         else:
-            scope.cancel()
+            nursery.cancel_scope.cancel()
 
 
 @contextlib.contextmanager

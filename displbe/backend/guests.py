@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError
 
-__all__ = ["GuestSettings", "Guests", "guest_name", "own_domid"]
+__all__ = ["MAX_NAME", "GuestSettings", "Guests", "guest_name", "own_domid"]
+
+MAX_NAME: Final = 64
+"""Maximum characters of an output's name."""
 
 
 class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -24,6 +28,13 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     used."""
     screenshot: bool = True
     """Whether an operator may take pictures of its screens (`displbectl screenshot`)."""
+
+    def __post_init__(self) -> None:
+        for name in self.connectors:
+            if not name or len(name) > MAX_NAME or not name.isprintable():
+                raise ValueError(f"connectors must be names of outputs, of 1 to {MAX_NAME} printable characters")
+        if len(set(self.connectors)) < len(self.connectors):
+            raise ValueError("connectors names an output twice; an output shows one connector")
 
 
 class Guests:

@@ -30,8 +30,11 @@ REQUEST_BURST: Final = 0.25
 
 _log = structlog.get_logger("displbe.quota")
 
-RATES: Final = ("modesets_per_second", "reconnects_per_second", "requests_per_second", "requests_per_turn")
-"""Limits that must not be 0."""
+MAX_COUNT: Final = (1 << 32) - 1
+"""The largest number that a limit of a count may have."""
+MIN_RATE: Final = 0.001
+MAX_RATE: Final = 1e9
+"""The bounds of a rate per second. nan and inf would switch the limit off."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -60,8 +63,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            if getattr(self, name) < 0 or (name in RATES and not getattr(self, name)):
-                raise ValueError(f"{name.replace('_', '-')} must be positive")
+            if name.endswith("_per_second"):
+                least, most = MIN_RATE, MAX_RATE
+            else:
+                least, most = int(name == "requests_per_turn"), MAX_COUNT
+            if not least <= getattr(self, name) <= most:  # nan is in no range
+                raise ValueError(f"{name.replace('_', '-')} must be a number from {least} to {most:.0f}")
 
 
 class Total:

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from displbe.backend.guests import GuestSettings
+from displbe.backend.guests import MAX_NAME, GuestSettings
 from displbe.backend.nodes import DeviceNodes, DeviceRefused
 from displbe.wire.xs import parse_number
 from displbe.xen.port import NoEntry, StoreError
@@ -16,8 +16,8 @@ __all__ = ["RING_KEYS", "PublishedConnector", "Rings", "read_be_alloc", "read_co
 RING_KEYS: Final = ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel")
 """The nodes that name a connector's rings, in the order of `Rings`."""
 MAX_CONNECTORS: Final = 8
-MAX_NAME: Final = 64
-"""Maximum characters of an output's name, and bytes of a wrong value that are shown."""
+MAX_SHOWN: Final = 64
+"""Bytes of a wrong value that are shown."""
 MAX_SIDE: Final = 16384
 """Maximum width and height in pixels."""
 
@@ -78,7 +78,7 @@ async def _read_connector(nodes: DeviceNodes, guest: GuestSettings, index: int) 
     resolution = await _trusted(nodes, f"{index}/resolution")
     sides = [parse_number(side, MAX_SIDE) for side in resolution.split(b"x")]
     if len(sides) != 2 or not sides[0] or not sides[1]:
-        raise DeviceRefused(f"{index}/resolution is not WIDTHxHEIGHT: {resolution[:MAX_NAME]!r}")
+        raise DeviceRefused(f"{index}/resolution is not WIDTHxHEIGHT: {resolution[:MAX_SHOWN]!r}")
     return PublishedConnector(name, sides[0], sides[1], await read_rings(nodes, index))
 
 
@@ -94,7 +94,7 @@ async def _name(nodes: DeviceNodes, guest: GuestSettings, index: int) -> str:
     name = await _trusted(nodes, f"{index}/unique-id")
     text = name.decode("utf-8", "replace")
     if not text or len(text) > MAX_NAME or not text.isprintable():
-        raise DeviceRefused(f"{index}/unique-id is no name: {name[:MAX_NAME]!r}")
+        raise DeviceRefused(f"{index}/unique-id is no name: {name[:MAX_SHOWN]!r}")
     return text
 
 
@@ -105,7 +105,7 @@ async def _number(nodes: DeviceNodes, key: str) -> int:
         raise DeviceRefused(f"cannot read {key}: {error}") from error
     number = parse_number(value)
     if number is None:
-        raise DeviceRefused(f"{key} is no number: {value[:MAX_NAME]!r}")
+        raise DeviceRefused(f"{key} is no number: {value[:MAX_SHOWN]!r}")
     return number
 
 

@@ -23,7 +23,7 @@ class InputSettings(Table, frozen=True):
     """Repetitions per second; 0: no repetition."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.repeat_delay <= 10:
-            raise ValueError("repeat-delay must be a number of seconds, more than 0 and up to 10")
-        if not 0 <= self.repeat_rate <= 100:
-            raise ValueError("repeat-rate must be a number of repetitions per second, 0 (none) to 100")
+        if not 0.001 <= self.repeat_delay <= 10:
+            raise ValueError("repeat-delay must be a number of seconds, 0.001 to 10")
+        if self.repeat_rate != 0 and not 0.01 <= self.repeat_rate <= 100:
+            raise ValueError("repeat-rate must be a number of repetitions per second, 0 (none) or 0.01 to 100")

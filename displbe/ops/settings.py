@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from displbe.settings import Table
@@ -40,10 +41,14 @@ class MetricsSettings(Table, frozen=True):
     def __post_init__(self) -> None:
         if not 1 <= self.interval <= 3600:
             raise ValueError("interval must be a number of seconds, 1 to 3600")
+        if self.textfile and not Path(self.textfile).name:
+            raise ValueError("textfile must be the path of a file, NAME.prom")
         host, colon, port = self.listen.rpartition(":")
-        if self.listen and not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        host = host.strip("[]")
+        number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
+        if self.listen and not (host and colon and 0 < number < 65536):
             raise ValueError("listen must be HOST:PORT")
         try:
-            host.strip("[]").encode("idna")
+            host.encode("idna")
         except UnicodeError as error:
             raise ValueError(f"listen must be HOST:PORT, and {host} is not a host name: {error}") from error

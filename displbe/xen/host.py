@@ -30,6 +30,8 @@ class Host:
             raise NoXen(
                 "there is no XenStore here (neither its socket nor /dev/xen/xenbus); displbe runs in a Xen domain"
             )
+        if not paths.may_be_store(path):
+            raise NoXen(f"store in [xen]: {path} is neither xenstored's socket nor a xenbus device; leave it empty")
         self.ledger = Ledger()
         self.store = store.XenStore(path)
         try:

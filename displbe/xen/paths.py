@@ -7,7 +7,7 @@ import socket
 import stat
 from typing import Final
 
-__all__ = ["GNTDEV", "SOCKETS", "XENBUS", "connect", "find_store", "is_device"]
+__all__ = ["GNTDEV", "SOCKETS", "XENBUS", "connect", "find_store", "is_device", "may_be_store"]
 
 SOCKETS: Final = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 """xenstored's socket, in Dom0 only."""
@@ -24,6 +24,16 @@ def find_store(paths: tuple[str, ...] = (*SOCKETS, XENBUS)) -> str | None:
     present = [path for path in paths if os.path.exists(path)]
     usable = (path for path in present if os.access(path, os.R_OK | os.W_OK))
     return next(usable, present[-1] if present else None)
+
+
+def may_be_store(path: str) -> bool:
+    """Return whether a path may lead to XenStore: to a socket, to a xenbus device (/dev/xen/xenbus, or xenfs' /proc/xen/xenbus, which is
+    a regular file), or to nothing yet. Reading another file, such as /dev/zero, might not end.
+    """
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode) or os.path.basename(os.path.realpath(path)) == "xenbus"
+    except OSError:
+        return True
 
 
 def connect(path: str, timeout: float | None = None) -> int:

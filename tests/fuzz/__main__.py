@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: hostile bytes for every parser of what a guest writes.
+"""`python -m tests.fuzz`: hostile bytes for every parser of what a guest writes, and for the configuration.
 
     --seconds N       all targets one after the other, N seconds together: coverage-guided where atheris is installed, else at random
     --requests N      N random requests through the whole request path; prints their number and rate
@@ -26,7 +26,7 @@ START: Final = 1.5
 """Seconds that a guided target needs to start."""
 NAMES: Final = (
     *("requests", "decode", "directory", "rings", "store", "keys"),
-    *("page", "vkbd", "unique_id", "evdev"),
+    *("page", "vkbd", "unique_id", "evdev", "config"),
 )
 """Return all targets. They are imported late."""
 SESSION: Final = 4000

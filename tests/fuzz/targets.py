@@ -19,7 +19,7 @@ from displbe.wire.pgdir import REFS_PER_PAGE, DirectoryReader, DirectoryWriter
 from displbe.wire.ring import PAGE_SIZE, BackControlRing, BackEventPage
 from displbe.wire.xenbus import parse_state
 
-from . import inputs
+from . import configuration, inputs
 from .choices import Choices
 from .rig import Machine, Rig, fake_nodes
 
@@ -334,6 +334,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "store": store,
     "keys": keys,
     **inputs.TARGETS,
+    **configuration.TARGETS,
 }
 
 SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
@@ -351,4 +352,5 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         owner + b"HDMI-A-1\n1920x1080\n8\n1\n9\n2\nDP-1\n800x600\n10\n3\n11\n4" for owner in (b"\0", b"\3", b"\4")
     ),
     **inputs.SEEDS,
+    **configuration.SEEDS,
 }

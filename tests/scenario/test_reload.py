@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +27,9 @@ from displbe.ops.service_manager import ServiceManager
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
+from displbe.sinks.headless.settings import HeadlessSettings
+from displbe.wire.errors import first_leaf
+from displbe.xen.port import Unavailable
 
 
 class Manager:
@@ -128,7 +132,7 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
     same = f"sink = 'headless'\n[control]\nsocket = '{path}'\n[headless]\nrefresh = 1000\n"
     config.write_text(same)
     with structlog.testing.capture_logs() as lines:
-        world.daemon.reload(str(config))
+        await world.daemon.reload(str(config))
     assert said(lines) == {
         "event": "configuration reloaded",
         "log_level": "warning",
@@ -141,7 +145,7 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
     config.write_text(more + "[guest.a]\nconnectors = ['DP-1']\n[log]\nlevel = 'info'\n")
     for applied in (["guest.a", "input.focus", "limits.pages"], []):  # changes that take a restart are logged each time
         with structlog.testing.capture_logs() as lines:
-            world.daemon.reload(str(config))
+            await world.daemon.reload(str(config))
         line = said(lines)
         assert sorted(line["applied"]) == applied
         assert line["takes_a_restart"] == ["headless.refresh", "sink"]
@@ -164,7 +168,7 @@ async def test_another_keyboard_from_the_next_connection_on(tmp_path: Path) -> N
         config.write_text(f"[guest.a]\ninput = 'K:{second}'\n")
         async with world.typist(1, "K:name=none", "a") as guest:
             await until(lambda: any(reader.grabbed for reader in devices[0].readers))
-            world.daemon.reload(str(config))
+            await world.daemon.reload(str(config))
             devices[0].emit((EV_KEY, 30, 1))
             await until(lambda: guest.pressed == {30})
             world.daemon.inputs.devices[1, 0].kick()
@@ -182,8 +186,8 @@ async def test_input_without_its_package(world: World, tmp_path: Path, monkeypat
     config.write_text("[limits]\npages = 7\n[guest.a]\ninput = 'K:/dev/input/event0'\n")
     before = world.daemon.quotas.limits
     with structlog.testing.capture_logs() as lines:
-        world.daemon.reload(str(config))
-    assert said(lines)["event"] == "configuration not reloaded"
+        await world.daemon.reload(str(config))
+    assert said(lines)["event"] == "configuration not reloaded: the old one stays"
     assert "need evdev" in said(lines)["reason"]
     assert world.daemon.quotas.limits is before
 
@@ -192,7 +196,7 @@ async def test_limits_are_for_guests_that_come_later(world: World, tmp_path: Pat
     config = tmp_path / "displbe.toml"
     config.write_text("[limits]\nframebuffers = 1\n")
     async with world.guest(1) as early:
-        world.daemon.reload(str(config))
+        await world.daemon.reload(str(config))
         for _ in range(2):
             await early.display.create_framebuffer(64, 48)
         async with world.guest(2, spec("DP-1")):
@@ -200,19 +204,79 @@ async def test_limits_are_for_guests_that_come_later(world: World, tmp_path: Pat
             assert world.device(2).quota.limits.framebuffers == 1
 
 
+ODD = (
+    "[limits]\npages = 'many'\n",
+    "[limits\n",
+    "[wayland]\ntitle = '{guest.name}'\n",
+    "[wayland]\ntitle = '{guest:>999999999999}'\n",
+    "a = " + "[" * 4000,
+    "a = " + "9" * 5000,
+    "[limits]\nrequests-per-second = nan\n",
+    "[limits]\npages = 7\n[xen]\nmaptrack = -1\n",
+    None,
+)
+"""Wrong files; None: there is no file."""
+
+
 async def test_a_wrong_configuration_changes_nothing(world: World, tmp_path: Path) -> None:
     config = tmp_path / "displbe.toml"
-    for text in ("[limits]\npages = 'many'\n", "[limits\n", None):
+    for text in ODD:
         if text is None:
             config.unlink()
         else:
             config.write_text(text)
         before = world.daemon.quotas.limits
         with structlog.testing.capture_logs() as lines:
-            world.daemon.reload(str(config))
-        assert said(lines)["event"] == "configuration not reloaded"
+            await world.daemon.reload(str(config))
+        assert said(lines)["event"] == "configuration not reloaded: the old one stays"
         assert str(config) in said(lines)["reason"]
         assert world.daemon.quotas.limits is before
+
+
+async def test_rings_are_served_while_a_configuration_is_read(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk delays the reload only; a second SIGHUP waits for it; the end of the daemon does not."""
+    reading, release = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slow(path: str) -> Settings:
+        trio.from_thread.run_sync(reading.set, trio_token=token)
+        release.wait(10)
+        return load(path)
+
+    monkeypatch.setattr(daemon, "load", slow)
+    config = tmp_path / "displbe.toml"
+    config.write_text("[limits]\npages = 7\n")
+    async with trio.open_nursery() as nursery, world.guest(1) as guest:
+        nursery.start_soon(world.daemon.reload, str(config))
+        nursery.start_soon(world.daemon.reload, str(config))
+        with trio.fail_after(5):
+            await reading.wait()
+            await guest.display.create_framebuffer(64, 48)
+        assert world.daemon.quotas.limits.pages != 7
+        release.set()
+        await until(lambda: world.daemon.quotas.limits.pages == 7)
+    release.clear()
+    with trio.move_on_after(0.1) as scope:
+        await world.daemon.reload(str(config))
+    release.set()
+    assert scope.cancelled_caught
+
+
+async def test_a_directory_for_pictures_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings(
+        sink="headless",
+        headless=HeadlessSettings(directory=str(tmp_path / "file" / "pictures")),
+        control=ControlSettings(socket=""),
+    )
+    async with Xen(tmp_path).running() as xen:
+        with pytest.raises(BaseExceptionGroup) as error:
+            await Daemon(settings, xen.hypervisor(0)).run()
+    found = first_leaf(error.value)
+    assert isinstance(found, Unavailable)
+    assert "directory in [headless]" in str(found)
 
 
 def test_differences() -> None:

@@ -67,6 +67,34 @@ def test_a_wrong_configuration(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[wayland]\ntitle = '{guest.name}'\n",
+        b"[wayland]\ntitle = '{guest:>999999999999}'\n",
+        b"a = " + b"[" * 4000,
+        b"a = " + b"9" * 5000,
+        b"[limits]\nrequests-per-second = nan\n",
+        b'"a\\nb" = 1',
+        b"\xff\xfe",
+        b"\0" * 200_000,
+        None,
+    ],
+    ids=lambda content: repr(content)[:40],
+)
+def test_an_odd_configuration(tmp_path: Path, content: bytes | None) -> None:
+    """One line, and the exit code after which systemd does not start displbe again."""
+    path = tmp_path / "displbe.toml"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    done = run("--config", str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"displbe: {path}: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_no_configuration(tmp_path: Path) -> None:
     done = run("--config", str(tmp_path / "nowhere.toml"))
     assert done.returncode == 2

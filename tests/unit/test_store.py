@@ -18,7 +18,8 @@ import trio.testing
 from displbe.sim.store import StoreServer
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
-from displbe.xen.paths import connect, find_store
+from displbe.xen.host import Host, NoXen
+from displbe.xen.paths import connect, find_store, may_be_store
 from displbe.xen.port import NoEntry, StoreError, StoreLost, WatchRefused
 from displbe.xen.store import XenStore
 
@@ -442,6 +443,19 @@ def test_the_first_path_that_exists(tmp_path: Path) -> None:
     assert find_store(paths) == paths[1]
     (tmp_path / "one").touch()
     assert find_store(paths) == paths[0]
+
+
+def test_a_path_that_is_not_xenstore(tmp_path: Path) -> None:
+    """Reading /dev/zero as XenStore would not end, and reading a plain file would be tried for ever."""
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    os.mkfifo(tmp_path / "xenbus")
+    (tmp_path / "link").symlink_to(tmp_path / "xenbus")
+    refused = ["/dev/zero", "/dev/null", str(tmp_path), str(tmp_path / "file"), str(tmp_path / "fifo")]
+    assert not any(map(may_be_store, refused))
+    assert all(may_be_store(str(tmp_path / name)) for name in ("xenbus", "link", "nowhere"))
+    with pytest.raises(NoXen, match=r"store in \[xen\]: /dev/zero is neither xenstored's socket nor a xenbus device"):
+        Host("/dev/zero")
 
 
 def test_a_path_that_is_no_socket_is_opened_as_a_device(tmp_path: Path) -> None:

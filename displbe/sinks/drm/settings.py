@@ -23,5 +23,5 @@ class DrmSettings(Table, frozen=True):
     """Whether cards are opened through libseat where a session manager runs."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.refresh <= 120:
-            raise ValueError("refresh is a number of looks per second, 0 (never) to 120")
+        if self.refresh != 0 and not 0.01 <= self.refresh <= 120:  # a thread cannot wait for any number of seconds
+            raise ValueError("refresh is a number of looks per second, 0 (never) or 0.01 to 120")

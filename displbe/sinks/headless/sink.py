@@ -8,6 +8,7 @@ import trio
 
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.flip import FlipClock
+from displbe.xen.port import Unavailable
 
 from .output import HeadlessOutput
 from .settings import HeadlessSettings
@@ -26,8 +27,14 @@ class HeadlessSink(Sink):
         self._clock = FlipClock()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Raises Unavailable when the directory for pictures cannot be made."""
         if self.settings.directory:
-            await trio.Path(self.settings.directory).mkdir(parents=True, exist_ok=True)
+            try:
+                await trio.Path(self.settings.directory).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Unavailable(
+                    f"directory in [headless]: {self.settings.directory} cannot be made: {error.strerror}"
+                ) from error
         task_status.started()
         await self._clock.run()
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from string import Formatter
+from typing import Final, Literal
 
 from displbe.settings import Table
 
 __all__ = ["WaylandSettings"]
+
+MAX_NAME: Final = "\U0010ffff" * 64
+"""The longest name that replaces {guest} or {connector}: 64 characters of four bytes."""
+MAX_TEXT: Final = 2048
+"""Bytes of a title or an app-id with its names. libwayland sends no message of more than 4096 bytes."""
 
 
 class WaylandSettings(Table, frozen=True):
@@ -29,14 +35,27 @@ class WaylandSettings(Table, frozen=True):
     """The ids for ivi-application, of 32 bits, by the names of connectors that are not numbers."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.refresh <= 120:
-            raise ValueError("refresh is a number of looks per second, from 0 (never) to 120")
+        if self.refresh != 0 and not 0.01 <= self.refresh <= 120:  # a thread cannot wait for any number of seconds
+            raise ValueError("refresh is a number of looks per second, 0 (never) or 0.01 to 120")
         for template in (self.title, self.app_id):
-            try:
-                template.format(guest="", connector="")
-            except (LookupError, ValueError) as error:
-                raise ValueError(f"{template!r}: only {{guest}} and {{connector}} are replaced") from error
+            _check_template(template)
         if any(not 0 <= number < 1 << 32 for number in self.surfaces.values()):
             raise ValueError("surfaces are ivi ids: numbers of 32 bits")
         if len(set(self.surfaces.values())) < len(self.surfaces):
             raise ValueError("surfaces are ivi ids: no two connectors can have the same")
+
+
+def _check_template(template: str) -> None:
+    """Raise ValueError unless a template has only the fields {guest} and {connector}, without attribute, index, conversion or format
+    specification, and its text fits into a message.
+    """
+    wrong = f"{template[:64]!r}: only {{guest}} and {{connector}} are replaced; a brace that is shown is written twice"
+    try:
+        fields = [field for field in Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(wrong) from error
+    for _, name, specification, conversion in fields:
+        if name not in ("guest", "connector") or specification or conversion:
+            raise ValueError(wrong)
+    if len(template.format(guest=MAX_NAME, connector=MAX_NAME).encode()) > MAX_TEXT:
+        raise ValueError(f"{template[:64]!r}… may have more than {MAX_TEXT} bytes with the longest names: shorten it")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Final, Literal
 
 from displbe.settings import Table
 
 __all__ = ["X11Settings"]
+
+_DISPLAY: Final = re.compile(r"[!-~]*:\d{1,5}(\.\d{1,5})?|(unix:)?/[!-~]+", re.ASCII)
+"""[HOST]:NUMBER[.SCREEN], or the path of a socket (XOpenDisplay(3), libxcb's xcb_parse_display)."""
 
 
 class X11Settings(Table, frozen=True):
@@ -26,3 +30,5 @@ class X11Settings(Table, frozen=True):
     def __post_init__(self) -> None:
         if not 1 <= self.refresh <= 1000:
             raise ValueError("refresh is a number of refreshes per second, 1 to 1000")
+        if self.display and not _DISPLAY.fullmatch(self.display):
+            raise ValueError("display must be like $DISPLAY, such as :0, or the path of the server's socket")
