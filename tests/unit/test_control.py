@@ -338,7 +338,7 @@ async def test_a_command_that_is_held_up_is_given_up(served: Served, monkeypatch
     for command in ("wait", "trace"):
         head, _ = await served.ask(command)
         assert not head["ok"]
-        assert "held up" in head["error"]
+        assert "is busy" in head["error"]
     async with await served.connect() as client:
         await client.send_all(line("trace"))
         assert not (await answer(client))[0]["ok"]
