@@ -132,6 +132,7 @@ class WaylandOutput(Output):
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, WaylandBuffer)
+        self._check_claimed()
         if buffer.is_closed:
             raise SinkError(Errno.ENOENT, "the framebuffer is gone")
         if buffer.failure is not None:
@@ -141,6 +142,9 @@ class WaylandOutput(Output):
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
+        if self.is_released:
+            await trio.lowlevel.checkpoint()
+            return
         self._current = self._part = None
         await self._copying.finished()
         self._close_surface("off", SurfaceState.CLOSED)
@@ -153,6 +157,7 @@ class WaylandOutput(Output):
         self._watching.cancel()
         await self.disable()
         await self._copying.close()
+        self.is_released = True
         self._given_back(self)
 
     async def edid(self) -> bytes | None:
