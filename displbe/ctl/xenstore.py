@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from displbe.config import Settings
 from displbe.wire.xenbus import State, parse_state
+from displbe.wire.xs import parse_number
 from displbe.xen import paths
 
 from .check_result import CheckResult, passed, warning
@@ -165,7 +166,7 @@ def _name(state: State | None) -> str:
 
 
 def _children(client: Any, *below: str) -> list[str]:
-    """Return the numeric names of the nodes below these directories of `backend`, in the order of the numbers."""
+    """Return the numeric names (`7`, not `07`) of the nodes below these directories of `backend`, in the order of the numbers."""
     import pyxs
 
     found = set[str]()
@@ -176,7 +177,7 @@ def _children(client: Any, *below: str) -> list[str]:
             raise
         except pyxs.PyXSError:  # there is no such directory
             pass
-    return sorted((name for name in found if name.isascii() and name.isdigit()), key=int)
+    return sorted((name for name in found if parse_number(name.encode()) is not None), key=int)
 
 
 def _value(client: Any, path: str) -> tuple[str, str]:

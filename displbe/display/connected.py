@@ -37,21 +37,22 @@ class ConnectedDisplay:
             self._shut_off(self.connectors, reason)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Serve until cancelled. Raises FrontendBroken."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.clock.run)
-                for connector in self.connectors:
-                    nursery.start_soon(connector.run)
-                task_status.started()
-                for connector in self.connectors:  # requests may have arrived before the ring was started
-                    connector.requests.look()
-                nursery.start_soon(self._rescue)
-                await self._failed.wait()
-                raise self._reason
-        finally:
+        """Serve until cancelled. Raises FrontendBroken. The caller stops the connectors."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.clock.run)
             for connector in self.connectors:
-                connector.stop()
+                nursery.start_soon(connector.run)
+            task_status.started()
+            for connector in self.connectors:  # requests may have arrived before the ring was started
+                connector.requests.look()
+            nursery.start_soon(self._rescue)
+            await self._failed.wait()
+            raise self._reason
+
+    async def close_screens(self) -> None:
+        """End the operator's use of the screens. Their outputs are about to be released, and another guest may claim them."""
+        for connector in self.connectors:
+            await connector.screen.close()
 
     async def _rescue(self) -> None:
         """Look regularly for requests whose notification was lost. There should be none; each one is counted and logged."""

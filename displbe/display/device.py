@@ -171,6 +171,7 @@ class DisplayDevice:
                 log=nodes.log,
             )
             stack.push_async_callback(buffers.aclose)
+            stack.push_async_callback(display.close_screens)
             for one, output in zip(published, outputs, strict=True):
                 self._add_connector(display, one, output, buffers, stack)
             self._set_connectors(display.connectors)
@@ -203,7 +204,7 @@ class DisplayDevice:
         buffers: Buffers,
         stack: AsyncExitStack,
     ) -> None:
-        """Create the next connector of a connection, map its pages and bind its ports. The stack releases them after it is stopped.
+        """Create the next connector of a connection, map its pages and bind its ports. The stack stops it, and then releases them.
 
         Raises HypervisorError, FrontendBroken.
         """
@@ -228,9 +229,10 @@ class DisplayDevice:
         edid = partial(answer_edid, self._hypervisor, domid, output, published.name, *resolution)
         log = self._nodes.log.bind(connector=published.name)
         connector = Connector(index, screen, buffers, events, edid, self._quota, log, display.broken)
+        stack.callback(connector.stop)  # also if the connection is refused before it is served
+        display.connectors.append(connector)
         channel = self._bind(rings.req_port, connector.requests.notified, stack)
         connector.start(ring, channel)
-        display.connectors.append(connector)
 
     def _map(self, ref: int, stack: AsyncExitStack) -> Page:
         page = self._hypervisor.map_page(self._nodes.domid, ref, writable=True)

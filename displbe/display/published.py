@@ -105,7 +105,7 @@ async def _number(nodes: DeviceNodes, key: str) -> int:
         raise DeviceRefused(f"cannot read {key}: {error}") from error
     number = parse_number(value)
     if number is None:
-        raise DeviceRefused(f"{key} is no number: {value[:MAX_SHOWN]!r}")
+        raise DeviceRefused(f"{key} is no number (decimal, no leading zeros, below 2^32): {value[:MAX_SHOWN]!r}")
     return number
 
 

@@ -44,6 +44,8 @@ class ScreenState(enum.Enum):
     """The operator has switched the output off. Flips end when the next refresh would be."""
     UNBLANKING = "unblanking"
     """The output is being switched on again by the operator's command. A flip ends when the output is on."""
+    CLOSED = "closed"
+    """The connection has ended. The output is not used any more: another guest may have claimed it."""
 
 
 # Looked up once, for the path of every flip: access to an enum's member costs more than a call in Python 3.11.
@@ -205,14 +207,14 @@ class Screen:
     # The operator
 
     async def blank(self) -> None:
-        """Switch the output off until `unblank`. The guest does not notice."""
+        """Switch the output off until `unblank`. The guest does not notice. Do nothing after `close`."""
         async with self._switching:
-            if not self.is_blanked:
+            if self.state is not ScreenState.CLOSED and not self.is_blanked:
                 self.state = ScreenState.BLANKED
                 await self.output.disable()
 
     async def unblank(self) -> None:
-        """Show the guest's framebuffer on the output again. Raises SinkError; the screen stays blanked then."""
+        """Show the guest's framebuffer on the output again. Raises SinkError; the screen stays blanked then. Do nothing after `close`."""
         async with self._switching:
             if self.state is not ScreenState.BLANKED:
                 return
@@ -230,6 +232,11 @@ class Screen:
             finally:
                 self.state = ScreenState.OFF if self._config is None else ScreenState.ON
                 self._blanked_flip.end()
+
+    async def close(self) -> None:
+        """Stop using the output: it is about to be released. Waits for a command of the operator that uses it."""
+        async with self._switching:
+            self.state = ScreenState.CLOSED
 
     async def _show_newest(self, *tolerated: type[Exception]) -> int:
         """Show the newest framebuffer on the output, and return its cookie. After a tolerated error (the framebuffer may be gone), the

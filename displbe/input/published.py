@@ -93,7 +93,7 @@ async def read_published(nodes: DeviceNodes) -> Published:
         value = await nodes.read(f"{nodes.frontend}/{key}")
         number = parse_number(value or b"")
         if number is None:
-            raise DeviceRefused(f"{key} is no number: {(value or b'')[:64]!r}")
+            raise DeviceRefused(f"{key} is no number (decimal, no leading zeros, below 2^32): {(value or b'')[:64]!r}")
         numbers.append(number)
     return Published(*numbers)
 

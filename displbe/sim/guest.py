@@ -16,6 +16,7 @@ from displbe.wire.formats import FORMATS, fourcc, stride
 from displbe.wire.pgdir import REFS_PER_PAGE, directory_pages, encode_directory, pages_of
 from displbe.wire.ring import FrontControlRing, FrontEventPage
 from displbe.wire.xenbus import State, parse_state
+from displbe.wire.xs import parse_number
 from displbe.xen.barriers import SharedMemory
 from displbe.xen.evtchn import Channel
 from displbe.xen.port import StoreError
@@ -236,7 +237,7 @@ class Frontend:
     async def _publish(self) -> None:
         """Write the rings and ports of all connectors in one transaction, then state 3 (evtchnl_publish)."""
         store = self._guest.hypervisor.store
-        count = len([name for name in await store.children(self._path) if name.isdigit()])
+        count = len([name for name in await store.children(self._path) if parse_number(name.encode()) is not None])
         self.connectors = [FrontConnector(self._guest.domain, self._guest.hypervisor) for _ in range(count)]
         async with store.transaction() as transaction:
             for index, connector in enumerate(self.connectors):

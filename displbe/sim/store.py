@@ -22,6 +22,8 @@ __all__ = ["StoreFailure", "StoreServer", "Tree"]
 Perms = list[tuple[str, int]]
 MAX_WATCHES: Final = 128
 """quota_nb_watch_per_domain in xenstored_core.c."""
+MAX_TRANSACTIONS: Final = 10
+"""quota_max_transaction in xenstored_core.c."""
 
 
 class StoreFailure(Exception):
@@ -166,7 +168,7 @@ class Connection:
         self.domid = domid
         self.watches: dict[tuple[bytes, bytes], str] = {}
         self._stream = stream
-        self._transactions: dict[int, Transaction] = {}
+        self.transactions: dict[int, Transaction] = {}
         self._next_transaction = 1
         self._out, self._queue = trio.open_memory_channel[bytes](100_000)
 
@@ -225,7 +227,7 @@ class Connection:
             raise StoreFailure("ENOSYS")
         transaction = None
         if packet.transaction_id:
-            transaction = self._transactions.get(packet.transaction_id)
+            transaction = self.transactions.get(packet.transaction_id)
             if transaction is None:
                 raise StoreFailure("ENOENT" if self.server.flavour == "xenstored" else "EIO")
         return handler(self, transaction, packet)
@@ -319,14 +321,16 @@ class Connection:
         return b"OK" + NUL
 
     def start(self, transaction: Transaction | None, packet: xs.Packet) -> bytes:
+        if self.domid and self.server.transactions_of(self.domid) >= self.server.max_transactions:
+            raise StoreFailure("ENOSPC" if self.server.flavour == "xenstored" else "EQUOTA")
         number, self._next_transaction = self._next_transaction, self._next_transaction + 1
-        self._transactions[number] = Transaction(self.server.tree)
+        self.transactions[number] = Transaction(self.server.tree)
         return str(number).encode() + NUL
 
     def end(self, transaction: Transaction | None, packet: xs.Packet) -> bytes:
         if transaction is None:
             raise StoreFailure("ENOENT")
-        del self._transactions[packet.transaction_id]
+        del self.transactions[packet.transaction_id]
         if packet.payload == b"T" + NUL:
             self._commit(transaction)
         return b"OK" + NUL
@@ -371,12 +375,18 @@ class StoreServer:
         self.tree = Tree()
         self.max_watches = MAX_WATCHES
         """The limit for all connections of a domain together. Dom0 has no limit."""
+        self.max_transactions = MAX_TRANSACTIONS
+        """The limit of open transactions for all connections of a domain together. Dom0 has no limit."""
         self._connections: set[Connection] = set()
         self._listening: dict[int, trio.CancelScope] = {}
 
     def watches_of(self, domid: int) -> int:
         """Return the number of watches that a domain has set."""
         return sum(len(connection.watches) for connection in self._connections if connection.domid == domid)
+
+    def transactions_of(self, domid: int) -> int:
+        """Return the number of transactions that a domain has open."""
+        return sum(len(connection.transactions) for connection in self._connections if connection.domid == domid)
 
     def socket_of(self, domid: int) -> Path:
         """Return the socket of a domain."""

@@ -118,10 +118,15 @@ class Allocation(abc.ABC):
 
 
 class Output(abc.ABC):
-    """A place for one connector's picture: a screen or a window. One guest at a time claims it."""
+    """A claimed place for one connector's picture: a screen or a window. One guest at a time claims it.
+
+    After `release` the place may belong to another guest: `enable` and `flip` raise SinkError, and `disable` does nothing.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.is_released = False
+        """Whether `release` has given the output back."""
         self.path = ""
         """How frames get to the screen now: `zero copy`, `be-alloc` (no copy, the memory is the output's) or `copy`; empty: not at all."""
         self.reason = ""
@@ -167,6 +172,11 @@ class Output(abc.ABC):
     @abc.abstractmethod
     async def release(self) -> None:
         """Switch off and give the output back. `flipped` is not called afterwards. The caller has closed all buffers before."""
+
+    def _check_claimed(self) -> None:
+        """Raise SinkError after `release`."""
+        if self.is_released:
+            raise SinkError(Errno.ENODEV, f"{self.name} has been given back; connect again to claim it")
 
     def _ignore_flips(self) -> None:
         """Do not call `flipped` any more: the output is being given back."""

@@ -132,8 +132,11 @@ def parse_perms(payload: bytes) -> list[tuple[str, int]]:
 
 
 def parse_number(value: bytes, maximum: int = 0xFFFFFFFF) -> int | None:
-    """Return a decimal number that another domain wrote, or None: 1 to 10 digits and nothing else, at most `maximum`."""
-    if not 1 <= len(value) <= 10 or not value.isdigit():
+    """Return a decimal number that another domain wrote, or None: 1 to 10 digits and nothing else, at most `maximum`.
+
+    A number has one form only: `07` is none. Otherwise a device, a page or an output would have two names.
+    """
+    if not 1 <= len(value) <= 10 or not value.isdigit() or (len(value) > 1 and value.startswith(b"0")):
         return None
     number = int(value)
     return number if number <= maximum else None

@@ -33,7 +33,17 @@ __all__ = ["XenStore", "connect"]
 _RECONNECT_FIRST: Final = 0.05
 _RECONNECT_LAST: Final = 2.0
 _TIMEOUT: Final = 1.0
-"""Seconds to wait for xenstored when a transaction starts or ends, or a watch is removed."""
+"""Seconds to wait for xenstored when a transaction is aborted or a watch is removed."""
+MAX_TRANSACTIONS: Final = 4
+"""Maximum number of our transactions that are open at a time; the others wait for their turn, in the order in which they came.
+
+XenStore lets a domain other than Dom0 have about ten (`xenstored --transaction`, `quota-transaction` of oxenstored). Those of the domain's
+kernel drivers and of its other programs count too.
+"""
+_QUOTA_ERRORS: Final = frozenset({"ENOSPC", "EQUOTA"})
+"""The answers of xenstored and of oxenstored to a domain that has too many transactions."""
+_QUOTA_PAUSE: Final = 0.02
+"""Seconds until a transaction that was refused for that reason is tried again."""
 _log = structlog.get_logger("displbe.store")
 
 
@@ -41,6 +51,8 @@ class _Reply:
     """The reply to one request. `packet` stays None when the connection is lost."""
 
     def __init__(self) -> None:
+        self.is_abandoned = False
+        """Whether the request was cancelled after it had been sent."""
         self.arrived = trio.Event()
         self.packet: xs.Packet | None = None
 
@@ -60,6 +72,7 @@ class XenStore:
         self._watches: dict[bytes, tuple[str, Callable[[str], None]]] = {}
         self._tokens = itertools.count(1)
         self._writing = trio.Lock()
+        self._transactions = trio.Semaphore(MAX_TRANSACTIONS, max_value=MAX_TRANSACTIONS)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the connection open. Raises OSError when the first attempt to connect fails."""
@@ -88,13 +101,13 @@ class XenStore:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_again)
-                await self._receive()
+                await self._receive(nursery)
         except* (OSError, xs.ProtocolError, StoreLost) as lost:
             _log.warning("connection to XenStore lost; connecting again", error=str(lost.exceptions[0]))
         finally:
             self._lose()
 
-    async def _receive(self) -> None:
+    async def _receive(self, nursery: trio.Nursery) -> None:
         decoder = xs.Decoder()
         while True:
             try:
@@ -105,9 +118,9 @@ class XenStore:
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, "closed by xenstored")
             for packet in decoder.feed(data):
-                self._dispatch(packet)
+                self._dispatch(packet, nursery)
 
-    def _dispatch(self, packet: xs.Packet) -> None:
+    def _dispatch(self, packet: xs.Packet, nursery: trio.Nursery) -> None:
         if packet.op == Op.WATCH_EVENT:
             # /dev/xen/xenbus leaves the ids of an event uninitialised, so the watch is found by its token.
             path, token, *_ = [*xs.split(packet.payload), b"", b""]
@@ -116,6 +129,8 @@ class XenStore:
         elif (reply := self._replies.pop(packet.request_id, None)) is not None:
             reply.packet = packet
             reply.arrived.set()
+            if reply.is_abandoned and packet.op == Op.TRANSACTION_START:
+                nursery.start_soon(self._end_unused, packet.payload)
 
     def _lose(self) -> None:
         """Close the connection and fail all pending requests."""
@@ -162,7 +177,13 @@ class XenStore:
         except BaseException:
             self._replies.pop(number, None)
             raise
-        await reply.arrived.wait()
+        try:
+            await reply.arrived.wait()
+        except trio.Cancelled:
+            # If the reply has arrived at the same time, the caller gets it, and is cancelled at its next checkpoint.
+            if reply.packet is None:
+                reply.is_abandoned = True
+                raise
         packet = reply.packet
         if packet is None:
             raise StoreLost("connection to XenStore lost")
@@ -248,17 +269,43 @@ class XenStore:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[_Transaction]:
         """port.Store.transaction"""
-        connection = self._connected
-        await trio.lowlevel.checkpoint()
-        number = 0
-        with trio.move_on_after(_TIMEOUT, shield=True):  # without its number, a started transaction could not be ended
-            number = int((await self._request(Op.TRANSACTION_START, NUL)).rstrip(NUL))
-        if number == 0:
-            raise StoreLost("XenStore does not answer")
-        transaction = _Transaction(self, number, connection)
+        async with self._transactions:
+            transaction = await self._start()
+            async with self._ended(transaction):
+                yield transaction
+
+    async def _start(self) -> _Transaction:
+        """Start a transaction, as soon as XenStore allows this domain one more. Raises StoreError, StoreLost."""
+        is_refused = False
+        while True:
+            await self._connected.wait()
+            connection = self._connected
+            try:
+                return _Transaction(self, _number(await self._request(Op.TRANSACTION_START, NUL)), connection)
+            except StoreError as error:
+                if str(error) not in _QUOTA_ERRORS:
+                    raise
+                if not is_refused:
+                    _log.warning(
+                        "XenStore refuses a transaction: this domain has too many; displbe tries again until the drivers and other"
+                        " programs of the domain have ended theirs (raise the quota in Dom0: xenstored --transaction)",
+                        error=str(error),
+                    )
+                is_refused = True
+            await trio.sleep(_QUOTA_PAUSE)
+
+    async def _end_unused(self, started: bytes) -> None:
+        """Abort a transaction whose start was cancelled before the reply arrived. Otherwise it would count until the connection ends."""
+        with contextlib.suppress(StoreError, StoreLost):
+            transaction = _Transaction(self, _number(started), self._connected)
+            await self._request(Op.TRANSACTION_END, b"F" + NUL, transaction=transaction)
+
+    @contextlib.asynccontextmanager
+    async def _ended(self, transaction: _Transaction) -> AsyncIterator[None]:
+        """Commit a transaction at the end of the block, or abort it when an exception leaves the block."""
         is_open = True
         try:
-            yield transaction
+            yield
             try:
                 await self._request(Op.TRANSACTION_END, b"T" + NUL, transaction=transaction)
             except (StoreError, StoreLost):
@@ -284,6 +331,14 @@ class XenStore:
             if self._connected.is_set():  # otherwise the watch ended with the connection
                 with trio.move_on_after(_TIMEOUT, shield=True), contextlib.suppress(StoreError, StoreLost):
                     await self._request(Op.UNWATCH, path.encode() + NUL, token + NUL)
+
+
+def _number(started: bytes) -> int:
+    """Return the number in the reply to TRANSACTION_START. Raises StoreError."""
+    number = xs.parse_number(started.rstrip(NUL))
+    if not number:
+        raise StoreError(f"transaction {started!r}")
+    return number
 
 
 def _write_and_close(fd: int, message: bytes) -> None:

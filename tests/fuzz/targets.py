@@ -290,7 +290,7 @@ def store(data: bytes) -> None:
         pass
     for value in (data, data[:10], *data.split(b"\0")[:8]):
         number = xs.parse_number(value)
-        assert number is None or (value.isdigit() and number == int(value))
+        assert number is None or value == b"%d" % number
         parse_state(value)
         text = escape(value.decode("utf-8", "replace"))
         assert text.isprintable()

@@ -56,7 +56,7 @@ async def honest(stage: Stage, bad: Guest) -> None:
 
 
 @row(
-    "ring references and ports that are not valid numbers: abc, -1, 4294967296, 4000 digits, a NUL inside, missing",
+    "ring references and ports that are not valid numbers: abc, -1, 08, 4294967296, 4000 digits, a NUL inside, missing",
     "refused; valid ones are served later",
 )
 async def test_k1_wrong_numbers(stage: Stage) -> None:
@@ -75,6 +75,7 @@ async def test_k1_wrong_numbers(stage: Stage) -> None:
             b"1 ",
             b"0x8",
             b"4294967296",
+            b"08",
             b"9" * 4000,
             b"8\x009",
             b"",

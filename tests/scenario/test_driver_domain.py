@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from displbe.wire.xenbus import State
 from displbe.xen.port import Ledger, Unavailable
 
 DRIVER = 7
+DRIVER_OF_MANY = 100
 
 
 @asynccontextmanager
@@ -145,6 +147,49 @@ async def test_input_settings_there(tmp_path: Path) -> None:
             await until(guest.input.connected.is_set)
             keyboard.emit((EV_KEY, 30, 1))
             await until(lambda: guest.input.pressed == {30})
+
+
+async def test_thirty_guests_when_the_daemon_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XenStore lets a driver domain have ten transactions at a time. All devices are closed nevertheless."""
+    settings = Settings(
+        sink="headless",
+        headless=HeadlessSettings(refresh=1000),
+        control=ControlSettings(socket=str(tmp_path / "control")),
+    )
+    monkeypatch.setattr("displbe.backend.device.SHUTDOWN_TIMEOUT", 20.0)  # the simulated XenStore is slow
+    numbers = range(1, 31)
+    async with Xen(tmp_path).running() as xen, contextlib.AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        tools = Toolstack(xen.server)
+        tools.create_domain(DRIVER_OF_MANY)
+        await xen.start_domain(DRIVER_OF_MANY)
+        daemon = Daemon(settings, xen.hypervisor(DRIVER_OF_MANY), nodes=SimNodes())
+        scope = await nursery.start(run_in_scope, daemon)
+        for number in numbers:
+            guest = Guest.booted(xen, number, spec(f"DP-{number}"), backend=DRIVER_OF_MANY)
+            await stack.enter_async_context(guest)
+        states = [f"{tools.back(number, 0, DRIVER_OF_MANY)}/state" for number in numbers]
+        await until(lambda: all(tools.read(state) == b"4" for state in states))
+        with structlog.testing.capture_logs() as lines:
+            scope.cancel()
+            await until(lambda: not daemon.displays.devices)
+        left = [tools.read(state) for state in states]
+        await nursery.start(daemon_again, settings, xen)
+        await stack.aclose()
+        nursery.cancel_scope.cancel()
+    assert left == [b"6"] * len(states)
+    assert [line for line in lines if line["log_level"] in ("warning", "error")] == []
+
+
+async def run_in_scope(daemon: Daemon, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """Run a daemon. The caller gets the scope whose cancellation ends it as SIGTERM does."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        task_status.started(nursery.cancel_scope)
+
+
+async def daemon_again(settings: Settings, xen: Xen, *, task_status: trio.TaskStatus[None]) -> None:
+    """Run the next daemon of the driver domain, which removes the directories of its guests when they end."""
+    await Daemon(settings, xen.hypervisor(DRIVER_OF_MANY), nodes=SimNodes()).run(task_status=task_status)
 
 
 async def test_no_watch_at_all(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
@@ -388,3 +389,19 @@ async def test_other_rings(tmp_path: Path) -> None:
             connector.free()
         async with flip_on(guest) as times:
             await until(lambda: len(times) > 2)
+
+
+@pytest.mark.parametrize("name", ["07", "007", "+7", "7 ", "7"])
+async def test_a_device_has_one_name(world: World, name: str) -> None:
+    """A directory whose name is another form of a number is no device, and keeps no guest from its service."""
+    async with world.guest(1):
+        home, tree = "/local/domain/0/backend/vdispl/1", world.xen.server.tree
+        with structlog.testing.capture_logs() as lines:
+            tree.write(0, f"{home}/{name}/state", b"1")
+            world.xen.server.fire([f"{home}/{name}/state"])
+            await trio.sleep(0.3)
+        found = [line["device"] for line in lines if line["event"] == "device found"]
+        assert found == (["backend/vdispl/1/7"] if name == "7" else [])
+        assert sorted(world.daemon.displays.devices) == ([(1, 0), (1, 7)] if name == "7" else [(1, 0)])
+        tree.remove(0, f"{home}/{name}")
+        world.xen.server.fire([f"{home}/{name}"])

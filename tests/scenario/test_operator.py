@@ -18,6 +18,7 @@ from scenario.world import World, flip_on, spec, until
 
 from displbe.backend.device import ConnectionState
 from displbe.backend.guests import GuestSettings
+from displbe.backend.nodes import DeviceNodes
 from displbe.backend.quota import Limits
 from displbe.commands import Commands
 from displbe.ctl.tables import WIDTH
@@ -30,6 +31,7 @@ from displbe.ops.status import ConnectorStatus, Status
 from displbe.sim.guest import Guest as SimGuest
 from displbe.sinks.base import Part, SinkBuffer, SinkError
 from displbe.sinks.frame_copy import copy_frame
+from displbe.sinks.headless.output import HeadlessOutput
 from displbe.wire.displif import FbDetach, PageFlip, UnknownRequest
 from displbe.wire.errors import Errno
 from displbe.wire.xenbus import State
@@ -535,6 +537,51 @@ async def test_kick_while_connecting(world: World, monkeypatch: pytest.MonkeyPat
             with trio.fail_after(10):
                 while (await world.device(1).status()).connections < 2:
                     await trio.sleep(0.01)
+
+
+async def test_a_refused_connection_does_not_act_on_the_screen_of_the_next_guest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connectors of a connection that is refused after they were made end with it: the operator's commands do not use their output,
+    which another guest has claimed since.
+    """
+    calls: list[HeadlessOutput] = []
+
+    async def changed(nodes: DeviceNodes, guest: GuestSettings) -> Any:
+        found = await read_connectors(nodes, guest)
+        return [*found, *found] if nodes.domid == 1 and world.device(1).service.connectors else found
+
+    monkeypatch.setattr("displbe.display.device.read_connectors", changed)
+    async with world.booted(1, spec()):
+        await until(lambda: world.error(1) == "the frontend has published other rings meanwhile")
+        (old,) = world.device(1).service.connectors
+        assert old.requests.state is RingState.STOPPED
+        assert not old.is_served
+        assert old.screen.state is ScreenState.CLOSED
+        async with world.booted(2, spec()) as guest, flip_on(await shown_once(world, guest)) as times:
+            output, disable = world.output(), HeadlessOutput.disable
+            assert output is not old.screen.output
+
+            async def seen(which: HeadlessOutput) -> None:
+                calls.append(which)
+                await disable(which)
+
+            monkeypatch.setattr(HeadlessOutput, "disable", seen)
+            await ctl(world, "blank", "1")
+            await old.screen.blank()
+            assert old.screen.state is ScreenState.CLOSED
+            await more(times, 5)
+            assert "the guest is not connected" in await ctl(world, "screenshot", "1", "shot.png", code=1)
+            await ctl(world, "unblank", "1")
+            assert calls == []
+            assert output._shown is not None
+            monkeypatch.setattr(HeadlessOutput, "disable", disable)
+
+
+async def shown_once(world: World, guest: SimGuest) -> SimGuest:
+    """Return a guest when its display is connected; until then, other guests may have its output."""
+    await connected(guest)
+    return guest
 
 
 async def test_top_goes_on_after_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

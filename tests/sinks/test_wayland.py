@@ -1148,7 +1148,7 @@ async def test_ivi_surfaces() -> None:
 @pytest.mark.parametrize(
     ("name", "number"),
     [("1000", 1000), ("0", 0), ("DP-1", 77), ("5", 9), ("HDMI", None), (str(2**32 - 1), 2**32 - 1)]
-    + [(name, None) for name in ("", "-1", "٣", "5000000000", str(2**32), "9" * 5000)],
+    + [(name, None) for name in ("", "-1", "007", "٣", "5000000000", str(2**32), "9" * 5000)],
 )
 def test_ids_of_surfaces(name: str, number: int | None) -> None:
     assert ivi_id(name, {"DP-1": 77, "5": 9}) == number

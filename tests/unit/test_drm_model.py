@@ -182,6 +182,28 @@ async def test_zero_copy(tmp_path: Path) -> None:
         assert (card.shown(), card.fbs, card.blobs, card.handles) == ({}, {}, {}, {})
 
 
+async def test_a_released_output_does_not_touch_the_screen(tmp_path: Path) -> None:
+    """After its guest has given it back, another guest has the connector and its CRTC."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        old = Screen(made)
+        await old.show()
+        await old.close()
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        shown, commits = card.shown(), card.commits
+        await old.output.disable()
+        with pytest.raises(SinkError, match="given back"):
+            await old.output.enable(screen.buffers[0], WHOLE)
+        with pytest.raises(SinkError):
+            old.output.flip(screen.buffers[1], 0)
+        assert (card.shown(), card.commits) == (shown, commits)
+        assert screen.output.state is ScreenState.LIT
+        await screen.close()
+
+
 async def test_copy(tmp_path: Path) -> None:
     """Each frame is copied into the buffer that is not on the screen."""
     board = Board()

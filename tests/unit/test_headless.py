@@ -149,6 +149,26 @@ async def test_no_flip_completes_after_release() -> None:
     assert shown == [7]
 
 
+async def test_a_released_output_is_not_used(tmp_path: Path) -> None:
+    """The file with the output's name has the picture of the guest that has the output now."""
+    sink = HeadlessSink(HeadlessSettings(directory=str(tmp_path)))
+    old = claimed(sink)
+    await old.enable(await old.attach(plain(RED), SHAPE), WHOLE)
+    await old.release()
+    output = claimed(sink)
+    frame = await output.attach(plain(GREEN), SHAPE)
+    await output.enable(frame, WHOLE)
+    await output.disable()
+    await old.disable()
+    with pytest.raises(SinkError, match="given back"):
+        await old.enable(frame, WHOLE)
+    with pytest.raises(SinkError, match="given back"):
+        old.flip(frame, 1)
+    with Image.open(tmp_path / "A.png") as image:
+        assert colour(image) == GREEN
+    await output.release()
+
+
 async def test_pictures_as_files(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "for it"
     sink = HeadlessSink(HeadlessSettings(directory=str(folder)))

@@ -132,6 +132,27 @@ async def test_on_and_off(rig: Rig) -> None:
     assert (screen.state, rig.output.shown) == (ScreenState.OFF, None)
 
 
+async def test_a_closed_screen_does_not_use_its_output(rig: Rig) -> None:
+    """A command that waits for the output while the connection ends is finished first; a later one does nothing."""
+    screen = rig.screen
+    await screen.configure(config(ONE))
+    await screen.blank()
+    rig.output.ready = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(screen.unblank)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(screen.close)
+        await trio.testing.wait_all_tasks_blocked()
+        assert screen.state is ScreenState.UNBLANKING
+        nursery.start_soon(screen.blank)
+        await trio.testing.wait_all_tasks_blocked()
+        rig.output.ready.set()
+    assert (screen.state, rig.output.shown) == (ScreenState.CLOSED, ONE)
+    await screen.blank()
+    await screen.unblank()
+    assert (screen.state, rig.output.shown) == (ScreenState.CLOSED, ONE)
+
+
 async def test_a_flip_that_is_a_mode_change(rig: Rig) -> None:
     await rig.screen.configure(config(ONE))
     assert not rig.screen.flip(SMALL)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -21,7 +22,7 @@ from displbe.wire.xs import NUL, Op
 from displbe.xen.host import Host, NoXen
 from displbe.xen.paths import connect, find_store, may_be_store
 from displbe.xen.port import NoEntry, StoreError, StoreLost, WatchRefused
-from displbe.xen.store import XenStore
+from displbe.xen.store import MAX_TRANSACTIONS, XenStore
 
 Flavour = Literal["xenstored", "oxenstored"]
 
@@ -285,6 +286,114 @@ async def test_a_cancelled_transaction_does_not_wait_for_the_next_connection(set
             with trio.fail_after(0.5):
                 await trio.lowlevel.checkpoint()
     assert scope.cancelled_caught
+
+
+# The number of transactions
+
+
+async def test_open_transactions_are_limited(setup: Setup) -> None:
+    """No transaction is refused by XenStore, and at most MAX_TRANSACTIONS are open at a time. None waits for those that came after it."""
+    store, begun, most = await setup.of(1), list[int](), 0
+    setup.server.tree.write(0, "/local/domain/1/count", b"0")
+    setup.server.tree.set_perms(0, "/local/domain/1/count", [("n", 1)])
+
+    async def use(number: int) -> None:
+        nonlocal most
+        async with store.transaction() as transaction:
+            begun.append(number)
+            most = max(most, setup.server.transactions_of(1))
+            await transaction.read("count")
+            await trio.sleep(0.03)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(use, number)
+            await trio.testing.wait_all_tasks_blocked()
+    assert most == MAX_TRANSACTIONS
+    # They get their places in order. Those that have one at the same time may begin in any order.
+    assert all(abs(number - place) <= 2 * MAX_TRANSACTIONS for place, number in enumerate(begun))
+    assert setup.server.transactions_of(1) == 0
+
+
+async def test_another_program_of_the_domain_uses_the_quota_up(setup: Setup) -> None:
+    """A transaction that XenStore refuses for now waits, and can be cancelled; it is started when the other program has ended one."""
+    store, done = await setup.of(1), trio.Event()
+    setup.server.max_transactions = 2
+    other = XenStore(str(setup.server.socket_of(1)))
+    await setup.nursery.start(other.run)
+
+    async def use() -> None:
+        async with store.transaction() as transaction:
+            await transaction.write("/local/domain/1/a", b"1")
+        done.set()
+
+    setup.server.tree.write(0, "/local/domain/1", b"")
+    setup.server.tree.set_perms(0, "/local/domain/1", [("n", 1)])
+    with structlog.testing.capture_logs() as lines:
+        async with other.transaction(), trio.open_nursery() as nursery:
+            async with other.transaction():
+                with trio.move_on_after(0.1) as patience:
+                    await use()
+                assert patience.cancelled_caught
+                nursery.start_soon(use)
+                await trio.sleep(0.1)
+                assert not done.is_set()
+            with trio.fail_after(5):
+                await done.wait()
+    assert await store.read("/local/domain/1/a") == b"1"
+    assert [line["event"].partition(":")[0] for line in lines] == ["XenStore refuses a transaction"] * 2
+
+
+async def test_cancelled_transactions_give_their_place_back(setup: Setup) -> None:
+    """Wherever a transaction is cancelled, no place and no transaction of XenStore stays taken."""
+    store = await setup.of(1)
+    for checkpoints in range(40):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                for _ in range(2 * MAX_TRANSACTIONS):
+                    nursery.start_soon(_empty_transaction, store)
+                for _ in range(checkpoints):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+        assert store._transactions.value == MAX_TRANSACTIONS
+    with trio.fail_after(5):
+        while setup.server.transactions_of(1):
+            await trio.sleep(0.001)
+    for _ in range(2 * MAX_TRANSACTIONS):
+        await _empty_transaction(store)
+
+
+async def _empty_transaction(store: XenStore) -> None:
+    async with store.transaction():
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_lost_connection_gives_the_places_back(setup: Setup) -> None:
+    """Transactions of a lost connection fail at once; those that wait for a place are started on the next connection."""
+    ended = list[bool]()
+
+    async def use(number: int) -> None:
+        try:
+            async with setup.store.transaction() as transaction:
+                if number < MAX_TRANSACTIONS:
+                    await dropped.wait()
+                await transaction.write(f"/{number}", b"1")
+        except StoreLost:
+            ended.append(False)
+        else:
+            ended.append(True)
+
+    for number in range(3 * MAX_TRANSACTIONS):  # a new node would be a conflict with its siblings
+        await setup.store.write(f"/{number}", b"0")
+    dropped = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(3 * MAX_TRANSACTIONS):
+            nursery.start_soon(use, number)
+            await trio.testing.wait_all_tasks_blocked()
+        await setup.drop()
+        dropped.set()
+    assert sorted(ended) == [False] * MAX_TRANSACTIONS + [True] * 2 * MAX_TRANSACTIONS
+    assert setup.store._transactions.value == MAX_TRANSACTIONS
 
 
 async def test_the_first_connection_must_succeed(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ class DrmOutput(Output):
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, DrmBuffer)
         async with self._card_lock:
+            self._check_claimed()
             if buffer.closed:
                 raise SinkError(Errno.ENOENT, "the framebuffer is gone")
             before, self._wanted = self._wanted, _Wanted(part, buffer)
@@ -357,6 +358,8 @@ class DrmOutput(Output):
 
     async def disable(self) -> None:
         async with self._card_lock:
+            if self.is_released:
+                return
             self._wanted = None
             await self._quiet()
             self._set_off()
@@ -469,6 +472,8 @@ class DrmOutput(Output):
         self._flip.end()
         if self._copy_thread is not None:
             await self._copy_thread.close()
+        async with self._card_lock:  # `enable` and `disable` see it as soon as they have the lock
+            self.is_released = True
         self._released()
 
     async def _leave_last_frame(self) -> bool:

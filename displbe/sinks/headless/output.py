@@ -96,6 +96,7 @@ class HeadlessOutput(Output):
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)
+        self._check_claimed()
         self.refresh()  # a flip under way comes before this frame
         self._shown = buffer
         self._part = part
@@ -103,6 +104,9 @@ class HeadlessOutput(Output):
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
+        if self.is_released:
+            await trio.lowlevel.checkpoint()
+            return
         self.refresh()
         await self._take_off()
         if self._directory:
@@ -113,6 +117,7 @@ class HeadlessOutput(Output):
 
     def flip(self, buffer: SinkBuffer, token: int) -> None:
         assert isinstance(buffer, _Frame)
+        self._check_claimed()
         self._next = buffer
         self._flip.on_ready(self._flip.begin(token))
 
@@ -159,6 +164,7 @@ class HeadlessOutput(Output):
         try:
             await self.disable()
         finally:
+            self.is_released = True
             self._on_release()
 
     def picture(self) -> Image.Image | None:

@@ -23,6 +23,7 @@ from displbe.sinks.redraw import RedrawWatch
 from displbe.sinks.seat import SeatEvent
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
+from displbe.wire.xs import parse_number
 from displbe.xen.port import GuestBuffer
 
 from .buffers import BufferState, WaylandBuffer, can_copy
@@ -132,6 +133,7 @@ class WaylandOutput(Output):
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, WaylandBuffer)
+        self._check_claimed()
         if buffer.is_closed:
             raise SinkError(Errno.ENOENT, "the framebuffer is gone")
         if buffer.failure is not None:
@@ -141,6 +143,9 @@ class WaylandOutput(Output):
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
+        if self.is_released:
+            await trio.lowlevel.checkpoint()
+            return
         self._current = self._part = None
         await self._copying.finished()
         self._close_surface("off", SurfaceState.CLOSED)
@@ -153,6 +158,7 @@ class WaylandOutput(Output):
         self._watching.cancel()
         await self.disable()
         await self._copying.close()
+        self.is_released = True
         self._given_back(self)
 
     async def edid(self) -> bytes | None:
@@ -351,11 +357,7 @@ def ivi_id(name: str, surfaces: Mapping[str, int]) -> int | None:
     """Return the ivi id (32 bits) of a connector's surface: the one in [wayland.surfaces], else the name if it is a number; None: none."""
     if name in surfaces:
         return surfaces[name]
-    number = int(name) if name.isascii() and name.isdecimal() and len(name) <= 10 else _NO_ID
-    return number if number < _NO_ID else None
-
-
-_NO_ID: Final = 2**32
+    return parse_number(name.encode())
 
 
 def _printable(text: str) -> str:

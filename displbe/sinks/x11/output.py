@@ -78,15 +78,17 @@ class X11Output(Output):
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, Frame)
+        self._check_claimed()
         self.page_flip.end()
         self._painter.show(buffer, part)
         self._enter_visible() if self._painter.visible else self._enter(OutputState.UNSEEN)
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
-        self.page_flip.end()
-        self._painter.blank()
-        self._enter(OutputState.OFF)
+        if not self.is_released:
+            self.page_flip.end()
+            self._painter.blank()
+            self._enter(OutputState.OFF)
         await trio.lowlevel.checkpoint()
 
     def flip(self, buffer: SinkBuffer, token: int) -> None:
@@ -115,6 +117,8 @@ class X11Output(Output):
         self._ignore_flips()
         self.page_flip.end()
         await self._painter.stop()
+        self.is_released = True
+        self._enter(OutputState.OFF)
         self._on_release()
 
     # The state

@@ -124,6 +124,17 @@ async def test_states_and_reasons(rig: Rig) -> None:
     assert rig.released == 1
 
 
+async def test_a_released_output_is_not_used(rig: Rig) -> None:
+    await rig.output.enable(rig.frame, WHOLE)
+    await rig.output.release()
+    with pytest.raises(SinkError, match="given back"):
+        await rig.output.enable(rig.frame, WHOLE)
+    with pytest.raises(SinkError):
+        rig.output.flip(rig.frame, 1)
+    await rig.output.disable()
+    assert (rig.output.state, rig.released) == (OutputState.OFF, 1)
+
+
 async def test_a_flip_ends_at_the_refresh_after_its_frame_was_read(rig: Rig) -> None:
     await rig.output.enable(rig.frame, WHOLE)
     rig.painter.set_visible(True)
