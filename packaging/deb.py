@@ -22,7 +22,7 @@ sys.path.insert(0, str(TREE / "tests"))
 from lab.build import SUITE, Apt, cached, host_tools, only_one, run  # noqa: E402
 
 OUT = TREE / "out" / "deb"
-TOOLS = ("debhelper", "dh-python", "fakeroot", "lintian", "man-db", "python3-pil", "systemd")
+TOOLS = ("debhelper", "dh-python", "fakeroot", "lintian", "man-db", "python3-pil", "python3-pyxs", "systemd")
 BOOT = """
 set -e
 root=$0
