@@ -167,6 +167,8 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
     return kernel
 
 
+TRIES: Final = 10
+"""The number of runs in which a place should be reached again."""
 TOLERATED = (GuestFailure, trio.TooSlowError, StoreError)
 """The exceptions that the scenario may raise: a fault may affect the guest that is served."""
 
@@ -189,23 +191,21 @@ def of_a_sink(place: Fault) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_each_call_fails_once(patch: pytest.MonkeyPatch, part: int) -> None:
-    quiet, again = attempt(patch, None), attempt(patch, None)
+    quiet = attempt(patch, None)
     places = [place for place in quiet.places if not of_a_sink(place)]
     assert {place.call for place in places} == {"open", "read", "write", "close", "ioctl", "mmap", "store", "lost"}
-    wrong = {}
-    for place in places:
-        # Divided by name, because the places that are reached differ a little from run to run.
-        if crc32(repr(place).encode()) % PARTS != part:
-            continue
+    # Divided by name, because the places that are reached differ a little from run to run.
+    chosen = [place for place in places if crc32(repr(place).encode()) % PARTS == part]
+    wrong, missed = {}, []
+    for place in chosen:
         try:
-            for _ in range(5):  # a place that depends on timing is not reached each time
-                if attempt(patch, place).failed:
-                    break
-            else:
-                assert place not in again.places, "the place was not reached again"
+            # A place whose turn depends on timing (a node that somebody else removes first) is not reached each time.
+            if not any(attempt(patch, place).failed for _ in range(TRIES)):
+                missed.append(str(place))
         except BaseException as error:
             wrong[str(place)] = repr(error)
             if os.environ.get("DISPLBE_FAULTS") == "stop":
                 raise
     print(f"{len(places)} places, {sum(quiet.places.values())} calls")
     assert not wrong, "\n".join(f"{place}: {error}" for place, error in wrong.items())
+    assert len(missed) <= len(chosen) // 8, "not reached again:\n" + "\n".join(missed)
