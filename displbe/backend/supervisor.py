@@ -113,6 +113,7 @@ class Supervisor(Generic[S]):
                     device.nodes.log.exception("device failed; it is started anew")
                     await trio.sleep(RESTART)
         finally:
+            device.depart()
             del self.devices[key]
             self._quotas.leave(device.domid)
         device.nodes.log.info("device gone")

@@ -62,8 +62,13 @@ class WindowState(enum.Enum):
     """The window has been mapped, but is not on the screen: the server has not mapped it yet, or it is iconified."""
     VISIBLE = "visible"
     """The window is on the screen."""
+    DESTROYED = "destroyed"
+    """Another X client has destroyed the window, for its user. The connection is there."""
     LOST = "lost"
     """The connection to the server is lost, and the window with it."""
+
+
+_GONE: Final = (WindowState.DESTROYED, WindowState.LOST)
 
 
 def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) -> Area:
@@ -191,8 +196,10 @@ class Window:
         self.server.core.ConfigureWindow(self.id, x.ConfigWindow.Width | x.ConfigWindow.Height, list(size))
 
     def show(self) -> None:
-        """Map the window, unless it is mapped already. A lost window stays lost."""
-        if self.state is WindowState.LOST:
+        """Map the window, unless it is mapped already. An iconified one becomes a window again. Nothing that a guest does may call this:
+        window managers focus and raise a window that is mapped.
+        """
+        if self.is_gone:
             return
         if self.state is WindowState.WITHDRAWN:
             self.state = WindowState.HIDDEN
@@ -203,6 +210,16 @@ class Window:
                 self.server.set_property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
         self.server.core.MapWindow(self.id)
         self.server.flush()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the server has the window no longer."""
+        return self.state in _GONE
+
+    @property
+    def is_taken_away(self) -> bool:
+        """Whether the user has closed the window, or another client has destroyed it."""
+        return self.state in (WindowState.WITHDRAWN, WindowState.DESTROYED)
 
     def _enter(self, state: WindowState) -> None:
         """Change the state. Call `on_visibility` if that makes the window visible or hides it."""
@@ -258,7 +275,8 @@ class Window:
         if self._canvas is not None:
             canvas, self._canvas = self._canvas, None
             canvas.free()
-            self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
+            if not self.is_gone:
+                self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
             self.server.flush()
 
     def _area(self) -> Area:
@@ -270,7 +288,7 @@ class Window:
     def _draw(self) -> None:
         """Let RENDER draw the pixmap into the window."""
         canvas = self._canvas
-        if canvas is None or canvas.empty:
+        if canvas is None or canvas.empty or self.is_gone:
             return
         left, top, width, height = self._area()
         picture, scaled = canvas.picture, (width, height) != canvas.shape[1:]
@@ -304,7 +322,10 @@ class Window:
                 self._enter(WindowState.VISIBLE)
             case x.UnmapNotifyEvent() if self.state is WindowState.VISIBLE:
                 self._enter(WindowState.HIDDEN)
-            case x.ClientMessageEvent():
+            case x.DestroyNotifyEvent() if not self.is_gone:
+                self._log.info("window destroyed by another X client: displbectl reopen opens it again")
+                self._enter(WindowState.DESTROYED)
+            case x.ClientMessageEvent() if not self.is_gone:
                 self._handle_message(event)
             case _ if self.state is WindowState.VISIBLE:
                 self._input.handle(event)
@@ -341,8 +362,9 @@ class Window:
         try:
             if canvas is not None:
                 canvas.free()
-            self.server.render.FreePicture(self._picture)
-            self.server.core.DestroyWindow(self.id)
+            if self.state is not WindowState.DESTROYED:  # its picture is destroyed with it
+                self.server.render.FreePicture(self._picture)
+                self.server.core.DestroyWindow(self.id)
             self.server.flush()
         except xcffib.XcffibException as error:
             self._log.debug("window not destroyed: the X server is lost", reason=str(error))

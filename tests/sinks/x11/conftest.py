@@ -65,6 +65,12 @@ def sink_of(world: World) -> X11Sink:
     return world.daemon.sink
 
 
+def reopen(world: World, domid: int = 1) -> None:
+    """Open the window of a guest's first connector again, as `displbectl reopen` does."""
+    display = world.device(domid).service
+    display.reopen(display.device_connectors[0])
+
+
 def output_of(world: World, name: str = "HDMI-A-1") -> X11Output:
     """An output that a guest has claimed."""
     found = world.daemon.sink.claimed(name)
