@@ -95,6 +95,7 @@ class Painter:
         """The serial number of the newest flip, until `on_read` has been called for it."""
         self._watch = RedrawWatch(FASTEST_LOOK)
         self._wanted = trio.Event()
+        self._wanted.set()  # there may be a server already
         self._copying = trio.Lock()
         """Held while a worker thread reads a frame."""
         self._scope = trio.CancelScope()
@@ -145,10 +146,8 @@ class Painter:
 
     def on_server(self) -> None:
         """Take note that a server has been found, or that the connection to it is lost."""
-        window = self._window
-        if self._desktop.server is None and window is not None:
-            self._note_wish(window)
-            window.lose()
+        if self._desktop.server is None and self._window is not None:
+            self._window.lose()
         self._changed()
 
     def _note_wish(self, window: Window) -> None:
@@ -248,7 +247,6 @@ class Painter:
         """
         server, window = self._desktop.server, self._window
         if window is not None and window.state is WindowState.DESTROYED:
-            self._note_wish(window)
             self._window = None
             window.close()
         elif window is not None and window.server is not server:
@@ -261,6 +259,8 @@ class Painter:
 
     def _changed(self) -> None:
         """The window has become visible or hidden, or the server has come or gone."""
+        if self._window is not None:
+            self._note_wish(self._window)
         if self._viewer is not None:
             self._viewer.on_visibility()
         self.wake()

@@ -1,5 +1,5 @@
-"""The X11 sink: a window for each connector of the guests' devices, on the desktop of an X server. When the server is lost, the guests go on,
-and the sink tries to connect again.
+"""The X11 sink: a window for each connector of the guests' devices, on the desktop of an X server. When the server is lost, the guests
+go on, and the sink tries to connect again.
 """
 
 from __future__ import annotations

@@ -222,11 +222,11 @@ class Window:
         return self.state in (WindowState.WITHDRAWN, WindowState.DESTROYED)
 
     def _enter(self, state: WindowState) -> None:
-        """Change the state. Call `on_visibility` if that makes the window visible or hides it."""
+        """Change the state. Call `on_visibility` if that makes the window visible or hides it, or if the user has taken it away."""
         before, self.state = self.state, state
         if state is not WindowState.VISIBLE:
             self._input.leave()
-        if (before is WindowState.VISIBLE) != (state is WindowState.VISIBLE):
+        if (before is WindowState.VISIBLE) != (state is WindowState.VISIBLE) or self.is_taken_away:
             self._on_visibility()
 
     # Frames
