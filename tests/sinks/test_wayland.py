@@ -31,7 +31,7 @@ from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink, socket_path
 from displbe.sinks.wayland.surface import SurfaceState
 from displbe.sinks.wayland.sync_gate import GateState
-from displbe.sinks.wayland.window import WaylandWindow, ivi_id
+from displbe.sinks.wayland.window import WAY_OUT, WaylandWindow, ivi_id
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import PAGE_SIZE, Mapping
@@ -973,6 +973,81 @@ async def test_what_is_drawn_without_flipping_is_shown(zero_copy: str) -> None:
         await until(lambda: stage.surface.commits > before)
         assert stage.surface.shown is not None
         assert stage.surface.shown.row(0)[100:104] == b"new!"
+
+
+async def test_a_frame_that_was_never_presented_is_dark() -> None:
+    """The status says why, and what to do. A frame that the compositor discards is dark, too."""
+    compositor = FakeCompositor()
+    compositor.shows_at_once = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        await stage.connected()
+        await until(lambda: output.surface.state is SurfaceState.BLACK)
+        first, second = await stage.attach(output), await stage.attach(output)
+        with structlog.testing.capture_logs() as logs:
+            await output.enable(first, WHOLE)
+            await connection_of(output).sync()
+            assert (output.path, WAY_OUT in output.reason) == ("", True)
+            await stage.flip(output, second, 1)
+            assert (output.surface.state, output.path) == (SurfaceState.HIDDEN, "")
+            assert "does not show the window" in output.reason
+            assert WAY_OUT in output.reason
+            compositor.refresh()
+            await until(lambda: output.path)
+            assert output.path == "zero copy"
+            output.flip(first, 2)
+            await connection_of(output).sync()
+            compositor.client.discard(stage.surface)
+            await until(lambda: not output.path)
+            assert "has not shown the newest frame" in output.reason
+        assert [line["event"] for line in logs if line["event"] in ("output on", "output dark")] == [
+            "output dark",
+            "output on",
+            "output dark",
+        ]
+
+
+async def test_a_hidden_window_whose_frame_is_discarded_follows_its_guest() -> None:
+    """The guest only draws. When the window is visible again, displbe hears of it and shows what was drawn."""
+    compositor = FakeCompositor()
+    async with staged(compositor, refresh=100.0) as stage:
+        output, _first, second = await stage.lit()
+        surface = stage.surface
+        compositor.shows_at_once = False
+        await stage.flip(output, second, 1)
+        assert output.surface.state is SurfaceState.HIDDEN
+        commits = surface.commits
+        for _ in range(3):
+            compositor.client.discard(surface)
+            await connection_of(output).sync()
+        assert surface.commits == commits + 1, "one commit asks for a frame callback"
+        assert isinstance(second.pages, Pages)
+        second.pages.memory[:4] = b"new!"
+        await trio.sleep(0.3)
+        assert surface.commits == commits + 1
+        compositor.shows_at_once = True
+        compositor.refresh()
+        await until(lambda: output.surface.state is SurfaceState.SHOWN and surface.commits > commits + 1)
+        assert surface.shown is not None
+        assert surface.shown.row(0)[:4] == b"new!"
+
+
+async def test_the_black_frame_without_a_viewporter() -> None:
+    """It has the size of the picture, and the newest one is kept only."""
+    compositor = FakeCompositor({name: version for name, version in CORE.items() if name != "wp_viewporter"})
+    async with staged(compositor) as stage:
+        output, *_ = await stage.lit()
+        client, surface = compositor.client, stage.surface
+        for part in (WHOLE, Part(0, 0, 20, 10), WHOLE):
+            await output.enable(await stage.attach(output), part)
+            await on_screen(output)
+            await output.disable()
+            await connection_of(output).sync()
+            assert surface.shown is not None
+            assert surface.shown.size == (part.width, part.height)
+            assert set(surface.shown.row(0)) == {0}
+            assert output.surface._black is not None
+            assert len(client.buffers) == 1
 
 
 # Shells

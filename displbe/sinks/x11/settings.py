@@ -23,7 +23,7 @@ class X11Settings(Table, frozen=True):
     fullscreen: bool = False
     """Whether windows ask the window manager for full screen."""
     on_close: Literal["iconify", "detach", "ignore"] = "iconify"
-    """The reaction when the user closes a window. `detach`: there is no window until the guest sets a mode again."""
+    """The reaction when the user closes a window. `detach`: there is no window until the operator opens it again."""
     refresh: float = 60.0
     """Refreshes per second, 1 to 1000: flips end at this rate."""
 
