@@ -1465,7 +1465,7 @@ async def test_a_surface_that_is_not_shown_collects_few_frame_callbacks() -> Non
             output.flip(second, token)
             await output.disable()
             await output.enable(second, WHOLE)
-            await until(lambda: output.surface.state is SurfaceState.UNSEEN)
+            await until(lambda: output.surface.attached is not None)
         await conn.sync()
         assert objects < conn.objects <= objects + MOST_CALLBACKS
         compositor.refresh()

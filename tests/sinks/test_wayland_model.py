@@ -19,6 +19,7 @@ from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland import window as window_module
 from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.conn import CompositorLost
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.surface import SurfaceState
 
@@ -174,7 +175,14 @@ class Play:
         self.compositor.shows_at_once = self.compositor.releases = True
         for client in self.compositor.clients:
             client.stopped = False
-        await self.stage.connected()
+        with trio.fail_after(5):
+            while True:  # the compositor may just have crashed, or the user closed the window
+                try:
+                    await self.stage.connected()
+                    await connection_of(self.output).sync()
+                    break
+                except CompositorLost:
+                    await trio.sleep(0.005)
         await self.act("reopen")
         await until(lambda: self.output.surface.is_ready)
         await self.act("configure", (0, 0), ())

@@ -55,6 +55,10 @@ async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         user = stack.enter_context(User.of(server := stack.enter_context(Xvfb.running())))
         compositor = await stack.enter_async_context(weston(folder, display=server.display))
+        await until(user.windows)
+        (window,) = user.windows()
+        user.focus(window)  # before any guest has a window: Weston then focuses each one that it maps
+        user.point(600, 400)
         xen = await stack.enter_async_context(Xen(folder / "xen").running())
         settings = Settings(
             sink="wayland",
@@ -76,12 +80,21 @@ async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
                         await guests[-1].display.connected.wait()
                         await guests[-1].input.connected.wait()
                     await screen(guests[-1])
-                await _typed_to(guests[1], guests[0], user)
+                await _typed_to(guests[1], guests[0], user, window)
             nursery.cancel_scope.cancel()
 
 
-async def _typed_to(victim: Guest, attacker: Guest, user: User) -> None:
-    user.focus(user.windows()[0])
+async def _typed_to(victim: Guest, attacker: Guest, user: User, window: int) -> None:
+
+    with trio.fail_after(30):
+        while victim.input.pressed != {KEY_A}:
+            user.key(KEY_A, False)
+            user.focus(window)  # repeated, because the compositor maps the windows after a while
+            user.key(KEY_A, True)
+            await trio.sleep(0.5)
+    user.key(KEY_A, False)
+    await until(lambda: not victim.input.pressed)
+    attacker.input.events.clear()
 
     async def typed() -> None:
         """Press and release a key: the victim gets it."""
@@ -93,8 +106,11 @@ async def _typed_to(victim: Guest, attacker: Guest, user: User) -> None:
     await typed()
     for attack in ATTACKS:
         await attack(attacker)
+        dbuf, fb, buffer = await screen(attacker)
         await trio.sleep(0.3)  # until the compositor has drawn
         await typed()
+        await attacker.display.hide(0)
+        await attacker.display.destroy_framebuffer(dbuf, fb, buffer)
     assert attacker.input.events == []
 
 
