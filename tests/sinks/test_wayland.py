@@ -30,7 +30,7 @@ from displbe.sinks.wayland.surface import SurfaceState
 from displbe.sinks.wayland.sync_gate import GateState
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory
 from displbe.xen.port import HypervisorError
 
 GUEST = Claimant(1, "cockpit")
@@ -46,15 +46,18 @@ class Pages:
         self.size = -(-size // PAGE_SIZE) * PAGE_SIZE
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, self.size)
-        self._mapping = Mapping(self.fd, [(0, self.size)], writable=True)
-        self.memory = self._mapping.view
+        self._mapping = Mapping(self.fd, [(0, self.size)], writable=False)
+        self._drawing = Mapping(self.fd, [(0, self.size)], writable=True)
+        self._borrowed = self._drawing.borrow()
+        self.memory = self._borrowed.__enter__()
+        """The memory as the guest sees it."""
         self.shared = shared
         self.views = 0
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         await trio.lowlevel.checkpoint()
         self.views += 1
-        return self.memory.toreadonly()
+        return self._mapping
 
     async def dmabuf(self) -> int:
         await trio.lowlevel.checkpoint()
@@ -70,7 +73,9 @@ class Pages:
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        self._mapping.close()
+        self._borrowed.__exit__()
+        assert self._drawing.close()
+        assert self._mapping.close(), "still borrowed"
         os.close(self.fd)
 
 
@@ -653,9 +658,9 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
     waiting = iter(gates)
     copy = CopyPool.copy
 
-    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+    def held(self: CopyPool, memory: Memory, to: CopyFrame) -> None:
         assert next(waiting).wait(5)
-        copy(self, view, to)
+        copy(self, memory, to)
 
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
@@ -682,10 +687,10 @@ async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pyte
     gate, copies = threading.Event(), []
     copy = CopyPool.copy
 
-    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+    def held(self: CopyPool, memory: Memory, to: CopyFrame) -> None:
         copies.append(to)
         assert gate.wait(5)
-        copy(self, view, to)
+        copy(self, memory, to)
 
     async with staged(zero_copy="off") as stage:
         output, _first, second = await stage.lit()
@@ -699,7 +704,7 @@ async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pyte
             stage.compositor.client.configure(stage.surface, 128, 96, (1,))
             await until(lambda: role.size_for(WIDTH, HEIGHT) == (128, 96))
             gate.set()
-        assert second.view is None
+        assert second.memory is None
         await output._copying.finished()
         assert len(copies) == 1
 
@@ -1002,9 +1007,9 @@ async def test_an_ivi_surface_is_empty_until_it_has_a_frame(monkeypatch: pytest.
     gate = threading.Event()
     copy = CopyPool.copy
 
-    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+    def held(self: CopyPool, memory: Memory, to: CopyFrame) -> None:
         assert gate.wait(5)
-        copy(self, view, to)
+        copy(self, memory, to)
 
     monkeypatch.setattr(CopyPool, "copy", held)
     async with staged(FakeCompositor({**CORE, "ivi_application": 1}), zero_copy="off") as stage:

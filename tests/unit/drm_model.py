@@ -24,7 +24,7 @@ from displbe.sinks.drm import uapi
 from displbe.sinks.drm.device import DrmDevice
 from displbe.sinks.drm.libseat import FileOpener
 from displbe.wire.formats import FORMATS, fourcc
-from displbe.xen.memory import Mapping
+from displbe.xen.memory import Mapping, Memory, PrivateMemory
 
 XR24 = fourcc("XR24")
 PROPERTIES = [
@@ -454,11 +454,14 @@ class Pages:
         stride = width * FORMATS[code].bits // 8
         self.geometry = Geometry(width, height, code, stride, 0)
         self.size = stride * height
-        self.memory = bytearray(self.size)
         self._fd = os.memfd_create("guest")
+        self._mapping = PrivateMemory(self.size)
+        self._borrowed = self._mapping.borrow()
+        self.memory = self._borrowed.__enter__()
+        """The memory as the guest sees it."""
 
-    async def view(self) -> memoryview:
-        return memoryview(self.memory).toreadonly()
+    async def map(self) -> Memory:
+        return self._mapping
 
     async def shm_fd(self) -> tuple[int, int]:
         raise NotImplementedError
@@ -475,3 +478,5 @@ class Pages:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+        self._borrowed.__exit__()
+        assert self._mapping.close(), "still borrowed"

@@ -9,6 +9,7 @@ no private copy, which would double its cost, so the first look after a flip alw
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +19,12 @@ import msgspec
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import FrameRows, copy_frame, same_frame
 from displbe.sinks.redraw import SLOWEST, RedrawWatch
+from displbe.xen.memory import Memory, PrivateMemory, Unmapped
 
 from .atomic import BUSY_RETRY, FLIP, LATE, Atomic
 from .buffer import DrmBuffer
 from .double_buffer import DoubleBuffer
-from .errors import Busy, DrmError
+from .errors import Busy, DrmError, drm_error
 
 __all__ = ["CopiedScanout", "CopyTarget"]
 
@@ -37,17 +39,21 @@ class CopyTarget(msgspec.Struct, frozen=True):
     converted: bool = False
     """Whether the dumb buffers' format is XRGB8888 and the guest's is another."""
 
-    def copy(self, view: memoryview) -> None:
-        """Copy the guest's frame into the dumb buffer that is not on the screen."""
-        self._copy(self.rows, view)
+    def copy(self, memory: Memory) -> None:
+        """Copy the guest's frame into the dumb buffer that is not on the screen. Raises DrmError if the guest has taken it back."""
+        self._copy(self.rows, memory)
 
-    def copy_packed(self, packed: memoryview) -> None:
-        """Copy a private copy of a guest's frame into the dumb buffer that is not on the screen."""
+    def copy_packed(self, packed: Memory) -> None:
+        """Copy a private copy of a guest's frame into the dumb buffer that is not on the screen. Raises DrmError."""
         self._copy(self.rows.packed(), packed)
 
-    def _copy(self, rows: FrameRows, view: memoryview) -> None:
+    def _copy(self, rows: FrameRows, memory: Memory) -> None:
         back = self.buffers.back
-        copy_frame(rows, view, back.memory.view[self.offset :], back.pitch, converted=self.converted)
+        try:
+            with memory.borrow() as view, back.memory.borrow() as whole, whole[self.offset :] as target:
+                copy_frame(rows, view, target, back.pitch, converted=self.converted)
+        except Unmapped as error:
+            raise drm_error("copy a frame whose memory has been given back", errno.EFAULT) from error
 
 
 class CopiedScanout:
@@ -79,7 +85,7 @@ class CopiedScanout:
         self._failed = failed
         self._frame: DrmBuffer | None = None
         """The guest's frame on the screen."""
-        self._seen: memoryview | None = None
+        self._seen: PrivateMemory | None = None
         """A private copy of the pixels that were last seen in it."""
         self._seen_shown = False
         """Whether the screen shows the pixels in `_seen`."""
@@ -88,7 +94,11 @@ class CopiedScanout:
 
     def can_show(self, buffer: DrmBuffer) -> bool:
         """Return whether this buffer's pages are mapped."""
-        return buffer.view is not None
+        return buffer.memory is not None
+
+    def stop(self) -> None:
+        """Free what was kept to notice what the guest draws: the output is not lit any more."""
+        self._thread.do(self._forget_frame)
 
     def flip(self, buffer: DrmBuffer, serial: int) -> None:
         """Show another frame; the card's event carries the serial number."""
@@ -105,14 +115,20 @@ class CopiedScanout:
 
     # In the copying thread
 
+    def _forget_frame(self) -> None:
+        self._frame = None
+        seen, self._seen = self._seen, None
+        if seen is not None:
+            seen.close()
+
     def _show(self, buffer: DrmBuffer, serial: int) -> None:
         try:
             self._frame = buffer
             self._seen_shown = False
             self._flipped_at = time.monotonic()
             began = time.perf_counter()
-            assert buffer.view is not None
-            self._target.copy(buffer.view)
+            assert buffer.memory is not None
+            self._target.copy(buffer.memory)
             self.copy_seconds += time.perf_counter() - began
             self.copied += 1
             self._commit("flip", FLIP, serial)
@@ -135,27 +151,35 @@ class CopiedScanout:
     def _look(self, redraw: RedrawWatch) -> float:
         """Show what the guest has drawn without flipping, if it has. Return the seconds until the next look."""
         frame = self._frame
-        if frame is None or frame.view is None or frame.closed:
+        memory = frame.memory if frame is not None and not frame.closed else None
+        if memory is None:
             return SLOWEST
-        if redraw.is_due():
-            redrawn = not self._is_shown(frame.view)
-            redraw.looked(redrawn=redrawn)
-            if redrawn:
-                self._show_again(frame.view)
+        try:
+            if redraw.is_due():
+                redrawn = not self._is_shown(memory)
+                redraw.looked(redrawn=redrawn)
+                if redrawn:
+                    self._show_again(memory)
+        except Unmapped:  # the guest has taken the frame back
+            return SLOWEST
         return redraw.pause
 
-    def _is_shown(self, view: memoryview) -> bool:
-        """Return whether the screen shows the frame's pixels as they are now."""
+    def _is_shown(self, memory: Memory) -> bool:
+        """Return whether the screen shows the frame's pixels as they are now. Raises Unmapped."""
         rows = self._target.rows
-        return self._seen is not None and self._seen_shown and same_frame(rows, view, self._seen, rows.row)
+        if self._seen is None or not self._seen_shown:
+            return False
+        with memory.borrow() as view, self._seen.borrow() as seen:
+            return same_frame(rows, view, seen, rows.row)
 
-    def _show_again(self, view: memoryview) -> None:
+    def _show_again(self, memory: Memory) -> None:
         rows = self._target.rows
         if self._seen is None:
-            self._seen = memoryview(bytearray(rows.size))
-        copy_frame(rows, view, self._seen, rows.row)
-        self._target.copy_packed(self._seen)
+            self._seen = PrivateMemory(rows.size)
+        with memory.borrow() as view, self._seen.borrow() as seen:
+            copy_frame(rows, view, seen, rows.row)
         try:
+            self._target.copy_packed(self._seen)
             # Wait until this buffer is on the screen. The guest's next flip is copied into the other one, which then
             # has left the screen.
             self._commit("refresh", 0, 0)

@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 
 from displbe.sinks.base import Allocation
+from displbe.xen.memory import Mapping
 
 from . import uapi
 from .device import DrmDevice
@@ -93,17 +94,15 @@ class DumbAllocation(Allocation):
             device.ioctl("export dumb buffer", uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD, prime)
             self.fd = int(prime.fd)
             try:
-                self._memory = device.map_dumb(argument.handle, argument.size, writable=False)
+                self.memory: Mapping = device.map_dumb(argument.handle, argument.size, writable=False)
             except DrmError:
                 os.close(self.fd)
                 raise
         finally:
             device.close_handle(argument.handle)  # the dma-buf keeps the memory
 
-    def view(self) -> memoryview:
-        return self._memory.view
-
-    def close(self) -> None:
+    def close(self, wait: float = 0.0) -> bool:
         fd, self.fd = self.fd, -1
-        self._memory.close()
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+        return self.memory.close(wait)

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from displbe.sinks.base import SinkError, view_of
+from displbe.sinks.base import SinkError, memory_of
 from displbe.sinks.convert import CONVERTED
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
@@ -133,8 +133,8 @@ class FramebufferSet:
 
     async def map(self, buffer: DrmBuffer) -> None:
         """Map a buffer's pages. Raises SinkError."""
-        if buffer.view is None:
-            buffer.view = await view_of(buffer.guest)
+        if buffer.memory is None:
+            buffer.memory = await memory_of(buffer.guest)
 
     async def map_alike(self, shown: DrmBuffer) -> None:
         """Map this buffer and all others of its geometry, because the guest will flip to them. All of them are copied then.

@@ -127,11 +127,11 @@ class ScanoutPipe:
             size, origin = (mode.width, mode.height), placement.target[:2]
         buffers = DoubleBuffer(self.pipe.device, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc))
         try:
-            assert buffer.view is not None
+            assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
             offset = origin[1] * buffers.back.pitch + origin[0] * FORMATS[buffer.fourcc].bits // 8
             target = CopyTarget(rows, buffers, offset, converted=buffer.converted)
-            target.copy(buffer.view)
+            target.copy(buffer.memory)
             on_screen = (0, 0, *size) if placement.borders else placement.target
             config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, on_screen)
             return self._show(config, placement, target)

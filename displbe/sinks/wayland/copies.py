@@ -15,7 +15,7 @@ from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.wire.formats import FORMATS
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, Unmapped
 
 from .buffers import WaylandBuffer, shm_format
 from .link import Link
@@ -37,8 +37,8 @@ class CopyFrame:
         size = -(-stride * height // PAGE_SIZE) * PAGE_SIZE
         fd = sealed_memfd(size)
         try:
-            self.mapping = Mapping(fd, [(0, size)], writable=True)
             pool = link.conn.keep(link.shm.create_pool(fd, size))
+            self.mapping = Mapping(fd, [(0, size)], writable=True)
         finally:
             os.close(fd)
         self.wl = link.conn.keep(pool.create_buffer(0, width, height, stride, number))
@@ -62,8 +62,13 @@ class CopyPool:
         # Renderers count the stride in pixels and in words of 4 bytes: it is a multiple of both.
         self._stride = -(-part.width // 4) * 4 * (4 if number is None else pixel_bytes)
         self._frames: list[CopyFrame] = []
-        for _ in range(FRAMES):
-            self._frames.append(self._make(number if number is not None else XRGB))
+        try:
+            for _ in range(FRAMES):
+                self._frames.append(self._make(number if number is not None else XRGB))
+        except BaseException:
+            self.destroy()
+            self.unmap()  # nothing has been written to them yet, so this costs nothing
+            raise
 
     def _make(self, number: int) -> CopyFrame:
         frame = CopyFrame(self.link, self.part.width, self.part.height, self._stride, number)
@@ -83,13 +88,17 @@ class CopyPool:
                 return frame
         return None
 
-    def copy(self, view: memoryview, to: CopyFrame) -> None:
-        """Copy the guest's frame as it is now. Can be called in any thread."""
-        copy_frame(self._rows, view, to.mapping.view, self._stride, converted=self._converted)
+    def copy(self, memory: Memory, to: CopyFrame) -> None:
+        """Copy the guest's frame as it is now. Can be called in any thread. Raises Unmapped."""
+        with memory.borrow() as view, to.mapping.borrow() as target:
+            copy_frame(self._rows, view, target, self._stride, converted=self._converted)
 
-    def close(self) -> None:
-        """Destroy the frames. No copy into them may be under way."""
+    def destroy(self) -> None:
+        """Destroy the frames at the compositor."""
         self.link.conn.destroy(*(frame.wl for frame in self._frames))
+
+    def unmap(self) -> None:
+        """Free the frames' memory here. Runs in the copying thread, because the kernel needs milliseconds for a large frame."""
         for frame in self._frames:
             frame.mapping.close()
         self._frames.clear()
@@ -116,27 +125,36 @@ class FrameCopying:
 
     def start(self, link: Link, buffer: WaylandBuffer, part: Part, serial: int) -> bool:
         """Copy a buffer's frame in the thread. Return False if copies of another shape are under way: wait for `finished` first."""
-        if buffer.view is None:
+        if buffer.memory is None:
             return True
         pool = self._pool
         if pool is None or pool.part != part or pool.geometry != buffer.geometry or pool.link is not link:
             if self._thread is not None and not self._thread.resting:
                 return False
+            self._thread = self._thread or CopyThread(self._name)
+            made = CopyPool(link, buffer.geometry, part, self._on_released)
             if pool is not None:
                 self._old_pools.append(pool)
-            pool = self._pool = CopyPool(link, buffer.geometry, part, self._on_released)
+            pool = self._pool = made
         frame = pool.take()
         if frame is None:
             self._frame_waits = True
             return True
-        self._thread = self._thread or CopyThread(self._name)
-        self._thread.do(partial(self._copy, self._thread, pool, buffer.view, frame, serial))
+        assert self._thread is not None  # it is started with the first pool
+        self._thread.do(partial(self._copy, self._thread, pool, buffer.memory, frame, serial))
         return True
 
-    def _copy(self, thread: CopyThread, pool: CopyPool, view: memoryview, frame: CopyFrame, serial: int) -> None:
+    def _copy(self, thread: CopyThread, pool: CopyPool, memory: Memory, frame: CopyFrame, serial: int) -> None:
         """Copy a frame. Runs in the thread."""
-        pool.copy(view, frame)
-        thread.tell(partial(self._on_copied, pool, frame, serial))
+        try:
+            pool.copy(memory, frame)
+        except Unmapped:  # the guest has taken the buffer back: there is nothing to show
+            thread.tell(partial(self._on_ended, frame))
+        else:
+            thread.tell(partial(self._on_copied, pool, frame, serial))
+
+    def _on_ended(self, frame: CopyFrame) -> None:
+        frame.held = False
 
     def _on_copied(self, pool: CopyPool, frame: CopyFrame, serial: int) -> None:
         if pool is self._pool:
@@ -157,7 +175,10 @@ class FrameCopying:
     def close_old_pools(self) -> None:
         """Destroy the pools of earlier shapes: the surface has another frame now."""
         while self._old_pools:
-            self._old_pools.pop().close()
+            assert self._thread is not None  # it is started with the first pool
+            pool = self._old_pools.pop()
+            pool.destroy()
+            self._thread.do(pool.unmap)
 
     def close_pools(self) -> None:
         """Destroy all pools. No copy may be under way."""
@@ -167,7 +188,7 @@ class FrameCopying:
         self.close_old_pools()
 
     async def close(self) -> None:
-        """End the thread, and destroy all pools."""
+        """Destroy all pools, and end the thread when it has freed them. No copy may be under way."""
+        self.close_pools()
         if self._thread is not None:
             await self._thread.close()
-        self.close_pools()

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 import trio
 
-from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, view_of
+from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.flip import Flip, FlipState
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
@@ -74,7 +74,7 @@ class X11Output(Output):
         server = self._desktop.server
         if geometry.fourcc not in (LAYOUTS if server is None else server.formats):
             raise SinkError(Errno.EINVAL, f"the X server cannot show {fourcc_name(geometry.fourcc)}")
-        return Frame(await view_of(buffer), geometry, self._forget)
+        return Frame(await memory_of(buffer), geometry, self._forget)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, Frame)

@@ -12,6 +12,8 @@ import xcffib
 from displbe.sinks.base import Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
 from displbe.sinks.seat import SeatEvent
+from displbe.threads import run_in_thread
+from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -30,8 +32,8 @@ class Frame(SinkBuffer):
     path = "copy"
     reason = "X servers cannot map guest pages"
 
-    def __init__(self, view: memoryview, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
-        self.view = view
+    def __init__(self, memory: Memory, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
+        self.memory = memory
         self.geometry = geometry
         self._forget = forget
 
@@ -146,7 +148,8 @@ class Painter:
                 await self._draw()
         finally:
             if self._window is not None:
-                self._window.close()
+                with trio.CancelScope(shield=True):
+                    await self._window.close()
             self._stopped.set()
 
     async def _draw(self) -> None:
@@ -162,11 +165,11 @@ class Painter:
     async def _update(self) -> bool:
         """Bring the window up to date. Return whether its content has changed."""
         try:
-            window = self._current_window()
+            window = await self._current_window()
             if window is None:
                 return False
             if self._part is None:
-                window.blank()
+                await window.blank()
                 return False
             return window.state is WindowState.VISIBLE and await self._put(window, self._part)
         except xcffib.XcffibException as error:  # Server.serve is about to report it
@@ -183,9 +186,12 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part) and await trio.to_thread.run_sync(
-                window.copy, frame.view, frame.geometry, part
-            )
+            try:
+                changed = await window.prepare(frame.geometry.fourcc, part) and await run_in_thread(
+                    window.copy, frame.memory, frame.geometry, part
+                )
+            except Unmapped:  # the guest has taken the frame back
+                return False
         if changed and window.state is not WindowState.LOST:
             await window.put()
         if self._serial == serial:
@@ -194,12 +200,12 @@ class Painter:
             self._on_read(serial)
         return changed
 
-    def _current_window(self) -> Window | None:
+    async def _current_window(self) -> Window | None:
         """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""
+        if self._window is not None and self._window.server is not self._desktop.server:
+            window, self._window = self._window, None
+            await window.forget()
         server = self._desktop.server
-        if self._window is not None and self._window.server is not server:
-            self._window.forget()
-            self._window = None
         if self._window is None and server is not None and self._part is not None:
             size = self._part.width, self._part.height
             settings = self._desktop.settings
