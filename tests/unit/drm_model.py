@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable
 from ctypes import c_uint32, c_uint64
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from memory_watch import heavy
 
 from displbe.sinks.base import Geometry
 from displbe.sinks.drm import uapi
@@ -167,6 +168,8 @@ class ModelDevice(DrmDevice):
         if self.fd < 0 or self.unplugged:
             return errno.ENODEV
         handler = self._handlers.get(number)
+        if number in HEAVY:
+            heavy(f"the card's ioctl {number:#x}")
         with self._lock:
             failed = handler(argument) if handler is not None else errno.ENOTTY
         if self.board.slow and number in (uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE, uapi.DRM_IOCTL_MODE_ADDFB2):
@@ -443,6 +446,18 @@ def _fill(address: int, room: int, values: Any, kind: Any = c_uint32) -> None:
     numbers = list(values)
     if address and room >= len(numbers):
         (kind * len(numbers)).from_address(address)[:] = numbers
+
+
+HEAVY: Final = (
+    uapi.DRM_IOCTL_MODE_RMFB,
+    uapi.DRM_IOCTL_MODE_CLOSEFB,
+    uapi.DRM_IOCTL_GEM_CLOSE,
+    uapi.DRM_IOCTL_MODE_CREATE_DUMB,
+    uapi.DRM_IOCTL_MODE_ADDFB2,
+    uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE,
+    uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD,
+)
+"""Calls that allocate, import or free a whole buffer, or wait for a refresh."""
 
 
 class Pages:

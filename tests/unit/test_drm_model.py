@@ -399,7 +399,7 @@ async def test_paths(tmp_path: Path) -> None:
             screen.buffers.clear()
             await screen.close()
             assert (screen.output.path, screen.output.reason) == ("", "off")
-            allocation.close()
+            await trio.to_thread.run_sync(allocation.close)
     said = [
         line["path"] if line["event"] == "output on" else "" for line in logs if str(line["event"])[:7] == "output "
     ]
@@ -537,7 +537,7 @@ async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> Non
             assert (screen.buffers[0].path, screen.output.path) == ("be-alloc", "be-alloc")
         for screen in screens:
             await screen.close()
-        allocation.close()
+        await trio.to_thread.run_sync(allocation.close)
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EIO])

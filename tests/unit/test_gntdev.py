@@ -13,6 +13,8 @@ import pytest
 import trio
 import trio.testing
 from conformance.world import descriptors
+from hostile.kernel import is_heavy
+from memory_watch import heavy
 
 from displbe.xen import gntdev, host
 from displbe.xen.evtchn import EventChannels
@@ -46,6 +48,8 @@ class Kernel:
 
     def ioctl(self, fd: int, number: int, argument: bytearray) -> int:
         os.fstat(fd)
+        if is_heavy(number, argument):
+            heavy(f"gntdev's ioctl {number:#x}")
         self.asked.append((number, unpack_from(f"={len(argument) // 4}I", argument)))
         if self.failures[number] and (error := self.failures[number].popleft()):
             raise OSError(error, os.strerror(error))
