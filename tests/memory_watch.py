@@ -47,6 +47,8 @@ QUARANTINE: Final = 8192
 _NO_ACCESS: Final = 0
 _RESERVED: Final = 0x4032
 """MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE"""
+SMALL_FILE: Final = 1 << 18
+"""Bytes of a file that may be freed in the event loop. A compositor's keymaps and tables of formats are smaller."""
 HEAVY_FILES: Final = ("/dev/xen/gntdev", "/memfd:gntdev", "/dmabuf", "/memfd:dma-buf", "anon_inode:dmabuf")
 """Files whose last close gives a buffer's pages back; also those that stand for them in tests."""
 
@@ -114,8 +116,9 @@ class MemoryWatch:
         """close(2)"""
         with contextlib.suppress(OSError):
             name = os.readlink(f"/proc/self/fd/{fd}")
-            filled = name.startswith("/memfd:") and os.fstat(fd).st_blocks
-            if filled or name.startswith(HEAVY_FILES):
+            if (name.startswith("/memfd:") and 512 * os.fstat(fd).st_blocks > SMALL_FILE) or name.startswith(
+                HEAVY_FILES
+            ):
                 self.heavy(f"close of {name}")
         self._close(fd)
 

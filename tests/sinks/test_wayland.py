@@ -14,9 +14,12 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from memory_watch import MemoryWatch
 from sinks.compositor import CORE, FakeCompositor, Surface
 
+from displbe.sinks import redraw
 from displbe.sinks.base import Claimant, Geometry, OutputUnavailable, Part, SinkError
+from displbe.sinks.frame_copy import FrameRows, frame_checksum
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import dmabuf_feedback
 from displbe.sinks.wayland import output as output_module
@@ -1406,3 +1409,52 @@ async def test_abilities() -> None:
         await until(lambda: "xdg-shell: yes" in stage.sink.abilities()["compositor"])
         said = stage.sink.abilities()["compositor"]
         assert "viewporter: no" in said
+
+
+# Memory that the guest takes back while it is read
+
+
+@pytest.mark.parametrize("zero_copy", ["off", "auto"])
+async def test_redraws_are_noticed_until_the_guest_takes_its_pages_back(
+    monkeypatch: pytest.MonkeyPatch, zero_copy: str
+) -> None:
+    """Checksums and copies run all the time; after a buffer is closed, nothing borrows its pages."""
+    monkeypatch.setattr(redraw, "STILL", 0.0)
+    looks: list[int] = []
+
+    def counted(rows: FrameRows, view: memoryview) -> int:
+        looks.append(frame_checksum(rows, view))
+        return looks[-1]
+
+    monkeypatch.setattr("displbe.sinks.wayland.frame_digest.frame_checksum", counted)
+    async with staged(zero_copy=zero_copy, refresh=120.0) as stage:
+        output, first, second = await stage.lit()
+        for turn in range(1, 40):
+            pages = Pages(WIDTH * HEIGHT * 4)
+            made = await output.attach(pages, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
+            assert isinstance(made, WaylandBuffer)
+            pages.memory[:] = bytes([turn]) * pages.size
+            await stage.flip(output, made, turn)
+            await trio.sleep(0.01 * (turn % 3))
+            pages.memory[:] = bytes([turn + 100]) * pages.size
+            await made.aclose()
+            pages.close()  # asserts that nothing borrows them
+        await stage.flip(output, first, 1000)
+        await stage.flip(output, second, 1001)
+    assert len(set(looks)) > 20
+
+
+async def test_frames_of_many_shapes_are_freed_off_the_loop(memory_watch: MemoryWatch) -> None:
+    """The frames of a shape are unmapped when those of the next one are shown, in the copying thread."""
+    async with staged(zero_copy="off") as stage:
+        output, first, second = await stage.lit()
+        for turn in range(1, 9):
+            part = Part(0, 0, WIDTH - turn, HEIGHT)
+            await output.enable((first, second)[turn % 2], part)
+            await until(lambda part=part: stage.surface.shown and stage.surface.shown.size[0] == part.width)  # type: ignore[misc]
+            await on_screen(output)
+        copying = output._copying
+        await copying.finished()
+        assert copying._old_pools == []
+        frames = [place for place in memory_watch.open.values() if place.startswith("sinks/wayland/copies.py")]
+        assert len(frames) == 3, "those of the present shape"

@@ -37,6 +37,7 @@ from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
+from displbe.xen.memory import Memory, PrivateMemory
 
 WHOLE = Part(0, 0, 64, 48)
 QUICK = {
@@ -1494,3 +1495,59 @@ async def test_description_of_a_card(tmp_path: Path) -> None:
     async with running(board, tmp_path) as made:
         (said,) = made.abilities().values()
         assert said.startswith("DRM master; dma-bufs can be imported; Virtual-1 connected, ")
+
+
+async def test_pages_are_taken_back_while_they_are_copied_and_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In copy mode, frames are copied and compared all the time; after a buffer is closed, nothing borrows its pages."""
+    monkeypatch.setattr(redraw, "STILL", 0.0)
+    shown_again: list[Memory] = []
+    show_again = CopiedScanout._show_again
+
+    def counted(self: CopiedScanout, memory: Memory) -> None:
+        shown_again.append(memory)
+        show_again(self, memory)
+
+    monkeypatch.setattr(CopiedScanout, "_show_again", counted)
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=120) as made:
+        screen = Screen(made)
+        await screen.show()
+        for turn in range(30):
+            pages = Pages()
+            buffer = await screen.output.attach(pages, pages.geometry)
+            pages.memory[:] = bytes([turn]) * pages.size
+            screen.buffers.append(buffer)
+            screen.flip(2)
+            await trio.sleep(0.01 * (turn % 3))
+            pages.memory[:] = bytes([turn + 100]) * pages.size
+            await screen.buffers.pop().aclose()
+            await pages.aclose()  # asserts that nothing borrows them
+            if board.card is not None:
+                board.card.vblank()
+            await screen.complete()
+            await screen.output.enable(screen.buffers[turn % 2], WHOLE)
+        await screen.close()
+    assert len(shown_again) > 10
+
+
+async def test_a_copy_of_pages_that_are_gone(tmp_path: Path) -> None:
+    """A frame whose memory has been given back makes the screen dark; it ends nothing, and the next frame lights the screen again."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        gone = screen.buffers[1]
+        assert isinstance(gone, DrmBuffer)
+        assert gone.memory is not None
+        kept, gone.memory = gone.memory, PrivateMemory(screen.pages[1].size)
+        gone.memory.close()
+        screen.flip(1)
+        await until(lambda: screen.output.reason.endswith("Bad address"))
+        assert screen.output.state is ScreenState.DARK
+        assert "copy a frame whose memory has been given back" in screen.output.reason
+        gone.memory = kept
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        await screen.complete()
+        await screen.close()

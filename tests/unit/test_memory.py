@@ -207,7 +207,6 @@ async def test_unmapping_in_the_loop_is_found(memory_watch: MemoryWatch) -> None
         assert bytes(view[:1]) == b"\0"
     made.close()
     assert [line.rsplit(":", 1)[0] for line in memory_watch.violations] == [
-        "close of /memfd:displbe (deleted) in the event loop, at sinks/headless/output.py",
         "munmap of 12288 bytes in the event loop, at sinks/headless/output.py",
     ]
     memory_watch.violations.clear()
@@ -281,7 +280,7 @@ async def test_a_cancelled_close_closes(memory: PrivateMemory, memory_watch: Mem
 
 async def test_threads_that_borrow_while_others_close(memory_watch: MemoryWatch) -> None:
     """Each memory is unmapped once, after all that had borrowed it are done; nobody reads anything else meanwhile."""
-    rounds, size = 300, 16 * PAGE_SIZE
+    rounds, size = 90, 16 * PAGE_SIZE
     current: list[Mapping] = []
     refused = 0
     ends = threading.Event()
@@ -289,7 +288,7 @@ async def test_threads_that_borrow_while_others_close(memory_watch: MemoryWatch)
     def read(seed: int) -> None:
         nonlocal refused
         dice = random.Random(seed)
-        while not ends.is_set():
+        while not ends.wait(1e-4):
             memory: Memory = current[-1]
             try:
                 with memory.borrow() as view:
