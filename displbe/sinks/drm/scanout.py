@@ -22,6 +22,7 @@ from .copied_scanout import CopyTarget
 from .device import Mode
 from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
+from .mode_search import ModeSearch
 from .placement import Placement, ranked_modes
 
 __all__ = ["ActiveMode", "ScanoutPipe"]
@@ -71,7 +72,7 @@ class ScanoutPipe:
         size = shape.width, shape.height
         fb = device.import_framebuffer(dmabuf, *size, buffer.fourcc, shape.stride, shape.offset)
         try:
-            self._test_import(fb, size, modes)
+            self._test_import(fb, buffer.fourcc, size, modes)
         except DrmError as error:
             if error.refuses_frame or isinstance(error, CardGone):
                 self.remove(fb)
@@ -79,24 +80,25 @@ class ScanoutPipe:
             # Other errors say nothing about the buffer. For example, a file that is not master may not test.
         return fb
 
-    def _test_import(self, fb: int, size: tuple[int, int], modes: Sequence[Mode]) -> None:
-        """Test a framebuffer in the modes of its size, until the card accepts one. Raises DrmError: the card accepts none.
+    def _test_import(self, fb: int, fourcc: int, size: tuple[int, int], modes: Sequence[Mode]) -> None:
+        """Test a framebuffer in a mode of its size. Raises DrmError: the card would not show it.
 
-        The card may refuse a mode for a reason of its own, such as the speed of the link.
+        A mode that the card refuses with a frame of ours, too, says nothing about the guest's: the link may be too slow for
+        it. The next mode of this size is tested then.
         """
         exact = [mode for mode in modes if (mode.width, mode.height) == size]
         whole = 0, 0, *size
-        refusal: DrmError | None = None
-        for mode in ranked_modes(exact, *size, "none")[:MOST_TESTS]:
-            try:
-                self._commit(PlaneConfig(fb, whole, mode, whole), "test zero copy", TEST)
-                return
-            except DrmError as error:
-                if not error.refuses_frame:
-                    raise
-                refusal = refusal or error
-        if refusal is not None:
-            raise refusal
+        search = ModeSearch(fourcc)
+        try:
+            for mode in ranked_modes(exact, *size, "none")[:MOST_TESTS]:
+                try:
+                    self._commit(PlaneConfig(fb, whole, mode, whole), "test zero copy", TEST)
+                    return
+                except DrmError as error:
+                    if not error.refuses_frame or search.passes(self.pipe, mode):
+                        raise
+        finally:
+            search.close()
 
     def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
         """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test.
