@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["bus_path"]
+__all__ = ["bus_path", "sysfs_path_of"]
 
 _BUSES: Final = {"pci", "platform"}
+
+
+def sysfs_path_of(node: os.stat_result) -> str:
+    """Return the sysfs path of the device behind a device node. The path says where in the machine the device is."""
+    return os.path.realpath(f"/sys/dev/char/{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}/device")
 
 
 def bus_path(node: Path, sysfs_path: str) -> str:

@@ -25,12 +25,12 @@ from displbe.sinks.base import Allocation
 from displbe.xen.memory import Mapping
 
 from . import uapi
-from .bus_path import bus_path
+from .bus_path import bus_path, sysfs_path_of
 from .edid_name import edid_name
 from .errors import CardGone, DrmError, Unfit, drm_error
 from .libseat import PLAIN, FileOpener
 
-__all__ = ["CardConnector", "Connection", "DrmDevice", "Mastership", "Mode", "Plane", "sysfs_path_of"]
+__all__ = ["CardConnector", "Connection", "DrmDevice", "Mastership", "Mode", "Plane"]
 
 _OBJECT: Final = {
     "crtc": uapi.DRM_MODE_OBJECT_CRTC,
@@ -128,11 +128,6 @@ _CONNECTIONS: Final = {
     uapi.DRM_MODE_CONNECTED: Connection.CONNECTED,
     uapi.DRM_MODE_DISCONNECTED: Connection.DISCONNECTED,
 }
-
-
-def sysfs_path_of(node: os.stat_result) -> str:
-    """Return the sysfs path of the device behind a device node. The path says where in the machine the device is."""
-    return os.path.realpath(f"/sys/dev/char/{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}/device")
 
 
 class DrmDevice:

@@ -12,9 +12,8 @@ from pathlib import Path
 import structlog
 
 from .binding import canonical
-from .bus_path import bus_path
+from .bus_path import bus_path, sysfs_path_of
 from .card import Card
-from .device import sysfs_path_of
 from .errors import DrmError, Unfit
 
 __all__ = ["CardFinder"]
