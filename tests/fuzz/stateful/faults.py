@@ -30,7 +30,7 @@ from displbe.xen.port import HypervisorError
 
 __all__ = ["KINDS", "Faults", "is_guest", "is_injected"]
 
-KINDS: Final = ("files", "threads", "hypervisor", "store", "conflicts", "watches", "transactions")
+KINDS: Final = ("files", "hypervisor", "store", "conflicts", "watches", "transactions")
 """Files and threads are used up; calls of the hypervisor fail; requests to XenStore fail; transactions have to be repeated; watches are
 refused; transactions are refused."""
 MARK: Final = "injected"

@@ -112,7 +112,7 @@ class HostileGuest:
         chance, world = self._chance, self._world
         specs = []
         for index in range(chance.choice((1, 1, 1, 2, 2, 3, 8))):
-            shared = f"shared-{chance.randrange(4)}"
+            shared = world.screen(f"shared-{chance.randrange(4)}")
             own = f"{self._name}-{number}-{index}"
             odd = chance.choice(("HDMI-A-1", "0", "7", "../x", "good", "a b", "\x1b"))
             specs.append(ConnectorSpec(chance.choice((own, own, shared, odd)), 64, 48))

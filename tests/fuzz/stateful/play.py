@@ -63,8 +63,8 @@ END: Final = 15.0
 GROWTH: Final = 6
 """Objects of one type by which the second epoch may differ from the first."""
 
-RESERVED: Final = ("displbe.input.focus.", "displbe.input.bindings.", "displbe.input.evdev.lookup.")
-"""Types of objects that outlive a guest for RESERVATION seconds."""
+RESERVED: Final = ("displbe.sinks.drm.device.", "displbe.input.focus.", "displbe.input.bindings.", "displbe.input.evdev.lookup.")
+"""Types of objects that outlive a guest for RESERVATION seconds, and those that the model of a card keeps."""
 
 
 class Options(msgspec.Struct, frozen=True):

@@ -81,7 +81,7 @@ class CarelessToolstack:
                 except trio.TooSlowError:
                     tools.remove(tools.back(domid, number))
             case _:
-                specs = [ConnectorSpec(f"shared-{chance.randrange(4)}", 64, 48) for _ in range(chance.choice((0, 1, 2)))]
+                specs = [ConnectorSpec(self._world.screen(f"shared-{chance.randrange(4)}"), 64, 48) for _ in range(chance.choice((0, 1, 2)))]
                 tools.add_display(domid, specs, number)
         await trio.lowlevel.checkpoint()
 

@@ -35,6 +35,7 @@ EXPECTED: Final = frozenset(
         "the compositor or the card still uses a buffer of a device that ends",
         "a watch could not be set again; its changes are not seen",
         "cannot open the socket: its clients are not served",
+        "device not allowed by [input] devices: the guest gets no events from it",
     }
 )
 """The log's lines of level error that guests and the machine may cause. None of them has a traceback."""
