@@ -47,7 +47,8 @@ def window_input(seats: Seats, claim: Claim, guest_input: GuestInput) -> Iterato
             roles = {binding.role for binding in bindings if binding.id == connector}
             window = _WindowInput(connector, guest_input, roles)
             stack.callback(window.leave)
-            stack.enter_context(seats.listening(claim.domid, connector, window.handle))
+            takes_pointer = Role.POINTER in roles and guest_input.features.pointer
+            stack.enter_context(seats.listening(claim.domid, connector, window.handle, pointer=takes_pointer))
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .conn import Connection, Global, Proxy
+from .cursor import SeatCursor
 from .dmabuf_feedback import DmabufFormats
 from .seat_devices import SeatDevices, SeatTarget
 from .wl_outputs import WlOutputs
@@ -62,7 +63,8 @@ class Link:
             case "wl_output":
                 self.outputs.add(announced)
             case "wl_seat":
-                self.seats[announced.number] = SeatDevices(self.conn, announced, self._find)
+                cursor = SeatCursor(self.conn, lambda: (self.compositor, self.shm))
+                self.seats[announced.number] = SeatDevices(self.conn, announced, self._find, cursor)
 
     def on_removed(self, removed: Global) -> None:
         """Release an output or a seat that the compositor has removed."""
@@ -85,6 +87,12 @@ class Link:
         """Take the focus of all seats from an output whose surface is about to be destroyed."""
         for seat in self.seats.values():
             seat.leave(target)
+
+    def update_cursor(self, target: SeatTarget) -> None:
+        """Show or hide the cursors of all seats over an output's surface."""
+        for seat in self.seats.values():
+            seat.update_cursor(target)
+        self.conn.flush()
 
     def close(self) -> None:
         """Close the seats: the connection ends, and with it each focus."""

@@ -70,6 +70,8 @@ class WaylandOutput(Output):
         """The part of the framebuffer that the guest shows; None: the output is off."""
         self._digest = FrameDigest()
         self._watching = trio.CancelScope()
+        self._seat = guest.seats.window(guest.claimant.domid, name)
+        self._seat.on_pointer_taken = self._update_cursor
         self.outputs_changed()
 
     # Buffers
@@ -140,6 +142,7 @@ class WaylandOutput(Output):
             raise buffer.failure
         self._current, self._part = buffer, part
         self._show()
+        self._update_cursor()
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
@@ -151,10 +154,12 @@ class WaylandOutput(Output):
         self._close_surface("off", SurfaceState.CLOSED)
         self._copying.close_pools()
         self._flip.end()
+        self._update_cursor()
         await trio.lowlevel.checkpoint()
 
     async def release(self) -> None:
         self._ignore_flips()
+        self._seat.close()
         self._watching.cancel()
         await self.disable()
         await self._copying.close()
@@ -247,7 +252,17 @@ class WaylandOutput(Output):
 
     def tell(self, event: SeatEvent) -> None:
         """Pass an event of a seat to the guest."""
-        self._guest.seats.tell(self._guest.claimant.domid, self.name, event)
+        self._seat.tell(event)
+
+    @property
+    def draws_cursor(self) -> bool:
+        """Whether the guest draws a cursor of its own over the surface. It draws nothing while its screen is off."""
+        policy = self._guest.settings.cursor
+        return self._part is not None and (self._seat.takes_pointer if policy == "auto" else policy == "hide")
+
+    def _update_cursor(self) -> None:
+        if self._guest.link is not None:
+            self._guest.link.update_cursor(self)
 
     # Frames
 

@@ -29,6 +29,8 @@ class WaylandSettings(Table, frozen=True):
     refresh: float = 30.0
     """Maximum looks per second for what a guest draws without flipping; 0: none."""
     on_close: Literal["ignore", "detach"] = "ignore"
+    cursor: Literal["auto", "show", "hide"] = "auto"
+    """Whether a cursor is shown over a guest's picture. `auto`: if the guest does not take the pointer."""
     outputs: dict[str, str] = {}
     """The names of the compositor's outputs that connectors fill, by the connectors' names."""
     surfaces: dict[str, int] = {}

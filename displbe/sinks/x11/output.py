@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import structlog
@@ -59,7 +58,7 @@ class X11Output(Output):
         self._painter = Painter(
             desktop,
             f"{claimant.name or f'guest {claimant.domid}'}: {name}",
-            tell=partial(desktop.seats.tell, claimant.domid, name),
+            seat=desktop.seats.window(claimant.domid, name),
             on_visibility=self._on_visibility,
             on_read=self._on_read,
         )

@@ -11,7 +11,7 @@ import xcffib
 
 from displbe.sinks.base import Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import SeatEvent
+from displbe.sinks.seat import WindowSeat
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -42,7 +42,7 @@ class Frame(SinkBuffer):
 class Painter:
     """Keeps an output's window on the current X server and draws the guest's newest frame into it.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is. `on_read` is called
+    Input events go to `seat`. `on_visibility` is called when the window becomes visible and when it no longer is. `on_read` is called
     once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format; and with
     None when the server has read a frame that the guest drew without flipping.
     """
@@ -52,15 +52,16 @@ class Painter:
         desktop: Desktop,
         title: str,
         *,
-        tell: Callable[[SeatEvent], None],
+        seat: WindowSeat,
         on_visibility: Callable[[], None],
         on_read: Callable[[int | None], None],
     ) -> None:
         self._desktop = desktop
         self._title = title
-        self._tell = tell
+        self._seat = seat
         self._on_visibility = on_visibility
         self._on_read = on_read
+        seat.on_pointer_taken = self._on_pointer_taken
         self._log = structlog.get_logger("displbe.x11").bind(window=title)
         self._window: Window | None = None
         self._frame: Frame | None = None
@@ -133,8 +134,16 @@ class Painter:
 
     async def stop(self) -> None:
         """End `run`, now or as soon as it starts."""
+        self._seat.close()
         self._scope.cancel()
         await self._stopped.wait()
+
+    def _on_pointer_taken(self) -> None:
+        if self._window is not None and self._window.state is not WindowState.LOST:
+            try:
+                self._window.update_cursor()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
 
     # The task
 
@@ -203,7 +212,7 @@ class Painter:
         if self._window is None and server is not None and self._part is not None:
             size = self._part.width, self._part.height
             settings = self._desktop.settings
-            self._window = Window(server, self._title, size, settings, self._tell, self._changed)
+            self._window = Window(server, self._title, size, settings, self._seat, self._changed)
         return self._window
 
     def _changed(self) -> None:

@@ -20,9 +20,10 @@ import xcffib.xproto as x
 from displbe.sinks.base import Geometry, Part
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
-from displbe.sinks.seat import SeatEvent
+from displbe.sinks.seat import WindowSeat
 from displbe.xen.memory import PAGE_SIZE, Mapping
 
+from .cursor import WindowCursor
 from .server import Event, PixelFormat, Server
 from .settings import X11Settings
 from .window_input import Area, WindowInput
@@ -132,7 +133,7 @@ class _Canvas:
 class Window:
     """A window on one connection. When the connection is lost, call `lose` at once, and `forget` when no worker thread copies any more.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible, and when it no longer is. Methods raise
+    Input events go to `seat`. `on_visibility` is called when the window becomes visible, and when it no longer is. Methods raise
     xcffib.XcffibException when the connection is lost, unless they say otherwise.
     """
 
@@ -142,7 +143,7 @@ class Window:
         title: str,
         size: tuple[int, int],
         settings: X11Settings,
-        tell: Callable[[SeatEvent], None],
+        seat: WindowSeat,
         on_visibility: Callable[[], None],
     ) -> None:
         self.server = server
@@ -151,7 +152,8 @@ class Window:
         """Width and height on the screen, in pixels."""
         self._settings = settings
         self._on_visibility = on_visibility
-        self._input = WindowInput(tell, self._area)
+        self._seat = seat
+        self._input = WindowInput(seat.tell, self._area)
         self._canvas: _Canvas | None = None
         """The resources for the current frames; None: the window is black."""
         self._scaled_for: object = None
@@ -162,6 +164,7 @@ class Window:
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
+        self._cursor = WindowCursor(server, self.id, settings.cursor)
         self._create(title)
 
     def _create(self, title: str) -> None:
@@ -230,6 +233,7 @@ class Window:
             if before is not None:
                 before.free()
                 self._resize((part.width, part.height))
+            self.update_cursor()
         return True
 
     def copy(self, view: memoryview, geometry: Geometry, part: Part) -> bool:
@@ -259,7 +263,13 @@ class Window:
             canvas, self._canvas = self._canvas, None
             canvas.free()
             self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
+            self.update_cursor()
             self.server.flush()
+
+    def update_cursor(self) -> None:
+        """Show or hide the server's cursor over the window."""
+        over_picture = self._canvas is not None and self._input.over_picture
+        self._cursor.update(over_picture=over_picture, takes_pointer=self._seat.takes_pointer)
 
     def _area(self) -> Area:
         """Return where the picture lies in the window."""
@@ -308,6 +318,7 @@ class Window:
                 self._handle_message(event)
             case _ if self.state is WindowState.VISIBLE:
                 self._input.handle(event)
+                self.update_cursor()
 
     def _on_read(self) -> None:
         self.server.answered(self)
@@ -341,6 +352,7 @@ class Window:
         try:
             if canvas is not None:
                 canvas.free()
+            self._cursor.free()
             self.server.render.FreePicture(self._picture)
             self.server.core.DestroyWindow(self.id)
             self.server.flush()
