@@ -170,11 +170,11 @@ SeatEvent: TypeAlias = (
 class WindowSeat:
     """The input of one connector's window, as the window's sink sees it. `Seats.window` makes it.
 
-    The sink sets `on_pointer_taken`, which is called when `takes_pointer` may have changed.
+    The sink sets `on_change`, which is called when `takes_pointer` or `takes_keyboard` may have changed.
     """
 
     def __init__(self, seats: Seats, domid: int, connector: str) -> None:
-        self.on_pointer_taken: Callable[[], None] = _ignore
+        self.on_change: Callable[[], None] = _ignore
         self._seats = seats
         self._key = domid, connector
 
@@ -187,13 +187,18 @@ class WindowSeat:
         """Whether the guest takes pointer events of this window. It then draws a cursor of its own."""
         return self._seats.takes_pointer(*self._key)
 
+    @property
+    def takes_keyboard(self) -> bool:
+        """Whether the guest takes the keys of this window."""
+        return self._seats.takes_keyboard(*self._key)
+
     def close(self) -> None:
         """Forget the window: its output is given back."""
         self._seats.forget(self, *self._key)
 
 
 def _ignore() -> None:
-    """The default of `WindowSeat.on_pointer_taken`."""
+    """The default of `WindowSeat.on_change`."""
 
 
 class _Listener(msgspec.Struct, frozen=True, eq=False):
@@ -202,6 +207,8 @@ class _Listener(msgspec.Struct, frozen=True, eq=False):
     hear: Callable[[SeatEvent], None]
     pointer: bool
     """Whether its guest takes pointer events."""
+    keyboard: bool
+    """Whether its guest takes keys."""
 
 
 class Seats:
@@ -215,15 +222,21 @@ class Seats:
 
     @contextlib.contextmanager
     def listening(
-        self, domid: int, connector: str, hear: Callable[[SeatEvent], None], *, pointer: bool = True
+        self,
+        domid: int,
+        connector: str,
+        hear: Callable[[SeatEvent], None],
+        *,
+        pointer: bool = True,
+        keyboard: bool = True,
     ) -> Iterator[None]:
         """Call `hear` with each event for the surface of this guest's connector while the block lasts. `pointer`: the guest takes pointer
-        events, and draws a cursor of its own.
+        events, and draws a cursor of its own. `keyboard`: it takes keys.
 
         `hear` must neither block nor raise. When a surface loses the focus because its guest, its window or the compositor is gone, the
         leave events come first.
         """
-        key, listener = (domid, connector), _Listener(hear, pointer)
+        key, listener = (domid, connector), _Listener(hear, pointer, keyboard)
         listeners = self._listeners.setdefault(key, [])
         listeners.append(listener)
         self._tell_window(key)
@@ -247,6 +260,10 @@ class Seats:
         """Return whether this guest takes pointer events of its connector's window."""
         return any(listener.pointer for listener in self._listeners.get((domid, connector), ()))
 
+    def takes_keyboard(self, domid: int, connector: str) -> bool:
+        """Return whether this guest takes the keys of its connector's window."""
+        return any(listener.keyboard for listener in self._listeners.get((domid, connector), ()))
+
     def window(self, domid: int, connector: str) -> WindowSeat:
         """Return the seat of the window of this guest's connector, for the sink that shows it."""
         made = self._windows[domid, connector] = WindowSeat(self, domid, connector)
@@ -261,6 +278,6 @@ class Seats:
         window = self._windows.get(key)
         if window is not None:
             try:
-                window.on_pointer_taken()
+                window.on_change()
             except Exception:  # an error in a sink must not end the guest's input
-                _log.exception("cursor not changed", connector=key[1])
+                _log.exception("the window does not follow its guest's input", connector=key[1])

@@ -86,6 +86,11 @@ class SeatDevices:
         """Whether an exact value of the axis has come in this frame. The less exact `axis` event is ignored then."""
         conn.on(self._seat, "capabilities", self._on_capabilities)
 
+    @property
+    def proxy(self) -> Proxy:
+        """The wl_seat."""
+        return self._seat
+
     def close(self) -> None:
         """Take the focus from all outputs, and release the devices: the seat or the connection is gone."""
         self._remove_keyboard()

@@ -61,7 +61,7 @@ class Painter:
         self._seat = seat
         self._on_visibility = on_visibility
         self._on_read = on_read
-        seat.on_pointer_taken = self._on_pointer_taken
+        seat.on_change = self._on_seat_change
         self._log = structlog.get_logger("displbe.x11").bind(window=title)
         self._window: Window | None = None
         self._frame: Frame | None = None
@@ -138,7 +138,7 @@ class Painter:
         self._scope.cancel()
         await self._stopped.wait()
 
-    def _on_pointer_taken(self) -> None:
+    def _on_seat_change(self) -> None:
         if self._window is not None and self._window.state is not WindowState.LOST:
             try:
                 self._window.update_cursor()
