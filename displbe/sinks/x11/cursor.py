@@ -6,6 +6,8 @@ import enum
 
 import xcffib.xproto as x
 
+from displbe.sinks.seat import WindowSeat
+
 from .server import Server
 
 __all__ = ["CursorState", "WindowCursor"]
@@ -21,21 +23,25 @@ class CursorState(enum.Enum):
 
 
 class WindowCursor:
-    """The cursor of a window. `policy` is the setting `cursor`. Methods raise xcffib.XcffibException when the connection is lost."""
+    """The cursor of a window, whose seat says whether its guest gets the pointer. `policy` is the setting `cursor`.
 
-    def __init__(self, server: Server, window: int, policy: str) -> None:
+    Methods raise xcffib.XcffibException when the connection is lost.
+    """
+
+    def __init__(self, server: Server, window: int, seat: WindowSeat, policy: str) -> None:
         self.state = CursorState.SERVER
         self._server = server
         self._window = window
+        self._seat = seat
         self._policy = policy
         self._empty = 0
         """The id of the empty cursor; 0: it has not been needed yet."""
 
-    def update(self, *, over_picture: bool, takes_pointer: bool) -> None:
+    def update(self, *, over_picture: bool) -> None:
         """Set the cursor. `over_picture`: the pointer is over the guest's picture, or was there last; on the black borders, and while the
-        guest's screen is off, the guest's own cursor does not show where the pointer is. `takes_pointer`: the guest gets the pointer.
+        guest's screen is off, the guest's own cursor does not show where the pointer is.
         """
-        own = takes_pointer if self._policy == "auto" else self._policy == "hide"
+        own = self._seat.takes_pointer if self._policy == "auto" else self._policy == "hide"
         state = CursorState.HIDDEN if over_picture and own else CursorState.SERVER
         if state is self.state:
             return
