@@ -84,14 +84,12 @@ class WindowPlacement:
         before = self._placed
         if self._monitor is None and before is None:
             return  # an ordinary window keeps the place that its user has given it
+        if mapped and self._monitor is None and not self._settings.fullscreen:
+            self._set_state(REMOVE)  # before the size, which window managers ignore while a window is full screen
         self._ask()
-        if not mapped:
-            return
-        if self._placed is not None:
+        if mapped and self._placed is not None:
             self._set_state(ADD)
             self.after_map()
-        elif before is not None and not self._settings.fullscreen:
-            self._set_state(REMOVE)
         self._server.flush()
 
     def _set_state(self, action: int) -> None:

@@ -115,7 +115,7 @@ async def test_shortcuts(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
                     await trio.sleep(0.05)
                     assert grab.state is GrabState.GRABBED
             # The guest takes no keys any more: it keeps none either.
-            await until(lambda: shortcut.pressed())
+            await until(shortcut.pressed)
     user.focus(1)
 
 
