@@ -57,6 +57,11 @@ def grab_of(world: World) -> KeyboardGrab:
     return window._grab
 
 
+async def becomes(grab: KeyboardGrab, state: GrabState) -> None:
+    """Wait until the grab has this state."""
+    await until(lambda: grab.state is state)
+
+
 @contextlib.contextmanager
 def another_window(user: User) -> Iterator[int]:
     """A window of another program."""
@@ -83,29 +88,29 @@ async def test_shortcuts(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
                     _, _, pixels = await show(guest)
                     await seen(user, as_shown(pixels))
                     grab, window = grab_of(world), the_window(user)
-                    assert grab.state is GrabState.AWAY
+                    await becomes(grab, GrabState.AWAY)
                     assert shortcut.pressed()
                     user.focus(window)
-                    await until(lambda: grab.state is GrabState.GRABBED)
+                    await becomes(grab, GrabState.GRABBED)
                     heard.clear()
                     assert not shortcut.pressed()
                     await until(lambda: KeyboardKey(KEY_TAB, True) in heard)
                     with another_window(user) as other:
                         user.focus(other)
-                        await until(lambda: grab.state is GrabState.AWAY)
+                        await becomes(grab, GrabState.AWAY)
                         await until(shortcut.pressed)
                     user.focus(window)
-                    await until(lambda: grab.state is GrabState.GRABBED)
+                    await becomes(grab, GrabState.GRABBED)
                     chord(user)
-                    await until(lambda: grab.state is GrabState.LEFT)
+                    await becomes(grab, GrabState.LEFT)
                     await until(shortcut.pressed)
                     heard.clear()
                     user.key(KEY_A, True)
                     user.key(KEY_A, False)
                     await until(lambda: heard[-2:] == [KeyboardKey(KEY_A, True), KeyboardKey(KEY_A, False)])
-                    assert grab.state is GrabState.LEFT
+                    await becomes(grab, GrabState.LEFT)
                     chord(user)
-                    await until(lambda: grab.state is GrabState.GRABBED)
+                    await becomes(grab, GrabState.GRABBED)
                     assert not shortcut.pressed()
                     user.key(KEY_LEFTCTRL, True)
                     user.key(KEY_LEFTALT, True)
@@ -113,7 +118,7 @@ async def test_shortcuts(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
                     for code in (KEY_A, KEY_LEFTALT, KEY_LEFTCTRL):
                         user.key(code, False)
                     await trio.sleep(0.05)
-                    assert grab.state is GrabState.GRABBED
+                    await becomes(grab, GrabState.GRABBED)
             # The guest takes no keys any more: it keeps none either.
             await until(shortcut.pressed)
     user.focus(1)
@@ -148,14 +153,14 @@ async def test_a_keyboard_that_another_program_has_grabbed(worlds: Worlds, xvfb:
                     mode = x.GrabMode.Async
                     assert other.core.GrabKeyboard(False, other.root, 0, mode, mode).reply().status == 0
                     user.focus(window)
-                    await until(lambda: grab.state is GrabState.ASKED)
+                    await becomes(grab, GrabState.ASKED)
                     other.core.UngrabKeyboard(0)
                     other.done()
-                    await until(lambda: grab.state is GrabState.GRABBED)
+                    await becomes(grab, GrabState.GRABBED)
                     # It ends with the window, by whatever cause.
                     user.core.UnmapWindow(window)
                     user.done()
-                    await until(lambda: grab.state is GrabState.AWAY)
+                    await becomes(grab, GrabState.AWAY)
                     assert other.core.GrabKeyboard(False, other.root, 0, mode, mode).reply().status == 0
     user.focus(1)
 
@@ -173,7 +178,7 @@ async def test_idle(worlds: Worlds, inhibit: bool) -> None:
         user.done()
 
         def saving() -> bool:
-            return int(saver.QueryInfo(user.root).reply().state) == xcffib.screensaver.State.On
+            return bool(saver.QueryInfo(user.root).reply().state == xcffib.screensaver.State.On)
 
         async with worlds(server.display, inhibit_idle=inhibit) as world:
             async with world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
@@ -251,7 +256,7 @@ async def test_a_window_fills_its_monitor(worlds: Worlds) -> None:
                 world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
             ):
                 fb, _, pixels = await show(guest)
-                await until(lambda: user.windows())
+                await until(user.windows)
                 window, output = the_window(user), output_of(world)
                 await until(lambda: area(user, window) == RIGHT)
                 await until(lambda: output.path)
