@@ -42,6 +42,7 @@ PASSED_THROUGH: Final = (
     f"{TESTS}unit/drm_model.py",
 )
 """Files that make a call for somebody else: memory.py, and the tests' kernels."""
+SIMULATED: Final = f"{TESTS}fuzz/stateful/virtual.py"
 QUARANTINE: Final = 8192
 """The number of unmapped ranges that stay reserved. A process may have 65,530 (vm.max_map_count)."""
 _NO_ACCESS: Final = 0
@@ -66,10 +67,13 @@ def _place() -> tuple[str, bool]:
 
 
 def _without_thread() -> bool:
-    """Return whether the present call is made here because no thread could be started (`run_in_thread_or_here`)."""
+    """Return whether the present call is made here because no thread could be started (`run_in_thread_or_here`), or because threads are
+    simulated in the loop (fuzz/stateful/virtual.py).
+    """
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "run_in_thread_or_here":
+        code = frame.f_code
+        if code.co_name == "run_in_thread_or_here" or (code.co_name == "work" and code.co_filename == SIMULATED):
             return True
         frame = frame.f_back
     return False

@@ -23,10 +23,10 @@ from displbe.xen.memory import Memory, PrivateMemory, Unmapped
 
 from .atomic import BUSY_RETRY, FLIP, LATE, Atomic
 from .buffer import DrmBuffer
-from .double_buffer import DoubleBuffer
+from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, DrmError, drm_error
 
-__all__ = ["CopiedScanout", "CopyTarget"]
+__all__ = ["CopiedScanout", "CopyTarget", "copy_into"]
 
 
 class CopyTarget(msgspec.Struct, frozen=True):
@@ -48,12 +48,16 @@ class CopyTarget(msgspec.Struct, frozen=True):
         self._copy(self.rows.packed(), packed)
 
     def _copy(self, rows: FrameRows, memory: Memory) -> None:
-        back = self.buffers.back
-        try:
-            with memory.borrow() as view, back.memory.borrow() as whole, whole[self.offset :] as target:
-                copy_frame(rows, view, target, back.pitch, converted=self.converted)
-        except Unmapped as error:
-            raise drm_error("copy a frame whose memory has been given back", errno.EFAULT) from error
+        copy_into(self.buffers.back, rows, memory, self.offset, converted=self.converted)
+
+
+def copy_into(buffer: DumbBuffer, rows: FrameRows, memory: Memory, offset: int = 0, *, converted: bool = False) -> None:
+    """Copy a frame's rows into a dumb buffer, from `offset` bytes on. Raises DrmError if either memory has been given back."""
+    try:
+        with memory.borrow() as view, buffer.memory.borrow() as whole, whole[offset:] as target:
+            copy_frame(rows, view, target, buffer.pitch, converted=converted)
+    except Unmapped as error:
+        raise drm_error("copy a frame whose memory has been given back", errno.EFAULT) from error
 
 
 class CopiedScanout:
