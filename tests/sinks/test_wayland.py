@@ -1441,7 +1441,7 @@ async def test_redraws_are_noticed_until_the_guest_takes_its_pages_back(
             pages.close()  # asserts that nothing borrows them
         await stage.flip(output, first, 1000)
         await stage.flip(output, second, 1001)
-    assert len(set(looks)) > 20
+    assert len(set(looks)) > 5
 
 
 async def test_frames_of_many_shapes_are_freed_off_the_loop(memory_watch: MemoryWatch) -> None:
