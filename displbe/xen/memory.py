@@ -102,8 +102,9 @@ class Mapping:
         self._unmapped = False
         self._loans: dict[int, weakref.ref[Any]] = {}
         """What is borrowed now. Its key is that of `_returned`: a dead reference cannot be compared."""
-        # Its lock is one that a thread can take twice: the garbage collector may call `_returned` at any point of any thread.
-        self._changed = threading.Condition()
+        # A thread can take this lock twice: the garbage collector may call `_returned` at any point of any thread.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def borrow(self) -> Loan:
         """`Memory.borrow`"""
@@ -113,7 +114,7 @@ class Mapping:
         """Return a view. All slices and casts of it refer to one object of cffi, so that the mapping sees when the last of them is gone:
         releasing a view does not fail while there are slices of it.
         """
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise Unmapped
             whole = _ffi.buffer(self._address, self.size)
@@ -124,9 +125,9 @@ class Mapping:
 
     def _returned(self, loan: weakref.ref[Any]) -> None:
         """Take note that the last view of a loan is gone. The last loan of a closed mapping unmaps it, in this thread."""
-        with self._changed:
+        with self._lock:
             del self._loans[id(loan)]
-            address = self._take_address()
+            address = self._take_address() if self._closed else None
         self._unmap(address)
 
     def _take_address(self) -> Any:
