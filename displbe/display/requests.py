@@ -18,9 +18,10 @@ import trio
 
 from displbe.backend.quota import Quota
 from displbe.backend.spurious_events import SpuriousEvents
+from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import SinkError
 from displbe.wire.displif import Request, decode_request, encode_response
-from displbe.wire.errors import FrontendBroken, RequestError
+from displbe.wire.errors import Errno, FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing
 from displbe.xen.port import EventChannel
 
@@ -142,6 +143,10 @@ class RequestRing:
             edid_size = await slow() or 0
         except (RequestError, SinkError) as error:
             status = self._refuse(request, error)
+        except (OSError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            status = self._refuse(request, RequestError(Errno.ENOMEM, shortage(error)))
         self._slow = None
         self._respond(request, status, edid_size)
         self.state = RingState.IDLE

@@ -16,15 +16,17 @@ import trio
 
 from displbe.ops.log import SparseLog
 from displbe.sinks.base import OutputUnavailable
+from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 
 from .atomic import Pipe
 from .device import CardConnector, DrmDevice, Mastership
-from .errors import DrmError
+from .errors import DrmError, NoResources
 from .libseat import PLAIN, FileOpener
 from .output import SERIALS, CardLink, DrmOutput
 from .saved_state import SavedState
 from .scanout import ScanoutPipe
 from .settings import DrmSettings
+from .worker import in_worker
 
 __all__ = ["Card", "CardState", "Probing"]
 
@@ -148,7 +150,7 @@ class Card:
 
     def attach(self, output: DrmOutput, connector: CardConnector) -> None:
         """Put an output on one of the card's connectors. Raises OutputUnavailable."""
-        scanout = ScanoutPipe(self._find_pipe(connector))
+        scanout = ScanoutPipe(self._find_pipe(connector), lambda: output.copies)
         output.attach_card(CardLink(scanout, connector, self.look, self.why_not_master))
         self.outputs[output.key] = output
 
@@ -269,13 +271,17 @@ class Card:
             return None
         # While a card has no master, the next file that opens it becomes master.
         if not self.device.is_managed:
-            self.successor = await trio.to_thread.run_sync(self._open_successor)
+            with suppress(NoResources):  # the next look tries again
+                self.successor = await in_worker(self._open_successor)
             return CardState.OPENED_ANEW if self.successor is not None else None
         # A session manager takes the card away a moment before it reports that.
         if trio.current_time() - self._mastership_changed < TAKEN_AWAY:
             return None
         # While this file is open, the session manager would return the same file again, so close this one first.
-        return CardState.OPENED_ANEW if await trio.to_thread.run_sync(self._has_no_master) else None
+        try:
+            return CardState.OPENED_ANEW if await in_worker(self._has_no_master) else None
+        except NoResources:  # the next look tries again
+            return None
 
     def _open_successor(self) -> Card | None:
         """In a worker thread: open the card by another file, and return it if that file is DRM master."""
@@ -311,7 +317,7 @@ class Card:
         """Probe the connectors. A failed probe is tried again by the next look."""
         before, self._probing = self._probing, Probing.DONE
         try:
-            found = await trio.to_thread.run_sync(self.device.probe)
+            found = await in_worker(self.device.probe)
         except DrmError as error:
             self._probing = Probing.FAILED
             if before is not Probing.FAILED:
@@ -341,11 +347,16 @@ class Card:
             self.outputs.pop(output.key, None)
         if self._settings.on_exit == "restore" and self._saved is not None:
             with suppress(DrmError):  # the program that showed the saved picture has ended
-                await trio.to_thread.run_sync(self._saved.restore)
+                await run_in_thread_or_here(self._saved.restore)
         trio.lowlevel.notify_closing(self.device.fd)
         # The close may never return: virtio-gpu waits for ever for a removed device if it had imported dma-bufs from
         # others. The event loop must not wait with it.
         with trio.move_on_after(CLOSE_TIMEOUT) as waiting:
-            await trio.to_thread.run_sync(self.device.close, abandon_on_cancel=True)
+            while True:
+                try:
+                    await run_in_thread(self.device.close, abandon_on_cancel=True)
+                    break
+                except NoThread:
+                    await trio.sleep(PAUSE)
         if waiting.cancelled_caught:
-            self._log.error("the card's driver hangs: it does not let its file be closed")
+            self._log.error("the card stays open: its driver hangs, or no thread can be started to close it")

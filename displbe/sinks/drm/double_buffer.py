@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
-from displbe.sinks.base import Allocation
+from displbe.sinks.base import Allocation, CopyMemory
 
 from . import uapi
 from .device import DrmDevice
@@ -52,19 +52,21 @@ class DumbBuffer:
 
 
 class DoubleBuffer:
-    """Two dumb buffers of one shape (width, height, bits, fourcc).
+    """Two dumb buffers of one shape (width, height, bits, fourcc). The guest, whom `copies` charges, may have too many: OSError.
 
-    `front` was committed last, `back` is free to be drawn into.
+    `front` was committed last, `back` is free to be drawn into. A third frame is charged for the private copy of copied_scanout.
     """
 
-    def __init__(self, device: DrmDevice, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, device: DrmDevice, shape: tuple[int, int, int, int], copies: CopyMemory) -> None:
         self.shape = shape
-        first = DumbBuffer(device, *shape)
-        try:
+        width, height, bits, _ = shape
+        with ExitStack() as undo:
+            self._uncharge = copies.charge(3 * (width * height * bits // 8))
+            undo.callback(self._uncharge)
+            first = DumbBuffer(device, *shape)
+            undo.callback(first.close)
             self.front, self.back = first, DumbBuffer(device, *shape)
-        except DrmError:
-            first.close()
-            raise
+            undo.pop_all()
 
     def swap(self) -> None:
         """Exchange front and back: the back buffer has been committed."""
@@ -74,6 +76,13 @@ class DoubleBuffer:
         """Free both."""
         self.front.close()
         self.back.close()
+        self._uncharge()
+
+    def leave(self) -> None:
+        """Leave the front buffer on the screen (DumbBuffer.leave), and free the other one. Raises DrmError; both are kept then."""
+        self.front.leave()
+        self.back.close()
+        self._uncharge()
 
 
 class DumbAllocation(Allocation):

@@ -26,6 +26,7 @@ from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, S
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.flip import Flip, FlipClock
 from displbe.sinks.tasks import Tasks
+from displbe.threads import run_in_thread_or_here
 from displbe.wire.errors import Errno, from_host
 from displbe.xen.port import GuestBuffer
 
@@ -35,11 +36,12 @@ from .copied_scanout import CopiedScanout
 from .device import CardConnector
 from .direct_scanout import DirectScanout
 from .double_buffer import DumbAllocation
-from .errors import Busy, CardGone, DrmError, NotMaster, name_connector
+from .errors import Busy, CardGone, DrmError, NoResources, NotMaster, name_connector
 from .framebuffers import FramebufferSet
 from .placement import placements
 from .scanout import ActiveMode, ScanoutPipe
 from .settings import DrmSettings
+from .worker import in_worker, start_copy_thread
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
 
@@ -144,7 +146,7 @@ class DrmOutput(Output):
             await self._quiet()
             link, self._link = self._link, None
             if link is not None:
-                await trio.to_thread.run_sync(link.scanout.close)
+                await run_in_thread_or_here(link.scanout.close)
             self._framebuffers.forget_card()
 
     # Framebuffers
@@ -170,7 +172,7 @@ class DrmOutput(Output):
             if buffer.fb and link is not None:
                 if shown and lit is not None and isinstance(lit.scanout, DirectScanout):
                     await self._replace_last_frame(link.scanout, lit.mode, buffer)
-                await trio.to_thread.run_sync(link.scanout.remove, buffer.fb)
+                await run_in_thread_or_here(link.scanout.remove, buffer.fb)
             self._framebuffers.buffers.discard(buffer)
             buffer.fb, buffer.view = 0, None
             if wanted is not None and wanted.buffer is buffer:
@@ -189,7 +191,7 @@ class DrmOutput(Output):
         if self._settings.on_exit == "keep" and self._wanted is not None:
             try:
                 await self._framebuffers.map(buffer)
-                await trio.to_thread.run_sync(scanout.freeze, buffer, self._wanted.part, mode)
+                await in_worker(scanout.freeze, buffer, self._wanted.part, mode)
             except (DrmError, SinkError) as error:
                 self._warn("cannot keep the guest's last frame on the screen", str(error))
 
@@ -263,7 +265,7 @@ class DrmOutput(Output):
         if was_lit:
             await self._quiet()
             try:
-                await trio.to_thread.run_sync(link.scanout.switch_off)
+                await run_in_thread_or_here(link.scanout.switch_off)
             except DrmError as error:
                 self._log.debug("cannot switch the screen off", reason=str(error))
 
@@ -277,7 +279,7 @@ class DrmOutput(Output):
             ours = {buffers.front.fb, buffers.back.fb}
         else:
             ours = self._framebuffers.fbs
-        return await trio.to_thread.run_sync(link.scanout.shows, ours)
+        return await in_worker(link.scanout.shows, ours)
 
     async def _switch_on(self, link: CardLink, buffer: DrmBuffer, part: Part) -> None:
         """Switch the screen on with this frame. Raises DrmError, SinkError; the screen then stays as it was, or dark."""
@@ -288,8 +290,8 @@ class DrmOutput(Output):
         refusal: DrmError | None = None
         if buffer.fb and not framebuffers.must_copy:
             try:
-                mode = await trio.to_thread.run_sync(partial(link.scanout.switch_on, buffer, part, where, copy=False))
-            except (NotMaster, CardGone, Busy):
+                mode = await in_worker(partial(link.scanout.switch_on, buffer, part, where, copy=False))
+            except (NotMaster, CardGone, Busy, NoResources):
                 raise
             except DrmError as error:
                 if framebuffers.copy_forbidden and not error.refuses_frame:
@@ -300,7 +302,8 @@ class DrmOutput(Output):
                 self._set_lit(mode, buffer)
                 return
         await framebuffers.map_alike(buffer)
-        mode = await trio.to_thread.run_sync(partial(link.scanout.switch_on, buffer, part, where, copy=True))
+        self._copy_thread = self._copy_thread or start_copy_thread(self.name)
+        mode = await in_worker(partial(link.scanout.switch_on, buffer, part, where, copy=True))
         if refusal is not None:  # the copy is shown, so the refusal was about this buffer and not about the screen
             framebuffers.refuse(buffer, refusal, lasting=refusal.refuses_frame)
         self._set_lit(mode, buffer)
@@ -310,8 +313,8 @@ class DrmOutput(Output):
         self._stop_scanout()
         self.state = ScreenState.LIT
         if mode.copy is not None:
-            thread = self._copy_thread = self._copy_thread or CopyThread(self.name)
-            scanout = CopiedScanout(thread, mode.flip, mode.slot, mode.copy, self._on_failed)
+            assert self._copy_thread is not None
+            scanout = CopiedScanout(self._copy_thread, mode.flip, mode.slot, mode.copy, self._on_failed)
             self._lit = _LitScreen(mode, scanout)
             self.path, self.reason = "copy", self._framebuffers.copy_reason
         else:
@@ -365,7 +368,7 @@ class DrmOutput(Output):
             self._set_off()
             if self._link is not None:
                 try:
-                    await trio.to_thread.run_sync(self._link.scanout.switch_off)
+                    await run_in_thread_or_here(self._link.scanout.switch_off)
                 except DrmError as error:
                     self._warn("cannot switch the screen off", str(error))
         self._flip.end()
@@ -450,7 +453,10 @@ class DrmOutput(Output):
             link = self._link
             if link is None or not link.connector.connected:
                 return None
-            return await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
+            try:
+                return await in_worker(link.scanout.pipe.device.read_edid, link.connector.id)
+            except NoResources as error:
+                raise SinkError(Errno.ENOMEM, str(error)) from error
 
     async def allocate(self, pages: int) -> Allocation:
         async with self._card_lock:
@@ -459,7 +465,7 @@ class DrmOutput(Output):
                 raise SinkError(Errno.ENODEV, f"{self.name}: the card is gone")
             try:
                 with name_connector(pipe.name):
-                    made = await trio.to_thread.run_sync(DumbAllocation, pipe.device, pages)
+                    made = await in_worker(DumbAllocation, pipe.device, pages)
             except DrmError as error:
                 raise SinkError(from_host(error.number), str(error)) from error
             pipe.device.allocations.add(made)
@@ -488,4 +494,4 @@ class DrmOutput(Output):
             self._wanted = None
             await self._quiet()
             self._set_off()
-            return await trio.to_thread.run_sync(link.scanout.leave)
+            return await run_in_thread_or_here(link.scanout.leave)

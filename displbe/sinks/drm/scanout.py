@@ -6,12 +6,12 @@ One caller at a time: the output holds its lock.
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 import msgspec
 
-from displbe.sinks.base import Part
+from displbe.sinks.base import CopyMemory, Part
 from displbe.sinks.frame_copy import frame_rows
 from displbe.wire.formats import FORMATS
 
@@ -41,10 +41,14 @@ class ActiveMode(msgspec.Struct, frozen=True):
 
 
 class ScanoutPipe:
-    """A pipe, and the blobs and buffers that were made on its card to show frames through it."""
+    """A pipe, and the blobs and buffers that were made on its card to show frames through it.
 
-    def __init__(self, pipe: Pipe) -> None:
+    `copies` returns what is charged for the memory of copies.
+    """
+
+    def __init__(self, pipe: Pipe, copies: Callable[[], CopyMemory] = CopyMemory) -> None:
         self.pipe = pipe
+        self._copies = copies
         self._mode_blob = 0
         """The property blob of the mode in use; 0: the pipe is off."""
         self._buffers: DoubleBuffer | None = None
@@ -125,7 +129,7 @@ class ScanoutPipe:
         mode, size, origin = placement.mode, placement.shown, (0, 0)
         if placement.borders:
             size, origin = (mode.width, mode.height), placement.target[:2]
-        buffers = DoubleBuffer(self.pipe.device, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc))
+        buffers = DoubleBuffer(self.pipe.device, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc), self._copies())
         try:
             assert buffer.view is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
@@ -178,10 +182,9 @@ class ScanoutPipe:
         if buffers is None:
             return False
         try:
-            buffers.front.leave()
+            buffers.leave()
         except DrmError:
             return False
-        buffers.back.close()
         self._buffers = None
         self._free()
         return True

@@ -59,6 +59,7 @@ class X11Output(Output):
         self._painter = Painter(
             desktop,
             f"{claimant.name or f'guest {claimant.domid}'}: {name}",
+            copies=lambda: self.copies,
             tell=partial(desktop.seats.tell, claimant.domid, name),
             on_visibility=self._on_visibility,
             on_read=self._on_read,
@@ -139,11 +140,15 @@ class X11Output(Output):
                 no_server = self._desktop.server is None
                 self.path, self.reason = (
                     "",
-                    "there is no X server" if no_server else "the window is closed or iconified",
+                    "there is no X server" if no_server else self._unseen_because(),
                 )
                 self.page_flip.end_at_refresh()
             case OutputState.SHOWN | OutputState.STALLED:
                 self.path, self.reason = Frame.path, Frame.reason
+
+    def _unseen_because(self) -> str:
+        obstacle = self._painter.obstacle
+        return f"the frame cannot be copied: {obstacle}" if obstacle else "the window is closed or iconified"
 
     def _on_visibility(self) -> None:
         """The window has become visible or hidden, or the server has come or gone."""

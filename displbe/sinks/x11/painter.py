@@ -9,9 +9,11 @@ import structlog
 import trio
 import xcffib
 
-from displbe.sinks.base import Geometry, Part, SinkBuffer
+from displbe.shortage import shortage
+from displbe.sinks.base import CopyMemory, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
 from displbe.sinks.seat import SeatEvent
+from displbe.threads import run_in_thread
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -42,7 +44,8 @@ class Frame(SinkBuffer):
 class Painter:
     """Keeps an output's window on the current X server and draws the guest's newest frame into it.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is. `on_read` is called
+    Input events go to `tell`. `copies` returns what is charged for the memory of copies. `on_visibility` is called when the picture
+    becomes visible and when it no longer is. `on_read` is called
     once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format; and with
     None when the server has read a frame that the guest drew without flipping.
     """
@@ -52,12 +55,16 @@ class Painter:
         desktop: Desktop,
         title: str,
         *,
+        copies: Callable[[], CopyMemory],
         tell: Callable[[SeatEvent], None],
         on_visibility: Callable[[], None],
         on_read: Callable[[int | None], None],
     ) -> None:
         self._desktop = desktop
         self._title = title
+        self.obstacle = ""
+        """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
+        self._copies = copies
         self._tell = tell
         self._on_visibility = on_visibility
         self._on_read = on_read
@@ -79,8 +86,8 @@ class Painter:
 
     @property
     def visible(self) -> bool:
-        """Whether the window is on the screen."""
-        return self._window is not None and self._window.state is WindowState.VISIBLE
+        """Whether the window is on the screen and frames can be copied into it."""
+        return self._window is not None and self._window.state is WindowState.VISIBLE and not self.obstacle
 
     @property
     def is_unread(self) -> bool:
@@ -172,6 +179,11 @@ class Painter:
         except xcffib.XcffibException as error:  # Server.serve is about to report it
             self._log.debug("X server lost", reason=str(error))
             return False
+        except OSError as error:
+            self._meet(shortage(error))
+            await trio.sleep(AFTER_ERROR)
+            self.wake()
+            return False
         except Exception:  # a bug here must end neither the sink nor the guest
             self._log.exception("cannot draw into the window")
             await trio.sleep(AFTER_ERROR)
@@ -183,9 +195,10 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part) and await trio.to_thread.run_sync(
+            changed = window.prepare(frame.geometry.fourcc, part, self._copies()) and await run_in_thread(
                 window.copy, frame.view, frame.geometry, part
             )
+        self._meet("")
         if changed and window.state is not WindowState.LOST:
             await window.put()
         if self._serial == serial:
@@ -193,6 +206,14 @@ class Painter:
         if changed or serial is not None:
             self._on_read(serial)
         return changed
+
+    def _meet(self, obstacle: str) -> None:
+        """Take note of what keeps the frame from being copied; empty: nothing does."""
+        if obstacle != self.obstacle:
+            self.obstacle = obstacle
+            if obstacle:
+                self._log.warning("the frame cannot be copied: trying again", reason=obstacle)
+            self._on_visibility()
 
     def _current_window(self) -> Window | None:
         """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""

@@ -14,6 +14,7 @@ import trio
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.seat import Seats
 from displbe.sinks.tasks import Tasks
+from displbe.threads import run_in_thread
 
 from .desktop import Desktop
 from .output import X11Output
@@ -54,7 +55,7 @@ class X11Sink(Sink):
             try:
                 # Connecting may block for as long as the server hangs; on cancellation the thread is left behind.
                 display = self.desktop.settings.display
-                server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
+                server = await run_in_thread(Server, display, abandon_on_cancel=True)
             except ServerUnreachable as error:
                 if str(error) != logged:
                     _log.warning("no X server: the guests' screens cannot be seen", reason=str(error))
