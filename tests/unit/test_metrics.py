@@ -273,6 +273,7 @@ async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.M
     """File descriptors are scarce: the client that has been idle for longest is disconnected for the next one, which is answered."""
     monkeypatch.setattr(clients, "ACCEPT_INTERVAL", 0.0)
     monkeypatch.setattr(clients, "GRACE", 0.01)
+    monkeypatch.setattr(metrics, "CLIENT_TIMEOUT", 60.0)
     path = tmp_path / "metrics"
     made = Metrics(MetricsSettings(socket=str(path)), Told().look)
     async with trio.open_nursery() as nursery:

@@ -59,7 +59,6 @@ class X11Output(Output):
         self._painter = Painter(
             desktop,
             f"{claimant.name or f'guest {claimant.domid}'}: {name}",
-            copies=lambda: self.copies,
             tell=partial(desktop.seats.tell, claimant.domid, name),
             on_visibility=self._on_visibility,
             on_read=self._on_read,
@@ -75,7 +74,7 @@ class X11Output(Output):
         server = self._desktop.server
         if geometry.fourcc not in (LAYOUTS if server is None else server.formats):
             raise SinkError(Errno.EINVAL, f"the X server cannot show {fourcc_name(geometry.fourcc)}")
-        return Frame(await view_of(buffer), geometry, self._forget)
+        return Frame(await view_of(buffer), geometry, self._forget, self.copies)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, Frame)

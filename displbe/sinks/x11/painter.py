@@ -32,9 +32,17 @@ class Frame(SinkBuffer):
     path = "copy"
     reason = "X servers cannot map guest pages"
 
-    def __init__(self, view: memoryview, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        view: memoryview,
+        geometry: Geometry,
+        forget: Callable[[Frame], Awaitable[None]],
+        copies: CopyMemory = CopyMemory(),  # noqa: B008
+    ) -> None:
         self.view = view
         self.geometry = geometry
+        self.copies = copies
+        """What is charged for the memory of copies."""
         self._forget = forget
 
     async def aclose(self) -> None:
@@ -44,10 +52,11 @@ class Frame(SinkBuffer):
 class Painter:
     """Keeps an output's window on the current X server and draws the guest's newest frame into it.
 
-    Input events go to `tell`. `copies` returns what is charged for the memory of copies. `on_visibility` is called when the picture
-    becomes visible and when it no longer is. `on_read` is called
+    Input events go to `tell`. `on_visibility` is called when the picture becomes visible and when it no longer is. `on_read` is called
     once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format; and with
     None when the server has read a frame that the guest drew without flipping.
+
+    It has sixteen attributes: one more than others, because the output's `reason` needs the obstacle.
     """
 
     def __init__(
@@ -55,7 +64,6 @@ class Painter:
         desktop: Desktop,
         title: str,
         *,
-        copies: Callable[[], CopyMemory],
         tell: Callable[[SeatEvent], None],
         on_visibility: Callable[[], None],
         on_read: Callable[[int | None], None],
@@ -64,7 +72,6 @@ class Painter:
         self._title = title
         self.obstacle = ""
         """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
-        self._copies = copies
         self._tell = tell
         self._on_visibility = on_visibility
         self._on_read = on_read
@@ -195,7 +202,7 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part, self._copies()) and await run_in_thread(
+            changed = window.prepare(frame.geometry.fourcc, part, frame.copies) and await run_in_thread(
                 window.copy, frame.view, frame.geometry, part
             )
         self._meet("")

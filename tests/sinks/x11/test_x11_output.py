@@ -35,6 +35,7 @@ class StandIn:
         self.title = title
         self.visible = False
         self.is_unread = False
+        self.obstacle = ""
         self.serial = 0
         self.frame: Frame | None = None
         self.on_visibility: Callable[[], None] = on_visibility
