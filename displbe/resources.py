@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["ProcessLimits", "process_limits", "raise_file_limit"]
+__all__ = ["UNLIMITED", "ProcessLimits", "half_of_memory", "process_limits", "raise_file_limit"]
 
 UNLIMITED: Final = 1 << 40
 """Stands for `no limit`."""
@@ -39,12 +39,16 @@ def raise_file_limit() -> None:
 def process_limits(root: Path = Path("/")) -> ProcessLimits:
     """Return the limits of this process, from its resource limits and its control groups (cgroups(7)) in the file system `root`."""
     files = _number(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return ProcessLimits(
         files,
         min(_group_limits(root, "pids", "pids.max", "pids.max"), default=UNLIMITED),
-        min([*_group_limits(root, "memory", "memory.max", "memory.limit_in_bytes"), half]),
+        min([*_group_limits(root, "memory", "memory.max", "memory.limit_in_bytes"), half_of_memory()]),
     )
+
+
+def half_of_memory() -> int:
+    """Return half of this machine's memory, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _number(limit: int) -> int:
