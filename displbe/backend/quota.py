@@ -162,7 +162,7 @@ class Total:
             ),
             "files": Pool(
                 _without_own(process.files, OWN_FILES),
-                4 * CHARGES["buffers"]["files"],
+                CHARGES["connectors"]["files"] + 4 * CHARGES["buffers"]["files"],
                 "all guests together reach the limit of {limit} files: raise LimitNOFILE= in displbe.service, or lower buffers in [limits]",
             ),
             "threads": Pool(

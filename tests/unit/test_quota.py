@@ -80,7 +80,7 @@ def total_of(files: int = 1 << 20, threads: int = 1 << 20, pages: int = 1 << 20)
 @pytest.mark.parametrize(
     ("total", "kind", "way_out"),
     [
-        (total_of(files=24), "buffers", "24 files: raise LimitNOFILE= in displbe.service"),
+        (total_of(files=36), "buffers", "36 files: raise LimitNOFILE= in displbe.service"),
         (total_of(threads=10), "connectors", "10 threads: raise TasksMax= in displbe.service"),
         (
             total_of(pages=15 * SCREEN),
