@@ -60,7 +60,7 @@ async def test_c15_files_of_all_guests(stage: Stage) -> None:
         first = bad.display.connectors[0]
         files = total.pools["files"]
         files.limit = files.used + 20
-        statuses = []
+        statuses: list[int] = []
         while not statuses or statuses[-1] == 0:
             statuses.append(await status(first, create(raw_buffer(bad), 1 + len(statuses))))
         assert statuses[-1] == -Errno.ENOSPC

@@ -16,6 +16,7 @@ from displbe.sinks.wayland import conn, copies
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import BufferState
 from displbe.wire.errors import Errno, RequestError
+from displbe.xen.memory import Mapping
 
 POOL = copies.FRAMES * -(-WIDTH * 4 * HEIGHT // 4096)
 """Pages of one output's copies, as they are charged."""
@@ -68,7 +69,7 @@ async def test_eight_connectors_and_memory_for_three(monkeypatch: pytest.MonkeyP
 async def test_a_shortage_costs_a_frame(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Each is refused once. Nothing is left of the attempt, and the output is shown without the guest doing anything."""
     monkeypatch.setattr(output_module, "SHORT", 0.02)
-    failed = []
+    failed: list[str] = []
 
     def fail(real: Any, error: Exception) -> Any:
         def once(*arguments: Any, **names: Any) -> Any:
@@ -93,7 +94,7 @@ async def test_a_shortage_costs_a_frame(monkeypatch: pytest.MonkeyPatch, call: s
                 case "ftruncate":
                     patch.setattr(os, "ftruncate", fail(os.ftruncate, no_memory))
                 case "mapping":
-                    patch.setattr(copies, "Mapping", fail(copies.Mapping, no_memory))
+                    patch.setattr(copies, "Mapping", fail(Mapping, no_memory))
                 case "dup":
                     check = fail(conn.Connection.check_sendable, no_file)
                     patch.setattr(conn.Connection, "check_sendable", staticmethod(check))

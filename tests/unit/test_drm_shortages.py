@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from drm_model import Board
-from test_drm_model import WHOLE, Screen, _quick, card_of, running, until
+from unit.drm_model import Board
+from unit.test_drm_model import WHOLE, Screen, _quick, card_of, running, until
 
 from displbe.sinks.base import CopyMemory, SinkError
 from displbe.sinks.drm.output import ScreenState
