@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TypeAlias
@@ -90,6 +91,8 @@ class Commands:
             abilities=Abilities(_host(self._hypervisor), dict(self._sink.abilities())),
             focus=escape(self._input_focus.preferred),
             guests=tuple(guests),
+            threads=Usage(threading.active_count(), total.process.threads),
+            copies=Usage(total.pools["memory"].used, total.pools["memory"].limit),
         )
 
     async def _guest(self, domid: int, quota: Quota) -> GuestStatus:

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Final
 
-__all__ = ["is_shortage", "shortage"]
+__all__ = ["brief", "is_shortage", "severity", "shortage"]
 
 _WAYS_OUT: Final = {
     errno.EMFILE: "raise LimitNOFILE= in displbe.service",
@@ -35,3 +35,13 @@ def shortage(error: BaseException) -> str:
     )  # other reasons have their way out already
     way_out = _WAYS_OUT.get(error.errno or 0) if is_plain else None
     return f"{reason}: {way_out}" if way_out else reason
+
+
+def brief(error: BaseException) -> str:
+    """Return the reason of an unexpected error in a log line: a shortage in words, or the name of a bug's exception."""
+    return shortage(error) if is_shortage(error) else type(error).__name__
+
+
+def severity(error: BaseException) -> str:
+    """Return the level of a log line about an unexpected error. A bug is logged with its traceback, a shortage is not."""
+    return "warning" if is_shortage(error) else "exception"

@@ -177,6 +177,7 @@ class Total:
                 " copy-pages in [limits]",
             ),
         }
+        self.process = process
         self.lock = threading.Lock()
         """Held while amounts change: worker threads charge copies."""
 

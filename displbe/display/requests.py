@@ -144,9 +144,7 @@ class RequestRing:
         except (RequestError, SinkError) as error:
             status = self._refuse(request, error)
         except (OSError, MemoryError) as error:
-            if not is_shortage(error):
-                raise
-            status = self._refuse(request, RequestError(Errno.ENOMEM, shortage(error)))
+            status = self._refuse(request, _out_of(error))
         self._slow = None
         self._respond(request, status, edid_size)
         self.state = RingState.IDLE
@@ -175,6 +173,8 @@ class RequestRing:
                     answer = self._serve(request)
                 except (RequestError, SinkError) as error:
                     answer = self._refuse(request, error)
+                except (OSError, MemoryError) as error:
+                    answer = self._refuse(request, _out_of(error))
                 if isinstance(answer, int):
                     self._respond(request, answer)
                     wait = quota.requests.take()
@@ -214,3 +214,10 @@ class RequestRing:
         self.trace.answer(status, edid_size)
         if self._ring.respond(encode_response(request.id, request.operation, status, edid_size)):
             self._channel.notify()
+
+
+def _out_of(error: OSError | MemoryError) -> RequestError:
+    """Return the refusal for a request for which there are no more files, threads or memory. Raises any other error."""
+    if not is_shortage(error):
+        raise error
+    return RequestError(Errno.ENOMEM, shortage(error))

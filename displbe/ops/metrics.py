@@ -92,6 +92,12 @@ def _daemon_metrics(status: Status) -> Iterator[Metric]:
     yield held
     yield GaugeMetricFamily("displbe_files_open", "Open file descriptors.", status.files.used)
     yield GaugeMetricFamily("displbe_files_openable", "The limit of open file descriptors.", status.files.limit)
+    yield GaugeMetricFamily("displbe_threads", "Threads.", status.threads.used)
+    yield GaugeMetricFamily("displbe_threads_startable", "The limit of threads.", status.threads.limit)
+    yield GaugeMetricFamily("displbe_copies_pages", "Pages of the copies of all guests' frames.", status.copies.used)
+    yield GaugeMetricFamily(
+        "displbe_copies_allowed_pages", "The limit of pages of the copies of all guests' frames.", status.copies.limit
+    )
     yield GaugeMetricFamily("displbe_guests", "Guests with a device.", len(status.guests))
 
 

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
+from displbe.backend.quota import OWN_THREADS
 from displbe.ctl.service import service_limits
 from displbe.resources import UNLIMITED, ProcessLimits, half_of_memory, process_limits
 from displbe.shortage import is_shortage, shortage
-from displbe.threads import NoThread
+from displbe.threads import DEFAULT_THREADS, NoThread
 
 FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
@@ -95,3 +97,8 @@ def test_other_errors_are_no_shortage() -> None:
     assert not is_shortage(OSError(2, ""))
     assert not is_shortage(ValueError())
     assert shortage(ValueError("odd")) == "odd"
+
+
+async def test_threads_for_work_without_a_limiter() -> None:
+    """The daemon keeps as many for itself."""
+    assert trio.to_thread.current_default_thread_limiter().total_tokens == DEFAULT_THREADS < OWN_THREADS

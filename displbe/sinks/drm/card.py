@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 
@@ -185,9 +186,12 @@ class Card:
         try:
             await output.reconcile(connector)
         except Exception as error:
-            reason = f"{output.name}: {type(error).__name__}"
+            reason = f"{output.name}: {brief(error)}"
             self._say(
-                "cannot make an output show what its guest wants", reason, level="exception", connector=output.name
+                "cannot make an output show what its guest wants",
+                reason,
+                level=severity(error),
+                connector=output.name,
             )
 
     # Looking after the card

@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
 from displbe.threads import run_in_thread
 
 from . import uapi
@@ -225,8 +226,8 @@ class Libseat(FileOpener):
             except Exception as error:  # for example, no thread can be started
                 say(
                     "handling the session manager's messages failed; tried again",
-                    type(error).__name__,
-                    level="exception",
+                    brief(error),
+                    level=severity(error),
                 )
                 await trio.sleep(RETRY)
             if self.active != before:

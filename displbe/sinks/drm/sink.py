@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
-from displbe.shortage import shortage
+from displbe.shortage import brief, severity, shortage
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.tasks import Tasks
@@ -155,7 +155,7 @@ class DrmSink(Sink):
                     _log.info("card found", card=card.device.name)
                     self._start(card)
             except Exception as error:  # for example, no thread can be started
-                self._warn("search for cards failed; tried again", type(error).__name__, level="exception")
+                self._warn("search for cards failed; tried again", brief(error), level=severity(error))
                 await trio.sleep(SEARCH)
                 self._search_now.set()
 
