@@ -1329,9 +1329,9 @@ async def test_formats_that_the_card_does_not_show(
         await screen.close()
 
 
-@pytest.mark.parametrize(("zero_copy", "name"), [("require", "RG16"), ("auto", "YUYV"), ("off", "YUYV")])
-async def test_formats_that_are_refused(tmp_path: Path, zero_copy: str, name: str) -> None:
-    async with running(Board(), tmp_path, zero_copy=zero_copy) as made:
+@pytest.mark.parametrize("name", ["RG16", "YUYV"])
+async def test_formats_that_are_refused(tmp_path: Path, name: str) -> None:
+    async with running(Board(), tmp_path, zero_copy="require") as made:
         screen = Screen(made, pages=[Pages(code=fourcc(name))])
         with pytest.raises(SinkError, match=f"Virtual-1 cannot show {name}") as refused:
             await screen.show()
