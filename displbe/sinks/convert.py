@@ -79,7 +79,7 @@ class _Packed:
         return _table(lambda value: (_scaled(value, 8, bits) << shift) >> position & 0xFF | rest)
 
     def _rest(self) -> int:
-        """Return the bits of a pixel that belong to no colour: they are alpha, or have no meaning. All of them are set in what is written."""
+        """Return the bits of a pixel that belong to no colour: they are alpha, or have no meaning. They are set in what is written."""
         return (1 << 8 * self.size) - 1 - sum(((1 << bits) - 1) << shift for shift, bits in self.places)
 
     def filled(self, row: bytes) -> bytes:
@@ -95,9 +95,7 @@ class _Packed:
 
     def planes(self, row: bytes) -> list[bytes]:
         """Return blue, green and red of a row, a byte per pixel each."""
-        return [
-            _either(_through(row[index :: self.size], table) for index, table in parts) for parts in self._reads
-        ]
+        return [_either(_through(row[index :: self.size], table) for index, table in parts) for parts in self._reads]
 
     def pack(self, line: bytearray, planes: list[bytes]) -> None:
         """Write a row of pixels over one whose bytes were all set before."""
@@ -187,7 +185,12 @@ def _packed_formats() -> dict[int, _Packed]:
     """Return the RGB formats of drm_fourcc.h that drivers have, the ones to convert to first: more colours, then without alpha."""
     made = {}
     # The bits of red, green, blue and of the rest of a pixel; the digits of the format's code.
-    for digits, bits, rest in (("24", (8, 8, 8), 8), ("30", (10, 10, 10), 2), ("15", (5, 5, 5), 1), ("12", (4, 4, 4), 4)):
+    for digits, bits, rest in (
+        ("24", (8, 8, 8), 8),
+        ("30", (10, 10, 10), 2),
+        ("15", (5, 5, 5), 1),
+        ("12", (4, 4, 4), 4),
+    ):
         size = (sum(bits) + rest) // 8
         step = bits[0]
         # From the highest bit: XRGB, XBGR, RGBX, BGRX, and the same with alpha.
@@ -256,9 +259,7 @@ def convert(
             time.sleep(PAUSE)
 
 
-def turn_frame(
-    to: memoryview, to_stride: int, of: memoryview, width: int, height: int, size: int, turn: Turn
-) -> None:
+def turn_frame(to: memoryview, to_stride: int, of: memoryview, width: int, height: int, size: int, turn: Turn) -> None:
     """Turn a packed frame of `width` times `height` pixels of `size` bytes, 2 to 4. The target has the size `turn.size(width, height)`.
 
     The frame is private memory: it is read once for each of its columns or rows, so that the target is written from its first byte to its
@@ -275,9 +276,7 @@ def turn_frame(
             time.sleep(PAUSE)
 
 
-def _turned_row(
-    line: bytearray, of: memoryview, width: int, height: int, size: int, turn: Turn, index: int
-) -> None:
+def _turned_row(line: bytearray, of: memoryview, width: int, height: int, size: int, turn: Turn, index: int) -> None:
     """Write row `index` of a turned frame into `line`: a column of the frame, or for half a turn a row."""
     match turn:
         case Turn.LEFT:  # the rightmost column is on top
@@ -292,6 +291,7 @@ def _turned_row(
     if size == 3:
         for byte in range(3):
             line[byte::3] = of[byte::3][pixels]
+    elif size == 4:
+        memoryview(line).cast("I")[:] = of.cast("I")[pixels]
     else:
-        kind = "I" if size == 4 else "H"
-        memoryview(line).cast(kind)[:] = of.cast(kind)[pixels]
+        memoryview(line).cast("H")[:] = of.cast("H")[pixels]

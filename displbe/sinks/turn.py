@@ -32,9 +32,7 @@ class Turn(enum.Enum):
         """Return the upright size of a panel of this size, or the size on the panel of a picture of this size."""
         return (height, width) if self.swaps_sides else (width, height)
 
-    def on_panel(
-        self, target: tuple[int, int, int, int], width: int, height: int
-    ) -> tuple[int, int, int, int]:
+    def on_panel(self, target: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
         """Return where a rectangle (x, y, width, height) of the upright screen lies on the panel.
 
         `width` and `height` are those of the upright screen.

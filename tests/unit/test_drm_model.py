@@ -1154,7 +1154,7 @@ async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
             await screen.close()
 
 
-NIGHT, SIDEWAYS = b"night light", 8
+NIGHT, UPSIDE_DOWN = b"night light", 8
 
 
 def lived_in(card: ModelDevice) -> None:
@@ -1165,7 +1165,7 @@ def lived_in(card: ModelDevice) -> None:
     card.objects[PLANE + 2].update(card.objects[PLANE + 1], type=0, FB_ID=9)
     card.blobs[6] = NIGHT
     card.objects[CRTC]["GAMMA_LUT"], card.objects[CONNECTOR]["link-status"] = 6, 1
-    card.objects[PLANE]["rotation"] = SIDEWAYS
+    card.objects[PLANE]["rotation"] = UPSIDE_DOWN
 
 
 @pytest.mark.parametrize("gone", [0, 7, 8, 9])
@@ -1203,7 +1203,7 @@ async def test_the_previous_picture_is_restored(tmp_path: Path, gone: int) -> No
             assert after[plane]["FB_ID"] == (before[plane]["FB_ID"] if whole else 0)
     if gone != 7:
         assert card.blobs[after[CRTC]["GAMMA_LUT"]] == NIGHT
-        assert after[PLANE]["rotation"] == SIDEWAYS
+        assert after[PLANE]["rotation"] == UPSIDE_DOWN
 
 
 async def test_link_that_fails(tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ class Card:
 
     def attach(self, output: DrmOutput, connector: CardConnector) -> None:
         """Put an output on one of the card's connectors. Raises OutputUnavailable."""
-        scanout = ScanoutPipe(self._find_pipe(connector))
+        names = output.name, f"{self.device.name}/{connector.name}", connector.name
+        turn = self._settings.screen(*names).turn(connector.orientation)
+        scanout = ScanoutPipe(self._find_pipe(connector), turn)
         output.attach_card(CardLink(scanout, connector, self.look, self.why_not_master))
         self.outputs[output.key] = output
 

@@ -32,13 +32,13 @@ from displbe.xen.port import GuestBuffer
 from .atomic import LATE, Pipe
 from .buffer import DrmBuffer
 from .copied_scanout import CopiedScanout
-from .device import CardConnector
+from .device import CardConnector, Mode
 from .direct_scanout import DirectScanout
 from .double_buffer import DumbAllocation
 from .errors import Busy, CardGone, DrmError, NotMaster, name_connector
 from .framebuffers import FramebufferSet
 from .placement import placements
-from .scanout import ActiveMode, ScanoutPipe
+from .scanout import ActiveMode, ScanoutPipe, upright
 from .settings import DrmSettings
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
@@ -72,6 +72,11 @@ class CardLink(msgspec.Struct):
     """Make the card look soon: something has failed, or can be done again."""
     why_not_master: Callable[[], str]
     """Return why displbe may not change the card's screens; empty: it may."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The connector's modes, with their sizes as they are seen."""
+        return upright(self.connector.modes, self.scanout.turn)
 
 
 class _Wanted(msgspec.Struct):
@@ -151,12 +156,12 @@ class DrmOutput(Output):
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
         async with self._card_lock:
-            fourcc = self._framebuffers.scanout_format(self.pipe, geometry.fourcc)
-            made = DrmBuffer(buffer, geometry, fourcc, self._remove)
             link = self._link
+            format = self._framebuffers.scanout_format(link.scanout if link else None, geometry.fourcc)
+            made = DrmBuffer(buffer, geometry, format, self._remove)
             if link is not None:
                 with suppress(CardGone):  # the buffer is prepared when the card is back
-                    await self._framebuffers.prepare(link.scanout, made, link.connector.modes)
+                    await self._framebuffers.prepare(link.scanout, made, link.modes)
             self._framebuffers.buffers.add(made)
             self._log.debug("framebuffer attached", path=made.path)
             return made
@@ -282,7 +287,7 @@ class DrmOutput(Output):
     async def _switch_on(self, link: CardLink, buffer: DrmBuffer, part: Part) -> None:
         """Switch the screen on with this frame. Raises DrmError, SinkError; the screen then stays as it was, or dark."""
         await self._quiet()
-        framebuffers, modes = self._framebuffers, link.connector.modes
+        framebuffers, modes = self._framebuffers, link.modes
         where = placements(modes, part.width, part.height, self._settings.scale)
         await framebuffers.prepare_all(link.scanout, buffer, modes)
         refusal: DrmError | None = None
@@ -321,7 +326,10 @@ class DrmOutput(Output):
         used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
         name = f"{used.width}x{used.height}@{used.refresh}"
-        self._log.info("output on", mode=name, target=target, path=self.path, reason=self.reason or None)
+        turn = self._link.scanout.turn.value if self._link is not None else 0
+        self._log.info(
+            "output on", mode=name, target=target, rotate=turn or None, path=self.path, reason=self.reason or None
+        )
         current = self._wanted.buffer if self._wanted is not None else None
         if current is not None and current is not shown:  # the guest has flipped meanwhile
             self._show(self._lit, current, self._flip.renew())
