@@ -89,7 +89,7 @@ class Board:
         """The formats of the planes."""
         self.in_formats = b""
         self.driver = ""
-        self.rotations = (0, 180)
+        self.rotations: tuple[int, ...] = (0, 180)
         """Degrees that the planes can turn pictures by."""
         self.described: dict[str, dict[str, Described]] = {"connector": {}, "crtc": {}, "plane": {}}
         """Further properties of each kind of object."""

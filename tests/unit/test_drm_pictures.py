@@ -15,7 +15,7 @@ import trio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, Described, ModelDevice, Pages
+from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, Described, ModelDevice, Monitor, Pages
 from unit.test_convert_formats import LAYOUTS, colours, size_of, unpack
 from unit.test_drm_model import Screen, _quick, copies, running, until
 
@@ -24,6 +24,7 @@ from displbe.sinks.drm import uapi
 from displbe.sinks.drm.output import ScreenState
 from displbe.sinks.drm.settings import ScreenSettings
 from displbe.sinks.turn import Turn
+from displbe.wire.edid import make_edid, sideways
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 
@@ -496,3 +497,19 @@ def test_rotate() -> None:
     assert ScreenSettings().turn("") is ScreenSettings().turn("Normal") is Turn.NONE
     assert ScreenSettings(rotate="0").turn("Left Side Up") is Turn.NONE
     assert ScreenSettings(rotate="270").turn("") is Turn.RIGHT
+
+
+@pytest.mark.parametrize("rotate", ["0", "90", "180"])
+async def test_the_edid_of_a_turned_panel(tmp_path: Path, rotate: str) -> None:
+    """A panel that is mounted sideways is a monitor of the size that is seen; upside down, it is itself."""
+    board = Board(modes=[(800, 1280)])
+    own = make_edid(800, 1280, "AUO Panel")
+    board.monitors = [Monitor([(800, 1280)], own)]
+    async with running(board, tmp_path, screens={"Virtual-1": {"rotate": rotate}}) as made:
+        screen = Screen(made)
+        edid = await screen.output.edid()
+        assert edid is not None
+        assert edid == (own if rotate != "90" else sideways(own, 1280, 800, 100))
+        assert made.turn_of("Virtual-1") is made.turn_of("card0/Virtual-1") is Turn(int(rotate))
+        assert made.turn_of("Virtual-2") is Turn.NONE
+        await screen.close()

@@ -26,6 +26,7 @@ from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, S
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.flip import Flip, FlipClock
 from displbe.sinks.tasks import Tasks
+from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno, from_host
 from displbe.xen.port import GuestBuffer
 
@@ -38,7 +39,7 @@ from .double_buffer import DumbAllocation
 from .errors import Busy, CardGone, DrmError, NotMaster, name_connector
 from .framebuffers import FramebufferSet
 from .placement import placements
-from .scanout import ActiveMode, ScanoutPipe, upright
+from .scanout import ActiveMode, ScanoutPipe, sideways_edid, upright
 from .settings import DrmSettings
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
@@ -136,6 +137,11 @@ class DrmOutput(Output):
     def pipe(self) -> Pipe | None:
         """The card's objects that are used for this output; None while the card is not there."""
         return self._link.scanout.pipe if self._link is not None else None
+
+    @property
+    def turn(self) -> Turn:
+        """How pictures lie on the panel."""
+        return self._link.scanout.turn if self._link is not None else Turn.NONE
 
     def attach_card(self, link: CardLink) -> None:
         """Use this connector of a card. The card's next `reconcile` lights the screen."""
@@ -326,9 +332,13 @@ class DrmOutput(Output):
         used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
         name = f"{used.width}x{used.height}@{used.refresh}"
-        turn = self._link.scanout.turn.value if self._link is not None else 0
         self._log.info(
-            "output on", mode=name, target=target, rotate=turn or None, path=self.path, reason=self.reason or None
+            "output on",
+            mode=name,
+            target=target,
+            rotate=self.turn.value or None,
+            path=self.path,
+            reason=self.reason or None,
         )
         current = self._wanted.buffer if self._wanted is not None else None
         if current is not None and current is not shown:  # the guest has flipped meanwhile
@@ -454,11 +464,15 @@ class DrmOutput(Output):
     # EDID, memory, release
 
     async def edid(self) -> bytes | None:
+        """Return the monitor's EDID; if the panel is mounted sideways, one of its size as it is seen."""
         async with self._card_lock:
             link = self._link
             if link is None or not link.connector.connected:
                 return None
-            return await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
+            edid = await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
+            if edid is None or not link.scanout.turn.swaps_sides:
+                return edid
+            return sideways_edid(edid, link.modes)
 
     async def allocate(self, pages: int) -> Allocation:
         async with self._card_lock:

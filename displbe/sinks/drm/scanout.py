@@ -17,6 +17,7 @@ from displbe.sinks.base import Part
 from displbe.sinks.convert import pixel_size
 from displbe.sinks.frame_copy import frame_rows
 from displbe.sinks.turn import Turn
+from displbe.wire.edid import sideways
 
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
@@ -27,7 +28,7 @@ from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connect
 from .neutral import commit_with, neutral_values
 from .placement import Placement
 
-__all__ = ["ActiveMode", "ScanoutPipe", "upright"]
+__all__ = ["ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
 
 _log: Final[Any] = structlog.get_logger("displbe.drm")
 
@@ -39,6 +40,17 @@ def upright(modes: Sequence[Mode], turn: Turn) -> tuple[Mode, ...]:
         msgspec.structs.replace(mode, width=width, height=height)
         for mode, (width, height) in zip(modes, sizes, strict=True)
     )
+
+
+def sideways_edid(edid: bytes, modes: Sequence[Mode]) -> bytes | None:
+    """Return the EDID of a monitor that is mounted sideways, with its preferred mode; None: it is invalid. `modes` are upright."""
+    if not modes:
+        return None
+    mode = next((mode for mode in modes if mode.preferred), modes[0])
+    try:
+        return sideways(edid, mode.width, mode.height, mode.refresh) or None
+    except ValueError:  # an odd refresh rate
+        return None
 
 
 class ActiveMode(msgspec.Struct, frozen=True):
