@@ -212,10 +212,10 @@ TARGETS: Final[dict[int, _Packed]] = _packed_formats()
 _SOURCES: Final[dict[int, _Packed | _Yuyv]] = {
     code: _Yuyv() if code == fourcc("YUYV") else TARGETS[code] for code in FORMATS
 }
-CONVERTED: Final[dict[int, _Packed | _Yuyv]] = {
-    code: entry for code, entry in _SOURCES.items() if FORMATS[code].opaque != XR24
+CONVERTED: Final[dict[int, _Packed]] = {
+    code: TARGETS[code] for code in FORMATS if FORMATS[code].opaque in TARGETS and FORMATS[code].opaque != XR24
 }
-"""The guests' formats that have to be converted where only XRGB8888 is supported, by DRM format code."""
+"""The guests' RGB formats that have to be converted where only XRGB8888 is supported, by DRM format code."""
 
 
 def pixel_size(code: int) -> int:
