@@ -1154,7 +1154,7 @@ async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
             await screen.close()
 
 
-NIGHT, UPSIDE_DOWN = b"night light", 8
+NIGHT, UPSIDE_DOWN = b"night light", 4
 
 
 def lived_in(card: ModelDevice) -> None:

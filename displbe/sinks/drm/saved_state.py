@@ -79,10 +79,18 @@ class SavedState:
     def _commit(self, crtcs: Collection[int], flags: int) -> None:
         """Restore these CRTCs and what belongs to them, and switch all others off. Raises DrmError.
 
+        Connectors come and go with docks: those that are gone are left out, and those that have come are switched off.
         Properties that displbe made neutral are restored if the card accepts their old values.
         """
-        changes: Changes = {}
+        there = self._device.connector_ids
+        changes: Changes = {
+            ("connector", identity): OFF["connector"]
+            for identity in there
+            if ("connector", identity) not in self._state
+        }
         for (kind, identity), state in self._state.items():
+            if kind == "connector" and identity not in there:
+                continue
             crtc = identity if kind == "crtc" else state.get("CRTC_ID", 0)
             changes[kind, identity] = state if crtc in crtcs else OFF[kind]
         commit_with(self._device, changes, list(self._changed()), "restore what was shown before", flags)
