@@ -135,6 +135,10 @@ class Output(abc.ABC):
         """Called with the token of each accepted flip when the flip ends: its frame is shown, or can no longer be shown. The claimant
         sets this.
         """
+        self.charge: Callable[[], float] = lambda: 0.0
+        """Called for each mode change that the guest causes without `enable`, for example by removing what is shown. It charges the guest
+        and returns the seconds that the change has to wait. The claimant sets this.
+        """
 
     @abc.abstractmethod
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:

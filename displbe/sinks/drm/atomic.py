@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Mapping
 from typing import Final
@@ -10,7 +11,7 @@ import msgspec
 
 from . import uapi
 from .device import DrmDevice, Mode, Plane
-from .errors import drm_error
+from .errors import DrmError, drm_error
 
 __all__ = [
     "BUSY_RETRY",
@@ -152,8 +153,10 @@ def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
 
 
 def off_state(pipe: Pipe) -> Changes:
-    """Return the changes that switch the pipe off."""
-    objects = (("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id))
+    """Return the changes that switch the pipe off. A connector that is gone, with its dock, is left out."""
+    objects = [("crtc", pipe.crtc), ("plane", pipe.plane.id)]
+    if pipe.connector in pipe.device.connector_ids:
+        objects.append(("connector", pipe.connector))
     return {(kind, identity): OFF[kind] for kind, identity in objects}
 
 
@@ -164,7 +167,13 @@ def _displaced(pipe: Pipe) -> Changes:
     """
     device = pipe.device
     changes: Changes = {}
-    driven = {connector: device.values("connector", connector).get("CRTC_ID", 0) for connector in device.connector_ids}
+    driven = {}
+    for connector in device.connector_ids:
+        try:
+            driven[connector] = device.values("connector", connector).get("CRTC_ID", 0)
+        except DrmError as error:
+            if error.number != errno.ENOENT:  # it has just gone with its dock
+                raise
     before = driven.pop(pipe.connector, 0)
     free = {pipe.crtc}
     if before not in (0, pipe.crtc, *driven.values()):  # another connector may show the same CRTC

@@ -25,10 +25,12 @@ from displbe.sinks.base import Allocation
 from displbe.xen.memory import Mapping
 
 from . import uapi
+from .bus_path import bus_path, sysfs_path_of
+from .edid_name import edid_name
 from .errors import CardGone, DrmError, Unfit, drm_error
 from .libseat import PLAIN, FileOpener
 
-__all__ = ["CardConnector", "DrmDevice", "Mastership", "Mode", "Plane", "sysfs_path_of"]
+__all__ = ["CardConnector", "Connection", "DrmDevice", "Mastership", "Mode", "Plane"]
 
 _OBJECT: Final = {
     "crtc": uapi.DRM_MODE_OBJECT_CRTC,
@@ -45,6 +47,21 @@ class Mode(msgspec.Struct, frozen=True):
     refresh: int
     preferred: bool
     raw: bytes
+    interlaced: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}{'i' if self.interlaced else ''}@{self.refresh}"
+
+
+class Connection(enum.Enum):
+    """What a connector says about its monitor (drm_connector_status)."""
+
+    CONNECTED = "connected"
+    """A monitor is connected."""
+    DISCONNECTED = "disconnected"
+    """No monitor is connected."""
+    UNKNOWN = "unknown"
+    """The connector cannot tell: the board has no line that detects the cable. The kernel lists fallback modes."""
 
 
 class CardConnector(msgspec.Struct, frozen=True):
@@ -52,7 +69,8 @@ class CardConnector(msgspec.Struct, frozen=True):
 
     id: int
     name: str
-    connected: bool
+    """The kernel's name. It may be another after the connector of a DisplayPort hub has come back."""
+    connection: Connection
     modes: tuple[Mode, ...]
     crtcs: tuple[int, ...]
     """The ids of the CRTCs that can drive it."""
@@ -60,6 +78,15 @@ class CardConnector(msgspec.Struct, frozen=True):
     """The id of the CRTC that drives it; 0: none does."""
     link_failed: bool = False
     """The kernel says that the link has failed (`link-status` is BAD): the mode has to be set again."""
+    path_name: str = ""
+    """`path:` and the PATH property, which names a connector of a DisplayPort hub; empty: it is no such connector."""
+    edid_name: str = ""
+    """`edid:`, and the maker, product and serial number of the monitor; empty: unknown."""
+
+    @property
+    def can_be_lit(self) -> bool:
+        """Whether a monitor is connected, or may be."""
+        return self.connection is Connection.CONNECTED or (self.connection is Connection.UNKNOWN and bool(self.modes))
 
 
 class Plane(msgspec.Struct, frozen=True):
@@ -97,9 +124,10 @@ class Mastership(enum.Enum):
                 return "another program is DRM master"
 
 
-def sysfs_path_of(node: os.stat_result) -> str:
-    """Return the sysfs path of the device behind a device node. The path says where in the machine the device is."""
-    return os.path.realpath(f"/sys/dev/char/{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}/device")
+_CONNECTIONS: Final = {
+    uapi.DRM_MODE_CONNECTED: Connection.CONNECTED,
+    uapi.DRM_MODE_DISCONNECTED: Connection.DISCONNECTED,
+}
 
 
 class DrmDevice:
@@ -118,6 +146,7 @@ class DrmDevice:
         self.fd = self._open()
         try:
             self.sysfs_path = self._read_sysfs_path()
+            self.bus_path = self._read_bus_path()
             for capability in (uapi.DRM_CLIENT_CAP_UNIVERSAL_PLANES, uapi.DRM_CLIENT_CAP_ATOMIC):
                 argument = uapi.drm_set_client_cap(capability=capability, value=1)
                 failed = self.try_ioctl(uapi.DRM_IOCTL_SET_CLIENT_CAP, argument)
@@ -144,6 +173,10 @@ class DrmDevice:
         A card that comes back has the same path, but perhaps another number.
         """
         return sysfs_path_of(os.fstat(self.fd))
+
+    def _read_bus_path(self) -> str:
+        """Return where in the machine the card is, as in /dev/dri/by-path; empty: unknown."""
+        return bus_path(Path(self.path), self.sysfs_path)
 
     def close(self) -> None:
         """Close the file. The kernel frees the objects made through it, and mastership ends. Later ioctls fail with CardGone.
@@ -339,20 +372,36 @@ class DrmDevice:
             else "Unknown"
         )
         crtcs = {crtc for encoder in list(encoders)[: argument.count_encoders] for crtc in self._encoder_crtcs(encoder)}
-        connected = argument.connection == uapi.DRM_MODE_CONNECTED
         values = self.values("connector", identity)
+        path = self._property_bytes(values.get("PATH", 0)).rstrip(b"\0").decode("utf-8", "replace")
         return CardConnector(
             identity,
             f"{kind}-{argument.connector_type_id}",
-            connected,
+            _CONNECTIONS.get(argument.connection, Connection.UNKNOWN),
             tuple(
-                Mode(m.hdisplay, m.vdisplay, m.vrefresh, bool(m.type & uapi.DRM_MODE_TYPE_PREFERRED), bytes(m))
-                for m in list(modes)[: argument.count_modes if connected else 0]
+                Mode(
+                    m.hdisplay,
+                    m.vdisplay,
+                    m.vrefresh,
+                    bool(m.type & uapi.DRM_MODE_TYPE_PREFERRED),
+                    bytes(m),
+                    bool(m.flags & uapi.DRM_MODE_FLAG_INTERLACE),
+                )
+                for m in list(modes)[: argument.count_modes]
             ),
             tuple(crtc for crtc in self.crtcs if crtc in crtcs),
             values.get("CRTC_ID", 0),
             values.get("link-status", 0) == uapi.DRM_MODE_LINK_STATUS_BAD,
+            f"path:{path}" if path else "",
+            edid_name(self._property_bytes(values.get("EDID", 0))),
         )
+
+    def _property_bytes(self, blob: int) -> bytes:
+        """Return a property's blob; empty if there is none, or it has just been replaced."""
+        try:
+            return self.read_blob(blob)
+        except DrmError:
+            return b""
 
     def _encoder_crtcs(self, identity: int) -> tuple[int, ...]:
         argument = uapi.drm_mode_get_encoder(encoder_id=identity)

@@ -70,9 +70,19 @@ class SavedState:
         return False
 
     def _commit(self, crtcs: Collection[int], flags: int) -> None:
-        """Restore these CRTCs and what belongs to them, and switch all others off. Raises DrmError."""
-        changes: Changes = {}
+        """Restore these CRTCs and what belongs to them, and switch all others off. Raises DrmError.
+
+        Connectors come and go with docks: those that are gone are left out, and those that have come are switched off.
+        """
+        there = self._device.connector_ids
+        changes: Changes = {
+            ("connector", identity): OFF["connector"]
+            for identity in there
+            if ("connector", identity) not in self._state
+        }
         for (kind, identity), state in self._state.items():
+            if kind == "connector" and identity not in there:
+                continue
             crtc = identity if kind == "crtc" else state.get("CRTC_ID", 0)
             changes[kind, identity] = state if crtc in crtcs else OFF[kind]
         Atomic(self._device, changes).commit("restore what was shown before", flags)

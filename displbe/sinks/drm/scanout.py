@@ -8,22 +8,27 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from typing import Final
 
 import msgspec
 
 from displbe.sinks.base import Part
-from displbe.sinks.frame_copy import frame_rows
+from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.wire.formats import FORMATS
 
 from .atomic import MODESET, TEST, Atomic, Pipe, PlaneConfig, full_state, off_state
 from .buffer import DrmBuffer
 from .copied_scanout import CopyTarget
 from .device import Mode
-from .double_buffer import DoubleBuffer
+from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
-from .placement import Placement
+from .mode_search import ModeSearch
+from .placement import Placement, ranked_modes
 
 __all__ = ["ActiveMode", "ScanoutPipe"]
+
+MOST_TESTS: Final = 8
+"""Maximum number of modes in which an imported framebuffer is tested."""
 
 
 class ActiveMode(msgspec.Struct, frozen=True):
@@ -45,9 +50,12 @@ class ScanoutPipe:
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
+        """Another pipe to the same connector may take its place before a mode is set."""
         self._mode_blob = 0
         """The property blob of the mode in use; 0: the pipe is off."""
         self._buffers: DoubleBuffer | None = None
+        self._cover: DumbBuffer | None = None
+        """The frame that takes the place of a guest's frame that is removed. It has the size of the shown part."""
 
     def import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
         """Make a framebuffer over a guest's pages and return its id.
@@ -63,16 +71,34 @@ class ScanoutPipe:
             raise drm_error("import dma-buf", errno.EOPNOTSUPP)
         size = shape.width, shape.height
         fb = device.import_framebuffer(dmabuf, *size, buffer.fourcc, shape.stride, shape.offset)
-        exact = [mode for mode in modes if (mode.width, mode.height) == size]
         try:
-            if exact:
-                self._commit(PlaneConfig(fb, (0, 0, *size), exact[0], (0, 0, *size)), "test zero copy", TEST)
+            self._test_import(fb, buffer.fourcc, size, modes)
         except DrmError as error:
             if error.refuses_frame or isinstance(error, CardGone):
                 self.remove(fb)
                 raise
             # Other errors say nothing about the buffer. For example, a file that is not master may not test.
         return fb
+
+    def _test_import(self, fb: int, fourcc: int, size: tuple[int, int], modes: Sequence[Mode]) -> None:
+        """Test a framebuffer in a mode of its size. Raises DrmError: the card would not show it.
+
+        A mode that the card refuses with a frame of ours, too, says nothing about the guest's: the link may be too slow for
+        it. The next mode of this size is tested then.
+        """
+        exact = [mode for mode in modes if (mode.width, mode.height) == size]
+        whole = 0, 0, *size
+        search = ModeSearch(fourcc)
+        try:
+            for mode in ranked_modes(exact, *size, "none")[:MOST_TESTS]:
+                try:
+                    self._commit(PlaneConfig(fb, whole, mode, whole), "test zero copy", TEST)
+                    return
+                except DrmError as error:
+                    if not error.refuses_frame or search.passes(self.pipe, mode):
+                        raise
+        finally:
+            search.close()
 
     def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
         """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test.
@@ -141,7 +167,10 @@ class ScanoutPipe:
 
     def _show(self, config: PlaneConfig, placement: Placement, copy: CopyTarget | None) -> ActiveMode:
         pipe, plane = self.pipe, ("plane", self.pipe.plane.id)
-        flip = Atomic(pipe.device, {plane: {"FB_ID": config.fb, "CRTC_ID": pipe.crtc}}, pipe.name)
+        changes = {"FB_ID": config.fb, "CRTC_ID": pipe.crtc}
+        if config.source[:2] != (0, 0):  # `cover` changes them
+            changes |= {"SRC_X": config.source[0] << 16, "SRC_Y": config.source[1] << 16}
+        flip = Atomic(pipe.device, {plane: changes}, pipe.name)
         blob = self._commit(config, "set mode", MODESET)
         if copy is not None:
             copy.buffers.swap()
@@ -153,10 +182,23 @@ class ScanoutPipe:
         """Return whether one of these framebuffers is on the plane. Raises DrmError."""
         return self.pipe.device.shown_framebuffer(self.pipe.plane.id) in framebuffers
 
-    def freeze(self, buffer: DrmBuffer, part: Part, active: ActiveMode) -> None:
-        """Replace a guest's frame on the screen by a copy of it. Raises DrmError."""
+    def cover(self, buffer: DrmBuffer, part: Part, active: ActiveMode, *, copy: bool) -> None:
+        """Take a guest's frame off the screen: put a black frame in its place, or a `copy` of it. The mode stays.
+
+        Raises DrmError; the frame is still on the screen then. Waits until the frame has left the screen, so that the
+        kernel need not take it off when it is removed: for that, the kernel locks all of the card's screens.
+        """
+        device, size, bits = self.pipe.device, active.placement.shown, FORMATS[buffer.fourcc].bits
+        shape = (*size, bits, buffer.fourcc)
+        if self._cover is not None and self._cover.shape != shape:
+            self._free_cover()
         with name_connector(self.pipe.name):
-            self._show_copy(buffer, part, active.placement)
+            cover = self._cover = self._cover or DumbBuffer(device, *shape)
+            if copy and buffer.view is not None:
+                rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
+                copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=buffer.converted)
+            changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
+            Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 
     def switch_off(self) -> None:
         """Switch the screen off, and free the buffers and blobs that were made for it.
@@ -174,20 +216,25 @@ class ScanoutPipe:
 
         Return False if there is none, or the kernel cannot do so.
         """
-        buffers = self._buffers
-        if buffers is None:
-            return False
+        buffers, cover = self._buffers, self._cover
         try:
-            buffers.front.leave()
+            if buffers is not None:
+                buffers.front.leave()
+                buffers.back.close()
+            elif cover is not None and self.shows({cover.fb}):
+                cover.leave()
+                self._cover = None
+            else:
+                return False
         except DrmError:
             return False
-        buffers.back.close()
         self._buffers = None
         self._free()
         return True
 
     def _free(self) -> None:
         """Free the buffers and blobs of the previous mode."""
+        self._free_cover()
         buffers, self._buffers = self._buffers, None
         blob, self._mode_blob = self._mode_blob, 0
         if buffers is not None:
@@ -195,6 +242,11 @@ class ScanoutPipe:
         if blob:
             with suppress(DrmError):
                 self.pipe.device.destroy_blob(blob)
+
+    def _free_cover(self) -> None:
+        cover, self._cover = self._cover, None
+        if cover is not None:
+            cover.close()
 
     def close(self) -> None:
         """Free everything; the card is gone, or is being closed."""

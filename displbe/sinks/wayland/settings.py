@@ -22,6 +22,8 @@ class WaylandSettings(Table, frozen=True):
     """The compositor's socket: a path, or a name in $XDG_RUNTIME_DIR; empty: the value of $WAYLAND_DISPLAY."""
     zero_copy: Literal["auto", "off"] = "auto"
     dmabuf: Literal["auto", "always", "never"] = "auto"
+    trust_compositor: bool = False
+    """Whether the compositor may get files of gntdev, with which it reaches every page that any guest grants to this domain."""
     shell: Literal["auto", "xdg"] = "auto"
     title: str = "{guest}: {connector}"
     app_id: str = "displbe.{guest}.{connector}"

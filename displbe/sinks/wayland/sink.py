@@ -40,7 +40,7 @@ class WaylandSink(Sink):
 
     def __init__(self, settings: WaylandSettings, opened: Callable[[str], Connection] = connect) -> None:
         self.settings = settings
-        self.wants_shared = settings.zero_copy != "off"
+        self.wants_shared = settings.zero_copy != "off" and settings.trust_compositor
         self._seats = self.seats = Seats()
         self.clients: dict[Claimant, Client] = {}
         self._path = socket_path(settings.display)
