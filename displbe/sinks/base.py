@@ -19,6 +19,7 @@ from displbe.wire.ring import PAGE_SIZE
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .seat import Seats
+from .turn import Turn
 
 __all__ = [
     "NOBODY",
@@ -172,6 +173,10 @@ class Output(abc.ABC):
         """
         self.copies = CopyMemory()
         """What is charged for the memory of copies. The claimant sets this."""
+        self.charge: Callable[[], float] = lambda: 0.0
+        """Called for each mode change that the guest causes without `enable`, for example by removing what is shown. It charges the guest
+        and returns the seconds that the change has to wait. The claimant sets this.
+        """
 
     @abc.abstractmethod
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
@@ -247,3 +252,7 @@ class Sink(abc.ABC):
     @abc.abstractmethod
     def claimed(self, name: str) -> Output | None:
         """Return the output of this name if a guest has claimed it."""
+
+    def turn_of(self, name: str) -> Turn:
+        """Return how pictures lie on the screen of this name, for the input devices that are mounted with it."""
+        return Turn.NONE

@@ -19,10 +19,31 @@ __all__ = ["DoubleBuffer", "DumbAllocation", "DumbBuffer"]
 
 
 class DumbBuffer:
-    """A dumb buffer with a framebuffer on it, mapped for writing. It is black at first. Raises DrmError."""
+    """A dumb buffer with a framebuffer on it, mapped for writing. It is black at first.
 
-    def __init__(self, device: DrmDevice, width: int, height: int, bits: int, fourcc: int) -> None:
+    Raises DrmError; OSError if the guest, whom `copies` charges, has too many.
+    """
+
+    def __init__(
+        self,
+        device: DrmDevice,
+        width: int,
+        height: int,
+        bits: int,
+        fourcc: int,
+        copies: CopyMemory = CopyMemory(),  # noqa: B008
+    ) -> None:
         self._device = device
+        self.shape = width, height, bits, fourcc
+        self._uncharge = copies.charge(width * height * bits // 8)
+        try:
+            self._make(width, height, bits, fourcc)
+        except BaseException:
+            self._uncharge()
+            raise
+
+    def _make(self, width: int, height: int, bits: int, fourcc: int) -> None:
+        device = self._device
         argument = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
         device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, argument)
         self.pitch = int(argument.pitch)
@@ -41,6 +62,7 @@ class DumbBuffer:
         self.memory.close()
         with suppress(DrmError):  # the card is gone, and the framebuffer with it
             self._device.remove_framebuffer(self.fb)
+        self._uncharge()
 
     def leave(self) -> None:
         """Leave the buffer on the screen. The kernel frees it when it leaves the screen, even after displbe has ended.
@@ -49,6 +71,7 @@ class DumbBuffer:
         """
         self._device.leave_framebuffer(self.fb)
         self.memory.close()
+        self._uncharge()
 
 
 class DoubleBuffer:
@@ -61,11 +84,11 @@ class DoubleBuffer:
         self.shape = shape
         width, height, bits, _ = shape
         with ExitStack() as undo:
-            self._uncharge = copies.charge(3 * (width * height * bits // 8))
+            self._uncharge = copies.charge(width * height * bits // 8)
             undo.callback(self._uncharge)
-            first = DumbBuffer(device, *shape)
+            first = DumbBuffer(device, *shape, copies)
             undo.callback(first.close)
-            self.front, self.back = first, DumbBuffer(device, *shape)
+            self.front, self.back = first, DumbBuffer(device, *shape, copies)
             undo.pop_all()
 
     def swap(self) -> None:
