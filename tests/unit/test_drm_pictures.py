@@ -375,6 +375,7 @@ LEFT: Final = {
         "VRR_ENABLED": Described(1, limits=(0, 1)),
         "SCALING_FILTER": Described(1, ("Default", "Nearest Neighbor")),
         "SHARPNESS_STRENGTH": Described(100, limits=(0, 255)),
+        "BACKGROUND_COLOR": Described(0xFFFF_FFFF_0000_0000, limits=(0, 2**64 - 1)),
     },
     "plane": {
         "alpha": Described(0x4000, limits=(0, 0xFFFF)),
@@ -393,6 +394,7 @@ NEUTRAL: Final = {
     "alpha": 0xFFFF,
     "pixel blend mode": 2,
     "zpos": 1,
+    "BACKGROUND_COLOR": 0xFFFF_0000_0000_0000,
 }
 OBJECTS: Final = {"connector": CONNECTOR, "crtc": CRTC, "plane": PLANE}
 
