@@ -167,6 +167,8 @@ class Card:
                     words.append(f"{name} cannot tell if a monitor is connected, {len(connector.modes)} modes")
                 case Connection.DISCONNECTED:
                     words.append(f"{name} no monitor")
+            if connector.orientation not in ("", "Normal"):
+                words[-1] += f", its panel is mounted {connector.orientation}"
         return "; ".join(words)
 
     # Outputs

@@ -129,7 +129,7 @@ class FramebufferSet:
     def check_copy_allowed(self, error: Exception) -> None:
         """Raise SinkError if copying is forbidden; `error` says why a buffer cannot be shown without a copy."""
         if self.copy_forbidden:
-            raise SinkError(Errno.EINVAL, f"no zero copy: {error}") from error
+            raise SinkError(Errno.EINVAL, f'no zero copy: {error}; zero-copy = "auto" lets displbe copy') from error
 
     def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
         """Copy this buffer's frames from now on, or (not `lasting`) until the screen is switched on anew.
