@@ -14,11 +14,12 @@ from typing import Any, Final
 import trio
 
 from displbe.backend.quota import Quota
+from displbe.shortage import shortage
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.frame_copy import FrameRows, copy_frame, frame_rows
 from displbe.threads import run_in_thread
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, FbAttach, FbDetach
-from displbe.wire.errors import Errno, RequestError
+from displbe.wire.errors import Errno, RequestError, from_host
 from displbe.wire.formats import FORMATS, fourcc_name, likely_stride, stride
 from displbe.wire.pgdir import pages_of
 from displbe.wire.ring import PAGE_SIZE
@@ -290,7 +291,7 @@ class Buffers:
             except Unmapped as error:
                 raise RequestError(Errno.ENOENT, "the guest has just taken the framebuffer back") from error
             except OSError as error:
-                raise RequestError(Errno.ENOMEM, f"cannot copy the framebuffer: {error.strerror}") from error
+                raise RequestError(from_host(error.errno), shortage(error)) from error
         return Geometry(part.width, part.height, shape.fourcc, rows.row, 0), picture
 
     async def _detach(self, framebuffer: Framebuffer) -> None:

@@ -22,7 +22,8 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
-from displbe.threads import run_in_thread, run_in_thread_or_here
+from displbe.shortage import shortage
+from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 
 from .barriers import SharedMemory
 from .memory import PAGE_SIZE, Mapping, Memory, close_in_thread
@@ -67,7 +68,7 @@ def _close(fd: int) -> None:
 
 
 def _refused(what: str, error: OSError) -> HypervisorError:
-    return HypervisorError(error.errno or errno.EIO, f"{what}: {error.strerror}")
+    return HypervisorError(error.errno or errno.EIO, f"{what}: {shortage(error)}")
 
 
 def _reserve(fd: int, domid: int, refs: Sequence[int]) -> int:
@@ -268,7 +269,10 @@ class GrantedPages:
     async def _until_released(self, number: int) -> None:
         """Wait until the dma-buf of this closed fd is released."""
         pause = 0.01
-        while not await run_in_thread_or_here(self._released, number, limiter=self._threads):
+        while True:
+            with contextlib.suppress(NoThread):  # asked again after the pause
+                if await run_in_thread(self._released, number, limiter=self._threads):
+                    return
             await trio.sleep(pause)
             pause = min(2 * pause, _RELEASE_PAUSE)
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
-import msgspec
-
+from displbe.sinks.convert import pixel_size, turn_frame
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import FrameRows, copy_frame, same_frame
 from displbe.sinks.redraw import SLOWEST, RedrawWatch
+from displbe.sinks.turn import Turn
 from displbe.xen.memory import Memory, PrivateMemory, Unmapped
 
 from .atomic import BUSY_RETRY, FLIP, LATE, Atomic
@@ -29,15 +30,27 @@ from .errors import Busy, DrmError, drm_error
 __all__ = ["CopiedScanout", "CopyTarget", "copy_into"]
 
 
-class CopyTarget(msgspec.Struct, frozen=True):
-    """What is copied of each frame, and where to."""
+class CopyTarget:
+    """What is copied of each frame, and where to.
 
-    rows: FrameRows
-    buffers: DoubleBuffer
-    offset: int
-    """Of the first pixel in a dumb buffer, in bytes."""
-    converted: bool = False
-    """Whether the dumb buffers' format is XRGB8888 and the guest's is another."""
+    `offset` is that of the first pixel in a dumb buffer, in bytes. `converted`: the dumb buffers' format is not the
+    guest's. `turn`: the frames are turned as they are copied.
+    """
+
+    def __init__(
+        self, rows: FrameRows, buffers: DoubleBuffer, offset: int, converted: bool = False, turn: Turn = Turn.NONE
+    ) -> None:
+        self.rows = rows
+        self.buffers = buffers
+        self._offset = offset
+        self._converted = converted
+        self._turn = turn
+        is_turned = turn is not Turn.NONE
+        self._into = buffers.shape[3] if converted or is_turned else rows.fourcc
+        self._width = rows.row // pixel_size(rows.fourcc) if is_turned else 0
+        self._pixel_size = pixel_size(self._into) if is_turned else 0
+        self._upright = buffers.private(self._width * self._pixel_size * rows.rows) if is_turned else None
+        """A frame in the dumb buffers' format, before it is turned. It is private: a card's memory is slow to read."""
 
     def copy(self, memory: Memory) -> None:
         """Copy the guest's frame into the dumb buffer that is not on the screen. Raises DrmError if the guest has taken it back."""
@@ -48,14 +61,34 @@ class CopyTarget(msgspec.Struct, frozen=True):
         self._copy(self.rows.packed(), packed)
 
     def _copy(self, rows: FrameRows, memory: Memory) -> None:
-        copy_into(self.buffers.back, rows, memory, self.offset, converted=self.converted)
+        back, upright = self.buffers.back, self._upright
+        if upright is None:
+            copy_into(back, rows, memory, self._offset, converted=self._converted, into=self._into)
+            return
+        stride = self._width * self._pixel_size
+        with _both_there():
+            with memory.borrow() as view, upright.borrow() as frame:
+                copy_frame(rows, view, frame, stride, converted=self._converted, into=self._into)
+            with upright.borrow() as frame, back.memory.borrow() as whole, whole[self._offset :] as target:
+                turn_frame(target, back.pitch, frame, self._width, rows.rows, self._pixel_size, self._turn)
 
 
-def copy_into(buffer: DumbBuffer, rows: FrameRows, memory: Memory, offset: int = 0, *, converted: bool = False) -> None:
-    """Copy a frame's rows into a dumb buffer, from `offset` bytes on. Raises DrmError if either memory has been given back."""
+def copy_into(
+    buffer: DumbBuffer, rows: FrameRows, memory: Memory, offset: int = 0, *, converted: bool, into: int
+) -> None:
+    """Copy a frame's rows into a dumb buffer, from `offset` bytes on; `converted`: to format `into`.
+
+    Raises DrmError if either memory has been given back.
+    """
+    with _both_there(), memory.borrow() as view, buffer.memory.borrow() as whole, whole[offset:] as target:
+        copy_frame(rows, view, target, buffer.pitch, converted=converted, into=into)
+
+
+@contextmanager
+def _both_there() -> Iterator[None]:
+    """Raise DrmError if a memory that the block borrows has been given back."""
     try:
-        with memory.borrow() as view, buffer.memory.borrow() as whole, whole[offset:] as target:
-            copy_frame(rows, view, target, buffer.pitch, converted=converted)
+        yield
     except Unmapped as error:
         raise drm_error("copy a frame whose memory has been given back", errno.EFAULT) from error
 
@@ -179,7 +212,10 @@ class CopiedScanout:
     def _show_again(self, memory: Memory) -> None:
         rows = self._target.rows
         if self._seen is None:
-            self._seen = PrivateMemory(rows.size)
+            try:
+                self._seen = PrivateMemory(rows.size)
+            except OSError:  # the next look tries again
+                return
         with memory.borrow() as view, self._seen.borrow() as seen:
             copy_frame(rows, view, seen, rows.row)
         try:
