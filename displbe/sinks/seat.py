@@ -8,6 +8,7 @@ in the surface's coordinates, from 0 to its size; each position comes with that 
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ import msgspec
 import structlog
 
 __all__ = [
+    "GuestPresence",
     "KeyboardEnter",
     "KeyboardKey",
     "KeyboardLeave",
@@ -33,6 +35,7 @@ __all__ = [
     "TouchOrientation",
     "TouchShape",
     "TouchUp",
+    "WindowSeat",
 ]
 
 _log = structlog.get_logger("displbe.seat")
@@ -166,33 +169,168 @@ SeatEvent: TypeAlias = (
 )
 
 
+class GuestPresence(enum.Enum):
+    """Whether the window's guest gets its input."""
+
+    AWAY = "away"
+    """The guest is not connected. Events go nowhere."""
+    ARRIVED = "arrived"
+    """The guest is connected, and does not know yet where the pointer is: the next motion is an enter event for it."""
+    PRESENT = "present"
+    """The guest is connected and gets the events as they are."""
+
+
+class WindowSeat:
+    """The input of one connector's window, as the window's sink sees it. `Seats.window` makes it.
+
+    It goes to the connector's guest while the guest is connected (`attach`), and nowhere while it is not: the window stays on the
+    desktop then, and the user may type into it. The sink sets `on_change`, which is called when `takes_pointer` or `takes_keyboard` may
+    have changed.
+    """
+
+    def __init__(self, seats: Seats, domid: int, connector: str) -> None:
+        self.on_change: Callable[[], None] = _ignore
+        self.guest = GuestPresence.AWAY
+        self._seats = seats
+        self._key = domid, connector
+        self._entered: dict[type[SeatEvent], SeatEvent] = {}
+        """The leave event of each kind of device whose events the guest has got since it was left last."""
+
+    def attach(self) -> None:
+        """Pass events to the guest from now on: it is connected."""
+        self.guest = GuestPresence.ARRIVED
+        self.on_change()
+
+    def detach(self) -> None:
+        """Pass no more events to the guest: its connection has ended. Everything that is held down counts as released."""
+        for leave in list(self._entered.values()):
+            self._tell(leave)
+        self.guest = GuestPresence.AWAY
+        self.on_change()
+
+    def tell(self, event: SeatEvent) -> None:
+        """Pass an event for the window to its listeners, if the guest is connected."""
+        if self.guest is GuestPresence.AWAY:
+            return
+        if self.guest is GuestPresence.ARRIVED:
+            match event:
+                case PointerEnter():
+                    self.guest = GuestPresence.PRESENT
+                case PointerMotion(x, y, width, height):
+                    self.guest = GuestPresence.PRESENT
+                    event = PointerEnter(x, y, width, height)
+        self._tell(event)
+
+    def _tell(self, event: SeatEvent) -> None:
+        match event:
+            case KeyboardLeave() | PointerLeave() | TouchCancel():
+                self._entered.pop(type(event), None)
+            case KeyboardEnter() | KeyboardKey():
+                self._entered[KeyboardLeave] = KeyboardLeave()
+            case PointerEnter() | PointerMotion() | PointerButton() | PointerAxis():
+                self._entered[PointerLeave] = PointerLeave()
+            case PointerFrame():
+                pass  # a frame also follows PointerLeave
+            case _:
+                self._entered[TouchCancel] = TouchCancel()
+        self._seats.tell(*self._key, event)
+
+    @property
+    def takes_pointer(self) -> bool:
+        """Whether the guest takes pointer events of this window. It then draws a cursor of its own."""
+        return self.guest is not GuestPresence.AWAY and self._seats.takes_pointer(*self._key)
+
+    @property
+    def takes_keyboard(self) -> bool:
+        """Whether the guest takes the keys of this window."""
+        return self.guest is not GuestPresence.AWAY and self._seats.takes_keyboard(*self._key)
+
+    def close(self) -> None:
+        """Forget the window: its output is given back."""
+        self._seats.forget(self, *self._key)
+
+
+def _ignore() -> None:
+    """The default of `WindowSeat.on_change`."""
+
+
+class _Listener(msgspec.Struct, frozen=True, eq=False):
+    """A listener to the events for a connector's window."""
+
+    hear: Callable[[SeatEvent], None]
+    pointer: bool
+    """Whether its guest takes pointer events."""
+    keyboard: bool
+    """Whether its guest takes keys."""
+
+
 class Seats:
     """Passes events to listeners. Connectors and listeners may come and go independently."""
 
     def __init__(self) -> None:
-        self._listeners: dict[tuple[int, str], list[Callable[[SeatEvent], None]]] = {}
+        self._listeners: dict[tuple[int, str], list[_Listener]] = {}
         """(domid, connector) -> the listeners to events for its surface."""
+        self._windows: dict[tuple[int, str], WindowSeat] = {}
+        """(domid, connector) -> its window in a sink."""
 
     @contextlib.contextmanager
-    def listening(self, domid: int, connector: str, hear: Callable[[SeatEvent], None]) -> Iterator[None]:
-        """Call `hear` with each event for the surface of this guest's connector while the block lasts.
+    def listening(
+        self,
+        domid: int,
+        connector: str,
+        hear: Callable[[SeatEvent], None],
+        *,
+        pointer: bool = True,
+        keyboard: bool = True,
+    ) -> Iterator[None]:
+        """Call `hear` with each event for the surface of this guest's connector while the block lasts. `pointer`: the guest takes pointer
+        events, and draws a cursor of its own. `keyboard`: it takes keys.
 
         `hear` must neither block nor raise. When a surface loses the focus because its guest, its window or the compositor is gone, the
         leave events come first.
         """
-        listeners = self._listeners.setdefault((domid, connector), [])
-        listeners.append(hear)
+        key, listener = (domid, connector), _Listener(hear, pointer, keyboard)
+        listeners = self._listeners.setdefault(key, [])
+        listeners.append(listener)
+        self._tell_window(key)
         try:
             yield
         finally:
-            listeners.remove(hear)
+            listeners.remove(listener)
             if not listeners:
-                self._listeners.pop((domid, connector), None)
+                self._listeners.pop(key, None)
+            self._tell_window(key)
 
     def tell(self, domid: int, connector: str, event: SeatEvent) -> None:
         """Pass an event for the surface of this guest's connector to its listeners. For sinks."""
-        for hear in tuple(self._listeners.get((domid, connector), ())):
+        for listener in tuple(self._listeners.get((domid, connector), ())):
             try:
-                hear(event)
+                listener.hear(event)
             except Exception:  # an error in one guest's input must not end the sink
                 _log.exception("input listener failed", connector=connector)
+
+    def takes_pointer(self, domid: int, connector: str) -> bool:
+        """Return whether this guest takes pointer events of its connector's window."""
+        return any(listener.pointer for listener in self._listeners.get((domid, connector), ()))
+
+    def takes_keyboard(self, domid: int, connector: str) -> bool:
+        """Return whether this guest takes the keys of its connector's window."""
+        return any(listener.keyboard for listener in self._listeners.get((domid, connector), ()))
+
+    def window(self, domid: int, connector: str) -> WindowSeat:
+        """Return the seat of the window of this guest's connector, for the sink that shows it."""
+        made = self._windows[domid, connector] = WindowSeat(self, domid, connector)
+        return made
+
+    def forget(self, window: WindowSeat, domid: int, connector: str) -> None:
+        """Forget a window, unless another one has taken its place."""
+        if self._windows.get((domid, connector)) is window:
+            del self._windows[domid, connector]
+
+    def _tell_window(self, key: tuple[int, str]) -> None:
+        window = self._windows.get(key)
+        if window is not None:
+            try:
+                window.on_change()
+            except Exception:  # an error in a sink must not end the guest's input
+                _log.exception("the window does not follow its guest's input", connector=key[1])

@@ -27,7 +27,7 @@ from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 from displbe.wire.formats import fourcc
-from displbe.xen.memory import Mapping
+from displbe.xen.memory import Mapping, Memory
 
 CYCLES: Final = 10_000
 WARM_UP: Final = 1_000
@@ -46,11 +46,11 @@ class Pages:
         os.ftruncate(self.fd, self.size)
         self._mapping: Mapping | None = None
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         await trio.lowlevel.checkpoint()
         if self._mapping is None:
             self._mapping = Mapping(self.fd, [(0, self.size)], writable=False)
-        return self._mapping.view
+        return self._mapping
 
     async def dmabuf(self) -> int:
         raise NotImplementedError
@@ -120,7 +120,10 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
     """Print what is left over, and return whether that is nothing."""
     good = True
     async with weston(folder) as compositor, trio.open_nursery() as nursery:
-        sink = WaylandSink(WaylandSettings(display=str(compositor.socket), refresh=0.0, zero_copy=zero_copy))
+        settings = WaylandSettings(
+            display=str(compositor.socket), refresh=0.0, zero_copy=zero_copy, trust_compositor=True
+        )
+        sink = WaylandSink(settings)
         await nursery.start(sink.run)
         output = sink.claim("BENCH-1", WIDTH, HEIGHT, GUEST)
         assert isinstance(output, WaylandOutput)

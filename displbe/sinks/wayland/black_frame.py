@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
-from .conn import Proxy
-from .copies import CopyFrame
+from displbe.sinks.sealed_memory import sealed_memfd
+from displbe.xen.memory import PAGE_SIZE
+
 from .link import Link
 
 __all__ = ["BlackFrame"]
@@ -30,13 +32,23 @@ class BlackFrame:
         """Frames of earlier sizes, which may be on the screen until the next commit."""
 
     def frame(self, width: int, height: int) -> _Sized:
-        """Return a frame to attach for a picture of this size. Call `on_committed` after the commit."""
+        """Return a frame to attach for a picture of this size. Call `on_committed` after the commit.
+
+        Without memory or a file for it, this is the frame that there is, of another size. Raises OSError if there is none.
+        """
         size = (1, 1) if self._scalable else (width, height)
-        if self._newest is None or self._newest.size != size:
-            if self._newest is not None:
-                self._old.append(self._newest)
-            self._newest = _Sized(self._link, size)
-        return self._newest
+        before = self._newest
+        if before is not None and before.size == size:
+            return before
+        try:
+            self._newest = made = _Sized(self._link, size)
+        except OSError:
+            if before is None:
+                raise
+            return before
+        if before is not None:
+            self._old.append(before)
+        return made
 
     def on_committed(self) -> None:
         """Take note that the newest frame is committed: those of earlier sizes are not needed any more."""
@@ -54,18 +66,25 @@ class BlackFrame:
 
 
 class _Sized:
-    """A black frame of one size in pixels. New memory is zero, and a zero pixel of XRGB is black."""
+    """A black frame of one size in pixels. New memory is zero, and a zero pixel of XRGB is black; so displbe does not map it.
+
+    Raises OSError if there is no memory or no file for it.
+    """
 
     def __init__(self, link: Link, size: tuple[int, int]) -> None:
-        self.size = size
-        self._link = link
-        self._frame = CopyFrame(link, *size, 4 * size[0], XRGB)
-
-    @property
-    def wl(self) -> Proxy:
+        width, height = self.size = size
+        self._conn = link.conn
+        file_size = -(-4 * width * height // PAGE_SIZE) * PAGE_SIZE
+        fd = sealed_memfd(file_size)
+        try:
+            self._conn.check_sendable(fd)
+            pool = self._conn.keep(link.shm.create_pool(fd, file_size))
+        finally:
+            os.close(fd)
+        self.wl = self._conn.keep(pool.create_buffer(0, width, height, 4 * width, XRGB))
         """The wl_buffer."""
-        return self._frame.wl
+        self._conn.destroy(pool)
 
     def close(self) -> None:
-        self._link.conn.destroy(self._frame.wl)
-        self._frame.mapping.close()
+        """Destroy the wl_buffer."""
+        self._conn.destroy(self.wl)

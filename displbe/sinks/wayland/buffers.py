@@ -16,13 +16,16 @@ from typing import Final
 
 import trio
 
-from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, view_of
+from displbe.shortage import shortage
+from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.convert import CONVERTED
+from displbe.threads import run_in_thread_or_here
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.xen.memory import Memory
 from displbe.xen.port import GuestBuffer, HypervisorError
 
-from .conn import Proxy
+from .conn import Connection, Proxy
 from .link import Link
 from .settings import WaylandSettings
 
@@ -144,7 +147,7 @@ class WaylandBuffer(SinkBuffer):
         self.state = BufferState.NEW
         self.wl: Proxy = None
         """The wl_buffer; None: there is none."""
-        self.view: memoryview | None = None
+        self.memory: Memory | None = None
         """The guest's pages; None: they are not mapped in this process."""
         self.is_dmabuf = False
         """Whether the wl_buffer is a dma-buf, also of a closed buffer."""
@@ -185,11 +188,11 @@ class WaylandBuffer(SinkBuffer):
         """Return whether a part is the whole framebuffer."""
         return part == Part(0, 0, self.geometry.width, self.geometry.height)
 
-    async def map(self) -> memoryview:
-        """Return the guest's pages. Raises SinkError."""
-        if self.view is None:
-            self.view = await view_of(self.pages)
-        return self.view
+    async def map(self) -> Memory:
+        """Return the guest's pages, to be borrowed. Raises SinkError."""
+        if self.memory is None:
+            self.memory = await memory_of(self.pages)
+        return self.memory
 
     async def wait_decided(self) -> None:
         """Wait until the compositor has accepted or refused the buffer."""
@@ -249,7 +252,7 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
             refusal = history.refusal(way) or buffer.refusals.get(way)
             if refusal:
                 raise Unsuitable(refusal)
-            wl = await work(link, buffer, settings.dmabuf)
+            wl = await work(link, buffer, settings)
         except (Unsuitable, HypervisorError) as error:
             reasons.append(f"no {way.value}: {error}")
         except BaseException:  # CompositorLost, or cancelled because of it
@@ -266,22 +269,31 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
     buffer.accept(way, wl, "; ".join(reasons))
 
 
-async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
+def _check_sendable(conn: Connection, fd: int) -> None:
+    """Check that a file can be sent to the compositor. Raises Unsuitable."""
+    try:
+        conn.check_sendable(fd)
+    except OSError as error:
+        raise Unsuitable(shortage(error)) from error
+
+
+async def _import_dmabuf(link: Link, buffer: WaylandBuffer, settings: WaylandSettings) -> Proxy:
     """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
 
     This uses zwp_linux_buffer_params_v1.create, never create_immed: a refused import by the latter may end the connection.
     """
     geometry, formats, conn = buffer.geometry, link.dmabuf_formats, link.conn
-    if dmabuf == "never":
+    if settings.dmabuf == "never":
         raise Unsuitable("disabled by the configuration")
     if formats is None or link.viewporter is None:
         raise Unsuitable("the compositor does not offer linux-dmabuf and viewporter")
-    if dmabuf == "auto" and formats.no_gpu:
+    if settings.dmabuf == "auto" and formats.no_gpu:
         raise Unsuitable(formats.no_gpu)
     code = FORMATS[geometry.fourcc].opaque
     if not formats.takes(code):
         raise Unsuitable(f"the compositor does not import {fourcc_name(code)}")
     fd = await buffer.pages.dmabuf()
+    _check_sendable(conn, fd)
     params = conn.keep(link.dmabuf.create_params())
     modifier = formats.modifier(code)
     params.add(fd, 0, geometry.offset, geometry.stride, modifier >> 32, modifier & 0xFFFFFFFF)
@@ -304,9 +316,16 @@ async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Prox
     return made[0]
 
 
-async def _import_shm(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
-    """Share the guest's pages as a wl_shm pool and return the wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost."""
+async def _import_shm(link: Link, buffer: WaylandBuffer, settings: WaylandSettings) -> Proxy:
+    """Share the guest's pages as a wl_shm pool and return the wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
+
+    The file of the pool is gntdev's. The kernel does not ask who uses it: whoever has it can map, or copy from and to, every page that
+    any guest grants to this domain (drivers/xen/gntdev.c, gntdev_ioctl_map_grant_ref, gntdev_ioctl_grant_copy), and nothing can take
+    that away from the file. So the operator must have said that the compositor is trusted that far.
+    """
     geometry, conn = buffer.geometry, link.conn
+    if not settings.trust_compositor:
+        raise Unsuitable("the compositor would reach every page granted to this domain; trust-compositor allows it")
     number = shm_format(link, geometry.fourcc)
     if link.viewporter is None:
         raise Unsuitable("the compositor does not offer viewporter")
@@ -322,9 +341,12 @@ async def _import_shm(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
     try:
         if start + buffer.pages.size > LARGEST:
             raise Unsuitable("too large for wl_shm")
+        _check_sendable(conn, fd)
         pool = conn.keep(link.shm.create_pool(fd, start + buffer.pages.size))
     finally:
-        os.close(fd)
+        # If the compositor did not get it, this close gives thousands of grants back.
+        with trio.CancelScope(shield=True):
+            await run_in_thread_or_here(os.close, fd)
     wl = conn.keep(
         pool.create_buffer(start + geometry.offset, geometry.width, geometry.height, geometry.stride, number)
     )

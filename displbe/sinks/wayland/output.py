@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import shortage
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.redraw import RedrawWatch
 from displbe.wire.errors import Errno
@@ -35,6 +36,8 @@ __all__ = ["WaylandOutput"]
 
 ATTACH_PATIENCE: Final = 1.0
 """Maximum seconds that a guest's request waits for the compositor to accept its buffer. The guest expects the response within 3 s."""
+SHORT: Final = 1.0
+"""Seconds after which copying is tried again when there was no memory, file or thread for it."""
 RELEASE_PATIENCE: Final = 4.0
 """Maximum seconds that a guest's request waits for the compositor to release its pages. The guest itself gives up after 3 s."""
 
@@ -56,6 +59,8 @@ class WaylandOutput(Output):
         """The framebuffer that the guest shows."""
         self._part: Part | None = None
         """The part of the framebuffer that the guest shows; None: the output is off."""
+        self._obstacle = ""
+        """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
         self._reported = (False, "off")
         """Whether the log says that the guest's picture is on the screen, and why it is not."""
         self._digest = FrameDigest()
@@ -115,7 +120,7 @@ class WaylandOutput(Output):
             if not await self._guest.imports.take_back(buffer, RELEASE_PATIENCE):
                 event = "the compositor does not respond, and may still map pages that the guest takes back"
                 self._say(event, level="error")
-            buffer.view = None
+            buffer.memory = None
 
     # Switching on and off
 
@@ -129,6 +134,7 @@ class WaylandOutput(Output):
         self._current, self._part = buffer, part
         self.show()
         self.on_changed()
+        self.window.follow_guest()
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
@@ -136,12 +142,14 @@ class WaylandOutput(Output):
             await trio.lowlevel.checkpoint()
             return
         self._current = self._part = None
+        self._obstacle = ""
         await self._copying.finished()
         if self.surface.attached is not None:
             self.surface.blacken()
         self._copying.close_pools()
         self._flip.end()
         self.on_changed()
+        self.window.follow_guest()
         await trio.lowlevel.checkpoint()
 
     async def release(self) -> None:
@@ -171,6 +179,11 @@ class WaylandOutput(Output):
         """Forget the frames of a connection that is gone, and of which the surface is forgotten."""
         self._copying.close_pools()
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the guest has its screen on."""
+        return self._part is not None
+
     # Darkness
 
     def _darkness(self) -> str:
@@ -180,6 +193,8 @@ class WaylandOutput(Output):
         current = self._current
         if current is not None and current.failure is not None:
             return str(current.failure)
+        if self._obstacle:
+            return self._obstacle
         if self.surface.attached is None and self.surface.is_ready and self.surface.is_visible:
             if current is None:
                 return "the guest has removed the framebuffer that it showed"
@@ -249,7 +264,8 @@ class WaylandOutput(Output):
         reported = is_visible and not surface.is_unreported
         if surface.gate.passes(link.conn, reported=reported):
             if buffer.state is BufferState.COPY:
-                self._copy(link, buffer, part)
+                if not self._copy(link, buffer, part):
+                    return False
             else:
                 self._commit(buffer, part, self._flip.serial)
             if not reported:
@@ -260,13 +276,31 @@ class WaylandOutput(Output):
         """Commit a frame of the flip with this serial number."""
         self.surface.commit(frame, part, serial)
         self._copying.close_old_pools()
+        self._obstacle = ""
 
     # Copying
 
-    def _copy(self, link: Link, buffer: WaylandBuffer, part: Part) -> None:
-        """Copy the frame in the thread; `_on_copied` commits it."""
-        if not self._copying.start(link, buffer, part, self._flip.serial):
+    def _copy(self, link: Link, buffer: WaylandBuffer, part: Part) -> bool:
+        """Copy the frame in the thread; `_on_copied` commits it. Return False if there are no resources for it. The surface then keeps the
+        frame that it has.
+        """
+        try:
+            started = self._copying.start(link, buffer, part, self._flip.serial, self.copies)
+        except OSError as error:
+            self._obstacle = f"the frame cannot be copied: {shortage(error)}"
+            self.on_changed()
+            if not self._copying.is_short:
+                self._copying.is_short = True
+                self._guest.tasks.start_soon(self._try_copying_again)
+            return False
+        if not started:
             self._guest.tasks.start_soon(self._show_after_copying, buffer)
+        return True
+
+    async def _try_copying_again(self) -> None:
+        await trio.sleep(SHORT)
+        self._copying.is_short = False
+        self.show()
 
     async def _show_after_copying(self, buffer: WaylandBuffer) -> None:
         """Show a frame of another shape when the frames of the old one have been copied."""

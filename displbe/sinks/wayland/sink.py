@@ -16,6 +16,8 @@ from displbe.sinks.window_queue import WindowQueue, same_name
 from .buffers import DmabufHistory
 from .client import Client
 from .conn import Connection, connect
+from .extensions import without_effect
+from .link import EXTENSIONS
 from .output import WaylandOutput
 from .settings import WaylandSettings
 from .window import ivi_id
@@ -40,7 +42,7 @@ class WaylandSink(Sink):
 
     def __init__(self, settings: WaylandSettings, opened: Callable[[str], Connection] = connect) -> None:
         self.settings = settings
-        self.wants_shared = settings.zero_copy != "off"
+        self.wants_shared = settings.zero_copy != "off" and settings.trust_compositor
         self._seats = self.seats = Seats()
         self.clients: dict[Claimant, Client] = {}
         self._path = socket_path(settings.display)
@@ -70,9 +72,12 @@ class WaylandSink(Sink):
             "linux-dmabuf": link.dmabuf,
             "viewporter": link.viewporter,
             "presentation-time": link.presentation,
+            **{name: link.extensions.get(interface) for interface, name in EXTENSIONS.items()},
         }
         words = [f"{name}: {'no' if proxy is None else 'yes'}" for name, proxy in offers.items()]
-        return {"compositor": ", ".join(words)}
+        useless = without_effect(link, self.settings)
+        more = {f"option {name}": f"without effect: {reason}" for name, reason in useless.items()}
+        return {"compositor": ", ".join(words), **more}
 
     # Windows
 

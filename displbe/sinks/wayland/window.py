@@ -14,10 +14,10 @@ import structlog
 from displbe.ops.text import escape
 from displbe.sinks.base import DeviceConnector, OutputUnavailable
 from displbe.sinks.flip import Flip
-from displbe.sinks.seat import SeatEvent
-from displbe.sinks.window_seat import WindowSeat
+from displbe.sinks.seat import KeyboardEnter, SeatEvent
 from displbe.wire.xs import parse_number
 
+from .extensions import SurfaceOptions
 from .guest import WaylandGuest
 from .role import NoRole, RoleOptions
 from .surface import SurfaceState, WaylandSurface
@@ -35,6 +35,10 @@ WAY_OUT: Final = "show it on the desktop (it may be minimised, covered, or witho
 
 class Contents(Protocol):
     """The frames that a connected guest shows in a window."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the guest has its screen on."""
 
     def show(self) -> bool:
         """Give the surface the guest's current frame, if there is one and the surface may be given it."""
@@ -63,7 +67,8 @@ class WaylandWindow:
             self._on_closing,
             self._on_changed,
         )
-        self.seat = WindowSeat(guest.seats, connector.claimant.domid, connector.name)
+        self.seat = guest.seats.window(connector.claimant.domid, connector.name)
+        self.seat.on_change = self.follow_guest
         self._guest = guest
         self._contents: Contents | None = None
         """The frames of the connected guest; None: no guest is connected to this window."""
@@ -77,11 +82,13 @@ class WaylandWindow:
         """Show these frames: the guest has connected."""
         self._contents = contents
         self.seat.attach()
+        self.follow_guest()
 
     def detach(self) -> None:
         """Stay black: the guest's connection has ended."""
         self._contents = None
         self.seat.detach()
+        self.follow_guest()
 
     @property
     def is_attached(self) -> bool:
@@ -117,6 +124,7 @@ class WaylandWindow:
         if self._guest.link is not None:
             self._guest.link.leave(self)
         self.seat.detach()
+        self.seat.close()
         self.surface.close(SurfaceState.CLOSED)
 
     def outputs_changed(self) -> None:
@@ -125,6 +133,7 @@ class WaylandWindow:
         if link is not None:
             self.flip.period = link.outputs.period
             self.surface.move(link.outputs.find(self._wl_output_name))
+            self.follow_guest()
 
     @property
     def _wl_output_name(self) -> str:
@@ -148,14 +157,18 @@ class WaylandWindow:
             settings.app_id.format(**names),
             ivi_id(connector.name, settings.surfaces),
             settings.scale,
+            settings.pixels,
+            settings.decorations,
         )
+        more = SurfaceOptions(options.title, settings.inhibit_idle, settings.inhibit_shortcuts)
         try:
-            self.surface.open(link, options, link.outputs.find(self._wl_output_name))
+            self.surface.open(link, options, more, link.outputs.find(self._wl_output_name))
         except NoRole as error:
             self.refusal = str(error)
             self._log.warning("window not opened", reason=self.refusal)
         else:
             self.refusal = ""
+        self.follow_guest()
 
     def darkness(self) -> str:
         """Return why no frame of a guest can be seen in the window, and the way out; empty: a frame of the guest is on the screen."""
@@ -232,6 +245,27 @@ class WaylandWindow:
     def tell(self, event: SeatEvent) -> None:
         """Pass an event of a seat to the guest."""
         self.seat.tell(event)
+        if isinstance(event, KeyboardEnter) and self.surface.extensions is not None:
+            self.surface.extensions.on_keyboard_enter()
+
+    @property
+    def draws_cursor(self) -> bool:
+        """Whether the guest draws a cursor of its own over the surface. It draws nothing while its screen is off."""
+        policy = self._guest.settings.cursor
+        return self._is_on and (self.seat.takes_pointer if policy == "auto" else policy == "hide")
+
+    @property
+    def _is_on(self) -> bool:
+        return self._contents is not None and self._contents.is_on
+
+    def follow_guest(self) -> None:
+        """Follow the guest: its screen is on or off, and it takes pointer and keyboard or not. Follow the compositor's seats."""
+        link, extensions = self._guest.link, self.surface.extensions
+        if extensions is not None:
+            extensions.inhibit_idle(self._is_on)
+            extensions.inhibit_shortcuts(self.seat.takes_keyboard)
+        if link is not None:
+            link.update_cursor(self)
 
 
 def ivi_id(name: str, surfaces: Mapping[str, int]) -> int | None:

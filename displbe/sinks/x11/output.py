@@ -13,8 +13,9 @@ from typing import Final
 import structlog
 import trio
 
+from displbe.ops.log import SparseLog
 from displbe.ops.text import escape
-from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, view_of
+from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.flip import Flip, FlipState
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
@@ -60,6 +61,7 @@ class X11Output(Output):
         self._desktop = desktop
         self._on_release = on_release
         self._log = structlog.get_logger("displbe.x11").bind(connector=name, domid=claimant.domid, guest=claimant.name)
+        self._say = SparseLog(self._log)
         self._guest = escape(claimant.name) or str(claimant.domid)
         self._painter = painter
         painter.attach(self)
@@ -70,7 +72,7 @@ class X11Output(Output):
         server = self._desktop.server
         if geometry.fourcc not in (LAYOUTS if server is None else server.formats):
             raise SinkError(Errno.EINVAL, f"the X server cannot show {fourcc_name(geometry.fourcc)}")
-        return Frame(await view_of(buffer), geometry, self._forget)
+        return Frame(await memory_of(buffer), geometry, self._forget, self.copies)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, Frame)
@@ -121,18 +123,31 @@ class X11Output(Output):
 
     # The state
 
+    def on_monitors(self) -> None:
+        """Take note that the server has other monitors."""
+        if self.state in (OutputState.SHOWN, OutputState.STALLED):
+            self._enter(self.state)
+
     def _enter(self, state: OutputState) -> None:
         self.state = state
         match state:
             case OutputState.OFF:
                 self.path, self.reason = "", "off"
             case OutputState.UNSEEN:
-                self.path, self.reason = "", "there is no X server: the window opens when it is back"
-                if self._desktop.server is not None:
-                    self.reason = f"the window is closed or iconified: displbectl reopen {self._guest} opens it again"
+                self.path, self.reason = "", self._unseen_because()
                 self.page_flip.end_at_refresh()
             case OutputState.SHOWN | OutputState.STALLED:
                 self.path, self.reason = Frame.path, Frame.reason
+                if complaint := self._painter.complaint:
+                    self.reason += f"; {complaint}"
+                    self._say("monitor missing", complaint)
+
+    def _unseen_because(self) -> str:
+        if self._desktop.server is None:
+            return "there is no X server: the window opens when it is back"
+        if obstacle := self._painter.obstacle:
+            return f"the frame cannot be copied: {obstacle}"
+        return f"the window is closed or iconified: displbectl reopen {self._guest} opens it again"
 
     def on_visibility(self) -> None:
         """Take note: the window has become visible or hidden, or the server has come or gone."""

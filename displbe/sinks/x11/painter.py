@@ -15,9 +15,11 @@ import structlog
 import trio
 import xcffib
 
-from displbe.sinks.base import DeviceConnector, Geometry, Part, SinkBuffer
+from displbe.shortage import shortage
+from displbe.sinks.base import CopyMemory, DeviceConnector, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.window_seat import WindowSeat
+from displbe.threads import run_in_thread
+from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -36,9 +38,17 @@ class Frame(SinkBuffer):
     path = "copy"
     reason = "X servers cannot map guest pages"
 
-    def __init__(self, view: memoryview, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
-        self.view = view
+    def __init__(
+        self,
+        memory: Memory,
+        geometry: Geometry,
+        forget: Callable[[Frame], Awaitable[None]],
+        copies: CopyMemory = CopyMemory(),  # noqa: B008
+    ) -> None:
+        self.memory = memory
         self.geometry = geometry
+        self.copies = copies
+        """What is charged for the memory of copies."""
         self._forget = forget
 
     async def aclose(self) -> None:
@@ -50,6 +60,9 @@ class Viewer(Protocol):
 
     def on_visibility(self) -> None:
         """Take note that the window has become visible or hidden, or that the server has come or gone."""
+
+    def on_monitors(self) -> None:
+        """Take note that the server has other monitors."""
 
     def on_read(self, serial: int | None) -> None:
         """Take note that the server has read the frame of the flip with this serial number, or has it already, or cannot show its format.
@@ -70,19 +83,23 @@ class WindowWish(enum.Enum):
 class Painter:
     """Keeps a connector's window on the current X server and draws the guest's newest frame into it.
 
-    It has sixteen attributes: the window, the guest's frame in it, and the task.
+    The window fills the monitor that `[x11.outputs]` names for the connector.
+
+    It has seventeen attributes: the window, the guest's frame in it, the obstacle for the output's `reason`, and the task.
     """
 
     def __init__(self, desktop: Desktop, connector: DeviceConnector) -> None:
-        claimant = connector.claimant
         self.wish = WindowWish.OPEN
         self.newest_serial = 0
         """The serial number of the newest flip, over all connections of the guest."""
+        self.obstacle = ""
+        """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
         self._desktop = desktop
-        self._title = f"{claimant.name or f'guest {claimant.domid}'}: {connector.name}"
+        self._connector = connector
         self._size = connector.width, connector.height
         """The size of a new window: that of the newest picture, at first the connector's."""
-        self._seat = WindowSeat(desktop.seats, claimant.domid, connector.name)
+        self._seat = desktop.seats.window(connector.claimant.domid, connector.name)
+        self._seat.on_change = self._on_seat_change
         self._viewer: Viewer | None = None
         """The output of the connected guest; None: the guest is not connected."""
         self._log = structlog.get_logger("displbe.x11").bind(window=self._title)
@@ -99,6 +116,11 @@ class Painter:
         self._copying = trio.Lock()
         """Held while a worker thread reads a frame."""
         self._scope = trio.CancelScope()
+
+    @property
+    def _title(self) -> str:
+        claimant = self._connector.claimant
+        return f"{claimant.name or f'guest {claimant.domid}'}: {self._connector.name}"
 
     def attach(self, viewer: Viewer) -> None:
         """Show the frames of this output: the guest has connected."""
@@ -117,13 +139,18 @@ class Painter:
 
     @property
     def visible(self) -> bool:
-        """Whether the window is on the screen."""
-        return self._window is not None and self._window.state is WindowState.VISIBLE
+        """Whether the window is on the screen and frames can be copied into it."""
+        return self._window is not None and self._window.state is WindowState.VISIBLE and not self.obstacle
 
     @property
     def is_unread(self) -> bool:
         """Whether the server has not read the frame that it was last told to read."""
         return self._window is not None and self._window.is_unread
+
+    @property
+    def complaint(self) -> str:
+        """Why the window is not where the configuration wants it; empty: it is, or there is no window."""
+        return self._window.complaint if self._window is not None else ""
 
     # Called by the output, without waiting
 
@@ -165,6 +192,16 @@ class Painter:
                 self._log.debug("X server lost", reason=str(error))
         self.wake()
 
+    def follow_monitors(self) -> None:
+        """Follow the server's monitors: they have changed."""
+        if self._window is not None:
+            try:
+                self._window.follow_monitors()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
+        if self._viewer is not None:
+            self._viewer.on_monitors()
+
     def wake(self) -> None:
         """Wake the task: there may be something to draw."""
         self._wanted.set()
@@ -183,7 +220,15 @@ class Painter:
 
     def stop(self) -> None:
         """End `run`, now or as soon as it starts: the device is gone."""
+        self._seat.close()
         self._scope.cancel()
+
+    def _on_seat_change(self) -> None:
+        if self._window is not None and not self._window.is_gone:
+            try:
+                self._window.follow_seat()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
 
     # The task
 
@@ -194,7 +239,8 @@ class Painter:
                 await self._draw()
         finally:
             if self._window is not None:
-                self._window.close()
+                with trio.CancelScope(shield=True):
+                    await self._window.close()
 
     async def _draw(self) -> None:
         while True:
@@ -209,15 +255,20 @@ class Painter:
     async def _update(self) -> bool:
         """Bring the window up to date. Return whether its content has changed."""
         try:
-            window = self._current_window()
+            window = await self._current_window()
             if window is None:
                 return False
             if self._part is None:
-                window.blank()
+                await window.blank()
                 return False
             return window.state is WindowState.VISIBLE and await self._put(window, self._part)
         except xcffib.XcffibException as error:  # Server.serve is about to report it
             self._log.debug("X server lost", reason=str(error))
+            return False
+        except OSError as error:
+            self._meet(shortage(error))
+            await trio.sleep(AFTER_ERROR)
+            self.wake()
             return False
         except Exception:  # a bug here must end neither the sink nor the guest
             self._log.exception("cannot draw into the window")
@@ -230,9 +281,12 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part) and await trio.to_thread.run_sync(
-                window.copy, frame.view, frame.geometry, part
-            )
+            try:
+                prepared = await window.prepare(frame.geometry.fourcc, part, frame.copies)
+                changed = prepared and await run_in_thread(window.copy, frame.memory, frame.geometry, part)
+            except Unmapped:  # the guest has taken the frame back
+                return False
+        self._meet("")
         if changed and not window.is_gone:
             await window.put()
         if self._serial == serial:
@@ -241,20 +295,31 @@ class Painter:
             self._viewer.on_read(serial)
         return changed
 
-    def _current_window(self) -> Window | None:
+    def _meet(self, obstacle: str) -> None:
+        """Take note of what keeps the frame from being copied; empty: nothing does."""
+        if obstacle != self.obstacle:
+            self.obstacle = obstacle
+            if obstacle:
+                self._log.warning("the frame cannot be copied: trying again", reason=obstacle)
+            if self._viewer is not None:
+                self._viewer.on_visibility()
+
+    async def _current_window(self) -> Window | None:
         """Return the window on the current server; make it if there is none. None: there is no server, or the user has taken the window
         away.
         """
-        server, window = self._desktop.server, self._window
+        window = self._window
         if window is not None and window.state is WindowState.DESTROYED:
             self._window = None
-            window.close()
-        elif window is not None and window.server is not server:
-            window.forget()
+            await window.close()
+        elif window is not None and window.server is not self._desktop.server:
             self._window = None
+            await window.forget()
+        server = self._desktop.server
         if self._window is None and server is not None and self.wish is WindowWish.OPEN:
             settings = self._desktop.settings
-            self._window = Window(server, self._title, self._size, settings, self._seat.tell, self._changed)
+            monitor = settings.outputs.get(self._connector.name, "")
+            self._window = Window(server, self._title, self._size, settings, monitor, self._seat, self._changed)
         return self._window
 
     def _changed(self) -> None:

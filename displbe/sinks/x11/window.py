@@ -6,6 +6,7 @@ draws the pixmap into the window. The last step can be repeated at any time, whe
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Callable
@@ -17,12 +18,15 @@ import xcffib
 import xcffib.render
 import xcffib.xproto as x
 
-from displbe.sinks.base import Geometry, Part
+from displbe.sinks.base import CopyMemory, Geometry, Part
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
-from displbe.sinks.seat import SeatEvent
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.sinks.seat import WindowSeat
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, close_in_thread
 
+from .cursor import WindowCursor
+from .keyboard_grab import KeyboardGrab
+from .placement import WindowPlacement
 from .server import Event, PixelFormat, Server
 from .settings import X11Settings
 from .window_input import Area, WindowInput
@@ -45,8 +49,6 @@ EVENTS: Final = (
 )
 ICONIC_STATE: Final = 3
 """IconicState of WM_CHANGE_STATE (ICCCM 4.1.4)."""
-FIXED_SIZE: Final = 0x30
-"""PMinSize and PMaxSize of WM_NORMAL_HINTS."""
 MAX_FIXED: Final = 0x7FFFFFFF
 """The largest number in RENDER's FIXED (16.16)."""
 INPUT_HINT: Final = 1
@@ -85,10 +87,20 @@ def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) 
 
 
 class _Canvas:
-    """The resources for frames of one size and format: the shared memory, and the server's pixmap and picture."""
+    """The resources for frames of one size and format: the shared memory, and the server's pixmap and picture.
+
+    Raises OSError if there is no memory or no file for them, or if the guest, whom `copies` charges, has too many.
+    """
 
     def __init__(
-        self, server: Server, window: int, kind: PixelFormat, width: int, height: int, on_read: Callable[[], None]
+        self,
+        server: Server,
+        window: int,
+        kind: PixelFormat,
+        width: int,
+        height: int,
+        copies: CopyMemory,
+        on_read: Callable[[], None],
     ) -> None:
         self.shape = kind, width, height
         self.row = width * kind.pixel_size
@@ -96,12 +108,17 @@ class _Canvas:
         self.stride = -(-self.row // 4) * 4  # X pads rows to 32 bits
         self._server = server
         size = -(-self.stride * height // PAGE_SIZE) * PAGE_SIZE
-        fd = sealed_memfd(size)
-        try:
-            self.segment = server.attach(fd)
-            self.memory = Mapping(fd, [(0, size)], writable=True)
-        finally:
-            os.close(fd)
+        with contextlib.ExitStack() as undo:
+            self._uncharge = copies.charge(size)
+            undo.callback(self._uncharge)
+            fd = sealed_memfd(size)
+            try:
+                self.memory = Mapping(fd, [(0, size)], writable=True)
+                undo.callback(self.memory.close)
+                self.segment = server.attach(fd)
+            finally:
+                os.close(fd)
+            undo.pop_all()
         server.on_read[self.segment] = on_read
         self.pixmap, self.gc, self.picture = server.new_id(), server.new_id(), server.new_id()
         server.core.CreatePixmap(kind.depth, self.pixmap, window, width, height)
@@ -120,25 +137,31 @@ class _Canvas:
             self.pixmap, self.gc, *whole, kind.depth, x.ImageFormat.ZPixmap, True, self.segment, 0
         )
 
-    def free(self) -> None:
-        """Free the resources here and on the server. No worker thread may be copying."""
-        self.forget()
-        self._server.render.FreePicture(self.picture)
-        self._server.core.FreeGC(self.gc)
-        self._server.core.FreePixmap(self.pixmap)
-        self._server.shm.Detach(self.segment)
+    async def free(self) -> None:
+        """Free the resources here and on the server."""
+        try:
+            self._server.render.FreePicture(self.picture)
+            self._server.core.FreeGC(self.gc)
+            self._server.core.FreePixmap(self.pixmap)
+            self._server.shm.Detach(self.segment)
+        finally:
+            await self.forget()
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """Free the resources here only: the connection is lost."""
         self._server.on_read.pop(self.segment, None)
-        self.memory.close()
+        try:
+            await close_in_thread(self.memory.close)
+        finally:
+            self._uncharge()
 
 
 class Window:
-    """A window on one connection. When the connection is lost, call `lose` at once, and `forget` when no worker thread copies any more.
+    """A window on one connection. When the connection is lost, call `lose` at once, and then `forget`.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible, and when it no longer is. Methods raise
-    xcffib.XcffibException when the connection is lost, unless they say otherwise.
+    Input events go to `seat`. `on_visibility` is called when the window becomes visible, and when it no longer is. The window fills the
+    monitor of the name `monitor`, if it is not empty. Methods raise xcffib.XcffibException when the connection is lost, unless they say
+    otherwise.
     """
 
     def __init__(
@@ -147,7 +170,8 @@ class Window:
         title: str,
         size: tuple[int, int],
         settings: X11Settings,
-        tell: Callable[[SeatEvent], None],
+        monitor: str,
+        seat: WindowSeat,
         on_visibility: Callable[[], None],
     ) -> None:
         self.server = server
@@ -156,7 +180,7 @@ class Window:
         """Width and height on the screen, in pixels."""
         self._settings = settings
         self._on_visibility = on_visibility
-        self._input = WindowInput(tell, self._area)
+        self._input = WindowInput(seat.tell, self._area)
         self._canvas: _Canvas | None = None
         """The resources for the current frames; None: the window is black."""
         self._scaled_for: object = None
@@ -167,6 +191,9 @@ class Window:
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
+        self._cursor = WindowCursor(server, self.id, seat, settings.cursor)
+        self._grab = KeyboardGrab(server, self.id, seat, settings.inhibit_shortcuts)
+        self._placement = WindowPlacement(server, self.id, settings, monitor)
         self._create(title)
 
     def _create(self, title: str) -> None:
@@ -185,15 +212,18 @@ class Window:
         protocols = [atoms["WM_DELETE_WINDOW"], atoms["_NET_WM_PING"]]
         server.set_property(self.id, atoms["WM_PROTOCOLS"], x.Atom.ATOM, protocols)
         server.on_event[self.id] = self._handle
-        self._resize(self.size)
+        self._placement.resize(self.size)
         self.show()
 
-    def _resize(self, size: tuple[int, int]) -> None:
-        """Ask for this size, which is the size of the guest's picture. The window manager decides."""
-        if self._settings.scale == "none":
-            hints = [FIXED_SIZE, 0, 0, 0, 0, *size, *size, *(0,) * 9]
-            self.server.set_property(self.id, x.Atom.WM_NORMAL_HINTS, x.Atom.WM_SIZE_HINTS, hints)
-        self.server.core.ConfigureWindow(self.id, x.ConfigWindow.Width | x.ConfigWindow.Height, list(size))
+    @property
+    def complaint(self) -> str:
+        """Why the window is not where the configuration wants it; empty: it is."""
+        return self._placement.complaint
+
+    def follow_monitors(self) -> None:
+        """Follow the monitors: they have changed."""
+        if not self.is_gone:
+            self._placement.follow(mapped=self.state is not WindowState.WITHDRAWN)
 
     def show(self) -> None:
         """Map the window, unless it is mapped already. An iconified one becomes a window again. Nothing that a guest does may call this:
@@ -203,12 +233,11 @@ class Window:
             return
         if self.state is WindowState.WITHDRAWN:
             self.state = WindowState.HIDDEN
-            if self._settings.fullscreen:
-                # Set each time, because a window manager removes _NET_WM_STATE when a window is withdrawn (EWMH).
-                atoms = self.server.atoms
-                state = [atoms["_NET_WM_STATE_FULLSCREEN"]]
-                self.server.set_property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
-        self.server.core.MapWindow(self.id)
+            self._placement.before_map()
+            self.server.core.MapWindow(self.id)
+            self._placement.after_map()
+        else:
+            self.server.core.MapWindow(self.id)
         self.server.flush()
 
     @property
@@ -226,6 +255,10 @@ class Window:
         before, self.state = self.state, state
         if state is not WindowState.VISIBLE:
             self._input.leave()
+            if not self.is_gone:
+                self._grab.leave()
+        if not self.is_gone:
+            self._follow_picture()
         if (before is WindowState.VISIBLE) != (state is WindowState.VISIBLE) or self.is_taken_away:
             self._on_visibility()
 
@@ -236,27 +269,35 @@ class Window:
         """Whether the server has not read the last frame that was put."""
         return not self._read.is_set()
 
-    def prepare(self, code: int, part: Part) -> bool:
-        """Prepare for frames of this DRM format and size. Return False if the server does not support the format."""
+    async def prepare(self, code: int, part: Part, copies: CopyMemory) -> bool:
+        """Prepare for frames of this DRM format and size. Return False if the server does not support the format.
+
+        Raises OSError if there is no memory or no file for them, or if the guest, whom `copies` charges, has too many.
+        """
         kind = self.server.formats.get(code)
         if kind is None:
             return False
         shape = kind, part.width, part.height
         if self._canvas is None or self._canvas.shape != shape:
-            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, self._on_read)
+            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, copies, self._on_read)
             if before is not None:
-                before.free()
-                self._resize((part.width, part.height))
+                await before.free()
+                self._placement.resize((part.width, part.height))
+            self.follow_seat()
         return True
 
-    def copy(self, view: memoryview, geometry: Geometry, part: Part) -> bool:
-        """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; sends no request."""
+    def copy(self, memory: Memory, geometry: Geometry, part: Part) -> bool:
+        """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; sends no request.
+
+        Raises Unmapped.
+        """
         canvas = self._canvas
         assert canvas is not None
-        frame = frame_rows(geometry, part), view, canvas.memory.view, canvas.stride
-        if not canvas.empty and same_frame(*frame):
-            return False
-        copy_frame(*frame)
+        with memory.borrow() as view, canvas.memory.borrow() as target:
+            frame = frame_rows(geometry, part), view, target, canvas.stride
+            if not canvas.empty and same_frame(*frame):
+                return False
+            copy_frame(*frame)
         canvas.empty = False
         return True
 
@@ -270,14 +311,27 @@ class Window:
         self.server.flush()
         await self._read.wait()
 
-    def blank(self) -> None:
+    async def blank(self) -> None:
         """Make the window black: the guest has switched its screen off."""
         if self._canvas is not None:
             canvas, self._canvas = self._canvas, None
-            canvas.free()
+            await canvas.free()
             if not self.is_gone:
                 self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
+                self.follow_seat()
             self.server.flush()
+
+    def follow_seat(self) -> None:
+        """Follow the guest: it takes pointer and keyboard or not, and has a picture or not."""
+        self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)
+        self._grab.update()
+        self._follow_picture()
+
+    def _follow_picture(self) -> None:
+        """Keep the screen on while the guest's picture is on it, if so configured."""
+        if self._settings.inhibit_idle:
+            seen = self._canvas is not None and self.state is WindowState.VISIBLE
+            self.server.screen_saver.keep_on(self.id, seen)
 
     def _area(self) -> Area:
         """Return where the picture lies in the window."""
@@ -329,6 +383,8 @@ class Window:
                 self._handle_message(event)
             case _ if self.state is WindowState.VISIBLE:
                 self._input.handle(event)
+                self._grab.handle(event)
+                self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)
 
     def _on_read(self) -> None:
         self.server.answered(self)
@@ -356,29 +412,31 @@ class Window:
 
     # The end
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Destroy the window. Raises nothing: the connection may be lost."""
         canvas, self._canvas = self._canvas, None
         try:
             if canvas is not None:
-                canvas.free()
+                await canvas.free()
+            self._cursor.free()
             if self.state is not WindowState.DESTROYED:  # its picture is destroyed with it
+                self.server.screen_saver.keep_on(self.id, False)
                 self.server.render.FreePicture(self._picture)
                 self.server.core.DestroyWindow(self.id)
             self.server.flush()
         except xcffib.XcffibException as error:
             self._log.debug("window not destroyed: the X server is lost", reason=str(error))
-        self.forget()
+        await self.forget()
 
     def lose(self) -> None:
         """Take note that the connection is lost. `put` then returns."""
         self._enter(WindowState.LOST)
         self._on_read()
 
-    def forget(self) -> None:
-        """Free this process's resources. No worker thread may be copying."""
+    async def forget(self) -> None:
+        """Free this process's resources."""
         self.lose()
         self.server.on_event.pop(self.id, None)
-        if self._canvas is not None:
-            self._canvas.forget()
-            self._canvas = None
+        canvas, self._canvas = self._canvas, None
+        if canvas is not None:
+            await canvas.forget()

@@ -19,6 +19,7 @@ from displbe.sinks.x11.painter import Frame, Painter
 from displbe.sinks.x11.server import Server
 from displbe.sinks.x11.settings import X11Settings
 from displbe.wire.formats import fourcc
+from displbe.xen.memory import Memory
 
 PERIOD = 0.02
 WHOLE = Part(0, 0, 4, 2)
@@ -33,8 +34,10 @@ class StandIn:
         self.desktop = desktop
         self.newest_serial = 0
         self.viewer: Any = None
+        self.complaint = ""
         self.visible = False
         self.is_unread = False
+        self.obstacle = ""
         self.serial = 0
         self.frame: Frame | None = None
 
@@ -86,7 +89,7 @@ class Rig:
         self.ended: list[int] = []
         self.output.flipped = self.ended.append
         geometry = Geometry(4, 2, fourcc("XR24"), 16, 0)
-        self.frame = Frame(memoryview(bytes(32)), geometry, self.output._forget)
+        self.frame = Frame(cast("Memory", object()), geometry, self.output._forget)
 
     def _on_release(self) -> None:
         self.released += 1
