@@ -24,7 +24,7 @@ from displbe.input.evdev.devices import EvdevDevices
 from displbe.input.evdev.nodes import DeviceNodes, SystemNodes
 from displbe.input.focus import InputFocus
 from displbe.input.focus_file import FocusFile
-from displbe.input.guest_input import AutoRepeat
+from displbe.input.key_repeater import AutoRepeat
 from displbe.ops import log
 from displbe.ops.control import Control
 from displbe.ops.lag import LoopLag

@@ -27,7 +27,8 @@ from .connected import ConnectedInput
 from .evdev.devices import EvdevDevices
 from .features import DEFAULT_HEIGHT, DEFAULT_WIDTH
 from .focus import Assignment, Claim, InputFocus
-from .guest_input import AutoRepeat, GuestInput
+from .guest_input import GuestInput
+from .key_repeater import AutoRepeat
 from .published import PAGE_KEYS, has_not_begun, read_display_size, read_features, read_published, read_trusted_node
 from .window_input import window_input
 

@@ -82,8 +82,10 @@ class EventQueue:
             self._wait(Key(pressed, code))
 
     def repeat(self, code: int) -> None:
-        """Repeat a key that is down. A repetition is dropped, not queued, when the page is full."""
-        if self._is_open():
+        """Repeat a key that is down. A repetition is dropped, not queued, while the guest has not taken the events before it: a guest that
+        stood still would get it when the key is up.
+        """
+        if self._is_open() and not self._page.is_waiting():
             self._write_key(code, True)
         else:
             self.dropped += 1

@@ -6,7 +6,8 @@ The compositor decides which window has the focus. The events of the window of a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from displbe.sinks.seat import (
     KeyboardEnter,
@@ -45,18 +46,31 @@ def window_input(seats: Seats, claim: Claim, guest_input: GuestInput) -> Iterato
     with contextlib.ExitStack() as stack:
         for connector in connectors:
             roles = {binding.role for binding in bindings if binding.id == connector}
-            window = _WindowInput(connector, guest_input, roles)
+            window = _WindowInput(partial(seats.settle, claim.domid, connector), connector, guest_input, roles)
             stack.callback(window.leave)
             stack.enter_context(seats.listening(claim.domid, connector, window.handle))
         yield
 
 
+class _WindowSource(InputSource):
+    """The keyboard, pointer or touch screen of a window. `settle` is Seats.settle for this window."""
+
+    def __init__(self, name: str, settle: Callable[[], Awaitable[bool]]) -> None:
+        super().__init__(name, repeats=False)
+        self._settle = settle
+
+    async def settle(self) -> bool:
+        return await self._settle()
+
+
 class _WindowInput:
     """The events of one window. Its keyboard, pointer and touch screen are three sources, since each can leave without the others."""
 
-    def __init__(self, connector: str, guest_input: GuestInput, roles: set[Role]) -> None:
+    def __init__(
+        self, settle: Callable[[], Awaitable[bool]], connector: str, guest_input: GuestInput, roles: set[Role]
+    ) -> None:
         self._keyboard, self._pointer, self._touch = (
-            InputSource(f"{connector} {role.name.lower()}", repeats=False) for role in Role
+            _WindowSource(f"{connector} {role.name.lower()}", settle) for role in Role
         )
         self._guest_input = guest_input
         self._roles = roles

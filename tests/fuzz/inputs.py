@@ -11,7 +11,8 @@ from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, 
 from displbe.input.evdev.decoder import Decoder
 from displbe.input.event_queue import CAPACITY
 from displbe.input.features import Features
-from displbe.input.guest_input import AutoRepeat, GuestInput, InputSource
+from displbe.input.guest_input import GuestInput, InputSource
+from displbe.input.key_repeater import AutoRepeat
 from displbe.input.published import MAX_CONTACTS, MAX_SIZE, read_features, read_published
 from displbe.ops.text import escape
 from displbe.sim.input import InputCore

@@ -43,7 +43,8 @@ from displbe.input.event_codes import (
 from displbe.input.event_queue import CAPACITY, EventQueue
 from displbe.input.features import Features
 from displbe.input.focus import Assignment, Claim, InputFocus
-from displbe.input.guest_input import AutoRepeat, GuestInput, InputSource
+from displbe.input.guest_input import GuestInput, InputSource
+from displbe.input.key_repeater import AutoRepeat
 from displbe.sim.input import InputCore
 from displbe.wire import kbdif
 from displbe.wire.errors import FrontendBroken

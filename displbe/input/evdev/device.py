@@ -180,7 +180,19 @@ class EvdevDevice(InputSource):
         if lost:
             self._log.warning("input events lost: the guest gets the device's present state instead")
             self._decoder.resync(self._snapshot(), self.guest_input, self._roles)
+        self._decoder.repeat(self.guest_input, self._roles)
         return found
+
+    async def settle(self) -> bool:
+        """Pass on the events that the kernel has buffered. Return False when that is impossible."""
+        await trio.lowlevel.checkpoint()
+        try:
+            self._pass_buffered()
+        except OSError:
+            return False  # the device has gone; `_read` notices that too
+        except Exception as error:  # the caller serves a guest, which may have other devices
+            self._fail(error)
+        return not self._is_lost
 
     def _snapshot(self) -> Snapshot:
         """Return the device's present state. Buffered events are older, so they are discarded first. Raises OSError."""
