@@ -38,6 +38,8 @@ class AbsAxis(msgspec.Struct, frozen=True):
 
     minimum: int
     maximum: int
+    resolution: int = 0
+    """Units for each millimetre; 0: the device does not report it."""
 
     def fraction(self, value: int) -> float:
         """Return the position of a value in the range, 0 to 1. The kernel passes on values outside the range; they give less or more."""

@@ -14,7 +14,6 @@ from displbe.input.event_codes import (
     BTN_LEFT,
     BTN_MISC,
     BTN_TASK,
-    BTN_TOOL_PEN,
     BTN_TOUCH,
     EV_ABS,
     EV_KEY,
@@ -118,8 +117,7 @@ class Decoder:
                 self._down.discard(code)
             if code == BTN_TOUCH:
                 self._touch.touch_button(bool(value))
-            if value == 1 and BTN_TOOL_PEN <= code <= BTN_TOUCH:
-                self._pointer.jump = True
+            self._pointer.button(code, bool(value))
         self._pointer.end_frame(guest_input if Role.POINTER in roles else None)
         if guest_input is not None:
             for code, value in keys:

@@ -148,7 +148,7 @@ class SystemNode:
         self.capabilities = Capabilities(
             keys=frozenset(codes.get(EV_KEY, ())),
             rel_axes=frozenset(codes.get(EV_REL, ())),
-            abs_axes={code: AbsAxis(info.min, info.max) for code, info in codes.get(EV_ABS, ())},
+            abs_axes={code: AbsAxis(info.min, info.max, info.resolution) for code, info in codes.get(EV_ABS, ())},
             is_touchpad=INPUT_PROP_POINTER in self._device.input_props(),
         )
         self.repeats = EV_REP in codes
