@@ -70,7 +70,9 @@ class Daemon:
         repeats = AutoRepeat(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )
-        inputs = InputDriver(hypervisor, self.focus, self.evdev, self.sink.seats, guests, repeats)
+        inputs = InputDriver(
+            hypervisor, self.focus, self.evdev, self.sink.seats, guests, repeats, settings.input.locks()
+        )
         self.inputs = Supervisor(hypervisor.store, inputs, self.quotas)
         self._lag = LoopLag()
         self.commands = Commands(

@@ -58,17 +58,29 @@ class InputDriver:
         seats: Seats | None,
         guests: Guests,
         repeats: AutoRepeat | None = None,
+        synced_locks: frozenset[int] = frozenset(),
     ) -> None:
+        """`synced_locks`: the lock keys whose locks guests in windows take over from the desktop."""
         self.guests = guests
         self._hypervisor = hypervisor
         self._focus = focus
         self._evdev = evdev
         self._seats = seats
         self._repeats = repeats or AutoRepeat()
+        self._synced_locks = synced_locks
 
     def open(self, nodes: DeviceNodes, quota: Quota) -> InputDevice:
         """Return the service of a device that was found."""
-        return InputDevice(nodes, self._hypervisor, self._focus, self._evdev, self._seats, self.guests, self._repeats)
+        return InputDevice(
+            nodes,
+            self._hypervisor,
+            self._focus,
+            self._evdev,
+            self._seats,
+            self.guests,
+            self._repeats,
+            self._synced_locks,
+        )
 
 
 class InputDevice:
@@ -83,6 +95,7 @@ class InputDevice:
         seats: Seats | None,
         guests: Guests,
         repeats: AutoRepeat,
+        synced_locks: frozenset[int],
     ) -> None:
         self._nodes = nodes
         self._hypervisor = hypervisor
@@ -91,6 +104,7 @@ class InputDevice:
         self._seats = seats
         self._guests = guests
         self._repeats = repeats
+        self._synced_locks = synced_locks
         self._claim: Claim | None = None
         """The claim to the devices that the guest names; None: it names no device that it may have."""
         self._connected: ConnectedInput | None = None
@@ -247,6 +261,6 @@ class InputDevice:
         claim.guest_input = guest_input
         stack.callback(detach)
         if self._seats is not None:
-            stack.enter_context(window_input(self._seats, claim, guest_input))
+            stack.enter_context(window_input(self._seats, claim, guest_input, self._synced_locks))
         self._focus.changed()
         return stack

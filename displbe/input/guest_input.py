@@ -107,6 +107,13 @@ class GuestInput:
             self.queue.key(code, False)
             self._repeater.stop(code)
 
+    def sync_locks(self, source: InputSource, wanted: dict[int, bool]) -> None:
+        """Tap each of these lock keys whose lock in the guest, as far as it is known, differs from the wanted state."""
+        for code, is_on in wanted.items():
+            if code not in self._holders and (code in self.queue.locks.on) != is_on:
+                self.key(source, code, 1)
+                self.key(source, code, 0)
+
     async def repeat(self) -> None:
         """Repeat keys that are held down on sources that do not repeat them. Runs until cancelled."""
         await self._repeater.run()

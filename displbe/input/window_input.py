@@ -13,6 +13,7 @@ from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -31,6 +32,7 @@ from displbe.sinks.seat import (
 )
 
 from .bindings import Role
+from .event_codes import KEY_CAPSLOCK, KEY_NUMLOCK
 from .focus import Claim
 from .guest_input import GuestInput, InputSource
 from .wheel import WheelDetents
@@ -39,14 +41,17 @@ __all__ = ["window_input"]
 
 
 @contextlib.contextmanager
-def window_input(seats: Seats, claim: Claim, guest_input: GuestInput) -> Iterator[None]:
-    """While the block lasts, give a guest the events of its connectors' windows, in the roles that its bindings name."""
+def window_input(seats: Seats, claim: Claim, guest_input: GuestInput, synced: frozenset[int]) -> Iterator[None]:
+    """While the block lasts, give a guest the events of its connectors' windows, in the roles that its bindings name.
+
+    `synced`: the lock keys whose locks the guest takes over from the desktop.
+    """
     bindings = claim.assignment.bindings
     connectors = dict.fromkeys(binding.id for binding in bindings if not binding.is_device)
     with contextlib.ExitStack() as stack:
         for connector in connectors:
             roles = {binding.role for binding in bindings if binding.id == connector}
-            window = _WindowInput(partial(seats.settle, claim.domid, connector), connector, guest_input, roles)
+            window = _WindowInput(partial(seats.settle, claim.domid, connector), connector, guest_input, roles, synced)
             stack.callback(window.leave)
             stack.enter_context(seats.listening(claim.domid, connector, window.handle))
         yield
@@ -67,13 +72,19 @@ class _WindowInput:
     """The events of one window. Its keyboard, pointer and touch screen are three sources, since each can leave without the others."""
 
     def __init__(
-        self, settle: Callable[[], Awaitable[bool]], connector: str, guest_input: GuestInput, roles: set[Role]
+        self,
+        settle: Callable[[], Awaitable[bool]],
+        connector: str,
+        guest_input: GuestInput,
+        roles: set[Role],
+        synced: frozenset[int],
     ) -> None:
         self._keyboard, self._pointer, self._touch = (
             _WindowSource(f"{connector} {role.name.lower()}", settle) for role in Role
         )
         self._guest_input = guest_input
         self._roles = roles
+        self._synced = synced
         self._wheel = WheelDetents()
         # The pointer's unfinished frame:
         self._position: tuple[float, float] | None = None
@@ -83,7 +94,7 @@ class _WindowInput:
     def handle(self, event: SeatEvent) -> None:
         """Handle one event of a seat."""
         match event:
-            case KeyboardEnter() | KeyboardKey() | KeyboardLeave():
+            case KeyboardEnter() | KeyboardKey() | KeyboardLeave() | KeyboardLocks():
                 if Role.KEYBOARD in self._roles:
                     self._handle_key(event)
             case PointerEnter() | PointerMotion() | PointerButton() | PointerAxis() | PointerFrame() | PointerLeave():
@@ -99,10 +110,15 @@ class _WindowInput:
             self._guest_input.leave(source)
         self._guest_input.flush()
 
-    def _handle_key(self, event: KeyboardEnter | KeyboardKey | KeyboardLeave) -> None:
+    def _handle_key(self, event: KeyboardEnter | KeyboardKey | KeyboardLeave | KeyboardLocks) -> None:
         match event:
             case KeyboardEnter():
                 pass  # the keys that are down now were pressed for another window
+            case KeyboardLocks(caps, num):
+                wanted = {KEY_CAPSLOCK: caps, KEY_NUMLOCK: num}
+                self._guest_input.sync_locks(
+                    self._keyboard, {code: is_on for code, is_on in wanted.items() if code in self._synced}
+                )
             case KeyboardKey(code, down):
                 self._guest_input.key(self._keyboard, code, int(down))
                 self._guest_input.flush()

@@ -19,6 +19,7 @@ __all__ = [
     "KeyboardEnter",
     "KeyboardKey",
     "KeyboardLeave",
+    "KeyboardLocks",
     "PointerAxis",
     "PointerButton",
     "PointerEnter",
@@ -54,6 +55,13 @@ class KeyboardKey(msgspec.Struct, frozen=True):
 
     code: int
     down: bool
+
+
+class KeyboardLocks(msgspec.Struct, frozen=True):
+    """The desktop's Caps Lock and Num Lock, just before the first key that is pressed since the guest has the keyboard."""
+
+    caps: bool
+    num: bool
 
 
 class PointerEnter(msgspec.Struct, frozen=True):
@@ -151,6 +159,7 @@ SeatEvent: TypeAlias = (
     KeyboardEnter
     | KeyboardLeave
     | KeyboardKey
+    | KeyboardLocks
     | PointerEnter
     | PointerLeave
     | PointerMotion

@@ -98,6 +98,8 @@ ASSIGNMENT: Final = Assignment(())
 class Given:
     """A focus that always has the same holder (input.focus.InputFocus)."""
 
+    is_with_host = False
+
     def __init__(self, guest_input: GuestInput | None) -> None:
         self._claim = Claim("guest", 1, 0, ASSIGNMENT)
         self._claim.guest_input = guest_input

@@ -78,6 +78,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Codes of EV_REL."""
     abs_axes: dict[int, AbsAxis] = {}
     """Codes of EV_ABS and their ranges."""
+    leds: frozenset[int] = frozenset()
+    """Codes of EV_LED: lamps."""
     is_touchpad: bool = False
     """INPUT_PROP_POINTER: a touch moves a pointer; its position is not a position on a screen."""
 

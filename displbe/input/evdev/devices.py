@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -12,6 +13,7 @@ import trio
 from displbe.input.focus import Claim, InputFocus
 from displbe.input.guest_input import GuestInput
 from displbe.input.settings import InputSettings
+from displbe.input.shortcuts import Action, ShortcutKeys
 from displbe.ops.log import SparseLog
 
 from .device import EvdevDevice
@@ -104,9 +106,19 @@ class EvdevDevices:
                 )
             return False
         self._open_errors.pop(path, None)
-        device = self.devices[path] = EvdevDevice(path, node, claimed)
+        shortcuts = ShortcutKeys(self._settings.shortcuts(), partial(self._on_shortcut, path))
+        device = self.devices[path] = EvdevDevice(path, node, claimed, shortcuts)
         nursery.start_soon(self._serve, device)
         return True
+
+    def _on_shortcut(self, path: str, action: Action) -> None:
+        """Move the focus: a key combination was pressed on a device."""
+        match action:
+            case Action.NEXT_GUEST:
+                claimed = self.devices[path].claimed
+                self._focus.give_next(lambda claim: claim.key in claimed)
+            case Action.RELEASE:
+                self._focus.give_to_host(not self._focus.is_with_host)
 
     async def _serve(self, device: EvdevDevice) -> None:
         """Serve one device until it is lost or no claim names it."""

@@ -111,7 +111,8 @@ class Touchpad:
             )
             for name in contacts
         ]
-        if any(abs(distance) > MAX_STEP for move in moves for distance in move):
+        limit = max(MAX_STEP, *self._scale)  # a single unit is no jump, however coarse the pad
+        if any(abs(distance) > limit for move in moves for distance in move):
             return 0, 0, 0
         is_held = any(BTN_LEFT <= code <= BTN_TASK for code in self._keys)
         if moves and (fingers == 1 or is_held):

@@ -24,8 +24,9 @@ LOCK: Final = 1 << 1
 CONTROL: Final = 1 << 2
 ALT: Final = 1 << 3
 SUPER: Final = 1 << 6
+NUM: Final = 1 << 4
 LEVEL3: Final = 1 << 7
-"""The bits of X's modifiers Shift, Lock, Control, Mod1, Mod4 and Mod5, which are the first eight of each keymap."""
+"""The bits of X's modifiers Shift, Lock, Control, Mod1, Mod4, Mod2 and Mod5, which are the first eight of each keymap."""
 SHIFT_KEYS: Final = frozenset((42, 54))
 MODIFIERS: Final = ((SHIFT, 42, SHIFT_KEYS), (CONTROL, 29, {29, 97}), (ALT, 56, {56}), (SUPER, 125, {125, 126}))
 """The bit of a modifier, the key that is pressed for it, and the keys that make it."""
@@ -41,6 +42,8 @@ class KeyTranslator:
         """The keymap; None: codes are Linux's."""
         self._modifiers = self._locked = 0
         """The modifiers that are down, and those that are locked."""
+        self._knows_locks = False
+        """Whether the compositor has said which modifiers are locked."""
         self._layout = 0
         self._passed: set[int] = set()
         """Keys that are down, and whose codes were Linux's."""
@@ -59,7 +62,13 @@ class KeyTranslator:
 
     def set_modifiers(self, down: int, locked: int, layout: int) -> None:
         """Handle wl_keyboard.modifiers: bits of modifiers that are down (or latched), of those that are locked, and the layout."""
-        self._modifiers, self._locked, self._layout = down, locked, layout
+        self._modifiers, self._locked, self._layout, self._knows_locks = down, locked, layout, True
+
+    @property
+    def locks(self) -> tuple[bool, bool] | None:
+        """Whether Caps Lock and Num Lock are on; None if that is not known, or the keyboard's own keymap takes account of them."""
+        is_known = self._knows_locks and self._keymap is None
+        return (bool(self._locked & LOCK), bool(self._locked & NUM)) if is_known else None
 
     def forget(self) -> None:
         """Forget what is down: the keyboard has left the surface."""

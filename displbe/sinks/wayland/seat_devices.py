@@ -14,6 +14,7 @@ from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -44,6 +45,8 @@ CONTINUOUS: Final = 12
 """120ths of a detent for each unit of wl_pointer.axis: compositors send 10 units for a detent."""
 XKB_V1: Final = 1
 """wl_keyboard.keymap_format"""
+LOCK_KEYS: Final = frozenset((58, 69))
+"""KEY_CAPSLOCK and KEY_NUMLOCK."""
 
 _say: Final = SparseLog(structlog.get_logger("displbe.wayland"))
 
@@ -84,6 +87,8 @@ class SeatDevices:
         self._touch: Proxy = None
         self._keyboard_focus: SeatTarget | None = None
         self._keys = KeyTranslator(_ignored)
+        self._sent_locks = True
+        """Whether the guest that has the keyboard knows the locks, or need not know them."""
         self._pointer_focus: SeatTarget | None = None
         self._fingers: dict[int, tuple[int, SeatTarget]] = {}
         """The compositor's number of a finger that is down -> displbe's number, and the output that the finger touched first."""
@@ -163,7 +168,10 @@ class SeatDevices:
         self._leave_keyboard()
         self._keyboard_focus = self._find(surface)
         if self._keyboard_focus is not None:
-            self._keyboard_focus.tell(KeyboardEnter(words(keys)))
+            down = words(keys)
+            # A lock key that is down is about to change its lock, in a way that the keymap decides.
+            self._sent_locks = not LOCK_KEYS.isdisjoint(down)
+            self._keyboard_focus.tell(KeyboardEnter(down))
 
     def _leave_keyboard(self) -> None:
         target, self._keyboard_focus = self._keyboard_focus, None
@@ -178,6 +186,9 @@ class SeatDevices:
 
     def _on_key(self, serial: int, time: int, code: int, state: int) -> None:
         if self._keyboard_focus is not None and state in (0, 1):  # 2 is a repetition, since version 10
+            if state and not self._sent_locks and (locks := self._keys.locks) is not None:
+                self._sent_locks = True
+                self._keyboard_focus.tell(KeyboardLocks(*locks))
             self._tell_keys(self._keys.key(code, bool(state)))
 
     # Pointer
