@@ -20,6 +20,7 @@ from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -141,6 +142,31 @@ async def test_a_virtual_keyboard_with_a_keymap_of_its_own() -> None:
             (42, False),
             (1, False),
         ]
+
+
+async def test_locks_come_before_the_first_key() -> None:
+    """Caps Lock is the second bit and Num Lock the fifth, as locked modifiers; modifiers that are down are none."""
+    async with seated() as seat:
+        await seat.says("wl_keyboard", "enter", 1, seat.surface.number, b"")
+        await seat.says("wl_keyboard", "modifiers", 2, 0xFF, 0, 0x02, 0)
+        assert seat.take() == [KeyboardEnter(())]
+        for code in (30, 31):
+            await seat.says("wl_keyboard", "key", 3, 0, code, 1)
+        await seat.says("wl_keyboard", "modifiers", 4, 0, 0, 0x12, 0)
+        await seat.says("wl_keyboard", "key", 5, 0, 32, 1)
+        assert seat.take() == [
+            KeyboardLocks(True, False),
+            KeyboardKey(30, True),
+            KeyboardKey(31, True),
+            KeyboardKey(32, True),
+        ]
+        await seat.says("wl_keyboard", "leave", 6, seat.surface.number)
+        await seat.says("wl_keyboard", "enter", 7, seat.surface.number, struct.pack("=I", 58))
+        await seat.says("wl_keyboard", "key", 8, 0, 30, 1)
+        assert seat.take() == [KeyboardLeave(), KeyboardEnter((58,)), KeyboardKey(30, True)], "Caps Lock is down"
+        await seat.says("wl_keyboard", "enter", 9, seat.surface.number, b"")
+        await seat.says("wl_keyboard", "key", 10, 0, 30, 1)
+        assert seat.take() == [KeyboardLeave(), KeyboardEnter(()), KeyboardLocks(True, True), KeyboardKey(30, True)]
 
 
 async def test_keys_that_are_not_whole() -> None:

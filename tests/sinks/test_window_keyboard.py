@@ -1,4 +1,7 @@
-"""A key that is released while the compositor or the X server is stopped is not repeated afterwards. Real servers, stopped by SIGSTOP."""
+"""The keyboard of a window on a real Weston and a real X server: repetitions when the server is stopped (SIGSTOP), and Caps Lock.
+
+A key that is released while the server is stopped is not repeated afterwards.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import xcffib.xproto as x
 from scenario.world import until
 from sinks.headless_weston import weston
 from sinks.x11.xvfb import User, Xvfb
@@ -21,8 +25,9 @@ from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.x11.settings import X11Settings
+from displbe.wire import kbdif
 
-KEY_A = 30
+KEY_A, KEY_CAPSLOCK = 30, 58
 SIZE = 640, 480
 OUTPUT = "screen0"
 STOPPED = 1.5
@@ -47,6 +52,8 @@ async def typed(
             user.focus(user.windows()[0])
             await _hold(user, heard)
             await _tap(user, heard, stop, go_on)
+            if settings.sink == "x11":
+                await _lock(user, heard)
         nursery.cancel_scope.cancel()
 
 
@@ -75,6 +82,34 @@ async def _tap(user: User, heard: InputFrontend, stop: Callable[[], None], go_on
     await until(lambda: not heard.pressed)
     await trio.sleep(0.3)
     assert heard.repeats == []
+
+
+async def _lock(user: User, heard: InputFrontend) -> None:
+    """Switch Caps Lock on in another window: the guest gets a tap of it with the first key, and no tap when it has the lock already.
+
+    Weston's X11 backend does not come back to the guest's window after that.
+    """
+    window = int(user.core.GetInputFocus().reply().focus)
+    other = user.connection.generate_id()
+    values = [1]  # override-redirect
+    user.core.CreateWindow(
+        0, other, user.root, 0, 0, 1, 1, 0, x.WindowClass.CopyFromParent, 0, x.CW.OverrideRedirect, values
+    )
+    user.core.MapWindow(other)
+    user.focus(other)
+    user.key(KEY_CAPSLOCK, True)
+    user.key(KEY_CAPSLOCK, False)
+    for expected in ([KEY_CAPSLOCK, KEY_A], [KEY_A]):
+        user.focus(other)
+        await trio.sleep(0.2)
+        heard.events.clear()
+        user.focus(window)
+        await trio.sleep(0.2)
+        assert heard.events == [], "nothing is tapped before a key is pressed"
+        user.key(KEY_A, True)
+        user.key(KEY_A, False)
+        await until(lambda: kbdif.Key(0, KEY_A) in heard.events)
+        assert [event.keycode for event in heard.events if isinstance(event, kbdif.Key) and event.pressed] == expected
 
 
 @pytest.fixture
