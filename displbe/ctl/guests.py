@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from displbe.config import Settings
+from displbe.sinks.drm.binding import Binding, canonical
 
 from .check_result import CheckResult, failed, passed, warning
 from .inputs import guests_devices
@@ -86,7 +87,7 @@ def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) ->
     names = _outputs(settings, guest)
     known = [re.sub(r"^card\d+-", "", entry.name) for entry in machine.path("/sys/class/drm").glob("card*-*")]
     for name in names:
-        if settings.sink == "drm" and known and name.rpartition("/")[2] not in known:
+        if settings.sink == "drm" and known and not _may_be_there(name, known):
             yield failed(f"{path}: there is no connector {name}", f"this machine has {', '.join(sorted(known))}")
         if settings.sink == "headless" and settings.headless.outputs and name not in settings.headless.outputs:
             yield failed(
@@ -104,6 +105,12 @@ def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) ->
             "raise pages in [limits]",
         )
     yield passed(f"{path}: {guest.name or 'a guest without a name'} on {', '.join(names) or 'no screen'}")
+
+
+def _may_be_there(name: str, known: list[str]) -> bool:
+    """Whether a connector of this name is there, or may come: a monitor or a dock that is named may be plugged in later."""
+    binding = Binding(name)
+    return not binding.is_by_kernel_name or binding.connector in map(canonical, known)
 
 
 def _outputs(settings: Settings, guest: XlConfig) -> list[str]:

@@ -12,7 +12,7 @@ import trio
 from displbe.backend.driver import Parts
 from displbe.backend.guests import Guests
 from displbe.backend.nodes import DeviceNodes, DeviceRefused
-from displbe.backend.quota import Quota
+from displbe.backend.quota import Quota, TokenBucket
 from displbe.backend.release import shielded_stack
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, TraceHeader
@@ -29,7 +29,7 @@ from .connector import Connector
 from .edid import answer_edid
 from .events import FlipEvents
 from .published import RING_KEYS, PublishedConnector, read_be_alloc, read_connectors, read_rings
-from .screen import Screen
+from .screen import Screen, modeset_limit
 from .trace import Trace, trace_lines
 
 __all__ = ["DisplayDevice", "DisplayDriver"]
@@ -75,6 +75,8 @@ class DisplayDevice:
         """The connectors of the last connection, kept after it has ended: an operator may ask for their traces."""
         self._served: list[PublishedConnector] = []
         """The connectors that the frontend had published when it was connected; empty when it is not connected."""
+        self._modesets: dict[int, TokenBucket] = {}
+        """The limits of mode changes by the connectors' numbers, over all connections."""
         self._nodes = nodes
         self._quota = quota
         self._hypervisor = hypervisor
@@ -223,7 +225,7 @@ class DisplayDevice:
             buffers,
             events,
             display.clock,
-            self._quota.limits.modesets_per_second,
+            self._modesets.setdefault(index, modeset_limit(self._quota.limits.modesets_per_second)),
             blanked=self._screen_id(index) in self._blanked,
         )
         edid = partial(answer_edid, self._hypervisor, domid, output, published.name, *resolution)

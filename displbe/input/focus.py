@@ -72,7 +72,7 @@ class InputFocus:
 
     def arrive(self, claim: Claim) -> None:
         """Add the claim of a new device, in the place that is reserved for it or at the end."""
-        self._expire()
+        self.expire()
         for place, old in enumerate(self.claims):
             if old.gone_since is not None and (old.guest, old.number) == (claim.guest, claim.number):
                 claim.key = old.key
@@ -82,7 +82,7 @@ class InputFocus:
             self.claims.append(claim)
         self.changed()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
         """Remove expired reservations. The preferred guest's reservation never expires."""
         now = trio.current_time()
         self.claims = [
@@ -162,7 +162,7 @@ class InputFocus:
         """
         if self.is_with_host:
             return None
-        self._expire()
+        self.expire()
         ordered = sorted(self.claims, key=lambda claim: claim.guest != self.preferred)
         found = next((claim for claim in ordered if names(claim)), None)
         return found if found is not None and found.guest_input is not None else None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from displbe.settings import Table
+from displbe.sinks.turn import Turn
 
 from .event_codes import KEY_CAPSLOCK, KEY_NUMLOCK
 from .shortcuts import Action, Shortcut, parse_keys
 
-__all__ = ["InputSettings"]
+__all__ = ["DEGREES", "InputSettings"]
+
+DEGREES: Final = {str(turn.value): turn for turn in Turn}
+"""The turns that `rotate` can name."""
 
 
 class InputSettings(Table, frozen=True):
@@ -28,6 +32,8 @@ class InputSettings(Table, frozen=True):
     """Seconds until a key that is held down repeats, if its device does not repeat keys itself."""
     repeat_rate: float = 25.0
     """Repetitions per second; 0: no repetition."""
+    rotate: dict[str, str] = {}
+    """Patterns of devices, as in `devices` -> the output with whose panel they are mounted, or degrees, counter-clockwise."""
 
     next_guest: str = ""
     """The keys that, held together, give the focus to the next guest that names the device. Empty: there is no such combination."""
@@ -62,3 +68,6 @@ class InputSettings(Table, frozen=True):
             raise ValueError("repeat-delay must be a number of seconds, 0.001 to 10")
         if self.repeat_rate != 0 and not 0.01 <= self.repeat_rate <= 100:
             raise ValueError("repeat-rate must be a number of repetitions per second, 0 (none) or 0.01 to 100")
+        for device, turn in self.rotate.items():
+            if not turn or (turn.isdecimal() and turn not in DEGREES):
+                raise ValueError(f"rotate.{device} must be 0, 90, 180 or 270 (degrees), or the name of an output")

@@ -17,6 +17,7 @@ from displbe.wire.errors import Errno
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .seat import Seats
+from .turn import Turn
 
 __all__ = [
     "NOBODY",
@@ -135,6 +136,10 @@ class Output(abc.ABC):
         """Called with the token of each accepted flip when the flip ends: its frame is shown, or can no longer be shown. The claimant
         sets this.
         """
+        self.charge: Callable[[], float] = lambda: 0.0
+        """Called for each mode change that the guest causes without `enable`, for example by removing what is shown. It charges the guest
+        and returns the seconds that the change has to wait. The claimant sets this.
+        """
 
     @abc.abstractmethod
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
@@ -210,3 +215,7 @@ class Sink(abc.ABC):
     @abc.abstractmethod
     def claimed(self, name: str) -> Output | None:
         """Return the output of this name if a guest has claimed it."""
+
+    def turn_of(self, name: str) -> Turn:
+        """Return how pictures lie on the screen of this name, for the input devices that are mounted with it."""
+        return Turn.NONE

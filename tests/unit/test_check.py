@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import gzip
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.drm_model import Board, Monitor
+from unit.test_drm_finding import DELL
 
 from displbe.ctl import check
 from displbe.ctl.check import run_checks
@@ -23,6 +26,7 @@ from displbe.ctl.check_result import CheckResult
 from displbe.ctl.machine import Machine
 from displbe.ctl.service import Identity, acting_as, service_identity
 from displbe.ctl.xlconfig import Display, Keyboard, XlConfig, read_xl_config
+from displbe.sinks.drm.libseat import PLAIN
 from displbe.sinks.registry import SINKS
 from displbe.xen import gntdev
 
@@ -222,6 +226,37 @@ def test_cards(made: Made) -> None:
     assert said.startswith("no usable DRM device")
     made.write("dev/dri/card0", "")
     assert any(what.startswith("card0 cannot be used") for what in made.warnings())
+
+
+def test_a_card_and_its_outputs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of connectors, monitors and places are listed; `[drm] device` may be a place."""
+    board = Board(connectors=2)
+    board.monitors[1], board.bus_path = Monitor([(64, 48)], DELL), "pci-0000:03:00.0"
+    board.paths[1] = b"mst:69-1-8"
+    monkeypatch.setattr(check, "DrmDevice", lambda path: board.open(path, PLAIN))
+    made.write("dev/dri/card0", "")
+    made.write("dev/dri/card1", "")
+    place = made.root / "dev" / "dri" / "by-path" / "pci-0000:03:00.0-card"
+    place.parent.mkdir()
+    place.symlink_to("../card1")
+    made.write("displbe.toml", "sink = 'drm'\n[drm]\ndevice = 'pci-0000:03:00.0'\n")
+    said = [result.text for result in made.results()]
+    assert "card1: displbe can be DRM master" in said
+    assert "card1 (pci-0000:03:00.0) has Virtual-1, Virtual-2 (path:mst:69-1-8, edid:DEL-A0B1-3XK9T)" in said
+    assert not any(what.startswith("card0") for what in said)
+    board.faults["probe"] = [errno.EIO]
+    assert "card1 (pci-0000:03:00.0): probe connector: Input/output error" in made.warnings()
+    assert all(card.fd < 0 for card in board.cards)
+
+
+def test_names_of_monitors_and_docks(made: Made) -> None:
+    """They may come later. xl ends a name at a colon."""
+    made.write("displbe.toml", "sink = 'drm'\n")
+    for name in ("edid_DEL-A0B1", "path_mst_69-1-8", "pci-0000_03_00.0/HDMI-A-1"):
+        made.write("etc/xen/cockpit.cfg", f'name = "cockpit"\nvdispl = ["connectors={name}:1920x1080"]\n')
+        assert not any("connector" in what for what in made.errors())
+    made.write("etc/xen/cockpit.cfg", 'name = "cockpit"\nvdispl = ["connectors=edid:DEL-A0B1:1920x1080"]\n')
+    assert any("at its first colon: write edid_DEL-A0B1" in what for what in made.errors())
 
 
 def test_a_compositor(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from displbe.input.focus import InputFocus
 from displbe.input.guest_input import GuestInput, InputSource
 from displbe.input.shortcuts import ShortcutKeys
 from displbe.ops.log import SparseLog
+from displbe.sinks.turn import Turn
 
 from .capabilities import Snapshot
 from .decoder import Decoder
@@ -52,13 +54,23 @@ class DeviceState(enum.Enum):
 
 
 class EvdevDevice(InputSource):
-    """An open device. `claimed` has the roles for each claim that names it. The claim that has the focus gets its events."""
+    """An open device. `claimed` has the roles for each claim that names it. The claim that has the focus gets its events.
+
+    `turn` returns how the device is mounted, or the panel with which it is mounted.
+
+    It has more than fifteen attributes: half of them are set once, and are what it reads from, turns by, looks for and lights.
+    """
 
     _decoder: Decoder
     """Set by `start`."""
 
     def __init__(
-        self, path: str, node: DeviceNode, claimed: RolesByClaim, shortcuts: ShortcutKeys | None = None
+        self,
+        path: str,
+        node: DeviceNode,
+        claimed: RolesByClaim,
+        turn: Callable[[], Turn] = lambda: Turn.NONE,
+        shortcuts: ShortcutKeys | None = None,
     ) -> None:
         super().__init__(path, repeats=node.repeats)
         self.path = path
@@ -69,6 +81,7 @@ class EvdevDevice(InputSource):
         """Cancelled to close the device."""
         self.guest_input: GuestInput | None = None
         """Gets the events; None: they are discarded."""
+        self._turn = turn
         self._reading = trio.CancelScope()
         """Cancelled to stop reading after an error."""
         self._roles: frozenset[Role] = frozenset()
@@ -130,7 +143,7 @@ class EvdevDevice(InputSource):
 
     def start(self, state: DeviceState) -> None:
         """Pass events on from now on. `state` is GRABBED, SHARED or RELEASED. Raises OSError."""
-        self._decoder = Decoder(self, self.node.capabilities, self._snapshot())
+        self._decoder = Decoder(self, self.node.capabilities, self._snapshot(), self._turn)
         self.state = state
 
     def follow(self, focus: InputFocus) -> None:

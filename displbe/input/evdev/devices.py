@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -12,9 +13,10 @@ import trio
 
 from displbe.input.focus import Claim, InputFocus
 from displbe.input.guest_input import GuestInput
-from displbe.input.settings import InputSettings
+from displbe.input.settings import DEGREES, InputSettings
 from displbe.input.shortcuts import Action, ShortcutKeys
 from displbe.ops.log import SparseLog
+from displbe.sinks.turn import Turn
 
 from .device import EvdevDevice
 from .lookup import DeviceLookup, RolesByClaim
@@ -32,12 +34,20 @@ _say: Final = SparseLog(_log)
 class EvdevDevices:
     """All devices that guests name."""
 
-    def __init__(self, settings: InputSettings, focus: InputFocus, nodes: DeviceNodes) -> None:
+    def __init__(
+        self,
+        settings: InputSettings,
+        focus: InputFocus,
+        nodes: DeviceNodes,
+        turn_of: Callable[[str], Turn] = lambda name: Turn.NONE,
+    ) -> None:
+        """`turn_of` returns how pictures lie on the screen of an output."""
         self.devices: dict[str, EvdevDevice] = {}
         """The open devices, by path."""
         self._settings = settings
         self._focus = focus
         self._lookup = DeviceLookup(settings, nodes)
+        self._turn_of = turn_of
         self._changed = trio.Event()
         self._open_errors: dict[str, str] = {}
         """The last error of opening a device, by path. The same error is logged once."""
@@ -77,6 +87,7 @@ class EvdevDevices:
 
     async def _reconcile(self, nursery: trio.Nursery) -> bool:
         """Open the present devices that claims name; close those that no claim names. Return True when a named device is missing."""
+        self._focus.expire()  # else the next look would be due at once, again and again
         claimed, missing = await self._lookup.claimed_nodes(self._focus.claims)
         # The reservation of a guest that has gone keeps a device from others, but does not open it.
         present = {claim.key for claim in self._focus.claims if claim.gone_since is None}
@@ -95,6 +106,7 @@ class EvdevDevices:
     async def _open(self, nursery: trio.Nursery, path: str, claimed: RolesByClaim) -> bool:
         try:
             node = await self._lookup.open(path)
+            rotate = await self._lookup.rotate(path)
         except Exception as error:  # not only OSError: python-evdev may be missing, or fail on a device's name
             if self._open_errors.get(path) != str(error):
                 self._open_errors[path] = str(error)
@@ -106,8 +118,13 @@ class EvdevDevices:
                 )
             return False
         self._open_errors.pop(path, None)
+        turn = (
+            partial(DEGREES.__getitem__, rotate or "0") if rotate in ("", *DEGREES) else partial(self._turn_of, rotate)
+        )
         shortcuts = ShortcutKeys(self._settings.shortcuts(), partial(self._on_shortcut, path))
-        device = self.devices[path] = EvdevDevice(path, node, claimed, shortcuts)
+        device = self.devices[path] = EvdevDevice(path, node, claimed, turn, shortcuts)
+        if rotate:
+            _log.info("input device is turned", device=path, rotate=rotate)
         nursery.start_soon(self._serve, device)
         return True
 

@@ -23,6 +23,7 @@ class DumbBuffer:
 
     def __init__(self, device: DrmDevice, width: int, height: int, bits: int, fourcc: int) -> None:
         self._device = device
+        self.shape = width, height, bits, fourcc
         argument = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
         device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, argument)
         self.pitch = int(argument.pitch)
