@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from .event_codes import EV_KEY, EV_SYN, SYN_REPORT
+from .event_codes import EV_KEY, EV_SYN, SYN_DROPPED, SYN_REPORT
 from .key_names import KEY_CODES
 
 __all__ = ["Action", "Shortcut", "ShortcutKeys", "parse_keys"]
@@ -69,6 +69,7 @@ class ShortcutKeys:
 
     def begin(self, down: frozenset[int]) -> frozenset[int]:
         """Continue from the device's present state. Return those of its keys that guests may know."""
+        self._pending = None
         self._down = set(down)
         self._kept &= down
         return down - self._kept
@@ -76,13 +77,16 @@ class ShortcutKeys:
     def split(self, events: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
         """Return the events for guests, in parts: after each frame that completes a combination, the rest is another part.
 
-        `act` is called between two parts: the events before it were typed for the guest that had the focus before it.
+        `act` is called between two parts: the events before it were typed for the guest that had the focus before it. SYN_DROPPED ends the
+        last part, because `begin` must come before any other event.
         """
         part: list[tuple[int, int, int]] = []
         for event in events:
             kind, code, value = event
             if kind != EV_KEY or not self._keeps(code, value):
                 part.append(event)
+            if kind == EV_SYN and code == SYN_DROPPED:
+                break
             if self._pending is not None and kind == EV_SYN and code == SYN_REPORT:
                 yield part
                 part = []

@@ -105,6 +105,23 @@ async def test_the_next_guest(world: World) -> None:
         await until(lambda: not first.pressed and not second.pressed)
 
 
+async def test_a_combination_is_not_made_of_lost_events(world: World) -> None:
+    """Ctrl and Alt are released among events that the kernel drops; the key that is pressed afterwards completes nothing."""
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}", "first") as first, world.typist(2, f"K:{KEYBOARD}", "second") as second:
+        await grabbed(keyboard)
+        press(keyboard, CTRL, ALT)
+        await until(lambda: first.pressed == {CTRL, ALT})
+        release(keyboard, CTRL, ALT)
+        for _ in range(40):
+            press(keyboard, KEY_B)
+            release(keyboard, KEY_B)
+        press(keyboard, RIGHT)
+        assert keyboard.readers[0].has_lost
+        await until(lambda: first.pressed == {RIGHT})
+        assert second.events == []
+
+
 async def test_there_is_no_next_guest(world: World) -> None:
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}", "first") as first, world.typist(2, f"P:{MOUSE}", "other") as other:
