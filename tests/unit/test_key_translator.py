@@ -238,6 +238,17 @@ def test_shift_that_the_symbol_does_not_need() -> None:
     assert typist.down == []
 
 
+def test_a_press_without_a_release() -> None:
+    """With Shift the key has another symbol: the first one is released."""
+    typist = Typist(read(wtype_keymap(["a, 1"])))
+    typist.key(1, True)
+    typist.translator.set_modifiers(SHIFT, 0, 0)
+    typist.key(1, True)
+    assert typist.down == [2]
+    typist.key(1, False)
+    assert (typist.pressed, typist.down) == ([(30,), (2,)], [])
+
+
 def test_levels_and_layouts() -> None:
     keys = """key <A> { [ a, A, at, exclam ] };
 key <B> { type= "X", symbols[Group1]= [ b ], symbols[Group2]= [ { c, d }, C ], actions[Group1]= [ NoAction() ] };"""
@@ -296,7 +307,7 @@ def test_nothing_sticks(acts: list[tuple[str, int, bool]]) -> None:
     """Whatever a keyboard does: when all its keys are up, all keys of the guest are up."""
     keymaps = [
         None,
-        read(wtype_keymap(["h", "H", "Shift_L", "Control_L", "1", "exclam", "Left"])),
+        read(wtype_keymap(["h", "H", "Shift_L", "Control_L", "1, exclam", "a, 2", "Left"])),
         read(wtype_keymap("xYz")),
     ]
     down: set[int] = set()

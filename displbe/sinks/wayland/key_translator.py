@@ -91,6 +91,8 @@ class KeyTranslator:
             yield code, False
 
     def _press(self, code: int, key: KeymapKey | None) -> KeyEvents:
+        if code in self._translated:
+            yield from self._release(code)  # a press without a release; the symbol may be another one now
         keysym = self._keysym(key) if key is not None else ""
         found = stroke(keysym) or (
             Stroke(KEY_NAMES[key.name], None) if key is not None and key.name in KEY_NAMES else None
