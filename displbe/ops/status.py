@@ -193,6 +193,10 @@ class Status(msgspec.Struct, frozen=True):
     input_with_host: bool = False
     """Whether the host has its input devices now, because the key combination `[input] release` was pressed: guests get nothing from
     them."""
+    threads: Usage = Usage(0, 0)
+    """The process' threads, and the limit of the service."""
+    copies: Usage = Usage(0, 0)
+    """Pages of the copies of all guests' frames, and of the buffers that displbe has allocated for guests."""
 
     def summary(self) -> str:
         """Return one line for systemd's STATUS."""
