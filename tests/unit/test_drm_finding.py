@@ -19,7 +19,7 @@ from unit.drm_model import CRTC, Board, ModelDevice, Monitor, Pages
 from unit.test_drm_model import Screen, _quick, running, until  # noqa: F401
 
 from displbe.sinks.base import OutputUnavailable, Part
-from displbe.sinks.drm import bus_path, uapi
+from displbe.sinks.drm import bus_path, hotplug, sink, uapi
 from displbe.sinks.drm.binding import Binding, canonical
 from displbe.sinks.drm.device import DrmDevice, Mode
 from displbe.sinks.drm.edid_name import edid_name
@@ -159,6 +159,23 @@ def test_fallback_modes() -> None:
         assert raw.hdisplay < raw.hsync_start < raw.hsync_end < raw.htotal
         assert raw.vdisplay < raw.vsync_start < raw.vsync_end < raw.vtotal
         assert (raw.hdisplay, raw.vdisplay) == (mode.width, mode.height)
+
+
+async def test_a_monitor_that_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a screen is dark, the connectors are probed now and then; while all are lit, they are not."""
+    monkeypatch.setattr(hotplug, "POLL", 1000.0)
+    monkeypatch.setattr(sink, "PROBE", 0.05)
+    board = Board()
+    board.monitors[0] = None
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        board.monitors[0] = Monitor([(64, 48)])
+        await until(lambda: lit(screen))
+        board.monitors[0] = Monitor([(64, 48)], DELL)
+        await trio.sleep(0.2)
+        assert [c.edid_name for card in made._cards.values() for c in card.connectors] == [""]
+        await screen.close()
 
 
 # Modes and CRTCs

@@ -22,7 +22,7 @@ from .card import Card, CardState
 from .device import CardConnector, Connection, DrmDevice
 from .finder import CardFinder
 from .libseat import PLAIN, FileOpener, Libseat, find_libseat
-from .output import CARD_GONE, DrmOutput
+from .output import CARD_GONE, DrmOutput, ScreenState
 from .settings import DrmSettings
 
 __all__ = ["DrmSink", "NoCard"]
@@ -32,6 +32,8 @@ LEAVING: Final = 2.0
 """Seconds that giving the seat back to the session manager may take."""
 SEARCH: Final = 1.0
 """Seconds between two searches for cards while an output has none, or a card could not be opened."""
+PROBE: Final = 15.0
+"""Seconds between two probes of the connectors while a screen is dark: not every board reports each monitor."""
 _log = structlog.get_logger("displbe.drm")
 
 
@@ -95,6 +97,7 @@ class DrmSink(Sink):
             nursery.start_soon(self._tasks.run)
             nursery.start_soon(hotplug.watch, self._on_hotplug)
             nursery.start_soon(self._search)
+            nursery.start_soon(self._probe_while_dark)
             nursery.start_soon(self._clock.run)
             if self._seat is not None:
                 nursery.start_soon(self._seat.run, self._on_seat)
@@ -153,6 +156,14 @@ class DrmSink(Sink):
                 self._warn("search for cards failed; tried again", type(error).__name__, level="exception")
                 await trio.sleep(SEARCH)
                 self._search_now.set()
+
+    async def _probe_while_dark(self) -> None:
+        """Probe all connectors now and then while a screen that a guest uses is dark, until cancelled."""
+        while True:
+            await trio.sleep(PROBE)
+            if any(output.state is ScreenState.DARK for output in self.outputs.values()):
+                for card in self._cards.values():
+                    card.look(probe=True)
 
     def _on_hotplug(self) -> None:
         """Search for cards and probe all connectors: a monitor or a card may have come or gone."""
