@@ -5,20 +5,20 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from unit.drm_model import CRTC, Board, ModelDevice, Monitor, Pages
 from unit.test_drm_model import Screen, _quick, running, until  # noqa: F401
 
-from displbe.sinks.base import OutputUnavailable, Part
+from displbe.sinks.base import OutputUnavailable, Part, SinkError
 from displbe.sinks.drm import bus_path, hotplug, sink, uapi
 from displbe.sinks.drm.binding import Binding, canonical
 from displbe.sinks.drm.device import DrmDevice, Mode
@@ -606,3 +606,100 @@ def test_places_without_udev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert bus_path.bus_path(node, str(soc)) == "platform-fd4a0000.display"
     assert bus_path.bus_path(node, str(virtio)) == "pci-0000:00:02.0"
     assert bus_path.bus_path(node, str(devices)) == bus_path.bus_path(node, "") == ""
+
+
+WHAT = st.sampled_from([0, 1, 2])
+COMMON = "flip", "vblank", "remove", "enable", "off", "pause"
+ODD = "monitor", "no monitor", "dock", "no dock", "card", "no card", "slow", "fast", "crtc"
+ACTIONS = st.tuples(st.sampled_from(COMMON) | st.sampled_from(ODD), WHAT)
+"""An action, and which of the guests or connectors it is for."""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ACTIONS, max_size=30), st.sampled_from(["auto", "off"]))
+async def test_everything_comes_and_goes(tmp_path: Path, actions: list[tuple[str, int]], zero_copy: str) -> None:
+    """Two cards and a dock, three guests: each flip ends once, no two guests share a screen, no frame is removed while it is shown.
+
+    In the end all monitors are there, and each guest is shown on a screen that its name stands for.
+    """
+    boards = {"card0": docked(), "card1": Board()}
+    boards["card1"].sysfs_path, boards["card1"].numbers[0] = "/sys/devices/other", 9
+    boards["card1"].monitors[0] = Monitor([(64, 48)], LG)
+    for board in boards.values():
+        for monitor in board.monitors:
+            assert monitor is not None
+            monitor.modes = [(64, 48, 60), (64, 48, 30)]
+    async with running_cards(boards, tmp_path, zero_copy=zero_copy, refresh=0) as made:
+        screens = [Screen(made, name) for name in ("Virtual-1", "edid:DEL-A0B1-3XK9T", "edid:GSM-5B09-77")]
+        on = set()
+        for index, screen in enumerate(screens):
+            await screen.show()
+            on.add(index)
+        monitors = {("card0", 0): b"", ("card0", 1): DELL, ("card1", 0): LG}
+        for action, value in actions:
+            screen, (name, port) = screens[value], list(monitors)[value]
+            board = boards[name]
+            match action:
+                case "flip" if value in on and not screen.waiting:
+                    screen.flip(screen.accepted % 2)
+                case "vblank":
+                    for each in boards.values():
+                        assert each.card is not None
+                        each.card.vblank()
+                case "remove":
+                    await screen.replace(value % 2)
+                case "enable":
+                    with suppress(SinkError):
+                        await screen.output.enable(screen.buffers[value % 2], Part(0, 0, 64, 48))
+                        on.add(value)
+                case "off":
+                    await screen.output.disable()
+                    on.discard(value)
+                case "pause":
+                    await trio.sleep(0.03)
+                case "monitor" if board.object_ids[port]:
+                    board.monitors[port] = Monitor([(64, 48, 60), (64, 48, 30)], monitors[name, port])
+                case "no monitor":
+                    board.monitors[port] = None
+                case "no dock" if boards["card0"].object_ids[1]:
+                    boards["card0"].unplug(1)
+                case "dock" if not boards["card0"].object_ids[1] and max(boards["card0"].object_ids) < CRTC - 2:
+                    boards["card0"].replug(1, number=2 + value, monitor=Monitor([(64, 48, 60)], DELL))
+                case "no card":
+                    board.unbind()
+                case "card":
+                    board.present = True
+                case "slow":
+                    board.refuses = too_fast(64 * 48 * 30, errno.ENOSPC)
+                case "crtc":
+                    board.refuses = lambda crtc, mode: errno.EINVAL if crtc == 0 else 0
+                case "fast":
+                    board.refuses = lambda crtc, mode: 0
+            await trio.lowlevel.checkpoint()
+            for number, each_screen in enumerate(screens):
+                assert each_screen.done == list(range(len(each_screen.done)))
+                each_screen.check_state(on=number in on)
+            pipes = [each_screen.output.pipe for each_screen in screens]
+            used = [(pipe.device.name, pipe.crtc) for pipe in pipes if pipe is not None]
+            assert len(set(used)) == len(used)
+            used = [(pipe.device.name, pipe.connector) for pipe in pipes if pipe is not None]
+            assert len(set(used)) == len(used)
+        for screen in screens:
+            await screen.complete()
+        for name, board in boards.items():
+            board.refuses, board.present = lambda crtc, mode: 0, True
+            if not board.object_ids[-1]:
+                board.replug(1, number=2, monitor=None)
+            for port in range(len(board.monitors)):
+                board.monitors[port] = Monitor([(64, 48, 50)], monitors[name, port])
+        for screen in screens:
+            await screen.output.enable(screen.buffers[0], Part(0, 0, 64, 48))
+        await until(lambda: all(map(lit, screens)))
+        assert [connector_of(screen).split("/")[0] for screen in screens[1:]] == ["card0", "card1"]
+        for screen in screens:
+            await screen.close()
+        for board in boards.values():
+            check_nothing_left(board.card)
+            assert [card.removed_shown for card in board.cards if not card.unplugged] == [0] * sum(
+                not card.unplugged for card in board.cards
+            )
