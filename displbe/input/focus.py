@@ -70,7 +70,7 @@ class InputFocus:
 
     def arrive(self, claim: Claim) -> None:
         """Add the claim of a new device, in the place that is reserved for it or at the end."""
-        self._expire()
+        self.expire()
         for place, old in enumerate(self.claims):
             if old.gone_since is not None and (old.guest, old.number) == (claim.guest, claim.number):
                 claim.key = old.key
@@ -80,7 +80,7 @@ class InputFocus:
             self.claims.append(claim)
         self.changed()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
         """Remove expired reservations. The preferred guest's reservation never expires."""
         now = trio.current_time()
         self.claims = [
@@ -128,7 +128,7 @@ class InputFocus:
 
         None: the events are discarded, because no claim names the device, or because the first of these claims is not connected.
         """
-        self._expire()
+        self.expire()
         ordered = sorted(self.claims, key=lambda claim: claim.guest != self.preferred)
         found = next((claim for claim in ordered if names(claim)), None)
         return found if found is not None and found.guest_input is not None else None

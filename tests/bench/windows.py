@@ -120,7 +120,10 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
     """Print what is left over, and return whether that is nothing."""
     good = True
     async with weston(folder) as compositor, trio.open_nursery() as nursery:
-        sink = WaylandSink(WaylandSettings(display=str(compositor.socket), refresh=0.0, zero_copy=zero_copy))
+        settings = WaylandSettings(
+            display=str(compositor.socket), refresh=0.0, zero_copy=zero_copy, trust_compositor=True
+        )
+        sink = WaylandSink(settings)
         await nursery.start(sink.run)
         output = sink.claim("BENCH-1", WIDTH, HEIGHT, GUEST)
         assert isinstance(output, WaylandOutput)

@@ -30,7 +30,7 @@ async def shown(
     """Show a guest's buffer on a surface while the block lasts; then take it back, and give the output back."""
     async with trio.open_nursery() as nursery:
         compositor.nursery = nursery
-        sink = WaylandSink(WaylandSettings(dmabuf=dmabuf, refresh=0.0), compositor.opened)  # type: ignore[arg-type]
+        sink = WaylandSink(WaylandSettings(dmabuf=dmabuf, refresh=0.0, trust_compositor=True), compositor.opened)  # type: ignore[arg-type]
         await nursery.start(sink.run)
         output = sink.claim("A", WIDTH, HEIGHT, Claimant(world.peer.domid, "peer"))
         assert isinstance(output, WaylandOutput)

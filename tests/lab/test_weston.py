@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +18,15 @@ from lab.pictures import Picture, drawn
 from lab.vm import Machine, guest_config
 from lab.weston import SOCKET, Weston, weston
 
+GRANT_FILE = Path(__file__).parent / "grant_file.py"
 LINES = 6
 """modetest writes one line for 60 flips."""
 
 
 def config(wayland: str = "") -> str:
     """Return displbe's configuration."""
+    if "trust-compositor" not in wayland:
+        wayland = f"trust-compositor = true\n{wayland}"
     return f'sink = "wayland"\n[log]\nlevel = "debug"\n[wayland]\ndisplay = "{SOCKET}"\n{wayland}\n'
 
 
@@ -76,6 +80,27 @@ def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: 
         machine.destroy("one")
         released(displbe, compositor, idle)
         assert compositor.running
+
+
+def test_a_compositor_that_is_not_trusted(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+    """By default the compositor gets no file of gntdev: frames are copied. The reason is tried here: such a file in the hands of a program
+    without any right maps and copies the guest's XenStore page, which is granted to Dom0 for another purpose.
+    """
+    with weston(machine) as compositor, backend(machine, config("trust-compositor = false")) as displbe:
+        domid = machine.create("one", guest_config("still", screen(machine)))
+        machine.wait_console("one", "guest: drawing", 60)
+        machine.expect_picture(pictures[0], "weston-not-trusted")
+        assert way(displbe) == "copy"
+        assert "trust-compositor allows it" in str(displbe.events("framebuffer attached")[-1]["reason"])
+        assert compositor.mappings() == 0
+        assert "gntdev" not in machine.check(f"ls -l /proc/{compositor.pid}/fd")
+        machine.put("/tmp/grant_file.py", GRANT_FILE.read_text())
+        said = json.loads(machine.check(f"python3 /tmp/grant_file.py {domid} 0"))
+    print("\n", said)
+    assert {found["open gntdev"] for found in said.values()} == {"Permission denied"}
+    assert said["writable"]["map"].startswith("ok"), "is trust-compositor still needed?"
+    assert said["writable"]["copy"] == said["readable"]["copy"] == "ok status 0"
+    assert said["readable"]["map"] == "Permission denied"
 
 
 def test_a_dmabuf(machine: Machine) -> None:

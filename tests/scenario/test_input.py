@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from displbe.input.evdev import devices as evdev_devices
 from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent
 from displbe.input.evdev.decoder import Decoder
 from displbe.input.evdev.device import DeviceState
+from displbe.input.evdev.lookup import DeviceLookup
 from displbe.input.event_codes import ABS_X, ABS_Y, EV_ABS, EV_KEY, EV_REL, REL_WHEEL, REL_X, REL_Y
 from displbe.input.focus_file import FocusFile
 from displbe.input.settings import InputSettings
@@ -747,6 +748,29 @@ async def test_a_keyboard_that_two_guests_name(world: World, monkeypatch: pytest
         await until(lambda: all(device.guest_input for device in world.daemon.evdev.devices.values()))
         keyboard.emit((EV_KEY, KEY_B, 1))
         await until(lambda: fourth.pressed == {KEY_B})
+
+
+async def test_nothing_is_looked_for_when_the_last_reservation_has_expired(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon rests when the guests that had devices are gone for good."""
+    monkeypatch.setattr(focus, "RESERVATION", 0.1)
+    keyboard = world.nodes.devices[KEYBOARD]
+    async with world.typist(1, f"K:{KEYBOARD}", "first"):
+        await grabbed(keyboard)
+    await trio.sleep(0.3)
+    looks = 0
+    claimed_nodes = DeviceLookup.claimed_nodes
+
+    async def counted(lookup: DeviceLookup, claims: Iterable[focus.Claim]) -> Any:
+        nonlocal looks
+        looks += 1
+        return await claimed_nodes(lookup, claims)
+
+    monkeypatch.setattr(DeviceLookup, "claimed_nodes", counted)
+    await trio.sleep(0.3)
+    assert looks == 0
+    assert world.daemon.focus.claims == []
 
 
 async def test_a_guest_that_reboots_has_its_keyboard_again(world: World) -> None:

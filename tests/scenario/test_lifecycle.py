@@ -405,3 +405,13 @@ async def test_a_device_has_one_name(world: World, name: str) -> None:
         assert sorted(world.daemon.displays.devices) == ([(1, 0), (1, 7)] if name == "7" else [(1, 0)])
         tree.remove(0, f"{home}/{name}")
         world.xen.server.fire([f"{home}/{name}"])
+
+
+async def test_a_directory_without_a_state_is_not_a_device(world: World) -> None:
+    """A program has written a node below a directory that the toolstack had just removed, and so has made the directory again."""
+    world.tools.write("/local/domain/0/backend/vdispl/7/0/error", "late")
+    async with world.guest(1):
+        assert set(world.daemon.displays.devices) == {(1, 0)}
+        world.tools.write("/local/domain/0/backend/vdispl/7/0/state", "1")
+        await until(lambda: set(world.daemon.displays.devices) == {(1, 0), (7, 0)})
+        world.tools.remove("/local/domain/0/backend/vdispl/7")

@@ -169,7 +169,7 @@ async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> A
     compositor = compositor or FakeCompositor()
     async with trio.open_nursery() as nursery:
         compositor.nursery = nursery
-        sink = WaylandSink(WaylandSettings(**{"refresh": 0.0, **settings}), compositor.opened)
+        sink = WaylandSink(WaylandSettings(**{"refresh": 0.0, "trust_compositor": True, **settings}), compositor.opened)
         await nursery.start(sink.run)
         stage = Stage(sink, compositor)
         yield stage
@@ -197,6 +197,18 @@ async def test_the_compositor_maps_the_guests_pages() -> None:
         await stage.flip(output, second, 7)
         assert stage.surface.shown.row(HEIGHT - 1) == b"\4\5\6\0" * WIDTH
         assert stage.flipped == [7]
+
+
+async def test_a_compositor_gets_no_file_of_gntdev_unless_it_is_trusted() -> None:
+    assert not WaylandSink(WaylandSettings()).wants_shared
+    assert WaylandSink(WaylandSettings(trust_compositor=True)).wants_shared
+    async with staged(trust_compositor=False) as stage:
+        output, first, _ = await stage.lit()
+        assert (first.state, first.path) == (BufferState.COPY, "copy")
+        assert "every page granted to this domain; trust-compositor allows it" in first.reason
+        assert stage.surface.shown is not None
+        assert stage.surface.shown.row(0) == b"\1\2\3\0" * WIDTH
+        await output.release()
 
 
 @pytest.mark.parametrize("offset", [0, 64, 8192])

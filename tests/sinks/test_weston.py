@@ -103,7 +103,7 @@ async def expect(compositor: Weston, wanted: Image.Image) -> None:
 @contextlib.asynccontextmanager
 async def playing(folder: Path, compositor: Weston, name: str, **wayland: Any) -> AsyncIterator[Player]:
     """Run a daemon with a guest. Check at the end that the daemon holds nothing of the guest."""
-    shown = WaylandSettings(display=str(compositor.socket), **wayland)
+    shown = WaylandSettings(display=str(compositor.socket), **{"trust_compositor": True, **wayland})
     settings = Settings(sink="wayland", wayland=shown, limits=Limits(modesets_per_second=10_000.0))
     async with Xen(folder / "xen").running() as xen, trio.open_nursery() as nursery:
         hypervisor = xen.hypervisor(0)

@@ -75,6 +75,7 @@ class EvdevDevices:
 
     async def _reconcile(self, nursery: trio.Nursery) -> bool:
         """Open the present devices that claims name; close those that no claim names. Return True when a named device is missing."""
+        self._focus.expire()  # else the next look would be due at once, again and again
         claimed, missing = await self._lookup.claimed_nodes(self._focus.claims)
         # The reservation of a guest that has gone keeps a device from others, but does not open it.
         present = {claim.key for claim in self._focus.claims if claim.gone_since is None}

@@ -249,7 +249,7 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
             refusal = history.refusal(way) or buffer.refusals.get(way)
             if refusal:
                 raise Unsuitable(refusal)
-            wl = await work(link, buffer, settings.dmabuf)
+            wl = await work(link, buffer, settings)
         except (Unsuitable, HypervisorError) as error:
             reasons.append(f"no {way.value}: {error}")
         except BaseException:  # CompositorLost, or cancelled because of it
@@ -266,17 +266,17 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
     buffer.accept(way, wl, "; ".join(reasons))
 
 
-async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
+async def _import_dmabuf(link: Link, buffer: WaylandBuffer, settings: WaylandSettings) -> Proxy:
     """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
 
     This uses zwp_linux_buffer_params_v1.create, never create_immed: a refused import by the latter may end the connection.
     """
     geometry, formats, conn = buffer.geometry, link.dmabuf_formats, link.conn
-    if dmabuf == "never":
+    if settings.dmabuf == "never":
         raise Unsuitable("disabled by the configuration")
     if formats is None or link.viewporter is None:
         raise Unsuitable("the compositor does not offer linux-dmabuf and viewporter")
-    if dmabuf == "auto" and formats.no_gpu:
+    if settings.dmabuf == "auto" and formats.no_gpu:
         raise Unsuitable(formats.no_gpu)
     code = FORMATS[geometry.fourcc].opaque
     if not formats.takes(code):
@@ -304,9 +304,16 @@ async def _import_dmabuf(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Prox
     return made[0]
 
 
-async def _import_shm(link: Link, buffer: WaylandBuffer, dmabuf: str) -> Proxy:
-    """Share the guest's pages as a wl_shm pool and return the wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost."""
+async def _import_shm(link: Link, buffer: WaylandBuffer, settings: WaylandSettings) -> Proxy:
+    """Share the guest's pages as a wl_shm pool and return the wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
+
+    The file of the pool is gntdev's. The kernel does not ask who uses it: whoever has it can map, or copy from and to, every page that
+    any guest grants to this domain (drivers/xen/gntdev.c, gntdev_ioctl_map_grant_ref, gntdev_ioctl_grant_copy), and nothing can take
+    that away from the file. So the operator must have said that the compositor is trusted that far.
+    """
     geometry, conn = buffer.geometry, link.conn
+    if not settings.trust_compositor:
+        raise Unsuitable("the compositor would reach every page granted to this domain; trust-compositor allows it")
     number = shm_format(link, geometry.fourcc)
     if link.viewporter is None:
         raise Unsuitable("the compositor does not offer viewporter")

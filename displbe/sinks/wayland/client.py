@@ -20,6 +20,7 @@ from displbe.wire.errors import first_leaf
 
 from .buffers import DmabufHistory, ImportHistory
 from .conn import CompositorLost, Connection, Proxy, connect
+from .extensions import without_effect
 from .guest import WaylandGuest
 from .imports import BufferImports
 from .link import Link
@@ -160,6 +161,8 @@ class Client:
             presentation=link.presentation is not None,
             dmabuf=link.dmabuf is not None,
         )
+        for option, reason in without_effect(link, self._guest.settings).items():
+            self._say("option without effect", reason, option=option)
 
     def _open_surfaces(self, link: Link) -> None:
         """Open the surfaces. All buffers have been offered: a surface's protocol error must not be taken for a buffer's."""

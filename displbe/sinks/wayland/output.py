@@ -20,7 +20,7 @@ from displbe.ops.log import SparseLog
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.flip import Flip
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import SeatEvent
+from displbe.sinks.seat import KeyboardEnter, SeatEvent
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
 from displbe.wire.xs import parse_number
@@ -28,6 +28,7 @@ from displbe.xen.port import GuestBuffer
 
 from .buffers import BufferState, WaylandBuffer, can_copy
 from .copies import CopyFrame, CopyPool, FrameCopying
+from .extensions import SurfaceOptions
 from .frame_digest import FrameDigest
 from .guest import WaylandGuest
 from .link import Link
@@ -70,6 +71,8 @@ class WaylandOutput(Output):
         """The part of the framebuffer that the guest shows; None: the output is off."""
         self._digest = FrameDigest()
         self._watching = trio.CancelScope()
+        self._seat = guest.seats.window(guest.claimant.domid, name)
+        self._seat.on_change = self._follow_seat
         self.outputs_changed()
 
     # Buffers
@@ -140,6 +143,7 @@ class WaylandOutput(Output):
             raise buffer.failure
         self._current, self._part = buffer, part
         self._show()
+        self._follow_seat()
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
@@ -151,10 +155,12 @@ class WaylandOutput(Output):
         self._close_surface("off", SurfaceState.CLOSED)
         self._copying.close_pools()
         self._flip.end()
+        self._follow_seat()
         await trio.lowlevel.checkpoint()
 
     async def release(self) -> None:
         self._ignore_flips()
+        self._seat.close()
         self._watching.cancel()
         await self.disable()
         await self._copying.close()
@@ -192,6 +198,7 @@ class WaylandOutput(Output):
         if link is not None:
             self._flip.period = link.outputs.period
             self.surface.move(link.outputs.find(self._wl_output_name))
+            self._follow_seat()
 
     @property
     def _wl_output_name(self) -> str:
@@ -206,11 +213,15 @@ class WaylandOutput(Output):
             settings.app_id.format(**names),
             ivi_id(self.name, settings.surfaces),
             settings.scale,
+            settings.pixels,
+            settings.decorations,
         )
+        more = SurfaceOptions(options.title, settings.inhibit_idle, settings.inhibit_shortcuts)
         try:
-            self.surface.open(link, options, link.outputs.find(self._wl_output_name))
+            self.surface.open(link, options, more, link.outputs.find(self._wl_output_name))
         except NoRole as error:
             self._darken(str(error))
+        self._follow_seat()
 
     def _close_surface(self, why: str, state: SurfaceState | None = None) -> None:
         if self._guest.link is not None and self.surface.is_open:
@@ -247,7 +258,24 @@ class WaylandOutput(Output):
 
     def tell(self, event: SeatEvent) -> None:
         """Pass an event of a seat to the guest."""
-        self._guest.seats.tell(self._guest.claimant.domid, self.name, event)
+        self._seat.tell(event)
+        if isinstance(event, KeyboardEnter) and self.surface.extensions is not None:
+            self.surface.extensions.on_keyboard_enter()
+
+    @property
+    def draws_cursor(self) -> bool:
+        """Whether the guest draws a cursor of its own over the surface. It draws nothing while its screen is off."""
+        policy = self._guest.settings.cursor
+        return self._part is not None and (self._seat.takes_pointer if policy == "auto" else policy == "hide")
+
+    def _follow_seat(self) -> None:
+        """Follow the guest: its screen is on or off, and it takes pointer and keyboard or not. Follow the compositor's seats."""
+        link, extensions = self._guest.link, self.surface.extensions
+        if extensions is not None:
+            extensions.inhibit_idle(self._part is not None)
+            extensions.inhibit_shortcuts(self._seat.takes_keyboard)
+        if link is not None:
+            link.update_cursor(self)
 
     # Frames
 

@@ -11,7 +11,7 @@ import xcffib
 
 from displbe.sinks.base import Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import SeatEvent
+from displbe.sinks.seat import WindowSeat
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -42,25 +42,31 @@ class Frame(SinkBuffer):
 class Painter:
     """Keeps an output's window on the current X server and draws the guest's newest frame into it.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is. `on_read` is called
-    once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format; and with
-    None when the server has read a frame that the guest drew without flipping.
+    The window fills the monitor of the name `monitor`, if it is not empty. Input events go to `seat`. `on_visibility` is called when the
+    window becomes visible and when it no longer is. `on_read` is called once for each flip, with its serial number, when the server has
+    read its frame, or has it already, or cannot show its format; and with None when the server has read a frame that the guest drew
+    without flipping.
+
+    It has sixteen attributes: the window's name, monitor and seat are kept until there is a server.
     """
 
     def __init__(
         self,
         desktop: Desktop,
         title: str,
+        monitor: str,
         *,
-        tell: Callable[[SeatEvent], None],
+        seat: WindowSeat,
         on_visibility: Callable[[], None],
         on_read: Callable[[int | None], None],
     ) -> None:
         self._desktop = desktop
         self._title = title
-        self._tell = tell
+        self._monitor = monitor
+        self._seat = seat
         self._on_visibility = on_visibility
         self._on_read = on_read
+        seat.on_change = self._on_seat_change
         self._log = structlog.get_logger("displbe.x11").bind(window=title)
         self._window: Window | None = None
         self._frame: Frame | None = None
@@ -86,6 +92,11 @@ class Painter:
     def is_unread(self) -> bool:
         """Whether the server has not read the frame that it was last told to read."""
         return self._window is not None and self._window.is_unread
+
+    @property
+    def complaint(self) -> str:
+        """Why the window is not where the configuration wants it; empty: it is, or there is no window."""
+        return self._window.complaint if self._window is not None else ""
 
     # Called by the output, without waiting
 
@@ -115,6 +126,14 @@ class Painter:
             self._window.lose()
         self.wake()
 
+    def follow_monitors(self) -> None:
+        """Follow the server's monitors: they have changed."""
+        if self._window is not None:
+            try:
+                self._window.follow_monitors()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
+
     def wake(self) -> None:
         """Wake the task: there may be something to draw."""
         self._wanted.set()
@@ -133,8 +152,16 @@ class Painter:
 
     async def stop(self) -> None:
         """End `run`, now or as soon as it starts."""
+        self._seat.close()
         self._scope.cancel()
         await self._stopped.wait()
+
+    def _on_seat_change(self) -> None:
+        if self._window is not None and self._window.state is not WindowState.LOST:
+            try:
+                self._window.follow_seat()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
 
     # The task
 
@@ -203,7 +230,7 @@ class Painter:
         if self._window is None and server is not None and self._part is not None:
             size = self._part.width, self._part.height
             settings = self._desktop.settings
-            self._window = Window(server, self._title, size, settings, self._tell, self._changed)
+            self._window = Window(server, self._title, size, settings, self._monitor, self._seat, self._changed)
         return self._window
 
     def _changed(self) -> None:
