@@ -20,11 +20,12 @@ from unit.test_drm_model import Screen, _quick, running, until  # noqa: F401
 
 from displbe.sinks.base import OutputUnavailable, Part, SinkError
 from displbe.sinks.drm import bus_path, hotplug, sink, uapi
-from displbe.sinks.drm.binding import Binding, canonical
+from displbe.sinks.drm.binding import Binding
 from displbe.sinks.drm.device import DrmDevice, Mode
 from displbe.sinks.drm.edid_name import edid_name
 from displbe.sinks.drm.fallback_modes import FALLBACK_MODES
 from displbe.sinks.drm.libseat import FileOpener
+from displbe.sinks.drm.names import canonical
 from displbe.sinks.drm.output import CANNOT_TELL, ScreenState
 from displbe.sinks.drm.placement import placements, ranked_modes
 from displbe.sinks.drm.settings import DrmSettings
@@ -573,7 +574,9 @@ async def test_a_card_by_its_place(tmp_path: Path, name: str) -> None:
         await screen.close()
 
 
-@pytest.mark.parametrize("device", ["pci-0000:03:00.0", "pci-0000_03_00.0"])
+@pytest.mark.parametrize(
+    "device", ["pci-0000:03:00.0", "pci-0000_03_00.0", "/dev/dri/by-path/pci-0000:03:00.0-card", "card1"]
+)
 async def test_one_card_by_its_place(tmp_path: Path, device: str) -> None:
     """`[drm] device` names a card by its place; other cards are not opened."""
     boards = {"card0": Board(), "card1": Board()}

@@ -22,8 +22,9 @@ from typing import Final
 import msgspec
 
 from .device import CardConnector, DrmDevice
+from .names import canonical
 
-__all__ = ["Binding", "Match", "canonical", "card_names", "connector_names", "describe"]
+__all__ = ["Binding", "Match", "card_names", "connector_names", "describe"]
 
 _EDID: Final = "edid_"
 _PATH: Final = "path_"
@@ -92,11 +93,6 @@ class Binding:
         same_place = (last.sysfs_path, last.path_name) == (device.sysfs_path, connector.path_name or None)
         same_monitor = last.edid_name and last.edid_name == connector.edid_name
         return Match.FOLLOWS if same_place or same_monitor else Match.NONE
-
-
-def canonical(name: str) -> str:
-    """Return a name in the form in which names are compared."""
-    return re.sub(r"[^A-Za-z0-9.-]", "_", name)
 
 
 def card_names(device: DrmDevice) -> set[str]:

@@ -17,11 +17,12 @@ from displbe.sinks.tasks import Tasks
 from displbe.xen.port import Unavailable
 
 from . import hotplug
-from .binding import Binding, Match, canonical, card_names, describe
+from .binding import Binding, Match, card_names, describe
 from .card import Card, CardState
 from .device import CardConnector, Connection, DrmDevice
 from .finder import CardFinder
 from .libseat import PLAIN, FileOpener, Libseat, find_libseat
+from .names import canonical
 from .output import CARD_GONE, DrmOutput, ScreenState
 from .settings import DrmSettings
 
