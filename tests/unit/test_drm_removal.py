@@ -149,8 +149,7 @@ async def test_the_monitor_goes_while_covered(tmp_path: Path) -> None:
         await until(lambda: screen.is_dark("no monitor is connected"))
         await until(lambda: device_of(board).shown() == {})
         board.monitors[0] = Monitor([(64, 48, 50)])
-        await until(lambda: on_plane(board, screen, 0))
-        assert screen.output.state is ScreenState.LIT
+        await until(lambda: on_plane(board, screen, 0) and screen.output.state is ScreenState.LIT)
         await screen.complete()
         await screen.close()
         assert device_of(board).removed_shown == 0
@@ -234,7 +233,7 @@ async def test_held_back(tmp_path: Path) -> None:
             await screen.complete()
             assert screen.is_dark(HELD_BACK)
         modesets = device_of(board).modesets
-        await until(lambda: on_plane(board, screen, 1))
+        await until(lambda: on_plane(board, screen, 1) and screen.output.state is ScreenState.LIT)
         assert trio.current_time() - began >= 0.3
         assert (screen.output.state, screen.output.path) == (ScreenState.LIT, "zero copy")
         assert device_of(board).modesets == modesets
