@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from displbe.sinks.convert import pixel_size
-from displbe.sinks.turn import Turn
+from displbe.wire.formats import FORMATS
 
 from .atomic import TEST, Atomic, Pipe, PlaneConfig, full_state
 from .device import Mode
@@ -18,21 +17,18 @@ __all__ = ["ModeSearch"]
 class ModeSearch:
     """Tests modes with a black frame of each mode's size, so that a refusal is about the mode and not about a guest's frame.
 
-    `fourcc` is the frame's format, which the planes must have. The modes' sizes are those that are seen; `turn` is how
-    pictures lie on the panel. One caller at a time.
+    `fourcc` is the frame's format, which the planes must have. One caller at a time.
     """
 
-    def __init__(self, fourcc: int, turn: Turn) -> None:
+    def __init__(self, fourcc: int) -> None:
         self._fourcc = fourcc
-        self._turn = turn
         self._frame: DumbBuffer | None = None
 
     def passes(self, pipe: Pipe, mode: Mode) -> bool:
         """Return whether a pipe can drive a mode. Raises DrmError that says nothing about the mode, such as NotMaster."""
-        size = self._turn.size(mode.width, mode.height)
-        whole = 0, 0, *size
+        whole = 0, 0, mode.width, mode.height
         try:
-            frame = self._frame_for(pipe, *size)
+            frame = self._frame_for(pipe, mode)
             blob = pipe.device.create_blob(mode.raw)
             try:
                 changes = full_state(pipe, PlaneConfig(frame.fb, whole, mode, whole), blob)
@@ -46,9 +42,9 @@ class ModeSearch:
             return False
         return True
 
-    def _frame_for(self, pipe: Pipe, width: int, height: int) -> DumbBuffer:
-        """Return a black frame of this size. Raises DrmError."""
-        shape = width, height, 8 * pixel_size(self._fourcc), self._fourcc
+    def _frame_for(self, pipe: Pipe, mode: Mode) -> DumbBuffer:
+        """Return a black frame of the mode's size. Raises DrmError."""
+        shape = mode.width, mode.height, FORMATS[self._fourcc].bits, self._fourcc
         if self._frame is None or self._frame.shape != shape:
             self.close()
             self._frame = DumbBuffer(pipe.device, *shape)
