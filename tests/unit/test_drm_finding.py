@@ -15,7 +15,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from unit.drm_model import CRTC, Board, ModelDevice, Monitor, Pages
+from unit.drm_model import CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 from unit.test_drm_model import Screen, _quick, running, until  # noqa: F401
 
 from displbe.sinks.base import OutputUnavailable, Part, SinkError
@@ -424,6 +424,37 @@ async def test_a_dock_that_comes_back(tmp_path: Path, name: str, number: int) ->
         await screen.close()
         await first.close()
         check_nothing_left(board.card)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_what_was_shown_before_is_restored_with_another_dock(tmp_path: Path, gone: bool) -> None:
+    """The connectors that displbe found have their picture back, although one has gone with its dock, or has come anew."""
+    board = docked()
+    board.began = lambda card: card.light(0, 7, 0)
+    states: list[dict[int, dict[str, int]]] = []
+    async with running(board, tmp_path) as made:
+        screens = [Screen(made), Screen(made, "edid:DEL-A0B1")]
+        for screen in screens:
+            await screen.show()
+        board.unplug(1)
+        await until(lambda: not connector_of(screens[1]))
+        if not gone:
+            board.replug(1, number=8, monitor=Monitor([(64, 48)], DELL))
+            await until(lambda: lit(screens[1]))
+        card = board.card
+        assert card is not None
+        close = card.close
+
+        def closing() -> None:
+            states.append(card.objects)
+            close()
+
+        card.close = closing  # type: ignore[method-assign]
+    (after,) = states
+    assert (after[PLANE]["FB_ID"], after[CRTC]["ACTIVE"], after[CRTC + 1]["ACTIVE"]) == (7, 1, 0)
+    assert {values["CRTC_ID"] for identity, values in after.items() if identity < CRTC} == (
+        {CRTC} if gone else {CRTC, 0}
+    )
 
 
 async def test_another_monitor_on_the_dock(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ RETRY: Final = 5.0
 """Seconds after which a picture that the card has refused in every mode is tried again, if no monitor changes before."""
 MOST_TRIES: Final = 64
 """Maximum number of modes that are tried for one picture."""
+SEARCH_TIME: Final = 1.5
+"""Maximum seconds for trying further modes and CRTCs. The guest waits for the answer to its SET_CONFIG; Linux's frontend waits 3 s."""
 FLIP_POLL: Final = 0.001
 """Seconds between two looks whether a flip has ended."""
 
@@ -457,10 +459,13 @@ class DrmOutput(Output):
         scanout, first, tried = link.scanout, link.scanout.pipe, {placement.mode for placement in where}
         formats = {each.fourcc for each in self._framebuffers.buffers}
         search = ModeSearch(buffer.fourcc)
+        until = trio.current_time() + SEARCH_TIME
         try:
             for mode in ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[:MOST_TRIES]:
                 others = [pipe for pipe in link.other_pipes() if formats <= pipe.plane.formats]
                 for pipe in others if mode in tried else [first, *others]:
+                    if trio.current_time() > until:
+                        return False
                     if not await trio.to_thread.run_sync(search.passes, pipe, mode):
                         continue
                     if pipe != first and pipe not in link.other_pipes():  # another output has taken it meanwhile
