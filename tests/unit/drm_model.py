@@ -182,7 +182,7 @@ class ModelDevice(DrmDevice):
             if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
         }
         for index in range(len(board.monitors)):
-            if board.paths[index]:
+            if board.paths[index] and board.object_ids[index]:
                 self.add_path(index)
         board.began(self)
         super().__init__(path, opener)

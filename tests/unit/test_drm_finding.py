@@ -426,6 +426,33 @@ async def test_a_dock_that_comes_back(tmp_path: Path, name: str, number: int) ->
         check_nothing_left(board.card)
 
 
+async def test_a_guest_that_comes_again(tmp_path: Path) -> None:
+    """It finds the connector of its dock, which has another name now; while the dock is away, it waits."""
+    board = docked()
+    board.object_ids[1] = 0
+    async with running(board, tmp_path) as made:
+        with pytest.raises(OutputUnavailable, match="no connector Virtual-2"):
+            made.claim("Virtual-2", 64, 48)
+        board.replug(1, number=2, monitor=Monitor([(64, 48)], DELL))
+        await until(lambda: len(next(iter(made._cards.values())).connectors) == 2)
+        screen = Screen(made, "Virtual-2")
+        await screen.show()
+        assert lit(screen)
+        board.unplug(1)
+        await until(lambda: not connector_of(screen))
+        await screen.close()
+        again = Screen(made, "Virtual-2")
+        await again.show()
+        assert again.is_dark("there is no connector Virtual-2 now: is the dock plugged in?")
+        board.replug(1, number=7, monitor=Monitor([(64, 48)], DELL))
+        await until(lambda: lit(again))
+        await again.close()
+        once_more = Screen(made, "Virtual-2")
+        await once_more.show()
+        assert (lit(once_more), connector_of(once_more)) == (True, "card0/Virtual-7")
+        await once_more.close()
+
+
 @pytest.mark.parametrize("gone", [True, False])
 async def test_what_was_shown_before_is_restored_with_another_dock(tmp_path: Path, gone: bool) -> None:
     """The connectors that displbe found have their picture back, although one has gone with its dock, or has come anew."""

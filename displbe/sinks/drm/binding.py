@@ -54,9 +54,10 @@ class _LastOn(msgspec.Struct, frozen=True):
 
 
 class Binding:
-    """An output's name, and what the output was last on."""
+    """An output's name, and what the output was last on, also for an earlier guest."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         text = canonical(name)
         card, separator, rest = name.partition("/")
         if separator and not text.startswith((_EDID, _PATH)):
@@ -74,6 +75,11 @@ class Binding:
     def names_a_place(self) -> bool:
         """Whether the name says where in the machine the card is, so that the card may come later."""
         return self.card.startswith(("pci-", "platform-", "usb-"))
+
+    @property
+    def was_on(self) -> bool:
+        """Whether the output has been on a connector."""
+        return self._last_on is not None
 
     def attached(self, device: DrmDevice, connector: CardConnector) -> None:
         """Take note of what the output is on now. A monitor that is unplugged stays known."""

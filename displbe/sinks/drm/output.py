@@ -139,16 +139,17 @@ class DrmOutput(Output):
 
     def __init__(
         self,
-        name: str,
+        binding: Binding,
         key: int,
         settings: DrmSettings,
         clock: FlipClock,
         tasks: Tasks,
         released: Callable[[], None],
     ) -> None:
+        name = binding.name
         super().__init__(name)
         self.key = key
-        self.binding = Binding(name)
+        self.binding = binding
         """Which connectors the name stands for."""
         self.state = ScreenState.OFF
         self.reason = OFF

@@ -70,6 +70,8 @@ class DrmSink(Sink):
         """Connector's name in the form of `canonical`, with the card's name or place in the machine (`card1/HDMI-A-1`) and
         without it -> the card's sysfs path, and the connector's index among those that no dock has (None: a dock has it).
         """
+        self._bindings: dict[str, Binding] = {}
+        """The names that have been claimed. A guest that comes again finds its connector under the connector's new name, too."""
         self._search_now = trio.Event()
         self._next_key = 1
         self._clock = FlipClock()
@@ -187,9 +189,10 @@ class DrmSink(Sink):
             raise OutputUnavailable(f"connector {name} is taken by another guest")
         key, self._next_key = self._next_key, self._next_key + 1
         released = partial(self._give_back, key)
-        output = DrmOutput(name, key, self._settings, self._clock, self._tasks, released)
+        binding = self._bindings.get(name) or Binding(name)
+        output = DrmOutput(binding, key, self._settings, self._clock, self._tasks, released)
         found = self._choose(output)
-        if found is None and not self._may_come(output.binding):
+        if found is None and not self._may_come(binding):
             there = describe(connector for card in self._open_cards() for connector in card.connectors)
             known = ", ".join(there or sorted(name for name in self._locations if "/" not in name))
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
@@ -201,8 +204,9 @@ class DrmSink(Sink):
             else:  # it leaves at the card's next look
                 card.look()
         else:
-            output.wait_for_connector(self._why_missing(output.binding))
+            output.wait_for_connector(self._why_missing(binding))
         self.outputs[key] = output
+        self._bindings[name] = binding
         self._search_now.set()
         return output
 
@@ -212,7 +216,7 @@ class DrmSink(Sink):
     def _may_come(self, binding: Binding) -> bool:
         """Whether a connector that is not there may come: the name has been seen, or names a monitor, a dock or a place."""
         name = f"{binding.card}/{binding.connector}" if binding.card else binding.connector
-        return name in self._locations or not binding.is_by_kernel_name or binding.names_a_place
+        return name in self._locations or binding.was_on or not binding.is_by_kernel_name or binding.names_a_place
 
     def _choose(self, output: DrmOutput) -> tuple[Card, CardConnector] | None:
         """Return the connector that an output belongs on now; None: there is none.
