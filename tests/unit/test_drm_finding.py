@@ -591,6 +591,25 @@ async def test_a_monitor_on_the_other_card(tmp_path: Path) -> None:
         await rival.close()
 
 
+async def test_one_of_two_cards_goes(tmp_path: Path) -> None:
+    """A guest whose card is gone is told so, although another card is there; it is shown when the card is back."""
+    boards = {"card0": Board(), "card1": Board()}
+    boards["card1"].sysfs_path, boards["card1"].numbers[0] = "/sys/devices/other", 9
+    async with running_cards(boards, tmp_path) as made:
+        screen, other = Screen(made, "Virtual-9"), Screen(made)
+        await screen.show()
+        await other.show()
+        boards["card1"].unbind()
+        await until(lambda: not connector_of(screen))
+        await trio.sleep(0.1)
+        assert screen.is_dark("the card is gone")
+        assert lit(other)
+        boards["card1"].present = True
+        await until(lambda: lit(screen))
+        await screen.close()
+        await other.close()
+
+
 async def test_the_same_name_on_two_cards(tmp_path: Path) -> None:
     """The connector that has a monitor is used, also when the monitor moves to the other one; `CARD/` says which one."""
     boards = {"card0": Board(), "card1": Board()}

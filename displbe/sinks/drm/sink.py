@@ -216,7 +216,7 @@ class DrmSink(Sink):
 
     def _may_come(self, binding: Binding) -> bool:
         """Whether a connector that is not there may come: the name has been seen, or names a monitor, a dock or a place."""
-        name = f"{binding.card}/{binding.connector}" if binding.card else binding.connector
+        name = _location_name(binding)
         return name in self._locations or binding.was_on or not binding.is_by_kernel_name or binding.names_a_place
 
     def _choose(self, output: DrmOutput) -> tuple[Card, CardConnector] | None:
@@ -240,8 +240,7 @@ class DrmSink(Sink):
                     best = rank, card, connector
         if best is not None:
             return best[1], best[2]
-        name = f"{binding.card}/{binding.connector}" if binding.card else binding.connector
-        path, index = self._locations.get(name, ("", None))
+        path, index = self._locations.get(_location_name(binding), ("", None))
         for card in self._open_cards():
             fixed = _fixed(card)
             if card.device.sysfs_path == path and index is not None and index < len(fixed):
@@ -253,7 +252,8 @@ class DrmSink(Sink):
         cards = self._open_cards()
         if binding.card and not any(binding.card in card_names(card.device) for card in cards):
             return f"there is no card {binding.card} now" if cards else CARD_GONE
-        if not cards:
+        path, _ = self._locations.get(_location_name(binding), ("", None))
+        if not cards or (path and not any(card.device.sysfs_path == path for card in cards)):
             return CARD_GONE
         if binding.is_by_kernel_name:
             return f"there is no connector {binding.connector} now: is the dock plugged in?"
@@ -319,6 +319,11 @@ def _names(card: Card, connector: CardConnector) -> set[str]:
     """Return the names by which a connector can be claimed while its card is away, in the form of `canonical`."""
     name = canonical(connector.name)
     return {name, *(f"{card_name}/{name}" for card_name in card_names(card.device))}
+
+
+def _location_name(binding: Binding) -> str:
+    """Return the name under which the location of a name's connector is known."""
+    return f"{binding.card}/{binding.connector}" if binding.card else binding.connector
 
 
 def _fixed(card: Card) -> list[CardConnector]:
