@@ -19,12 +19,13 @@ from unit.drm_model import CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 from unit.test_drm_model import Screen, _quick, running, until  # noqa: F401
 
 from displbe.sinks.base import OutputUnavailable, Part, SinkError
-from displbe.sinks.drm import bus_path, hotplug, sink, uapi
+from displbe.sinks.drm import bus_path, hotplug, output, sink, uapi
 from displbe.sinks.drm.binding import Binding
 from displbe.sinks.drm.device import DrmDevice, Mode
 from displbe.sinks.drm.edid_name import edid_name
 from displbe.sinks.drm.fallback_modes import FALLBACK_MODES
 from displbe.sinks.drm.libseat import FileOpener
+from displbe.sinks.drm.mode_search import ModeSearch
 from displbe.sinks.drm.names import canonical
 from displbe.sinks.drm.output import CANNOT_TELL, ScreenState
 from displbe.sinks.drm.placement import placements, ranked_modes
@@ -252,6 +253,38 @@ async def test_a_mode_that_is_possible_again(tmp_path: Path) -> None:
         await screen.output.enable(screen.buffers[1], Part(0, 0, 64, 48))
         assert (lit_mode(screen), screen.output.reason) == ("64x48@60", "")
         await screen.close()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+async def test_a_better_mode_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
+    """A screen in a lesser mode gets the wanted one when that is possible. A test that was wrong is not made again and again."""
+    monkeypatch.setattr(output, "BETTER", 0.05)
+    board = Board()
+    board.monitors[0] = Monitor([(64, 48, 60), (64, 48, 30)])
+    board.refuses = too_fast(64 * 48 * 30, errno.ENOSPC)
+    async with running(board, tmp_path, refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        modesets = card.modesets
+        await trio.sleep(0.3)
+        assert (lit_mode(screen), card.modesets) == ("64x48@30", modesets)
+        if wrong:
+            monkeypatch.setattr(ModeSearch, "passes", lambda self, pipe, mode: True)
+            await until(lambda: card.modesets > modesets)
+            modesets = card.modesets
+            await trio.sleep(0.3)
+            assert (lit_mode(screen), card.modesets, lit(screen)) == ("64x48@30", modesets, True)
+        else:
+            board.refuses = lambda crtc, mode: 0
+            await until(lambda: lit(screen) and lit_mode(screen) == "64x48@60")
+            assert (screen.output.reason, card.modesets) == ("", modesets + 1)
+        screen.flip()
+        card.vblank()
+        await screen.complete()
+        await screen.close()
+        check_nothing_left(card)
 
 
 async def test_refused_in_every_mode(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ causes is charged to it (`Output.charge`). While it owes one, its screen stays d
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -72,6 +73,8 @@ MOST_TRIES: Final = 64
 """Maximum number of modes that are tried for one picture."""
 SEARCH_TIME: Final = 1.5
 """Maximum seconds for trying further modes and CRTCs. The guest waits for the answer to its SET_CONFIG; Linux's frontend waits 3 s."""
+BETTER: Final = 15.0
+"""Seconds between two tests whether a better mode, which the card has refused, is possible now."""
 FLIP_POLL: Final = 0.001
 """Seconds between two looks whether a flip has ended."""
 
@@ -109,13 +112,15 @@ class _Wanted(msgspec.Struct):
     """None: the guest has removed the framebuffer that was shown, and has not flipped since."""
 
 
-class _LitScreen(msgspec.Struct, frozen=True):
+class _LitScreen(msgspec.Struct):
     """The mode of a lit screen, and the scanout that puts frames onto it."""
 
     mode: ActiveMode
     scanout: DirectScanout | CopiedScanout
     note: str = ""
     """Why the mode is not the one that was wanted; empty: it is."""
+    test_at: float = 0.0
+    """When to test whether the wanted mode is possible, in seconds of trio's clock."""
 
 
 class _Dark(msgspec.Struct):
@@ -415,10 +420,33 @@ class DrmOutput(Output):
                 elif self._lit is None or changed or not await self._is_still_shown(link, self._lit):
                     self._set_dark(SWITCHING_ON)
                     await self._switch_on(link, wanted.buffer, wanted.part)
+                elif await self._is_better_possible(link, self._lit, wanted.buffer, wanted.part):
+                    await self._switch_on(link, wanted.buffer, wanted.part)
+                    self._stop_testing()
             except (DrmError, SinkError) as error:
                 if _refusal(error) is not None:
                     self._dark.not_before = trio.current_time() + RETRY
                 self._darken(str(error))
+
+    def _stop_testing(self) -> None:
+        """If the wanted mode was refused again, do not test it until the screen is lit anew: the test was wrong."""
+        if self._lit is not None and self._lit.note:
+            self._lit.test_at = math.inf
+
+    async def _is_better_possible(self, link: CardLink, lit: _LitScreen, buffer: DrmBuffer, part: Part) -> bool:
+        """Return whether the screen is in a lesser mode than was wanted, and the card accepts the wanted one now.
+
+        Another screen that shared the bandwidth may have been switched off. The screen does not notice the test.
+        """
+        if not lit.note or trio.current_time() < lit.test_at:
+            return False
+        lit.test_at = trio.current_time() + BETTER
+        wanted = ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[0]
+        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
+        try:
+            return await trio.to_thread.run_sync(search.passes, link.scanout.pipe, wanted)
+        finally:
+            await trio.to_thread.run_sync(search.close)
 
     async def _lose_screen(self, link: CardLink, obstacle: str) -> None:
         """Go dark and switch the screen off: the monitor is unplugged, or another program has become DRM master."""
@@ -554,6 +582,7 @@ class DrmOutput(Output):
             direct = DirectScanout(mode.flip, mode.slot, self._tasks.start_soon, self._since_flip, self._on_failed)
             lit = _LitScreen(mode, direct, note)
             self.path, self.reason = "be-alloc" if shown.from_card else "zero copy", note
+        lit.test_at = trio.current_time() + BETTER
         self._lit = lit
         self._dark.not_before = 0.0
         return lit
