@@ -445,6 +445,8 @@ class DrmOutput(Output):
         search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
         try:
             return await trio.to_thread.run_sync(search.passes, link.scanout.pipe, wanted)
+        except DrmError:  # it says nothing about the mode
+            return False
         finally:
             await trio.to_thread.run_sync(search.close)
 
