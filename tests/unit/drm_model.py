@@ -35,7 +35,15 @@ PROPERTIES = [
     *("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H"),
 ]
 PROPERTIES += ["ACTIVE", "MODE_ID", "EDID", "link-status", "GAMMA_LUT", "rotation", "PATH"]
-PROPERTIES += ["IN_FORMATS", "panel orientation", "DEGAMMA_LUT", "CTM", "VRR_ENABLED", "SHARPNESS_STRENGTH"]
+PROPERTIES += [
+    "IN_FORMATS",
+    "panel orientation",
+    "DEGAMMA_LUT",
+    "CTM",
+    "VRR_ENABLED",
+    "SHARPNESS_STRENGTH",
+    "BACKGROUND_COLOR",
+]
 PROPERTIES += ["HDR_OUTPUT_METADATA", "Colorspace", "underscan", "underscan hborder", "underscan vborder", "max bpc"]
 PROPERTIES += ["Broadcast RGB", "content type", "SCALING_FILTER", "alpha", "pixel blend mode", "zpos"]
 PROPERTIES += ["COLOR_ENCODING", "COLOR_RANGE"]
