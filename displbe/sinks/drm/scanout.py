@@ -18,6 +18,7 @@ from displbe.sinks.convert import pixel_size
 from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import sideways
+from displbe.wire.formats import fourcc as fourcc_of
 
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
@@ -29,7 +30,7 @@ from .mode_search import ModeSearch
 from .neutral import commit_with, neutral_values
 from .placement import Placement, ranked_modes
 
-__all__ = ["ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
+__all__ = ["YUYV", "ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
 
 _log: Final[Any] = structlog.get_logger("displbe.drm")
 
@@ -54,6 +55,9 @@ def sideways_edid(edid: bytes, modes: Sequence[Mode]) -> bytes | None:
         return None
 
 
+YUYV: Final = fourcc_of("YUYV")
+BLACK_YUYV: Final = bytes((16, 128, 16, 128))
+"""Two black pixels. In all other formats, a pixel of zeros is black."""
 MOST_TESTS: Final = 8
 """Maximum number of modes in which an imported framebuffer is tested."""
 
@@ -278,6 +282,8 @@ class ScanoutPipe:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
                 converted = bool(buffer.format.conversion)
                 copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=converted, into=fourcc)
+            elif fourcc == YUYV:
+                cover.memory.view[:] = BLACK_YUYV * (len(cover.memory.view) // len(BLACK_YUYV))
             changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
             Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 
