@@ -15,7 +15,7 @@ from displbe.sinks.window_queue import WindowQueue, same_name
 
 from .buffers import DmabufHistory
 from .client import Client
-from .conn import Connection, connect
+from .conn import CompositorLost, Connection, connect
 from .extensions import without_effect
 from .link import EXTENSIONS
 from .output import WaylandOutput
@@ -43,7 +43,7 @@ class WaylandSink(Sink):
     def __init__(self, settings: WaylandSettings, opened: Callable[[str], Connection] = connect) -> None:
         self.settings = settings
         self.wants_shared = settings.zero_copy != "off" and settings.trust_compositor
-        self._seats = self.seats = Seats()
+        self._seats = self.seats = Seats(self._settle)
         self.clients: dict[Claimant, Client] = {}
         self._path = socket_path(settings.display)
         self._opened = opened
@@ -113,6 +113,18 @@ class WaylandSink(Sink):
 
     def _close(self, connector: DeviceConnector) -> None:
         self.clients[connector.claimant].remove(connector)
+
+    async def _settle(self, domid: int, connector: str) -> bool:
+        """Wait for two answers of the compositor to wl_display.sync (Seats)."""
+        for claimant, client in self.clients.items():
+            if claimant.domid == domid and connector in client.outputs and client.link is not None:
+                try:
+                    await client.link.conn.sync()
+                    await client.link.conn.sync()
+                except CompositorLost:
+                    return False
+                return True
+        return False
 
     def _exclude(self, name: str, other: str) -> str:
         """Return why two connectors of these names cannot both have a window: their name, or their ivi id, since a compositor ends a

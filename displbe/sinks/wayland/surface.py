@@ -289,8 +289,9 @@ class WaylandSurface:
             self.state = SurfaceState.SHOWN if newest else SurfaceState.UNSEEN
         if newest and isinstance(self.attached, WaylandBuffer):
             self.attached.on_drawn()
-        self._on_screen = serial
-        if not was_presented:
+        if serial != NO_FLIP:  # otherwise it is a frame from before the surface was black
+            self._on_screen = serial
+        if self.is_presented and not was_presented:
             self._on_changed()
         if self._unreleased is None:
             self._flip.on_shown(serial)
