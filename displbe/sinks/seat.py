@@ -235,7 +235,7 @@ class WindowSeat:
         match event:
             case KeyboardLeave() | PointerLeave() | TouchCancel():
                 self._entered.pop(type(event), None)
-            case KeyboardEnter() | KeyboardKey():
+            case KeyboardEnter() | KeyboardKey() | KeyboardLocks():
                 self._entered[KeyboardLeave] = KeyboardLeave()
             case PointerEnter() | PointerMotion() | PointerButton() | PointerAxis():
                 self._entered[PointerLeave] = PointerLeave()

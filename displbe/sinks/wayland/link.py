@@ -27,7 +27,9 @@ class Link:
 
     `changed` is called when outputs, seats or dma-buf formats change.
 
-    `find` returns the guest's output that a wl_surface belongs to, or None.
+    `find` returns the guest's window that a wl_surface belongs to, or None.
+
+    It has sixteen attributes: one for each global that displbe needs or uses.
     """
 
     def __init__(
