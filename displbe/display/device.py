@@ -89,17 +89,23 @@ class DisplayDevice:
 
     async def arrive(self) -> None:
         """Tell the sink the device's connectors: their windows open now, before the frontend connects. Raises StoreLost."""
-        await self._update_connectors()
+        try:
+            await self._update_connectors()
+        except DeviceRefused:
+            pass  # `serve` looks again
 
     async def _update_connectors(self) -> None:
         """Tell the sink about connectors that the toolstack or the configuration has added or changed since the last call.
 
         Only nodes of the toolstack count. The guest can remove such a node, and nothing follows from that: connectors are removed with the
-        device. Raises StoreLost.
+        device. Raises StoreLost; DeviceRefused if a node has changed hands meanwhile: its value may be the guest's.
         """
         nodes = self._nodes
         guest = self._guests.settings(nodes.name)
-        for index, (name, width, height) in enumerate(await read_device_connectors(nodes, guest)):
+        found = await read_device_connectors(nodes, guest)
+        if await read_device_connectors(nodes, guest) != found:
+            raise DeviceRefused("the connectors have been changed meanwhile; displbe looks again")
+        for index, (name, width, height) in enumerate(found):
             before = self.device_connectors.get(index)
             if before is not None and (before.name, before.width, before.height) == (name, width, height):
                 continue
