@@ -66,7 +66,7 @@ class Daemon:
         self.focus = InputFocus(FocusFile(runtime, settings.input.focus))
         if nodes is None:
             _need_evdev(settings)
-        self.evdev = EvdevDevices(settings.input, self.focus, nodes or SystemNodes())
+        self.evdev = EvdevDevices(settings.input, self.focus, nodes or SystemNodes(), self.sink.turn_of)
         repeats = AutoRepeat(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )

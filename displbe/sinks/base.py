@@ -17,6 +17,7 @@ from displbe.wire.errors import Errno
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .seat import Seats
+from .turn import Turn
 
 __all__ = [
     "NOBODY",
@@ -214,3 +215,7 @@ class Sink(abc.ABC):
     @abc.abstractmethod
     def claimed(self, name: str) -> Output | None:
         """Return the output of this name if a guest has claimed it."""
+
+    def turn_of(self, name: str) -> Turn:
+        """Return how pictures lie on the screen of this name, for the input devices that are mounted with it."""
+        return Turn.NONE

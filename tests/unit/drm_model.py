@@ -35,11 +35,28 @@ PROPERTIES = [
     *("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H"),
 ]
 PROPERTIES += ["ACTIVE", "MODE_ID", "EDID", "link-status", "GAMMA_LUT", "rotation", "PATH"]
+PROPERTIES += ["IN_FORMATS", "panel orientation", "DEGAMMA_LUT", "CTM", "VRR_ENABLED", "SHARPNESS_STRENGTH"]
+PROPERTIES += ["HDR_OUTPUT_METADATA", "Colorspace", "underscan", "underscan hborder", "underscan vborder", "max bpc"]
+PROPERTIES += ["Broadcast RGB", "content type", "SCALING_FILTER", "alpha", "pixel blend mode", "zpos"]
+PROPERTIES += ["COLOR_ENCODING", "COLOR_RANGE"]
 CONNECTOR, CRTC, PLANE = 10, 20, 30
 """The first id of each kind."""
 
 
 CONNECTOR_PROPERTIES = {"CRTC_ID": 0, "EDID": 0, "link-status": 0}
+
+
+class Described(msgspec.Struct):
+    """What GETPROPERTY says of a property, and the value that the last program left in it."""
+
+    value: int = 0
+    names: tuple[str, ...] = ()
+    """An enumeration, or the bits of a bitmask; empty: neither. The values are the indices."""
+    limits: tuple[int, int] | None = None
+    immutable: bool = False
+    bitmask: bool = False
+    refused: bool = False
+    """Whether the driver refuses any other value than `value`."""
 
 
 class Framebuffer(msgspec.Struct):
@@ -50,6 +67,8 @@ class Framebuffer(msgspec.Struct):
     pitch: int
     pages: int
     """The inode of its dma-buf; 0: the card's own memory."""
+    code: int = XR24
+    """The DRM format."""
 
 
 class Monitor(msgspec.Struct):
@@ -72,6 +91,14 @@ class Board:
         """The number of planes. There is one primary plane for each connector; the others are overlays."""
         self.reach = [(1 << connectors) - 1] * connectors
         """For each connector, the CRTCs that can drive it, as a mask."""
+        self.formats = [XR24]
+        """The formats of the planes."""
+        self.in_formats = b""
+        self.driver = ""
+        self.rotations: tuple[int, ...] = (0, 180)
+        """Degrees that the planes can turn pictures by."""
+        self.described: dict[str, dict[str, Described]] = {"connector": {}, "crtc": {}, "plane": {}}
+        """Further properties of each kind of object."""
         self.object_ids = [CONNECTOR + index for index in range(connectors)]
         """The connectors' ids; 0: the connector is gone, with its dock."""
         self.numbers = [index + 1 for index in range(connectors)]
@@ -161,6 +188,9 @@ class ModelDevice(DrmDevice):
             plane = dict.fromkeys(("FB_ID", "CRTC_ID", *PROPERTIES[3:11]), 0)
             primary = uapi.DRM_PLANE_TYPE_PRIMARY if index < len(board.monitors) else 0
             self.objects[PLANE + index] = {"type": primary, **plane, "rotation": 1}
+        self.rotation = Described(1, tuple(f"rotate-{90 * bit}" for bit in range(4)), bitmask=True)
+        for identity, values in self.objects.items():
+            values |= {name: known.value for name, known in board.described[kind_of(identity)].items()}
         self.pending: dict[int, int] = {}
         """CRTC -> user data of a flip that is not on the screen yet."""
         self.handles: dict[int, int] = {}
@@ -181,6 +211,10 @@ class ModelDevice(DrmDevice):
             for name in vars(uapi)
             if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
         }
+        if board.in_formats:
+            for index in range(board.planes):
+                self.objects[PLANE + index]["IN_FORMATS"] = blob = self._new()
+                self.blobs[blob] = board.in_formats
         for index in range(len(board.monitors)):
             if board.paths[index]:
                 self.add_path(index)
@@ -292,8 +326,8 @@ class ModelDevice(DrmDevice):
     def _mode_getplane(self, ask: Any) -> int:
         ask.possible_crtcs = (1 << len(self.board.monitors)) - 1
         ask.fb_id = self.objects[ask.plane_id]["FB_ID"]
-        _fill(ask.format_type_ptr, ask.count_format_types, [XR24])
-        ask.count_format_types = 1
+        _fill(ask.format_type_ptr, ask.count_format_types, self.board.formats)
+        ask.count_format_types = len(self.board.formats)
         return 0
 
     def _mode_getencoder(self, ask: Any) -> int:
@@ -341,7 +375,30 @@ class ModelDevice(DrmDevice):
         return 0
 
     def _mode_getproperty(self, ask: Any) -> int:
-        ask.name = PROPERTIES[ask.prop_id - 1].encode()
+        name = PROPERTIES[ask.prop_id - 1]
+        ask.name = name.encode()
+        of_kinds = [
+            self.board.described[kind][name] for kind in self.board.described if name in self.board.described[kind]
+        ]
+        known = self.rotation if name == "rotation" else of_kinds[0] if of_kinds else Described()
+        bits = [bit for bit in range(4) if 90 * bit in self.board.rotations]
+        numbers = bits if name == "rotation" else range(len(known.names))
+        ask.flags = (
+            4 * known.immutable | (32 if known.bitmask else 8 * bool(known.names)) | 2 * (known.limits is not None)
+        )
+        if ask.enum_blob_ptr and ask.count_enum_blobs >= len(numbers):
+            names = (uapi.drm_mode_property_enum * len(numbers)).from_address(ask.enum_blob_ptr)
+            for entry, number in zip(names, numbers, strict=True):
+                entry.value, entry.name = number, known.names[number].encode()
+        ask.count_enum_blobs = len(numbers)
+        _fill(ask.values_ptr, ask.count_values, known.limits or (), c_uint64)
+        ask.count_values = len(known.limits or ())
+        return 0
+
+    def _version(self, ask: Any) -> int:
+        name = self.board.driver.encode()
+        ctypes.memmove(ask.name, name, min(len(name), ask.name_len))
+        ask.name_len = len(name)
         return 0
 
     def _mode_createpropblob(self, ask: Any) -> int:
@@ -401,7 +458,9 @@ class ModelDevice(DrmDevice):
         if ask.handles[0] not in self.handles:
             return errno.ENOENT
         ask.fb_id = self._new()
-        self.fbs[ask.fb_id] = Framebuffer(ask.width, ask.height, ask.pitches[0], self.handles[ask.handles[0]])
+        self.fbs[ask.fb_id] = Framebuffer(
+            ask.width, ask.height, ask.pitches[0], self.handles[ask.handles[0]], ask.pixel_format
+        )
         return 0
 
     def _mode_rmfb(self, ask: Any) -> int:
@@ -482,6 +541,12 @@ class ModelDevice(DrmDevice):
             driven = any(values.get("CRTC_ID") == crtc for identity, values in after.items() if identity < CRTC)
             if bool(state["MODE_ID"]) != driven:
                 return errno.EINVAL
+        for identity, values in after.items():
+            for name, known in self.board.described[kind_of(identity)].items():
+                if known.immutable and values[name] != self.objects[identity][name]:
+                    return errno.EINVAL
+                if known.refused and values[name] != known.value:
+                    return errno.EINVAL
         return next(filter(None, (self._check_plane(after, values) for i, values in after.items() if i >= PLANE)), 0)
 
     def _check_plane(self, after: dict[int, dict[str, int]], plane: dict[str, int]) -> int:
@@ -496,10 +561,19 @@ class ModelDevice(DrmDevice):
         source, target = (plane["SRC_W"] >> 16, plane["SRC_H"] >> 16), (plane["CRTC_W"], plane["CRTC_H"])
         if source[0] > fb.width or source[1] > fb.height:
             return errno.ENOSPC
+        if fb.code not in self.board.formats or 90 * (plane["rotation"].bit_length() - 1) not in self.board.rotations:
+            return errno.EINVAL
+        if plane["rotation"] & 0b1010:  # drm_atomic_helper_check_plane_state(): 90 and 270 degrees
+            source = source[::-1]
         if source != target and not self.board.can_scale:
             return errno.ERANGE
         whole = (plane["CRTC_X"], plane["CRTC_Y"], *target) == (0, 0, mode.hdisplay, mode.vdisplay)
         return 0 if whole or self.board.can_leave_free else errno.EINVAL
+
+
+def kind_of(identity: int) -> str:
+    """Return the kind of the object with this id."""
+    return "connector" if identity < CRTC else "crtc" if identity < PLANE else "plane"
 
 
 def mode_of(width: int, height: int) -> bytes:

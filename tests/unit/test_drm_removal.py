@@ -149,8 +149,8 @@ async def test_the_monitor_goes_while_covered(tmp_path: Path) -> None:
         await until(lambda: screen.is_dark("no monitor is connected"))
         await until(lambda: device_of(board).shown() == {})
         board.monitors[0] = Monitor([(64, 48, 50)])
-        await until(lambda: on_plane(board, screen, 0))
-        assert screen.output.state is ScreenState.LIT
+        # The commit is made in a thread; the output knows of it a moment later.
+        await until(lambda: on_plane(board, screen, 0) and screen.output.state is ScreenState.LIT)
         await screen.complete()
         await screen.close()
         assert device_of(board).removed_shown == 0

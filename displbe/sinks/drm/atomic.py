@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from displbe.sinks.turn import Turn
+
 from . import uapi
 from .device import DrmDevice, Mode, Plane
 from .errors import DrmError, drm_error
@@ -18,7 +20,6 @@ __all__ = [
     "FLIP",
     "LATE",
     "MODESET",
-    "NEUTRAL",
     "OFF",
     "TEST",
     "Atomic",
@@ -27,6 +28,7 @@ __all__ = [
     "PlaneConfig",
     "full_state",
     "off_state",
+    "rotation",
 ]
 
 FLIP: Final = uapi.DRM_MODE_ATOMIC_NONBLOCK | uapi.DRM_MODE_PAGE_FLIP_EVENT
@@ -55,13 +57,15 @@ class Pipe(msgspec.Struct, frozen=True):
 class PlaneConfig(msgspec.Struct, frozen=True):
     """A framebuffer on a plane: the part of it that is shown (`source`), and the part of the mode that shows it (`target`).
 
-    Both parts are (x, y, width, height), in pixels.
+    Both parts are (x, y, width, height), in pixels; `target` is in those of the panel.
     """
 
     fb: int
     source: tuple[int, int, int, int]
     mode: Mode
     target: tuple[int, int, int, int]
+    turn: Turn = Turn.NONE
+    """How the plane turns the framebuffer."""
 
 
 class Atomic:
@@ -105,16 +109,6 @@ class Atomic:
             raise drm_error(operation, number, self._connector)
 
 
-NEUTRAL: Final[dict[str, dict[str, int]]] = {
-    # drm_connector.c: after a failed link training, the next mode set has to set link-status to GOOD (0).
-    "connector": {"link-status": 0},
-    "crtc": {"DEGAMMA_LUT": 0, "CTM": 0, "GAMMA_LUT": 0},
-    # drm_blend.c: DRM_MODE_ROTATE_0, DRM_BLEND_ALPHA_OPAQUE, DRM_MODE_BLEND_PREMULTI.
-    "plane": {"rotation": 1, "alpha": 0xFFFF, "pixel blend mode": 0},
-}
-"""Neutral values of further properties that change the picture. Each is set if the driver has it, because the program
-that had the card before may have left a colour filter or a rotation.
-"""
 OFF: Final[dict[str, dict[str, int]]] = {
     "connector": {"CRTC_ID": 0},
     "crtc": {"ACTIVE": 0, "MODE_ID": 0},
@@ -126,18 +120,15 @@ OFF: Final[dict[str, dict[str, int]]] = {
 def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
     """Return all changes that make the pipe show `config` and nothing else; `blob` is the mode's property blob.
 
-    Raises DrmError.
+    Raises DrmError; EOPNOTSUPP: the plane cannot turn the framebuffer.
     """
     x, y, width, height = config.source
     left, top, across, down = config.target
     changes = _displaced(pipe)
     connector, crtc, plane = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
-    for kind, identity in (connector, crtc, plane):
-        there = pipe.device.values(kind, identity)
-        changes[kind, identity] = {name: value for name, value in NEUTRAL[kind].items() if name in there}
-    changes[connector] |= {"CRTC_ID": pipe.crtc}
-    changes[crtc] |= {"ACTIVE": 1, "MODE_ID": blob}
-    changes[plane] |= {
+    changes[connector] = {"CRTC_ID": pipe.crtc}
+    changes[crtc] = {"ACTIVE": 1, "MODE_ID": blob}
+    changes[plane] = {
         "FB_ID": config.fb,
         "CRTC_ID": pipe.crtc,
         "SRC_X": x << 16,
@@ -149,7 +140,19 @@ def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
         "CRTC_W": across,
         "CRTC_H": down,
     }
+    if config.turn is not Turn.NONE:
+        changes[plane]["rotation"] = rotation(pipe, config.turn)
     return changes
+
+
+def rotation(pipe: Pipe, turn: Turn) -> int:
+    """Return the value of the plane's rotation property for a turn. Raises DrmError EOPNOTSUPP; the plane cannot turn then."""
+    there = "rotation" in pipe.device.values("plane", pipe.plane.id)
+    names = pipe.device.describe("plane", pipe.plane.id, "rotation").names if there else {}
+    value = names.get(f"rotate-{turn.value}")
+    if value is None:
+        raise drm_error(f"turn the plane by {turn.value} degrees", errno.EOPNOTSUPP, pipe.name)
+    return value
 
 
 def off_state(pipe: Pipe) -> Changes:

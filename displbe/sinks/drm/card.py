@@ -175,8 +175,10 @@ class Card:
         pipe = next(self._free_pipes(connector), None)
         if pipe is None:
             raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
+        names = output.name, f"{self.device.name}/{connector.name}", connector.name
+        turn = self._settings.screen(*names).turn(connector.orientation)
         other_pipes = partial(self._free_pipes, connector)
-        output.attach_card(CardLink(ScanoutPipe(pipe), connector, self.look, self.why_not_master, other_pipes))
+        output.attach_card(CardLink(ScanoutPipe(pipe, turn), connector, self.look, self.why_not_master, other_pipes))
         self.outputs[output.key] = output
 
     def output_on(self, connector: CardConnector) -> DrmOutput | None:

@@ -30,6 +30,7 @@ from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, S
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.flip import Flip, FlipClock, FlipState
 from displbe.sinks.tasks import Tasks
+from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno, from_host
 from displbe.xen.port import GuestBuffer
 
@@ -45,7 +46,7 @@ from .fallback_modes import FALLBACK_MODES
 from .framebuffers import FramebufferSet
 from .mode_search import ModeSearch
 from .placement import Placement, placements, ranked_modes
-from .scanout import ActiveMode, ScanoutPipe
+from .scanout import ActiveMode, ScanoutPipe, sideways_edid, upright
 from .settings import DrmSettings, ScreenSettings
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
@@ -173,6 +174,11 @@ class DrmOutput(Output):
         """The card's objects that are used for this output; None while the card is not there."""
         return self._link.scanout.pipe if self._link is not None else None
 
+    @property
+    def turn(self) -> Turn:
+        """How pictures lie on the panel."""
+        return self._link.scanout.turn if self._link is not None else Turn.NONE
+
     def attach_card(self, link: CardLink) -> None:
         """Use this connector of a card. The card's next `reconcile` lights the screen."""
         self._link = link
@@ -223,9 +229,9 @@ class DrmOutput(Output):
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
         async with self._card_lock:
-            fourcc = self._framebuffers.scanout_format(self.pipe, geometry.fourcc)
-            made = DrmBuffer(buffer, geometry, fourcc, self._remove)
             link = self._link
+            format = self._framebuffers.scanout_format(link.scanout if link else None, geometry.fourcc)
+            made = DrmBuffer(buffer, geometry, format, self._remove)
             if link is not None:
                 with suppress(CardGone):  # the buffer is prepared when the card is back
                     await self._framebuffers.prepare(link.scanout, made, self._modes(link))
@@ -367,8 +373,9 @@ class DrmOutput(Output):
         return link.connector.can_be_lit or self._screen(link).connected == "always"
 
     def _modes(self, link: CardLink) -> Sequence[Mode]:
-        """Return the modes that a picture may be shown in."""
-        return (link.connector.modes or FALLBACK_MODES) if self._can_be_lit(link) else ()
+        """Return the modes that a picture may be shown in, with their sizes as they are seen."""
+        modes = (link.connector.modes or FALLBACK_MODES) if self._can_be_lit(link) else ()
+        return upright(modes, link.scanout.turn)
 
     async def reconcile(self, connector: CardConnector) -> None:
         """Make the screen show the guest's frame, if it does not; `connector` is the connector as last probed.
@@ -455,11 +462,11 @@ class DrmOutput(Output):
         share them, or because this CRTC cannot drive it (EINVAL). Raises DrmError, SinkError.
         """
         scanout, first, tried = link.scanout, link.scanout.pipe, {placement.mode for placement in where}
-        formats = {each.fourcc for each in self._framebuffers.buffers}
-        search = ModeSearch(buffer.fourcc)
+        formats = {each.format.fourcc for each in self._framebuffers.buffers}
+        search = ModeSearch(buffer.format.fourcc, scanout.turn)
         try:
             for mode in ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[:MOST_TRIES]:
-                others = [pipe for pipe in link.other_pipes() if formats <= pipe.plane.formats]
+                others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
                 for pipe in others if mode in tried else [first, *others]:
                     if not await trio.to_thread.run_sync(search.passes, pipe, mode):
                         continue
@@ -514,7 +521,14 @@ class DrmOutput(Output):
         used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
         name = f"{used.width}x{used.height}@{used.refresh}"
-        self._log.info("output on", mode=name, target=target, path=self.path, reason=self.reason or None)
+        self._log.info(
+            "output on",
+            mode=name,
+            target=target,
+            rotate=self.turn.value or None,
+            path=self.path,
+            reason=self.reason or None,
+        )
         current = self._wanted.buffer if self._wanted is not None else None
         if current is not None and current is not shown:  # the guest has flipped meanwhile
             self._show(lit, current, self._flip.renew())
@@ -666,11 +680,15 @@ class DrmOutput(Output):
     # EDID, memory, release
 
     async def edid(self) -> bytes | None:
+        """Return the monitor's EDID; if the panel is mounted sideways, one of its size as it is seen."""
         async with self._card_lock:
             link = self._link
             if link is None or link.connector.connection is Connection.DISCONNECTED:
                 return None
-            return await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
+            edid = await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
+            if edid is None or not link.scanout.turn.swaps_sides:
+                return edid
+            return sideways_edid(edid, self._modes(link))
 
     async def allocate(self, pages: int) -> Allocation:
         async with self._card_lock:

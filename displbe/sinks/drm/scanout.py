@@ -8,24 +8,51 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+import structlog
 
 from displbe.sinks.base import Part
+from displbe.sinks.convert import pixel_size
 from displbe.sinks.frame_copy import copy_frame, frame_rows
-from displbe.wire.formats import FORMATS
+from displbe.sinks.turn import Turn
+from displbe.wire.edid import sideways
 
-from .atomic import MODESET, TEST, Atomic, Pipe, PlaneConfig, full_state, off_state
+from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
 from .copied_scanout import CopyTarget
 from .device import Mode
 from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
 from .mode_search import ModeSearch
+from .neutral import commit_with, neutral_values
 from .placement import Placement, ranked_modes
 
-__all__ = ["ActiveMode", "ScanoutPipe"]
+__all__ = ["ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
+
+_log: Final[Any] = structlog.get_logger("displbe.drm")
+
+
+def upright(modes: Sequence[Mode], turn: Turn) -> tuple[Mode, ...]:
+    """Return a panel's modes with their sizes as they are seen when the panel is mounted with this turn."""
+    sizes = [turn.size(mode.width, mode.height) for mode in modes]
+    return tuple(
+        msgspec.structs.replace(mode, width=width, height=height)
+        for mode, (width, height) in zip(modes, sizes, strict=True)
+    )
+
+
+def sideways_edid(edid: bytes, modes: Sequence[Mode]) -> bytes | None:
+    """Return the EDID of a monitor that is mounted sideways, with its preferred mode; None: it is invalid. `modes` are upright."""
+    if not modes:
+        return None
+    mode = next((mode for mode in modes if mode.preferred), modes[0])
+    try:
+        return sideways(edid, mode.width, mode.height, mode.refresh) or None
+    except ValueError:  # an odd refresh rate
+        return None
+
 
 MOST_TESTS: Final = 8
 """Maximum number of modes in which an imported framebuffer is tested."""
@@ -46,11 +73,19 @@ class ActiveMode(msgspec.Struct, frozen=True):
 
 
 class ScanoutPipe:
-    """A pipe, and the blobs and buffers that were made on its card to show frames through it."""
+    """A pipe, and the blobs and buffers that were made on its card to show frames through it.
 
-    def __init__(self, pipe: Pipe) -> None:
+    All modes and placements that it is given are upright; `turn` is how pictures lie on the panel.
+    """
+
+    def __init__(self, pipe: Pipe, turn: Turn = Turn.NONE) -> None:
         self.pipe = pipe
         """Another pipe to the same connector may take its place before a mode is set."""
+        self.turn = turn
+        self._turns_copies = True
+        """Whether the plane is asked to turn copied frames. Otherwise they are turned as they are copied."""
+        self._left_alone: set[tuple[tuple[str, int], str]] = set()
+        """Objects and names of properties whose neutral values the card has refused."""
         self._mode_blob = 0
         """The property blob of the mode in use; 0: the pipe is off."""
         self._buffers: DoubleBuffer | None = None
@@ -70,9 +105,9 @@ class ScanoutPipe:
         if not device.imports:
             raise drm_error("import dma-buf", errno.EOPNOTSUPP)
         size = shape.width, shape.height
-        fb = device.import_framebuffer(dmabuf, *size, buffer.fourcc, shape.stride, shape.offset)
+        fb = device.import_framebuffer(dmabuf, *size, buffer.format.fourcc, shape.stride, shape.offset)
         try:
-            self._test_import(fb, buffer.fourcc, size, modes)
+            self._test_import(fb, buffer.format.fourcc, size, modes)
         except DrmError as error:
             if error.refuses_frame or isinstance(error, CardGone):
                 self.remove(fb)
@@ -88,11 +123,14 @@ class ScanoutPipe:
         """
         exact = [mode for mode in modes if (mode.width, mode.height) == size]
         whole = 0, 0, *size
-        search = ModeSearch(fourcc)
+        if self.turn is not Turn.NONE:
+            rotation(self.pipe, self.turn)
+        search = ModeSearch(fourcc, self.turn)
         try:
             for mode in ranked_modes(exact, *size, "none")[:MOST_TESTS]:
                 try:
-                    self._commit(PlaneConfig(fb, whole, mode, whole), "test zero copy", TEST)
+                    config = PlaneConfig(fb, whole, mode, self.turn.on_panel(whole, *size), self.turn)
+                    self._commit(config, "test zero copy", TEST)
                     return
                 except DrmError as error:
                     if not error.refuses_frame or search.passes(self.pipe, mode):
@@ -108,13 +146,31 @@ class ScanoutPipe:
         device = self.pipe.device
         blob = device.create_blob(config.mode.raw)
         try:
-            Atomic(device, full_state(self.pipe, config, blob)).commit(operation, flags)
+            self._commit_neutral(full_state(self.pipe, config, blob), operation, flags)
         except DrmError:
             device.destroy_blob(blob)
             raise
         if flags & TEST == TEST:
             device.destroy_blob(blob)
         return blob
+
+    def _commit_neutral(self, state: Changes, operation: str, flags: int) -> None:
+        """Commit or test a state and neutral values of other properties, except those that the card refuses. Raises DrmError."""
+        pipe = self.pipe
+        objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
+        neutral = [
+            extra
+            for extra in neutral_values(pipe.device, *objects)
+            if extra.name not in state[extra.object] and (extra.object, extra.name) not in self._left_alone
+        ]
+        for extra, error in commit_with(pipe.device, state, neutral, operation, flags, pipe.name):
+            self._left_alone.add((extra.object, extra.name))
+            _log.warning(
+                "the card refuses a property's neutral value: what the last program set stays, and may change the picture",
+                connector=pipe.name,
+                property=extra.name,
+                reason=str(error),
+            )
 
     def remove(self, fb: int) -> None:
         """Remove a framebuffer. Switch off a plane that shows it, and wait for that.
@@ -143,23 +199,45 @@ class ScanoutPipe:
 
     def _show_directly(self, buffer: DrmBuffer, part: Part, placement: Placement) -> ActiveMode:
         source = part.x, part.y, *placement.shown
-        config = PlaneConfig(buffer.fb, source, placement.mode, placement.target)
-        active = self._show(config, placement, None)
+        mode = placement.mode
+        target = self.turn.on_panel(placement.target, mode.width, mode.height)
+        active = self._show(PlaneConfig(buffer.fb, source, mode, target, self.turn), placement, None)
         return msgspec.structs.replace(active, must_be_told=self.pipe.device.mark_dirty(buffer.fb))
 
     def _show_copy(self, buffer: DrmBuffer, part: Part, placement: Placement) -> ActiveMode:
-        mode, size, origin = placement.mode, placement.shown, (0, 0)
+        """Show copies of frames. They are turned by the plane if it can, else as they are copied."""
+        if self.turn is Turn.NONE:
+            return self._show_turned_copy(buffer, part, placement, Turn.NONE)
+        if self._turns_copies:
+            try:
+                rotation(self.pipe, self.turn)
+                return self._show_turned_copy(buffer, part, placement, Turn.NONE)
+            except DrmError as error:
+                if not error.refuses_frame:
+                    raise
+        active = self._show_turned_copy(buffer, part, placement, self.turn)
+        self._turns_copies = False
+        return active
+
+    def _show_turned_copy(self, buffer: DrmBuffer, part: Part, placement: Placement, in_copy: Turn) -> ActiveMode:
+        """Show frames that are turned by `in_copy` as they are copied; the plane does the rest of the turn."""
+        mode = placement.mode
+        by_plane = self.turn if in_copy is Turn.NONE else Turn.NONE
+        screen = mode.width, mode.height
+        size, origin, on_screen = placement.shown, (0, 0), placement.target
         if placement.borders:
-            size, origin = (mode.width, mode.height), placement.target[:2]
-        buffers = DoubleBuffer(self.pipe.device, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc))
+            size, on_screen = screen, (0, 0, *screen)
+            origin = in_copy.on_panel(placement.target, *screen)[:2]
+        size = in_copy.size(*size)
+        pixel = pixel_size(buffer.format.fourcc)
+        buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc))
         try:
             assert buffer.view is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
-            offset = origin[1] * buffers.back.pitch + origin[0] * FORMATS[buffer.fourcc].bits // 8
-            target = CopyTarget(rows, buffers, offset, converted=buffer.converted)
+            offset = origin[1] * buffers.back.pitch + origin[0] * pixel
+            target = CopyTarget(rows, buffers, offset, bool(buffer.format.conversion), in_copy)
             target.copy(buffer.view)
-            on_screen = (0, 0, *size) if placement.borders else placement.target
-            config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, on_screen)
+            config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, self.turn.on_panel(on_screen, *screen), by_plane)
             return self._show(config, placement, target)
         except BaseException:
             buffers.close()
@@ -188,15 +266,16 @@ class ScanoutPipe:
         Raises DrmError; the frame is still on the screen then. Waits until the frame has left the screen, so that the
         kernel need not take it off when it is removed: for that, the kernel locks all of the card's screens.
         """
-        device, size, bits = self.pipe.device, active.placement.shown, FORMATS[buffer.fourcc].bits
-        shape = (*size, bits, buffer.fourcc)
+        device, size, fourcc = self.pipe.device, active.placement.shown, buffer.format.fourcc
+        shape = (*size, 8 * pixel_size(fourcc), fourcc)
         if self._cover is not None and self._cover.shape != shape:
             self._free_cover()
         with name_connector(self.pipe.name):
             cover = self._cover = self._cover or DumbBuffer(device, *shape)
             if copy and buffer.view is not None:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
-                copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=buffer.converted)
+                converted = bool(buffer.format.conversion)
+                copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=converted, into=fourcc)
             changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
             Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 

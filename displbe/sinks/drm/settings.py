@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from displbe.settings import Table
+from displbe.sinks.turn import Turn
 
 __all__ = ["DrmSettings", "ScreenSettings"]
+
+_TURNS: Final = {"Upside Down": Turn.HALF, "Left Side Up": Turn.LEFT, "Right Side Up": Turn.RIGHT}
+"""As drm_client_rotation() in the kernel turns its console."""
 
 
 class ScreenSettings(Table, frozen=True):
@@ -16,6 +20,12 @@ class ScreenSettings(Table, frozen=True):
 
     connected: Literal["auto", "always"] = "auto"
     """`always`: light the screen even if its connector says that no monitor is connected."""
+    rotate: Literal["auto", "0", "90", "180", "270"] = "auto"
+    """Degrees by which pictures are turned counter-clockwise on the panel; `auto`: as the kernel knows the panel to be mounted."""
+
+    def turn(self, orientation: str) -> Turn:
+        """Return how pictures lie on a panel with this `panel orientation` (drm_connector.c); empty: unknown."""
+        return _TURNS.get(orientation, Turn.NONE) if self.rotate == "auto" else Turn(int(self.rotate))
 
 
 class DrmSettings(Table, frozen=True):
@@ -30,7 +40,7 @@ class DrmSettings(Table, frozen=True):
     on_exit: Literal["restore", "keep", "blank"] = "restore"
     seat: Literal["auto", "off"] = "auto"
     """Whether cards are opened through libseat where a session manager runs."""
-    screens: dict[str, Any] = msgspec.field(default_factory=lambda: {"connected": "auto"})
+    screens: dict[str, Any] = msgspec.field(default_factory=lambda: {"connected": "auto", "rotate": "auto"})
     """`[drm.screens]`: the keys of ScreenSettings for all screens, and a table of such keys for each screen that is named."""
 
     def __post_init__(self) -> None:

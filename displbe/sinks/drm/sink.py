@@ -14,6 +14,7 @@ from displbe.ops.log import SparseLog
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.tasks import Tasks
+from displbe.sinks.turn import Turn
 from displbe.xen.port import Unavailable
 
 from . import hotplug
@@ -283,6 +284,13 @@ class DrmSink(Sink):
 
     def claimed(self, name: str) -> Output | None:
         return next((output for output in self.outputs.values() if output.name == name), None)
+
+    def turn_of(self, name: str) -> Turn:
+        for output in self.outputs.values():
+            pipe = output.pipe
+            if pipe is not None and name in (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}"):
+                return output.turn
+        return Turn.NONE
 
     def _give_back(self, key: int) -> None:
         """Forget an output that its guest has given back."""
