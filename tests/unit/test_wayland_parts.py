@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from displbe.sinks.convert import CONVERTED, convert
+from displbe.sinks.fitting import fit
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.sinks.wayland.dmabuf_feedback import gpu_that_does_dma, read_file
-from displbe.sinks.wayland.sizes import ONE, fit, fit_units, pixels, units, units_of
+from displbe.sinks.wayland.sizes import ONE, fit_units, pixels, units, units_of
 from displbe.wire.formats import fourcc
 
 PLAIN = ("XR24", "AR24")
@@ -126,6 +127,7 @@ def test_the_usual_size_at_the_usual_scale() -> None:
     assert fit(1280, 800, 853, 533) == (853, 533), "also where the compositor does not say the scale"
     assert fit_units((1280, 800), (854, 534), 180) == (853, 533), "a compositor that rounds up"
     assert fit(1280, 800, 1281, 800) == (1280, 800), "a picture that fits is not scaled"
+    assert fit(1366, 768, 1920, 1080) == (1920, 1080), "no black row for half a pixel"
     assert units_of((1024, 768), 180) == (683, 512), "1025 pixels: no length in units is 1024"
     assert units_of((1920, 1080), 240) == (960, 540)
 

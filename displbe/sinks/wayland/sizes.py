@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ONE", "fit", "fit_units", "pixels", "units", "units_of"]
+from displbe.sinks.fitting import fit
+
+__all__ = ["ONE", "fit_units", "pixels", "units", "units_of"]
 
 ONE: Final = 120
 """The scale of one pixel for each unit."""
@@ -38,19 +40,6 @@ def units(length: int, scale: int) -> int:
 def units_of(picture: Size, scale: int) -> Size:
     """Return the size in units of a picture whose pixels are the monitor's."""
     return units(picture[0], scale), units(picture[1], scale)
-
-
-def fit(width: int, height: int, into_width: int, into_height: int) -> Size:
-    """Return the largest size of the same aspect ratio that fits. A side that misses a pixel or less is rounded up to what it fits into."""
-    if into_width * height <= into_height * width:
-        return into_width, _whole(height * into_width, width, into_height)
-    return _whole(width * into_height, height, into_width), into_height
-
-
-def _whole(dividend: int, divisor: int, most: int) -> int:
-    """Return a quotient as a whole number: `most` if that is the next one above it."""
-    above = -(-dividend // divisor)
-    return most if above >= most else max(1, dividend // divisor)
 
 
 def fit_units(picture: Size, into: Size, scale: int) -> Size:

@@ -18,6 +18,7 @@ import xcffib.render
 import xcffib.xproto as x
 
 from displbe.sinks.base import Geometry, Part
+from displbe.sinks.fitting import fit
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.sinks.seat import WindowSeat
@@ -73,10 +74,7 @@ def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) 
     if scale == "stretch":
         return 0, 0, window_width, window_height
     if scale == "fit":
-        if window_width * height <= window_height * width:
-            width, height = window_width, max(1, window_width * height // width)
-        else:
-            width, height = max(1, window_height * width // height), window_height
+        width, height = fit(width, height, window_width, window_height)
     return (window_width - width) // 2, (window_height - height) // 2, width, height
 
 
