@@ -14,7 +14,7 @@ import structlog
 import xcffib.xproto as x
 
 from displbe.ops.log import SparseLog
-from displbe.sinks.seat import WindowSeat
+from displbe.sinks.seat import WindowListeners
 from displbe.sinks.way_out import WayOut
 
 from .server import Event, Server
@@ -49,7 +49,7 @@ class KeyboardGrab:
     Methods raise xcffib.XcffibException when the connection is lost.
     """
 
-    def __init__(self, server: Server, window: int, seat: WindowSeat, wanted: bool) -> None:
+    def __init__(self, server: Server, window: int, seat: WindowListeners, wanted: bool) -> None:
         self.state = GrabState.AWAY
         self._server = server
         self._window = window

@@ -11,7 +11,7 @@ import xcffib
 
 from displbe.sinks.base import Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import WindowSeat
+from displbe.sinks.seat import WindowListeners
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -56,7 +56,7 @@ class Painter:
         title: str,
         monitor: str,
         *,
-        seat: WindowSeat,
+        seat: WindowListeners,
         on_visibility: Callable[[], None],
         on_read: Callable[[int | None], None],
     ) -> None:

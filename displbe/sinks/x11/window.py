@@ -21,7 +21,7 @@ from displbe.sinks.base import Geometry, Part
 from displbe.sinks.fitting import fit
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
-from displbe.sinks.seat import WindowSeat
+from displbe.sinks.seat import WindowListeners
 from displbe.xen.memory import PAGE_SIZE, Mapping
 
 from .cursor import WindowCursor
@@ -143,7 +143,7 @@ class Window:
         size: tuple[int, int],
         settings: X11Settings,
         monitor: str,
-        seat: WindowSeat,
+        seat: WindowListeners,
         on_visibility: Callable[[], None],
     ) -> None:
         self.server = server
