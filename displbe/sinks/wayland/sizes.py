@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from displbe.sinks.fitting import fit
-
 __all__ = ["ONE", "fit_units", "pixels", "units", "units_of"]
 
 ONE: Final = 120
@@ -32,9 +30,14 @@ def units(length: int, scale: int) -> int:
     """
     if scale <= ONE:  # several lengths may do
         return max(1, (2 * length * ONE + scale) // (2 * scale))
-    more = -(-(2 * length - 1) * ONE // (2 * scale))  # the least length that has at least these pixels
+    more = _units_at_least(length, scale)
     less = max(1, more - 1)
     return less if length - pixels(less, scale) < pixels(more, scale) - length else more
+
+
+def _units_at_least(length: int, scale: int) -> int:
+    """Return the least length in units that has at least this many pixels."""
+    return max(1, -(-(2 * length - 1) * ONE // (2 * scale)))
 
 
 def units_of(picture: Size, scale: int) -> Size:
@@ -50,5 +53,8 @@ def fit_units(picture: Size, into: Size, scale: int) -> Size:
     own = units_of(picture, scale)
     if 0 <= into[0] - own[0] <= 1 and 0 <= into[1] - own[1] <= 1:
         return own
-    made = fit(*picture, pixels(into[0], scale), pixels(into[1], scale))
-    return min(units(made[0], scale), into[0]), min(units(made[1], scale), into[1])
+    (width, height), across, down = picture, pixels(into[0], scale), pixels(into[1], scale)
+    # Rounded up, so that the same side is full again when a compositor asks for the result: no window shrinks each time that it is asked.
+    if across * height <= down * width:
+        return into[0], min(_units_at_least(-(-across * height // width), scale), into[1])
+    return min(_units_at_least(-(-down * width // height), scale), into[0]), into[1]
