@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from typing import TypeAlias
 
 import msgspec
@@ -28,6 +30,7 @@ from displbe.ops.status import Abilities, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
 from displbe.wire.errors import RequestError
+from displbe.xen.memory import close_in_thread
 from displbe.xen.port import Hypervisor, HypervisorError
 
 __all__ = ["Commands"]
@@ -85,11 +88,13 @@ class Commands:
             sink=self._sink_name,
             mapped=Usage(total.pages, total.limit),
             held=msgspec.structs.asdict(self._hypervisor.ledger),
-            files=Usage(len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+            files=_files(),
             loop=Loop(self._lag.worst(), log.dropped()),
             abilities=Abilities(_host(self._hypervisor), dict(self._sink.abilities())),
             focus=escape(self._input_focus.preferred),
             guests=tuple(guests),
+            threads=Usage(threading.active_count(), total.process.threads),
+            copies=Usage(total.pools["memory"].used, total.pools["memory"].limit),
         )
 
     async def _guest(self, domid: int, quota: Quota) -> GuestStatus:
@@ -165,7 +170,10 @@ class Commands:
             shape, picture = await served[0].screen.picture()
         except (RequestError, HypervisorError) as error:
             raise CommandError(f"no picture: {error}") from error
-        return Answer(picture, {key: getattr(shape, key) for key in ("width", "height", "fourcc", "stride")})
+        held = AsyncExitStack()
+        held.push_async_callback(close_in_thread, picture.close)
+        facts = {key: getattr(shape, key) for key in ("width", "height", "fourcc", "stride")}
+        return Answer(held.enter_context(picture.borrow()), facts, held)
 
     async def _blank(self, request: Request) -> Answer:
         for display, connector in self._connectors(request):
@@ -192,6 +200,15 @@ class Commands:
         await trio.lowlevel.checkpoint()
         self._input_focus.give(device.name or str(device.domid))
         return Answer()
+
+
+def _files() -> Usage:
+    """Return the number of open files, and its limit."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        return Usage(len(os.listdir("/proc/self/fd")), limit)
+    except OSError:  # EMFILE: to count the files, one more must be opened
+        return Usage(limit, limit)
 
 
 def _is_of(guest: str, device: AnyDevice) -> bool:

@@ -7,13 +7,16 @@ shows one connector of one guest. An output shows a guest's buffer in the cheape
 from __future__ import annotations
 
 import abc
+import errno
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 import trio
 
-from displbe.wire.errors import Errno
+from displbe.wire.errors import Errno, RequestError
+from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.memory import Memory
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .seat import Seats
@@ -23,6 +26,7 @@ __all__ = [
     "NOBODY",
     "Allocation",
     "Claimant",
+    "CopyMemory",
     "Geometry",
     "Output",
     "OutputUnavailable",
@@ -30,7 +34,7 @@ __all__ = [
     "Sink",
     "SinkBuffer",
     "SinkError",
-    "view_of",
+    "memory_of",
 ]
 
 
@@ -95,12 +99,44 @@ class SinkBuffer(abc.ABC):
         """Take the framebuffer off the screen if it is there, and release the guest's pages. Nothing uses them afterwards."""
 
 
-async def view_of(buffer: GuestBuffer) -> memoryview:
-    """Return a guest's pages as memory. Raises SinkError."""
+async def memory_of(buffer: GuestBuffer) -> Memory:
+    """Return a guest's pages as memory, to be borrowed. Raises SinkError."""
     try:
-        return await buffer.view()
+        return await buffer.map()
     except HypervisorError as error:
         raise SinkError(error.code, str(error)) from error
+
+
+class CopyMemory:
+    """Memory for copies of a guest's frames, which is charged to the guest.
+
+    `take` and `give` get a number of pages; `take` raises RequestError if the guest, or all guests together, have too many. Both may be
+    called in any thread. By default, nothing is charged.
+    """
+
+    def __init__(
+        self, take: Callable[[int], None] = lambda pages: None, give: Callable[[int], None] = lambda pages: None
+    ) -> None:
+        self._take = take
+        self._give = give
+
+    def charge(self, size: int) -> Callable[[], None]:
+        """Charge the guest with `size` bytes. Return the function that takes the charge back; a second call of it does nothing.
+
+        Raises OSError ENOMEM, like a kernel that has no memory, with the reason.
+        """
+        pages = -(-size // PAGE_SIZE)
+        try:
+            self._take(pages)
+        except RequestError as error:
+            raise OSError(errno.ENOMEM, error.reason) from error
+        charged = [pages]
+
+        def uncharge() -> None:
+            while charged:
+                self._give(charged.pop())
+
+        return uncharge
 
 
 class Allocation(abc.ABC):
@@ -108,14 +144,15 @@ class Allocation(abc.ABC):
 
     fd: int
     """The dma-buf's file descriptor. The allocation closes it."""
+    memory: Memory
+    """The memory, read-only."""
 
     @abc.abstractmethod
-    def view(self) -> memoryview:
-        """Return the memory, read-only."""
+    def close(self, wait: float = 0.0) -> bool:
+        """Free the memory, and wait up to `wait` seconds for those that borrow it. Return whether it is free (`Mapping.close`).
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Free the memory. Nothing may use it afterwards."""
+        Called in worker threads: the kernel needs milliseconds to free a large buffer.
+        """
 
 
 class Output(abc.ABC):
@@ -136,6 +173,8 @@ class Output(abc.ABC):
         """Called with the token of each accepted flip when the flip ends: its frame is shown, or can no longer be shown. The claimant
         sets this.
         """
+        self.copies = CopyMemory()
+        """What is charged for the memory of copies. The claimant sets this."""
         self.charge: Callable[[], float] = lambda: 0.0
         """Called for each mode change that the guest causes without `enable`, for example by removing what is shown. It charges the guest
         and returns the seconds that the change has to wait. The claimant sets this.

@@ -14,6 +14,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from memory_watch import content
 from structlog.testing import capture_logs
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, Described, ModelDevice, Monitor, Pages
 from unit.test_convert_formats import LAYOUTS, colours, size_of, unpack
@@ -22,6 +23,7 @@ from unit.test_drm_model import Screen, _quick, copies, running, until
 from displbe.sinks.base import Part, SinkError
 from displbe.sinks.drm import uapi
 from displbe.sinks.drm.output import ScreenState
+from displbe.sinks.drm.properties import linear_formats
 from displbe.sinks.drm.settings import ScreenSettings
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import make_edid, sideways
@@ -35,6 +37,13 @@ Picture: TypeAlias = list[list[Colour]]
 WIDTH, HEIGHT = 16, 12
 BLACK: Final = (0.0, 0.0, 0.0)
 GUESTS: Final = sorted(fourcc_name(code) for code in FORMATS)
+QUICKLY: Final = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],
+)
+"""Without looking for a smaller example: a picture that does not come takes ten seconds."""
 BLENDING: Final = {
     "all": ("Pre-multiplied", "Coverage", "None"),
     "always": ("Pre-multiplied",),
@@ -80,15 +89,15 @@ def panel_picture(board: Board, card: ModelDevice, screen: Screen) -> Picture:
     plane = card.shown()
     fb = card.fbs[plane["FB_ID"]]
     if fb.pages:
-        content = next(bytes(pages.memory) for pages in screen.pages if pages.inode == fb.pages)
+        pixels = next(bytes(pages.memory) for pages in screen.pages if pages.inode == fb.pages)
     else:
-        content = bytes(copies(screen).buffers.front.memory.view)
+        pixels = content(copies(screen).buffers.front.memory)
     name = fourcc_name(fb.code)
     size = size_of(name)
     left, top, across, down = (plane[key] >> 16 for key in ("SRC_X", "SRC_Y", "SRC_W", "SRC_H"))
     rows = []
     for y in range(top, top + down):
-        line = content[y * fb.pitch + left * size : y * fb.pitch + (left + across) * size]
+        line = pixels[y * fb.pitch + left * size : y * fb.pitch + (left + across) * size]
         rows.append([blended(board, plane, name, line, x, size, c) for x, c in enumerate(colours(name, line))])
     rows = turned(rows, 90 * (plane["rotation"].bit_length() - 1))
     mode = uapi.drm_mode_modeinfo.from_buffer_copy(card.blobs[card.objects[CRTC]["MODE_ID"]])
@@ -182,7 +191,7 @@ class Case:
 
 @pytest.mark.parametrize("code", GUESTS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate])
+@QUICKLY
 def test_each_picture(code: str, data: st.DataObject) -> None:
     """Whatever the plane offers, the panel shows the guest's picture, upright."""
     degrees = data.draw(st.sampled_from((0, 90, 180, 270)))
@@ -283,6 +292,15 @@ async def test_formats_that_are_only_tiled(tmp_path: Path, tables: list[tuple[in
         await screen.close()
 
 
+@given(data=st.binary(max_size=200), head=st.lists(st.integers(0, 2**32 - 1), max_size=6))
+def test_any_bytes_of_in_formats(data: bytes, head: list[int]) -> None:
+    """An odd list of modifiers takes no format away, or leaves at least one."""
+    formats = frozenset((fourcc("XR24"), fourcc("RG16")))
+    blob = b"".join(number.to_bytes(4, "little") for number in head) + data
+    assert linear_formats(blob, formats) <= formats
+    assert linear_formats(blob, formats)
+
+
 @pytest.mark.parametrize("rotations", [(0, 90, 180, 270), (0,)])
 @pytest.mark.parametrize("orientation", ["Normal", "Upside Down", "Left Side Up", "Right Side Up"])
 async def test_the_kernel_knows_how_the_panel_is_mounted(
@@ -337,7 +355,7 @@ async def test_a_plane_that_refuses_to_turn_copies(tmp_path: Path) -> None:
         first = screen.pages[0]
         first.memory[:4] = b"\x01\x02\x03\xff"  # the upper left pixel is in the lower left corner of the panel
         at = 63 * 48 * 4
-        await until(lambda: bytes(copies(screen).buffers.front.memory.view[at : at + 4]) == b"\x01\x02\x03\xff")
+        await until(lambda: content(copies(screen).buffers.front.memory, at, 4) == b"\x01\x02\x03\xff")
         await screen.close()
 
 
@@ -358,6 +376,7 @@ LEFT: Final = {
         "VRR_ENABLED": Described(1, limits=(0, 1)),
         "SCALING_FILTER": Described(1, ("Default", "Nearest Neighbor")),
         "SHARPNESS_STRENGTH": Described(100, limits=(0, 255)),
+        "BACKGROUND_COLOR": Described(0xFFFF_FFFF_0000_0000, limits=(0, 2**64 - 1)),
     },
     "plane": {
         "alpha": Described(0x4000, limits=(0, 0xFFFF)),
@@ -376,6 +395,7 @@ NEUTRAL: Final = {
     "alpha": 0xFFFF,
     "pixel blend mode": 2,
     "zpos": 1,
+    "BACKGROUND_COLOR": 0xFFFF_0000_0000_0000,
 }
 OBJECTS: Final = {"connector": CONNECTOR, "crtc": CRTC, "plane": PLANE}
 
@@ -438,7 +458,7 @@ async def test_what_the_last_program_left(tmp_path: Path, zero_copy: str, on_exi
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate])
+@QUICKLY
 def test_refused_properties_do_not_cost_the_screen(data: st.DataObject) -> None:
     """A property that the driver refuses to change stays as it is, and the log says so once. All others are neutral."""
     board = board_of_the_last_program()

@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-import trio
-
-from displbe.sinks.base import SinkError, view_of
+from displbe.sinks.base import SinkError, memory_of
 from displbe.sinks.convert import TARGETS
 from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno
@@ -20,8 +18,9 @@ from displbe.xen.port import HypervisorError
 
 from .buffer import DrmBuffer, ScanoutFormat
 from .device import Mode
-from .errors import CardGone, DrmError
+from .errors import CardGone, DrmError, NoResources
 from .scanout import ScanoutPipe
+from .worker import in_worker
 
 __all__ = ["FramebufferSet"]
 
@@ -101,8 +100,10 @@ class FramebufferSet:
             try:
                 dmabuf = await buffer.guest.dmabuf()
                 buffer.from_card = any(allocation.fd == dmabuf for allocation in device.allocations)
-                buffer.fb = await trio.to_thread.run_sync(scanout.import_buffer, buffer, dmabuf, modes)
+                buffer.fb = await in_worker(scanout.import_buffer, buffer, dmabuf, modes)
                 return
+            except NoResources as error:  # it says nothing about the buffer
+                raise SinkError(Errno.ENOMEM, str(error)) from error
             except (DrmError, HypervisorError) as error:
                 if isinstance(error, CardGone) and device.gone():
                     raise
@@ -128,7 +129,7 @@ class FramebufferSet:
     def check_copy_allowed(self, error: Exception) -> None:
         """Raise SinkError if copying is forbidden; `error` says why a buffer cannot be shown without a copy."""
         if self.copy_forbidden:
-            raise SinkError(Errno.EINVAL, f"no zero copy: {error}") from error
+            raise SinkError(Errno.EINVAL, f'no zero copy: {error}; zero-copy = "auto" lets displbe copy') from error
 
     def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
         """Copy this buffer's frames from now on, or (not `lasting`) until the screen is switched on anew.
@@ -143,8 +144,8 @@ class FramebufferSet:
 
     async def map(self, buffer: DrmBuffer) -> None:
         """Map a buffer's pages. Raises SinkError."""
-        if buffer.view is None:
-            buffer.view = await view_of(buffer.guest)
+        if buffer.memory is None:
+            buffer.memory = await memory_of(buffer.guest)
 
     async def map_alike(self, shown: DrmBuffer) -> None:
         """Map this buffer and all others of its geometry, because the guest will flip to them. All of them are copied then.

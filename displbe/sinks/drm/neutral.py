@@ -51,6 +51,7 @@ NEUTRAL: Final[dict[str, dict[str, Neutral]]] = {
         "VRR_ENABLED": 0,
         "SCALING_FILTER": ("Default",),
         "SHARPNESS_STRENGTH": 0,
+        "BACKGROUND_COLOR": 0xFFFF_0000_0000_0000,  # opaque black, in 16 bits each of alpha, red, green, blue
     },
     "plane": {
         "rotation": ("rotate-0",),

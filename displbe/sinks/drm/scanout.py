@@ -6,22 +6,22 @@ One caller at a time: the output holds its lock.
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 import structlog
 
-from displbe.sinks.base import Part
+from displbe.sinks.base import CopyMemory, Part
 from displbe.sinks.convert import pixel_size
-from displbe.sinks.frame_copy import copy_frame, frame_rows
+from displbe.sinks.frame_copy import frame_rows
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import sideways
 
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
-from .copied_scanout import CopyTarget
+from .copied_scanout import CopyTarget, copy_into
 from .device import Mode
 from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
@@ -75,13 +75,15 @@ class ActiveMode(msgspec.Struct, frozen=True):
 class ScanoutPipe:
     """A pipe, and the blobs and buffers that were made on its card to show frames through it.
 
-    All modes and placements that it is given are upright; `turn` is how pictures lie on the panel.
+    All modes and placements that it is given are upright; `turn` is how pictures lie on the panel. `copies` returns what is
+    charged for the memory of copies.
     """
 
-    def __init__(self, pipe: Pipe, turn: Turn = Turn.NONE) -> None:
+    def __init__(self, pipe: Pipe, turn: Turn = Turn.NONE, copies: Callable[[], CopyMemory] = CopyMemory) -> None:
         self.pipe = pipe
         """Another pipe to the same connector may take its place before a mode is set."""
         self.turn = turn
+        self._copies = copies
         self._turns_copies = True
         """Whether the plane is asked to turn copied frames. Otherwise they are turned as they are copied."""
         self._left_alone: set[tuple[tuple[str, int], str]] = set()
@@ -230,13 +232,13 @@ class ScanoutPipe:
             origin = in_copy.on_panel(placement.target, *screen)[:2]
         size = in_copy.size(*size)
         pixel = pixel_size(buffer.format.fourcc)
-        buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc))
+        buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc), self._copies())
         try:
-            assert buffer.view is not None
+            assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
             offset = origin[1] * buffers.back.pitch + origin[0] * pixel
             target = CopyTarget(rows, buffers, offset, bool(buffer.format.conversion), in_copy)
-            target.copy(buffer.view)
+            target.copy(buffer.memory)
             config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, self.turn.on_panel(on_screen, *screen), by_plane)
             return self._show(config, placement, target)
         except BaseException:
@@ -271,11 +273,10 @@ class ScanoutPipe:
         if self._cover is not None and self._cover.shape != shape:
             self._free_cover()
         with name_connector(self.pipe.name):
-            cover = self._cover = self._cover or DumbBuffer(device, *shape)
-            if copy and buffer.view is not None:
+            cover = self._cover = self._cover or DumbBuffer(device, *shape, self._copies())
+            if copy and buffer.memory is not None:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
-                converted = bool(buffer.format.conversion)
-                copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=converted, into=fourcc)
+                copy_into(cover, rows, buffer.memory, converted=bool(buffer.format.conversion), into=fourcc)
             changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
             Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 
@@ -298,8 +299,7 @@ class ScanoutPipe:
         buffers, cover = self._buffers, self._cover
         try:
             if buffers is not None:
-                buffers.front.leave()
-                buffers.back.close()
+                buffers.leave()
             elif cover is not None and self.shows({cover.fb}):
                 cover.leave()
                 self._cover = None

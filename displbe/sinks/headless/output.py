@@ -14,11 +14,13 @@ import structlog
 import trio
 from PIL import Image
 
-from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError, view_of
+from displbe.shortage import shortage
+from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.flip import Flip, FlipClock
 from displbe.sinks.picture import image
+from displbe.threads import run_in_thread
 from displbe.wire.errors import from_host
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory
 from displbe.xen.port import GuestBuffer
 
 from .settings import HeadlessSettings
@@ -35,15 +37,21 @@ class _Frame(SinkBuffer):
     reason = "there is no screen"
 
     def __init__(
-        self, view: memoryview, geometry: Geometry, forget: Callable[[_Frame], Coroutine[None, None, None]]
+        self, memory: Memory, geometry: Geometry, forget: Callable[[_Frame], Coroutine[None, None, None]]
     ) -> None:
-        self.view = view
+        self.memory = memory
         self.geometry = geometry
         self._forget = forget
 
     async def aclose(self) -> None:
         with trio.CancelScope(shield=True):
             await self._forget(self)
+
+
+def _image(frame: _Frame, part: Part) -> Image.Image:
+    """Return a private copy of a part's pixels. Raises Unmapped."""
+    with frame.memory.borrow() as view:
+        return image(view, frame.geometry, part)
 
 
 class _Memory(Allocation):
@@ -53,17 +61,16 @@ class _Memory(Allocation):
         self.fd = os.memfd_create("displbe", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, pages * PAGE_SIZE)
-            self._mapping = Mapping(self.fd, [(0, pages * PAGE_SIZE)], writable=False)
+            self.memory: Mapping = Mapping(self.fd, [(0, pages * PAGE_SIZE)], writable=False)
         except OSError:
             os.close(self.fd)
             raise
 
-    def view(self) -> memoryview:
-        return self._mapping.view
-
-    def close(self) -> None:
-        self._mapping.close()
-        os.close(self.fd)
+    def close(self, wait: float = 0.0) -> bool:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+        return self.memory.close(wait)
 
 
 class HeadlessOutput(Output):
@@ -82,6 +89,8 @@ class HeadlessOutput(Output):
         self._part = Part(0, 0, 0, 0)
         self._last: Image.Image | None = None
         """A copy of the frame that was shown last."""
+        self._uncharge: Callable[[], None] = lambda: None
+        """Takes the charge for that copy back."""
         self._copying = trio.Lock()
         """Held while a worker thread reads a frame."""
         self.reason = "off"
@@ -92,7 +101,7 @@ class HeadlessOutput(Output):
         return self._flip.shown
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        return _Frame(await view_of(buffer), geometry, self._forget)
+        return _Frame(await memory_of(buffer), geometry, self._forget)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)
@@ -111,7 +120,7 @@ class HeadlessOutput(Output):
         await self._take_off()
         if self._directory:
             try:
-                await trio.to_thread.run_sync(self.write, Path(self._directory) / f"{self.name}.png")
+                await run_in_thread(self.write, Path(self._directory) / f"{self.name}.png")
             except OSError as error:
                 _log.warning("the picture of the last frame was not written", output=self.name, reason=str(error))
 
@@ -144,7 +153,14 @@ class HeadlessOutput(Output):
             shown = self._shown
             if shown is None or frame not in (None, shown):
                 return
-            self._last = await trio.to_thread.run_sync(image, shown.view, shown.geometry, self._part)
+            self._uncharge()
+            try:
+                self._uncharge = self.copies.charge(4 * self._part.width * self._part.height)
+                self._last = await run_in_thread(_image, shown, self._part)
+            except OSError as error:  # no thread or no memory
+                self._last = None
+                self._uncharge()
+                _log.warning("the picture of the last frame was not kept", output=self.name, reason=shortage(error))
             if self._shown is shown:  # no flip has replaced it meanwhile
                 self._shown, self.path, self.reason = None, "", "off"
 
@@ -165,12 +181,13 @@ class HeadlessOutput(Output):
             await self.disable()
         finally:
             self.is_released = True
+            self._uncharge()
             self._on_release()
 
     def picture(self) -> Image.Image | None:
         """Return a picture of the frame on the screen, else of the last frame; None if there has been no frame."""
         if self._shown is not None:
-            self._last = image(self._shown.view, self._shown.geometry, self._part)
+            self._last = _image(self._shown, self._part)
         return self._last
 
     def write(self, path: Path) -> None:

@@ -16,13 +16,16 @@ from typing import Final
 
 import trio
 
-from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, view_of
+from displbe.shortage import shortage
+from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.convert import CONVERTED
+from displbe.threads import run_in_thread_or_here
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.xen.memory import Memory
 from displbe.xen.port import GuestBuffer, HypervisorError
 
-from .conn import Proxy
+from .conn import Connection, Proxy
 from .link import Link
 from .settings import WaylandSettings
 
@@ -144,7 +147,7 @@ class WaylandBuffer(SinkBuffer):
         self.state = BufferState.NEW
         self.wl: Proxy = None
         """The wl_buffer; None: there is none."""
-        self.view: memoryview | None = None
+        self.memory: Memory | None = None
         """The guest's pages; None: they are not mapped in this process."""
         self.is_dmabuf = False
         """Whether the wl_buffer is a dma-buf, also of a closed buffer."""
@@ -185,11 +188,11 @@ class WaylandBuffer(SinkBuffer):
         """Return whether a part is the whole framebuffer."""
         return part == Part(0, 0, self.geometry.width, self.geometry.height)
 
-    async def map(self) -> memoryview:
-        """Return the guest's pages. Raises SinkError."""
-        if self.view is None:
-            self.view = await view_of(self.pages)
-        return self.view
+    async def map(self) -> Memory:
+        """Return the guest's pages, to be borrowed. Raises SinkError."""
+        if self.memory is None:
+            self.memory = await memory_of(self.pages)
+        return self.memory
 
     async def wait_decided(self) -> None:
         """Wait until the compositor has accepted or refused the buffer."""
@@ -266,6 +269,14 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
     buffer.accept(way, wl, "; ".join(reasons))
 
 
+def _check_sendable(conn: Connection, fd: int) -> None:
+    """Check that a file can be sent to the compositor. Raises Unsuitable."""
+    try:
+        conn.check_sendable(fd)
+    except OSError as error:
+        raise Unsuitable(shortage(error)) from error
+
+
 async def _import_dmabuf(link: Link, buffer: WaylandBuffer, settings: WaylandSettings) -> Proxy:
     """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
 
@@ -282,6 +293,7 @@ async def _import_dmabuf(link: Link, buffer: WaylandBuffer, settings: WaylandSet
     if not formats.takes(code):
         raise Unsuitable(f"the compositor does not import {fourcc_name(code)}")
     fd = await buffer.pages.dmabuf()
+    _check_sendable(conn, fd)
     params = conn.keep(link.dmabuf.create_params())
     modifier = formats.modifier(code)
     params.add(fd, 0, geometry.offset, geometry.stride, modifier >> 32, modifier & 0xFFFFFFFF)
@@ -329,9 +341,12 @@ async def _import_shm(link: Link, buffer: WaylandBuffer, settings: WaylandSettin
     try:
         if start + buffer.pages.size > LARGEST:
             raise Unsuitable("too large for wl_shm")
+        _check_sendable(conn, fd)
         pool = conn.keep(link.shm.create_pool(fd, start + buffer.pages.size))
     finally:
-        os.close(fd)
+        # If the compositor did not get it, this close gives thousands of grants back.
+        with trio.CancelScope(shield=True):
+            await run_in_thread_or_here(os.close, fd)
     wl = conn.keep(
         pool.create_buffer(start + geometry.offset, geometry.width, geometry.height, geometry.stride, number)
     )

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from displbe.sinks.base import Geometry, Part
+from displbe.sinks.base import CopyMemory, Geometry, Part
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.wire.formats import FORMATS
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, Unmapped
 
 from .buffers import WaylandBuffer, shm_format
 from .link import Link
@@ -29,7 +29,7 @@ XRGB: Final = 1
 
 
 class CopyFrame:
-    """A frame in a pool, as a wl_buffer."""
+    """A frame in a pool, as a wl_buffer. Raises OSError if there is no memory or no file for it."""
 
     path: Final = "copy"
 
@@ -37,8 +37,13 @@ class CopyFrame:
         size = -(-stride * height // PAGE_SIZE) * PAGE_SIZE
         fd = sealed_memfd(size)
         try:
+            link.conn.check_sendable(fd)
             self.mapping = Mapping(fd, [(0, size)], writable=True)
-            pool = link.conn.keep(link.shm.create_pool(fd, size))
+            try:
+                pool = link.conn.keep(link.shm.create_pool(fd, size))
+            except BaseException:
+                self.mapping.close()
+                raise
         finally:
             os.close(fd)
         self.wl = link.conn.keep(pool.create_buffer(0, width, height, stride, number))
@@ -48,9 +53,13 @@ class CopyFrame:
 
 
 class CopyPool:
-    """The copied frames of an output, all of one shape. `released` is called when a frame can be used again."""
+    """The copied frames of an output, all of one shape. Raises OSError if there is no memory or no file for them, or if the guest, whom
+    `copies` charges, has too many. `released` is called when a frame can be used again.
+    """
 
-    def __init__(self, link: Link, geometry: Geometry, part: Part, released: Callable[[], None]) -> None:
+    def __init__(
+        self, link: Link, geometry: Geometry, part: Part, copies: CopyMemory, released: Callable[[], None]
+    ) -> None:
         self.link = link
         self.geometry = geometry
         self.part = part
@@ -62,8 +71,14 @@ class CopyPool:
         # Renderers count the stride in pixels and in words of 4 bytes: it is a multiple of both.
         self._stride = -(-part.width // 4) * 4 * (4 if number is None else pixel_bytes)
         self._frames: list[CopyFrame] = []
-        for _ in range(FRAMES):
-            self._frames.append(self._make(number if number is not None else XRGB))
+        self._uncharge = copies.charge(FRAMES * self._stride * part.height)
+        try:
+            for _ in range(FRAMES):
+                self._frames.append(self._make(number if number is not None else XRGB))
+        except BaseException:
+            self.destroy()
+            self.unmap()  # nothing has been written to them yet, so this costs nothing
+            raise
 
     def _make(self, number: int) -> CopyFrame:
         frame = CopyFrame(self.link, self.part.width, self.part.height, self._stride, number)
@@ -83,16 +98,22 @@ class CopyPool:
                 return frame
         return None
 
-    def copy(self, view: memoryview, to: CopyFrame) -> None:
-        """Copy the guest's frame as it is now. Can be called in any thread."""
-        copy_frame(self._rows, view, to.mapping.view, self._stride, converted=self._converted)
+    def copy(self, memory: Memory, to: CopyFrame) -> None:
+        """Copy the guest's frame as it is now. Can be called in any thread. Raises Unmapped."""
+        with memory.borrow() as view, to.mapping.borrow() as target:
+            copy_frame(self._rows, view, target, self._stride, converted=self._converted)
 
-    def close(self) -> None:
-        """Destroy the frames. No copy into them may be under way."""
+    def destroy(self) -> None:
+        """Destroy the frames at the compositor."""
         self.link.conn.destroy(*(frame.wl for frame in self._frames))
+
+    def unmap(self) -> None:
+        """Free the frames' memory here. Runs in the copying thread, because the kernel needs milliseconds for a large frame."""
         for frame in self._frames:
             frame.mapping.close()
         self._frames.clear()
+        self._uncharge()
+        self._uncharge()
 
 
 class FrameCopying:
@@ -103,7 +124,10 @@ class FrameCopying:
     """
 
     def __init__(
-        self, name: str, copied: Callable[[CopyPool, CopyFrame, int], None], can_copy: Callable[[], object]
+        self,
+        name: str,
+        copied: Callable[[CopyPool, CopyFrame, int], None],
+        can_copy: Callable[[], object],
     ) -> None:
         self._name = name
         self._pool: CopyPool | None = None
@@ -111,32 +135,45 @@ class FrameCopying:
         self._thread: CopyThread | None = None
         self._frame_waits = False
         """Whether a frame waits to be copied because the compositor holds the whole pool."""
+        self.is_short = False
+        """Whether there was no memory, file or thread for the newest frame; copying is tried again soon. The owner sets this."""
         self._copied = copied
         self._can_copy = can_copy
 
-    def start(self, link: Link, buffer: WaylandBuffer, part: Part, serial: int) -> bool:
-        """Copy a buffer's frame in the thread. Return False if copies of another shape are under way: wait for `finished` first."""
-        if buffer.view is None:
+    def start(self, link: Link, buffer: WaylandBuffer, part: Part, serial: int, copies: CopyMemory) -> bool:
+        """Copy a buffer's frame in the thread. Return False if copies of another shape are under way: wait for `finished` first.
+
+        Raises OSError if there is no memory, file or thread for it, or if the guest, whom `copies` charges, has too many copies.
+        """
+        if buffer.memory is None:
             return True
+        self._thread = self._thread or CopyThread(self._name)
         pool = self._pool
         if pool is None or pool.part != part or pool.geometry != buffer.geometry or pool.link is not link:
-            if self._thread is not None and not self._thread.resting:
+            if not self._thread.resting:
                 return False
             if pool is not None:
                 self._old_pools.append(pool)
-            pool = self._pool = CopyPool(link, buffer.geometry, part, self._on_released)
+                self._pool = None
+            pool = self._pool = CopyPool(link, buffer.geometry, part, copies, self._on_released)
         frame = pool.take()
         if frame is None:
             self._frame_waits = True
             return True
-        self._thread = self._thread or CopyThread(self._name)
-        self._thread.do(partial(self._copy, self._thread, pool, buffer.view, frame, serial))
+        self._thread.do(partial(self._copy, self._thread, pool, buffer.memory, frame, serial))
         return True
 
-    def _copy(self, thread: CopyThread, pool: CopyPool, view: memoryview, frame: CopyFrame, serial: int) -> None:
+    def _copy(self, thread: CopyThread, pool: CopyPool, memory: Memory, frame: CopyFrame, serial: int) -> None:
         """Copy a frame. Runs in the thread."""
-        pool.copy(view, frame)
-        thread.tell(partial(self._on_copied, pool, frame, serial))
+        try:
+            pool.copy(memory, frame)
+        except Unmapped:  # the guest has taken the buffer back: there is nothing to show
+            thread.tell(partial(self._on_ended, frame))
+        else:
+            thread.tell(partial(self._on_copied, pool, frame, serial))
+
+    def _on_ended(self, frame: CopyFrame) -> None:
+        frame.held = False
 
     def _on_copied(self, pool: CopyPool, frame: CopyFrame, serial: int) -> None:
         if pool is self._pool:
@@ -157,7 +194,10 @@ class FrameCopying:
     def close_old_pools(self) -> None:
         """Destroy the pools of earlier shapes: the surface has another frame now."""
         while self._old_pools:
-            self._old_pools.pop().close()
+            assert self._thread is not None  # it is started with the first pool
+            pool = self._old_pools.pop()
+            pool.destroy()
+            self._thread.do(pool.unmap)
 
     def close_pools(self) -> None:
         """Destroy all pools. No copy may be under way."""
@@ -167,7 +207,7 @@ class FrameCopying:
         self.close_old_pools()
 
     async def close(self) -> None:
-        """End the thread, and destroy all pools."""
+        """Destroy all pools, and end the thread when it has freed them. No copy may be under way."""
+        self.close_pools()
         if self._thread is not None:
             await self._thread.close()
-        self.close_pools()

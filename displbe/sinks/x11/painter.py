@@ -9,9 +9,12 @@ import structlog
 import trio
 import xcffib
 
-from displbe.sinks.base import Geometry, Part, SinkBuffer
+from displbe.shortage import shortage
+from displbe.sinks.base import CopyMemory, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
 from displbe.sinks.seat import WindowListeners
+from displbe.threads import run_in_thread
+from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -30,9 +33,17 @@ class Frame(SinkBuffer):
     path = "copy"
     reason = "X servers cannot map guest pages"
 
-    def __init__(self, view: memoryview, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
-        self.view = view
+    def __init__(
+        self,
+        memory: Memory,
+        geometry: Geometry,
+        forget: Callable[[Frame], Awaitable[None]],
+        copies: CopyMemory = CopyMemory(),  # noqa: B008
+    ) -> None:
+        self.memory = memory
         self.geometry = geometry
+        self.copies = copies
+        """What is charged for the memory of copies."""
         self._forget = forget
 
     async def aclose(self) -> None:
@@ -47,7 +58,8 @@ class Painter:
     read its frame, or has it already, or cannot show its format; and with None when the server has read a frame that the guest drew
     without flipping.
 
-    It has sixteen attributes: the window's name, monitor and seat are kept until there is a server.
+    It has seventeen attributes: the window's name, monitor and seat are kept until there is a server, and the obstacle for the output's
+    `reason`.
     """
 
     def __init__(
@@ -62,6 +74,8 @@ class Painter:
     ) -> None:
         self._desktop = desktop
         self._title = title
+        self.obstacle = ""
+        """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
         self._monitor = monitor
         self._seat = seat
         self._on_visibility = on_visibility
@@ -85,8 +99,8 @@ class Painter:
 
     @property
     def visible(self) -> bool:
-        """Whether the window is on the screen."""
-        return self._window is not None and self._window.state is WindowState.VISIBLE
+        """Whether the window is on the screen and frames can be copied into it."""
+        return self._window is not None and self._window.state is WindowState.VISIBLE and not self.obstacle
 
     @property
     def is_unread(self) -> bool:
@@ -173,7 +187,8 @@ class Painter:
                 await self._draw()
         finally:
             if self._window is not None:
-                self._window.close()
+                with trio.CancelScope(shield=True):
+                    await self._window.close()
             self._stopped.set()
 
     async def _draw(self) -> None:
@@ -189,15 +204,20 @@ class Painter:
     async def _update(self) -> bool:
         """Bring the window up to date. Return whether its content has changed."""
         try:
-            window = self._current_window()
+            window = await self._current_window()
             if window is None:
                 return False
             if self._part is None:
-                window.blank()
+                await window.blank()
                 return False
             return window.state is WindowState.VISIBLE and await self._put(window, self._part)
         except xcffib.XcffibException as error:  # Server.serve is about to report it
             self._log.debug("X server lost", reason=str(error))
+            return False
+        except OSError as error:
+            self._meet(shortage(error))
+            await trio.sleep(AFTER_ERROR)
+            self.wake()
             return False
         except Exception:  # a bug here must end neither the sink nor the guest
             self._log.exception("cannot draw into the window")
@@ -210,9 +230,12 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part) and await trio.to_thread.run_sync(
-                window.copy, frame.view, frame.geometry, part
-            )
+            try:
+                prepared = await window.prepare(frame.geometry.fourcc, part, frame.copies)
+                changed = prepared and await run_in_thread(window.copy, frame.memory, frame.geometry, part)
+            except Unmapped:  # the guest has taken the frame back
+                return False
+        self._meet("")
         if changed and window.state is not WindowState.LOST:
             await window.put()
         if self._serial == serial:
@@ -221,12 +244,20 @@ class Painter:
             self._on_read(serial)
         return changed
 
-    def _current_window(self) -> Window | None:
+    def _meet(self, obstacle: str) -> None:
+        """Take note of what keeps the frame from being copied; empty: nothing does."""
+        if obstacle != self.obstacle:
+            self.obstacle = obstacle
+            if obstacle:
+                self._log.warning("the frame cannot be copied: trying again", reason=obstacle)
+            self._on_visibility()
+
+    async def _current_window(self) -> Window | None:
         """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""
+        if self._window is not None and self._window.server is not self._desktop.server:
+            window, self._window = self._window, None
+            await window.forget()
         server = self._desktop.server
-        if self._window is not None and self._window.server is not server:
-            self._window.forget()
-            self._window = None
         if self._window is None and server is not None and self._part is not None:
             size = self._part.width, self._part.height
             settings = self._desktop.settings

@@ -69,7 +69,6 @@ def is_injected(error: BaseException | None) -> bool:
             todo += one.exceptions
     return False
 
-
 GUESTS: Final = (b"domain", b"vdispl", b"vinput")
 """The directories above those of guests."""
 

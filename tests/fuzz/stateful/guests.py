@@ -123,9 +123,7 @@ class HostileGuest:
 
     def _new_input(self, number: int) -> InputFrontend:
         chance = self._chance
-        which = chance.choice(
-            ("K:shared-0", f"K:{self._name}-0-0;P:{self._name}-0-0", "K:/dev/input/event0", "T:x", "", "K", "K:")
-        )
+        which = chance.choice(("K:shared-0", f"K:{self._name}-0-0;P:{self._name}-0-0", "K:/dev/input/event0", "T:x", "", "K", "K:"))
         nodes = {"unique-id": which}
         for key in ("feature-abs-pointer", "feature-multi-touch", "feature-disable-keyboard", "width", "height"):
             if chance.random() < 0.3:
@@ -189,9 +187,7 @@ class HostileGuest:
     async def _raw_ring(self) -> None:
         connector, chance = self._chance.choice(self._connectors()), self._chance
         if chance.random() < 0.5:
-            connector.ring_page.store(
-                chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 33, 5000, chance.getrandbits(32)))
-            )
+            connector.ring_page.store(chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 33, 5000, chance.getrandbits(32))))
         else:
             connector.ring_page.write(64 * chance.randrange(1, 33), chance.randbytes(64))
         connector.channel.notify()
@@ -225,9 +221,7 @@ class HostileGuest:
     async def _remove_node(self) -> None:
         chance = self._chance
         home = self._home()
-        await self._guest.hypervisor.store.remove(
-            chance.choice((home, f"{home}/state", f"{home}/0", f"{home}/{chance.choice(NODES)}"))
-        )
+        await self._guest.hypervisor.store.remove(chance.choice((home, f"{home}/state", f"{home}/0", f"{home}/{chance.choice(NODES)}")))
 
     async def _state_machine(self) -> None:
         """Write states out of order."""
@@ -255,9 +249,7 @@ class HostileGuest:
         driver, chance = self._chance.choice(self._inputs), self._chance
         match chance.randrange(5):
             case 0:
-                driver.memory.store(
-                    chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 64, 5000, chance.getrandbits(32)))
-                )
+                driver.memory.store(chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 64, 5000, chance.getrandbits(32))))
                 driver.channel.notify()
             case 1:
                 await driver.publish()

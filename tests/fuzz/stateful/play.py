@@ -63,12 +63,7 @@ END: Final = 15.0
 GROWTH: Final = 6
 """Objects of one type by which the second epoch may differ from the first."""
 
-RESERVED: Final = (
-    "displbe.sinks.drm.device.",
-    "displbe.input.focus.",
-    "displbe.input.bindings.",
-    "displbe.input.evdev.lookup.",
-)
+RESERVED: Final = ("displbe.sinks.drm.device.", "displbe.input.focus.", "displbe.input.bindings.", "displbe.input.evdev.lookup.")
 """Types of objects that outlive a guest for RESERVATION seconds, and those that the model of a card keeps."""
 
 
@@ -161,10 +156,7 @@ class _Run:
             sink=self.sink_name,  # type: ignore[arg-type]
             control=ControlSettings(socket=str(self.folder / "control")),
             metrics=MetricsSettings(
-                textfile=str(self.folder / "displbe.prom"),
-                socket=str(self.folder / "metrics"),
-                listen=f"127.0.0.1:{port}",
-                interval=5,
+                textfile=str(self.folder / "displbe.prom"), socket=str(self.folder / "metrics"), listen=f"127.0.0.1:{port}", interval=5
             ),
             log=LogSettings(traces=""),
             input=InputSettings(devices=["*"]),

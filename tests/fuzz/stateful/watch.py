@@ -49,15 +49,7 @@ WATCHDOG: Final = 2.0
 """Seconds of the service manager's watchdog."""
 SETTLE: Final = 60.0
 """Seconds after which nothing of guests that have gone may be left."""
-OURS: Final = (
-    "displbe.backend",
-    "displbe.display",
-    "displbe.input",
-    "displbe.sinks",
-    "displbe.xen.memory",
-    "displbe.xen.gntdev",
-    "displbe.ops",
-)
+OURS: Final = ("displbe.backend", "displbe.display", "displbe.input", "displbe.sinks", "displbe.xen.memory", "displbe.xen.gntdev", "displbe.ops")
 """The packages whose objects are counted. Simulated guests use others, too."""
 
 
@@ -167,9 +159,7 @@ class Watch:
         for device in daemon.displays.devices.values():
             for connector in device.service.connectors:
                 if connector.is_served and connector.screen.output.is_released:
-                    raise WrongBehaviour(
-                        f"a connector works on an output that it has given back: domain {device.domid}, {connector.name}"
-                    )
+                    raise WrongBehaviour(f"a connector works on an output that it has given back: domain {device.domid}, {connector.name}")
 
 
 def _held(daemon: Daemon) -> list[str]:
@@ -204,9 +194,7 @@ def objects() -> Counter[str]:
     """Count the daemon's objects, by their types."""
     gc.collect()
     found = (type(one) for one in gc.get_objects())
-    return Counter(
-        f"{kind.__module__}.{kind.__qualname__}" for kind in found if (kind.__module__ or "").startswith(OURS)
-    )
+    return Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in found if (kind.__module__ or "").startswith(OURS))
 
 
 def files() -> list[str]:
