@@ -13,18 +13,17 @@ from displbe.sinks.base import SinkError, memory_of
 from displbe.sinks.convert import TARGETS
 from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno
-from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.wire.formats import FORMATS, fourcc_name
 from displbe.xen.port import HypervisorError
 
 from .buffer import DrmBuffer, ScanoutFormat
 from .device import Mode
 from .errors import CardGone, DrmError, NoResources
-from .scanout import ScanoutPipe
+from .scanout import YUYV, ScanoutPipe
 from .worker import in_worker
 
 __all__ = ["FramebufferSet"]
 
-YUYV: Final = fourcc("YUYV")
 _WITH_ALPHA: Final = {entry.opaque: entry.code for entry in FORMATS.values() if entry.code != entry.opaque}
 """A format without alpha -> the same format with alpha."""
 ZERO_COPY_OFF: Final = "zero-copy is off"

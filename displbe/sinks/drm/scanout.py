@@ -18,6 +18,7 @@ from displbe.sinks.convert import pixel_size
 from displbe.sinks.frame_copy import frame_rows
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import sideways
+from displbe.wire.formats import fourcc as fourcc_of
 
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
@@ -29,7 +30,7 @@ from .mode_search import ModeSearch
 from .neutral import commit_with, neutral_values
 from .placement import Placement, ranked_modes
 
-__all__ = ["ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
+__all__ = ["YUYV", "ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
 
 _log: Final[Any] = structlog.get_logger("displbe.drm")
 
@@ -54,6 +55,9 @@ def sideways_edid(edid: bytes, modes: Sequence[Mode]) -> bytes | None:
         return None
 
 
+YUYV: Final = fourcc_of("YUYV")
+BLACK_YUYV: Final = bytes((16, 128, 16, 128))
+"""Two black pixels. In all other formats, a pixel of zeros is black."""
 MOST_TESTS: Final = 8
 """Maximum number of modes in which an imported framebuffer is tested."""
 
@@ -277,6 +281,9 @@ class ScanoutPipe:
             if copy and buffer.memory is not None:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
                 copy_into(cover, rows, buffer.memory, converted=bool(buffer.format.conversion), into=fourcc)
+            elif fourcc == YUYV:
+                with cover.memory.borrow() as view:
+                    view[:] = BLACK_YUYV * (len(view) // len(BLACK_YUYV))
             changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
             Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 
@@ -287,7 +294,13 @@ class ScanoutPipe:
         """
         try:
             with name_connector(self.pipe.name):
-                Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
+                try:
+                    Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
+                except DrmError as error:
+                    if error.number != errno.ENOENT:
+                        raise
+                    # The connector has just gone with its dock.
+                    Atomic(self.pipe.device, off_state(self.pipe, connector=False)).commit("switch off", MODESET)
         finally:
             self._free()
 
