@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parents[3] / "out" / "fuzz"
-HANG: Final = 60.0
+HANG: Final = 300.0
 """Seconds of real time after which a run hangs."""
 
 
@@ -52,7 +52,7 @@ def child(options: argparse.Namespace) -> int:
                     return 1
             took = time.monotonic() - begun
             print(
-                f"done {seed} on {summary.sink}: {summary.actions} actions, {summary.flips} flips of the good guest, {summary.steps} steps,"
+                f"done {seed} on {summary.sink}: {summary.actions} actions, {summary.flips} flips of the good guest, {summary.steps} steps (at most {summary.peak}),"
                 f" {summary.seconds:.0f} s in {took:.1f} s",
                 flush=True,
             )
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--sink", default="", choices=["", "headless", "wayland", "drm"])
-    parser.add_argument("--virtual", type=float, default=12.0)
+    parser.add_argument("--virtual", type=float, default=8.0)
     parser.add_argument("--without", default="")
     parser.add_argument("--mutation", default="")
     parser.add_argument("--shrink", action="store_true")

@@ -155,7 +155,10 @@ class UnreliableScreens:
                 await trio.sleep(self._chance.choice((0.05, 0.3, 1, 2)))
                 act = self._chance.choice((self._unplug, self._lose_card, self._lose_master, self._fail, self._fail, self._slow))
                 self._note(act.__name__.strip("_"))
-                await act()
+                try:
+                    await act()
+                finally:
+                    self._world.faults.ended_at = trio.current_time()
 
     async def _refresh(self) -> None:
         """Refresh the screens 50 times a second."""

@@ -138,7 +138,8 @@ class Faults:
 
     def _socket(self, function: Callable[..., None]) -> Callable[..., None]:
         def made(this: socket.socket, *arguments: Any, **keys: Any) -> None:
-            if keys.get("fileno") is None and self._no_file():
+            is_new = keys.get("fileno") is None and len(arguments) < 4  # the fourth argument is a file that is open
+            if is_new and self._no_file():
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             function(this, *arguments, **keys)
 

@@ -68,10 +68,10 @@ class BusyOperator:
 
     async def run(self) -> None:
         """Act until cancelled."""
-        acts = (self._command, self._command, self._command, self._garbage, self._stall, self._metrics, self._reload)
+        acts = (self._command, self._command, self._at_once, self._at_once, self._garbage, self._stall, self._metrics, self._reload)
         async with trio.open_nursery() as self._nursery:
             while True:
-                await trio.sleep(self._chance.choice((0, 0.01, 0.1, 0.5, 1)))
+                await trio.sleep(self._chance.choice((0, 0.01, 0.05, 0.1, 0.3)))
                 await self._chance.choice(acts)()
 
     async def _command(self) -> None:
@@ -97,6 +97,25 @@ class BusyOperator:
             raise WrongBehaviour(f"status was answered with {answer}")
         if command == "screenshot" and (guest, connector) == ("good", "") and not answer["ok"] and not world.faults.active:
             raise WrongBehaviour(f"a screenshot of the good guest was answered with {answer}")
+
+    async def _at_once(self) -> None:
+        """Send several commands about one guest at the same time, from several clients."""
+        chance, world = self._chance, self._world
+        if not world.guests:
+            return
+        domid = str(chance.choice(list(world.guests)))
+        commands = [chance.choice(("screenshot", "screenshot", "blank", "unblank", "kick", "trace")) for _ in range(3)]
+        self._note(f"{', '.join(commands)} {domid} at once")
+        world.touched.add(domid)
+        async with trio.open_nursery() as nursery:
+            for command in commands:
+                nursery.start_soon(self._try, {"command": command, "guest": domid})
+
+    async def _try(self, request: dict[str, str]) -> None:
+        try:
+            await ask(self._world.settings.control.socket, request)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            self._note(f"no answer: {error!r}")
 
     async def _garbage(self) -> None:
         line = self._chance.choice(GARBAGE)

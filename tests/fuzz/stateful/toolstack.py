@@ -13,7 +13,7 @@ from .world import World
 
 __all__ = ["CarelessToolstack"]
 
-ODD: Final = ("07", "a", "-1", "4294967296", "2/01", "99999", "5/", "32752/0", "2/1/1/1", "é", "0/0")
+ODD: Final = ("07", "a", "-1", "4294967296", "2/01", "99999", "9000/", "32752/0", "2/1/1/1", "é", "0/0")
 """Directories under `backend/KIND` that are no devices."""
 VALUES: Final = ("", "0", "1", "2", "3", "4", "5", "6", "9", "x", "01", "64x48", "1x1", "shared-0", "shared-1", "\xff")
 
@@ -50,9 +50,11 @@ class CarelessToolstack:
         kind, odd = self._chance.choice(("vdispl", "vinput")), self._chance.choice(ODD)
         path = f"/local/domain/0/backend/{kind}/{odd}"
         if odd.isascii():
-            self._write(f"{path}/{self._chance.choice(('state', '0/state', 'x'))}", self._chance.choice(VALUES))
-            await trio.sleep(self._chance.choice((0, 0.1, 1)))
-            self._world.tools.remove(f"/local/domain/0/backend/{kind}/{odd.split('/')[0]}")
+            try:
+                self._write(f"{path}/{self._chance.choice(('state', '0/state', 'x'))}", self._chance.choice(VALUES))
+                await trio.sleep(self._chance.choice((0, 0.1, 1)))
+            finally:
+                self._world.tools.remove(f"/local/domain/0/backend/{kind}/{odd.split('/')[0]}")
 
     async def _node(self, domid: int) -> None:
         """Overwrite a node of a device, on either side."""

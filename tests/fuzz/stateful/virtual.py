@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, TypeVar
@@ -25,7 +26,7 @@ __all__ = ["Steps", "Threads", "run", "simulated"]
 T = TypeVar("T")
 LIMIT: Final = 40
 """trio's own limit of worker threads."""
-ENDLESS: Final = 200_000
+ENDLESS: Final = 50_000
 """Steps of all tasks without a moment in which all of them wait."""
 TURN: Final = 2e-5
 """Seconds that a turn of the loop takes."""
@@ -41,9 +42,9 @@ class Threads:
         self._limiter = trio.CapacityLimiter(LIMIT)
 
     async def rest(self) -> None:
-        """Let other tasks run for a while: most often for a few turns of the loop, seldom for 0.1 s."""
-        if self.chance.random() < 0.1:
-            await trio.sleep(self.chance.choice((0.001, 0.01, 0.03, 0.1)))
+        """Let other tasks run for a while: most often for a few turns of the loop, seldom for 0.2 s."""
+        if self.chance.random() < 0.2:
+            await trio.sleep(self.chance.choice((0.001, 0.01, 0.05, 0.2)))
         for _ in range(self.chance.choice((0, 1, 3, 12))):
             await trio.lowlevel.checkpoint()
 
@@ -218,9 +219,28 @@ def _place(task: trio.lowlevel.Task) -> str:
     return f"{task.name}: {' > '.join(lines[-6:])}"
 
 
+class ThreadTime:
+    """The module `time` for copying threads that wait for a screen: `vblank` is called while they sleep."""
+
+    perf_counter = staticmethod(time.perf_counter)
+
+    def __init__(self, vblank: Callable[[], None]) -> None:
+        self._vblank = vblank
+        self._slept = 0.0
+
+    def monotonic(self) -> float:
+        """time.monotonic"""
+        return trio.current_time() + self._slept
+
+    def sleep(self, seconds: float) -> None:
+        """time.sleep"""
+        self._slept += seconds
+        self._vblank()
+
+
 @contextlib.contextmanager
-def simulated(threads: Threads) -> Iterator[None]:
-    """Replace the daemon's threads while the block lasts."""
+def simulated(threads: Threads, vblank: Callable[[], None]) -> Iterator[None]:
+    """Replace the daemon's threads while the block lasts. A thread that waits for a card calls `vblank`."""
 
     class Copying(CopyThread):
         pass
@@ -230,6 +250,7 @@ def simulated(threads: Threads) -> Iterator[None]:
         stack.enter_context(patch("trio.to_thread.run_sync", threads.run_sync))
         for module in ("displbe.sinks.wayland.copies", "displbe.sinks.drm.output"):
             stack.enter_context(patch(f"{module}.CopyThread", Copying))
+        stack.enter_context(patch("displbe.sinks.drm.copied_scanout.time", ThreadTime(vblank)))
         yield
 
 
