@@ -69,6 +69,7 @@ def is_injected(error: BaseException | None) -> bool:
             todo += one.exceptions
     return False
 
+
 GUESTS: Final = (b"domain", b"vdispl", b"vinput")
 """The directories above those of guests."""
 

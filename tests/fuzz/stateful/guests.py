@@ -12,7 +12,7 @@ import trio
 from displbe.sim.guest import FrontConnector, Frontend, Guest
 from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec
-from displbe.wire.displif import DbufDestroy, FbDetach, GetEdid, PageFlip, SetConfig
+from displbe.wire.displif import DbufDestroy, FbDetach, GetEdid, PageFlip, Request, SetConfig
 from displbe.wire.xenbus import State
 
 from .faults import is_guest
@@ -132,7 +132,9 @@ class HostileGuest:
 
     def _new_input(self, number: int) -> InputFrontend:
         chance = self._chance
-        which = chance.choice(("K:shared-0", f"K:{self._name}-0-0;P:{self._name}-0-0", "K:/dev/input/event0", "T:x", "", "K", "K:"))
+        which = chance.choice(
+            ("K:shared-0", f"K:{self._name}-0-0;P:{self._name}-0-0", "K:/dev/input/event0", "T:x", "", "K", "K:")
+        )
         nodes = {"unique-id": which}
         for key in ("feature-abs-pointer", "feature-multi-touch", "feature-disable-keyboard", "width", "height"):
             if chance.random() < 0.3:
@@ -181,7 +183,7 @@ class HostileGuest:
         display, chance = self._chance.choice(self._displays), self._chance
         dbuf, fb, buffer = await display.create_framebuffer(64, 48)
         connector = chance.choice(display.connectors)
-        steps = [
+        steps: list[Request] = [
             SetConfig(0, fb, 0, 0, 64, 48, 32),
             SetConfig(0, 0, 0, 0, 0, 0, 0),
             PageFlip(0, fb),
@@ -233,7 +235,9 @@ class HostileGuest:
     async def _remove_node(self) -> None:
         chance = self._chance
         home = self._home()
-        await self._guest.hypervisor.store.remove(chance.choice((home, f"{home}/state", f"{home}/0", f"{home}/{chance.choice(NODES)}")))
+        await self._guest.hypervisor.store.remove(
+            chance.choice((home, f"{home}/state", f"{home}/0", f"{home}/{chance.choice(NODES)}"))
+        )
 
     async def _state_machine(self) -> None:
         """Write states out of order."""

@@ -8,7 +8,7 @@ import socket
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 from unittest.mock import patch
@@ -160,7 +160,10 @@ class _Run:
             sink=self.sink_name,  # type: ignore[arg-type]
             control=ControlSettings(socket=str(self.folder / "control")),
             metrics=MetricsSettings(
-                textfile=str(self.folder / "displbe.prom"), socket=str(self.folder / "metrics"), listen=f"127.0.0.1:{port}", interval=5
+                textfile=str(self.folder / "displbe.prom"),
+                socket=str(self.folder / "metrics"),
+                listen=f"127.0.0.1:{port}",
+                interval=5,
             ),
             log=LogSettings(traces=""),
             input=InputSettings(devices=["*"]),
@@ -171,8 +174,13 @@ class _Run:
         chance = self.chance("sink settings")
         match name:
             case "wayland":
-                zero_copy, on_close = chance.choice(("auto", "off")), chance.choice(("ignore", "detach"))
-                return WaylandSink(WaylandSettings(zero_copy=zero_copy, on_close=on_close), self.compositor.opened)
+                return WaylandSink(
+                    WaylandSettings(
+                        zero_copy="auto" if chance.random() < 0.5 else "off",
+                        on_close="ignore" if chance.random() < 0.5 else "detach",
+                    ),
+                    self.compositor.opened,
+                )
             case "drm":
                 devices = self.folder / "dri"
                 devices.mkdir(exist_ok=True)

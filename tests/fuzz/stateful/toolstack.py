@@ -30,7 +30,9 @@ class CarelessToolstack:
         """Act until cancelled."""
         while True:
             await trio.sleep(self._chance.choice((0.05, 0.3, 1, 2)))
-            act = self._chance.choice((self._odd_directory, self._node, self._node, self._device, self._rename, self._offline))
+            act = self._chance.choice(
+                (self._odd_directory, self._node, self._node, self._device, self._rename, self._offline)
+            )
             domids = list(self._world.guests)
             if domids:
                 await act(self._chance.choice(domids))
@@ -62,7 +64,9 @@ class CarelessToolstack:
         chance, tools = self._chance, self._world.tools
         number = chance.randrange(2)
         home = chance.choice((tools.back(domid, number), tools.front(domid, number), tools.vinput(domid, number)))
-        node = chance.choice(("state", "online", "frontend", "frontend-id", "unique-id", "0/unique-id", "0/resolution", "be-alloc"))
+        node = chance.choice(
+            ("state", "online", "frontend", "frontend-id", "unique-id", "0/unique-id", "0/resolution", "be-alloc")
+        )
         if tools.read(home) is not None:
             self._write(f"{home}/{node}", chance.choice(VALUES))
         await trio.lowlevel.checkpoint()
@@ -83,7 +87,10 @@ class CarelessToolstack:
                 except trio.TooSlowError:
                     tools.remove(tools.back(domid, number))
             case _:
-                specs = [ConnectorSpec(self._world.screen(f"shared-{chance.randrange(4)}"), 64, 48) for _ in range(chance.choice((0, 1, 2)))]
+                specs = [
+                    ConnectorSpec(self._world.screen(f"shared-{chance.randrange(4)}"), 64, 48)
+                    for _ in range(chance.choice((0, 1, 2)))
+                ]
                 tools.add_display(domid, specs, number)
         await trio.lowlevel.checkpoint()
 

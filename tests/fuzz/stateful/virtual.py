@@ -1,7 +1,7 @@
 """Time, scheduling and threads of a run, so that a seed makes the same decisions again.
 
-* Time is virtual: it passes slowly while a task can run, and else jumps to the next deadline. Waits cost nothing, and a busy machine changes
-  nothing.
+* Time is virtual: it passes slowly while a task can run, and else jumps to the next deadline. Waits cost nothing, and a busy machine
+  changes nothing.
 * trio chooses the order of tasks with random numbers of the seed.
 * What the daemon gives to worker threads runs in the event loop, later than it was asked for: at a moment that the seed chooses. A thread
   that is slow to begin finds memory unmapped if its owner does not wait for it.
@@ -257,7 +257,7 @@ def simulated(threads: Threads, vblank: Callable[[], None]) -> Iterator[None]:
 def run(main: Callable[[], Awaitable[T]], seed: int, steps: Steps) -> T:
     """trio.run, with virtual time and the seed's order of tasks."""
     with patch("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True):
-        trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
+        trio._core._run._r.seed(seed)
         clock = trio.testing.MockClock(autojump_threshold=0)
         steps.begin(clock)
         return trio.run(main, clock=clock, instruments=[steps])

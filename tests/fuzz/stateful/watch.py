@@ -6,7 +6,7 @@ import gc
 import os
 import socket
 import sys
-import threading
+import traceback
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, MutableMapping
@@ -21,7 +21,7 @@ from displbe.daemon import Daemon
 from displbe.sinks.wayland.sink import WaylandSink
 from displbe.xen.port import Ledger
 
-from .faults import Faults, is_injected
+from .faults import is_injected
 from .virtual import Steps
 from .world import GOOD, World, WrongBehaviour
 
@@ -50,7 +50,15 @@ WATCHDOG: Final = 2.0
 """Seconds of the service manager's watchdog."""
 SETTLE: Final = 60.0
 """Seconds after which nothing of guests that have gone may be left."""
-OURS: Final = ("displbe.backend", "displbe.display", "displbe.input", "displbe.sinks", "displbe.xen.memory", "displbe.xen.gntdev", "displbe.ops")
+OURS: Final = (
+    "displbe.backend",
+    "displbe.display",
+    "displbe.input",
+    "displbe.sinks",
+    "displbe.xen.memory",
+    "displbe.xen.gntdev",
+    "displbe.ops",
+)
 """The packages whose objects are counted. Simulated guests use others, too."""
 OF_MODELS: Final = "displbe.sinks.drm.device."
 """Types whose objects the model of a card keeps."""
@@ -73,15 +81,8 @@ class Log:
         text, error = str(event.get("event")), event.get("exc_info")
         if error is not None:
             error = error if isinstance(error, BaseException) else sys.exc_info()[1]
-            if not is_injected(error):
-                structlog.reset_defaults()
-                shown = structlog.dev.plain_traceback
-                import io
-
-                out = io.StringIO()
-                shown(out, (type(error), error, error.__traceback__))  # type: ignore[arg-type]
-                self.wrong.append(f"an error is logged: {text}\n{out.getvalue()}")
-                structlog.configure(processors=[self])
+            if error is not None and not is_injected(error):
+                self.wrong.append(f"an error is logged: {text}\n{''.join(traceback.format_exception(error))}")
         elif text not in EXPECTED or (text in NEVER_GOOD and event.get("domid") == GOOD):
             self.wrong.append(f"an error is logged: {dict(event)}")
 
@@ -167,7 +168,9 @@ class Watch:
         for device in daemon.displays.devices.values():
             for connector in device.service.connectors:
                 if connector.is_served and connector.screen.output.is_released:
-                    raise WrongBehaviour(f"a connector works on an output that it has given back: domain {device.domid}, {connector.name}")
+                    raise WrongBehaviour(
+                        f"a connector works on an output that it has given back: domain {device.domid}, {connector.name}"
+                    )
 
 
 def _held(daemon: Daemon) -> list[str]:
@@ -215,8 +218,3 @@ def files() -> list[str]:
             if not target.startswith("/memfd:dom"):
                 found.append(target.partition(":[")[0])
     return sorted(found)
-
-
-def threads() -> int:
-    """Return the number of threads."""
-    return threading.active_count()
