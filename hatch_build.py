@@ -32,7 +32,13 @@ PROTOCOLS = {
     ),
     "xdg_output": ("unstable/xdg-output/xdg-output-unstable-v1.xml",),
     "ivi_application": ("ivi-application.xml",),
+    "fractional_scale": ("staging/fractional-scale/fractional-scale-v1.xml",),
+    "xdg_decoration": ("unstable/xdg-decoration/xdg-decoration-unstable-v1.xml",),
+    "idle_inhibit": ("unstable/idle-inhibit/idle-inhibit-unstable-v1.xml",),
+    "shortcuts_inhibit": ("unstable/keyboard-shortcuts-inhibit/keyboard-shortcuts-inhibit-unstable-v1.xml",),
 }
+ELSEWHERE = {"xdg_toplevel": "xdg_shell"}
+"""Interface that another protocol refers to -> the module above that has it. All others are in pywayland's module of the core protocol."""
 DECLARATIONS = ("displbe/xen/libc.h", "displbe/xen/libatomic.h", "displbe/sinks/drm/libseat.h")
 KINDS = {
     "int": "Int",
@@ -93,8 +99,11 @@ def generate(protocol: ET.Element) -> str:
     used = {arg.attrib["interface"] for arg in protocol.iter("arg") if "interface" in arg.attrib}
     lines = [f'"""{protocol.attrib["name"]}: made by hatch_build.py from its XML, do not edit."""', ""]
     lines += ["from pywayland.protocol_core import Argument, ArgumentType, Interface, Proxy"]
-    if used - own:
-        lines.append(f"from pywayland.protocol.wayland import {', '.join(map(class_name, sorted(used - own)))}")
+    core = used - own - ELSEWHERE.keys()
+    if core:
+        lines.append(f"from pywayland.protocol.wayland import {', '.join(map(class_name, sorted(core)))}")
+    for interface in sorted(used & ELSEWHERE.keys() - own):
+        lines += ["", f"from .{ELSEWHERE[interface]} import {class_name(interface)}"]
     for entry in interfaces:  # all interfaces first, because their messages refer to each other
         lines += ["", "", f"class {class_name(entry.attrib['name'])}(Interface):"]
         lines += [f"    name = {entry.attrib['name']!r}", f"    version = {entry.attrib['version']}"]

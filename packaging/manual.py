@@ -30,6 +30,7 @@ import displbe  # noqa: E402
 from displbe import startup  # noqa: E402
 from displbe.backend.guests import GuestSettings  # noqa: E402
 from displbe.config import RELOADABLE, Settings  # noqa: E402
+from displbe.sinks.drm.settings import ScreenSettings  # noqa: E402
 
 __all__ = ["configuration", "man_pages", "settings"]
 
@@ -102,6 +103,8 @@ def kind(of: Any) -> str:
     if origin is list:
         return f"list of {kind(arguments[0])}s"
     if origin is dict:
+        if arguments[1] is Any:
+            return "table of keys for all, and of a table for each name"
         return f"table: a {kind(arguments[1])} for each name"
     return {str: "string", int: "number", float: "number", bool: "true | false"}[of]
 
@@ -112,6 +115,8 @@ def literal(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, dict) and value:
+        return "{" + ", ".join(f"{key} = {literal(inner)}" for key, inner in value.items()) + "}"
     return "[]" if value == [] else str(value)
 
 
@@ -137,6 +142,8 @@ def settings() -> list[Section]:
             tables["guest.NAME"] = GuestSettings
         elif isinstance(of, type) and issubclass(of, msgspec.Struct):
             tables[name] = of
+            if name == "drm":
+                tables["drm.screens"] = ScreenSettings
     made = []
     for name, of in tables.items():
         section = described["guest.cockpit" if name == "guest.NAME" else name]

@@ -16,6 +16,8 @@ from typing import Final
 
 from displbe.backend.quota import Total
 from displbe.config import ConfigError, Settings, load
+from displbe.sinks.drm.binding import canonical, describe
+from displbe.sinks.drm.bus_path import bus_path, sysfs_path_of
 from displbe.sinks.drm.device import DrmDevice, Mastership
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
@@ -26,6 +28,7 @@ from .client import Client, Failure
 from .guests import guest_results, read_guests
 from .inputs import allowed_devices
 from .machine import Machine
+from .totals import total_results
 from .xenstore import store_results
 
 __all__ = ["run_checks"]
@@ -68,6 +71,7 @@ def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -
     yield from machine.as_service(_gntdev(machine))
     known, unread = read_guests(machine, guests)
     yield from _quotas(machine, settings, max(len(known), len(settings.guest)))
+    yield from total_results(settings, machine.limits, known)
     yield from _sink(machine, settings)
     yield from machine.as_service(allowed_devices(machine, settings))
     yield from unread
@@ -238,7 +242,12 @@ def _connects(path: str, server: str, key: str) -> Iterator[CheckResult]:
 def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
     folder = machine.path("/dev/dri")
     named = settings.drm.device
-    nodes = sorted(folder.glob("card*")) if named == "auto" else [folder / Path(named).name]
+    nodes = sorted(folder.glob("card*"))
+    if named != "auto":
+        at_place = [
+            node for node in nodes if canonical(bus_path(node, sysfs_path_of(os.stat(node)))) == canonical(named)
+        ]
+        nodes = at_place or [folder / Path(named).name]
     usable = False
     for path in nodes:
         try:
@@ -256,7 +265,18 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
                     f"{path.name}: another program is DRM master, possibly a running displbe",
                     'stop the compositor or display manager, or make displbe its client (sink = "wayland")',
                 )
+            yield _outputs(device)
         finally:
             device.close()
     if not usable:
         yield failed(f"no usable DRM device in {folder}", "load the card's driver, or choose another sink")
+
+
+def _outputs(device: DrmDevice) -> CheckResult:
+    """List the names of a card's connectors, monitors and places on docks."""
+    card = f"{device.name} ({device.bus_path})" if device.bus_path else device.name
+    try:
+        names = describe(device.probe())
+    except DrmError as error:
+        return warning(f"{card}: {error}", "run this check again; displbe tries again by itself")
+    return passed(f"{card} has {', '.join(names) or 'no connectors'}")

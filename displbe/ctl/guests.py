@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 
 from displbe.config import Settings
+from displbe.sinks.drm.binding import Binding, canonical
 
 from .check_result import CheckResult, failed, passed, warning
 from .inputs import guests_devices
 from .machine import Machine
 from .xlconfig import Display, Keyboard, XlConfig, read_xl_config
 
-__all__ = ["guest_results", "read_guests"]
+__all__ = ["Guests", "guest_results", "outputs", "read_guests"]
 
 Guests = dict[Path, XlConfig]
 DOM0 = ("", "0", "Domain-0")
@@ -67,7 +68,7 @@ def guest_results(machine: Machine, settings: Settings, guests: Guests) -> Itera
     """Check each guest, and all of them together."""
     for path, guest in guests.items():
         yield from _guest(machine, settings, path, guest)
-        yield from guests_devices(machine, settings, path, guest, _outputs(settings, guest))
+        yield from guests_devices(machine, settings, path, guest, outputs(settings, guest))
     yield from _together(settings, list(guests.values()))
     if settings.guest and machine.is_dom0 is False:
         yield warning(
@@ -83,10 +84,10 @@ def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) ->
             f"{path}: be-alloc=1, which {guest.name} is not allowed",
             f"set be-alloc = true in [guest.{guest.name}], or be-alloc=0 in its vdispl line",
         )
-    names = _outputs(settings, guest)
+    names = outputs(settings, guest)
     known = [re.sub(r"^card\d+-", "", entry.name) for entry in machine.path("/sys/class/drm").glob("card*-*")]
     for name in names:
-        if settings.sink == "drm" and known and name.rpartition("/")[2] not in known:
+        if settings.sink == "drm" and known and not _may_be_there(name, known):
             yield failed(f"{path}: there is no connector {name}", f"this machine has {', '.join(sorted(known))}")
         if settings.sink == "headless" and settings.headless.outputs and name not in settings.headless.outputs:
             yield failed(
@@ -106,7 +107,13 @@ def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) ->
     yield passed(f"{path}: {guest.name or 'a guest without a name'} on {', '.join(names) or 'no screen'}")
 
 
-def _outputs(settings: Settings, guest: XlConfig) -> list[str]:
+def _may_be_there(name: str, known: list[str]) -> bool:
+    """Whether a connector of this name is there, or may come: a monitor or a dock that is named may be plugged in later."""
+    binding = Binding(name)
+    return not binding.is_by_kernel_name or binding.connector in map(canonical, known)
+
+
+def outputs(settings: Settings, guest: XlConfig) -> list[str]:
     """Return the names of the outputs that show a guest's connectors."""
     own = settings.guest.get(guest.name)
     if own is not None and own.connectors:
@@ -117,7 +124,7 @@ def _outputs(settings: Settings, guest: XlConfig) -> list[str]:
 def _together(settings: Settings, guests: list[XlConfig]) -> Iterator[CheckResult]:
     users: dict[str, list[str]] = {}
     for guest in guests:
-        for name in _outputs(settings, guest):
+        for name in outputs(settings, guest):
             users.setdefault(name, []).append(guest.name)
     for name, names in sorted(users.items()):
         if len(names) > 1:

@@ -70,6 +70,9 @@ def _display(keys: dict[str, str]) -> Display:
     connectors = []
     for connector in keys.get("connectors", "").split(";"):
         parts = _CONNECTOR.fullmatch(connector.strip())
+        if parts is not None and ":" in parts[1]:  # libxl splits at the first colon
+            name = parts[1].replace(":", "_")
+            raise ValueError(f"vdispl: xl ends the name of connector {parts[1]!r} at its first colon: write {name}")
         if parts is None:
             raise ValueError(f"vdispl: connector {connector.strip()!r} is not ID:WIDTHxHEIGHT")
         connectors.append((parts[1], int(parts[2]), int(parts[3])))

@@ -12,11 +12,11 @@ import trio
 from displbe.backend.driver import Parts
 from displbe.backend.guests import Guests
 from displbe.backend.nodes import DeviceNodes, DeviceRefused
-from displbe.backend.quota import Quota
+from displbe.backend.quota import Quota, TokenBucket
 from displbe.backend.release import shielded_stack
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, TraceHeader
-from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
+from displbe.sinks.base import Claimant, CopyMemory, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
 from displbe.wire.xenbus import TRANSITIONS
@@ -29,7 +29,7 @@ from .connector import Connector
 from .edid import answer_edid
 from .events import FlipEvents
 from .published import RING_KEYS, PublishedConnector, read_be_alloc, read_connectors, read_rings
-from .screen import Screen
+from .screen import Screen, modeset_limit
 from .trace import Trace, trace_lines
 
 __all__ = ["DisplayDevice", "DisplayDriver"]
@@ -75,6 +75,8 @@ class DisplayDevice:
         """The connectors of the last connection, kept after it has ended: an operator may ask for their traces."""
         self._served: list[PublishedConnector] = []
         """The connectors that the frontend had published when it was connected; empty when it is not connected."""
+        self._modesets: dict[int, TokenBucket] = {}
+        """The limits of mode changes by the connectors' numbers, over all connections."""
         self._nodes = nodes
         self._quota = quota
         self._hypervisor = hypervisor
@@ -193,6 +195,7 @@ class DisplayDevice:
             output = self._sink.claim(published.name, published.width, published.height, claimant)
         except (OutputUnavailable, RequestError) as error:
             raise DeviceRefused(str(error)) from error
+        output.copies = CopyMemory(partial(self._quota.take, "copy_pages"), partial(self._quota.give, "copy_pages"))
         stack.push_async_callback(output.release)
         return output
 
@@ -223,7 +226,7 @@ class DisplayDevice:
             buffers,
             events,
             display.clock,
-            self._quota.limits.modesets_per_second,
+            self._modesets.setdefault(index, modeset_limit(self._quota.limits.modesets_per_second)),
             blanked=self._screen_id(index) in self._blanked,
         )
         edid = partial(answer_edid, self._hypervisor, domid, output, published.name, *resolution)

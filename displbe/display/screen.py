@@ -23,7 +23,7 @@ from displbe.wire.formats import fourcc_name
 from .buffers import Buffers, Framebuffer
 from .events import FlipEvents
 
-__all__ = ["Screen", "ScreenState"]
+__all__ = ["Screen", "ScreenState", "modeset_limit"]
 
 MODESET_BURST: Final = 8
 """Mode changes that a connector gets before `modesets-per-second` applies."""
@@ -31,6 +31,11 @@ MODESET_WAIT: Final = 2.0
 """Seconds that a guest's SET_CONFIG may be delayed; its response is due after 3 s."""
 LATE: Final = 2.0
 """Seconds after which a flip ends even if its output is still being switched on; Linux's frontend waits 3.1 s for the event."""
+
+
+def modeset_limit(per_second: float) -> TokenBucket:
+    """Return the limit of a connector's mode changes. It outlasts connections: a guest that connects again has no more of them."""
+    return TokenBucket(MODESET_BURST, per_second, trio.current_time)
 
 
 class ScreenState(enum.Enum):
@@ -53,7 +58,10 @@ _ON: Final = ScreenState.ON
 
 
 class Screen:
-    """One connector's output and what it shows. `resolution` is the connector's width and height in pixels; `index` is its number."""
+    """One connector's output and what it shows. `resolution` is the connector's width and height in pixels; `index` is its number.
+
+    `modesets` limits the guest's mode changes.
+    """
 
     def __init__(
         self,
@@ -63,7 +71,7 @@ class Screen:
         buffers: Buffers,
         events: FlipEvents,
         clock: FlipClock,
-        modesets_per_second: float,
+        modesets: TokenBucket,
         *,
         blanked: bool,
     ) -> None:
@@ -85,10 +93,11 @@ class Screen:
         """The cookie of the framebuffer that is shown, or that the flip under way will show."""
         self._blanked_flip = Flip(clock, events.complete, late=LATE)
         """The flip of a guest whose screen is blanked."""
-        self._modesets = TokenBucket(MODESET_BURST, modesets_per_second, trio.current_time)
+        self._modesets = modesets
         self._switching = trio.Lock()
         """Held while the output is switched on, reconfigured or switched off."""
         output.flipped = events.complete
+        output.charge = self._charge
 
     @property
     def is_blanked(self) -> bool:
@@ -200,9 +209,13 @@ class Screen:
 
     async def _wait_for_turn(self) -> None:
         """Wait until the guest's limit allows a mode change."""
+        await trio.sleep(self._charge())
+
+    def _charge(self) -> float:
+        """Charge the guest for a mode change. Return the seconds that the change has to wait."""
         wait = min(self._modesets.take(), MODESET_WAIT)
         self.throttled += wait
-        await trio.sleep(wait)
+        return wait
 
     # The operator
 
@@ -236,6 +249,8 @@ class Screen:
     async def close(self) -> None:
         """Stop using the output: it is about to be released. Waits for a command of the operator that uses it."""
         async with self._switching:
+            if self.state is ScreenState.ON:  # the output is switched off: the guest's next mode change waits for that
+                self._modesets.take()
             self.state = ScreenState.CLOSED
 
     async def _show_newest(self, *tolerated: type[Exception]) -> int:

@@ -47,7 +47,12 @@ def window_input(seats: Seats, claim: Claim, guest_input: GuestInput) -> Iterato
             roles = {binding.role for binding in bindings if binding.id == connector}
             window = _WindowInput(connector, guest_input, roles)
             stack.callback(window.leave)
-            stack.enter_context(seats.listening(claim.domid, connector, window.handle))
+            features = guest_input.features
+            takes = {
+                "pointer": Role.POINTER in roles and features.pointer,
+                "keyboard": Role.KEYBOARD in roles and features.keyboard,
+            }
+            stack.enter_context(seats.listening(claim.domid, connector, window.handle, **takes))
         yield
 
 

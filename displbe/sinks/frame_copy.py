@@ -10,7 +10,7 @@ from displbe.wire.formats import FORMATS
 from displbe.xen.memory import copy_rows, same_rows
 
 from .base import Geometry, Part
-from .convert import convert
+from .convert import XR24, convert
 
 __all__ = ["FrameRows", "copy_frame", "frame_checksum", "frame_rows", "same_frame"]
 
@@ -43,13 +43,15 @@ def frame_rows(shape: Geometry, part: Part) -> FrameRows:
     return FrameRows(shape.fourcc, start, shape.stride, part.width * pixel_size, part.height)
 
 
-def copy_frame(of: FrameRows, view: memoryview, to: memoryview, to_stride: int, *, converted: bool = False) -> None:
-    """Copy rows of the buffer `view` into `to`, whose rows lie `to_stride` bytes apart; `converted`: to XRGB8888. Runs in any thread.
+def copy_frame(
+    of: FrameRows, view: memoryview, to: memoryview, to_stride: int, *, converted: bool = False, into: int = XR24
+) -> None:
+    """Copy rows of the buffer `view` into `to`, whose rows lie `to_stride` bytes apart; `converted`: to format `into`. Runs in any thread.
 
     The caller keeps the guest's pages mapped meanwhile. The guest may draw at the same time: then the copy has parts of both frames.
     """
     if converted:
-        convert(of.fourcc, to, to_stride, view[of.start :], of.stride, of.row, of.rows)
+        convert(of.fourcc, to, to_stride, view[of.start :], of.stride, of.row, of.rows, into)
     else:
         copy_rows(to, to_stride, view[of.start :], of.stride, of.row, of.rows)
 

@@ -33,6 +33,7 @@ __all__ = [
     "TouchOrientation",
     "TouchShape",
     "TouchUp",
+    "WindowSeat",
 ]
 
 _log = structlog.get_logger("displbe.seat")
@@ -166,33 +167,117 @@ SeatEvent: TypeAlias = (
 )
 
 
+class WindowSeat:
+    """The input of one connector's window, as the window's sink sees it. `Seats.window` makes it.
+
+    The sink sets `on_change`, which is called when `takes_pointer` or `takes_keyboard` may have changed.
+    """
+
+    def __init__(self, seats: Seats, domid: int, connector: str) -> None:
+        self.on_change: Callable[[], None] = _ignore
+        self._seats = seats
+        self._key = domid, connector
+
+    def tell(self, event: SeatEvent) -> None:
+        """Pass an event for the window to its listeners."""
+        self._seats.tell(*self._key, event)
+
+    @property
+    def takes_pointer(self) -> bool:
+        """Whether the guest takes pointer events of this window. It then draws a cursor of its own."""
+        return self._seats.takes_pointer(*self._key)
+
+    @property
+    def takes_keyboard(self) -> bool:
+        """Whether the guest takes the keys of this window."""
+        return self._seats.takes_keyboard(*self._key)
+
+    def close(self) -> None:
+        """Forget the window: its output is given back."""
+        self._seats.forget(self, *self._key)
+
+
+def _ignore() -> None:
+    """The default of `WindowSeat.on_change`."""
+
+
+class _Listener(msgspec.Struct, frozen=True, eq=False):
+    """A listener to the events for a connector's window."""
+
+    hear: Callable[[SeatEvent], None]
+    pointer: bool
+    """Whether its guest takes pointer events."""
+    keyboard: bool
+    """Whether its guest takes keys."""
+
+
 class Seats:
     """Passes events to listeners. Connectors and listeners may come and go independently."""
 
     def __init__(self) -> None:
-        self._listeners: dict[tuple[int, str], list[Callable[[SeatEvent], None]]] = {}
+        self._listeners: dict[tuple[int, str], list[_Listener]] = {}
         """(domid, connector) -> the listeners to events for its surface."""
+        self._windows: dict[tuple[int, str], WindowSeat] = {}
+        """(domid, connector) -> its window in a sink."""
 
     @contextlib.contextmanager
-    def listening(self, domid: int, connector: str, hear: Callable[[SeatEvent], None]) -> Iterator[None]:
-        """Call `hear` with each event for the surface of this guest's connector while the block lasts.
+    def listening(
+        self,
+        domid: int,
+        connector: str,
+        hear: Callable[[SeatEvent], None],
+        *,
+        pointer: bool = True,
+        keyboard: bool = True,
+    ) -> Iterator[None]:
+        """Call `hear` with each event for the surface of this guest's connector while the block lasts. `pointer`: the guest takes pointer
+        events, and draws a cursor of its own. `keyboard`: it takes keys.
 
         `hear` must neither block nor raise. When a surface loses the focus because its guest, its window or the compositor is gone, the
         leave events come first.
         """
-        listeners = self._listeners.setdefault((domid, connector), [])
-        listeners.append(hear)
+        key, listener = (domid, connector), _Listener(hear, pointer, keyboard)
+        listeners = self._listeners.setdefault(key, [])
+        listeners.append(listener)
+        self._tell_window(key)
         try:
             yield
         finally:
-            listeners.remove(hear)
+            listeners.remove(listener)
             if not listeners:
-                self._listeners.pop((domid, connector), None)
+                self._listeners.pop(key, None)
+            self._tell_window(key)
 
     def tell(self, domid: int, connector: str, event: SeatEvent) -> None:
         """Pass an event for the surface of this guest's connector to its listeners. For sinks."""
-        for hear in tuple(self._listeners.get((domid, connector), ())):
+        for listener in tuple(self._listeners.get((domid, connector), ())):
             try:
-                hear(event)
+                listener.hear(event)
             except Exception:  # an error in one guest's input must not end the sink
                 _log.exception("input listener failed", connector=connector)
+
+    def takes_pointer(self, domid: int, connector: str) -> bool:
+        """Return whether this guest takes pointer events of its connector's window."""
+        return any(listener.pointer for listener in self._listeners.get((domid, connector), ()))
+
+    def takes_keyboard(self, domid: int, connector: str) -> bool:
+        """Return whether this guest takes the keys of its connector's window."""
+        return any(listener.keyboard for listener in self._listeners.get((domid, connector), ()))
+
+    def window(self, domid: int, connector: str) -> WindowSeat:
+        """Return the seat of the window of this guest's connector, for the sink that shows it."""
+        made = self._windows[domid, connector] = WindowSeat(self, domid, connector)
+        return made
+
+    def forget(self, window: WindowSeat, domid: int, connector: str) -> None:
+        """Forget a window, unless another one has taken its place."""
+        if self._windows.get((domid, connector)) is window:
+            del self._windows[domid, connector]
+
+    def _tell_window(self, key: tuple[int, str]) -> None:
+        window = self._windows.get(key)
+        if window is not None:
+            try:
+                window.on_change()
+            except Exception:  # an error in a sink must not end the guest's input
+                _log.exception("the window does not follow its guest's input", connector=key[1])

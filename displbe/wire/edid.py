@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["BLOCK", "make_edid", "sanitise"]
+__all__ = ["BLOCK", "make_edid", "sanitise", "sideways"]
 
 BLOCK: Final = 128
 """Bytes of a block."""
@@ -26,6 +26,8 @@ _DPI: Final = 96
 """The pixel density in the EDID, in dots per inch. Desktops regard it as normal and do not scale their pictures."""
 _SRGB: Final = bytes((0xEE, 0x91, 0xA3, 0x54, 0x4C, 0x99, 0x26, 0x0F, 0x50, 0x54))
 """The chromaticities of sRGB."""
+_SRGB_DEFAULT: Final = 0x04
+"""The feature bit that says that the chromaticities are those of sRGB."""
 _NO_STANDARD_TIMINGS: Final = bytes((1, 1) * 8)
 _DUMMY: Final = bytes((0, 0, 0, 0x10)) + bytes(14)
 _SLOWEST: Final = 1000
@@ -233,6 +235,35 @@ def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
         )
     )
     return _with_checksum(base) + (_displayid(native, width_mm, height_mm) if len(timings) > 1 else b"")
+
+
+def sideways(edid: bytes, width: int, height: int, refresh: int) -> bytes:
+    """Return the EDID of the same monitor as it is seen when it is mounted sideways; empty if it is invalid.
+
+    `width` and `height` in pixels are as they are seen. It has this one mode, and from the monitor's own EDID its maker, product, serial
+    number, name and colours, and its physical size with the sides swapped. Raises ValueError, as `make_edid` does.
+    """
+    if len(edid) < BLOCK or not edid.startswith(_MAGIC):
+        return b""
+    made = make_edid(width, height, "", refresh)
+    base, rest = bytearray(made[: BLOCK - 1]), made[BLOCK:]
+    base[8:18] = edid[8:18]  # maker, product, serial number, week and year
+    base[21], base[22] = edid[22], edid[21]  # centimetres; 0: unknown
+    base[23] = edid[23]  # gamma
+    base[24] &= ~_SRGB_DEFAULT
+    base[25:35] = edid[25:35]  # chromaticities
+    if edid[54:56] != b"\0\0":  # a detailed timing, which has the size in millimetres
+        base[66], base[67] = edid[67], edid[66]
+        base[68] = edid[68] >> 4 | (edid[68] & 0xF) << 4
+    else:
+        base[66:69] = bytes(3)
+    for at in (54, 72, 90, 108):
+        descriptor = edid[at : at + 18]
+        if descriptor[:3] == b"\0\0\0" and descriptor[3] == 0xFC:
+            base[72:90] = descriptor
+        elif descriptor[:3] == b"\0\0\0" and descriptor[3] == 0xFF:
+            base[108:126] = descriptor
+    return _with_checksum(bytes(base)) + rest
 
 
 def sanitise(edid: bytes, room: int) -> bytes:

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import trio
@@ -70,17 +70,21 @@ class Stage:
         outputs: list[str] | None = None,
         settings: GuestSettings | None = None,
         input: InputSettings | None = None,
+        sink: Literal["headless", "drm"] = "headless",
+        good_output: str = "good",
     ) -> AsyncIterator[Stage]:
         """Run a stage. At the end the good guest must still flip, and after it no resource may be held.
 
-        `settings` is the configuration of the hostile guest, whose name is "hostile".
+        `settings` is the configuration of the hostile guest, whose name is "hostile". The good guest is on `good_output`.
         """
-        async with World.running(folder, refresh=REFRESH, limits=limits, outputs=outputs, input=input) as world:
+        async with World.running(
+            folder, refresh=REFRESH, limits=limits, outputs=outputs, input=input, sink=sink
+        ) as world:
             if settings is not None:
                 await world.stop_daemon()
                 world.settings = msgspec.structs.replace(world.settings, guest={"hostile": settings})
                 await world.start_daemon()
-            async with world.guest(GOOD, spec("good")) as good, flip_on(good) as times:
+            async with world.guest(GOOD, spec(good_output)) as good, flip_on(good) as times:
                 await until(lambda: len(times) > 2)
                 stage = cls(world, good, times)
                 yield stage

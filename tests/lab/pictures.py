@@ -39,6 +39,15 @@ class Picture:
         red, green, blue = self.rgb[at : at + 3]
         return red, green, blue
 
+    def turned(self, degrees: int) -> Picture:
+        """Return the picture turned counter-clockwise by a multiple of 90 degrees."""
+        made = self
+        for _ in range(degrees // 90):
+            pixels = [made.rgb[at : at + 3] for at in range(0, len(made.rgb), 3)]
+            columns = (b"".join(pixels[x :: made.width]) for x in reversed(range(made.width)))
+            made = Picture(made.height, made.width, b"".join(columns))
+        return made
+
     def colours(self) -> set[bytes]:
         """Return the colours that the picture contains."""
         return {self.rgb[at : at + 3] for at in range(0, len(self.rgb), 3)}

@@ -147,6 +147,40 @@ def test_formats(machine: Machine, fourcc: str, more: int) -> None:
         assert card.checksum() == checksum_of(picture, fourcc)
 
 
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+def test_turned_by_the_plane(machine: Machine, zero_copy: str, degrees: int) -> None:
+    """vkms turns planes: a panel that is mounted turned shows the frame upright, without a copy and with one."""
+    size = (480, 640) if degrees in (90, 270) else (640, 480)
+    picture = drawn(*size, 2)
+    with (
+        vkms(machine) as card,
+        shown(
+            machine,
+            card.connectors[0],
+            picture,
+            "XR24",
+            4 * size[0],
+            zero_copy=zero_copy,
+            screens={"rotate": str(degrees)},
+        ) as said,
+    ):
+        assert said["path"] == ("copy" if zero_copy == "off" else "zero copy"), said
+        assert card.checksum() == checksum_of(picture.turned(degrees))
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_turned_as_it_is_copied(machine: Machine, degrees: int) -> None:
+    """virtio-gpu cannot turn planes: each frame is turned as it is copied."""
+    name = next(iter(machine.connectors()))
+    size = (768, 1024) if degrees in (90, 270) else (1024, 768)
+    picture = drawn(*size, 2)
+    with shown(machine, name, picture, "XR24", 4 * size[0], screens={name: {"rotate": str(degrees)}}) as said:
+        machine.expect_picture(picture.turned(degrees), f"turned-{degrees}", timeout=10)
+        assert said["path"] == "copy"
+        assert f"turn the plane by {degrees} degrees" in str(said["reason"])
+
+
 @pytest.mark.parametrize("scale", ["fit", "none"])
 def test_borders(machine: Machine, scale: str) -> None:
     """vkms can leave a part of the screen free but does not scale: the frame is shown without a copy, with black borders."""

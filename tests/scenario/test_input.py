@@ -102,6 +102,25 @@ async def test_a_mouse(world: World) -> None:
         assert (guest.moved, guest.wheel) == ([5, -3], 1)
 
 
+@pytest.mark.parametrize(("rotate", "moved"), [("0", [5, -3]), ("90", [3, 5]), ("180", [-5, 3]), ("270", [-3, -5])])
+async def test_a_mouse_that_is_mounted_turned(tmp_path: Path, rotate: str, moved: list[int]) -> None:
+    """`[input.rotate]`: by degrees. The screens of the headless sink are not turned, so its outputs turn no device."""
+    settings = InputSettings(devices=["/dev/input/*"], rotate={"name=ball*": rotate, "name=other": "HDMI-A-1"})
+    async with World.running(tmp_path, input=settings) as world:
+        balls = Capabilities(keys=frozenset((BTN_LEFT,)), rel_axes=frozenset((REL_X, REL_Y)))
+        ball = world.nodes.plug(MOUSE, SimDevice("ball in the casing", balls))
+        other = world.nodes.plug(KEYBOARD, SimDevice("other", balls))
+        async with world.typist(1, f"P:{MOUSE}") as guest, world.typist(2, f"P:{KEYBOARD}") as neighbour:
+            await grabbed(ball)
+            await grabbed(other)
+            for device in (ball, other):
+                device.emit((EV_REL, REL_X, 5), (EV_REL, REL_Y, -3))
+                device.emit((EV_KEY, BTN_LEFT, 1))
+            await until(lambda: guest.pressed == neighbour.pressed == {BTN_LEFT})
+            assert guest.moved == moved
+            assert neighbour.moved == [5, -3]
+
+
 async def test_nothing_sticks_when_the_daemon_ends(world: World) -> None:
     keyboard = world.nodes.devices[KEYBOARD]
     async with world.typist(1, f"K:{KEYBOARD}") as guest:

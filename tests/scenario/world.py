@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import trio
 from conformance.world import descriptors
@@ -76,11 +76,12 @@ class World:
         guests: dict[str, GuestSettings] | None = None,
         traces: str = "auto",
         input: InputSettings | None = None,
+        sink: Literal["headless", "drm"] = "headless",
     ) -> AsyncIterator[World]:
         """Run a world. At its end, all guests must be gone, and none of their resources may be held."""
         screens = HeadlessSettings(outputs=outputs or [], refresh=refresh)
         settings = Settings(
-            sink="headless",
+            sink=sink,
             headless=screens,
             limits=limits or Limits(),
             guest=guests or {},

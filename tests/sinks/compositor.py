@@ -23,15 +23,19 @@ from pywayland.protocol_core import ArgumentType
 
 from displbe.sinks.wayland.conn import Connection
 from displbe.sinks.wayland.protocol import (
+    fractional_scale,
+    idle_inhibit,
     ivi_application,
     linux_dmabuf,
     presentation_time,
+    shortcuts_inhibit,
     viewporter,
+    xdg_decoration,
     xdg_output,
     xdg_shell,
 )
 
-__all__ = ["CORE", "Client", "FakeCompositor", "Surface"]
+__all__ = ["CORE", "DESKTOP", "Client", "FakeCompositor", "Surface"]
 
 CORE = {
     "wl_compositor": 4,
@@ -41,9 +45,30 @@ CORE = {
     "xdg_wm_base": 3,
 }
 """The globals that a usual compositor offers, with their versions."""
+DESKTOP = {
+    **CORE,
+    "wp_fractional_scale_manager_v1": 1,
+    "zxdg_decoration_manager_v1": 1,
+    "zwp_idle_inhibit_manager_v1": 1,
+    "zwp_keyboard_shortcuts_inhibit_manager_v1": 1,
+}
+"""The globals that a desktop's compositor offers."""
+MODULES = (
+    wayland,
+    fractional_scale,
+    idle_inhibit,
+    ivi_application,
+    linux_dmabuf,
+    presentation_time,
+    shortcuts_inhibit,
+    viewporter,
+    xdg_decoration,
+    xdg_output,
+    xdg_shell,
+)
 INTERFACES: dict[str, Any] = {
     interface.name: interface
-    for module in (wayland, ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell)
+    for module in MODULES
     for interface in vars(module).values()
     if isinstance(getattr(interface, "name", None), str) and hasattr(interface, "requests")
 }
@@ -105,6 +130,14 @@ class Surface:
         self.acked: int | None = None
         self.sent: dict[int, tuple[int, int, tuple[int, ...]]] = {}
         self.state: tuple[int, int, tuple[int, ...]] = (0, 0, ())
+        self.decoration = 0
+        """The object number of its decoration."""
+        self.decorated: int | None = None
+        """The mode of its decoration that it was told; None: it was told none."""
+        self.wanted_decoration = 0
+        """The mode that the client asks for."""
+        self.scaler = 0
+        """The object number of its fractional scale."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -131,6 +164,8 @@ class Client:
         self.asked: list[tuple[str, str, tuple[Any, ...]]] = []
         """The received requests: interface, name, arguments."""
         self.dmabufs: list[tuple[Any, ...]] = []
+        self.shortcuts: dict[tuple[int, int], int] = {}
+        """The surface and the seat -> the inhibitor of the compositor's shortcuts."""
         self.error: str | None = None
         self.stopped = False
         self.closed = False
@@ -429,6 +464,8 @@ class Client:
     def _wl_surface_commit(self, number: int) -> None:
         surface = self.surfaces[number]
         surface.commits += 1
+        if surface.decoration and surface.decorated is None and surface.pending is not None:
+            raise Wrong(surface.decoration, 0, "a buffer before the first configure of the decoration")
         if surface.role == "xdg" and not surface.configured:
             if surface.newly and surface.pending is not None:
                 raise Wrong(surface.xdg, 3, "a buffer before the first configure")
@@ -532,6 +569,8 @@ class Client:
             self.configure(surface, 1024, 768, (2,))
 
     def _xdg_toplevel_destroy(self, toplevel: int) -> None:
+        if self._surface_of(toplevel).decoration:
+            raise Wrong(self._surface_of(toplevel).decoration, 2, "the toplevel goes before its decoration")
         self._surface_of(toplevel).toplevel = 0
 
     def _xdg_surface_destroy(self, xdg: int) -> None:
@@ -541,6 +580,9 @@ class Client:
         """Send a toplevel its size and states."""
         serial = self.serial()
         surface.sent[serial] = (width, height, states)
+        if surface.decoration:
+            surface.decorated = self.compositor.decorates or surface.wanted_decoration
+            self.event(surface.decoration, "configure", surface.decorated)
         self.event(surface.toplevel, "configure", width, height, struct.pack(f"={len(states)}I", *states))
         self.event(surface.xdg, "configure", serial)
 
@@ -553,6 +595,48 @@ class Client:
 
     def _ivi(self, surface: Surface) -> int:
         return next((n for n in self.of("ivi_surface") if self.made_by[n] == surface.number), 0)
+
+    # xdg-decoration, fractional-scale
+
+    def _zxdg_decoration_manager_v1_get_toplevel_decoration(self, _: int, number: int, toplevel: int) -> None:
+        surface = self._surface_of(toplevel)
+        if surface.shown is not None or surface.decoration:
+            raise Wrong(number, 0, "the surface has a buffer, or a decoration")
+        surface.decoration = number
+
+    def _zxdg_toplevel_decoration_v1_set_mode(self, number: int, mode: int) -> None:
+        next(s for s in self.surfaces.values() if s.decoration == number).wanted_decoration = mode
+
+    def _zxdg_toplevel_decoration_v1_destroy(self, number: int) -> None:
+        next(s for s in self.surfaces.values() if s.decoration == number).decoration = 0
+
+    def _wp_fractional_scale_manager_v1_get_fractional_scale(self, manager: int, number: int, surface: int) -> None:
+        if self.surfaces[surface].scaler:
+            raise Wrong(manager, 0, "the surface has a fractional scale")
+        self.surfaces[surface].scaler = number
+        self.event(number, "preferred_scale", self.compositor.scale)
+
+    # idle-inhibit, keyboard-shortcuts-inhibit
+
+    def _zwp_idle_inhibit_manager_v1_create_inhibitor(self, _: int, number: int, surface: int) -> None:
+        self.made_by[number] = surface
+
+    def _zwp_keyboard_shortcuts_inhibit_manager_v1_inhibit_shortcuts(
+        self, manager: int, number: int, surface: int, seat: int
+    ) -> None:
+        if (surface, seat) in self.shortcuts:
+            raise Wrong(manager, 0, "already inhibited")
+        self.shortcuts[surface, seat] = number
+        if self.compositor.yields_shortcuts:
+            self.event(number, "active")
+
+    def _zwp_keyboard_shortcuts_inhibitor_v1_destroy(self, number: int) -> None:
+        self.shortcuts = {key: other for key, other in self.shortcuts.items() if other != number}
+
+    @property
+    def awake(self) -> list[int]:
+        """The numbers of the surfaces that keep the screens on."""
+        return [self.made_by[number] for number in self.of("zwp_idle_inhibitor_v1")]
 
     # Seats
 
@@ -593,6 +677,12 @@ class FakeCompositor:
         """Whether each commit is shown at once; if not, `refresh` shows it."""
         self.first_size: tuple[int, int, tuple[int, ...]] = (0, 0, ())
         self.screen = "HDMI-A-1"
+        self.scale = 120
+        """The preferred scale of surfaces, in 120ths."""
+        self.decorates = 0
+        """The mode of decoration that it enforces; 0: the client's."""
+        self.yields_shortcuts = True
+        """Whether it lets clients inhibit its shortcuts."""
         self.room: int | None = None
         """The size of a client's socket buffer in bytes; None: the default."""
         self.there = True
@@ -647,6 +737,14 @@ class FakeCompositor:
                         client.event(number, "done", 0)
                     client.gone(number)
                 surface.waiting = []
+
+    def rescale(self, scale: int) -> None:
+        """Tell all surfaces a new preferred scale."""
+        self.scale = scale
+        for client in self.clients:
+            for surface in () if client.closed else client.surfaces.values():
+                if surface.scaler:
+                    client.event(surface.scaler, "preferred_scale", scale)
 
     def crash(self) -> None:
         """End the compositor and all its connections."""

@@ -120,6 +120,76 @@ async def test_pointer() -> None:
         assert seat.client.requests("wl_pointer", "set_cursor") == [(1, 0, 0, 0)]
 
 
+class Cursors:
+    """The cursors that the compositor was told to show."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+
+    async def expect(self, *, arrow: bool, serial: int = 7) -> None:
+        """Assert that the newest set_cursor shows an arrow or nothing, with the serial number of the newest enter event."""
+        await self.seat.settled()
+        said, number, *spot = self.seat.client.requests("wl_pointer", "set_cursor")[-1]
+        assert (said, bool(number), spot) == (serial, arrow, [0, 0])
+        if arrow:
+            shown = self.seat.client.surfaces[number].shown
+            assert shown is not None
+            assert shown.kind == 0
+            assert shown.row(1)[:12] == b"\xff" * 8 + bytes(4)
+            assert shown.row(5)[:12] == b"\xff" * 4 + b"\0\0\0\xff" * 2
+
+
+async def test_a_cursor_for_a_guest_that_draws_none() -> None:
+    """The compositor's seat has a cursor over a guest that gets no pointer, or whose screen is off, and none over any other guest."""
+    async with seated() as seat:
+        await seat.says("wl_pointer", "enter", 7, seat.surface.number, 1.0, 1.0)
+        await Cursors(seat).expect(arrow=False)
+    compositor = FakeCompositor({**CORE, "wl_seat": 8})
+    async with staged(compositor) as stage:
+        seats = stage.sink.seats
+        assert seats is not None
+        output, first, _ = await stage.lit()
+        await until(lambda: all(compositor.client.of(device) for device in DEVICES))
+        seat = Seat(stage, [])
+        number, objects = seat.surface.number, 0
+        cursors = Cursors(seat)
+        for turn in range(3):
+            await seat.says("wl_pointer", "enter", 7, number, 1.0, 1.0)
+            await cursors.expect(arrow=True)
+            with seats.listening(GUEST.domid, "HDMI-A-1", seat.heard.append, pointer=False):
+                await cursors.expect(arrow=True)
+                with seats.listening(GUEST.domid, "HDMI-A-1", seat.heard.append):
+                    await cursors.expect(arrow=False)
+                await cursors.expect(arrow=True)
+            assert turn == 0 or seat.conn.objects == objects, "the arrow is made once"
+            objects = seat.conn.objects
+            await seat.says("wl_pointer", "leave", 8, number)
+        asked = len(seat.client.asked)
+        with seats.listening(GUEST.domid, "HDMI-A-1", seat.heard.append):
+            await seat.settled()
+        assert not [entry for entry in seat.client.asked[asked:] if entry[1] == "set_cursor"], (
+            "the pointer is elsewhere"
+        )
+        await output.disable()
+        await output.enable(first, WHOLE)
+        await on_screen(output)
+
+
+@pytest.mark.parametrize(("policy", "arrow"), [("show", True), ("hide", False)])
+@pytest.mark.parametrize("pointer", [False, True])
+async def test_cursor_policy(policy: str, arrow: bool, pointer: bool) -> None:
+    """`show` and `hide` hold whether the guest gets the pointer or not."""
+    compositor = FakeCompositor({**CORE, "wl_seat": 8})
+    async with staged(compositor, cursor=policy) as stage:
+        assert stage.sink.seats is not None
+        with stage.sink.seats.listening(GUEST.domid, "HDMI-A-1", lambda event: None, pointer=pointer):
+            await stage.lit()
+            await until(lambda: all(compositor.client.of(device) for device in DEVICES))
+            seat = Seat(stage, [])
+            await seat.says("wl_pointer", "enter", 7, seat.surface.number, 1.0, 1.0)
+            await Cursors(seat).expect(arrow=arrow)
+
+
 async def test_positions_are_those_of_the_scaled_surface() -> None:
     async with seated() as seat:
         seat.client.configure(seat.surface, 128, 96, (1,))

@@ -88,3 +88,43 @@ async def _used(guest: Guest, user: User) -> None:
     user.focus(user.root)
     await until(lambda: not heard.pressed)
     assert heard.warnings == []
+
+
+@pytest.mark.parametrize(("bound", "arrow"), [("K:{0}", True), ("K:{0};P:{0}", False)])
+async def test_cursor(folder: Path, bound: str, arrow: bool) -> None:
+    """Over a guest that gets no pointer, Weston shows displbe's arrow; over one that gets it, nothing."""
+    with Xvfb.running() as server, User.of(server) as user:
+        async with weston(folder, display=server.display) as compositor, Xen(folder / "xen").running() as xen:
+            settings = Settings(
+                sink="wayland",
+                wayland=WaylandSettings(display=str(compositor.socket)),
+                control=ControlSettings(socket=""),
+            )
+            async with trio.open_nursery() as nursery:
+                await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
+                vkb = {"unique-id": bound.format(OUTPUT)}
+                async with Guest.booted(xen, 1, ConnectorSpec(OUTPUT, *SIZE), vkb=vkb) as guest:
+                    with trio.fail_after(30):
+                        await guest.display.connected.wait()
+                        await guest.input.connected.wait()
+                    await _cursor_is(guest, user, arrow)
+                nursery.cancel_scope.cancel()
+
+
+async def _cursor_is(guest: Guest, user: User, arrow: bool) -> None:
+    """Wait until the screen is blue, the arrow with its tip at the pointer (10 black and white pixels or more) or nothing on it."""
+    _, fb, buffer = await guest.display.create_framebuffer(*SIZE)
+    buffer.pixels[: SIZE[0] * SIZE[1] * 4] = b"\xf0\x20\x10\0" * (SIZE[0] * SIZE[1])
+    await guest.display.show(0, fb, *SIZE)
+    blue = (0x10, 0x20, 0xF0)
+
+    def there() -> bool:
+        user.point(299, 200)
+        user.point(300, 200)
+        picture = user.picture()
+        if picture.getpixel((200, 200)) != blue:
+            return False
+        drawn = [picture.getpixel((x, y)) for x in range(300, 313) for y in range(200, 219)]
+        return drawn.count((0, 0, 0)) > 10 < drawn.count((255, 255, 255)) if arrow else set(drawn) == {blue}
+
+    await until(there)

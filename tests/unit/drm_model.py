@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_uint32, c_uint64
 from typing import Any
 
@@ -34,9 +34,37 @@ PROPERTIES = [
     *("SRC_X", "SRC_Y", "SRC_W", "SRC_H"),
     *("CRTC_X", "CRTC_Y", "CRTC_W", "CRTC_H"),
 ]
-PROPERTIES += ["ACTIVE", "MODE_ID", "EDID", "link-status", "GAMMA_LUT", "rotation"]
+PROPERTIES += ["ACTIVE", "MODE_ID", "EDID", "link-status", "GAMMA_LUT", "rotation", "PATH"]
+PROPERTIES += [
+    "IN_FORMATS",
+    "panel orientation",
+    "DEGAMMA_LUT",
+    "CTM",
+    "VRR_ENABLED",
+    "SHARPNESS_STRENGTH",
+    "BACKGROUND_COLOR",
+]
+PROPERTIES += ["HDR_OUTPUT_METADATA", "Colorspace", "underscan", "underscan hborder", "underscan vborder", "max bpc"]
+PROPERTIES += ["Broadcast RGB", "content type", "SCALING_FILTER", "alpha", "pixel blend mode", "zpos"]
+PROPERTIES += ["COLOR_ENCODING", "COLOR_RANGE"]
 CONNECTOR, CRTC, PLANE = 10, 20, 30
 """The first id of each kind."""
+
+
+CONNECTOR_PROPERTIES = {"CRTC_ID": 0, "EDID": 0, "link-status": 0}
+
+
+class Described(msgspec.Struct):
+    """What GETPROPERTY says of a property, and the value that the last program left in it."""
+
+    value: int = 0
+    names: tuple[str, ...] = ()
+    """An enumeration, or the bits of a bitmask; empty: neither. The values are the indices."""
+    limits: tuple[int, int] | None = None
+    immutable: bool = False
+    bitmask: bool = False
+    refused: bool = False
+    """Whether the driver refuses any other value than `value`."""
 
 
 class Framebuffer(msgspec.Struct):
@@ -47,14 +75,19 @@ class Framebuffer(msgspec.Struct):
     pitch: int
     pages: int
     """The inode of its dma-buf; 0: the card's own memory."""
+    code: int = XR24
+    """The DRM format."""
 
 
 class Monitor(msgspec.Struct):
     """A monitor on a connector."""
 
-    modes: list[tuple[int, int]]
+    modes: Sequence[tuple[int, ...]]
+    """Width, height, refresh rate (100 if left out), and flags (0 if left out) of each; the first is preferred."""
     edid: bytes = b""
     """The EDID as the monitor sent it; it need not be whole blocks."""
+    connection: int = uapi.DRM_MODE_CONNECTED
+    """What the connector says about it."""
 
 
 class Board:
@@ -66,6 +99,23 @@ class Board:
         """The number of planes. There is one primary plane for each connector; the others are overlays."""
         self.reach = [(1 << connectors) - 1] * connectors
         """For each connector, the CRTCs that can drive it, as a mask."""
+        self.formats = [XR24]
+        """The formats of the planes."""
+        self.in_formats = b""
+        self.driver = ""
+        self.rotations: tuple[int, ...] = (0, 180)
+        """Degrees that the planes can turn pictures by."""
+        self.described: dict[str, dict[str, Described]] = {"connector": {}, "crtc": {}, "plane": {}}
+        """Further properties of each kind of object."""
+        self.object_ids = [CONNECTOR + index for index in range(connectors)]
+        """The connectors' ids; 0: the connector is gone, with its dock."""
+        self.numbers = [index + 1 for index in range(connectors)]
+        """The numbers in the connectors' names."""
+        self.paths = [b""] * connectors
+        """The connectors' PATH properties; empty: the connector has none."""
+        self.refuses: Callable[[int, uapi.drm_mode_modeinfo], int] = lambda crtc, mode: 0
+        """Returns the errno with which a CRTC, by its index, refuses a mode; 0: it can drive it."""
+        self.sysfs_path, self.bus_path = "/sys/devices/model", ""
         self.can_import = True
         self.can_scale = False
         self.can_leave_free = False
@@ -107,6 +157,21 @@ class Board:
         for card in self.cards:
             card.unplugged = True
 
+    def replug(self, index: int, *, number: int, monitor: Monitor | None) -> None:
+        """Plug a dock's connector in again: it is a new object, with another name."""
+        self.object_ids[index] = max(CONNECTOR + len(self.monitors), *self.object_ids) + 1
+        self.numbers[index], self.monitors[index] = number, monitor
+        for card in self.cards:
+            card.objects[self.object_ids[index]] = {**CONNECTOR_PROPERTIES}
+            if self.paths[index]:
+                card.add_path(index)
+
+    def unplug(self, index: int) -> None:
+        """Unplug a dock: its connector is gone."""
+        for card in self.cards:
+            card.objects.pop(self.object_ids[index], None)
+        self.object_ids[index], self.monitors[index] = 0, None
+
     def fault(self, kind: str) -> int:
         """Return the errno with which an operation fails now; 0: it does not."""
         return self.faults[kind].pop(0) if self.faults.get(kind) else 0
@@ -124,17 +189,27 @@ class ModelDevice(DrmDevice):
         self.blobs: dict[int, bytes] = {}
         self.objects: dict[int, dict[str, int]] = {}
         for index in range(len(board.monitors)):
-            self.objects[CONNECTOR + index] = {"CRTC_ID": 0, "EDID": 0, "link-status": 0}
+            if board.object_ids[index]:
+                self.objects[board.object_ids[index]] = {**CONNECTOR_PROPERTIES}
             self.objects[CRTC + index] = {"ACTIVE": 0, "MODE_ID": 0, "GAMMA_LUT": 0}
         for index in range(board.planes):
             plane = dict.fromkeys(("FB_ID", "CRTC_ID", *PROPERTIES[3:11]), 0)
             primary = uapi.DRM_PLANE_TYPE_PRIMARY if index < len(board.monitors) else 0
             self.objects[PLANE + index] = {"type": primary, **plane, "rotation": 1}
+        self.rotation = Described(1, tuple(f"rotate-{90 * bit}" for bit in range(4)), bitmask=True)
+        for identity, values in self.objects.items():
+            values |= {name: known.value for name, known in board.described[kind_of(identity)].items()}
         self.pending: dict[int, int] = {}
         """CRTC -> user data of a flip that is not on the screen yet."""
         self.handles: dict[int, int] = {}
         """GEM handle -> its dma-buf's inode; 0: the card's own memory."""
         self.commits = 0
+        self.modesets = 0
+        """Commits that may change a mode."""
+        self.removed_shown = 0
+        """Framebuffers that were removed while they were on a plane, or before the flip that replaced them had ended."""
+        self.leaving: dict[int, int] = {}
+        """CRTC -> framebuffer that leaves the screen at the end of the pending flip."""
         self._next = 100
         self._memory = os.memfd_create("model")
         self._end: Any = 0
@@ -144,6 +219,13 @@ class ModelDevice(DrmDevice):
             for name in vars(uapi)
             if name.startswith("DRM_IOCTL_") and hasattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
         }
+        if board.in_formats:
+            for index in range(board.planes):
+                self.objects[PLANE + index]["IN_FORMATS"] = blob = self._new()
+                self.blobs[blob] = board.in_formats
+        for index in range(len(board.monitors)):
+            if board.paths[index]:
+                self.add_path(index)
         board.began(self)
         super().__init__(path, opener)
 
@@ -154,8 +236,17 @@ class ModelDevice(DrmDevice):
         self.board.opened(fd, self.opener)
         return fd
 
+    def add_path(self, index: int) -> None:
+        """Give a connector its PATH property."""
+        blob = self._new()
+        self.blobs[blob] = self.board.paths[index] + b"\0"
+        self.objects[self.board.object_ids[index]]["PATH"] = blob
+
     def _read_sysfs_path(self) -> str:
-        return "/sys/devices/model"
+        return self.board.sysfs_path
+
+    def _read_bus_path(self) -> str:
+        return self.board.bus_path
 
     def close(self) -> None:
         super().close()
@@ -182,6 +273,7 @@ class ModelDevice(DrmDevice):
         """Refresh the screens: the frames of pending flips are shown."""
         for crtc, user_data in list(self.pending.items()):
             del self.pending[crtc]
+            self.leaving.pop(crtc, None)
             event = uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, user_data, 0, 0, 0, crtc)
             if user_data:
                 self._end.send(event)
@@ -198,7 +290,7 @@ class ModelDevice(DrmDevice):
         self.objects[crtc].update(ACTIVE=1, MODE_ID=blob)
         self.objects[PLANE + index].update(FB_ID=fb, CRTC_ID=crtc, SRC_W=64 << 16, SRC_H=48 << 16, CRTC_W=64, CRTC_H=48)
         for connector in connectors:
-            self.objects[CONNECTOR + connector]["CRTC_ID"] = crtc
+            self.objects[self.board.object_ids[connector]]["CRTC_ID"] = crtc
 
     def shown(self, index: int = 0) -> dict[str, int]:
         """Return a primary plane's state; it is empty while its CRTC is off."""
@@ -228,8 +320,9 @@ class ModelDevice(DrmDevice):
     def _mode_getresources(self, ask: Any) -> int:
         count = len(self.board.monitors)
         _fill(ask.crtc_id_ptr, ask.count_crtcs, range(CRTC, CRTC + count))
-        _fill(ask.connector_id_ptr, ask.count_connectors, range(CONNECTOR, CONNECTOR + count))
-        ask.count_crtcs = ask.count_connectors = count
+        connectors = list(filter(None, self.board.object_ids))
+        _fill(ask.connector_id_ptr, ask.count_connectors, connectors)
+        ask.count_crtcs, ask.count_connectors = count, len(connectors)
         return 0
 
     def _mode_getplaneresources(self, ask: Any) -> int:
@@ -241,8 +334,8 @@ class ModelDevice(DrmDevice):
     def _mode_getplane(self, ask: Any) -> int:
         ask.possible_crtcs = (1 << len(self.board.monitors)) - 1
         ask.fb_id = self.objects[ask.plane_id]["FB_ID"]
-        _fill(ask.format_type_ptr, ask.count_format_types, [XR24])
-        ask.count_format_types = 1
+        _fill(ask.format_type_ptr, ask.count_format_types, self.board.formats)
+        ask.count_format_types = len(self.board.formats)
         return 0
 
     def _mode_getencoder(self, ask: Any) -> int:
@@ -250,23 +343,26 @@ class ModelDevice(DrmDevice):
         return 0
 
     def _mode_getconnector(self, ask: Any) -> int:
-        index = ask.connector_id - CONNECTOR
+        if ask.connector_id not in self.board.object_ids:
+            return errno.ENOENT
+        index = self.board.object_ids.index(ask.connector_id)
         failed = errno.ENOENT if index in self.board.vanished else self.board.fault("probe")
         if failed:
             return failed
         monitor = self.board.monitors[index]
-        modes = monitor.modes if monitor is not None else []
+        connection = monitor.connection if monitor is not None else uapi.DRM_MODE_DISCONNECTED
+        modes = monitor.modes if monitor is not None and connection != uapi.DRM_MODE_DISCONNECTED else []
         room, ask.count_modes = ask.count_modes, len(modes)
         if ask.modes_ptr and room >= len(modes):
-            for number, (width, height) in enumerate(modes):
+            for number, shape in enumerate(modes):
                 at = ask.modes_ptr + number * ctypes.sizeof(uapi.drm_mode_modeinfo)
                 mode = uapi.drm_mode_modeinfo.from_address(at)
-                mode.hdisplay, mode.vdisplay, mode.vrefresh = width, height, 100
+                mode.hdisplay, mode.vdisplay, mode.vrefresh, mode.flags = (*shape, *(100, 0)[len(shape) - 2 :])
                 mode.type = uapi.DRM_MODE_TYPE_PREFERRED if number == 0 else 0
         _fill(ask.encoders_ptr, ask.count_encoders, [1 + index])
         ask.count_encoders = 1
-        ask.connector_type, ask.connector_type_id = 15, index + 1
-        ask.connection = 1 if monitor is not None else 2
+        ask.connector_type, ask.connector_type_id = 15, self.board.numbers[index]
+        ask.connection = connection
         # drm_connector_update_edid_property(): the blob is replaced when the connector is probed.
         old = self.objects[ask.connector_id]["EDID"]
         edid = monitor.edid if monitor is not None else b""
@@ -278,6 +374,8 @@ class ModelDevice(DrmDevice):
         return 0
 
     def _mode_obj_getproperties(self, ask: Any) -> int:
+        if ask.obj_id not in self.objects:
+            return errno.ENOENT
         values = self.objects[ask.obj_id]
         _fill(ask.props_ptr, ask.count_props, [PROPERTIES.index(name) + 1 for name in values])
         _fill(ask.prop_values_ptr, ask.count_props, list(values.values()), c_uint64)
@@ -285,7 +383,30 @@ class ModelDevice(DrmDevice):
         return 0
 
     def _mode_getproperty(self, ask: Any) -> int:
-        ask.name = PROPERTIES[ask.prop_id - 1].encode()
+        name = PROPERTIES[ask.prop_id - 1]
+        ask.name = name.encode()
+        of_kinds = [
+            self.board.described[kind][name] for kind in self.board.described if name in self.board.described[kind]
+        ]
+        known = self.rotation if name == "rotation" else of_kinds[0] if of_kinds else Described()
+        bits = [bit for bit in range(4) if 90 * bit in self.board.rotations]
+        numbers = bits if name == "rotation" else range(len(known.names))
+        ask.flags = (
+            4 * known.immutable | (32 if known.bitmask else 8 * bool(known.names)) | 2 * (known.limits is not None)
+        )
+        if ask.enum_blob_ptr and ask.count_enum_blobs >= len(numbers):
+            names = (uapi.drm_mode_property_enum * len(numbers)).from_address(ask.enum_blob_ptr)
+            for entry, number in zip(names, numbers, strict=True):
+                entry.value, entry.name = number, known.names[number].encode()
+        ask.count_enum_blobs = len(numbers)
+        _fill(ask.values_ptr, ask.count_values, known.limits or (), c_uint64)
+        ask.count_values = len(known.limits or ())
+        return 0
+
+    def _version(self, ask: Any) -> int:
+        name = self.board.driver.encode()
+        ctypes.memmove(ask.name, name, min(len(name), ask.name_len))
+        ask.name_len = len(name)
         return 0
 
     def _mode_createpropblob(self, ask: Any) -> int:
@@ -345,12 +466,16 @@ class ModelDevice(DrmDevice):
         if ask.handles[0] not in self.handles:
             return errno.ENOENT
         ask.fb_id = self._new()
-        self.fbs[ask.fb_id] = Framebuffer(ask.width, ask.height, ask.pitches[0], self.handles[ask.handles[0]])
+        self.fbs[ask.fb_id] = Framebuffer(
+            ask.width, ask.height, ask.pitches[0], self.handles[ask.handles[0]], ask.pixel_format
+        )
         return 0
 
     def _mode_rmfb(self, ask: Any) -> int:
         if self.fbs.pop(ask.value, None) is None:
             return errno.ENOENT
+        shown = any(values.get("FB_ID") == ask.value for values in self.objects.values())
+        self.removed_shown += shown or ask.value in self.leaving.values()
         for values in self.objects.values():
             if values.get("FB_ID") == ask.value:
                 values["FB_ID"] = values["CRTC_ID"] = 0
@@ -370,11 +495,18 @@ class ModelDevice(DrmDevice):
         if failed:
             return failed
         after = {identity: dict(values) for identity, values in self.objects.items()}
-        touched = self._apply(ask, after)
+        try:
+            touched = self._apply(ask, after)
+        except KeyError:  # an object that is gone
+            return errno.ENOENT
         failed = self._check(after, touched, ask)
         if failed or test:
             return failed
         self.commits += 1
+        self.modesets += bool(ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET)
+        for identity, values in self.objects.items() if event else ():
+            if identity >= PLANE and values["FB_ID"] not in (0, after[identity]["FB_ID"]):
+                self.leaving[values["CRTC_ID"]] = values["FB_ID"]
         self.objects = after
         for crtc in touched if event else ():
             self.pending[crtc] = ask.user_data
@@ -402,6 +534,10 @@ class ModelDevice(DrmDevice):
         event = ask.flags & uapi.DRM_MODE_PAGE_FLIP_EVENT
         for crtc in touched:
             state = after[crtc]
+            if ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET and state["MODE_ID"] in self.blobs:
+                mode = uapi.drm_mode_modeinfo.from_buffer_copy(self.blobs[state["MODE_ID"]])
+                if refused := self.board.refuses(crtc - CRTC, mode):
+                    return refused
             if crtc in self.pending and ask.flags & uapi.DRM_MODE_ATOMIC_NONBLOCK:
                 return errno.EBUSY
             if event and not state["ACTIVE"]:
@@ -413,6 +549,12 @@ class ModelDevice(DrmDevice):
             driven = any(values.get("CRTC_ID") == crtc for identity, values in after.items() if identity < CRTC)
             if bool(state["MODE_ID"]) != driven:
                 return errno.EINVAL
+        for identity, values in after.items():
+            for name, known in self.board.described[kind_of(identity)].items():
+                if known.immutable and values[name] != self.objects[identity][name]:
+                    return errno.EINVAL
+                if known.refused and values[name] != known.value:
+                    return errno.EINVAL
         return next(filter(None, (self._check_plane(after, values) for i, values in after.items() if i >= PLANE)), 0)
 
     def _check_plane(self, after: dict[int, dict[str, int]], plane: dict[str, int]) -> int:
@@ -427,10 +569,19 @@ class ModelDevice(DrmDevice):
         source, target = (plane["SRC_W"] >> 16, plane["SRC_H"] >> 16), (plane["CRTC_W"], plane["CRTC_H"])
         if source[0] > fb.width or source[1] > fb.height:
             return errno.ENOSPC
+        if fb.code not in self.board.formats or 90 * (plane["rotation"].bit_length() - 1) not in self.board.rotations:
+            return errno.EINVAL
+        if plane["rotation"] & 0b1010:  # drm_atomic_helper_check_plane_state(): 90 and 270 degrees
+            source = source[::-1]
         if source != target and not self.board.can_scale:
             return errno.ERANGE
         whole = (plane["CRTC_X"], plane["CRTC_Y"], *target) == (0, 0, mode.hdisplay, mode.vdisplay)
         return 0 if whole or self.board.can_leave_free else errno.EINVAL
+
+
+def kind_of(identity: int) -> str:
+    """Return the kind of the object with this id."""
+    return "connector" if identity < CRTC else "crtc" if identity < PLANE else "plane"
 
 
 def mode_of(width: int, height: int) -> bytes:

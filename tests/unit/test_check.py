@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import gzip
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.drm_model import Board, Monitor
+from unit.test_drm_finding import DELL
 
 from displbe.ctl import check
 from displbe.ctl.check import run_checks
@@ -23,6 +26,8 @@ from displbe.ctl.check_result import CheckResult
 from displbe.ctl.machine import Machine
 from displbe.ctl.service import Identity, acting_as, service_identity
 from displbe.ctl.xlconfig import Display, Keyboard, XlConfig, read_xl_config
+from displbe.resources import ProcessLimits
+from displbe.sinks.drm.libseat import PLAIN
 from displbe.sinks.registry import SINKS
 from displbe.xen import gntdev
 
@@ -38,6 +43,7 @@ class Made:
         self.identity: Identity | None = None
         self.is_service_user = True
         self.identity_error = ""
+        self.limits = ProcessLimits(4096, 512, 1 << 30)
         self.xl = "xen_commandline : gnttab_max_maptrack_frames=1024"
         self.write("sys/hypervisor/type", "xen\n")
         self.write("sys/hypervisor/guest_type", "PVH\n")
@@ -65,6 +71,7 @@ class Made:
             self.identity,
             is_service_user=self.is_service_user,
             identity_error=self.identity_error,
+            limits=self.limits,
         )
         return list(run_checks(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
 
@@ -222,6 +229,37 @@ def test_cards(made: Made) -> None:
     assert said.startswith("no usable DRM device")
     made.write("dev/dri/card0", "")
     assert any(what.startswith("card0 cannot be used") for what in made.warnings())
+
+
+def test_a_card_and_its_outputs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of connectors, monitors and places are listed; `[drm] device` may be a place."""
+    board = Board(connectors=2)
+    board.monitors[1], board.bus_path = Monitor([(64, 48)], DELL), "pci-0000:03:00.0"
+    board.paths[1] = b"mst:69-1-8"
+    monkeypatch.setattr(check, "DrmDevice", lambda path: board.open(path, PLAIN))
+    made.write("dev/dri/card0", "")
+    made.write("dev/dri/card1", "")
+    place = made.root / "dev" / "dri" / "by-path" / "pci-0000:03:00.0-card"
+    place.parent.mkdir()
+    place.symlink_to("../card1")
+    made.write("displbe.toml", "sink = 'drm'\n[drm]\ndevice = 'pci-0000:03:00.0'\n")
+    said = [result.text for result in made.results()]
+    assert "card1: displbe can be DRM master" in said
+    assert "card1 (pci-0000:03:00.0) has Virtual-1, Virtual-2 (path:mst:69-1-8, edid:DEL-A0B1-3XK9T)" in said
+    assert not any(what.startswith("card0") for what in said)
+    board.faults["probe"] = [errno.EIO]
+    assert "card1 (pci-0000:03:00.0): probe connector: Input/output error" in made.warnings()
+    assert all(card.fd < 0 for card in board.cards)
+
+
+def test_names_of_monitors_and_docks(made: Made) -> None:
+    """They may come later. xl ends a name at a colon."""
+    made.write("displbe.toml", "sink = 'drm'\n")
+    for name in ("edid_DEL-A0B1", "path_mst_69-1-8", "pci-0000_03_00.0/HDMI-A-1"):
+        made.write("etc/xen/cockpit.cfg", f'name = "cockpit"\nvdispl = ["connectors={name}:1920x1080"]\n')
+        assert not any("connector" in what for what in made.errors())
+    made.write("etc/xen/cockpit.cfg", 'name = "cockpit"\nvdispl = ["connectors=edid:DEL-A0B1:1920x1080"]\n')
+    assert any("at its first colon: write edid_DEL-A0B1" in what for what in made.errors())
 
 
 def test_a_compositor(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,6 +465,48 @@ def test_the_example_is_right(made: Made) -> None:
     connectors = (("HDMI-A-1", 1920, 1080), ("HDMI-A-2", 1280, 720))
     keyboard = Keyboard("0", "K:/dev/input/by-id/usb-Keyboard-event-kbd;P:name=Logitech USB Mouse")
     assert guest == XlConfig("cockpit", (Display("0", False, connectors),), (keyboard,))
+
+
+def totals(made: Made) -> list[str]:
+    """Return the ways out of the warnings about files, threads and copies of all guests together."""
+    return [result.fix for result in made.results() if result.grade == "warning" and "refuses the rest" in result.text]
+
+
+def test_files_threads_and_copies_of_all_guests(made: Made) -> None:
+    """One guest is named by its xl configuration, the others by displbe's."""
+    fit = [result.text for result in made.results() if "of this machine" in result.text]
+    assert [text.partition(" fit ")[0] for text in fit] == [
+        "the files of 1 guests (132)",
+        "the threads of 1 guests (3)",
+        "the pages for the copies of 1 guests (2153)",
+    ]
+    made.write("displbe.toml", "sink = 'wayland'\n" + "".join(f"[guest.g{number}]\n" for number in range(30)))
+    made.limits = ProcessLimits(4096, 512, 900 << 20)
+    (files, copies) = totals(made)
+    assert "set LimitNOFILE=4348 in displbe.service" in files  # 31 * (128 + 4) + 256
+    assert (
+        "set MemoryMax=1008M in displbe.service (systemctl edit displbe), on a machine with at least 2016 MiB" in copies
+    )
+    made.limits = ProcessLimits(4096, 128, 1 << 30)
+    made.write(
+        "displbe.toml",
+        "sink = 'headless'\n[limits]\nbuffers = 8\ncopy-pages = 100\n[guest.a]\n[guest.b]\nbe-alloc = true\n",
+    )
+    assert totals(made) == []
+    made.write("displbe.toml", "sink = 'headless'\n" + "".join(f"[guest.g{number}]\n" for number in range(21)))
+    assert "set TasksMax=130 in displbe.service" in totals(made)[0]  # 22 * (2 + 1) + 64
+
+
+def test_copies_of_one_guest(made: Made, tmp_path: Path) -> None:
+    """Two screens of 3840x2160 fit, and eight do not; the result says how many pages they need."""
+    made.write("displbe.toml", "sink = 'drm'\n[limits]\npages = 90000\n")
+    for count, said in ((2, []), (8, ["copies of its screens need 194400 pages; 81920 are allowed"])):
+        connectors = ";".join("HDMI-A-1:3840x2160" for number in range(count))
+        made.write("a.cfg", f'name = "a"\nvdispl = ["connectors={connectors}"]')
+        found = [
+            what.partition(": ")[2] for what in made.errors(str(tmp_path / "a.cfg")) if "copies of its screens" in what
+        ]
+        assert found == said
 
 
 @given(st.text())

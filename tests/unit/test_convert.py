@@ -19,7 +19,7 @@ def test_converting_leaves_the_interpreter_to_others(monkeypatch: pytest.MonkeyP
     entry = CONVERTED[code]
     planes, active, most, converted, turns = entry.planes, 0, 0, 0, []
 
-    def counted(row: memoryview) -> list[bytes]:
+    def counted(row: bytes) -> list[bytes]:
         nonlocal active, most, converted
         active += 1
         converted += len(row)

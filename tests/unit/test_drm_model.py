@@ -1154,7 +1154,7 @@ async def test_two_connectors_on_one_crtc(tmp_path: Path) -> None:
             await screen.close()
 
 
-NIGHT, SIDEWAYS = b"night light", 8
+NIGHT, UPSIDE_DOWN = b"night light", 4
 
 
 def lived_in(card: ModelDevice) -> None:
@@ -1165,7 +1165,7 @@ def lived_in(card: ModelDevice) -> None:
     card.objects[PLANE + 2].update(card.objects[PLANE + 1], type=0, FB_ID=9)
     card.blobs[6] = NIGHT
     card.objects[CRTC]["GAMMA_LUT"], card.objects[CONNECTOR]["link-status"] = 6, 1
-    card.objects[PLANE]["rotation"] = SIDEWAYS
+    card.objects[PLANE]["rotation"] = UPSIDE_DOWN
 
 
 @pytest.mark.parametrize("gone", [0, 7, 8, 9])
@@ -1203,7 +1203,7 @@ async def test_the_previous_picture_is_restored(tmp_path: Path, gone: int) -> No
             assert after[plane]["FB_ID"] == (before[plane]["FB_ID"] if whole else 0)
     if gone != 7:
         assert card.blobs[after[CRTC]["GAMMA_LUT"]] == NIGHT
-        assert after[PLANE]["rotation"] == SIDEWAYS
+        assert after[PLANE]["rotation"] == UPSIDE_DOWN
 
 
 async def test_link_that_fails(tmp_path: Path) -> None:
@@ -1329,9 +1329,9 @@ async def test_formats_that_the_card_does_not_show(
         await screen.close()
 
 
-@pytest.mark.parametrize(("zero_copy", "name"), [("require", "RG16"), ("auto", "YUYV"), ("off", "YUYV")])
-async def test_formats_that_are_refused(tmp_path: Path, zero_copy: str, name: str) -> None:
-    async with running(Board(), tmp_path, zero_copy=zero_copy) as made:
+@pytest.mark.parametrize("name", ["RG16", "YUYV"])
+async def test_formats_that_are_refused(tmp_path: Path, name: str) -> None:
+    async with running(Board(), tmp_path, zero_copy="require") as made:
         screen = Screen(made, pages=[Pages(code=fourcc(name))])
         with pytest.raises(SinkError, match=f"Virtual-1 cannot show {name}") as refused:
             await screen.show()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from displbe.wire.edid import BLOCK, make_edid, sanitise
+from displbe.wire.edid import BLOCK, make_edid, sanitise, sideways
 
 SIZES: Final = (
     (1920, 1080, 60),
@@ -214,3 +214,40 @@ def test_any_bytes(content: bytes, room: int) -> None:
         assert sums(edid) == [0] * (len(edid) // BLOCK)
         assert sanitise(edid, room) == edid
         assert not edid or edid[126] < len(edid) // BLOCK or edid[BLOCK : BLOCK + 1] == b"\x02"
+
+
+PANEL: Final = (800, 1280)
+
+
+def test_a_panel_that_is_mounted_sideways() -> None:
+    """Its mode and its physical size are those that are seen; it is still the same monitor."""
+    own = bytearray(make_edid(*PANEL, "AUO Panel"))
+    own[8:18] = b"\x06\xaf\x3d\x61\x01\x02\x03\x04\x0c\x1d"
+    own[25] ^= 0xFF  # colours that are not those of sRGB
+    own[24] &= ~4
+    seen = sideways(bytes(own), *PANEL[::-1], 60)
+    told = check(seen)
+    assert "1280x800" in told
+    assert "800x1280" not in told
+    assert "AUO Panel" in told
+    assert seen[8:18] == own[8:18]
+    assert seen[23] == own[23]
+    assert seen[25:35] == own[25:35]
+    assert (seen[21], seen[22]) == (own[22], own[21])
+    assert "Image Size: 339 mm x 212 mm" in " ".join(told.split()) or "339 mm x 212 mm" in told
+    assert sums(seen) == [0]
+
+
+@given(content=st.binary(max_size=3 * BLOCK), valid=st.booleans())
+def test_any_bytes_of_a_panel(content: bytes, valid: bool) -> None:
+    """The panel may send anything; the EDID for the guest has the mode that it must have, and right checksums."""
+    if valid:
+        content = bytes((0, 255, 255, 255, 255, 255, 255, 0)) + content.ljust(BLOCK, b"\0")
+    seen = sideways(content, 1280, 800, 60)
+    if not valid and not content.startswith(bytes((0, 255, 255, 255, 255, 255, 255, 0))):
+        assert seen == b""
+    if valid:
+        assert sums(seen) == [0]
+        made = make_edid(1280, 800, "x")
+        assert seen[54:66] == made[54:66]
+        assert sanitise(seen, 1024) == seen

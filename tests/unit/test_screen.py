@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from displbe.backend.quota import TokenBucket
 from displbe.display.buffers import Buffers, Framebuffer
 from displbe.display.events import EventState, FlipEvents
-from displbe.display.screen import LATE, Screen, ScreenState
+from displbe.display.screen import LATE, MODESET_BURST, Screen, ScreenState, modeset_limit
 from displbe.sinks.base import Geometry, Part, SinkError
 from displbe.sinks.flip import FlipClock
 from displbe.wire.displif import SetConfig, decode_event
@@ -42,6 +43,7 @@ class FakeOutput:
 
     def __init__(self) -> None:
         self.flipped: Any = None
+        self.charge: Any = None
         self.shown: object = None
         """The sink buffer that is on the screen; None: it is dark."""
         self.waiting: tuple[object, int] | None = None
@@ -79,7 +81,8 @@ class FakeOutput:
 class Rig:
     """A screen over a fake output, and the guest's end of its event page."""
 
-    def __init__(self, *, blanked: bool = False, modesets: float = 1e9) -> None:
+    def __init__(self, *, blanked: bool = False, modesets: float = 1e9, limit: TokenBucket | None = None) -> None:
+        self.limit = limit or modeset_limit(modesets)
         page = SharedMemory(memoryview(mmap.mmap(-1, 4096)))
         self.page = page
         self.front = FrontEventPage(page)
@@ -95,7 +98,14 @@ class Rig:
             self.framebuffers[cookie] = framebuffer
         buffers = cast("Buffers", SimpleNamespace(framebuffers=self.framebuffers))
         self.screen = Screen(
-            cast("Any", self.output), 0, (64, 64), buffers, self.events, self.clock, modesets, blanked=blanked
+            cast("Any", self.output),
+            0,
+            (64, 64),
+            buffers,
+            self.events,
+            self.clock,
+            self.limit,
+            blanked=blanked,
         )
 
     def taken(self) -> list[int]:
@@ -324,6 +334,27 @@ async def test_the_pace_of_mode_changes(autojump_clock: MockClock) -> None:
     assert (trio.current_time() - begun, rig.screen.throttled) == (0, 0)
     await rig.screen.configure(config(ONE))
     assert (trio.current_time() - begun, rig.screen.throttled) == (2, 2)
+
+
+async def test_mode_changes_that_the_output_makes(autojump_clock: MockClock) -> None:
+    """What the output does because of the guest, and the end of a connection, count in the same limit, over all connections."""
+    rig = Rig(modesets=1)
+    begun = trio.current_time()
+    await rig.screen.configure(config(ONE))
+    assert [rig.output.charge() for _ in range(MODESET_BURST)] == [0] * (MODESET_BURST - 1) + [1]
+    assert rig.screen.throttled == 1
+    await rig.screen.close()
+    assert trio.current_time() == begun
+    again = Rig(limit=rig.limit)
+    await again.screen.configure(config(ONE))
+    assert (trio.current_time() - begun, again.screen.throttled) == (2, 2)
+    await again.screen.configure(OFF)
+    before = trio.current_time()
+    await again.screen.close()  # it is off already
+    await trio.sleep(10)
+    last = Rig(limit=rig.limit)
+    await last.screen.configure(config(ONE))
+    assert trio.current_time() == before + 10
 
 
 COOKIES = st.sampled_from([ONE, TWO, SMALL])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from displbe.sinks.convert import CONVERTED, convert
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.sinks.wayland.dmabuf_feedback import gpu_that_does_dma, read_file
-from displbe.sinks.wayland.role import fit
+from displbe.sinks.wayland.sizes import ONE, fit, fit_units, pixels, units, units_of
 from displbe.wire.formats import fourcc
 
 PLAIN = ("XR24", "AR24")
@@ -63,6 +65,69 @@ def test_fitting(width: int, height: int, into_width: int, into_height: int) -> 
         assert abs(made_height - into_width * height / width) < 1 or made_height == 1
     else:
         assert abs(made_width - into_height * width / height) < 1 or made_width == 1
+
+
+SCALES = st.integers(1, 8 * ONE)
+
+
+@given(length=SIDES, scale=SCALES)
+def test_pixels(length: int, scale: int) -> None:
+    """A length in pixels is rounded half away from zero."""
+    assert pixels(length, scale) == math.floor(Fraction(length * scale, ONE) + Fraction(1, 2))
+
+
+@given(length=SIDES, scale=SCALES)
+def test_units(length: int, scale: int) -> None:
+    """A length in pixels comes back to a pixel wherever a length in units has it. No other length in units is nearer."""
+    made = units(length, scale)
+    assert made >= 1
+    error = abs(pixels(made, scale) - length)
+    around = range(max(1, made - 3), made + 4)
+    assert error == min(abs(pixels(other, scale) - length) for other in around)
+    assert pixels(made, scale) == 0 or error <= scale // ONE
+    there = units(pixels(made, scale), scale)
+    assert pixels(there, scale) == pixels(made, scale) or pixels(made, scale) == 0
+
+
+@given(width=SIDES, height=SIDES, scale=SCALES)
+def test_a_picture_fills_its_monitor(width: int, height: int, scale: int) -> None:
+    """A surface that the compositor asks to fill a monitor of the picture's size fills it, however that size is rounded."""
+    exact = units_of((width, height), scale)
+    assert fit_units((width, height), exact, scale) == exact
+    if (pixels(exact[0], scale), pixels(exact[1], scale)) == (width, height):
+        assert fit_units((width, height), (exact[0] + 9 * ONE, exact[1]), scale) == exact
+
+
+@given(width=SIDES, height=SIDES, into_width=SIDES, into_height=SIDES, scale=SCALES)
+def test_fitting_in_units(width: int, height: int, into_width: int, into_height: int, scale: int) -> None:
+    """The result exceeds no side. It fills one of them, unless the picture is not scaled and misses a unit."""
+    made = fit_units((width, height), (into_width, into_height), scale)
+    assert 1 <= made[0] <= into_width
+    assert 1 <= made[1] <= into_height
+    if made != units_of((width, height), scale) and scale >= ONE:
+        assert made[0] == into_width or made[1] == into_height
+
+
+SCREENS = st.tuples(st.integers(320, 8192), st.integers(200, 8192))
+
+
+@given(picture=SCREENS, into=SCREENS, scale=st.integers(ONE, 4 * ONE))
+def test_a_size_that_is_asked_for_again(picture: tuple[int, int], into: tuple[int, int], scale: int) -> None:
+    """A compositor that asks for the size that the surface has got does not make it smaller and smaller."""
+    sizes = [into]
+    for _ in range(5):
+        sizes.append(fit_units(picture, sizes[-1], scale))
+    assert sizes[3] == sizes[4] == sizes[5]
+
+
+def test_the_usual_size_at_the_usual_scale() -> None:
+    assert units_of((1280, 800), 180) == (853, 533)
+    assert fit_units((1280, 800), (853, 533), 180) == (853, 533)
+    assert fit(1280, 800, 853, 533) == (853, 533), "also where the compositor does not say the scale"
+    assert fit_units((1280, 800), (854, 534), 180) == (853, 533), "a compositor that rounds up"
+    assert fit(1280, 800, 1281, 800) == (1280, 800), "a picture that fits is not scaled"
+    assert units_of((1024, 768), 180) == (683, 512), "1025 pixels: no length in units is 1024"
+    assert units_of((1920, 1080), 240) == (960, 540)
 
 
 class Sysfs:

@@ -7,7 +7,7 @@ the events, since the kernel reports only changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from displbe.input.bindings import Role
 from displbe.input.event_codes import (
@@ -26,6 +26,7 @@ from displbe.input.event_codes import (
     SYN_REPORT,
 )
 from displbe.input.guest_input import GuestInput, InputSource
+from displbe.sinks.turn import Turn
 
 from .capabilities import Capabilities, InputEvent, Snapshot
 from .pointer import PointerDecoder
@@ -35,15 +36,24 @@ __all__ = ["Decoder"]
 
 
 class Decoder:
-    """The decoder of one device. `snapshot` is the device's initial state; keys that are down in it were not pressed for a guest."""
+    """The decoder of one device. `snapshot` is the device's initial state; keys that are down in it were not pressed for a guest.
 
-    def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
+    `turn` returns how the device is mounted: positions and motions are passed on as they are on an upright screen.
+    """
+
+    def __init__(
+        self,
+        source: InputSource,
+        capabilities: Capabilities,
+        snapshot: Snapshot,
+        turn: Callable[[], Turn] = lambda: Turn.NONE,
+    ) -> None:
         self._source = source
         self._down = set(snapshot.keys)
         self._keys: list[tuple[int, int]] = []
         """Key events of the unfinished frame: code and value."""
-        self._pointer = PointerDecoder(source, capabilities, snapshot)
-        self._touch = touch_decoder(source, capabilities, snapshot)
+        self._pointer = PointerDecoder(source, capabilities, snapshot, turn)
+        self._touch = touch_decoder(source, capabilities, snapshot, turn)
         self._merges_motions = not capabilities.abs_axes
         """Whether motions that are read together are passed on as one. Positions are not: a pen draws a line through each of them."""
         self._touch_is_left = BTN_LEFT not in capabilities.keys and not capabilities.is_touchpad

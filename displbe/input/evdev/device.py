@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from displbe.input.bindings import Role
 from displbe.input.focus import InputFocus
 from displbe.input.guest_input import GuestInput, InputSource
 from displbe.ops.log import SparseLog
+from displbe.sinks.turn import Turn
 
 from .capabilities import Snapshot
 from .decoder import Decoder
@@ -48,12 +50,17 @@ class DeviceState(enum.Enum):
 
 
 class EvdevDevice(InputSource):
-    """An open device. `claimed` has the roles for each claim that names it. The claim that has the focus gets its events."""
+    """An open device. `claimed` has the roles for each claim that names it. The claim that has the focus gets its events.
+
+    `turn` returns how the device is mounted, or the panel with which it is mounted.
+    """
 
     _decoder: Decoder
     """Set by `start`."""
 
-    def __init__(self, path: str, node: DeviceNode, claimed: RolesByClaim) -> None:
+    def __init__(
+        self, path: str, node: DeviceNode, claimed: RolesByClaim, turn: Callable[[], Turn] = lambda: Turn.NONE
+    ) -> None:
         super().__init__(path, repeats=node.repeats)
         self.path = path
         self.node = node
@@ -63,6 +70,7 @@ class EvdevDevice(InputSource):
         """Cancelled to close the device."""
         self.guest_input: GuestInput | None = None
         """Gets the events; None: they are discarded."""
+        self._turn = turn
         self._reading = trio.CancelScope()
         """Cancelled to stop reading after an error."""
         self._roles: frozenset[Role] = frozenset()
@@ -114,7 +122,7 @@ class EvdevDevice(InputSource):
 
     def start(self, state: DeviceState) -> None:
         """Pass events on from now on. `state` is GRABBED or SHARED. Raises OSError."""
-        self._decoder = Decoder(self, self.node.capabilities, self._snapshot())
+        self._decoder = Decoder(self, self.node.capabilities, self._snapshot(), self._turn)
         self.state = state
 
     def follow(self, focus: InputFocus) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -11,8 +13,10 @@ import trio
 
 from displbe.input.focus import Claim, InputFocus
 from displbe.input.guest_input import GuestInput
-from displbe.input.settings import InputSettings
+from displbe.input.settings import DEGREES, InputSettings
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
+from displbe.sinks.turn import Turn
 
 from .device import EvdevDevice
 from .lookup import DeviceLookup, RolesByClaim
@@ -30,12 +34,20 @@ _say: Final = SparseLog(_log)
 class EvdevDevices:
     """All devices that guests name."""
 
-    def __init__(self, settings: InputSettings, focus: InputFocus, nodes: DeviceNodes) -> None:
+    def __init__(
+        self,
+        settings: InputSettings,
+        focus: InputFocus,
+        nodes: DeviceNodes,
+        turn_of: Callable[[str], Turn] = lambda name: Turn.NONE,
+    ) -> None:
+        """`turn_of` returns how pictures lie on the screen of an output."""
         self.devices: dict[str, EvdevDevice] = {}
         """The open devices, by path."""
         self._settings = settings
         self._focus = focus
         self._lookup = DeviceLookup(settings, nodes)
+        self._turn_of = turn_of
         self._changed = trio.Event()
         self._open_errors: dict[str, str] = {}
         """The last error of opening a device, by path. The same error is logged once."""
@@ -51,7 +63,7 @@ class EvdevDevices:
                     try:
                         missing = await self._reconcile(nursery)
                     except Exception as error:  # an odd device, or no thread can be started: it must not end the daemon
-                        _say("looking for input devices failed; tried again", type(error).__name__, level="exception")
+                        _say("looking for input devices failed; tried again", brief(error), level=severity(error))
                         missing = True
                     pause = min(RESCAN_INTERVAL if missing else math.inf, self._focus.seconds_to_expiry())
                     with trio.move_on_after(pause):
@@ -94,6 +106,7 @@ class EvdevDevices:
     async def _open(self, nursery: trio.Nursery, path: str, claimed: RolesByClaim) -> bool:
         try:
             node = await self._lookup.open(path)
+            rotate = await self._lookup.rotate(path)
         except Exception as error:  # not only OSError: python-evdev may be missing, or fail on a device's name
             if self._open_errors.get(path) != str(error):
                 self._open_errors[path] = str(error)
@@ -105,7 +118,12 @@ class EvdevDevices:
                 )
             return False
         self._open_errors.pop(path, None)
-        device = self.devices[path] = EvdevDevice(path, node, claimed)
+        turn = (
+            partial(DEGREES.__getitem__, rotate or "0") if rotate in ("", *DEGREES) else partial(self._turn_of, rotate)
+        )
+        device = self.devices[path] = EvdevDevice(path, node, claimed, turn)
+        if rotate:
+            _log.info("input device is turned", device=path, rotate=rotate)
         nursery.start_soon(self._serve, device)
         return True
 

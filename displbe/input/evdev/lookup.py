@@ -14,6 +14,7 @@ import trio
 from displbe.input.bindings import Binding, Role
 from displbe.input.focus import Assignment, Claim
 from displbe.input.settings import InputSettings
+from displbe.threads import run_in_thread
 
 from .nodes import DeviceNode, DeviceNodes
 
@@ -103,17 +104,24 @@ class DeviceLookup:
         return sorted(named, key=lambda path: (-nodes.fitness(path, binding.role), _number(path)))
 
     def _is_allowed(self, path: str) -> bool:
-        """Return whether a pattern in `[input] devices`, of paths or of names, matches this node."""
-        for entry in self._settings.devices:
-            if entry.startswith(NAME):
-                if fnmatch.fnmatchcase(self._nodes.name(path), entry.removeprefix(NAME)):
-                    return True
-            elif path in self._nodes.resolve(_absolute(entry)):
-                return True
-        return False
+        """Return whether a pattern in `[input] devices` matches this node."""
+        return any(self._matches(path, entry) for entry in self._settings.devices)
+
+    def _matches(self, path: str, entry: str) -> bool:
+        """Return whether a pattern, of paths or of names, matches this node."""
+        if entry.startswith(NAME):
+            return fnmatch.fnmatchcase(self._nodes.name(path), entry.removeprefix(NAME))
+        return path in self._nodes.resolve(_absolute(entry))
+
+    async def rotate(self, path: str) -> str:
+        """Return the value of the first entry in `[input.rotate]` that matches this node; empty: none does."""
+        return await self._in_thread(self._rotate, path)
+
+    def _rotate(self, path: str) -> str:
+        return next((turn for entry, turn in self._settings.rotate.items() if self._matches(path, entry)), "")
 
     async def _in_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
-        return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
+        return await run_in_thread(call, *arguments, limiter=self._limiter)
 
 
 def _absolute(path: str) -> str:

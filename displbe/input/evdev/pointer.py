@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 from displbe.input.event_codes import ABS_X, ABS_Y, REL_WHEEL, REL_WHEEL_HI_RES, REL_X, REL_Y
 from displbe.input.guest_input import GuestInput, InputSource
 from displbe.input.wheel import WheelDetents
+from displbe.sinks.turn import Turn
 
 from .capabilities import Capabilities, Snapshot
 
@@ -36,13 +38,20 @@ class PointerKind(enum.Enum):
 
 
 class PointerDecoder:
-    """Collects the pointer events of one frame, and passes them on at its end."""
+    """Collects the pointer events of one frame, and passes them on at its end. `turn` returns how the device is mounted."""
 
-    def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
+    def __init__(
+        self,
+        source: InputSource,
+        capabilities: Capabilities,
+        snapshot: Snapshot,
+        turn: Callable[[], Turn] = lambda: Turn.NONE,
+    ) -> None:
         self.kind = PointerKind.of(capabilities)
         self.jump = True
         """Whether the next position is a jump, not a motion from the last one: a pen or a finger has just come down."""
         self._source = source
+        self._turn = turn
         self._axes = capabilities.abs_axes
         # A high-resolution wheel reports each detent as REL_WHEEL too. If a device does not, its units are counted.
         self._counts_units = REL_WHEEL_HI_RES in capabilities.rel_axes and REL_WHEEL not in capabilities.rel_axes
@@ -86,11 +95,12 @@ class PointerDecoder:
             self._slide()
         if guest_input is not None:
             if self.kind is PointerKind.ABSOLUTE and (self._moved or self._wheel):
-                x, y = self._axes[ABS_X].fraction(self._x), self._axes[ABS_Y].fraction(self._y)
+                position = self._axes[ABS_X].fraction(self._x), self._axes[ABS_Y].fraction(self._y)
+                x, y = self._turn().upright(*position)
                 guest_input.point(self._source, x, y, self._wheel, jump=self.jump)
                 self._wheel = 0
             if self._dx or self._dy or self._wheel:
-                guest_input.move(self._dx, self._dy, self._wheel)
+                guest_input.move(*self._turn().upright_motion(self._dx, self._dy), self._wheel)
         self._discard_frame()
         self.jump = False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from displbe.input.event_codes import (
@@ -15,6 +17,7 @@ from displbe.input.event_codes import (
     BTN_TOUCH,
 )
 from displbe.input.guest_input import GuestInput, InputSource
+from displbe.sinks.turn import Turn
 
 from .capabilities import SLOT_FIELDS, AbsAxis, Capabilities, Slot, Snapshot
 
@@ -22,10 +25,14 @@ __all__ = ["TouchDecoder", "touch_decoder"]
 
 
 class TouchDecoder:
-    """Collects the contacts of a frame, and passes on the changes at its end. This base class is for a device without contacts."""
+    """Collects the contacts of a frame, and passes on the changes at its end. This base class is for a device without contacts.
 
-    def __init__(self, source: InputSource, capabilities: Capabilities) -> None:
+    `turn` returns how the touch screen is mounted.
+    """
+
+    def __init__(self, source: InputSource, capabilities: Capabilities, turn: Callable[[], Turn]) -> None:
         self._source = source
+        self._turn = turn
         axes = capabilities.abs_axes
         self._reported: dict[int, Slot] = {}
         """Copies of the contacts at the end of the last frame, by number."""
@@ -60,7 +67,7 @@ class TouchDecoder:
         self._reported = {number: msgspec.structs.replace(slot) for number, slot in contacts.items()}
         if guest_input is None:
             return
-        source = self._source
+        source, turn = self._source, self._turn()
         lifted = [number for number, slot in before.items() if _is_another(contacts.get(number), slot)]
         for number in lifted:
             guest_input.touch_up(source, number)
@@ -68,7 +75,8 @@ class TouchDecoder:
             guest_input.touch_frame(source)  # a contact that goes up and a new one with the same number take two frames
         for number, slot in contacts.items():
             old = before.get(number)
-            x, y = self._x_axis.fraction(slot.x), self._y_axis.fraction(slot.y)
+            x, y = turn.upright(self._x_axis.fraction(slot.x), self._y_axis.fraction(slot.y))
+            is_new = old is None or number in lifted
             if old is None or number in lifted:
                 guest_input.touch_down(source, number, x, y)
                 old = Slot(x=slot.x, y=slot.y)
@@ -76,8 +84,10 @@ class TouchDecoder:
                 guest_input.touch_move(source, number, x, y)
             if (old.major, old.minor) != (slot.major, slot.minor):
                 guest_input.touch_shape(source, number, slot.major / self._size, slot.minor / self._size)
-            if old.orientation != slot.orientation and self._quarter_turn:
-                guest_input.touch_orientation(source, number, round(slot.orientation * 90 / self._quarter_turn))
+            # A contact is upright at first for the guest; on a turned screen that is another direction for the device.
+            if self._quarter_turn and (old.orientation != slot.orientation or (is_new and turn is not Turn.NONE)):
+                degrees = round(slot.orientation * 90 / self._quarter_turn) + turn.value
+                guest_input.touch_orientation(source, number, degrees if degrees <= 180 else degrees - 360)
         guest_input.touch_frame(source)
 
 
@@ -89,8 +99,10 @@ def _is_another(now: Slot | None, before: Slot) -> bool:
 class _SlottedContacts(TouchDecoder):
     """Multi-touch type B: the device numbers its contacts by slots, and reports changes."""
 
-    def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
-        super().__init__(source, capabilities)
+    def __init__(
+        self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot, turn: Callable[[], Turn]
+    ) -> None:
+        super().__init__(source, capabilities, turn)
         self._slots = [Slot() for _ in range(capabilities.slots)]
         self._current = 0
         self._changed = False
@@ -121,8 +133,8 @@ class _SlottedContacts(TouchDecoder):
 class _AnonymousContacts(TouchDecoder):
     """Multi-touch type A: each frame reports all contacts, one after the other, with or without tracking IDs."""
 
-    def __init__(self, source: InputSource, capabilities: Capabilities) -> None:
-        super().__init__(source, capabilities)
+    def __init__(self, source: InputSource, capabilities: Capabilities, turn: Callable[[], Turn]) -> None:
+        super().__init__(source, capabilities, turn)
         self._contact: Slot | None = None
         """The contact that is being reported."""
         self._frame: list[Slot] = []
@@ -189,8 +201,10 @@ def _distance(one: Slot, other: Slot) -> int:
 class _SingleContact(TouchDecoder):
     """A touch screen for one contact: ABS_X, ABS_Y and BTN_TOUCH."""
 
-    def __init__(self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> None:
-        super().__init__(source, capabilities)
+    def __init__(
+        self, source: InputSource, capabilities: Capabilities, snapshot: Snapshot, turn: Callable[[], Turn]
+    ) -> None:
+        super().__init__(source, capabilities, turn)
         self._contact = Slot()
         self.resync(snapshot)
         self.end_frame(None)
@@ -213,12 +227,14 @@ class _SingleContact(TouchDecoder):
         self._report({0: self._contact} if self._contact.tracking >= 0 else {}, guest_input)
 
 
-def touch_decoder(source: InputSource, capabilities: Capabilities, snapshot: Snapshot) -> TouchDecoder:
+def touch_decoder(
+    source: InputSource, capabilities: Capabilities, snapshot: Snapshot, turn: Callable[[], Turn]
+) -> TouchDecoder:
     """Return the decoder for the form in which a device reports its contacts."""
     if capabilities.slots:
-        return _SlottedContacts(source, capabilities, snapshot)
+        return _SlottedContacts(source, capabilities, snapshot, turn)
     if ABS_MT_POSITION_X in capabilities.abs_axes:
-        return _AnonymousContacts(source, capabilities)
+        return _AnonymousContacts(source, capabilities, turn)
     if ABS_X in capabilities.abs_axes and BTN_TOUCH in capabilities.keys:
-        return _SingleContact(source, capabilities, snapshot)
-    return TouchDecoder(source, capabilities)
+        return _SingleContact(source, capabilities, snapshot, turn)
+    return TouchDecoder(source, capabilities, turn)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
+from displbe.sinks.turn import Turn
+
 from . import uapi
 from .device import DrmDevice, Mode, Plane
-from .errors import drm_error
+from .errors import DrmError, drm_error
 
 __all__ = [
     "BUSY_RETRY",
     "FLIP",
     "LATE",
     "MODESET",
-    "NEUTRAL",
     "OFF",
     "TEST",
     "Atomic",
@@ -26,6 +28,7 @@ __all__ = [
     "PlaneConfig",
     "full_state",
     "off_state",
+    "rotation",
 ]
 
 FLIP: Final = uapi.DRM_MODE_ATOMIC_NONBLOCK | uapi.DRM_MODE_PAGE_FLIP_EVENT
@@ -54,13 +57,15 @@ class Pipe(msgspec.Struct, frozen=True):
 class PlaneConfig(msgspec.Struct, frozen=True):
     """A framebuffer on a plane: the part of it that is shown (`source`), and the part of the mode that shows it (`target`).
 
-    Both parts are (x, y, width, height), in pixels.
+    Both parts are (x, y, width, height), in pixels; `target` is in those of the panel.
     """
 
     fb: int
     source: tuple[int, int, int, int]
     mode: Mode
     target: tuple[int, int, int, int]
+    turn: Turn = Turn.NONE
+    """How the plane turns the framebuffer."""
 
 
 class Atomic:
@@ -104,16 +109,6 @@ class Atomic:
             raise drm_error(operation, number, self._connector)
 
 
-NEUTRAL: Final[dict[str, dict[str, int]]] = {
-    # drm_connector.c: after a failed link training, the next mode set has to set link-status to GOOD (0).
-    "connector": {"link-status": 0},
-    "crtc": {"DEGAMMA_LUT": 0, "CTM": 0, "GAMMA_LUT": 0},
-    # drm_blend.c: DRM_MODE_ROTATE_0, DRM_BLEND_ALPHA_OPAQUE, DRM_MODE_BLEND_PREMULTI.
-    "plane": {"rotation": 1, "alpha": 0xFFFF, "pixel blend mode": 0},
-}
-"""Neutral values of further properties that change the picture. Each is set if the driver has it, because the program
-that had the card before may have left a colour filter or a rotation.
-"""
 OFF: Final[dict[str, dict[str, int]]] = {
     "connector": {"CRTC_ID": 0},
     "crtc": {"ACTIVE": 0, "MODE_ID": 0},
@@ -125,18 +120,15 @@ OFF: Final[dict[str, dict[str, int]]] = {
 def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
     """Return all changes that make the pipe show `config` and nothing else; `blob` is the mode's property blob.
 
-    Raises DrmError.
+    Raises DrmError; EOPNOTSUPP: the plane cannot turn the framebuffer.
     """
     x, y, width, height = config.source
     left, top, across, down = config.target
     changes = _displaced(pipe)
     connector, crtc, plane = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
-    for kind, identity in (connector, crtc, plane):
-        there = pipe.device.values(kind, identity)
-        changes[kind, identity] = {name: value for name, value in NEUTRAL[kind].items() if name in there}
-    changes[connector] |= {"CRTC_ID": pipe.crtc}
-    changes[crtc] |= {"ACTIVE": 1, "MODE_ID": blob}
-    changes[plane] |= {
+    changes[connector] = {"CRTC_ID": pipe.crtc}
+    changes[crtc] = {"ACTIVE": 1, "MODE_ID": blob}
+    changes[plane] = {
         "FB_ID": config.fb,
         "CRTC_ID": pipe.crtc,
         "SRC_X": x << 16,
@@ -148,12 +140,26 @@ def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
         "CRTC_W": across,
         "CRTC_H": down,
     }
+    if config.turn is not Turn.NONE:
+        changes[plane]["rotation"] = rotation(pipe, config.turn)
     return changes
 
 
+def rotation(pipe: Pipe, turn: Turn) -> int:
+    """Return the value of the plane's rotation property for a turn. Raises DrmError EOPNOTSUPP; the plane cannot turn then."""
+    there = "rotation" in pipe.device.values("plane", pipe.plane.id)
+    names = pipe.device.describe("plane", pipe.plane.id, "rotation").names if there else {}
+    value = names.get(f"rotate-{turn.value}")
+    if value is None:
+        raise drm_error(f"turn the plane by {turn.value} degrees", errno.EOPNOTSUPP, pipe.name)
+    return value
+
+
 def off_state(pipe: Pipe) -> Changes:
-    """Return the changes that switch the pipe off."""
-    objects = (("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id))
+    """Return the changes that switch the pipe off. A connector that is gone, with its dock, is left out."""
+    objects = [("crtc", pipe.crtc), ("plane", pipe.plane.id)]
+    if pipe.connector in pipe.device.connector_ids:
+        objects.append(("connector", pipe.connector))
     return {(kind, identity): OFF[kind] for kind, identity in objects}
 
 
@@ -164,7 +170,13 @@ def _displaced(pipe: Pipe) -> Changes:
     """
     device = pipe.device
     changes: Changes = {}
-    driven = {connector: device.values("connector", connector).get("CRTC_ID", 0) for connector in device.connector_ids}
+    driven = {}
+    for connector in device.connector_ids:
+        try:
+            driven[connector] = device.values("connector", connector).get("CRTC_ID", 0)
+        except DrmError as error:
+            if error.number != errno.ENOENT:  # it has just gone with its dock
+                raise
     before = driven.pop(pipe.connector, 0)
     free = {pipe.crtc}
     if before not in (0, pipe.crtc, *driven.values()):  # another connector may show the same CRTC

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from displbe.sinks.base import Geometry, SinkBuffer
-from displbe.wire.formats import FORMATS
 from displbe.xen.port import GuestBuffer
 
-__all__ = ["DrmBuffer"]
+__all__ = ["DrmBuffer", "ScanoutFormat"]
+
+
+class ScanoutFormat(msgspec.Struct, frozen=True):
+    """The format of the framebuffers that a plane gets for frames of a guest's format."""
+
+    fourcc: int
+    """A DRM format."""
+    conversion: str = ""
+    """Why frames have to be converted, as they are copied; empty: the guest's pixels are shown as they are."""
 
 
 class DrmBuffer(SinkBuffer):
@@ -18,12 +28,15 @@ class DrmBuffer(SinkBuffer):
     """
 
     def __init__(
-        self, guest: GuestBuffer, geometry: Geometry, fourcc: int, remove: Callable[[DrmBuffer], Awaitable[None]]
+        self,
+        guest: GuestBuffer,
+        geometry: Geometry,
+        format: ScanoutFormat,
+        remove: Callable[[DrmBuffer], Awaitable[None]],
     ) -> None:
         self.guest = guest
         self.geometry = geometry
-        self.fourcc = fourcc
-        """The DRM format of the framebuffer that the plane gets."""
+        self.format = format
         self.fb = 0
         """The id of the card's framebuffer over the guest's pages; 0: there is none."""
         self.view: memoryview | None = None
@@ -36,11 +49,6 @@ class DrmBuffer(SinkBuffer):
         """Why its frames are copied; empty: they need no copy, or no card has been asked yet."""
         self.closed = False
         self._remove = remove
-
-    @property
-    def converted(self) -> bool:
-        """Whether the plane gets another format than that of the guest's pixels. Copying then converts them."""
-        return self.fourcc not in (self.geometry.fourcc, FORMATS[self.geometry.fourcc].opaque)
 
     @property
     def path(self) -> str:  # type: ignore[override]

@@ -7,24 +7,29 @@ right one, probes the connectors if necessary, and makes each output show what i
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Self
 
 import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
+from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 
 from .atomic import Pipe
-from .device import CardConnector, DrmDevice, Mastership
-from .errors import DrmError
+from .binding import describe
+from .device import CardConnector, Connection, DrmDevice, Mastership
+from .errors import DrmError, NoResources
 from .libseat import PLAIN, FileOpener
 from .output import SERIALS, CardLink, DrmOutput
 from .saved_state import SavedState
 from .scanout import ScanoutPipe
 from .settings import DrmSettings
+from .worker import in_worker
 
 __all__ = ["Card", "CardState", "Probing"]
 
@@ -36,6 +41,14 @@ TAKEN_AWAY: Final = 2.0
 """Seconds within which a session manager reports that it has taken a card away."""
 CLOSE_TIMEOUT: Final = 5.0
 """Maximum seconds to wait for a card to be closed."""
+
+
+_SAID: Final = {
+    Connection.CONNECTED: "monitor connected",
+    Connection.DISCONNECTED: "monitor disconnected",
+    Connection.UNKNOWN: "monitor perhaps connected",
+}
+"""The events that are logged when a connector's state has changed."""
 
 
 class CardState(enum.Enum):
@@ -66,7 +79,10 @@ class Card:
     """An open card, its connectors as last probed, and the claimed outputs that are on it.
 
     `open_device` opens the card again. `attach_waiting` attaches the claimed outputs that have no card and belong to
-    this one.
+    this one. `why_leave` returns why an output may not stay on its connector (None: the connector is gone); empty: it
+    may stay.
+
+    It has fifteen attributes: three of them are what it was handed.
     """
 
     def __init__(
@@ -75,6 +91,7 @@ class Card:
         settings: DrmSettings,
         open_device: Callable[[str, FileOpener], DrmDevice],
         attach_waiting: Callable[[Card], None],
+        why_leave: Callable[[Card, DrmOutput, CardConnector | None], str],
     ) -> None:
         self.device = device
         self.connectors: list[CardConnector] = []
@@ -87,6 +104,7 @@ class Card:
         self._settings = settings
         self._open_device = open_device
         self._attach_waiting = attach_waiting
+        self._why_leave = why_leave
         self._log: Any = structlog.get_logger("displbe.drm").bind(card=device.name)
         self._say = SparseLog(self._log)
         self._look_wanted = trio.Event()
@@ -103,11 +121,12 @@ class Card:
         settings: DrmSettings,
         open_device: Callable[[str, FileOpener], DrmDevice],
         attach_waiting: Callable[[Card], None],
+        why_leave: Callable[[Card, DrmOutput, CardConnector | None], str],
     ) -> Self:
         """Open a card and look at it, in a worker thread. Raises DrmError, OSError."""
         device = open_device(path, opener)
         try:
-            card = cls(device, settings, open_device, attach_waiting)
+            card = cls(device, settings, open_device, attach_waiting, why_leave)
             card._first_look()
         except BaseException:
             device.close()
@@ -140,23 +159,48 @@ class Card:
             "dma-bufs can be imported" if self.device.imports else "no dma-bufs can be imported: frames are copied",
         ]
         for connector in self.connectors:
-            modes = f"connected, {len(connector.modes)} modes" if connector.connected else "no monitor"
-            words.append(f"{connector.name} {modes}")
+            (name,) = describe([connector])
+            match connector.connection:
+                case Connection.CONNECTED:
+                    words.append(f"{name} connected, {len(connector.modes)} modes")
+                case Connection.UNKNOWN:
+                    words.append(f"{name} cannot tell if a monitor is connected, {len(connector.modes)} modes")
+                case Connection.DISCONNECTED:
+                    words.append(f"{name} no monitor")
+            if connector.orientation not in ("", "Normal"):
+                words[-1] += f", its panel is mounted {connector.orientation}"
         return "; ".join(words)
 
     # Outputs
 
     def attach(self, output: DrmOutput, connector: CardConnector) -> None:
         """Put an output on one of the card's connectors. Raises OutputUnavailable."""
-        scanout = ScanoutPipe(self._find_pipe(connector))
-        output.attach_card(CardLink(scanout, connector, self.look, self.why_not_master))
+        if self.output_on(connector) is not None:
+            raise OutputUnavailable(f"connector {connector.name} is taken by another guest")
+        pipe = next(self._free_pipes(connector), None)
+        if pipe is None:
+            raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
+        names = output.name, f"{self.device.name}/{connector.name}", connector.name
+        turn = self._settings.screen(*names).turn(connector.orientation)
+        other_pipes = partial(self._free_pipes, connector)
+        output.attach_card(
+            CardLink(
+                ScanoutPipe(pipe, turn, lambda: output.copies), connector, self.look, self.why_not_master, other_pipes
+            )
+        )
         self.outputs[output.key] = output
 
-    def _find_pipe(self, connector: CardConnector) -> Pipe:
-        """Return a CRTC and a primary plane that fit the connector and are free. Raises OutputUnavailable."""
+    def output_on(self, connector: CardConnector) -> DrmOutput | None:
+        """Return the output that is on a connector."""
+        pipes = ((output, output.pipe) for output in self.outputs.values())
+        return next((output for output, pipe in pipes if pipe is not None and pipe.connector == connector.id), None)
+
+    def _free_pipes(self, connector: CardConnector) -> Iterator[Pipe]:
+        """Yield the free CRTCs that the connector can use, each with a free primary plane. The best comes first.
+
+        It may not be the right one: a CRTC may be too slow for a mode that another can drive.
+        """
         pipes = [output.pipe for output in self.outputs.values() if output.pipe is not None]
-        if any(pipe.connector == connector.id for pipe in pipes):
-            raise OutputUnavailable(f"connector {connector.name} is taken by another guest")
         taken = {pipe.crtc for pipe in pipes}, {pipe.plane.id for pipe in pipes}
         # CRTCs that the fewest connectors can use are tried first, so that each connector finds one.
         usable = [crtc for other in self.connectors for crtc in other.crtcs]
@@ -165,27 +209,53 @@ class Card:
                 continue
             for plane in self.device.planes:
                 if plane.primary and crtc in plane.crtcs and plane.id not in taken[1]:
-                    return Pipe(self.device, connector.id, connector.name, crtc, plane)
-        raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
+                    yield Pipe(self.device, connector.id, connector.name, crtc, plane)
+                    break
 
     async def _reconcile(self) -> None:
         """Reconcile all outputs at the same time. An output that waits for its hardware delays only the others' next turn."""
+        await self._let_go()
         self._attach_waiting(self)
         async with trio.open_nursery() as nursery:
             for output in list(self.outputs.values()):
                 nursery.start_soon(self._reconcile_output, output)
 
-    async def _reconcile_output(self, output: DrmOutput) -> None:
+    def _connector_of(self, output: DrmOutput) -> CardConnector | None:
+        """Return the connector that an output is on, as last probed; None: the connector is gone."""
         pipe = output.pipe
-        connector = next((c for c in self.connectors if pipe is not None and c.id == pipe.connector), None)
+        return next((one for one in self.connectors if pipe is not None and one.id == pipe.connector), None)
+
+    async def _let_go(self) -> None:
+        """Take those outputs off the card that belong on another connector, here or on another card, or on none now."""
+        for output in list(self.outputs.values()):
+            reason = self._why_leave(self, output, self._connector_of(output))
+            if not reason:
+                continue
+            self._log.info("output leaves its connector", connector=output.name, reason=reason)
+            try:
+                await output.leave_connector(reason)
+            except Exception as error:
+                self._say(
+                    "an output cannot leave its connector",
+                    type(error).__name__,
+                    level="exception",
+                    connector=output.name,
+                )
+            self.outputs.pop(output.key, None)
+
+    async def _reconcile_output(self, output: DrmOutput) -> None:
+        connector = self._connector_of(output)
         if connector is None:
             return
         try:
             await output.reconcile(connector)
         except Exception as error:
-            reason = f"{output.name}: {type(error).__name__}"
+            reason = f"{output.name}: {brief(error)}"
             self._say(
-                "cannot make an output show what its guest wants", reason, level="exception", connector=output.name
+                "cannot make an output show what its guest wants",
+                reason,
+                level=severity(error),
+                connector=output.name,
             )
 
     # Looking after the card
@@ -269,13 +339,17 @@ class Card:
             return None
         # While a card has no master, the next file that opens it becomes master.
         if not self.device.is_managed:
-            self.successor = await trio.to_thread.run_sync(self._open_successor)
+            with suppress(NoResources):  # the next look tries again
+                self.successor = await in_worker(self._open_successor)
             return CardState.OPENED_ANEW if self.successor is not None else None
         # A session manager takes the card away a moment before it reports that.
         if trio.current_time() - self._mastership_changed < TAKEN_AWAY:
             return None
         # While this file is open, the session manager would return the same file again, so close this one first.
-        return CardState.OPENED_ANEW if await trio.to_thread.run_sync(self._has_no_master) else None
+        try:
+            return CardState.OPENED_ANEW if await in_worker(self._has_no_master) else None
+        except NoResources:  # the next look tries again
+            return None
 
     def _open_successor(self) -> Card | None:
         """In a worker thread: open the card by another file, and return it if that file is DRM master."""
@@ -285,7 +359,7 @@ class Card:
             return None
         try:
             if device.ask_for_master() is Mastership.MASTER:
-                card = Card(device, self._settings, self._open_device, self._attach_waiting)
+                card = Card(device, self._settings, self._open_device, self._attach_waiting, self._why_leave)
                 card._first_look()
                 return card
         except DrmError as error:
@@ -311,18 +385,26 @@ class Card:
         """Probe the connectors. A failed probe is tried again by the next look."""
         before, self._probing = self._probing, Probing.DONE
         try:
-            found = await trio.to_thread.run_sync(self.device.probe)
+            found = await in_worker(self.device.probe)
         except DrmError as error:
             self._probing = Probing.FAILED
             if before is not Probing.FAILED:
                 self._log.warning("cannot look at the connectors", reason=str(error))
             return
-        connected = {connector.id: connector.connected for connector in self.connectors}
+        known = {connector.id: connector for connector in self.connectors}
         self.connectors = found
         for connector in found:
-            if connected.get(connector.id) != connector.connected:
-                state = "connected" if connector.connected else "disconnected"
-                self._log.info(f"monitor {state}", connector=connector.name, modes=len(connector.modes))
+            old = known.pop(connector.id, None)
+            if old is None or (old.connection, old.edid_name) != (connector.connection, connector.edid_name):
+                self._log.info(
+                    _SAID[connector.connection],
+                    connector=connector.name,
+                    modes=len(connector.modes),
+                    path=connector.path_name or None,
+                    monitor=connector.edid_name or None,
+                )
+        for gone in known.values():
+            self._log.info("connector gone", connector=gone.name, path=gone.path_name or None)
 
     # The end
 
@@ -341,11 +423,16 @@ class Card:
             self.outputs.pop(output.key, None)
         if self._settings.on_exit == "restore" and self._saved is not None:
             with suppress(DrmError):  # the program that showed the saved picture has ended
-                await trio.to_thread.run_sync(self._saved.restore)
+                await run_in_thread_or_here(self._saved.restore)
         trio.lowlevel.notify_closing(self.device.fd)
         # The close may never return: virtio-gpu waits for ever for a removed device if it had imported dma-bufs from
         # others. The event loop must not wait with it.
         with trio.move_on_after(CLOSE_TIMEOUT) as waiting:
-            await trio.to_thread.run_sync(self.device.close, abandon_on_cancel=True)
+            while True:
+                try:
+                    await run_in_thread(self.device.close, abandon_on_cancel=True)
+                    break
+                except NoThread:
+                    await trio.sleep(PAUSE)
         if waiting.cancelled_caught:
-            self._log.error("the card's driver hangs: it does not let its file be closed")
+            self._log.error("the card stays open: its driver hangs, or no thread can be started to close it")

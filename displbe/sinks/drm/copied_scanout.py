@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
-
+from displbe.sinks.convert import pixel_size, turn_frame
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import FrameRows, copy_frame, same_frame
 from displbe.sinks.redraw import SLOWEST, RedrawWatch
+from displbe.sinks.turn import Turn
 
 from .atomic import BUSY_RETRY, FLIP, LATE, Atomic
 from .buffer import DrmBuffer
@@ -27,15 +27,27 @@ from .errors import Busy, DrmError
 __all__ = ["CopiedScanout", "CopyTarget"]
 
 
-class CopyTarget(msgspec.Struct, frozen=True):
-    """What is copied of each frame, and where to."""
+class CopyTarget:
+    """What is copied of each frame, and where to.
 
-    rows: FrameRows
-    buffers: DoubleBuffer
-    offset: int
-    """Of the first pixel in a dumb buffer, in bytes."""
-    converted: bool = False
-    """Whether the dumb buffers' format is XRGB8888 and the guest's is another."""
+    `offset` is that of the first pixel in a dumb buffer, in bytes. `converted`: the dumb buffers' format is not the
+    guest's. `turn`: the frames are turned as they are copied.
+    """
+
+    def __init__(
+        self, rows: FrameRows, buffers: DoubleBuffer, offset: int, converted: bool = False, turn: Turn = Turn.NONE
+    ) -> None:
+        self.rows = rows
+        self.buffers = buffers
+        self._offset = offset
+        self._converted = converted
+        self._turn = turn
+        is_turned = turn is not Turn.NONE
+        self._into = buffers.shape[3] if converted or is_turned else rows.fourcc
+        self._width = rows.row // pixel_size(rows.fourcc) if is_turned else 0
+        self._pixel_size = pixel_size(self._into) if is_turned else 0
+        self._upright = memoryview(bytearray(self._width * self._pixel_size * rows.rows))
+        """A frame in the dumb buffers' format, before it is turned. It is private: a card's memory is slow to read."""
 
     def copy(self, view: memoryview) -> None:
         """Copy the guest's frame into the dumb buffer that is not on the screen."""
@@ -47,7 +59,13 @@ class CopyTarget(msgspec.Struct, frozen=True):
 
     def _copy(self, rows: FrameRows, view: memoryview) -> None:
         back = self.buffers.back
-        copy_frame(rows, view, back.memory.view[self.offset :], back.pitch, converted=self.converted)
+        target = back.memory.view[self._offset :]
+        if self._turn is Turn.NONE:
+            copy_frame(rows, view, target, back.pitch, converted=self._converted, into=self._into)
+            return
+        stride = self._width * self._pixel_size
+        copy_frame(rows, view, self._upright, stride, converted=self._converted, into=self._into)
+        turn_frame(target, back.pitch, self._upright, self._width, rows.rows, self._pixel_size, self._turn)
 
 
 class CopiedScanout:
@@ -152,7 +170,10 @@ class CopiedScanout:
     def _show_again(self, view: memoryview) -> None:
         rows = self._target.rows
         if self._seen is None:
-            self._seen = memoryview(bytearray(rows.size))
+            try:
+                self._seen = memoryview(bytearray(rows.size))
+            except MemoryError:  # the next look tries again
+                return
         copy_frame(rows, view, self._seen, rows.row)
         self._target.copy_packed(self._seen)
         try:

@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +25,21 @@ from displbe.sinks.base import Allocation
 from displbe.xen.memory import Mapping
 
 from . import uapi
+from .bus_path import bus_path, sysfs_path_of
+from .edid_name import edid_name
 from .errors import CardGone, DrmError, Unfit, drm_error
 from .libseat import PLAIN, FileOpener
+from .properties import Property, linear_formats
 
-__all__ = ["CardConnector", "DrmDevice", "Mastership", "Mode", "Plane", "sysfs_path_of"]
+__all__ = ["CardConnector", "Connection", "DrmDevice", "Mastership", "Mode", "Plane"]
+
+BLEND_MODE: Final = "pixel blend mode"
+OPAQUE_BLENDING: Final = {"None", "Pre-multiplied"}
+"""Blend modes in which nothing below a plane is seen while that is black: `None` ignores alpha, and `Pre-multiplied` adds the pixel's
+colours to those below.
+"""
+OPAQUE_DRIVERS: Final = {"zynqmp-dpsub"}
+"""Drivers without that property whose primary planes ignore the pixels' alpha. zynqmp_kms.c has the blender use its global alpha."""
 
 _OBJECT: Final = {
     "crtc": uapi.DRM_MODE_OBJECT_CRTC,
@@ -45,6 +56,21 @@ class Mode(msgspec.Struct, frozen=True):
     refresh: int
     preferred: bool
     raw: bytes
+    interlaced: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}{'i' if self.interlaced else ''}@{self.refresh}"
+
+
+class Connection(enum.Enum):
+    """What a connector says about its monitor (drm_connector_status)."""
+
+    CONNECTED = "connected"
+    """A monitor is connected."""
+    DISCONNECTED = "disconnected"
+    """No monitor is connected."""
+    UNKNOWN = "unknown"
+    """The connector cannot tell: the board has no line that detects the cable. The kernel lists fallback modes."""
 
 
 class CardConnector(msgspec.Struct, frozen=True):
@@ -52,7 +78,8 @@ class CardConnector(msgspec.Struct, frozen=True):
 
     id: int
     name: str
-    connected: bool
+    """The kernel's name. It may be another after the connector of a DisplayPort hub has come back."""
+    connection: Connection
     modes: tuple[Mode, ...]
     crtcs: tuple[int, ...]
     """The ids of the CRTCs that can drive it."""
@@ -60,15 +87,32 @@ class CardConnector(msgspec.Struct, frozen=True):
     """The id of the CRTC that drives it; 0: none does."""
     link_failed: bool = False
     """The kernel says that the link has failed (`link-status` is BAD): the mode has to be set again."""
+    path_name: str = ""
+    """`path:` and the PATH property, which names a connector of a DisplayPort hub; empty: it is no such connector."""
+    edid_name: str = ""
+    """`edid:`, and the maker, product and serial number of the monitor; empty: unknown."""
+    orientation: str = ""
+    """How the panel is mounted (`panel orientation`), as `Left Side Up`; empty: unknown."""
+
+    @property
+    def can_be_lit(self) -> bool:
+        """Whether a monitor is connected, or may be."""
+        return self.connection is Connection.CONNECTED or (self.connection is Connection.UNKNOWN and bool(self.modes))
 
 
 class Plane(msgspec.Struct, frozen=True):
-    """A plane: whether it is a primary plane, the CRTCs it can be on, and the formats (DRM fourccs) it can show."""
+    """A plane: whether it is a primary plane, the CRTCs it can be on, and the formats (DRM fourccs) it can show in a linear layout."""
 
     id: int
     primary: bool
     crtcs: tuple[int, ...]
     formats: frozenset[int]
+    ignores_alpha: bool = True
+    """Whether pixels with alpha look as those without, on a plane with nothing but black below it. Otherwise they may be darker."""
+
+    def can_replace(self, other: Plane, formats: Set[int]) -> bool:
+        """Return whether this plane shows framebuffers of these formats as the other one does."""
+        return formats <= self.formats and (self.ignores_alpha or not other.ignores_alpha)
 
 
 class Mastership(enum.Enum):
@@ -97,9 +141,10 @@ class Mastership(enum.Enum):
                 return "another program is DRM master"
 
 
-def sysfs_path_of(node: os.stat_result) -> str:
-    """Return the sysfs path of the device behind a device node. The path says where in the machine the device is."""
-    return os.path.realpath(f"/sys/dev/char/{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}/device")
+_CONNECTIONS: Final = {
+    uapi.DRM_MODE_CONNECTED: Connection.CONNECTED,
+    uapi.DRM_MODE_DISCONNECTED: Connection.DISCONNECTED,
+}
 
 
 class DrmDevice:
@@ -118,6 +163,7 @@ class DrmDevice:
         self.fd = self._open()
         try:
             self.sysfs_path = self._read_sysfs_path()
+            self.bus_path = self._read_bus_path()
             for capability in (uapi.DRM_CLIENT_CAP_UNIVERSAL_PLANES, uapi.DRM_CLIENT_CAP_ATOMIC):
                 argument = uapi.drm_set_client_cap(capability=capability, value=1)
                 failed = self.try_ioctl(uapi.DRM_IOCTL_SET_CLIENT_CAP, argument)
@@ -128,7 +174,8 @@ class DrmDevice:
             self.imports = bool(self._capability(uapi.DRM_CAP_PRIME) & uapi.DRM_PRIME_CAP_IMPORT)
             self._modifiers = bool(self._capability(uapi.DRM_CAP_ADDFB2_MODIFIERS))
             self._ids: dict[tuple[str, int], dict[str, int]] = {}
-            self._names: dict[int, str] = {}
+            self._properties: dict[int, Property] = {}
+            """Their descriptions, by id."""
             self.crtcs, self.connector_ids = self._read_resources()
             self.planes = self._read_planes()
         except BaseException:
@@ -144,6 +191,10 @@ class DrmDevice:
         A card that comes back has the same path, but perhaps another number.
         """
         return sysfs_path_of(os.fstat(self.fd))
+
+    def _read_bus_path(self) -> str:
+        """Return where in the machine the card is, as in /dev/dri/by-path; empty: unknown."""
+        return bus_path(Path(self.path), self.sysfs_path)
 
     def close(self) -> None:
         """Close the file. The kernel frees the objects made through it, and mastership ends. Later ioctls fail with CardGone.
@@ -248,13 +299,30 @@ class DrmDevice:
             plane_id=identity, count_format_types=count.count_format_types, format_type_ptr=formats.buffer_info()[0]
         )
         self.ioctl("get plane", uapi.DRM_IOCTL_MODE_GETPLANE, argument)
-        kind = self.values("plane", identity)["type"]
+        values = self.values("plane", identity)
         return Plane(
             identity,
-            kind == uapi.DRM_PLANE_TYPE_PRIMARY,
+            values["type"] == uapi.DRM_PLANE_TYPE_PRIMARY,
             self._from_mask(argument.possible_crtcs),
-            frozenset(list(formats)[: argument.count_format_types]),
+            linear_formats(
+                self.read_blob(values.get("IN_FORMATS", 0)), frozenset(list(formats)[: argument.count_format_types])
+            ),
+            self._ignores_alpha(identity),
         )
+
+    def _ignores_alpha(self, plane: int) -> bool:
+        # drm_blend.c: "Not all devices support pre-multiplied blend mode". A driver without the property does not say what it does.
+        if BLEND_MODE in self._ids["plane", plane]:
+            return not OPAQUE_BLENDING.isdisjoint(self.describe("plane", plane, BLEND_MODE).names)
+        return self._read_driver() in OPAQUE_DRIVERS
+
+    def _read_driver(self) -> str:
+        """Return the name of the card's driver (DRM_IOCTL_VERSION); empty: unknown."""
+        name = ctypes.create_string_buffer(64)
+        argument = uapi.drm_version(name_len=ctypes.sizeof(name), name=ctypes.addressof(name))
+        if self.try_ioctl(uapi.DRM_IOCTL_VERSION, argument):
+            return ""
+        return name.raw[: argument.name_len].rstrip(b"\0").decode("ascii", "replace")
 
     def _from_mask(self, mask: int) -> tuple[int, ...]:
         return tuple(crtc for index, crtc in enumerate(self.crtcs) if mask >> index & 1)
@@ -273,15 +341,34 @@ class DrmDevice:
         )
         self.ioctl("get properties", uapi.DRM_IOCTL_MODE_OBJ_GETPROPERTIES, argument)
         there = list(ids)[: argument.count_props]
-        self._ids[kind, identity] = {self._name(prop): prop for prop in there}
-        return {self._name(prop): value for prop, value in zip(there, values, strict=False)}
+        self._ids[kind, identity] = {self._describe(prop).name: prop for prop in there}
+        return {self._describe(prop).name: value for prop, value in zip(there, values, strict=False)}
 
-    def _name(self, prop: int) -> str:
-        if prop not in self._names:
-            what = uapi.drm_mode_get_property(prop_id=prop)
-            self.ioctl("get property", uapi.DRM_IOCTL_MODE_GETPROPERTY, what)
-            self._names[prop] = what.name.decode("ascii", "replace")
-        return self._names[prop]
+    def describe(self, kind: str, identity: int, name: str) -> Property:
+        """Return a property's description. Raises DrmError; ENOENT: the object has no such property."""
+        return self._describe(self.property(kind, identity, name))
+
+    def _describe(self, prop: int) -> Property:
+        if prop not in self._properties:
+            count = uapi.drm_mode_get_property(prop_id=prop)
+            self.ioctl("get property", uapi.DRM_IOCTL_MODE_GETPROPERTY, count)
+            values = array("Q", bytes(8 * max(1, count.count_values)))
+            names = (uapi.drm_mode_property_enum * max(1, count.count_enum_blobs))()
+            argument = uapi.drm_mode_get_property(
+                prop_id=prop,
+                values_ptr=values.buffer_info()[0],
+                enum_blob_ptr=ctypes.addressof(names),
+                count_values=count.count_values,
+                count_enum_blobs=count.count_enum_blobs,
+            )
+            self.ioctl("get property", uapi.DRM_IOCTL_MODE_GETPROPERTY, argument)
+            self._properties[prop] = Property.of(
+                argument.name.decode("ascii", "replace"),
+                argument.flags,
+                list(values)[: argument.count_values],
+                [(n.name.decode("ascii", "replace"), n.value) for n in list(names)[: argument.count_enum_blobs]],
+            )
+        return self._properties[prop]
 
     def property(self, kind: str, identity: int, name: str) -> int:
         """Return a property's id. Raises DrmError; ENOENT: the object has no such property."""
@@ -339,20 +426,44 @@ class DrmDevice:
             else "Unknown"
         )
         crtcs = {crtc for encoder in list(encoders)[: argument.count_encoders] for crtc in self._encoder_crtcs(encoder)}
-        connected = argument.connection == uapi.DRM_MODE_CONNECTED
         values = self.values("connector", identity)
+        path = self._property_bytes(values.get("PATH", 0)).rstrip(b"\0").decode("utf-8", "replace")
         return CardConnector(
             identity,
             f"{kind}-{argument.connector_type_id}",
-            connected,
+            _CONNECTIONS.get(argument.connection, Connection.UNKNOWN),
             tuple(
-                Mode(m.hdisplay, m.vdisplay, m.vrefresh, bool(m.type & uapi.DRM_MODE_TYPE_PREFERRED), bytes(m))
-                for m in list(modes)[: argument.count_modes if connected else 0]
+                Mode(
+                    m.hdisplay,
+                    m.vdisplay,
+                    m.vrefresh,
+                    bool(m.type & uapi.DRM_MODE_TYPE_PREFERRED),
+                    bytes(m),
+                    bool(m.flags & uapi.DRM_MODE_FLAG_INTERLACE),
+                )
+                for m in list(modes)[: argument.count_modes]
             ),
             tuple(crtc for crtc in self.crtcs if crtc in crtcs),
             values.get("CRTC_ID", 0),
             values.get("link-status", 0) == uapi.DRM_MODE_LINK_STATUS_BAD,
+            f"path:{path}" if path else "",
+            edid_name(self._property_bytes(values.get("EDID", 0))),
+            self._orientation(identity, values),
         )
+
+    def _property_bytes(self, blob: int) -> bytes:
+        """Return a property's blob; empty if there is none, or it has just been replaced."""
+        try:
+            return self.read_blob(blob)
+        except DrmError:
+            return b""
+
+    def _orientation(self, connector: int, values: dict[str, int]) -> str:
+        """Return how the panel is mounted; empty: unknown."""
+        if "panel orientation" not in values:
+            return ""
+        names = self.describe("connector", connector, "panel orientation").names
+        return next((name for name, value in names.items() if value == values["panel orientation"]), "")
 
     def _encoder_crtcs(self, identity: int) -> tuple[int, ...]:
         argument = uapi.drm_mode_get_encoder(encoder_id=identity)

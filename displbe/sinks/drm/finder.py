@@ -11,8 +11,9 @@ from pathlib import Path
 
 import structlog
 
+from .binding import canonical
+from .bus_path import bus_path, sysfs_path_of
 from .card import Card
-from .device import sysfs_path_of
 from .errors import DrmError, Unfit
 
 __all__ = ["CardFinder"]
@@ -23,7 +24,7 @@ _log = structlog.get_logger("displbe.drm")
 class CardFinder:
     """Opens the cards in a directory of device nodes that are not open yet.
 
-    `wanted` is `[drm] device`: `auto`, or a card's path or name. `open_card` opens a card; it raises DrmError or
+    `wanted` is `[drm] device`: `auto`, or a card's path, name or place in the machine. `open_card` opens a card; it raises DrmError or
     OSError.
     """
 
@@ -80,7 +81,11 @@ class CardFinder:
         if self._wanted == "auto":
             return nodes
         known = self._wanted_sysfs_path
-        return [node for node in nodes if known and _sysfs_path(node) == known] or [self._directory / self._wanted]
+        found = [node for node in nodes if known and _sysfs_path(node) == known]
+        if not found:
+            place = canonical(self._wanted)
+            found = [node for node in nodes if canonical(bus_path(node, _sysfs_path(node))) == place]
+        return found or [self._directory / self._wanted]
 
 
 def _sysfs_path(node: Path) -> str:

@@ -9,23 +9,24 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-import trio
-
 from displbe.sinks.base import SinkError, view_of
-from displbe.sinks.convert import CONVERTED
+from displbe.sinks.convert import TARGETS
+from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import HypervisorError
 
-from .atomic import Pipe
-from .buffer import DrmBuffer
+from .buffer import DrmBuffer, ScanoutFormat
 from .device import Mode
-from .errors import CardGone, DrmError
+from .errors import CardGone, DrmError, NoResources
 from .scanout import ScanoutPipe
+from .worker import in_worker
 
 __all__ = ["FramebufferSet"]
 
-XR24: Final = fourcc("XR24")
+YUYV: Final = fourcc("YUYV")
+_WITH_ALPHA: Final = {entry.opaque: entry.code for entry in FORMATS.values() if entry.code != entry.opaque}
+"""A format without alpha -> the same format with alpha."""
 ZERO_COPY_OFF: Final = "zero-copy is off"
 
 
@@ -58,41 +59,51 @@ class FramebufferSet:
         """The ids of the card's framebuffers over guests' pages."""
         return {buffer.fb for buffer in self.buffers} - {0}
 
-    def scanout_format(self, pipe: Pipe | None, fourcc: int) -> int:
+    def scanout_format(self, scanout: ScanoutPipe | None, fourcc: int) -> ScanoutFormat:
         """Return the format of the plane's framebuffer for pixels of this format.
 
         Raises SinkError EINVAL if the plane cannot show them.
 
-        It is the guest's format, or the same format without alpha: there is nothing below a full screen to blend with.
-        If the plane supports neither, it is the format to which copying can convert.
+        It is the guest's format without alpha: there is nothing below a full screen to blend with. If the plane lacks
+        that, it is the same format with alpha, if the plane ignores alpha there. Else frames are converted, which sets
+        alpha: a guest that draws without alpha may leave 0 there, which a plane may take for transparent.
         """
         opaque = FORMATS[fourcc].opaque
-        if pipe is None:
-            return opaque
-        for code in (fourcc, opaque):
-            if code in pipe.plane.formats:
-                return code
-        if fourcc in CONVERTED and XR24 in pipe.plane.formats and not self.copy_forbidden:
-            return XR24
-        raise self._no_format(fourcc)
-
-    def _no_format(self, fourcc: int) -> SinkError:
-        return SinkError(Errno.EINVAL, f"{self._name} cannot show {fourcc_name(fourcc)}")
+        if scanout is None:
+            return ScanoutFormat(opaque)
+        plane, twin = scanout.pipe.plane, _WITH_ALPHA.get(opaque, opaque)
+        # YUYV's pixels cannot be turned one by one, so a turned screen shows it converted to RGB.
+        if opaque in plane.formats and not (opaque == YUYV and scanout.turn is not Turn.NONE):
+            return ScanoutFormat(opaque)
+        if twin in plane.formats and plane.ignores_alpha and opaque != YUYV:
+            return ScanoutFormat(twin)
+        reason = f"{self._name} cannot show {fourcc_name(fourcc)}"
+        if twin in plane.formats and twin != opaque:
+            reason += f" except as {fourcc_name(twin)}, which may be blended by alpha that the guest has not drawn"
+        found = next((code for code in (twin, *TARGETS) if code in plane.formats and code in TARGETS), 0)
+        if not found:
+            known = ", ".join(sorted(map(fourcc_name, plane.formats)))
+            raise SinkError(Errno.EINVAL, f"{reason}, nor any format that displbe converts to; it shows {known}")
+        if self.copy_forbidden:
+            raise SinkError(Errno.EINVAL, f'{reason}; zero-copy = "auto" lets displbe convert it')
+        return ScanoutFormat(found, reason)
 
     async def prepare(self, scanout: ScanoutPipe, buffer: DrmBuffer, modes: Sequence[Mode]) -> None:
         """Import a buffer; if that is not possible or not wanted, map it for copying.
 
         Raises SinkError if neither can be done. Raises CardGone, which says nothing about the buffer.
         """
-        if buffer.converted:
-            self.refuse(buffer, self._no_format(buffer.geometry.fourcc))
+        if buffer.format.conversion:
+            self.refuse(buffer, SinkError(Errno.EINVAL, buffer.format.conversion))
         elif self._zero_copy != "off":
             device = scanout.pipe.device
             try:
                 dmabuf = await buffer.guest.dmabuf()
                 buffer.from_card = any(allocation.fd == dmabuf for allocation in device.allocations)
-                buffer.fb = await trio.to_thread.run_sync(scanout.import_buffer, buffer, dmabuf, modes)
+                buffer.fb = await in_worker(scanout.import_buffer, buffer, dmabuf, modes)
                 return
+            except NoResources as error:  # it says nothing about the buffer
+                raise SinkError(Errno.ENOMEM, str(error)) from error
             except (DrmError, HypervisorError) as error:
                 if isinstance(error, CardGone) and device.gone():
                     raise
@@ -109,7 +120,7 @@ class FramebufferSet:
         for buffer in list(self.buffers):
             if not buffer.fb and not buffer.refused:
                 try:
-                    buffer.fourcc = self.scanout_format(scanout.pipe, buffer.geometry.fourcc)
+                    buffer.format = self.scanout_format(scanout, buffer.geometry.fourcc)
                     await self.prepare(scanout, buffer, modes)
                 except SinkError:
                     if buffer is shown:
@@ -118,7 +129,7 @@ class FramebufferSet:
     def check_copy_allowed(self, error: Exception) -> None:
         """Raise SinkError if copying is forbidden; `error` says why a buffer cannot be shown without a copy."""
         if self.copy_forbidden:
-            raise SinkError(Errno.EINVAL, f"no zero copy: {error}") from error
+            raise SinkError(Errno.EINVAL, f'no zero copy: {error}; zero-copy = "auto" lets displbe copy') from error
 
     def refuse(self, buffer: DrmBuffer, error: Exception, *, lasting: bool = True) -> None:
         """Copy this buffer's frames from now on, or (not `lasting`) until the screen is switched on anew.

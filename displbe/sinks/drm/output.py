@@ -7,12 +7,16 @@ and the card's event ends the flip.
 A screen goes *dark* when the monitor, the card or DRM mastership is lost, or a commit fails. The guest does not notice:
 the clock ends its flips at the mode's rate. The card lights the screen again, with the guest's current frame, as soon
 as that is possible.
+
+A screen also goes dark when the guest removes the framebuffer on it. A frame of displbe's *covers* the screen then, in
+the same mode, and the guest's next flip shows its frame again without a mode change. Each mode change that a guest
+causes is charged to it (`Output.charge`). While it owes one, its screen stays dark.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -24,22 +28,28 @@ import trio
 from displbe.ops.log import SparseLog
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.copy_thread import CopyThread
-from displbe.sinks.flip import Flip, FlipClock
+from displbe.sinks.flip import Flip, FlipClock, FlipState
 from displbe.sinks.tasks import Tasks
+from displbe.sinks.turn import Turn
+from displbe.threads import run_in_thread_or_here
 from displbe.wire.errors import Errno, from_host
 from displbe.xen.port import GuestBuffer
 
 from .atomic import LATE, Pipe
+from .binding import Binding
 from .buffer import DrmBuffer
 from .copied_scanout import CopiedScanout
-from .device import CardConnector
+from .device import CardConnector, Connection, Mode
 from .direct_scanout import DirectScanout
 from .double_buffer import DumbAllocation
-from .errors import Busy, CardGone, DrmError, NotMaster, name_connector
+from .errors import Busy, CardGone, DrmError, NoResources, NotMaster, name_connector
+from .fallback_modes import FALLBACK_MODES
 from .framebuffers import FramebufferSet
-from .placement import placements
-from .scanout import ActiveMode, ScanoutPipe
-from .settings import DrmSettings
+from .mode_search import ModeSearch
+from .placement import Placement, placements, ranked_modes
+from .scanout import ActiveMode, ScanoutPipe, sideways_edid, upright
+from .settings import DrmSettings, ScreenSettings
+from .worker import in_worker, start_copy_thread
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
 
@@ -49,6 +59,21 @@ data of its event, so that the event identifies the output.
 """
 OFF: Final = "off"
 SWITCHING_ON: Final = "switching on"
+CARD_GONE: Final = "the card is gone"
+REMOVED: Final = "the guest has removed what it showed"
+HELD_BACK: Final = (
+    "the guest causes more mode changes than modesets-per-second in [limits] allows: dark until its next one"
+)
+CANNOT_TELL: Final = (
+    "the connector cannot tell whether a monitor is connected, and has no modes:"
+    ' connected = "always" in [drm.screens] lights it'
+)
+RETRY: Final = 5.0
+"""Seconds after which a picture that the card has refused in every mode is tried again, if no monitor changes before."""
+MOST_TRIES: Final = 64
+"""Maximum number of modes that are tried for one picture."""
+FLIP_POLL: Final = 0.001
+"""Seconds between two looks whether a flip has ended."""
 
 
 class ScreenState(enum.Enum):
@@ -72,6 +97,8 @@ class CardLink(msgspec.Struct):
     """Make the card look soon: something has failed, or can be done again."""
     why_not_master: Callable[[], str]
     """Return why displbe may not change the card's screens; empty: it may."""
+    other_pipes: Callable[[], Iterable[Pipe]]
+    """Return the pipes to this connector through CRTCs and planes that no output uses."""
 
 
 class _Wanted(msgspec.Struct):
@@ -87,6 +114,19 @@ class _LitScreen(msgspec.Struct, frozen=True):
 
     mode: ActiveMode
     scanout: DirectScanout | CopiedScanout
+    note: str = ""
+    """Why the mode is not the one that was wanted; empty: it is."""
+
+
+class _Dark(msgspec.Struct):
+    """When and how a screen that is not lit is lit again."""
+
+    missing: str = CARD_GONE
+    """Why the output is on no connector, while it is on none."""
+    covered: _LitScreen | None = None
+    """Set while displbe's own frame covers the screen: the mode that the screen still has."""
+    not_before: float = 0.0
+    """When the screen may be lit again, in seconds of trio's clock, unless a monitor or the guest's configuration changes."""
 
 
 class DrmOutput(Output):
@@ -94,7 +134,8 @@ class DrmOutput(Output):
 
     `clock` and `tasks` are the sink's. `released` is called when the guest gives the output back.
 
-    It has fourteen attributes of its own; the others are the contract's (`name`, `path`, `reason`, `flipped`).
+    It has sixteen attributes of its own, because it also keeps what outlives the card; the others are the contract's
+    (`name`, `path`, `reason`, `flipped`, `charge`, `copies`).
     """
 
     def __init__(
@@ -108,6 +149,8 @@ class DrmOutput(Output):
     ) -> None:
         super().__init__(name)
         self.key = key
+        self.binding = Binding(name)
+        """Which connectors the name stands for."""
         self.state = ScreenState.OFF
         self.reason = OFF
         self._settings = settings
@@ -123,6 +166,7 @@ class DrmOutput(Output):
         """The frame that the guest wants to show; None: the guest has switched the screen off."""
         self._lit: _LitScreen | None = None
         """Set while the state is LIT."""
+        self._dark = _Dark()
         self._copy_thread: CopyThread | None = None
         self._card_lock = trio.Lock()
         """Held while the output uses the card for something that may wait, so that the card is not closed meanwhile."""
@@ -132,31 +176,67 @@ class DrmOutput(Output):
         """The card's objects that are used for this output; None while the card is not there."""
         return self._link.scanout.pipe if self._link is not None else None
 
+    @property
+    def turn(self) -> Turn:
+        """How pictures lie on the panel."""
+        return self._link.scanout.turn if self._link is not None else Turn.NONE
+
     def attach_card(self, link: CardLink) -> None:
         """Use this connector of a card. The card's next `reconcile` lights the screen."""
         self._link = link
+        self.binding.attached(link.scanout.pipe.device, link.connector)
+        self._dark.not_before = 0.0
+
+    def wait_for_connector(self, reason: str) -> None:
+        """Take note of the reason why the output is on no connector."""
+        if self._link is None:
+            self._dark.missing = reason
+            if self._wanted is not None:
+                self._darken(reason)
+
+    async def leave_connector(self, reason: str) -> None:
+        """Switch the screen off and release everything of the connector: the output belongs on another, or on none now."""
+        async with self._card_lock:
+            self._dark.missing = reason
+            if self._wanted is not None:
+                self._darken(reason)
+            await self._quiet()
+            link = self._link
+            if link is None:
+                return
+            try:
+                await run_in_thread_or_here(link.scanout.switch_off)
+            except DrmError as error:
+                self._log.debug("cannot switch the screen off", reason=str(error))
+            finally:
+                self._link = None
+                framebuffers = self._framebuffers.fbs
+                self._framebuffers.forget_card()
+            for framebuffer in framebuffers:
+                await run_in_thread_or_here(link.scanout.remove, framebuffer)
 
     async def detach_card(self, reason: str) -> None:
         """Release everything of the card: it is gone, or about to be closed."""
         async with self._card_lock:
+            self._dark.missing = reason
             if self._wanted is not None:
                 self._darken(reason)
             await self._quiet()
             link, self._link = self._link, None
             if link is not None:
-                await trio.to_thread.run_sync(link.scanout.close)
+                await run_in_thread_or_here(link.scanout.close)
             self._framebuffers.forget_card()
 
     # Framebuffers
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
         async with self._card_lock:
-            fourcc = self._framebuffers.scanout_format(self.pipe, geometry.fourcc)
-            made = DrmBuffer(buffer, geometry, fourcc, self._remove)
             link = self._link
+            format = self._framebuffers.scanout_format(link.scanout if link else None, geometry.fourcc)
+            made = DrmBuffer(buffer, geometry, format, self._remove)
             if link is not None:
                 with suppress(CardGone):  # the buffer is prepared when the card is back
-                    await self._framebuffers.prepare(link.scanout, made, link.connector.modes)
+                    await self._framebuffers.prepare(link.scanout, made, self._modes(link))
             self._framebuffers.buffers.add(made)
             self._log.debug("framebuffer attached", path=made.path)
             return made
@@ -165,12 +245,11 @@ class DrmOutput(Output):
         """Remove a framebuffer that the guest takes back. When this returns, nothing scans it out or reads it."""
         async with self._card_lock:
             await self._quiet()
-            wanted, link, lit = self._wanted, self._link, self._lit
+            wanted, link = self._wanted, self._link
             shown = wanted is not None and wanted.buffer is buffer
             if buffer.fb and link is not None:
-                if shown and lit is not None and isinstance(lit.scanout, DirectScanout):
-                    await self._replace_last_frame(link.scanout, lit.mode, buffer)
-                await trio.to_thread.run_sync(link.scanout.remove, buffer.fb)
+                await self._take_off_screen(link, buffer)
+                await run_in_thread_or_here(link.scanout.remove, buffer.fb)
             self._framebuffers.buffers.discard(buffer)
             buffer.fb, buffer.view = 0, None
             if wanted is not None and wanted.buffer is buffer:
@@ -180,18 +259,66 @@ class DrmOutput(Output):
                 link.look_soon()
             self._watch()
 
-    async def _replace_last_frame(self, scanout: ScanoutPipe, mode: ActiveMode, buffer: DrmBuffer) -> None:
-        """Go dark, because the frame on the screen is about to be removed.
+    async def _take_off_screen(self, link: CardLink, buffer: DrmBuffer) -> None:
+        """Put another frame in the place of this one, if it is on the screen, because it is about to be removed.
 
-        With `on-exit = "keep"`, a copy of it takes its place.
+        With `on-exit = "keep"`, the other frame is a copy of it, otherwise it is black. If that is not possible, the screen
+        is switched off. The kernel would do so too, but it would lock all of the card's screens for that.
         """
-        self._set_dark("the guest has removed what it showed")
-        if self._settings.on_exit == "keep" and self._wanted is not None:
-            try:
+        scanout = link.scanout
+        with trio.move_on_after(LATE):  # the frame before the flip under way leaves the screen when the flip ends
+            while self._flip.state is FlipState.WAITING and self.state is ScreenState.LIT:
+                await trio.sleep(FLIP_POLL)
+        try:
+            if not await run_in_thread_or_here(scanout.shows, {buffer.fb}):
+                return
+            lit, wanted = self._lit, self._wanted
+            if wanted is not None:
+                self._set_dark(REMOVED)
+                self._charge()
+            if lit is not None and wanted is not None and await self._cover(scanout, buffer, wanted.part, lit):
+                return
+            await run_in_thread_or_here(scanout.switch_off)
+        except DrmError as error:
+            self._log.debug("cannot take a frame off the screen", reason=str(error))
+
+    async def _cover(self, scanout: ScanoutPipe, buffer: DrmBuffer, part: Part, lit: _LitScreen) -> bool:
+        """Cover the screen, in the mode that it has. Return False if that is not possible."""
+        keep = self._settings.on_exit == "keep"
+        try:
+            if keep:
                 await self._framebuffers.map(buffer)
-                await trio.to_thread.run_sync(scanout.freeze, buffer, self._wanted.part, mode)
-            except (DrmError, SinkError) as error:
-                self._warn("cannot keep the guest's last frame on the screen", str(error))
+            await in_worker(partial(scanout.cover, buffer, part, lit.mode, copy=keep))
+        except (DrmError, SinkError) as error:
+            self._warn("cannot cover the screen: it is switched off", str(error))
+            return False
+        self._dark.covered = lit
+        return True
+
+    def _uncover(self, buffer: DrmBuffer) -> bool:
+        """Enter LIT in the mode that the screen still has. The caller shows this buffer then.
+
+        Return False if the screen is not covered, or the guest has to wait.
+        """
+        covered = self._dark.covered
+        if covered is None or trio.current_time() < self._dark.not_before:
+            return False
+        self._enter_lit(covered.mode, buffer, covered.note)
+        return True
+
+    def _charge(self) -> None:
+        """Charge the guest for a mode change that it has caused. If it owes too many, the screen stays dark for a while."""
+        wait = self.charge()
+        if wait > 0:
+            self._darken(HELD_BACK)
+            self._dark.not_before = trio.current_time() + wait
+            self._tasks.start_soon(self._look_at, self._dark.not_before)
+
+    async def _look_at(self, when: float) -> None:
+        """Have the card look at this time."""
+        await trio.sleep_until(when)
+        if self._link is not None:
+            self._link.look_soon()
 
     # Switching on and off
 
@@ -225,11 +352,32 @@ class DrmOutput(Output):
 
     def _obstacle(self) -> str:
         """Return why the screen cannot show anything now; empty: it can."""
-        if self._link is None:
-            return "the card is gone"
-        if not self._link.connector.connected:
-            return "no monitor is connected"
-        return self._link.why_not_master()
+        link = self._link
+        if link is None:
+            return self._dark.missing
+        if not self._can_be_lit(link):
+            unknown = link.connector.connection is Connection.UNKNOWN
+            return CANNOT_TELL if unknown else "no monitor is connected"
+        return link.why_not_master()
+
+    def _screen(self, link: CardLink) -> ScreenSettings:
+        """Return the screen's settings."""
+        card, connector = link.scanout.pipe.device.name, link.connector.name
+        return self._settings.screen(self.name, f"{card}/{connector}", connector)
+
+    @property
+    def is_always_lit(self) -> bool:
+        """Whether the settings say that the screen is lit without a monitor, too."""
+        return self._link is not None and self._screen(self._link).connected == "always"
+
+    def _can_be_lit(self, link: CardLink) -> bool:
+        """Whether the screen is lit as far as the connector is concerned."""
+        return link.connector.can_be_lit or self._screen(link).connected == "always"
+
+    def _modes(self, link: CardLink) -> Sequence[Mode]:
+        """Return the modes that a picture may be shown in, with their sizes as they are seen."""
+        modes = (link.connector.modes or FALLBACK_MODES) if self._can_be_lit(link) else ()
+        return upright(modes, link.scanout.turn)
 
     async def reconcile(self, connector: CardConnector) -> None:
         """Make the screen show the guest's frame, if it does not; `connector` is the connector as last probed.
@@ -240,7 +388,12 @@ class DrmOutput(Output):
             link, wanted = self._link, self._wanted
             if link is None:
                 return
-            before, link.connector = link.connector, connector
+            before = link.connector
+            if not connector.modes and self._screen(link).connected == "always":
+                # The line that detects the cable may be loose: the monitor's modes stay known.
+                connector = msgspec.structs.replace(connector, modes=before.modes)
+            link.connector = connector
+            self.binding.attached(link.scanout.pipe.device, connector)
             # Each probe reports a failed link again. The mode is set once for each probe.
             changed = connector.modes != before.modes or (connector is not before and connector.link_failed)
             if wanted is None or wanted.buffer is None:
@@ -249,21 +402,31 @@ class DrmOutput(Output):
             if obstacle:
                 await self._lose_screen(link, obstacle)
                 return
+            if changed:
+                self._dark.not_before = 0.0
+            elif self._lit is None and trio.current_time() < self._dark.not_before:
+                return
             try:
-                if self._lit is None or changed or not await self._is_still_shown(link, self._lit):
+                if not changed and self._lit is None and self._uncover(wanted.buffer):
+                    assert self._lit is not None
+                    self._show(self._lit, wanted.buffer, self._flip.renew())
+                    self._watch()
+                elif self._lit is None or changed or not await self._is_still_shown(link, self._lit):
                     self._set_dark(SWITCHING_ON)
                     await self._switch_on(link, wanted.buffer, wanted.part)
             except (DrmError, SinkError) as error:
+                if _refusal(error) is not None:
+                    self._dark.not_before = trio.current_time() + RETRY
                 self._darken(str(error))
 
     async def _lose_screen(self, link: CardLink, obstacle: str) -> None:
         """Go dark and switch the screen off: the monitor is unplugged, or another program has become DRM master."""
-        was_lit = self.state is ScreenState.LIT
+        was_lit = self.state is ScreenState.LIT or self._dark.covered is not None
         self._darken(obstacle)
         if was_lit:
             await self._quiet()
             try:
-                await trio.to_thread.run_sync(link.scanout.switch_off)
+                await run_in_thread_or_here(link.scanout.switch_off)
             except DrmError as error:
                 self._log.debug("cannot switch the screen off", reason=str(error))
 
@@ -277,19 +440,68 @@ class DrmOutput(Output):
             ours = {buffers.front.fb, buffers.back.fb}
         else:
             ours = self._framebuffers.fbs
-        return await trio.to_thread.run_sync(link.scanout.shows, ours)
+        return await in_worker(link.scanout.shows, ours)
 
     async def _switch_on(self, link: CardLink, buffer: DrmBuffer, part: Part) -> None:
         """Switch the screen on with this frame. Raises DrmError, SinkError; the screen then stays as it was, or dark."""
         await self._quiet()
-        framebuffers, modes = self._framebuffers, link.connector.modes
+        modes = self._modes(link)
+        await self._framebuffers.prepare_all(link.scanout, buffer, modes)
         where = placements(modes, part.width, part.height, self._settings.scale)
-        await framebuffers.prepare_all(link.scanout, buffer, modes)
+        try:
+            await self._show_in(link.scanout, buffer, part, where)
+        except (DrmError, SinkError) as error:
+            refusal = _refusal(error)
+            if refusal is None or not await self._try_others(link, buffer, part, where, refusal):
+                raise
+
+    async def _try_others(
+        self, link: CardLink, buffer: DrmBuffer, part: Part, where: Sequence[Placement], refusal: DrmError
+    ) -> bool:
+        """Try the other CRTCs and modes after the card has refused the best ones. Return whether the frame is shown.
+
+        The card may refuse a mode because the link or the memory is too slow for it (ENOSPC), also where other screens
+        share them, or because this CRTC cannot drive it (EINVAL). Raises DrmError, SinkError.
+        """
+        scanout, first, tried = link.scanout, link.scanout.pipe, {placement.mode for placement in where}
+        formats = {each.format.fourcc for each in self._framebuffers.buffers}
+        search = ModeSearch(buffer.format.fourcc, scanout.turn)
+        try:
+            for mode in ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[:MOST_TRIES]:
+                others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
+                for pipe in others if mode in tried else [first, *others]:
+                    if not await in_worker(search.passes, pipe, mode):
+                        continue
+                    if pipe != first and pipe not in link.other_pipes():  # another output has taken it meanwhile
+                        continue
+                    scanout.pipe = pipe
+                    wanted = where[0].mode
+                    note = f"{wanted} was refused ({refusal}): {mode} is used" if mode not in tried else ""
+                    ways = placements([mode], part.width, part.height, self._settings.scale)
+                    try:
+                        await self._show_in(scanout, buffer, part, ways, note)
+                    except (DrmError, SinkError) as error:
+                        if first in link.other_pipes():
+                            scanout.pipe = first
+                        if _refusal(error) is None:
+                            raise
+                        continue
+                    self._warn("the card refused the mode", note or f"{wanted} ({refusal}): another CRTC is used")
+                    return True
+        finally:
+            await run_in_thread_or_here(search.close)
+        return False
+
+    async def _show_in(
+        self, scanout: ScanoutPipe, buffer: DrmBuffer, part: Part, where: Sequence[Placement], note: str = ""
+    ) -> None:
+        """Switch the screen on in one of these ways. `note` says why none is the best. Raises DrmError, SinkError."""
+        framebuffers = self._framebuffers
         refusal: DrmError | None = None
         if buffer.fb and not framebuffers.must_copy:
             try:
-                mode = await trio.to_thread.run_sync(partial(link.scanout.switch_on, buffer, part, where, copy=False))
-            except (NotMaster, CardGone, Busy):
+                mode = await in_worker(partial(scanout.switch_on, buffer, part, where, copy=False))
+            except (NotMaster, CardGone, Busy, NoResources):
                 raise
             except DrmError as error:
                 if framebuffers.copy_forbidden and not error.refuses_frame:
@@ -297,35 +509,51 @@ class DrmOutput(Output):
                 framebuffers.check_copy_allowed(error)
                 refusal = error
             else:
-                self._set_lit(mode, buffer)
+                self._set_lit(mode, buffer, note)
                 return
         await framebuffers.map_alike(buffer)
-        mode = await trio.to_thread.run_sync(partial(link.scanout.switch_on, buffer, part, where, copy=True))
+        self._copy_thread = self._copy_thread or start_copy_thread(self.name)
+        mode = await in_worker(partial(scanout.switch_on, buffer, part, where, copy=True))
         if refusal is not None:  # the copy is shown, so the refusal was about this buffer and not about the screen
             framebuffers.refuse(buffer, refusal, lasting=refusal.refuses_frame)
-        self._set_lit(mode, buffer)
+        self._set_lit(mode, buffer, note)
 
-    def _set_lit(self, mode: ActiveMode, shown: DrmBuffer) -> None:
+    def _set_lit(self, mode: ActiveMode, shown: DrmBuffer, note: str) -> None:
         """Enter LIT: the screen shows this frame now."""
-        self._stop_scanout()
-        self.state = ScreenState.LIT
-        if mode.copy is not None:
-            thread = self._copy_thread = self._copy_thread or CopyThread(self.name)
-            scanout = CopiedScanout(thread, mode.flip, mode.slot, mode.copy, self._on_failed)
-            self._lit = _LitScreen(mode, scanout)
-            self.path, self.reason = "copy", self._framebuffers.copy_reason
-        else:
-            direct = DirectScanout(mode.flip, mode.slot, self._tasks.start_soon, self._since_flip, self._on_failed)
-            self._lit = _LitScreen(mode, direct)
-            self.path, self.reason = "be-alloc" if shown.from_card else "zero copy", ""
+        lit = self._enter_lit(mode, shown, note)
         used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
         name = f"{used.width}x{used.height}@{used.refresh}"
-        self._log.info("output on", mode=name, target=target, path=self.path, reason=self.reason or None)
+        self._log.info(
+            "output on",
+            mode=name,
+            target=target,
+            rotate=self.turn.value or None,
+            path=self.path,
+            reason=self.reason or None,
+        )
         current = self._wanted.buffer if self._wanted is not None else None
         if current is not None and current is not shown:  # the guest has flipped meanwhile
-            self._show(self._lit, current, self._flip.renew())
+            self._show(lit, current, self._flip.renew())
         self._watch()
+
+    def _enter_lit(self, mode: ActiveMode, shown: DrmBuffer, note: str) -> _LitScreen:
+        """Enter LIT in a mode that the screen has."""
+        self._stop_scanout()
+        self.state = ScreenState.LIT
+        if mode.copy is not None:
+            assert self._copy_thread is not None
+            scanout = CopiedScanout(self._copy_thread, mode.flip, mode.slot, mode.copy, self._on_failed)
+            lit = _LitScreen(mode, scanout, note)
+            self.path = "copy"
+            self.reason = "; ".join(filter(None, (note, self._framebuffers.copy_reason)))
+        else:
+            direct = DirectScanout(mode.flip, mode.slot, self._tasks.start_soon, self._since_flip, self._on_failed)
+            lit = _LitScreen(mode, direct, note)
+            self.path, self.reason = "be-alloc" if shown.from_card else "zero copy", note
+        self._lit = lit
+        self._dark.not_before = 0.0
+        return lit
 
     def _darken(self, reason: str) -> None:
         """Enter DARK: the screen cannot show the guest's frames. Log that, and let the clock end the guest's flips."""
@@ -346,6 +574,7 @@ class DrmOutput(Output):
     def _stop_scanout(self) -> None:
         """Stop putting frames onto the screen. The caller sets the state."""
         lit, self._lit = self._lit, None
+        self._dark.covered = None
         self.path = ""
         if lit is None:
             return
@@ -365,7 +594,7 @@ class DrmOutput(Output):
             self._set_off()
             if self._link is not None:
                 try:
-                    await trio.to_thread.run_sync(self._link.scanout.switch_off)
+                    await run_in_thread_or_here(self._link.scanout.switch_off)
                 except DrmError as error:
                     self._warn("cannot switch the screen off", str(error))
         self._flip.end()
@@ -405,6 +634,11 @@ class DrmOutput(Output):
             if removed:  # until now there was no frame to watch
                 self._watch()
             return
+        if self._uncover(buffer):
+            assert self._lit is not None
+            self._show(self._lit, buffer, serial)
+            self._watch()
+            return
         self._flip.end_at_refresh()
         if removed and self._link is not None:  # now there is a frame to show again
             self._link.look_soon()
@@ -414,6 +648,7 @@ class DrmOutput(Output):
             lit.scanout.flip(buffer, serial)
             return
         self._darken("changing between zero copy and copy")
+        self._charge()
         if self._link is not None:
             self._link.look_soon()
 
@@ -427,6 +662,8 @@ class DrmOutput(Output):
             with suppress(SinkError):  # copying is forbidden: the screen stays dark until zero copy works
                 self._framebuffers.refuse(frame, error)
         self._darken(str(error))
+        if not isinstance(error, NotMaster | CardGone):
+            self._charge()
         if self._link is not None:
             self._link.look_soon()
 
@@ -446,11 +683,18 @@ class DrmOutput(Output):
     # EDID, memory, release
 
     async def edid(self) -> bytes | None:
+        """Return the monitor's EDID; if the panel is mounted sideways, one of its size as it is seen."""
         async with self._card_lock:
             link = self._link
-            if link is None or not link.connector.connected:
+            if link is None or link.connector.connection is Connection.DISCONNECTED:
                 return None
-            return await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
+            try:
+                edid = await in_worker(link.scanout.pipe.device.read_edid, link.connector.id)
+            except NoResources as error:
+                raise SinkError(Errno.ENOMEM, str(error)) from error
+            if edid is None or not link.scanout.turn.swaps_sides:
+                return edid
+            return sideways_edid(edid, self._modes(link))
 
     async def allocate(self, pages: int) -> Allocation:
         async with self._card_lock:
@@ -459,7 +703,7 @@ class DrmOutput(Output):
                 raise SinkError(Errno.ENODEV, f"{self.name}: the card is gone")
             try:
                 with name_connector(pipe.name):
-                    made = await trio.to_thread.run_sync(DumbAllocation, pipe.device, pages)
+                    made = await in_worker(DumbAllocation, pipe.device, pages)
             except DrmError as error:
                 raise SinkError(from_host(error.number), str(error)) from error
             pipe.device.allocations.add(made)
@@ -488,4 +732,10 @@ class DrmOutput(Output):
             self._wanted = None
             await self._quiet()
             self._set_off()
-            return await trio.to_thread.run_sync(link.scanout.leave)
+            return await run_in_thread_or_here(link.scanout.leave)
+
+
+def _refusal(error: DrmError | SinkError) -> DrmError | None:
+    """Return the card's refusal of a picture or a mode that an error is about; None: it is about something else."""
+    cause = error.__cause__ if isinstance(error, SinkError) else error
+    return cause if isinstance(cause, DrmError) and cause.refuses_frame else None

@@ -8,7 +8,7 @@ import msgspec
 
 from .device import Mode
 
-__all__ = ["Placement", "placements"]
+__all__ = ["Placement", "placements", "ranked_modes"]
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -43,9 +43,33 @@ def placements(modes: Sequence[Mode], width: int, height: int, scale: str) -> li
     return [*scaled, Placement(near, shown, centre), Placement(near, shown, centre, borders=True)]
 
 
+def ranked_modes(modes: Sequence[Mode], width: int, height: int, scale: str) -> list[Mode]:
+    """Return all modes, in the order in which they are tried for a picture of this size.
+
+    The modes of `placements` come first. Then come the other refresh rates of the first mode's size: the slower ones,
+    because a rate is refused where a link or the memory is too slow, then the faster ones. Then come the other sizes:
+    those that hold the whole picture, the smallest first, then those that show most of it. In each size, progressive
+    modes come before interlaced ones.
+    """
+    wanted = [placement.mode for placement in placements(modes, width, height, scale)]
+    if not wanted:
+        return []
+    first = wanted[0]
+
+    def rank(mode: Mode) -> tuple[object, ...]:
+        speed = mode.refresh > first.refresh, abs(mode.refresh - first.refresh)
+        if (mode.width, mode.height) == (first.width, first.height):
+            return 0, 0, mode.interlaced, speed
+        if mode.width >= width and mode.height >= height:
+            return 1, mode.width * mode.height, mode.interlaced, not mode.preferred, speed
+        return 2, -min(mode.width, width) * min(mode.height, height), mode.interlaced, not mode.preferred, speed
+
+    return list(dict.fromkeys((*wanted, *sorted(modes, key=rank))))
+
+
 def _best(modes: Sequence[Mode]) -> Mode:
-    """Return the preferred mode; if there is none, the fastest of the largest."""
-    return max(modes, key=lambda mode: (mode.preferred, mode.width * mode.height, mode.refresh))
+    """Return the preferred mode; if there is none, the fastest of the largest, progressive before interlaced."""
+    return max(modes, key=lambda mode: (mode.preferred, not mode.interlaced, mode.width * mode.height, mode.refresh))
 
 
 def _scaled(mode: Mode, width: int, height: int, scale: str) -> Iterator[Placement]:
@@ -61,7 +85,12 @@ def _nearest(modes: Sequence[Mode], width: int, height: int) -> Mode:
     """Return the smallest mode that holds the picture; if there is none, the one that shows most of it."""
     larger = [mode for mode in modes if mode.width >= width and mode.height >= height]
     if larger:
-        return min(larger, key=lambda mode: (mode.width * mode.height, not mode.preferred, -mode.refresh))
-    return max(
-        modes, key=lambda mode: (min(mode.width, width) * min(mode.height, height), mode.preferred, mode.refresh)
-    )
+        return min(
+            larger, key=lambda mode: (mode.width * mode.height, mode.interlaced, not mode.preferred, -mode.refresh)
+        )
+
+    def seen(mode: Mode) -> tuple[int, bool, bool, int]:
+        area = min(mode.width, width) * min(mode.height, height)
+        return area, not mode.interlaced, mode.preferred, mode.refresh
+
+    return max(modes, key=seen)

@@ -6,24 +6,56 @@ One caller at a time: the output holds its lock.
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from typing import Any, Final
 
 import msgspec
+import structlog
 
-from displbe.sinks.base import Part
-from displbe.sinks.frame_copy import frame_rows
-from displbe.wire.formats import FORMATS
+from displbe.sinks.base import CopyMemory, Part
+from displbe.sinks.convert import pixel_size
+from displbe.sinks.frame_copy import copy_frame, frame_rows
+from displbe.sinks.turn import Turn
+from displbe.wire.edid import sideways
 
-from .atomic import MODESET, TEST, Atomic, Pipe, PlaneConfig, full_state, off_state
+from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
 from .copied_scanout import CopyTarget
 from .device import Mode
-from .double_buffer import DoubleBuffer
+from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
-from .placement import Placement
+from .mode_search import ModeSearch
+from .neutral import commit_with, neutral_values
+from .placement import Placement, ranked_modes
 
-__all__ = ["ActiveMode", "ScanoutPipe"]
+__all__ = ["ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
+
+_log: Final[Any] = structlog.get_logger("displbe.drm")
+
+
+def upright(modes: Sequence[Mode], turn: Turn) -> tuple[Mode, ...]:
+    """Return a panel's modes with their sizes as they are seen when the panel is mounted with this turn."""
+    sizes = [turn.size(mode.width, mode.height) for mode in modes]
+    return tuple(
+        msgspec.structs.replace(mode, width=width, height=height)
+        for mode, (width, height) in zip(modes, sizes, strict=True)
+    )
+
+
+def sideways_edid(edid: bytes, modes: Sequence[Mode]) -> bytes | None:
+    """Return the EDID of a monitor that is mounted sideways, with its preferred mode; None: it is invalid. `modes` are upright."""
+    if not modes:
+        return None
+    mode = next((mode for mode in modes if mode.preferred), modes[0])
+    try:
+        return sideways(edid, mode.width, mode.height, mode.refresh) or None
+    except ValueError:  # an odd refresh rate
+        return None
+
+
+MOST_TESTS: Final = 8
+"""Maximum number of modes in which an imported framebuffer is tested."""
 
 
 class ActiveMode(msgspec.Struct, frozen=True):
@@ -41,13 +73,26 @@ class ActiveMode(msgspec.Struct, frozen=True):
 
 
 class ScanoutPipe:
-    """A pipe, and the blobs and buffers that were made on its card to show frames through it."""
+    """A pipe, and the blobs and buffers that were made on its card to show frames through it.
 
-    def __init__(self, pipe: Pipe) -> None:
+    All modes and placements that it is given are upright; `turn` is how pictures lie on the panel. `copies` returns what is
+    charged for the memory of copies.
+    """
+
+    def __init__(self, pipe: Pipe, turn: Turn = Turn.NONE, copies: Callable[[], CopyMemory] = CopyMemory) -> None:
         self.pipe = pipe
+        """Another pipe to the same connector may take its place before a mode is set."""
+        self.turn = turn
+        self._copies = copies
+        self._turns_copies = True
+        """Whether the plane is asked to turn copied frames. Otherwise they are turned as they are copied."""
+        self._left_alone: set[tuple[tuple[str, int], str]] = set()
+        """Objects and names of properties whose neutral values the card has refused."""
         self._mode_blob = 0
         """The property blob of the mode in use; 0: the pipe is off."""
         self._buffers: DoubleBuffer | None = None
+        self._cover: DumbBuffer | None = None
+        """The frame that takes the place of a guest's frame that is removed. It has the size of the shown part."""
 
     def import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
         """Make a framebuffer over a guest's pages and return its id.
@@ -62,17 +107,38 @@ class ScanoutPipe:
         if not device.imports:
             raise drm_error("import dma-buf", errno.EOPNOTSUPP)
         size = shape.width, shape.height
-        fb = device.import_framebuffer(dmabuf, *size, buffer.fourcc, shape.stride, shape.offset)
-        exact = [mode for mode in modes if (mode.width, mode.height) == size]
+        fb = device.import_framebuffer(dmabuf, *size, buffer.format.fourcc, shape.stride, shape.offset)
         try:
-            if exact:
-                self._commit(PlaneConfig(fb, (0, 0, *size), exact[0], (0, 0, *size)), "test zero copy", TEST)
+            self._test_import(fb, buffer.format.fourcc, size, modes)
         except DrmError as error:
             if error.refuses_frame or isinstance(error, CardGone):
                 self.remove(fb)
                 raise
             # Other errors say nothing about the buffer. For example, a file that is not master may not test.
         return fb
+
+    def _test_import(self, fb: int, fourcc: int, size: tuple[int, int], modes: Sequence[Mode]) -> None:
+        """Test a framebuffer in a mode of its size. Raises DrmError: the card would not show it.
+
+        A mode that the card refuses with a frame of ours, too, says nothing about the guest's: the link may be too slow for
+        it. The next mode of this size is tested then.
+        """
+        exact = [mode for mode in modes if (mode.width, mode.height) == size]
+        whole = 0, 0, *size
+        if self.turn is not Turn.NONE:
+            rotation(self.pipe, self.turn)
+        search = ModeSearch(fourcc, self.turn)
+        try:
+            for mode in ranked_modes(exact, *size, "none")[:MOST_TESTS]:
+                try:
+                    config = PlaneConfig(fb, whole, mode, self.turn.on_panel(whole, *size), self.turn)
+                    self._commit(config, "test zero copy", TEST)
+                    return
+                except DrmError as error:
+                    if not error.refuses_frame or search.passes(self.pipe, mode):
+                        raise
+        finally:
+            search.close()
 
     def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
         """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test.
@@ -82,13 +148,31 @@ class ScanoutPipe:
         device = self.pipe.device
         blob = device.create_blob(config.mode.raw)
         try:
-            Atomic(device, full_state(self.pipe, config, blob)).commit(operation, flags)
+            self._commit_neutral(full_state(self.pipe, config, blob), operation, flags)
         except DrmError:
             device.destroy_blob(blob)
             raise
         if flags & TEST == TEST:
             device.destroy_blob(blob)
         return blob
+
+    def _commit_neutral(self, state: Changes, operation: str, flags: int) -> None:
+        """Commit or test a state and neutral values of other properties, except those that the card refuses. Raises DrmError."""
+        pipe = self.pipe
+        objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
+        neutral = [
+            extra
+            for extra in neutral_values(pipe.device, *objects)
+            if extra.name not in state[extra.object] and (extra.object, extra.name) not in self._left_alone
+        ]
+        for extra, error in commit_with(pipe.device, state, neutral, operation, flags, pipe.name):
+            self._left_alone.add((extra.object, extra.name))
+            _log.warning(
+                "the card refuses a property's neutral value: what the last program set stays, and may change the picture",
+                connector=pipe.name,
+                property=extra.name,
+                reason=str(error),
+            )
 
     def remove(self, fb: int) -> None:
         """Remove a framebuffer. Switch off a plane that shows it, and wait for that.
@@ -117,23 +201,45 @@ class ScanoutPipe:
 
     def _show_directly(self, buffer: DrmBuffer, part: Part, placement: Placement) -> ActiveMode:
         source = part.x, part.y, *placement.shown
-        config = PlaneConfig(buffer.fb, source, placement.mode, placement.target)
-        active = self._show(config, placement, None)
+        mode = placement.mode
+        target = self.turn.on_panel(placement.target, mode.width, mode.height)
+        active = self._show(PlaneConfig(buffer.fb, source, mode, target, self.turn), placement, None)
         return msgspec.structs.replace(active, must_be_told=self.pipe.device.mark_dirty(buffer.fb))
 
     def _show_copy(self, buffer: DrmBuffer, part: Part, placement: Placement) -> ActiveMode:
-        mode, size, origin = placement.mode, placement.shown, (0, 0)
+        """Show copies of frames. They are turned by the plane if it can, else as they are copied."""
+        if self.turn is Turn.NONE:
+            return self._show_turned_copy(buffer, part, placement, Turn.NONE)
+        if self._turns_copies:
+            try:
+                rotation(self.pipe, self.turn)
+                return self._show_turned_copy(buffer, part, placement, Turn.NONE)
+            except DrmError as error:
+                if not error.refuses_frame:
+                    raise
+        active = self._show_turned_copy(buffer, part, placement, self.turn)
+        self._turns_copies = False
+        return active
+
+    def _show_turned_copy(self, buffer: DrmBuffer, part: Part, placement: Placement, in_copy: Turn) -> ActiveMode:
+        """Show frames that are turned by `in_copy` as they are copied; the plane does the rest of the turn."""
+        mode = placement.mode
+        by_plane = self.turn if in_copy is Turn.NONE else Turn.NONE
+        screen = mode.width, mode.height
+        size, origin, on_screen = placement.shown, (0, 0), placement.target
         if placement.borders:
-            size, origin = (mode.width, mode.height), placement.target[:2]
-        buffers = DoubleBuffer(self.pipe.device, (*size, FORMATS[buffer.fourcc].bits, buffer.fourcc))
+            size, on_screen = screen, (0, 0, *screen)
+            origin = in_copy.on_panel(placement.target, *screen)[:2]
+        size = in_copy.size(*size)
+        pixel = pixel_size(buffer.format.fourcc)
+        buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc), self._copies())
         try:
             assert buffer.view is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
-            offset = origin[1] * buffers.back.pitch + origin[0] * FORMATS[buffer.fourcc].bits // 8
-            target = CopyTarget(rows, buffers, offset, converted=buffer.converted)
+            offset = origin[1] * buffers.back.pitch + origin[0] * pixel
+            target = CopyTarget(rows, buffers, offset, bool(buffer.format.conversion), in_copy)
             target.copy(buffer.view)
-            on_screen = (0, 0, *size) if placement.borders else placement.target
-            config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, on_screen)
+            config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, self.turn.on_panel(on_screen, *screen), by_plane)
             return self._show(config, placement, target)
         except BaseException:
             buffers.close()
@@ -141,7 +247,10 @@ class ScanoutPipe:
 
     def _show(self, config: PlaneConfig, placement: Placement, copy: CopyTarget | None) -> ActiveMode:
         pipe, plane = self.pipe, ("plane", self.pipe.plane.id)
-        flip = Atomic(pipe.device, {plane: {"FB_ID": config.fb, "CRTC_ID": pipe.crtc}}, pipe.name)
+        changes = {"FB_ID": config.fb, "CRTC_ID": pipe.crtc}
+        if config.source[:2] != (0, 0):  # `cover` changes them
+            changes |= {"SRC_X": config.source[0] << 16, "SRC_Y": config.source[1] << 16}
+        flip = Atomic(pipe.device, {plane: changes}, pipe.name)
         blob = self._commit(config, "set mode", MODESET)
         if copy is not None:
             copy.buffers.swap()
@@ -153,10 +262,24 @@ class ScanoutPipe:
         """Return whether one of these framebuffers is on the plane. Raises DrmError."""
         return self.pipe.device.shown_framebuffer(self.pipe.plane.id) in framebuffers
 
-    def freeze(self, buffer: DrmBuffer, part: Part, active: ActiveMode) -> None:
-        """Replace a guest's frame on the screen by a copy of it. Raises DrmError."""
+    def cover(self, buffer: DrmBuffer, part: Part, active: ActiveMode, *, copy: bool) -> None:
+        """Take a guest's frame off the screen: put a black frame in its place, or a `copy` of it. The mode stays.
+
+        Raises DrmError; the frame is still on the screen then. Waits until the frame has left the screen, so that the
+        kernel need not take it off when it is removed: for that, the kernel locks all of the card's screens.
+        """
+        device, size, fourcc = self.pipe.device, active.placement.shown, buffer.format.fourcc
+        shape = (*size, 8 * pixel_size(fourcc), fourcc)
+        if self._cover is not None and self._cover.shape != shape:
+            self._free_cover()
         with name_connector(self.pipe.name):
-            self._show_copy(buffer, part, active.placement)
+            cover = self._cover = self._cover or DumbBuffer(device, *shape, self._copies())
+            if copy and buffer.view is not None:
+                rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
+                converted = bool(buffer.format.conversion)
+                copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=converted, into=fourcc)
+            changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
+            Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 
     def switch_off(self) -> None:
         """Switch the screen off, and free the buffers and blobs that were made for it.
@@ -174,20 +297,24 @@ class ScanoutPipe:
 
         Return False if there is none, or the kernel cannot do so.
         """
-        buffers = self._buffers
-        if buffers is None:
-            return False
+        buffers, cover = self._buffers, self._cover
         try:
-            buffers.front.leave()
+            if buffers is not None:
+                buffers.leave()
+            elif cover is not None and self.shows({cover.fb}):
+                cover.leave()
+                self._cover = None
+            else:
+                return False
         except DrmError:
             return False
-        buffers.back.close()
         self._buffers = None
         self._free()
         return True
 
     def _free(self) -> None:
         """Free the buffers and blobs of the previous mode."""
+        self._free_cover()
         buffers, self._buffers = self._buffers, None
         blob, self._mode_blob = self._mode_blob, 0
         if buffers is not None:
@@ -195,6 +322,11 @@ class ScanoutPipe:
         if blob:
             with suppress(DrmError):
                 self.pipe.device.destroy_blob(blob)
+
+    def _free_cover(self) -> None:
+        cover, self._cover = self._cover, None
+        if cover is not None:
+            cover.close()
 
     def close(self) -> None:
         """Free everything; the card is gone, or is being closed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -11,17 +12,21 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity, shortage
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.tasks import Tasks
+from displbe.sinks.turn import Turn
+from displbe.threads import NoThread, run_in_thread
 from displbe.xen.port import Unavailable
 
 from . import hotplug
+from .binding import Binding, Match, canonical, card_names, describe
 from .card import Card, CardState
-from .device import CardConnector, DrmDevice
+from .device import CardConnector, Connection, DrmDevice
 from .finder import CardFinder
 from .libseat import PLAIN, FileOpener, Libseat, find_libseat
-from .output import DrmOutput
+from .output import CARD_GONE, DrmOutput
 from .settings import DrmSettings
 
 __all__ = ["DrmSink", "NoCard"]
@@ -58,13 +63,13 @@ class DrmSink(Sink):
         self._finder = CardFinder(
             devices,
             settings.device,
-            lambda path: Card.open(path, opener, settings, open_device, self._attach_waiting),
+            lambda path: Card.open(path, opener, settings, open_device, self._attach_waiting, self._why_leave),
         )
         self._cards: dict[str, Card] = {}
         """By path."""
-        self._locations: dict[str, tuple[str, int]] = {}
-        """Connector's name, with the card's name (`card1/HDMI-A-1`) and without it -> the card's sysfs path, and the
-        connector's index on the card.
+        self._locations: dict[str, tuple[str, int | None]] = {}
+        """Connector's name in the form of `canonical`, with the card's name or place in the machine (`card1/HDMI-A-1`) and
+        without it -> the card's sysfs path, and the connector's index among those that no dock has (None: a dock has it).
         """
         self._search_now = trio.Event()
         self._next_key = 1
@@ -77,15 +82,20 @@ class DrmSink(Sink):
         if self._seat is None:
             await self._run(task_status)
             return
-        await trio.to_thread.run_sync(self._seat.connect, abandon_on_cancel=True)
+        with suppress(NoThread):  # the seat's task tries again
+            await run_in_thread(self._seat.connect, abandon_on_cancel=True)
         try:
             await self._run(task_status)
         finally:
             with trio.move_on_after(LEAVING, shield=True):
-                await trio.to_thread.run_sync(self._seat.leave, abandon_on_cancel=True)
+                with suppress(NoThread):  # the session manager sees the end of the process
+                    await run_in_thread(self._seat.leave, abandon_on_cancel=True)
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        found, refusals = await trio.to_thread.run_sync(self._finder.open_new, ())
+        try:
+            found, refusals = await run_in_thread(self._finder.open_new, ())
+        except OSError as error:
+            raise NoCard(f"the cards in {self._directory} cannot be opened: {shortage(error)}") from error
         if not found:
             raise NoCard(f"no usable DRM device in {self._directory} ({'; '.join(refusals) or 'there is none'})")
         for card in found:
@@ -110,14 +120,16 @@ class DrmSink(Sink):
             return
         self._cards[device.path] = card
         self._finder.opened(card)
-        for index, connector in enumerate(card.connectors):
+        fixed = _fixed(card)
+        for connector in card.connectors:
+            index = fixed.index(connector) if connector in fixed else None
             for name in _names(card, connector):
                 self._locations.setdefault(name, (device.sysfs_path, index))
             _log.debug(
                 "connector",
                 card=device.name,
                 connector=connector.name,
-                connected=connector.connected,
+                connected=connector.connection is Connection.CONNECTED,
                 modes=len(connector.modes),
             )
         card.look()
@@ -142,12 +154,12 @@ class DrmSink(Sink):
                 await self._search_now.wait()
             self._search_now = trio.Event()
             try:
-                found, _ = await trio.to_thread.run_sync(self._finder.open_new, tuple(self._cards))
+                found, _ = await run_in_thread(self._finder.open_new, tuple(self._cards))
                 for card in found:
                     _log.info("card found", card=card.device.name)
                     self._start(card)
             except Exception as error:  # for example, no thread can be started
-                self._warn("search for cards failed; tried again", type(error).__name__, level="exception")
+                self._warn("search for cards failed; tried again", brief(error), level=severity(error))
                 await trio.sleep(SEARCH)
                 self._search_now.set()
 
@@ -170,45 +182,123 @@ class DrmSink(Sink):
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
         if any(output.name == name for output in self.outputs.values()):
             raise OutputUnavailable(f"connector {name} is taken by another guest")
-        found = self._find(name)
-        if found is None and name not in self._locations:
-            known = ", ".join(sorted(name for name in self._locations if "/" not in name))
-            raise OutputUnavailable(f"no connector {name}; there are: {known}")
         key, self._next_key = self._next_key, self._next_key + 1
         released = partial(self._give_back, key)
         output = DrmOutput(name, key, self._settings, self._clock, self._tasks, released)
+        found = self._choose(output)
+        if found is None and not self._may_come(output.binding):
+            there = describe(connector for card in self._open_cards() for connector in card.connectors)
+            known = ", ".join(there or sorted(name for name in self._locations if "/" not in name))
+            raise OutputUnavailable(f"no connector {name}; there are: {known}")
         if found is not None:
             card, connector = found
-            card.attach(output, connector)
+            other = card.output_on(connector)
+            if other is None or other.binding.match(card.device, connector) is not Match.FOLLOWS:
+                card.attach(output, connector)
+            else:  # it leaves at the card's next look
+                card.look()
+        else:
+            output.wait_for_connector(self._why_missing(output.binding))
         self.outputs[key] = output
         self._search_now.set()
         return output
 
-    def _find(self, name: str) -> tuple[Card, CardConnector] | None:
-        """Return the connector of this name (`HDMI-A-1`, `card1/HDMI-A-1`).
+    def _open_cards(self) -> list[Card]:
+        return [card for card in self._cards.values() if card.state is CardState.OPEN]
 
-        If no connector has the name now, return the one at the location where this name was first seen. None: there is none.
+    def _may_come(self, binding: Binding) -> bool:
+        """Whether a connector that is not there may come: the name has been seen, or names a monitor, a dock or a place."""
+        name = f"{binding.card}/{binding.connector}" if binding.card else binding.connector
+        return name in self._locations or not binding.is_by_kernel_name or binding.names_a_place
+
+    def _choose(self, output: DrmOutput) -> tuple[Card, CardConnector] | None:
+        """Return the connector that an output belongs on now; None: there is none.
+
+        A connector with a monitor is better than one without; then, one that has the name is better than one that the
+        output would follow to. A connector that another output has is chosen only if the other one merely follows.
+        If no connector has the name, it is the connector at the location where this name was first seen.
         """
-        cards = [card for card in self._cards.values() if card.state is CardState.OPEN]
-        named = [(card, c) for card in cards for c in card.connectors if name in _names(card, c)]
-        if not named and name in self._locations:
-            path, index = self._locations[name]
-            there = [card for card in cards if card.device.sysfs_path == path]
-            named = [(card, c) for card in there for c in card.connectors[index : index + 1]]
-        return next((pair for pair in named if pair[1].connected), named[0] if named else None)
+        binding = output.binding
+        best: tuple[tuple[bool, int, Match], Card, CardConnector] | None = None
+        for card in self._open_cards():
+            for connector in card.connectors:
+                match = binding.match(card.device, connector)
+                if match is Match.NONE:
+                    continue
+                other = card.output_on(connector)
+                taken = other not in (None, output) and match <= other.binding.match(card.device, connector)
+                rank = not taken, _monitor_rank(connector), match
+                if best is None or rank > best[0]:
+                    best = rank, card, connector
+        if best is not None:
+            return best[1], best[2]
+        name = f"{binding.card}/{binding.connector}" if binding.card else binding.connector
+        path, index = self._locations.get(name, ("", None))
+        for card in self._open_cards():
+            fixed = _fixed(card)
+            if card.device.sysfs_path == path and index is not None and index < len(fixed):
+                return card, fixed[index]
+        return None
+
+    def _why_missing(self, binding: Binding) -> str:
+        """Return why an output is on no connector."""
+        cards = self._open_cards()
+        if binding.card and not any(binding.card in card_names(card.device) for card in cards):
+            return f"there is no card {binding.card} now" if cards else CARD_GONE
+        if not cards:
+            return CARD_GONE
+        if binding.is_by_kernel_name:
+            return f"there is no connector {binding.connector} now: is the dock plugged in?"
+        return f"no connector has {binding.connector}: displbectl check lists the names that there are"
 
     def _attach_waiting(self, card: Card) -> None:
-        """Attach the outputs that were waiting for this card."""
+        """Attach the outputs that wait for this card, and have another card look if they wait for that one."""
         for output in self.outputs.values():
-            found = self._find(output.name) if output.pipe is None else None
-            if found is not None and found[0] is card:
+            if output.pipe is not None:
+                continue
+            found = self._choose(output)
+            if found is None:
+                output.wait_for_connector(self._why_missing(output.binding))
+            elif found[0] is not card:
+                found[0].look()
+            else:
                 try:
                     card.attach(output, found[1])
                 except OutputUnavailable as error:
+                    output.wait_for_connector(str(error))
                     self._warn("connector not used", str(error), connector=output.name)
+
+    def _why_leave(self, card: Card, output: DrmOutput, connector: CardConnector | None) -> str:
+        """Return why an output may not stay on this connector of a card; empty: it may stay. None: the connector is gone."""
+        if connector is None:
+            return "the connector is gone: is the dock plugged in?"
+        binding = output.binding
+        match = binding.match(card.device, connector)
+        if not binding.is_by_kernel_name and connector.edid_name and match is Match.NONE:
+            return f"{connector.name} has another monitor: {connector.edid_name}"
+        if match is Match.FOLLOWS and self._is_wanted_by_name(card, connector):
+            return f"{connector.name} belongs to a guest that names it"
+        if connector.can_be_lit or output.is_always_lit:
+            return ""
+        found = self._choose(output)
+        if found is None or not found[1].can_be_lit or (found[0] is card and found[1].id == connector.id):
+            return ""
+        return f"the monitor is on {found[0].device.name}/{found[1].name} now"
+
+    def _is_wanted_by_name(self, card: Card, connector: CardConnector) -> bool:
+        """Whether an output without a connector names this one."""
+        waiting = (output for output in self.outputs.values() if output.pipe is None)
+        return any(output.binding.match(card.device, connector) is Match.NAMED for output in waiting)
 
     def claimed(self, name: str) -> Output | None:
         return next((output for output in self.outputs.values() if output.name == name), None)
+
+    def turn_of(self, name: str) -> Turn:
+        for output in self.outputs.values():
+            pipe = output.pipe
+            if pipe is not None and name in (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}"):
+                return output.turn
+        return Turn.NONE
 
     def _give_back(self, key: int) -> None:
         """Forget an output that its guest has given back."""
@@ -217,6 +307,17 @@ class DrmSink(Sink):
             card.outputs.pop(key, None)
 
 
-def _names(card: Card, connector: CardConnector) -> tuple[str, str]:
-    """Return the names by which a connector can be claimed."""
-    return connector.name, f"{card.device.name}/{connector.name}"
+def _names(card: Card, connector: CardConnector) -> set[str]:
+    """Return the names by which a connector can be claimed while its card is away, in the form of `canonical`."""
+    name = canonical(connector.name)
+    return {name, *(f"{card_name}/{name}" for card_name in card_names(card.device))}
+
+
+def _fixed(card: Card) -> list[CardConnector]:
+    """Return a card's connectors without those of docks."""
+    return [connector for connector in card.connectors if not connector.path_name]
+
+
+def _monitor_rank(connector: CardConnector) -> int:
+    """Return how sure it is that a connector has a monitor; more is better."""
+    return 2 if connector.connection is Connection.CONNECTED else int(connector.can_be_lit)

@@ -6,7 +6,7 @@ It has only what this sink uses. tests/unit/test_drm_uapi.py compares every size
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char, c_int32, c_uint16, c_uint32, c_uint64
+from ctypes import c_char, c_int32, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
 from struct import Struct
 from typing import Final
 
@@ -21,6 +21,20 @@ def _iowr(number: int, size: int) -> int:
 
 class drm_get_cap(ctypes.Structure):
     _fields_ = (("capability", c_uint64), ("value", c_uint64))
+
+
+class drm_version(ctypes.Structure):
+    _fields_ = (
+        ("version_major", c_int32),
+        ("version_minor", c_int32),
+        ("version_patchlevel", c_int32),
+        ("name_len", c_size_t),
+        ("name", c_void_p),
+        ("date_len", c_size_t),
+        ("date", c_void_p),
+        ("desc_len", c_size_t),
+        ("desc", c_void_p),
+    )
 
 
 class drm_set_client_cap(ctypes.Structure):
@@ -141,6 +155,10 @@ class drm_mode_get_property(ctypes.Structure):
     )
 
 
+class drm_mode_property_enum(ctypes.Structure):
+    _fields_ = (("value", c_uint64), ("name", c_char * 32))
+
+
 class drm_mode_fb_cmd2(ctypes.Structure):
     _fields_ = (
         ("fb_id", c_uint32),
@@ -215,6 +233,7 @@ drm_event: Final = Struct("=II")
 drm_event_vblank: Final = Struct("=IIQIIII")
 """type, length, user_data, tv_sec, tv_usec, sequence, crtc_id"""
 
+DRM_IOCTL_VERSION: Final = _iowr(0x00, ctypes.sizeof(drm_version))
 DRM_IOCTL_GEM_CLOSE: Final = _iow(0x09, ctypes.sizeof(drm_gem_close))
 DRM_IOCTL_GET_CAP: Final = _iowr(0x0C, ctypes.sizeof(drm_get_cap))
 DRM_IOCTL_SET_CLIENT_CAP: Final = _iow(0x0D, ctypes.sizeof(drm_set_client_cap))
@@ -251,9 +270,20 @@ DRM_MODE_OBJECT_CONNECTOR: Final = 0xC0C0C0C0
 DRM_MODE_OBJECT_PLANE: Final = 0xEEEEEEEE
 DRM_PLANE_TYPE_PRIMARY: Final = 1
 DRM_FORMAT_MOD_LINEAR: Final = 0
+FORMAT_BLOB_CURRENT: Final = 1
+DRM_MODE_PROP_RANGE: Final = 1 << 1
+DRM_MODE_PROP_IMMUTABLE: Final = 1 << 2
+DRM_MODE_PROP_BITMASK: Final = 1 << 5
 DRM_MODE_FB_MODIFIERS: Final = 1 << 1
 DRM_MODE_CONNECTED: Final = 1
+DRM_MODE_DISCONNECTED: Final = 2
 DRM_MODE_TYPE_PREFERRED: Final = 1 << 3
+DRM_MODE_TYPE_DRIVER: Final = 1 << 6
+DRM_MODE_FLAG_PHSYNC: Final = 1 << 0
+DRM_MODE_FLAG_NHSYNC: Final = 1 << 1
+DRM_MODE_FLAG_PVSYNC: Final = 1 << 2
+DRM_MODE_FLAG_NVSYNC: Final = 1 << 3
+DRM_MODE_FLAG_INTERLACE: Final = 1 << 4
 DRM_MODE_LINK_STATUS_BAD: Final = 1
 DRM_MODE_PAGE_FLIP_EVENT: Final = 0x01
 DRM_MODE_ATOMIC_TEST_ONLY: Final = 0x0100

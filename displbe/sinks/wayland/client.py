@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
 from displbe.sinks.base import Claimant
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.seat import Seats
@@ -20,6 +21,7 @@ from displbe.wire.errors import first_leaf
 
 from .buffers import DmabufHistory, ImportHistory
 from .conn import CompositorLost, Connection, Proxy, connect
+from .extensions import without_effect
 from .guest import WaylandGuest
 from .imports import BufferImports
 from .link import Link
@@ -112,7 +114,7 @@ class Client:
                 await trio.sleep(SEARCH)
                 continue
             except Exception as error:  # not only OSError: libwayland or pywayland may fail in other ways
-                self._say("cannot connect to the compositor; tried again", type(error).__name__, level="exception")
+                self._say("cannot connect to the compositor; tried again", brief(error), level=severity(error))
                 await trio.sleep(LAST_PAUSE)
                 continue
             waiting = False
@@ -121,7 +123,7 @@ class Client:
                 await self._serve(conn)
             except Exception as error:  # it costs this guest its connection, and no other guest anything
                 what = "cannot clean up a connection to the compositor; a new one is made"
-                self._say(what, type(error).__name__, level="exception")
+                self._say(what, brief(error), level=severity(error))
             pause = FIRST_PAUSE if trio.current_time() - began > SHORT else min(2 * pause, LAST_PAUSE)
             await trio.sleep(pause)
 
@@ -141,8 +143,8 @@ class Client:
             reason = str(first_leaf(lost))
             self._log.warning("compositor lost: the guest's outputs are dark until it is back", reason=reason)
         except* Exception as failed:
-            reason = type(first_leaf(failed)).__name__
-            self._say("connection to the compositor failed: a new one is made", reason, level="exception")
+            first = first_leaf(failed)
+            self._say("connection to the compositor failed: a new one is made", brief(first), level=severity(first))
         finally:
             with trio.CancelScope(shield=True):
                 await self._end(link)
@@ -160,6 +162,8 @@ class Client:
             presentation=link.presentation is not None,
             dmabuf=link.dmabuf is not None,
         )
+        for option, reason in without_effect(link, self._guest.settings).items():
+            self._say("option without effect", reason, option=option)
 
     def _open_surfaces(self, link: Link) -> None:
         """Open the surfaces. All buffers have been offered: a surface's protocol error must not be taken for a buffer's."""

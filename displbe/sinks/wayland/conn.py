@@ -25,7 +25,18 @@ from pywayland.client import Display
 from pywayland.protocol import wayland
 from pywayland.protocol_core import ArgumentType
 
-from .protocol import ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell
+from .protocol import (
+    fractional_scale,
+    idle_inhibit,
+    ivi_application,
+    linux_dmabuf,
+    presentation_time,
+    shortcuts_inhibit,
+    viewporter,
+    xdg_decoration,
+    xdg_output,
+    xdg_shell,
+)
 
 __all__ = ["CompositorLost", "Connection", "Global", "ProtocolError", "Proxy", "connect", "words"]
 
@@ -43,6 +54,10 @@ _VERSIONS: Final[dict[str, tuple[Any, int]]] = {
     "wp_presentation": (presentation_time.WpPresentation, 1),
     "zxdg_output_manager_v1": (xdg_output.ZxdgOutputManagerV1, 3),
     "zwp_linux_dmabuf_v1": (linux_dmabuf.ZwpLinuxDmabufV1, 5),
+    "wp_fractional_scale_manager_v1": (fractional_scale.WpFractionalScaleManagerV1, 1),
+    "zxdg_decoration_manager_v1": (xdg_decoration.ZxdgDecorationManagerV1, 1),
+    "zwp_idle_inhibit_manager_v1": (idle_inhibit.ZwpIdleInhibitManagerV1, 1),
+    "zwp_keyboard_shortcuts_inhibit_manager_v1": (shortcuts_inhibit.ZwpKeyboardShortcutsInhibitManagerV1, 1),
 }
 """Interface of a global that displbe uses -> the newest version that this package was written for."""
 _RELEASE_SINCE: Final = {"wl_output": 3, "wl_seat": 5, "wl_pointer": 3, "wl_keyboard": 3, "wl_touch": 3}
@@ -69,6 +84,7 @@ class Global:
 
 def _make_event_objects_nullable() -> None:
     """Let pywayland accept events whose objects are gone. By default it fails on them unless the protocol allows null."""
+    # The events of the other protocols name no objects.
     for module in (wayland, ivi_application, linux_dmabuf, presentation_time, viewporter, xdg_output, xdg_shell):
         for interface in vars(module).values():
             for event in getattr(interface, "events", ()):
@@ -226,6 +242,13 @@ class Connection:
     def keeps_up(self) -> bool:
         """Whether the socket has taken everything that was sent."""
         return not self._blocked.is_set()
+
+    @staticmethod
+    def check_sendable(fd: int) -> None:
+        """Check that a file can be sent. Raises OSError EMFILE if not: libwayland, which duplicates it, would end the process or the
+        connection (wl_closure_marshal in connection.c, wl_proxy_marshal in wayland-client.c).
+        """
+        os.close(os.dup(fd))
 
     async def aclose(self) -> None:
         """Disconnect. No object of this connection may be used afterwards."""

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from .conn import Connection, Global, Proxy
+from .cursor import SeatCursor
 from .dmabuf_feedback import DmabufFormats
 from .seat_devices import SeatDevices, SeatTarget
 from .wl_outputs import WlOutputs
 
-__all__ = ["Link"]
+__all__ = ["EXTENSIONS", "Link"]
+
+EXTENSIONS: Final = {
+    "wp_fractional_scale_manager_v1": "fractional-scale",
+    "zxdg_decoration_manager_v1": "xdg-decoration",
+    "zwp_idle_inhibit_manager_v1": "idle-inhibit",
+    "zwp_keyboard_shortcuts_inhibit_manager_v1": "keyboard-shortcuts-inhibit",
+}
+"""Globals that surfaces use where they are offered -> the names of their protocols."""
 
 
 class Link:
     """A connection and what its compositor offers; a global that it does not offer is None.
 
-    `changed` is called when outputs or dma-buf formats change. `find` returns the guest's output that a wl_surface belongs to, or None.
+    `changed` is called when outputs, seats or dma-buf formats change.
+
+    `find` returns the guest's output that a wl_surface belongs to, or None.
     """
 
     def __init__(
@@ -30,6 +42,8 @@ class Link:
         self.presentation: Proxy = None
         self.dmabuf: Proxy = None
         self.dmabuf_formats: DmabufFormats | None = None
+        self.extensions: dict[str, Proxy] = {}
+        """The globals of EXTENSIONS that the compositor offers."""
         self.shm_formats: set[int] = set()
         self.outputs = WlOutputs(conn, changed)
         self.seats: dict[int, SeatDevices] = {}
@@ -62,7 +76,11 @@ class Link:
             case "wl_output":
                 self.outputs.add(announced)
             case "wl_seat":
-                self.seats[announced.number] = SeatDevices(self.conn, announced, self._find)
+                cursor = SeatCursor(self.conn, lambda: (self.compositor, self.shm))
+                self.seats[announced.number] = SeatDevices(self.conn, announced, self._find, cursor)
+                self._changed()
+            case interface if interface in EXTENSIONS:
+                self.extensions[interface] = self.conn.bind(announced)
 
     def on_removed(self, removed: Global) -> None:
         """Release an output or a seat that the compositor has removed."""
@@ -70,6 +88,7 @@ class Link:
             self.outputs.remove(removed)
         elif removed.interface == "wl_seat":
             self.seats.pop(removed.number).close()
+            self._changed()
 
     @property
     def missing(self) -> str:
@@ -85,6 +104,12 @@ class Link:
         """Take the focus of all seats from an output whose surface is about to be destroyed."""
         for seat in self.seats.values():
             seat.leave(target)
+
+    def update_cursor(self, target: SeatTarget) -> None:
+        """Show or hide the cursors of all seats over an output's surface."""
+        for seat in self.seats.values():
+            seat.update_cursor(target)
+        self.conn.flush()
 
     def close(self) -> None:
         """Close the seats: the connection ends, and with it each focus."""

@@ -17,10 +17,11 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import shortage
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.flip import Flip
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import SeatEvent
+from displbe.sinks.seat import KeyboardEnter, SeatEvent
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
 from displbe.wire.xs import parse_number
@@ -28,6 +29,7 @@ from displbe.xen.port import GuestBuffer
 
 from .buffers import BufferState, WaylandBuffer, can_copy
 from .copies import CopyFrame, CopyPool, FrameCopying
+from .extensions import SurfaceOptions
 from .frame_digest import FrameDigest
 from .guest import WaylandGuest
 from .link import Link
@@ -41,6 +43,8 @@ LATE: Final = 0.2
 """Seconds after which displbe ends a flip that the compositor does not report on; the surface counts as hidden from then on."""
 ATTACH_PATIENCE: Final = 1.0
 """Maximum seconds that a guest's request waits for the compositor to accept its buffer. The guest expects the response within 3 s."""
+SHORT: Final = 1.0
+"""Seconds after which copying is tried again when there was no memory, file or thread for it."""
 RELEASE_PATIENCE: Final = 4.0
 """Maximum seconds that a guest's request waits for the compositor to release its pages. The guest itself gives up after 3 s."""
 
@@ -70,6 +74,8 @@ class WaylandOutput(Output):
         """The part of the framebuffer that the guest shows; None: the output is off."""
         self._digest = FrameDigest()
         self._watching = trio.CancelScope()
+        self._seat = guest.seats.window(guest.claimant.domid, name)
+        self._seat.on_change = self._follow_seat
         self.outputs_changed()
 
     # Buffers
@@ -140,6 +146,7 @@ class WaylandOutput(Output):
             raise buffer.failure
         self._current, self._part = buffer, part
         self._show()
+        self._follow_seat()
         await trio.lowlevel.checkpoint()
 
     async def disable(self) -> None:
@@ -151,10 +158,12 @@ class WaylandOutput(Output):
         self._close_surface("off", SurfaceState.CLOSED)
         self._copying.close_pools()
         self._flip.end()
+        self._follow_seat()
         await trio.lowlevel.checkpoint()
 
     async def release(self) -> None:
         self._ignore_flips()
+        self._seat.close()
         self._watching.cancel()
         await self.disable()
         await self._copying.close()
@@ -192,6 +201,7 @@ class WaylandOutput(Output):
         if link is not None:
             self._flip.period = link.outputs.period
             self.surface.move(link.outputs.find(self._wl_output_name))
+            self._follow_seat()
 
     @property
     def _wl_output_name(self) -> str:
@@ -206,11 +216,15 @@ class WaylandOutput(Output):
             settings.app_id.format(**names),
             ivi_id(self.name, settings.surfaces),
             settings.scale,
+            settings.pixels,
+            settings.decorations,
         )
+        more = SurfaceOptions(options.title, settings.inhibit_idle, settings.inhibit_shortcuts)
         try:
-            self.surface.open(link, options, link.outputs.find(self._wl_output_name))
+            self.surface.open(link, options, more, link.outputs.find(self._wl_output_name))
         except NoRole as error:
             self._darken(str(error))
+        self._follow_seat()
 
     def _close_surface(self, why: str, state: SurfaceState | None = None) -> None:
         if self._guest.link is not None and self.surface.is_open:
@@ -247,7 +261,24 @@ class WaylandOutput(Output):
 
     def tell(self, event: SeatEvent) -> None:
         """Pass an event of a seat to the guest."""
-        self._guest.seats.tell(self._guest.claimant.domid, self.name, event)
+        self._seat.tell(event)
+        if isinstance(event, KeyboardEnter) and self.surface.extensions is not None:
+            self.surface.extensions.on_keyboard_enter()
+
+    @property
+    def draws_cursor(self) -> bool:
+        """Whether the guest draws a cursor of its own over the surface. It draws nothing while its screen is off."""
+        policy = self._guest.settings.cursor
+        return self._part is not None and (self._seat.takes_pointer if policy == "auto" else policy == "hide")
+
+    def _follow_seat(self) -> None:
+        """Follow the guest: its screen is on or off, and it takes pointer and keyboard or not. Follow the compositor's seats."""
+        link, extensions = self._guest.link, self.surface.extensions
+        if extensions is not None:
+            extensions.inhibit_idle(self._part is not None)
+            extensions.inhibit_shortcuts(self._seat.takes_keyboard)
+        if link is not None:
+            link.update_cursor(self)
 
     # Frames
 
@@ -290,7 +321,8 @@ class WaylandOutput(Output):
         reported = is_visible and not surface.is_unreported
         if surface.gate.passes(link.conn, reported=reported):
             if buffer.state is BufferState.COPY:
-                self._copy(link, buffer, part)
+                if not self._copy(link, buffer, part):
+                    return False
             else:
                 self._commit(buffer, part, self._flip.serial)
             if not reported:
@@ -310,10 +342,26 @@ class WaylandOutput(Output):
 
     # Copying
 
-    def _copy(self, link: Link, buffer: WaylandBuffer, part: Part) -> None:
-        """Copy the frame in the thread; `_on_copied` commits it."""
-        if not self._copying.start(link, buffer, part, self._flip.serial):
+    def _copy(self, link: Link, buffer: WaylandBuffer, part: Part) -> bool:
+        """Copy the frame in the thread; `_on_copied` commits it. Return False if there are no resources for it. The surface then keeps the
+        frame that it has.
+        """
+        try:
+            started = self._copying.start(link, buffer, part, self._flip.serial, self.copies)
+        except OSError as error:
+            self._darken(f"the frame cannot be copied: {shortage(error)}")
+            if not self._copying.is_short:
+                self._copying.is_short = True
+                self._guest.tasks.start_soon(self._try_copying_again)
+            return False
+        if not started:
             self._guest.tasks.start_soon(self._show_after_copying, buffer)
+        return True
+
+    async def _try_copying_again(self) -> None:
+        await trio.sleep(SHORT)
+        self._copying.is_short = False
+        self._show()
 
     async def _show_after_copying(self, buffer: WaylandBuffer) -> None:
         """Show a frame of another shape when the frames of the old one have been copied."""

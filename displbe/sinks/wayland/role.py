@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections import deque
 from collections.abc import Callable
 from typing import ClassVar, Final
 
@@ -10,14 +11,19 @@ import msgspec
 
 from .conn import Proxy, words
 from .link import Link
+from .sizes import ONE, fit_units, units_of
 
-__all__ = ["IviRole", "NoRole", "Role", "RoleOptions", "XdgRole", "choose_role", "fit"]
+__all__ = ["DECORATIONS", "IviRole", "NoRole", "Role", "RoleOptions", "XdgRole", "choose_role"]
 
 MAXIMIZED: Final = 1
 FULLSCREEN: Final = 2
 TILED: Final = frozenset({5, 6, 7, 8})
 SUSPENDED: Final = 9
 """xdg_toplevel.state"""
+DECORATIONS: Final = "zxdg_decoration_manager_v1"
+CLIENT_SIDE: Final = 1
+SERVER_SIDE: Final = 2
+"""zxdg_toplevel_decoration_v1.mode. displbe draws no decorations: a window that has to draw its own has none."""
 
 
 class NoRole(Exception):
@@ -34,13 +40,10 @@ class RoleOptions(msgspec.Struct, frozen=True):
     """The id for ivi-application; None: the connector has none."""
     scale: str
     """The setting `scale`: `fit`, `stretch` or `none`."""
-
-
-def fit(width: int, height: int, into_width: int, into_height: int) -> tuple[int, int]:
-    """Return the largest size of the same aspect ratio that fits, in pixels."""
-    if into_width * height <= into_height * width:
-        return into_width, max(1, height * into_width // width)
-    return max(1, width * into_height // height), into_height
+    pixels: str
+    """The setting `pixels`: `physical` or `logical`."""
+    decorations: str
+    """The setting `decorations`: `auto`, `server` or `none`."""
 
 
 class Role(abc.ABC):
@@ -56,9 +59,11 @@ class Role(abc.ABC):
     def __init__(self, link: Link, options: RoleOptions, scalable: bool, configured: Callable[[], None]) -> None:
         self.suspended = False
         """The compositor says that the surface is not visible."""
+        self.preferred_scale = ONE
+        """Pixels of the monitor for each unit of the surface's size, in 120ths; 120 also where the compositor does not say it."""
         self._conn = link.conn
         self._scalable = scalable
-        self._scale = options.scale
+        self._options = options
         self._configured = configured
         self._asked = (0, 0)
         """The width and height that the compositor asks for; 0: any."""
@@ -73,9 +78,17 @@ class Role(abc.ABC):
 
     def size_for(self, width: int, height: int) -> tuple[int, int]:
         """Return the size of the surface for a picture of this size."""
-        if not self._scalable or self._asked[0] <= 0 or self._asked[1] <= 0:
+        if not self._scalable:
             return width, height
+        if self._asked[0] <= 0 or self._asked[1] <= 0:
+            return self._natural_size(width, height)
         return self._scaled_size(width, height)
+
+    def _natural_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size of the surface for a picture that displbe does not scale."""
+        return (
+            units_of((width, height), self.preferred_scale) if self._options.pixels == "physical" else (width, height)
+        )
 
     @abc.abstractmethod
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
@@ -143,6 +156,10 @@ class XdgRole(Role):
         self._pending: tuple[tuple[int, int], frozenset[int]] = ((0, 0), frozenset())
         """Size and states of xdg_toplevel.configure. They take effect with the xdg_surface.configure that follows."""
         self._wl_output: Proxy | None = None
+        self._chosen: deque[tuple[int, int]] = deque(maxlen=4)
+        """The newest sizes of pictures that are not scaled. A compositor that asks a window for one of them repeats what it has seen: the
+        window then follows a new scale, or the guest's new resolution.
+        """
         conn = self._conn
         self._xdg = conn.keep(link.wm_base.get_xdg_surface(surface))
         conn.on(self._xdg, "configure", self._on_configure)
@@ -151,6 +168,11 @@ class XdgRole(Role):
         conn.on(self._toplevel, "close", closing)
         self._toplevel.set_title(options.title)
         self._toplevel.set_app_id(options.app_id)
+        self._decoration: Proxy = None
+        manager = link.extensions.get(DECORATIONS)
+        if manager is not None:
+            self._decoration = conn.keep(manager.get_toplevel_decoration(self._toplevel))
+            self._decoration.set_mode(CLIENT_SIDE if options.decorations == "none" else SERVER_SIDE)
 
     def begin(self, wl_output: Proxy | None) -> None:
         self.move(wl_output)
@@ -170,21 +192,31 @@ class XdgRole(Role):
         self._xdg.ack_configure(serial)
         self._configured()
 
+    def _natural_size(self, width: int, height: int) -> tuple[int, int]:
+        size = super()._natural_size(width, height)
+        if size not in self._chosen:
+            self._chosen.append(size)
+        return size
+
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         # A maximised or tiled surface must have exactly the size asked for, or the compositor ends the connection. A full-screen
         # surface may be smaller; the compositor centres it.
         asked_width, asked_height = self._asked
+        natural = self._natural_size(width, height)
         if FULLSCREEN in self._states:
-            if self._scale == "none" and width <= asked_width and height <= asked_height:
-                return width, height
+            if self._options.scale == "none" and natural[0] <= asked_width and natural[1] <= asked_height:
+                return natural
         elif MAXIMIZED in self._states or self._states & TILED:
             return self._asked
-        if self._scale == "stretch":
+        elif self._asked in self._chosen:
+            return natural
+        if self._options.scale == "stretch":
             return self._asked
-        return fit(width, height, asked_width, asked_height)
+        return fit_units((width, height), self._asked, self.preferred_scale)
 
     def destroy(self) -> None:
-        self._conn.destroy(self._toplevel, self._xdg)
+        # The protocol: the decoration "must be destroyed before its xdg_toplevel".
+        self._conn.destroy(self._decoration, self._toplevel, self._xdg)
 
 
 def choose_role(link: Link, ivi_id: int | None) -> type[IviRole | XdgRole]:

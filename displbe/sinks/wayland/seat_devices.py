@@ -28,6 +28,7 @@ from displbe.sinks.seat import (
 )
 
 from .conn import Connection, Global, Proxy, words
+from .cursor import SeatCursor
 
 __all__ = ["SeatDevices", "SeatTarget"]
 
@@ -49,22 +50,34 @@ class SeatTarget(Protocol):
     def size(self) -> tuple[int, int]:
         """The surface's size, in its own coordinates."""
 
+    @property
+    def draws_cursor(self) -> bool:
+        """Whether the guest draws a cursor of its own, so that the compositor shows none over the surface."""
+
 
 class SeatDevices:
-    """The devices of one wl_seat. `find` returns the output that a wl_surface belongs to, or None."""
+    """The devices of one wl_seat. `find` returns the output that a wl_surface belongs to, or None.
+
+    It has sixteen attributes: the three kinds of devices have little state each, and a focus is taken from all of them at once.
+    """
 
     touch_ids: Final = itertools.count()
     """Numbers for fingers, unique among all seats."""
 
-    def __init__(self, conn: Connection, announced: Global, find: Callable[[Proxy], SeatTarget | None]) -> None:
+    def __init__(
+        self, conn: Connection, announced: Global, find: Callable[[Proxy], SeatTarget | None], cursor: SeatCursor
+    ) -> None:
         self._conn = conn
         self._find = find
+        self._cursor = cursor
         self._seat = conn.bind(announced)
         self._pointer: Proxy = None
         self._keyboard: Proxy = None
         self._touch: Proxy = None
         self._keyboard_focus: SeatTarget | None = None
         self._pointer_focus: SeatTarget | None = None
+        self._entered = 0
+        """The serial number of the pointer's newest enter event."""
         self._fingers: dict[int, tuple[int, SeatTarget]] = {}
         """The compositor's number of a finger that is down -> displbe's number, and the output that the finger touched first."""
         self._wheel = [0.0, 0.0]
@@ -72,6 +85,11 @@ class SeatDevices:
         self._precise = [False, False]
         """Whether an exact value of the axis has come in this frame. The less exact `axis` event is ignored then."""
         conn.on(self._seat, "capabilities", self._on_capabilities)
+
+    @property
+    def proxy(self) -> Proxy:
+        """The wl_seat."""
+        return self._seat
 
     def close(self) -> None:
         """Take the focus from all outputs, and release the devices: the seat or the connection is gone."""
@@ -161,9 +179,18 @@ class SeatDevices:
         self._leave_pointer()
         self._pointer_focus = self._find(surface)
         if self._pointer_focus is not None:
-            self._pointer.set_cursor(serial, None, 0, 0)  # the guest draws its own cursor
+            self._entered = serial
+            self.update_cursor(self._pointer_focus)
             self._pointer_focus.tell(PointerEnter(x, y, *self._pointer_focus.size))
             self._frame_without_frames()
+
+    def update_cursor(self, target: SeatTarget) -> None:
+        """Show or hide the cursor if the pointer is over this output's surface."""
+        if self._pointer_focus is target:
+            if target.draws_cursor:
+                self._cursor.hide(self._pointer, self._entered)
+            else:
+                self._cursor.show(self._pointer, self._entered)
 
     def _leave_pointer(self) -> None:
         target, self._pointer_focus = self._pointer_focus, None
@@ -174,6 +201,7 @@ class SeatDevices:
     def _remove_pointer(self) -> None:
         self._leave_pointer()
         self._conn.destroy(self._pointer)
+        self._cursor.close()
         self._pointer = None
 
     def _on_motion(self, time: int, x: float, y: float) -> None:

@@ -28,9 +28,19 @@ class WaylandSettings(Table, frozen=True):
     title: str = "{guest}: {connector}"
     app_id: str = "displbe.{guest}.{connector}"
     scale: Literal["fit", "stretch", "none"] = "fit"
+    pixels: Literal["physical", "logical"] = "physical"
+    """What a pixel of a window's guest is: a pixel of the monitor, or a unit of the compositor's desktop."""
+    decorations: Literal["auto", "server", "none"] = "auto"
+    """Who draws title bars. `auto`: the compositor, if it offers that. `server`: the same, and the log says if it does not."""
+    inhibit_shortcuts: bool = False
+    """Whether a guest gets the keys of the compositor's shortcuts."""
+    inhibit_idle: bool = False
+    """Whether the compositor's screens stay on while a guest's picture is seen."""
     refresh: float = 30.0
     """Maximum looks per second for what a guest draws without flipping; 0: none."""
     on_close: Literal["ignore", "detach"] = "ignore"
+    cursor: Literal["auto", "show", "hide"] = "auto"
+    """Whether a cursor is shown over a guest's picture. `auto`: if the guest does not take the pointer."""
     outputs: dict[str, str] = {}
     """The names of the compositor's outputs that connectors fill, by the connectors' names."""
     surfaces: dict[str, int] = {}

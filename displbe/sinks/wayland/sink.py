@@ -15,6 +15,8 @@ from displbe.sinks.seat import Seats
 from .buffers import DmabufHistory
 from .client import Client
 from .conn import Connection, connect
+from .extensions import without_effect
+from .link import EXTENSIONS
 from .output import WaylandOutput, ivi_id
 from .settings import WaylandSettings
 
@@ -67,9 +69,12 @@ class WaylandSink(Sink):
             "linux-dmabuf": link.dmabuf,
             "viewporter": link.viewporter,
             "presentation-time": link.presentation,
+            **{name: link.extensions.get(interface) for interface, name in EXTENSIONS.items()},
         }
         words = [f"{name}: {'no' if proxy is None else 'yes'}" for name, proxy in offers.items()]
-        return {"compositor": ", ".join(words)}
+        useless = without_effect(link, self.settings)
+        more = {f"option {name}": f"without effect: {reason}" for name, reason in useless.items()}
+        return {"compositor": ", ".join(words), **more}
 
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
         if self.claimed(name) is not None:

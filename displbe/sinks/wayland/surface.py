@@ -12,6 +12,7 @@ from displbe.sinks.flip import Flip
 from .buffers import WaylandBuffer
 from .conn import Proxy
 from .copies import CopyFrame
+from .extensions import SurfaceExtensions, SurfaceOptions
 from .link import Link
 from .reports import FrameReports
 from .role import Role, RoleOptions, choose_role
@@ -50,25 +51,6 @@ class SurfaceState(enum.Enum):
 _INVISIBLE: Final = (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
 
 
-class _Viewport:
-    """Crops and scales the buffers of a surface (wp_viewport); sends only what changes."""
-
-    def __init__(self, link: Link, surface: Proxy) -> None:
-        self.proxy = link.conn.keep(link.viewporter.get_viewport(surface))
-        self._placed: tuple[Part | None, tuple[int, int]] | None = None
-
-    def place(self, source: Part | None, natural: tuple[int, int], size: tuple[int, int]) -> None:
-        """Show this part of the buffer (None: all of it) in this size. `natural` is the part's size in pixels."""
-        if (source, size) == self._placed:
-            return
-        self._placed = (source, size)
-        if source is None:
-            self.proxy.set_source(-1, -1, -1, -1)
-        else:
-            self.proxy.set_source(source.x, source.y, source.width, source.height)
-        self.proxy.set_destination(*((-1, -1) if size == natural else size))
-
-
 class WaylandSurface:
     """The surface of one connector, which opens and closes with the guest's output and the compositor.
 
@@ -97,7 +79,8 @@ class WaylandSurface:
         """The number of frames that the compositor has shown."""
         self.gate = SyncGate(show)
         self._link: Link | None = None
-        self._viewport: _Viewport | None = None
+        self.extensions: SurfaceExtensions | None = None
+        """The objects of optional protocols, while there is a wl_surface."""
         self._reports: FrameReports | None = None
         self._flip = flip
         self._on_screen = -1
@@ -129,16 +112,15 @@ class WaylandSurface:
 
     # Opening and closing
 
-    def open(self, link: Link, options: RoleOptions, wl_output: Proxy | None) -> None:
+    def open(self, link: Link, options: RoleOptions, more: SurfaceOptions, wl_output: Proxy | None) -> None:
         """Make a wl_surface, full screen on this output; None: the compositor chooses the place. Raises NoRole."""
         role = choose_role(link, options.ivi_id)
         conn = link.conn
         surface = self.proxy = conn.keep(link.compositor.create_surface())
-        if link.viewporter is not None:
-            self._viewport = _Viewport(link, surface)
+        extensions = self.extensions = SurfaceExtensions(link, surface, more, self._on_scale)
         self._link = link
         self._reports = FrameReports(link, surface, self._on_shown, self._on_discarded)
-        self.role = role(link, surface, options, self._viewport is not None, self._on_role_configured, self._on_closing)
+        self.role = role(link, surface, options, extensions.scalable, self._on_role_configured, self._on_closing)
         self.state = SurfaceState.CONFIGURING if role.configured_first else SurfaceState.EMPTY
         self.gate.forget_frame()
         self.role.begin(wl_output)
@@ -155,9 +137,10 @@ class WaylandSurface:
         `state` is the new state: CLOSED or DISMISSED. None: DISMISSED stays, any other state becomes CLOSED.
         """
         link = self._link
-        if link is not None and self.role is not None and self._reports is not None:
+        if link is not None and self.role is not None and self._reports is not None and self.extensions is not None:
             self.role.destroy()
-            link.conn.destroy(self._viewport.proxy if self._viewport is not None else None, self.proxy)
+            self.extensions.close()
+            link.conn.destroy(self.proxy)
             self._reports.close()
             link.conn.flush()
         self._forget(state)
@@ -170,7 +153,7 @@ class WaylandSurface:
     def _forget(self, state: SurfaceState | None) -> None:
         if state is not None or self.state is not SurfaceState.DISMISSED:
             self.state = state or SurfaceState.CLOSED
-        self.proxy = self.role = self._link = self._viewport = self._reports = None
+        self.proxy = self.role = self._link = self.extensions = self._reports = None
         self.attached = self._unreleased = None
 
     def _on_role_configured(self) -> None:
@@ -180,6 +163,13 @@ class WaylandSurface:
         elif self.state in (SurfaceState.CONFIGURING, SurfaceState.SUSPENDED):
             self.state = self._visible_state()
         self._on_configured()
+
+    def _on_scale(self, scale: int) -> None:
+        """Follow the monitor's scale. The surface may be on another monitor, or its user has set another scale."""
+        if self.role is not None and self.role.preferred_scale != scale:
+            self.role.preferred_scale = scale
+            if self.state is not SurfaceState.CONFIGURING:
+                self._on_configured()
 
     def _visible_state(self) -> SurfaceState:
         """Return the state of a surface that has just become visible."""
@@ -210,15 +200,15 @@ class WaylandSurface:
 
     def commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
         """Commit a frame of the flip with this serial number; it shows this part of the guest's framebuffer."""
-        link, surface, role, reports = self._link, self.proxy, self.role, self._reports
+        link, surface, role, reports, extensions = self._link, self.proxy, self.role, self._reports, self.extensions
         assert link is not None
         assert role is not None
         assert reports is not None
+        assert extensions is not None
         natural = (part.width, part.height)
         self.size = role.size_for(*natural)
-        if self._viewport is not None:
-            cropped = isinstance(frame, WaylandBuffer) and not frame.shows_all(part)
-            self._viewport.place(part if cropped else None, natural, self.size)
+        cropped = isinstance(frame, WaylandBuffer) and not frame.shows_all(part)
+        extensions.place(part if cropped else None, natural, self.size)
         surface.attach(frame.wl, 0, 0)
         surface.damage_buffer(0, 0, _ALL, _ALL)
         is_visible = self.is_visible

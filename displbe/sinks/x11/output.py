@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import structlog
 import trio
 
+from displbe.ops.log import SparseLog
 from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, view_of
 from displbe.sinks.flip import Flip, FlipState
 from displbe.wire.errors import Errno
@@ -56,10 +56,12 @@ class X11Output(Output):
         self._desktop = desktop
         self._on_release = on_release
         self._log = structlog.get_logger("displbe.x11").bind(connector=name, domid=claimant.domid, guest=claimant.name)
+        self._say = SparseLog(self._log)
         self._painter = Painter(
             desktop,
             f"{claimant.name or f'guest {claimant.domid}'}: {name}",
-            tell=partial(desktop.seats.tell, claimant.domid, name),
+            desktop.settings.outputs.get(name, ""),
+            seat=desktop.seats.window(claimant.domid, name),
             on_visibility=self._on_visibility,
             on_read=self._on_read,
         )
@@ -74,7 +76,7 @@ class X11Output(Output):
         server = self._desktop.server
         if geometry.fourcc not in (LAYOUTS if server is None else server.formats):
             raise SinkError(Errno.EINVAL, f"the X server cannot show {fourcc_name(geometry.fourcc)}")
-        return Frame(await view_of(buffer), geometry, self._forget)
+        return Frame(await view_of(buffer), geometry, self._forget, self.copies)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, Frame)
@@ -130,6 +132,12 @@ class X11Output(Output):
         self._on_visibility()
         self._painter.wake()
 
+    def on_monitors(self) -> None:
+        """Take note that the server has other monitors."""
+        self._painter.follow_monitors()
+        if self.state in (OutputState.SHOWN, OutputState.STALLED):
+            self._enter(self.state)
+
     def _enter(self, state: OutputState) -> None:
         self.state = state
         match state:
@@ -139,11 +147,18 @@ class X11Output(Output):
                 no_server = self._desktop.server is None
                 self.path, self.reason = (
                     "",
-                    "there is no X server" if no_server else "the window is closed or iconified",
+                    "there is no X server" if no_server else self._unseen_because(),
                 )
                 self.page_flip.end_at_refresh()
             case OutputState.SHOWN | OutputState.STALLED:
                 self.path, self.reason = Frame.path, Frame.reason
+                if complaint := self._painter.complaint:
+                    self.reason += f"; {complaint}"
+                    self._say("monitor missing", complaint)
+
+    def _unseen_because(self) -> str:
+        obstacle = self._painter.obstacle
+        return f"the frame cannot be copied: {obstacle}" if obstacle else "the window is closed or iconified"
 
     def _on_visibility(self) -> None:
         """The window has become visible or hidden, or the server has come or gone."""

@@ -9,9 +9,11 @@ import structlog
 import trio
 import xcffib
 
-from displbe.sinks.base import Geometry, Part, SinkBuffer
+from displbe.shortage import shortage
+from displbe.sinks.base import CopyMemory, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import SeatEvent
+from displbe.sinks.seat import WindowSeat
+from displbe.threads import run_in_thread
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -30,9 +32,17 @@ class Frame(SinkBuffer):
     path = "copy"
     reason = "X servers cannot map guest pages"
 
-    def __init__(self, view: memoryview, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        view: memoryview,
+        geometry: Geometry,
+        forget: Callable[[Frame], Awaitable[None]],
+        copies: CopyMemory = CopyMemory(),  # noqa: B008
+    ) -> None:
         self.view = view
         self.geometry = geometry
+        self.copies = copies
+        """What is charged for the memory of copies."""
         self._forget = forget
 
     async def aclose(self) -> None:
@@ -42,25 +52,34 @@ class Frame(SinkBuffer):
 class Painter:
     """Keeps an output's window on the current X server and draws the guest's newest frame into it.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible and when it no longer is. `on_read` is called
-    once for each flip, with its serial number, when the server has read its frame, or has it already, or cannot show its format; and with
-    None when the server has read a frame that the guest drew without flipping.
+    The window fills the monitor of the name `monitor`, if it is not empty. Input events go to `seat`. `on_visibility` is called when the
+    window becomes visible and when it no longer is. `on_read` is called once for each flip, with its serial number, when the server has
+    read its frame, or has it already, or cannot show its format; and with None when the server has read a frame that the guest drew
+    without flipping.
+
+    It has seventeen attributes: the window's name, monitor and seat are kept until there is a server, and the obstacle for the output's
+    `reason`.
     """
 
     def __init__(
         self,
         desktop: Desktop,
         title: str,
+        monitor: str,
         *,
-        tell: Callable[[SeatEvent], None],
+        seat: WindowSeat,
         on_visibility: Callable[[], None],
         on_read: Callable[[int | None], None],
     ) -> None:
         self._desktop = desktop
         self._title = title
-        self._tell = tell
+        self.obstacle = ""
+        """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
+        self._monitor = monitor
+        self._seat = seat
         self._on_visibility = on_visibility
         self._on_read = on_read
+        seat.on_change = self._on_seat_change
         self._log = structlog.get_logger("displbe.x11").bind(window=title)
         self._window: Window | None = None
         self._frame: Frame | None = None
@@ -79,13 +98,18 @@ class Painter:
 
     @property
     def visible(self) -> bool:
-        """Whether the window is on the screen."""
-        return self._window is not None and self._window.state is WindowState.VISIBLE
+        """Whether the window is on the screen and frames can be copied into it."""
+        return self._window is not None and self._window.state is WindowState.VISIBLE and not self.obstacle
 
     @property
     def is_unread(self) -> bool:
         """Whether the server has not read the frame that it was last told to read."""
         return self._window is not None and self._window.is_unread
+
+    @property
+    def complaint(self) -> str:
+        """Why the window is not where the configuration wants it; empty: it is, or there is no window."""
+        return self._window.complaint if self._window is not None else ""
 
     # Called by the output, without waiting
 
@@ -115,6 +139,14 @@ class Painter:
             self._window.lose()
         self.wake()
 
+    def follow_monitors(self) -> None:
+        """Follow the server's monitors: they have changed."""
+        if self._window is not None:
+            try:
+                self._window.follow_monitors()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
+
     def wake(self) -> None:
         """Wake the task: there may be something to draw."""
         self._wanted.set()
@@ -133,8 +165,16 @@ class Painter:
 
     async def stop(self) -> None:
         """End `run`, now or as soon as it starts."""
+        self._seat.close()
         self._scope.cancel()
         await self._stopped.wait()
+
+    def _on_seat_change(self) -> None:
+        if self._window is not None and self._window.state is not WindowState.LOST:
+            try:
+                self._window.follow_seat()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
 
     # The task
 
@@ -172,6 +212,11 @@ class Painter:
         except xcffib.XcffibException as error:  # Server.serve is about to report it
             self._log.debug("X server lost", reason=str(error))
             return False
+        except OSError as error:
+            self._meet(shortage(error))
+            await trio.sleep(AFTER_ERROR)
+            self.wake()
+            return False
         except Exception:  # a bug here must end neither the sink nor the guest
             self._log.exception("cannot draw into the window")
             await trio.sleep(AFTER_ERROR)
@@ -183,9 +228,10 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part) and await trio.to_thread.run_sync(
+            changed = window.prepare(frame.geometry.fourcc, part, frame.copies) and await run_in_thread(
                 window.copy, frame.view, frame.geometry, part
             )
+        self._meet("")
         if changed and window.state is not WindowState.LOST:
             await window.put()
         if self._serial == serial:
@@ -193,6 +239,14 @@ class Painter:
         if changed or serial is not None:
             self._on_read(serial)
         return changed
+
+    def _meet(self, obstacle: str) -> None:
+        """Take note of what keeps the frame from being copied; empty: nothing does."""
+        if obstacle != self.obstacle:
+            self.obstacle = obstacle
+            if obstacle:
+                self._log.warning("the frame cannot be copied: trying again", reason=obstacle)
+            self._on_visibility()
 
     def _current_window(self) -> Window | None:
         """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""
@@ -203,7 +257,7 @@ class Painter:
         if self._window is None and server is not None and self._part is not None:
             size = self._part.width, self._part.height
             settings = self._desktop.settings
-            self._window = Window(server, self._title, size, settings, self._tell, self._changed)
+            self._window = Window(server, self._title, size, settings, self._monitor, self._seat, self._changed)
         return self._window
 
     def _changed(self) -> None:

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 import trio
 import xcffib
+import xcffib.randr
 import xcffib.render
 import xcffib.shm
 import xcffib.xproto as x
@@ -25,6 +26,9 @@ from cffi import FFI
 
 from displbe.ops.log import SparseLog
 from displbe.wire.formats import fourcc
+
+from .monitors import Monitor, read_monitors
+from .screen_saver import ScreenSaver
 
 __all__ = ["Event", "PixelFormat", "Server", "ServerLost", "ServerUnreachable"]
 
@@ -48,6 +52,7 @@ _ATOMS: Final = (
     "WM_CHANGE_STATE",
     "WM_DELETE_WINDOW",
     "WM_PROTOCOLS",
+    "_NET_WM_FULLSCREEN_MONITORS",
     "_NET_WM_NAME",
     "_NET_WM_PING",
     "_NET_WM_STATE",
@@ -112,6 +117,8 @@ class Server:
 
     The constructor blocks until the server has answered: call it in a worker thread. All methods are called in the event loop and do
     not block. The constructor raises ServerUnreachable; requests raise xcffib.XcffibException when the connection is lost.
+
+    It has more than fifteen attributes: half of them are what the server said when it was connected.
     """
 
     def __init__(self, display: str) -> None:
@@ -121,6 +128,11 @@ class Server:
         """Id of a shared memory segment -> called when the server has read the segment."""
         self._unanswered: dict[object, float] = {}
         """Key of an expected answer -> the time since which it is expected, in seconds of trio's clock."""
+        self.monitors: tuple[Monitor, ...] = ()
+        """The monitors that are on; none if the server has no RandR 1.5."""
+        self.monitors_changed = trio.Event()
+        """Set when there may be other monitors. X11Sink reads them again."""
+        self.screen_saver = ScreenSaver(None)
         self._waiting = trio.CancelScope()
         self._say = SparseLog(_log)
         try:
@@ -167,6 +179,10 @@ class Server:
         self._find_formats({entry.depth: entry.bits_per_pixel for entry in setup.pixmap_formats})
         cookies = [(name, self.core.InternAtom(False, len(name), name)) for name in _ATOMS]
         self.atoms: dict[str, int] = {name: cookie.reply().atom for name, cookie in cookies}
+        if "RANDR" in extensions:
+            self.monitors = read_monitors(self.connection, self.screen.root, follow=True)
+        if "MIT-SCREEN-SAVER" in extensions:
+            self.screen_saver = ScreenSaver.find(self.connection)
         if "XKEYBOARD" in extensions:  # without it, the server repeats a held key as releases and presses
             keyboard = xcffib.Extension(self.connection, _XKB)
             for opcode, request in _REPEAT_AS_ONE:
@@ -284,6 +300,9 @@ class Server:
         if isinstance(event, xcffib.shm.CompletionEvent):
             if (on_read := self.on_read.get(event.shmseg)) is not None:
                 self._call(event, on_read)
+            return
+        if isinstance(event, xcffib.randr.ScreenChangeNotifyEvent | xcffib.randr.NotifyEvent):
+            self.monitors_changed.set()
             return
         for field in ("event", "window"):
             window_handler = self.on_event.get(getattr(event, field, 0))

@@ -24,6 +24,14 @@ class X11Settings(Table, frozen=True):
     """Whether windows ask the window manager for full screen."""
     on_close: Literal["iconify", "detach", "ignore"] = "iconify"
     """The reaction when the user closes a window. `detach`: there is no window until the guest sets a mode again."""
+    outputs: dict[str, str] = {}
+    """The monitors that connectors fill, by the connectors' names."""
+    inhibit_shortcuts: bool = False
+    """Whether a guest gets the keys of the window manager's shortcuts while its window has the focus."""
+    inhibit_idle: bool = False
+    """Whether the server's screen stays on while a guest's window is on it."""
+    cursor: Literal["auto", "show", "hide"] = "auto"
+    """Whether the server's cursor is shown over a guest's picture. `auto`: if the guest does not take the pointer."""
     refresh: float = 60.0
     """Refreshes per second, 1 to 1000: flips end at this rate."""
 

@@ -4,18 +4,22 @@ connect again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
 import structlog
 import trio
+import xcffib
 
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.seat import Seats
 from displbe.sinks.tasks import Tasks
+from displbe.threads import run_in_thread
+from displbe.wire.errors import first_leaf
 
 from .desktop import Desktop
+from .monitors import Monitor, read_monitors
 from .output import X11Output
 from .server import Server, ServerLost, ServerUnreachable
 from .settings import X11Settings
@@ -24,6 +28,12 @@ __all__ = ["X11Sink"]
 
 RETRY: Final = 1.0
 """Seconds between two attempts to reach the server."""
+SETTLE: Final = 0.1
+"""Seconds from the server's first event about its monitors until they are read: a change sends several events."""
+NO_SCREEN_SAVER: Final = (
+    "the X server has no MIT-SCREEN-SAVER 1.1, so its screen may go off while a guest is watched: "
+    "switch the screen saver off (xset s off -dpms), or remove the option"
+)
 _log = structlog.get_logger("displbe.x11")
 
 
@@ -46,7 +56,14 @@ class X11Sink(Sink):
             await self._keep_connected()
 
     def abilities(self) -> Mapping[str, str]:
-        return {"X server": "reached" if self.desktop.server is not None else "not reached"}
+        server = self.desktop.server
+        if server is None:
+            return {"X server": "not reached"}
+        names = ", ".join(monitor.name for monitor in server.monitors)
+        answers = {"X server": "reached", "monitors": names or "no names: it lacks RandR 1.5"}
+        if self.desktop.settings.inhibit_idle and not server.screen_saver.is_offered:
+            answers["option inhibit-idle"] = f"without effect: {NO_SCREEN_SAVER}"
+        return answers
 
     async def _keep_connected(self) -> None:
         logged = ""
@@ -54,7 +71,7 @@ class X11Sink(Sink):
             try:
                 # Connecting may block for as long as the server hangs; on cancellation the thread is left behind.
                 display = self.desktop.settings.display
-                server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
+                server = await run_in_thread(Server, display, abandon_on_cancel=True)
             except ServerUnreachable as error:
                 if str(error) != logged:
                     _log.warning("no X server: the guests' screens cannot be seen", reason=str(error))
@@ -77,20 +94,44 @@ class X11Sink(Sink):
 
     async def _use(self, server: Server) -> None:
         """Show the outputs on this server until it is lost."""
+        if self.desktop.settings.inhibit_idle and not server.screen_saver.is_offered:
+            _log.warning("option without effect", option="inhibit-idle", reason=NO_SCREEN_SAVER)
         self._set_server(server)
         try:
-            await server.serve()
-        except ServerLost as error:
-            _log.warning("X server lost: the guests' screens cannot be seen until it is back", reason=str(error))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_monitors, server)
+                await server.serve()
+        except* ServerLost as lost:
+            reason = str(first_leaf(lost))
+            _log.warning("X server lost: the guests' screens cannot be seen until it is back", reason=reason)
         finally:
             self._set_server(None)
             server.close()
 
+    async def _follow_monitors(self, server: Server) -> None:
+        """Read the monitors again whenever they may have changed. That blocks until the server has answered, so it is done in a thread."""
+        while True:
+            await server.monitors_changed.wait()
+            await trio.sleep(SETTLE)
+            server.monitors_changed = trio.Event()
+            try:
+                other = await run_in_thread(
+                    monitors_of, self.desktop.settings.display, server.screen.root, abandon_on_cancel=True
+                )
+            except Exception as error:  # the windows stay where they are
+                _log.warning("the X server's monitors cannot be read; windows stay where they are", reason=repr(error))
+                continue
+            server.monitors = other
+            self._tell(X11Output.on_monitors)
+
     def _set_server(self, server: Server | None) -> None:
         self.desktop.server = server
+        self._tell(X11Output.on_server)
+
+    def _tell(self, what: Callable[[X11Output], None]) -> None:
         for output in self.outputs.values():
             try:
-                output.on_server()
+                what(output)
             except Exception:  # the other outputs must follow too
                 _log.exception("an output cannot follow the X server", connector=output.name)
 
@@ -108,3 +149,12 @@ class X11Sink(Sink):
 
     def claimed(self, name: str) -> Output | None:
         return self.outputs.get(name)
+
+
+def monitors_of(display: str, root: int) -> tuple[Monitor, ...]:
+    """Return the monitors of a server that has RANDR, over a new connection. It blocks. Raises xcffib.XcffibException."""
+    connection = xcffib.connect(display or None)
+    try:
+        return read_monitors(connection, root)
+    finally:
+        connection.disconnect()

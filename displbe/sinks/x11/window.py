@@ -6,6 +6,7 @@ draws the pixmap into the window. The last step can be repeated at any time, whe
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Callable
@@ -17,12 +18,15 @@ import xcffib
 import xcffib.render
 import xcffib.xproto as x
 
-from displbe.sinks.base import Geometry, Part
+from displbe.sinks.base import CopyMemory, Geometry, Part
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
-from displbe.sinks.seat import SeatEvent
+from displbe.sinks.seat import WindowSeat
 from displbe.xen.memory import PAGE_SIZE, Mapping
 
+from .cursor import WindowCursor
+from .keyboard_grab import KeyboardGrab
+from .placement import WindowPlacement
 from .server import Event, PixelFormat, Server
 from .settings import X11Settings
 from .window_input import Area, WindowInput
@@ -45,8 +49,6 @@ EVENTS: Final = (
 )
 ICONIC_STATE: Final = 3
 """IconicState of WM_CHANGE_STATE (ICCCM 4.1.4)."""
-FIXED_SIZE: Final = 0x30
-"""PMinSize and PMaxSize of WM_NORMAL_HINTS."""
 MAX_FIXED: Final = 0x7FFFFFFF
 """The largest number in RENDER's FIXED (16.16)."""
 INPUT_HINT: Final = 1
@@ -80,10 +82,20 @@ def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) 
 
 
 class _Canvas:
-    """The resources for frames of one size and format: the shared memory, and the server's pixmap and picture."""
+    """The resources for frames of one size and format: the shared memory, and the server's pixmap and picture.
+
+    Raises OSError if there is no memory or no file for them, or if the guest, whom `copies` charges, has too many.
+    """
 
     def __init__(
-        self, server: Server, window: int, kind: PixelFormat, width: int, height: int, on_read: Callable[[], None]
+        self,
+        server: Server,
+        window: int,
+        kind: PixelFormat,
+        width: int,
+        height: int,
+        copies: CopyMemory,
+        on_read: Callable[[], None],
     ) -> None:
         self.shape = kind, width, height
         self.row = width * kind.pixel_size
@@ -91,12 +103,17 @@ class _Canvas:
         self.stride = -(-self.row // 4) * 4  # X pads rows to 32 bits
         self._server = server
         size = -(-self.stride * height // PAGE_SIZE) * PAGE_SIZE
-        fd = sealed_memfd(size)
-        try:
-            self.segment = server.attach(fd)
-            self.memory = Mapping(fd, [(0, size)], writable=True)
-        finally:
-            os.close(fd)
+        with contextlib.ExitStack() as undo:
+            self._uncharge = copies.charge(size)
+            undo.callback(self._uncharge)
+            fd = sealed_memfd(size)
+            try:
+                self.memory = Mapping(fd, [(0, size)], writable=True)
+                undo.callback(self.memory.close)
+                self.segment = server.attach(fd)
+            finally:
+                os.close(fd)
+            undo.pop_all()
         server.on_read[self.segment] = on_read
         self.pixmap, self.gc, self.picture = server.new_id(), server.new_id(), server.new_id()
         server.core.CreatePixmap(kind.depth, self.pixmap, window, width, height)
@@ -127,13 +144,15 @@ class _Canvas:
         """Free the resources here only: the connection is lost."""
         self._server.on_read.pop(self.segment, None)
         self.memory.close()
+        self._uncharge()
 
 
 class Window:
     """A window on one connection. When the connection is lost, call `lose` at once, and `forget` when no worker thread copies any more.
 
-    Input events go to `tell`. `on_visibility` is called when the window becomes visible, and when it no longer is. Methods raise
-    xcffib.XcffibException when the connection is lost, unless they say otherwise.
+    Input events go to `seat`. `on_visibility` is called when the window becomes visible, and when it no longer is. The window fills the
+    monitor of the name `monitor`, if it is not empty. Methods raise xcffib.XcffibException when the connection is lost, unless they say
+    otherwise.
     """
 
     def __init__(
@@ -142,7 +161,8 @@ class Window:
         title: str,
         size: tuple[int, int],
         settings: X11Settings,
-        tell: Callable[[SeatEvent], None],
+        monitor: str,
+        seat: WindowSeat,
         on_visibility: Callable[[], None],
     ) -> None:
         self.server = server
@@ -151,7 +171,7 @@ class Window:
         """Width and height on the screen, in pixels."""
         self._settings = settings
         self._on_visibility = on_visibility
-        self._input = WindowInput(tell, self._area)
+        self._input = WindowInput(seat.tell, self._area)
         self._canvas: _Canvas | None = None
         """The resources for the current frames; None: the window is black."""
         self._scaled_for: object = None
@@ -162,6 +182,9 @@ class Window:
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
+        self._cursor = WindowCursor(server, self.id, seat, settings.cursor)
+        self._grab = KeyboardGrab(server, self.id, seat, settings.inhibit_shortcuts)
+        self._placement = WindowPlacement(server, self.id, settings, monitor)
         self._create(title)
 
     def _create(self, title: str) -> None:
@@ -180,15 +203,18 @@ class Window:
         protocols = [atoms["WM_DELETE_WINDOW"], atoms["_NET_WM_PING"]]
         server.set_property(self.id, atoms["WM_PROTOCOLS"], x.Atom.ATOM, protocols)
         server.on_event[self.id] = self._handle
-        self._resize(self.size)
+        self._placement.resize(self.size)
         self.show()
 
-    def _resize(self, size: tuple[int, int]) -> None:
-        """Ask for this size, which is the size of the guest's picture. The window manager decides."""
-        if self._settings.scale == "none":
-            hints = [FIXED_SIZE, 0, 0, 0, 0, *size, *size, *(0,) * 9]
-            self.server.set_property(self.id, x.Atom.WM_NORMAL_HINTS, x.Atom.WM_SIZE_HINTS, hints)
-        self.server.core.ConfigureWindow(self.id, x.ConfigWindow.Width | x.ConfigWindow.Height, list(size))
+    @property
+    def complaint(self) -> str:
+        """Why the window is not where the configuration wants it; empty: it is."""
+        return self._placement.complaint
+
+    def follow_monitors(self) -> None:
+        """Follow the monitors: they have changed."""
+        if self.state is not WindowState.LOST:
+            self._placement.follow(mapped=self.state is not WindowState.WITHDRAWN)
 
     def show(self) -> None:
         """Map the window, unless it is mapped already. A lost window stays lost."""
@@ -196,12 +222,11 @@ class Window:
             return
         if self.state is WindowState.WITHDRAWN:
             self.state = WindowState.HIDDEN
-            if self._settings.fullscreen:
-                # Set each time, because a window manager removes _NET_WM_STATE when a window is withdrawn (EWMH).
-                atoms = self.server.atoms
-                state = [atoms["_NET_WM_STATE_FULLSCREEN"]]
-                self.server.set_property(self.id, atoms["_NET_WM_STATE"], x.Atom.ATOM, state)
-        self.server.core.MapWindow(self.id)
+            self._placement.before_map()
+            self.server.core.MapWindow(self.id)
+            self._placement.after_map()
+        else:
+            self.server.core.MapWindow(self.id)
         self.server.flush()
 
     def _enter(self, state: WindowState) -> None:
@@ -209,6 +234,10 @@ class Window:
         before, self.state = self.state, state
         if state is not WindowState.VISIBLE:
             self._input.leave()
+            if state is not WindowState.LOST:
+                self._grab.leave()
+        if state is not WindowState.LOST:
+            self._follow_picture()
         if (before is WindowState.VISIBLE) != (state is WindowState.VISIBLE):
             self._on_visibility()
 
@@ -219,17 +248,21 @@ class Window:
         """Whether the server has not read the last frame that was put."""
         return not self._read.is_set()
 
-    def prepare(self, code: int, part: Part) -> bool:
-        """Prepare for frames of this DRM format and size. Return False if the server does not support the format."""
+    def prepare(self, code: int, part: Part, copies: CopyMemory) -> bool:
+        """Prepare for frames of this DRM format and size. Return False if the server does not support the format.
+
+        Raises OSError if there is no memory or no file for them, or if the guest, whom `copies` charges, has too many.
+        """
         kind = self.server.formats.get(code)
         if kind is None:
             return False
         shape = kind, part.width, part.height
         if self._canvas is None or self._canvas.shape != shape:
-            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, self._on_read)
+            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, copies, self._on_read)
             if before is not None:
                 before.free()
-                self._resize((part.width, part.height))
+                self._placement.resize((part.width, part.height))
+            self.follow_seat()
         return True
 
     def copy(self, view: memoryview, geometry: Geometry, part: Part) -> bool:
@@ -259,7 +292,20 @@ class Window:
             canvas, self._canvas = self._canvas, None
             canvas.free()
             self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
+            self.follow_seat()
             self.server.flush()
+
+    def follow_seat(self) -> None:
+        """Follow the guest: it takes pointer and keyboard or not, and has a picture or not."""
+        self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)
+        self._grab.update()
+        self._follow_picture()
+
+    def _follow_picture(self) -> None:
+        """Keep the screen on while the guest's picture is on it, if so configured."""
+        if self._settings.inhibit_idle:
+            seen = self._canvas is not None and self.state is WindowState.VISIBLE
+            self.server.screen_saver.keep_on(self.id, seen)
 
     def _area(self) -> Area:
         """Return where the picture lies in the window."""
@@ -308,6 +354,8 @@ class Window:
                 self._handle_message(event)
             case _ if self.state is WindowState.VISIBLE:
                 self._input.handle(event)
+                self._grab.handle(event)
+                self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)
 
     def _on_read(self) -> None:
         self.server.answered(self)
@@ -341,6 +389,8 @@ class Window:
         try:
             if canvas is not None:
                 canvas.free()
+            self._cursor.free()
+            self.server.screen_saver.keep_on(self.id, False)
             self.server.render.FreePicture(self._picture)
             self.server.core.DestroyWindow(self.id)
             self.server.flush()

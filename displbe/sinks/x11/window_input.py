@@ -68,6 +68,8 @@ class WindowInput:
     def __init__(self, tell: Callable[[SeatEvent], None], area: Callable[[], Area]) -> None:
         self.keyboard = KeyboardState.AWAY
         self.pointer = PointerState.OUTSIDE
+        self.over_picture = True
+        """Whether the pointer was over the picture, not on a black border, at the last event."""
         self._tell = tell
         self._area = area
         self._keys: set[int] = set()
@@ -135,6 +137,7 @@ class WindowInput:
 
     def _point(self, event_x: int, event_y: int) -> None:
         left, top, width, height = self._area()
+        self.over_picture = left <= event_x < left + width and top <= event_y < top + height
         # On the black borders, the pointer counts as being at the picture's edge.
         at = float(min(max(event_x - left, 0), width)), float(min(max(event_y - top, 0), height))
         position = (*at, width, height)

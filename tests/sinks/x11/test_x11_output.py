@@ -31,10 +31,14 @@ NOT_VISIBLE = "the window is closed or iconified"
 class StandIn:
     """A painter that only records calls. The test says when the window is visible and what the server has read."""
 
-    def __init__(self, desktop: Desktop, title: str, *, tell: Any, on_visibility: Any, on_read: Any) -> None:
+    def __init__(
+        self, desktop: Desktop, title: str, monitor: str, *, seat: Any, on_visibility: Any, on_read: Any
+    ) -> None:
         self.title = title
+        self.complaint = ""
         self.visible = False
         self.is_unread = False
+        self.obstacle = ""
         self.serial = 0
         self.frame: Frame | None = None
         self.on_visibility: Callable[[], None] = on_visibility
