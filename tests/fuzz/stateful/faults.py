@@ -30,7 +30,7 @@ from displbe.xen.port import HypervisorError
 
 __all__ = ["KINDS", "Faults", "is_guest", "is_injected"]
 
-KINDS: Final = ("files", "hypervisor", "store", "conflicts", "watches", "transactions")
+KINDS: Final = ("files", "threads", "hypervisor", "store", "conflicts", "watches", "transactions")
 """Files and threads are used up; calls of the hypervisor fail; requests to XenStore fail; transactions have to be repeated; watches are
 refused; transactions are refused."""
 MARK: Final = "injected"
@@ -60,7 +60,7 @@ def is_injected(error: BaseException | None) -> bool:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENOMEM):
+        if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENOMEM, errno.EAGAIN):
             return True
         if MARK in str(one) or str(one) in ("EIO", "EQUOTA", "EAGAIN", "can't start new thread"):
             return True

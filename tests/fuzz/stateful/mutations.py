@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 from unittest.mock import patch
 
-import msgspec
-
+from displbe.commands import Commands
 from displbe.display.buffers import Buffers
 from displbe.display.connected import ConnectedDisplay
 from displbe.display.connector import Connector
+from displbe.display.device import DisplayDevice
 from displbe.display.screen import Screen
 from displbe.input.focus import InputFocus
-from displbe.ops import control
 from displbe.ops.control import CommandError, Request
 
 __all__ = ["MUTATIONS", "mutated"]
@@ -61,16 +60,17 @@ def _connectors_outlive_a_refused_connection() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _odd_requests_of_operators_raise() -> Iterator[None]:
-    """A request of deeply nested arrays raises an exception that the control socket does not expect."""
+def _handlers_of_commands_raise() -> Iterator[None]:
+    """A command for a guest without connectors raises an exception that the control socket does not expect."""
+    found = Commands._connectors
 
-    def parse_request(line: bytes) -> Request:
+    def connectors(commands: Commands, request: Request) -> list[tuple[DisplayDevice, Connector]]:
         try:
-            return msgspec.json.decode(line, type=Request)
-        except msgspec.DecodeError as error:
-            raise CommandError(f"not a request: {error}") from error
+            return found(commands, request)
+        except CommandError:
+            return []
 
-    with patch.object(control, "parse_request", parse_request):
+    with patch.object(Commands, "_connectors", connectors):
         yield
 
 
@@ -88,7 +88,7 @@ def _reservations_do_not_expire() -> Iterator[None]:
 MUTATIONS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[None]]]] = {
     "pages": _pages_unmapped_while_read,
     "connectors": _connectors_outlive_a_refused_connection,
-    "requests": _odd_requests_of_operators_raise,
+    "commands": _handlers_of_commands_raise,
     "reservations": _reservations_do_not_expire,
 }
 

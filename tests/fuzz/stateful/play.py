@@ -333,6 +333,7 @@ class _Run:
         self.compositor.refresh()
         self.board.present, self.board.other_master = True, False
         self.board.faults.clear()
+        self.board.cards = [card for card in self.board.cards if card.fd >= 0]
 
     def _vblank(self) -> None:
         """Refresh the screens of the card."""

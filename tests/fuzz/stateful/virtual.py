@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,6 +21,9 @@ from unittest.mock import patch
 import outcome
 import trio
 import trio.testing
+
+from displbe.sinks import copy_thread
+from displbe.threads import NoThread
 
 __all__ = ["Steps", "Threads", "run", "simulated"]
 
@@ -43,8 +47,8 @@ class Threads:
 
     async def rest(self) -> None:
         """Let other tasks run for a while: most often for a few turns of the loop, seldom for 0.2 s."""
-        if self.chance.random() < 0.2:
-            await trio.sleep(self.chance.choice((0.001, 0.01, 0.05, 0.2)))
+        if self.chance.random() < 0.3:
+            await trio.sleep(self.chance.choice((0.001, 0.03, 0.1, 0.2)))
         for _ in range(self.chance.choice((0, 1, 3, 12))):
             await trio.lowlevel.checkpoint()
 
@@ -91,7 +95,7 @@ class CopyThread:
 
     def __init__(self, name: str) -> None:
         if self.threads._fails():
-            raise RuntimeError("can't start new thread")
+            raise NoThread
         self._jobs: deque[Callable[[], None] | None] = deque()
         self._given = self._done = 0
         self._look: Callable[[], float] | None = None
@@ -248,8 +252,10 @@ def simulated(threads: Threads, vblank: Callable[[], None]) -> Iterator[None]:
     Copying.threads = threads
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch("trio.to_thread.run_sync", threads.run_sync))
-        for module in ("displbe.sinks.wayland.copies", "displbe.sinks.drm.output"):
-            stack.enter_context(patch(f"{module}.CopyThread", Copying))
+        real = copy_thread.CopyThread
+        for name, module in list(sys.modules.items()):
+            if name.startswith("displbe.sinks") and getattr(module, "CopyThread", None) is real:
+                stack.enter_context(patch.object(module, "CopyThread", Copying))
         stack.enter_context(patch("displbe.sinks.drm.copied_scanout.time", ThreadTime(vblank)))
         yield
 

@@ -60,7 +60,7 @@ OURS: Final = (
     "displbe.ops",
 )
 """The packages whose objects are counted. Simulated guests use others, too."""
-OF_MODELS: Final = "displbe.sinks.drm.device."
+OF_MODELS: Final = ("displbe.sinks.drm.device.", "displbe.sinks.drm.properties.")
 """Types whose objects the model of a card keeps."""
 
 
