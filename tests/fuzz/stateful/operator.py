@@ -135,7 +135,9 @@ class BusyOperator:
         served = [device.domid for device in world.daemon.displays.devices.values() if device.is_served]
         domids = [domid for domid in served if domid in world.guests] or list(world.guests)
         domid = str(chance.choice(domids))
-        commands = [chance.choice(("screenshot", "screenshot", "blank", "unblank", "kick", "trace")) for _ in range(3)]
+        commands = [
+            chance.choice(("screenshot", "screenshot", "kick", "kick", "blank", "unblank", "trace")) for _ in range(3)
+        ]
         self._note(f"{', '.join(commands)} {domid} at once")
         world.touched.add(domid)
         async with trio.open_nursery() as nursery:
