@@ -10,6 +10,7 @@ import os
 from contextlib import ExitStack, suppress
 
 from displbe.sinks.base import Allocation, CopyMemory
+from displbe.xen.memory import Mapping, PrivateMemory
 
 from . import uapi
 from .device import DrmDevice
@@ -82,6 +83,7 @@ class DoubleBuffer:
 
     def __init__(self, device: DrmDevice, shape: tuple[int, int, int, int], copies: CopyMemory) -> None:
         self.shape = shape
+        self._private: list[PrivateMemory] = []
         width, height, bits, _ = shape
         with ExitStack() as undo:
             self._uncharge = copies.charge(width * height * bits // 8)
@@ -91,6 +93,12 @@ class DoubleBuffer:
             self.front, self.back = first, DumbBuffer(device, *shape, copies)
             undo.pop_all()
 
+    def private(self, size: int) -> PrivateMemory:
+        """Return memory of displbe's own, which is freed with the buffers. Raises OSError."""
+        made = PrivateMemory(size)
+        self._private.append(made)
+        return made
+
     def swap(self) -> None:
         """Exchange front and back: the back buffer has been committed."""
         self.front, self.back = self.back, self.front
@@ -99,12 +107,17 @@ class DoubleBuffer:
         """Free both."""
         self.front.close()
         self.back.close()
-        self._uncharge()
+        self._free_private()
 
     def leave(self) -> None:
         """Leave the front buffer on the screen (DumbBuffer.leave), and free the other one. Raises DrmError; both are kept then."""
         self.front.leave()
         self.back.close()
+        self._free_private()
+
+    def _free_private(self) -> None:
+        while self._private:
+            self._private.pop().close()
         self._uncharge()
 
 
@@ -125,17 +138,15 @@ class DumbAllocation(Allocation):
             device.ioctl("export dumb buffer", uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD, prime)
             self.fd = int(prime.fd)
             try:
-                self._memory = device.map_dumb(argument.handle, argument.size, writable=False)
+                self.memory: Mapping = device.map_dumb(argument.handle, argument.size, writable=False)
             except DrmError:
                 os.close(self.fd)
                 raise
         finally:
             device.close_handle(argument.handle)  # the dma-buf keeps the memory
 
-    def view(self) -> memoryview:
-        return self._memory.view
-
-    def close(self) -> None:
+    def close(self, wait: float = 0.0) -> bool:
         fd, self.fd = self.fd, -1
-        self._memory.close()
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+        return self.memory.close(wait)

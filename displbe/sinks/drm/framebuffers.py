@@ -9,22 +9,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from displbe.sinks.base import SinkError, view_of
+from displbe.sinks.base import SinkError, memory_of
 from displbe.sinks.convert import TARGETS
 from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno
-from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.wire.formats import FORMATS, fourcc_name
 from displbe.xen.port import HypervisorError
 
 from .buffer import DrmBuffer, ScanoutFormat
 from .device import Mode
 from .errors import CardGone, DrmError, NoResources
-from .scanout import ScanoutPipe
+from .scanout import YUYV, ScanoutPipe
 from .worker import in_worker
 
 __all__ = ["FramebufferSet"]
 
-YUYV: Final = fourcc("YUYV")
 _WITH_ALPHA: Final = {entry.opaque: entry.code for entry in FORMATS.values() if entry.code != entry.opaque}
 """A format without alpha -> the same format with alpha."""
 ZERO_COPY_OFF: Final = "zero-copy is off"
@@ -144,8 +143,8 @@ class FramebufferSet:
 
     async def map(self, buffer: DrmBuffer) -> None:
         """Map a buffer's pages. Raises SinkError."""
-        if buffer.view is None:
-            buffer.view = await view_of(buffer.guest)
+        if buffer.memory is None:
+            buffer.memory = await memory_of(buffer.guest)
 
     async def map_alike(self, shown: DrmBuffer) -> None:
         """Map this buffer and all others of its geometry, because the guest will flip to them. All of them are copied then.

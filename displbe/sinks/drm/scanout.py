@@ -15,13 +15,14 @@ import structlog
 
 from displbe.sinks.base import CopyMemory, Part
 from displbe.sinks.convert import pixel_size
-from displbe.sinks.frame_copy import copy_frame, frame_rows
+from displbe.sinks.frame_copy import frame_rows
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import sideways
+from displbe.wire.formats import fourcc as fourcc_of
 
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
-from .copied_scanout import CopyTarget
+from .copied_scanout import CopyTarget, copy_into
 from .device import Mode
 from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
@@ -29,7 +30,7 @@ from .mode_search import ModeSearch
 from .neutral import commit_with, neutral_values
 from .placement import Placement, ranked_modes
 
-__all__ = ["ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
+__all__ = ["YUYV", "ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
 
 _log: Final[Any] = structlog.get_logger("displbe.drm")
 
@@ -54,6 +55,9 @@ def sideways_edid(edid: bytes, modes: Sequence[Mode]) -> bytes | None:
         return None
 
 
+YUYV: Final = fourcc_of("YUYV")
+BLACK_YUYV: Final = bytes((16, 128, 16, 128))
+"""Two black pixels. In all other formats, a pixel of zeros is black."""
 MOST_TESTS: Final = 8
 """Maximum number of modes in which an imported framebuffer is tested."""
 
@@ -234,11 +238,11 @@ class ScanoutPipe:
         pixel = pixel_size(buffer.format.fourcc)
         buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc), self._copies())
         try:
-            assert buffer.view is not None
+            assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
             offset = origin[1] * buffers.back.pitch + origin[0] * pixel
             target = CopyTarget(rows, buffers, offset, bool(buffer.format.conversion), in_copy)
-            target.copy(buffer.view)
+            target.copy(buffer.memory)
             config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, self.turn.on_panel(on_screen, *screen), by_plane)
             return self._show(config, placement, target)
         except BaseException:
@@ -274,10 +278,12 @@ class ScanoutPipe:
             self._free_cover()
         with name_connector(self.pipe.name):
             cover = self._cover = self._cover or DumbBuffer(device, *shape, self._copies())
-            if copy and buffer.view is not None:
+            if copy and buffer.memory is not None:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
-                converted = bool(buffer.format.conversion)
-                copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=converted, into=fourcc)
+                copy_into(cover, rows, buffer.memory, converted=bool(buffer.format.conversion), into=fourcc)
+            elif fourcc == YUYV:
+                with cover.memory.borrow() as view:
+                    view[:] = BLACK_YUYV * (len(view) // len(BLACK_YUYV))
             changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
             Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 
@@ -288,7 +294,13 @@ class ScanoutPipe:
         """
         try:
             with name_connector(self.pipe.name):
-                Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
+                try:
+                    Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
+                except DrmError as error:
+                    if error.number != errno.ENOENT:
+                        raise
+                    # The connector has just gone with its dock.
+                    Atomic(self.pipe.device, off_state(self.pipe, connector=False)).commit("switch off", MODESET)
         finally:
             self._free()
 
