@@ -8,14 +8,19 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from typing import Final
 
 from displbe.sinks.base import Allocation
+from displbe.sinks.convert import YUYV
 
 from . import uapi
 from .device import DrmDevice
 from .errors import DrmError, drm_error
 
 __all__ = ["DoubleBuffer", "DumbAllocation", "DumbBuffer"]
+
+BLACK_YUYV: Final = b"\x10\x80"
+"""A black pixel of YUYV, in the limited range."""
 
 
 class DumbBuffer:
@@ -31,6 +36,8 @@ class DumbBuffer:
             self.fb = device.add_framebuffer(argument.handle, width, height, fourcc, self.pitch, 0)
             try:
                 self.memory = device.map_dumb(argument.handle, argument.size, writable=True)
+                if fourcc == YUYV:  # the kernel has filled it with zeros, which are black in the other formats
+                    self.memory.view[:] = BLACK_YUYV * (len(self.memory.view) // len(BLACK_YUYV))
             except DrmError:
                 device.remove_framebuffer(self.fb)
                 raise

@@ -12,10 +12,10 @@ from typing import Final
 import trio
 
 from displbe.sinks.base import SinkError, view_of
-from displbe.sinks.convert import TARGETS
+from displbe.sinks.convert import TARGETS, YUYV
 from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno
-from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.wire.formats import FORMATS, fourcc_name
 from displbe.xen.port import HypervisorError
 
 from .buffer import DrmBuffer, ScanoutFormat
@@ -25,7 +25,6 @@ from .scanout import ScanoutPipe
 
 __all__ = ["FramebufferSet"]
 
-YUYV: Final = fourcc("YUYV")
 _WITH_ALPHA: Final = {entry.opaque: entry.code for entry in FORMATS.values() if entry.code != entry.opaque}
 """A format without alpha -> the same format with alpha."""
 ZERO_COPY_OFF: Final = "zero-copy is off"

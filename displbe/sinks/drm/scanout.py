@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from displbe.sinks.base import Part
-from displbe.sinks.convert import pixel_size
+from displbe.sinks.convert import YUYV, pixel_size
 from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import sideways
@@ -227,7 +227,9 @@ class ScanoutPipe:
         size, origin, on_screen = placement.shown, (0, 0), placement.target
         if placement.borders:
             size, on_screen = screen, (0, 0, *screen)
-            origin = in_copy.on_panel(placement.target, *screen)[:2]
+            left, top, *_ = in_copy.on_panel(placement.target, *screen)
+            # Two pixels of YUYV share their colour: a picture that began with the second one would have wrong colours.
+            origin = left - left % 2 if buffer.format.fourcc == YUYV else left, top
         size = in_copy.size(*size)
         pixel = pixel_size(buffer.format.fourcc)
         buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc))
