@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TypeAlias
@@ -85,11 +86,13 @@ class Commands:
             sink=self._sink_name,
             mapped=Usage(total.pages, total.limit),
             held=msgspec.structs.asdict(self._hypervisor.ledger),
-            files=Usage(len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+            files=_files(),
             loop=Loop(self._lag.worst(), log.dropped()),
             abilities=Abilities(_host(self._hypervisor), dict(self._sink.abilities())),
             focus=escape(self._input_focus.preferred),
             guests=tuple(guests),
+            threads=Usage(threading.active_count(), total.process.threads),
+            copies=Usage(total.pools["memory"].used, total.pools["memory"].limit),
         )
 
     async def _guest(self, domid: int, quota: Quota) -> GuestStatus:
@@ -192,6 +195,15 @@ class Commands:
         await trio.lowlevel.checkpoint()
         self._input_focus.give(device.name or str(device.domid))
         return Answer()
+
+
+def _files() -> Usage:
+    """Return the number of open files, and its limit."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        return Usage(len(os.listdir("/proc/self/fd")), limit)
+    except OSError:  # EMFILE: to count the files, one more must be opened
+        return Usage(limit, limit)
 
 
 def _is_of(guest: str, device: AnyDevice) -> bool:

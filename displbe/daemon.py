@@ -30,8 +30,11 @@ from displbe.ops.control import Control
 from displbe.ops.lag import LoopLag
 from displbe.ops.service_manager import ServiceManager
 from displbe.ops.traces import TraceFiles, directory_of
+from displbe.resources import ProcessLimits, process_limits
+from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import Sink
 from displbe.sinks.registry import MissingPackage, make_sink, mappings
+from displbe.threads import run_in_thread
 from displbe.xen.port import Hypervisor
 
 if TYPE_CHECKING:
@@ -54,11 +57,13 @@ class Daemon:
         service_manager: ServiceManager | None = None,
         nodes: DeviceNodes | None = None,
         runtime: Path | None = None,
+        limits: ProcessLimits | None = None,
     ) -> None:
-        """`runtime` is a directory for files that the next daemon reads; None: nothing is kept."""
+        """`runtime` is a directory for files that the next daemon reads; None: nothing is kept. `limits` are those of this process."""
         self.hypervisor = hypervisor
         self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
-        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack, mappings(getattr(settings, settings.sink))))
+        twice = mappings(getattr(settings, settings.sink))
+        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack, twice, limits or process_limits()))
         traces = TraceFiles(directory_of(settings.log.traces))
         self._guests = guests = Guests(settings.guest)
         displays = DisplayDriver(hypervisor, self.sink, guests, traces)
@@ -136,7 +141,14 @@ class Daemon:
     async def _notify_status(self) -> None:
         """Send systemd the status that `systemctl status` shows, every STATUS_PERIOD seconds."""
         while self._service_manager.is_present:
-            self._service_manager.notify(f"STATUS={(await self.commands.status()).summary()}")
+            try:
+                self._service_manager.notify(f"STATUS={(await self.commands.status()).summary()}")
+            except Exception as error:  # it costs this line; the guests go on
+                _log.warning(
+                    "the status line of the service is not updated",
+                    reason=shortage(error),
+                    exc_info=not is_shortage(error),
+                )
             await trio.sleep(STATUS_PERIOD)
 
     async def reload(self, path: str) -> None:
@@ -148,9 +160,9 @@ class Daemon:
         async with self._reloading:
             self._service_manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
-                self._apply(await trio.to_thread.run_sync(load, path, abandon_on_cancel=True))
-            except (ConfigError, MissingPackage) as error:
-                _log.error("configuration not reloaded: the old one stays", reason=str(error))
+                self._apply(await run_in_thread(load, path, abandon_on_cancel=True))
+            except (ConfigError, MissingPackage, OSError) as error:
+                _log.error("configuration not reloaded: the old one stays", reason=shortage(error))
             self._service_manager.notify("READY=1")
 
     def _apply(self, wanted: Settings) -> None:

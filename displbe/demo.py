@@ -22,6 +22,7 @@ from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.x11.settings import X11Settings
+from displbe.threads import run_in_thread
 
 __all__ = ["run_demo"]
 
@@ -108,7 +109,7 @@ async def _on_x11() -> Settings | None:
 
     with trio.move_on_after(TIMEOUT):
         try:
-            server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
+            server = await run_in_thread(Server, display, abandon_on_cancel=True)
         except ServerUnreachable as error:
             print(f"no window: {error}")
             return None

@@ -17,6 +17,7 @@ import trio
 from displbe.config import ConfigError, load
 from displbe.ops import log
 from displbe.ops.service_manager import ServiceManager
+from displbe.resources import raise_file_limit
 from displbe.wire.errors import first_leaf
 from displbe.xen import stale_devices
 from displbe.xen.paths import GNTDEV
@@ -67,6 +68,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _daemon(arguments: argparse.Namespace) -> int:
     settings = load(arguments.config)
+    raise_file_limit()
     log.configure(settings.log.format, settings.log.level)
     if arguments.check:
         print("configuration: valid")

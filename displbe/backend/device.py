@@ -14,6 +14,7 @@ import trio
 
 from displbe.ops import status
 from displbe.ops.text import escape
+from displbe.shortage import is_shortage, shortage
 from displbe.wire.errors import FrontendBroken, first_leaf
 from displbe.wire.xenbus import Next, State, decide, parse_state
 from displbe.xen.port import HypervisorError, NoEntry, Store, StoreError, StoreLost, WatchRefused
@@ -273,6 +274,11 @@ class Device(Generic[S]):
             except StoreError as error:
                 if str(error) != "EAGAIN":
                     raise
+            except (OSError, MemoryError) as error:
+                if not is_shortage(error):
+                    raise
+                self.nodes.log.warning("preparing for the frontend failed; tried again", reason=shortage(error))
+                await trio.sleep(RETRY)
         self._backend_state.state, self._backend_state.since = step.state, trio.current_time()
         self.nodes.log.info("state", to=step.state.name.lower(), because=step.why)
 
@@ -306,9 +312,9 @@ class Device(Generic[S]):
                 await self._switch(step)
                 over = await self._until_over()
                 nursery.cancel_scope.cancel()
-        except* (DeviceRefused, HypervisorError, FrontendBroken) as group:
+        except* (DeviceRefused, HypervisorError, FrontendBroken, OSError, MemoryError) as group:
             first = first_leaf(group)
-            await self._report(str(first))
+            await self._report(shortage(first))
             if isinstance(first, FrontendBroken):
                 # A frontend that broke the protocol has to start over, even if it was not served yet. Other connections are tried again.
                 self.connection = ConnectionState.SERVED

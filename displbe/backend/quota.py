@@ -1,12 +1,14 @@
 """Limits for each guest, for all its devices together: how much it may hold, and how fast it may send requests.
 
 The kernel has no limit for each guest. gntdev maps whatever it is asked to map, with entries of one table (maptrack) that all guests of
-this domain share, so that one guest could take all of it (XSA-300).
+this domain share, so that one guest could take all of it (XSA-300). Guests also share the daemon's files, threads and memory. Each of
+these is a `Pool`: what guests hold is charged to it, a part is kept for each guest that has a device, and a part for the daemon itself.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -14,9 +16,12 @@ import msgspec
 import structlog
 import trio
 
+from displbe.resources import ProcessLimits
+from displbe.threads import DEFAULT_THREADS
 from displbe.wire.errors import Errno, RequestError
+from displbe.wire.ring import PAGE_SIZE
 
-__all__ = ["REQUEST_BURST", "Limits", "Quota", "Quotas", "TokenBucket", "Total"]
+__all__ = ["CHARGES", "REQUEST_BURST", "Limits", "Pool", "Quota", "Quotas", "TokenBucket", "Total"]
 
 MAPTRACK_SHARE: Final = 0.75
 """The share of this domain's maptrack that guests' buffers may take. The rest is for rings, other backends and other devices."""
@@ -24,6 +29,31 @@ SCREEN: Final = 2 * 2025
 """Pages that are reserved for each guest that has a device: two buffers of 1920x1080."""
 THREADS: Final = 2
 """Threads that map and unmap one guest's buffers."""
+FRAMES: Final = 3
+"""Copies of a frame that an output keeps: one on the screen, one on its way there, one to copy into or to compare with."""
+
+OWN_FILES: Final = 256
+"""Files that are kept for the daemon itself: Xen, cards, input devices, and the clients of its sockets."""
+OWN_THREADS: Final = DEFAULT_THREADS + 24
+"""Threads that are kept for the daemon itself: the loop, the log, traces, input devices, and work that is not one guest's."""
+OWN_MEMORY: Final = 256 << 20
+"""Bytes of memory that are kept for the daemon itself: Python and its modules, and one operator's screenshot."""
+OWN_PART: Final = 0.5
+"""The largest part of a limit that is kept for the daemon itself, where limits are low."""
+
+CHARGES: Final[dict[str, dict[str, int]]] = {
+    "pages": {"pages": 1},
+    "buffers": {"files": 2},  # the file of gntdev, the dma-buf
+    "framebuffers": {},
+    "connectors": {
+        "files": 4,
+        "threads": 1,
+        "memory": 128,
+    },  # a compositor's connection, files on their way to it; copying; traces
+    "alloc_pages": {"memory": 1},
+    "copy_pages": {"memory": 1},
+}
+"""What each kind that `Limits` limits takes from the pools."""
 
 REQUEST_BURST: Final = 0.25
 """Seconds of its request rate that a guest may send at once."""
@@ -50,6 +80,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     connectors: int = 8
     alloc_pages: int = 16384
     """Pages that the backend allocates for a guest (be-alloc): 64 MiB."""
+    copy_pages: int = 81920
+    """Pages of the copies of its frames, where a compositor, an X server or a card cannot use the guest's own. The default is 320 MiB:
+    three copies for each of eight screens of 1920x1080 or of two of 3840x2160, and for one that changes its mode.
+    """
     modesets_per_second: float = 2.0
     """Mode changes of each connector, after a burst of eight. Each takes tens of milliseconds."""
     reconnects_per_second: float = 1.0
@@ -71,20 +105,115 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                 raise ValueError(f"{name.replace('_', '-')} must be a number from {least} to {most:.0f}")
 
 
-class Total:
-    """The pages that all guests together have mapped. Each takes `mappings` of the `maptrack` entries of this domain's maptrack."""
+class Pool:
+    """A resource that all guests share. `limit` is for all of them together; `reserve` is kept for each guest until the guest uses it.
 
-    def __init__(self, maptrack: int, mappings: int) -> None:
-        self.limit = int(maptrack // mappings * MAPTRACK_SHARE)
-        """Pages."""
-        self.pages = 0
-        self.quotas: set[Quota] = set()
-        """The quotas of all guests that have a device."""
+    `refusal` says that the limit is reached, and the way out; {limit} in it is replaced.
+    """
+
+    def __init__(self, limit: int, reserve: int, refusal: str) -> None:
+        self.limit = limit
+        self.used = 0
+        self._reserve = reserve
+        self._refusal = refusal
+        self._held: dict[Quota, int] = {}
+        """The amount that each guest holds, also of guests that have no device any more: a buffer may be in use for longer."""
+        self._present: set[Quota] = set()
+        """The guests that have a device."""
+
+    def enter(self, quota: Quota) -> None:
+        """Reserve room for a guest that has a device now."""
+        self._present.add(quota)
+
+    def leave(self, quota: Quota) -> None:
+        """Reserve nothing for a guest any more. What it still holds counts until it is given back."""
+        self._present.discard(quota)
 
     def room(self, quota: Quota) -> int:
-        """Return the number of pages that a guest may still map. The `SCREEN` pages that other guests have not mapped yet stay reserved."""
-        reserved = sum(max(0, SCREEN - other.used["pages"]) for other in self.quotas if other is not quota)
-        return self.limit - self.pages - reserved
+        """Return the amount that a guest may still take. What is reserved for other guests is not counted."""
+        others = (self._held.get(other, 0) for other in self._present if other is not quota)
+        return self.limit - self.used - sum(max(0, self._reserve - held) for held in others)
+
+    def check(self, quota: Quota, amount: int) -> None:
+        """Raise RequestError ENOSPC if there is no room for this amount."""
+        if amount > self.room(quota):
+            raise RequestError(Errno.ENOSPC, self._refusal.format(limit=self.limit))
+
+    def add(self, quota: Quota, amount: int) -> None:
+        """Add to what a guest holds; a negative amount takes back."""
+        held = self._held.pop(quota, 0) + amount
+        if held:
+            self._held[quota] = held
+        self.used += amount
+
+
+class Total:
+    """What all guests together may hold. Each page takes `mappings` of the `maptrack` entries of this domain's maptrack. `process` has the
+    limits of the daemon.
+    """
+
+    def __init__(self, maptrack: int, mappings: int, process: ProcessLimits = ProcessLimits()) -> None:  # noqa: B008
+        memory = _without_own(process.memory, OWN_MEMORY) // PAGE_SIZE
+        self.pools = {
+            "pages": Pool(
+                int(maptrack // mappings * MAPTRACK_SHARE),
+                SCREEN,
+                "all guests together reach the limit of {limit} mapped pages",
+            ),
+            "files": Pool(
+                _without_own(process.files, OWN_FILES),
+                CHARGES["connectors"]["files"] + 4 * CHARGES["buffers"]["files"],
+                "all guests together reach the limit of {limit} files: raise LimitNOFILE= in displbe.service, or lower buffers in [limits]",
+            ),
+            "threads": Pool(
+                _without_own(process.threads, OWN_THREADS),
+                THREADS + 1,
+                "all guests together reach the limit of {limit} threads: raise TasksMax= in displbe.service",
+            ),
+            "memory": Pool(
+                memory,
+                FRAMES * SCREEN // 2,
+                "the copies of all guests' frames reach the limit of {limit} pages: raise MemoryMax= in displbe.service, or lower"
+                " copy-pages in [limits]",
+            ),
+        }
+        self.process = process
+        self.lock = threading.Lock()
+        """Held while amounts change: worker threads charge copies."""
+
+    @property
+    def limit(self) -> int:
+        """The number of pages that all guests together may map."""
+        return self.pools["pages"].limit
+
+    @property
+    def pages(self) -> int:
+        """The number of pages that all guests together have mapped."""
+        return self.pools["pages"].used
+
+    def enter(self, quota: Quota) -> None:
+        """Reserve room for a guest that has a device now."""
+        with self.lock:
+            for pool in self.pools.values():
+                pool.enter(quota)
+            self.pools["threads"].add(quota, THREADS)
+
+    def leave(self, quota: Quota) -> None:
+        """Take note that a guest has no device any more."""
+        with self.lock:
+            for pool in self.pools.values():
+                pool.leave(quota)
+            self.pools["threads"].add(quota, -THREADS)
+
+
+def _key(kind: str) -> str:
+    """Return the key of a kind in `[limits]`."""
+    return kind.replace("_", "-")
+
+
+def _without_own(limit: int, own: int) -> int:
+    """Return the part of a limit of the daemon that is for guests."""
+    return limit - min(own, int(limit * OWN_PART))
 
 
 class Quota:
@@ -92,7 +221,7 @@ class Quota:
 
     def __init__(self, limits: Limits, total: Total) -> None:
         self.limits = limits
-        self.used = dict.fromkeys(("pages", "buffers", "framebuffers", "connectors", "alloc_pages"), 0)
+        self.used = dict.fromkeys(CHARGES, 0)
         rate = limits.requests_per_second
         self.requests = TokenBucket(rate * REQUEST_BURST, rate, trio.current_time)
         self.threads = trio.CapacityLimiter(THREADS)
@@ -101,23 +230,26 @@ class Quota:
     def take(self, kind: str, amount: int = 1) -> None:
         """Charge the guest with `amount` of a kind. Raises RequestError ENOSPC; nothing is charged then."""
         limit = getattr(self.limits, kind)
-        if self.used[kind] + amount > limit:
-            raise RequestError(
-                Errno.ENOSPC, f"limit of {limit} {kind} reached: {self.used[kind]} held, {amount} more asked for"
-            )
-        if kind == "pages":
-            if amount > self._total.room(self):
+        pools, charges = self._total.pools, CHARGES[kind]
+        with self._total.lock:
+            if self.used[kind] + amount > limit:
                 raise RequestError(
-                    Errno.ENOSPC, f"all guests together reach the limit of {self._total.limit} mapped pages"
+                    Errno.ENOSPC,
+                    f"limit of {limit} {kind} reached: {self.used[kind]} held, {amount} more asked for; {_key(kind)} in [limits]",
                 )
-            self._total.pages += amount
-        self.used[kind] += amount
+            for name, each in charges.items():
+                pools[name].check(self, amount * each)
+            self._add(kind, amount)
 
     def give(self, kind: str, amount: int = 1) -> None:
         """Take back a charge of `take`."""
-        self.used[kind] -= amount
-        if kind == "pages":
-            self._total.pages -= amount
+        with self._total.lock:
+            self._add(kind, -amount)
+
+    def _add(self, kind: str, amount: int) -> None:
+        self.used[kind] += amount
+        for name, each in CHARGES[kind].items():
+            self._total.pools[name].add(self, amount * each)
 
 
 class Quotas:
@@ -137,7 +269,7 @@ class Quotas:
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
             self.guests[domid] = quota = Quota(self.limits, self.total)
-            self.total.quotas.add(quota)
+            self.total.enter(quota)
             promised = sum(quota.limits.pages for quota in self.guests.values())
             if promised > self.total.limit:
                 _log.warning(
@@ -153,7 +285,7 @@ class Quotas:
         self._devices[domid] -= 1
         if not self._devices[domid]:
             del self._devices[domid]
-            self.total.quotas.remove(self.guests.pop(domid))
+            self.total.leave(self.guests.pop(domid))
 
 
 class TokenBucket:

@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 import structlog
 import trio
 
+from displbe.shortage import brief, severity
 from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError, StoreLost
 
@@ -109,8 +110,9 @@ class Supervisor(Generic[S]):
                 try:
                     await device.run(background)
                     break
-                except Exception:
-                    device.nodes.log.exception("device failed; it is started anew")
+                except Exception as error:
+                    say = getattr(device.nodes.log, severity(error))
+                    say("device failed; it is started anew", reason=brief(error))
                     await trio.sleep(RESTART)
         finally:
             del self.devices[key]

@@ -28,6 +28,7 @@ from .client import Client, Failure
 from .guests import guest_results, read_guests
 from .inputs import allowed_devices
 from .machine import Machine
+from .totals import total_results
 from .xenstore import store_results
 
 __all__ = ["run_checks"]
@@ -70,6 +71,7 @@ def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -
     yield from machine.as_service(_gntdev(machine))
     known, unread = read_guests(machine, guests)
     yield from _quotas(machine, settings, max(len(known), len(settings.guest)))
+    yield from total_results(settings, machine.limits, known)
     yield from _sink(machine, settings)
     yield from machine.as_service(allowed_devices(machine, settings))
     yield from unread

@@ -16,7 +16,7 @@ from .inputs import guests_devices
 from .machine import Machine
 from .xlconfig import Display, Keyboard, XlConfig, read_xl_config
 
-__all__ = ["guest_results", "read_guests"]
+__all__ = ["Guests", "guest_results", "outputs", "read_guests"]
 
 Guests = dict[Path, XlConfig]
 DOM0 = ("", "0", "Domain-0")
@@ -68,7 +68,7 @@ def guest_results(machine: Machine, settings: Settings, guests: Guests) -> Itera
     """Check each guest, and all of them together."""
     for path, guest in guests.items():
         yield from _guest(machine, settings, path, guest)
-        yield from guests_devices(machine, settings, path, guest, _outputs(settings, guest))
+        yield from guests_devices(machine, settings, path, guest, outputs(settings, guest))
     yield from _together(settings, list(guests.values()))
     if settings.guest and machine.is_dom0 is False:
         yield warning(
@@ -84,7 +84,7 @@ def _guest(machine: Machine, settings: Settings, path: Path, guest: XlConfig) ->
             f"{path}: be-alloc=1, which {guest.name} is not allowed",
             f"set be-alloc = true in [guest.{guest.name}], or be-alloc=0 in its vdispl line",
         )
-    names = _outputs(settings, guest)
+    names = outputs(settings, guest)
     known = [re.sub(r"^card\d+-", "", entry.name) for entry in machine.path("/sys/class/drm").glob("card*-*")]
     for name in names:
         if settings.sink == "drm" and known and not _may_be_there(name, known):
@@ -113,7 +113,7 @@ def _may_be_there(name: str, known: list[str]) -> bool:
     return not binding.is_by_kernel_name or binding.connector in map(canonical, known)
 
 
-def _outputs(settings: Settings, guest: XlConfig) -> list[str]:
+def outputs(settings: Settings, guest: XlConfig) -> list[str]:
     """Return the names of the outputs that show a guest's connectors."""
     own = settings.guest.get(guest.name)
     if own is not None and own.connectors:
@@ -124,7 +124,7 @@ def _outputs(settings: Settings, guest: XlConfig) -> list[str]:
 def _together(settings: Settings, guests: list[XlConfig]) -> Iterator[CheckResult]:
     users: dict[str, list[str]] = {}
     for guest in guests:
-        for name in _outputs(settings, guest):
+        for name in outputs(settings, guest):
             users.setdefault(name, []).append(guest.name)
     for name, names in sorted(users.items()):
         if len(names) > 1:

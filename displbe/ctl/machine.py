@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from displbe.resources import ProcessLimits, process_limits
+
 from .check_result import CheckResult, failed, warning
-from .service import Identity, acting_as, service_identity
+from .service import Identity, acting_as, service_identity, service_limits
 
 __all__ = ["Machine", "this_machine"]
 
@@ -21,7 +23,8 @@ class Machine:
     """The file system to check (`root`; tests use another one), and the user to check it for.
 
     `identity` is displbe's user; root acts with that user's rights. None: the checks run as the caller, and `is_service_user` says whether
-    displbe runs as that user. `identity_error` says why displbe's user is not known; it is empty otherwise.
+    displbe runs as that user. `identity_error` says why displbe's user is not known; it is empty otherwise. `limits` are those of the
+    daemon.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class Machine:
         *,
         is_service_user: bool = True,
         identity_error: str = "",
+        limits: ProcessLimits = ProcessLimits(),  # noqa: B008
     ) -> None:
         self.root = root
         self.release = release
         self.identity = identity
         self.is_service_user = is_service_user
         self.identity_error = identity_error
+        self.limits = limits
         self._xl = xl
 
     # The user
@@ -106,10 +111,13 @@ class Machine:
 def this_machine() -> Machine:
     """Return the machine that this process runs on; for root, with displbe's user."""
     root = os.geteuid() == 0
+    limits = service_limits() or process_limits()
     try:
         identity = service_identity()
     except LookupError as error:
-        return Machine(is_service_user=False, identity_error=str(error))
+        return Machine(is_service_user=False, identity_error=str(error), limits=limits)
     if identity is None:
-        return Machine(is_service_user=root)
-    return Machine(identity=identity) if root else Machine(is_service_user=os.geteuid() == identity.uid)
+        return Machine(is_service_user=root, limits=limits)
+    if root:
+        return Machine(identity=identity, limits=limits)
+    return Machine(is_service_user=os.geteuid() == identity.uid, limits=limits)

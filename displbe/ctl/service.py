@@ -1,4 +1,4 @@
-"""The user that displbe's service runs as, and a context in which root has only that user's rights."""
+"""The user that displbe's service runs as, a context in which root has only that user's rights, and the limits of the service."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Identity", "acting_as", "service_identity"]
+from displbe.resources import UNLIMITED, ProcessLimits, half_of_memory
+
+__all__ = ["Identity", "acting_as", "service_identity", "service_limits"]
 
 SHOW: Final = ("systemctl", "show", "--property=User,Group,SupplementaryGroups", "displbe.service")
+SHOW_LIMITS: Final = ("systemctl", "show", "--property=LoadState,LimitNOFILE,TasksMax,MemoryMax", "displbe.service")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -31,17 +34,36 @@ def service_identity(command: Sequence[str] = SHOW) -> Identity | None:
 
     Raises LookupError, with a sentence, for a user or a group that does not exist.
     """
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    unit = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    unit = _properties(command)
     if not unit.get("User"):
         return None
     user = _user(unit["User"])
     gid = _group(unit["Group"]) if unit.get("Group") else user.pw_gid
     more = [_group(name) for name in unit.get("SupplementaryGroups", "").split()]
     return Identity(user.pw_name, user.pw_uid, gid, tuple(sorted({*os.getgrouplist(user.pw_name, gid), *more})))
+
+
+def service_limits(command: Sequence[str] = SHOW_LIMITS) -> ProcessLimits | None:
+    """Return the unit's limits, including drop-ins; None when the unit does not exist, or systemctl fails."""
+    unit = _properties(command)
+    if unit.get("LoadState") != "loaded":
+        return None
+    files, threads, memory = (_limit(unit.get(name, "")) for name in ("LimitNOFILE", "TasksMax", "MemoryMax"))
+    return ProcessLimits(files, threads, min(memory, half_of_memory()))
+
+
+def _limit(text: str) -> int:
+    """Return a limit as systemctl shows it; `infinity`, or nothing for a limit that this systemd does not know, is none."""
+    return min(int(text), UNLIMITED) if text.isdecimal() else UNLIMITED
+
+
+def _properties(command: Sequence[str]) -> dict[str, str]:
+    """Return the properties that `systemctl show` prints; none if it fails."""
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
 
 
 def _user(name: str) -> pwd.struct_passwd:

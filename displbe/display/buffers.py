@@ -15,10 +15,12 @@ from typing import Any, Final
 import trio
 
 from displbe.backend.quota import Quota
+from displbe.shortage import shortage
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.frame_copy import copy_frame, frame_rows
+from displbe.threads import run_in_thread
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, FbAttach, FbDetach
-from displbe.wire.errors import Errno, RequestError
+from displbe.wire.errors import Errno, RequestError, from_host
 from displbe.wire.formats import FORMATS, fourcc_name, likely_stride, stride
 from displbe.wire.pgdir import pages_of
 from displbe.wire.ring import PAGE_SIZE
@@ -280,9 +282,12 @@ class Buffers:
             rows = frame_rows(shape, part)
             view = await framebuffer.dbuf.buffer.view()
             # New pages are zero already. Clearing a bytearray of this size would block the event loop.
-            picture = memoryview(mmap.mmap(-1, rows.size))
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(copy_frame, rows, view, picture, rows.row)
+            try:
+                picture = memoryview(mmap.mmap(-1, rows.size))
+                with trio.CancelScope(shield=True):
+                    await run_in_thread(copy_frame, rows, view, picture, rows.row)
+            except OSError as error:
+                raise RequestError(from_host(error.errno), shortage(error)) from error
             return Geometry(part.width, part.height, shape.fourcc, rows.row, 0), picture
 
     async def _detach(self, framebuffer: Framebuffer) -> None:

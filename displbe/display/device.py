@@ -16,7 +16,7 @@ from displbe.backend.quota import Quota, TokenBucket
 from displbe.backend.release import shielded_stack
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, TraceHeader
-from displbe.sinks.base import Claimant, Output, OutputUnavailable, Sink
+from displbe.sinks.base import Claimant, CopyMemory, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
 from displbe.wire.xenbus import TRANSITIONS
@@ -195,6 +195,7 @@ class DisplayDevice:
             output = self._sink.claim(published.name, published.width, published.height, claimant)
         except (OutputUnavailable, RequestError) as error:
             raise DeviceRefused(str(error)) from error
+        output.copies = CopyMemory(partial(self._quota.take, "copy_pages"), partial(self._quota.give, "copy_pages"))
         stack.push_async_callback(output.release)
         return output
 

@@ -18,9 +18,10 @@ import trio
 
 from displbe.backend.quota import Quota
 from displbe.backend.spurious_events import SpuriousEvents
+from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import SinkError
 from displbe.wire.displif import Request, decode_request, encode_response
-from displbe.wire.errors import FrontendBroken, RequestError
+from displbe.wire.errors import Errno, FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing
 from displbe.xen.port import EventChannel
 
@@ -142,6 +143,8 @@ class RequestRing:
             edid_size = await slow() or 0
         except (RequestError, SinkError) as error:
             status = self._refuse(request, error)
+        except (OSError, MemoryError) as error:
+            status = self._refuse(request, _out_of(error))
         self._slow = None
         self._respond(request, status, edid_size)
         self.state = RingState.IDLE
@@ -170,6 +173,8 @@ class RequestRing:
                     answer = self._serve(request)
                 except (RequestError, SinkError) as error:
                     answer = self._refuse(request, error)
+                except (OSError, MemoryError) as error:
+                    answer = self._refuse(request, _out_of(error))
                 if isinstance(answer, int):
                     self._respond(request, answer)
                     wait = quota.requests.take()
@@ -209,3 +214,10 @@ class RequestRing:
         self.trace.answer(status, edid_size)
         if self._ring.respond(encode_response(request.id, request.operation, status, edid_size)):
             self._channel.notify()
+
+
+def _out_of(error: OSError | MemoryError) -> RequestError:
+    """Return the refusal for a request for which there are no more files, threads or memory. Raises any other error."""
+    if not is_shortage(error):
+        raise error
+    return RequestError(Errno.ENOMEM, shortage(error))

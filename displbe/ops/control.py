@@ -17,7 +17,9 @@ import msgspec
 import structlog
 import trio
 
-from .clients import Clients
+from displbe.shortage import shortage
+
+from .clients import Client, Clients
 from .settings import ControlSettings
 
 __all__ = [
@@ -47,6 +49,8 @@ COMMAND_INTERVAL: Final = 0.02
 """Seconds between two commands, of all clients together."""
 COMMAND_TIMEOUT: Final = 10.0
 """Seconds that a command may take. A guest may delay a command without a limit, with a buffer that a card or a compositor still uses."""
+FAREWELL: Final = "displbe serves few clients at a time, and this one was idle for longest: connect again"
+"""The error that is sent to a client that is disconnected for another one."""
 LARGE: Final = frozenset({"screenshot", "trace"})
 """Commands with large answers. Only one such answer is in memory at a time."""
 NOT_LOGGED: Final = frozenset({"status"})
@@ -126,7 +130,7 @@ class Control:
     def __init__(self, settings: ControlSettings, commands: Mapping[str, Command]) -> None:
         self._settings = settings
         self._commands = commands
-        self.clients = Clients("control", self._serve)
+        self.clients = Clients("control", self._serve, msgspec.json.encode(AnswerHeader(False, FAREWELL)) + b"\n")
         self._not_before = 0.0
         """The earliest time of the next command, in seconds of trio's clock."""
         self._large_answer = trio.Lock()
@@ -138,22 +142,23 @@ class Control:
         else:
             task_status.started()
 
-    async def _serve(self, client: trio.SocketStream) -> None:
+    async def _serve(self, client: Client) -> None:
         try:
             await self._answer_requests(client)
         except CommandError as error:
-            await _send(client, AnswerHeader(False, str(error)), b"")
+            await _send(client.stream, AnswerHeader(False, str(error)), b"")
 
-    async def _answer_requests(self, client: trio.SocketStream) -> None:
+    async def _answer_requests(self, client: Client) -> None:
         """Answer requests until the client disconnects. Raises CommandError for a line that is not a request; the connection then ends."""
         splitter = LineSplitter()
         while True:
             with trio.move_on_after(IDLE_TIMEOUT) as waiting:
-                data = await client.receive_some(MAX_LINE)
+                data = await client.stream.receive_some(MAX_LINE)
             if waiting.cancelled_caught or not data:
                 return
             for line in splitter.feed(data):
-                await self._answer(client, line)
+                with client.served():
+                    await self._answer(client.stream, line)
 
     async def _answer(self, client: trio.SocketStream, line: bytes) -> None:
         self._not_before = max(trio.current_time(), self._not_before + COMMAND_INTERVAL)
@@ -175,6 +180,8 @@ class Control:
                 header, body = AnswerHeader(True, octets=len(answer.body), facts=answer.facts), answer.body
             except CommandError as error:
                 header, body = AnswerHeader(False, str(error)), b""
+            except (OSError, MemoryError) as error:
+                header, body = AnswerHeader(False, f"not done: {shortage(error)}"), b""
             except trio.TooSlowError:
                 header = AnswerHeader(
                     False, f"not done within {COMMAND_TIMEOUT:.0f} s: something that it needs is busy"

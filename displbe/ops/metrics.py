@@ -18,7 +18,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import CollectorRegistry
 
-from .clients import Clients
+from displbe.shortage import shortage
+from displbe.threads import run_in_thread
+
+from .clients import Client, Clients
 from .files import replace_file
 from .settings import MetricsSettings
 from .status import ConnectorStatus, DeviceStatus, GuestStatus, Status
@@ -34,6 +37,8 @@ CLIENT_TIMEOUT: Final = 5.0
 """Seconds that a client may take to send its request, and again to read the answer."""
 MAX_REQUEST: Final = 8192
 """Bytes of an HTTP request."""
+FAREWELL: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+"""The answer to a client that is disconnected for another one, because it sent no request for longest."""
 MAX_AGE: Final = 1.0
 """Seconds for which the same text is sent to further clients."""
 _log = structlog.get_logger("displbe.metrics")
@@ -87,6 +92,12 @@ def _daemon_metrics(status: Status) -> Iterator[Metric]:
     yield held
     yield GaugeMetricFamily("displbe_files_open", "Open file descriptors.", status.files.used)
     yield GaugeMetricFamily("displbe_files_openable", "The limit of open file descriptors.", status.files.limit)
+    yield GaugeMetricFamily("displbe_threads", "Threads.", status.threads.used)
+    yield GaugeMetricFamily("displbe_threads_startable", "The limit of threads.", status.threads.limit)
+    yield GaugeMetricFamily("displbe_copies_pages", "Pages of the copies of all guests' frames.", status.copies.used)
+    yield GaugeMetricFamily(
+        "displbe_copies_allowed_pages", "The limit of pages of the copies of all guests' frames.", status.copies.limit
+    )
     yield GaugeMetricFamily("displbe_guests", "Guests with a device.", len(status.guests))
 
 
@@ -207,7 +218,7 @@ class Metrics:
     def __init__(self, settings: MetricsSettings, read_status: Callable[[], Awaitable[Status]]) -> None:
         self._settings = settings
         self._read_status = read_status
-        self.clients = Clients("metrics", self._answer)
+        self.clients = Clients("metrics", self._answer, FAREWELL)
         self._generating = trio.Lock()
         self._text = b""
         self._generated_at = float("-inf")
@@ -237,11 +248,12 @@ class Metrics:
         """Write the file at each interval. Remove it at the end, because its reader would regard the old figures as current."""
         try:
             while True:
-                text = await self.text()
                 try:
-                    await trio.to_thread.run_sync(replace_file, path, text, 0o644)
+                    await run_in_thread(replace_file, path, await self.text(), 0o644)
                 except OSError as error:
-                    _log.warning("cannot write the metrics file", file=str(path), reason=str(error))
+                    _log.warning("cannot write the metrics file", file=str(path), reason=shortage(error))
+                except Exception:  # it costs this file; the guests go on
+                    _log.exception("cannot write the metrics file: trying again")
                 await trio.sleep(self._settings.interval)
         finally:
             with contextlib.suppress(OSError):
@@ -251,7 +263,11 @@ class Metrics:
         host, _, port = address.rpartition(":")
         try:
             listeners = await trio.open_tcp_listeners(int(port), host=host.strip("[]"))
-        except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
+        except (
+            OSError,
+            UnicodeError,
+            RuntimeError,
+        ) as error:  # UnicodeError: not a host name; RuntimeError: no thread to look it up
             _log.error("cannot listen for metrics: TCP clients are not served", address=address, reason=str(error))
             return
         async with contextlib.AsyncExitStack() as stack, trio.open_nursery() as nursery:
@@ -259,10 +275,14 @@ class Metrics:
                 await stack.enter_async_context(listener)
                 nursery.start_soon(self.clients.accept, listener)
 
-    async def _answer(self, client: trio.SocketStream) -> None:
+    async def _answer(self, client: Client) -> None:
         """Answer one request. The connection then ends."""
         with trio.fail_after(CLIENT_TIMEOUT):
-            line = await _request_line(client)
+            line = await _request_line(client.stream)
+        with client.served():
+            await self._answer_line(client.stream, line)
+
+    async def _answer_line(self, client: trio.SocketStream, line: bytes) -> None:
         if line.split(b"?")[0] not in (b"GET /metrics", b"GET /"):
             text, kind, status = b"only /metrics is here\n", "text/plain", "404 Not Found"
         else:

@@ -190,6 +190,10 @@ class Status(msgspec.Struct, frozen=True):
     focus: str
     """The guest that gets the input devices that several guests name; empty: the guest that arrived first."""
     guests: tuple[GuestStatus, ...]
+    threads: Usage = Usage(0, 0)
+    """The process' threads, and the limit of the service."""
+    copies: Usage = Usage(0, 0)
+    """Pages of the copies of all guests' frames, and of the buffers that displbe has allocated for guests."""
 
     def summary(self) -> str:
         """Return one line for systemd's STATUS."""

@@ -5,6 +5,7 @@ A file has one section for each connector of the device: a line of JSON (`TraceH
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -15,6 +16,9 @@ from typing import Final
 
 import msgspec
 import structlog
+
+from displbe.shortage import shortage
+from displbe.threads import start_thread
 
 from .files import replace_file
 
@@ -28,6 +32,8 @@ MAX_GUEST_FILES: Final = 4
 """Maximum number of files of one guest. The oldest one is removed for a new one."""
 MIN_INTERVAL: Final = 60.0
 """Minimum seconds between two files of a guest, because a guest can cause any number of shut-offs."""
+MAX_WRITERS: Final = 2
+"""Maximum number of threads that write traces. A disk that hangs must not collect threads."""
 MAX_NAME: Final = 64
 """Maximum characters of the guest's name in a file's name."""
 _log = structlog.get_logger("displbe.trace")
@@ -66,7 +72,8 @@ class TraceFiles:
 
     def __init__(self, directory: str) -> None:
         self.dropped = 0
-        """Traces that were not kept because a trace of the same guest was kept less than MIN_INTERVAL before."""
+        """Traces that were not kept: one of the same guest was kept less than MIN_INTERVAL before, or no thread could write it."""
+        self._writers: list[threading.Thread] = []
         self._directory = directory
         self._not_before: dict[str, float] = {}
 
@@ -84,8 +91,15 @@ class TraceFiles:
             return
         self._not_before = {other: then for other, then in self._not_before.items() if then > now}
         self._not_before[guest] = now + MIN_INTERVAL
-        data = MAGIC + b"".join(_encode(header, records) for header, records in sections)
-        threading.Thread(target=self._write, args=(guest, number, data), name="trace", daemon=True).start()
+        self._writers = [writer for writer in self._writers if writer.is_alive()]
+        try:
+            if len(self._writers) >= MAX_WRITERS:
+                raise TimeoutError(errno.ETIMEDOUT, "the disk has not taken the last ones")
+            data = MAGIC + b"".join(_encode(header, records) for header, records in sections)
+            self._writers.append(start_thread("trace", self._write, guest, number, data))
+        except (OSError, MemoryError) as error:
+            self.dropped += 1
+            _log.warning("trace not kept", guest=guest, reason=shortage(error), dropped=self.dropped)
 
     def _write(self, guest: str, number: int, data: bytes) -> None:
         try:
@@ -97,7 +111,7 @@ class TraceFiles:
             _remove_surplus(directory)
             _log.info("trace written", guest=guest, file=str(path))
         except OSError as error:
-            _log.warning("cannot write the trace", directory=self._directory, reason=str(error))
+            _log.warning("cannot write the trace", directory=self._directory, reason=shortage(error))
 
 
 def _encode(header: TraceHeader, records: bytes) -> bytes:

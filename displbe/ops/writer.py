@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TextIO
 
+from displbe.threads import start_thread
+
 __all__ = ["LineWriter"]
 
 MAX_WAITING: Final = 2000
@@ -36,7 +38,7 @@ class LineWriter:
         """Dropped lines that have been reported."""
         self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
         """Lines, and events to set when all lines before have been written."""
-        threading.Thread(target=self._work, name="log", daemon=True).start()
+        start_thread("log", self._work)
         atexit.register(self.flush)
 
     def msg(self, line: str) -> None:

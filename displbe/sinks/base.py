@@ -7,13 +7,15 @@ shows one connector of one guest. An output shows a guest's buffer in the cheape
 from __future__ import annotations
 
 import abc
+import errno
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 import trio
 
-from displbe.wire.errors import Errno
+from displbe.wire.errors import Errno, RequestError
+from displbe.wire.ring import PAGE_SIZE
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .seat import Seats
@@ -23,6 +25,7 @@ __all__ = [
     "NOBODY",
     "Allocation",
     "Claimant",
+    "CopyMemory",
     "Geometry",
     "Output",
     "OutputUnavailable",
@@ -103,6 +106,38 @@ async def view_of(buffer: GuestBuffer) -> memoryview:
         raise SinkError(error.code, str(error)) from error
 
 
+class CopyMemory:
+    """Memory for copies of a guest's frames, which is charged to the guest.
+
+    `take` and `give` get a number of pages; `take` raises RequestError if the guest, or all guests together, have too many. Both may be
+    called in any thread. By default, nothing is charged.
+    """
+
+    def __init__(
+        self, take: Callable[[int], None] = lambda pages: None, give: Callable[[int], None] = lambda pages: None
+    ) -> None:
+        self._take = take
+        self._give = give
+
+    def charge(self, size: int) -> Callable[[], None]:
+        """Charge the guest with `size` bytes. Return the function that takes the charge back; a second call of it does nothing.
+
+        Raises OSError ENOMEM, like a kernel that has no memory, with the reason.
+        """
+        pages = -(-size // PAGE_SIZE)
+        try:
+            self._take(pages)
+        except RequestError as error:
+            raise OSError(errno.ENOMEM, error.reason) from error
+        charged = [pages]
+
+        def uncharge() -> None:
+            while charged:
+                self._give(charged.pop())
+
+        return uncharge
+
+
 class Allocation(abc.ABC):
     """Memory that an output has allocated, as a dma-buf. The output shows it without a copy."""
 
@@ -136,6 +171,8 @@ class Output(abc.ABC):
         """Called with the token of each accepted flip when the flip ends: its frame is shown, or can no longer be shown. The claimant
         sets this.
         """
+        self.copies = CopyMemory()
+        """What is charged for the memory of copies. The claimant sets this."""
         self.charge: Callable[[], float] = lambda: 0.0
         """Called for each mode change that the guest causes without `enable`, for example by removing what is shown. It charges the guest
         and returns the seconds that the change has to wait. The claimant sets this.

@@ -8,11 +8,12 @@ wake the loop either.
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable
 
 import structlog
 import trio
+
+from displbe.threads import run_in_thread_or_here, start_thread
 
 __all__ = ["CopyThread"]
 
@@ -21,7 +22,7 @@ Job = Callable[[], None]
 
 
 class CopyThread:
-    """The copying thread of one output. Methods are called in the event loop unless they say otherwise."""
+    """The copying thread of one output. Raises NoThread. Methods are called in the event loop unless they say otherwise."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -30,8 +31,7 @@ class CopyThread:
         self._look: Callable[[], float] | None = None
         self._pause: float | None = None
         self._loop = trio.lowlevel.current_trio_token()
-        self._thread = threading.Thread(target=self._work, name=f"copy {name}", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(f"copy {name}", self._work)
 
     def _work(self) -> None:
         while True:
@@ -95,4 +95,4 @@ class CopyThread:
     async def close(self) -> None:
         """End the thread after all jobs given so far."""
         self._jobs.put(None)
-        await trio.to_thread.run_sync(self._thread.join)
+        await run_in_thread_or_here(self._thread.join)

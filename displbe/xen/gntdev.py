@@ -22,6 +22,9 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
+from displbe.shortage import shortage
+from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
+
 from .barriers import SharedMemory
 from .memory import PAGE_SIZE, Mapping
 from .paths import GNTDEV
@@ -65,7 +68,7 @@ def _close(fd: int) -> None:
 
 
 def _refused(what: str, error: OSError) -> HypervisorError:
-    return HypervisorError(error.errno or errno.EIO, f"{what}: {error.strerror}")
+    return HypervisorError(error.errno or errno.EIO, f"{what}: {shortage(error)}")
 
 
 def _reserve(fd: int, domid: int, refs: Sequence[int]) -> int:
@@ -200,7 +203,7 @@ class GrantedPages:
 
     async def _off_loop(self, verb: str, work: Callable[[], T]) -> T:
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._threads)
+            return await run_in_thread(work, limiter=self._threads)
         except OSError as error:
             raise _refused(f"cannot {verb} {len(self._refs)} pages of domain {self.domid}", error) from error
 
@@ -246,7 +249,7 @@ class GrantedPages:
                     return
                 try:
                     if self._mapping is not None:
-                        await trio.to_thread.run_sync(self._mapping.close, limiter=self._threads)
+                        await run_in_thread_or_here(self._mapping.close, limiter=self._threads)
                         self._mapping = None
                     if self._dmabuf is not None:
                         number, self._dmabuf = self._dmabuf, None
@@ -259,7 +262,10 @@ class GrantedPages:
     async def _until_released(self, number: int) -> None:
         """Wait until the dma-buf of this closed fd is released."""
         pause = 0.01
-        while not await trio.to_thread.run_sync(self._released, number, limiter=self._threads):
+        while True:
+            with contextlib.suppress(NoThread):  # asked again after the pause
+                if await run_in_thread(self._released, number, limiter=self._threads):
+                    return
             await trio.sleep(pause)
             pause = min(2 * pause, _RELEASE_PAUSE)
 
@@ -292,7 +298,7 @@ async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[in
         raise _refused("cannot open gntdev", error) from error
     ask = bytearray(_IMPORT.pack(fd, pages, domid, 0)) + bytearray(4 * pages)
     try:
-        await trio.to_thread.run_sync(fcntl.ioctl, gntdev, DMABUF_IMP_TO_REFS, ask)
+        await run_in_thread(fcntl.ioctl, gntdev, DMABUF_IMP_TO_REFS, ask)
     except BaseException as error:
         os.close(gntdev)
         if not isinstance(error, OSError):  # cancelled

@@ -22,6 +22,7 @@ from typing import Final
 import structlog
 import trio
 
+from displbe.threads import run_in_thread_or_here
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
 
@@ -210,8 +211,14 @@ class XenStore:
 
     async def _write(self, message: bytes, in_thread: bool) -> None:
         if in_thread:
-            # The write blocks until xenstored has answered, and while the kernel sets watches of other drivers.
-            await trio.to_thread.run_sync(_write_and_close, os.dup(self._fd), message)
+            # The write blocks until xenstored has answered, and while the kernel sets watches of other drivers. A copy of the file,
+            # because this one may be closed meanwhile.
+            try:
+                copy = os.dup(self._fd)
+            except OSError:  # no file is left: the loop waits
+                os.write(self._fd, message)
+            else:
+                await run_in_thread_or_here(_write_and_close, copy, message)
             return
         fd = self._fd
         while message:

@@ -26,6 +26,7 @@ from displbe.ctl.check_result import CheckResult
 from displbe.ctl.machine import Machine
 from displbe.ctl.service import Identity, acting_as, service_identity
 from displbe.ctl.xlconfig import Display, Keyboard, XlConfig, read_xl_config
+from displbe.resources import ProcessLimits
 from displbe.sinks.drm.libseat import PLAIN
 from displbe.sinks.registry import SINKS
 from displbe.xen import gntdev
@@ -42,6 +43,7 @@ class Made:
         self.identity: Identity | None = None
         self.is_service_user = True
         self.identity_error = ""
+        self.limits = ProcessLimits(4096, 512, 1 << 30)
         self.xl = "xen_commandline : gnttab_max_maptrack_frames=1024"
         self.write("sys/hypervisor/type", "xen\n")
         self.write("sys/hypervisor/guest_type", "PVH\n")
@@ -69,6 +71,7 @@ class Made:
             self.identity,
             is_service_user=self.is_service_user,
             identity_error=self.identity_error,
+            limits=self.limits,
         )
         return list(run_checks(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
 
@@ -462,6 +465,48 @@ def test_the_example_is_right(made: Made) -> None:
     connectors = (("HDMI-A-1", 1920, 1080), ("HDMI-A-2", 1280, 720))
     keyboard = Keyboard("0", "K:/dev/input/by-id/usb-Keyboard-event-kbd;P:name=Logitech USB Mouse")
     assert guest == XlConfig("cockpit", (Display("0", False, connectors),), (keyboard,))
+
+
+def totals(made: Made) -> list[str]:
+    """Return the ways out of the warnings about files, threads and copies of all guests together."""
+    return [result.fix for result in made.results() if result.grade == "warning" and "refuses the rest" in result.text]
+
+
+def test_files_threads_and_copies_of_all_guests(made: Made) -> None:
+    """One guest is named by its xl configuration, the others by displbe's."""
+    fit = [result.text for result in made.results() if "of this machine" in result.text]
+    assert [text.partition(" fit ")[0] for text in fit] == [
+        "the files of 1 guests (132)",
+        "the threads of 1 guests (3)",
+        "the pages for the copies of 1 guests (2153)",
+    ]
+    made.write("displbe.toml", "sink = 'wayland'\n" + "".join(f"[guest.g{number}]\n" for number in range(30)))
+    made.limits = ProcessLimits(4096, 512, 900 << 20)
+    (files, copies) = totals(made)
+    assert "set LimitNOFILE=4348 in displbe.service" in files  # 31 * (128 + 4) + 256
+    assert (
+        "set MemoryMax=1008M in displbe.service (systemctl edit displbe), on a machine with at least 2016 MiB" in copies
+    )
+    made.limits = ProcessLimits(4096, 128, 1 << 30)
+    made.write(
+        "displbe.toml",
+        "sink = 'headless'\n[limits]\nbuffers = 8\ncopy-pages = 100\n[guest.a]\n[guest.b]\nbe-alloc = true\n",
+    )
+    assert totals(made) == []
+    made.write("displbe.toml", "sink = 'headless'\n" + "".join(f"[guest.g{number}]\n" for number in range(21)))
+    assert "set TasksMax=130 in displbe.service" in totals(made)[0]  # 22 * (2 + 1) + 64
+
+
+def test_copies_of_one_guest(made: Made, tmp_path: Path) -> None:
+    """Two screens of 3840x2160 fit, and eight do not; the result says how many pages they need."""
+    made.write("displbe.toml", "sink = 'drm'\n[limits]\npages = 90000\n")
+    for count, said in ((2, []), (8, ["copies of its screens need 194400 pages; 81920 are allowed"])):
+        connectors = ";".join("HDMI-A-1:3840x2160" for number in range(count))
+        made.write("a.cfg", f'name = "a"\nvdispl = ["connectors={connectors}"]')
+        found = [
+            what.partition(": ")[2] for what in made.errors(str(tmp_path / "a.cfg")) if "copies of its screens" in what
+        ]
+        assert found == said
 
 
 @given(st.text())

@@ -347,20 +347,81 @@ async def test_a_command_that_is_held_up_is_given_up(served: Served, monkeypatch
     assert (await served.ask("screenshot"))[1] == LARGE
 
 
-async def test_only_so_many_clients(served: Served) -> None:
-    clients = [await served.connect() for _ in range(MAX_CLIENTS)]
-    for client in clients:  # all are served
+async def test_only_so_many_clients(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is served, and the one that has been idle for longest is told why it is disconnected."""
+    monkeypatch.setattr(clients, "GRACE", 0.05)
+    connected = [await served.connect() for _ in range(MAX_CLIENTS)]
+    for client in connected:  # all are served
         await client.send_all(line("say"))
         assert (await answer(client))[0]["ok"]
+    await connected[0].send_all(line("say"))  # now it is the second that has been idle for longest
+    assert (await answer(connected[0]))[0]["ok"]
     async with await served.connect() as late:
-        assert await ended(late)
-    await clients.pop().aclose()
-    with trio.fail_after(10):
-        while served.control.clients.count == MAX_CLIENTS:
-            await trio.sleep(0.01)
-    assert (await served.ask("say"))[0]["ok"]
-    for client in clients:
+        await late.send_all(line("say"))
+        assert (await answer(late))[0]["ok"]
+        assert served.control.clients.count == MAX_CLIENTS
+        head, _ = await answer(connected[1])
+        assert head == {"ok": False, "error": control.FAREWELL}
+        assert await ended(connected[1])
+    for client in (connected[0], *connected[2:]):
+        await client.send_all(line("say"))
+        assert (await answer(client))[0]["ok"]
+    for client in connected:
         await client.aclose()
+
+
+async def test_twelve_idle_clients_shut_nobody_out(served: Served) -> None:
+    idle = [await served.connect() for _ in range(12)]
+    await idle[0].send_all(b'{"version"')  # half a request does not count
+    for _ in range(3):
+        with trio.fail_after(10):
+            assert (await served.ask("say"))[0]["ok"]
+    for client in idle:
+        await client.aclose()
+
+
+async def test_a_client_that_is_served_is_not_idle(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven wait for the answer to a command, for longer than the grace; the eighth is idle. One after the other gets its place."""
+    monkeypatch.setattr(clients, "GRACE", 0.05)
+    busy = [await served.connect() for _ in range(MAX_CLIENTS - 1)]
+    for client in busy:
+        await client.send_all(line("wait"))
+    async with await served.connect():
+        for _ in range(5):
+            await trio.sleep(0.06)
+            assert (await served.ask("say"))[0]["ok"]
+    one_more = await served.connect()
+    await one_more.send_all(line("wait"))
+    late = await served.connect()
+    await late.send_all(line("say"))
+    with trio.move_on_after(0.3) as waited:
+        await answer(late)
+    assert waited.cancelled_caught, "a client that is served was disconnected, or there were too many"
+    served.release.set()
+    assert (await answer(late))[0]["ok"]
+    for client in (*busy, one_more):
+        assert (await answer(client))[0]["ok"]
+        await client.aclose()
+    await late.aclose()
+
+
+async def test_clients_that_come_without_end_shut_nobody_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them connects again as soon as it is disconnected."""
+    monkeypatch.setattr(clients, "GRACE", 0.05)
+
+    async def again() -> None:
+        while True:
+            async with await served.connect() as client:
+                await ended(client)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * MAX_CLIENTS):
+            nursery.start_soon(again)
+        await trio.sleep(0.2)
+        for _ in range(5):
+            with trio.fail_after(10):
+                assert (await served.ask("say"))[0]["ok"]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_flood_is_served_at_a_bounded_rate(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

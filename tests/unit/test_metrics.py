@@ -270,8 +270,10 @@ async def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File descriptors are scarce: a client beyond the limit is disconnected, not kept waiting."""
+    """File descriptors are scarce: the client that has been idle for longest is disconnected for the next one, which is answered."""
     monkeypatch.setattr(clients, "ACCEPT_INTERVAL", 0.0)
+    monkeypatch.setattr(clients, "GRACE", 0.01)
+    monkeypatch.setattr(metrics, "CLIENT_TIMEOUT", 60.0)
     path = tmp_path / "metrics"
     made = Metrics(MetricsSettings(socket=str(path)), Told().look)
     async with trio.open_nursery() as nursery:
@@ -281,9 +283,12 @@ async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.M
         with trio.fail_after(10):
             while made.clients.count < MAX_CLIENTS:
                 await trio.sleep(0.005)
-        for _ in range(3 * MAX_CLIENTS):
-            assert await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n") == b""
-            assert made.clients.count == MAX_CLIENTS
+        for number in range(3 * MAX_CLIENTS):
+            assert b"200 OK" in await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n")
+            assert made.clients.count <= MAX_CLIENTS
+            idle.append(await trio.open_unix_socket(path))
+            with trio.fail_after(10):
+                assert (await idle[number].receive_some()).startswith(b"HTTP/1.1 408 ")
         for client in idle:
             await client.aclose()
         with trio.fail_after(10):
@@ -327,3 +332,24 @@ async def test_tcp_when_asked_for() -> None:
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, MetricsSettings)
+
+
+async def test_idle_clients_of_tcp_do_not_shut_out_the_unix_socket(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = tmp_path / "metrics"
+    settings = MetricsSettings(listen=f"127.0.0.1:{port}", socket=str(path))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Metrics(settings, Told().look).run)
+        await until_there(path)
+        idle = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(12)]
+        for _ in range(3):
+            with trio.fail_after(5):
+                unix = await http(await trio.open_unix_socket(path), b"GET / HTTP/1.0\r\n\r\n")
+                tcp = await http(await trio.open_tcp_stream("127.0.0.1", port), b"GET / HTTP/1.0\r\n\r\n")
+            assert b"200 OK" in unix
+            assert b"200 OK" in tcp
+        for client in idle:
+            await client.aclose()
+        nursery.cancel_scope.cancel()

@@ -139,3 +139,15 @@ def test_no_class_holds_everything() -> None:
             if len(attributes(node)) > MANY:
                 found.append(f"{path.name}: {node.name} has {len(attributes(node))} attributes and does not say why")
     assert not found, "\n".join(found)
+
+
+def test_threads_are_started_in_one_module() -> None:
+    """Each start can fail, and displbe.threads makes an OSError of that. The simulated Xen and displbectl are not the daemon."""
+    package = Path(displbe.__file__).parent
+    found = [
+        str(path.relative_to(package))
+        for path in sorted(package.rglob("*.py"))
+        if any(call in path.read_text() for call in ("to_thread.run_sync(", "threading.Thread(", "import Thread"))
+        and path.relative_to(package).parts[0] not in ("sim", "ctl")
+    ]
+    assert found == ["threads.py"], "use run_in_thread or start_thread of displbe.threads"

@@ -15,6 +15,7 @@ from displbe.input.focus import Claim, InputFocus
 from displbe.input.guest_input import GuestInput
 from displbe.input.settings import DEGREES, InputSettings
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
 from displbe.sinks.turn import Turn
 
 from .device import EvdevDevice
@@ -62,7 +63,7 @@ class EvdevDevices:
                     try:
                         missing = await self._reconcile(nursery)
                     except Exception as error:  # an odd device, or no thread can be started: it must not end the daemon
-                        _say("looking for input devices failed; tried again", type(error).__name__, level="exception")
+                        _say("looking for input devices failed; tried again", brief(error), level=severity(error))
                         missing = True
                     pause = min(RESCAN_INTERVAL if missing else math.inf, self._focus.seconds_to_expiry())
                     with trio.move_on_after(pause):

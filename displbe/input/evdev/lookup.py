@@ -14,6 +14,7 @@ import trio
 from displbe.input.bindings import Binding, Role
 from displbe.input.focus import Assignment, Claim
 from displbe.input.settings import InputSettings
+from displbe.threads import run_in_thread
 
 from .nodes import DeviceNode, DeviceNodes
 
@@ -120,7 +121,7 @@ class DeviceLookup:
         return next((turn for entry, turn in self._settings.rotate.items() if self._matches(path, entry)), "")
 
     async def _in_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
-        return await trio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
+        return await run_in_thread(call, *arguments, limiter=self._limiter)
 
 
 def _absolute(path: str) -> str:

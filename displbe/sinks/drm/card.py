@@ -16,17 +16,20 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
+from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 
 from .atomic import Pipe
 from .binding import describe
 from .device import CardConnector, Connection, DrmDevice, Mastership
-from .errors import DrmError
+from .errors import DrmError, NoResources
 from .libseat import PLAIN, FileOpener
 from .output import SERIALS, CardLink, DrmOutput
 from .saved_state import SavedState
 from .scanout import ScanoutPipe
 from .settings import DrmSettings
+from .worker import in_worker
 
 __all__ = ["Card", "CardState", "Probing"]
 
@@ -180,7 +183,11 @@ class Card:
         names = output.name, f"{self.device.name}/{connector.name}", connector.name
         turn = self._settings.screen(*names).turn(connector.orientation)
         other_pipes = partial(self._free_pipes, connector)
-        output.attach_card(CardLink(ScanoutPipe(pipe, turn), connector, self.look, self.why_not_master, other_pipes))
+        output.attach_card(
+            CardLink(
+                ScanoutPipe(pipe, turn, lambda: output.copies), connector, self.look, self.why_not_master, other_pipes
+            )
+        )
         self.outputs[output.key] = output
 
     def output_on(self, connector: CardConnector) -> DrmOutput | None:
@@ -243,9 +250,12 @@ class Card:
         try:
             await output.reconcile(connector)
         except Exception as error:
-            reason = f"{output.name}: {type(error).__name__}"
+            reason = f"{output.name}: {brief(error)}"
             self._say(
-                "cannot make an output show what its guest wants", reason, level="exception", connector=output.name
+                "cannot make an output show what its guest wants",
+                reason,
+                level=severity(error),
+                connector=output.name,
             )
 
     # Looking after the card
@@ -329,13 +339,17 @@ class Card:
             return None
         # While a card has no master, the next file that opens it becomes master.
         if not self.device.is_managed:
-            self.successor = await trio.to_thread.run_sync(self._open_successor)
+            with suppress(NoResources):  # the next look tries again
+                self.successor = await in_worker(self._open_successor)
             return CardState.OPENED_ANEW if self.successor is not None else None
         # A session manager takes the card away a moment before it reports that.
         if trio.current_time() - self._mastership_changed < TAKEN_AWAY:
             return None
         # While this file is open, the session manager would return the same file again, so close this one first.
-        return CardState.OPENED_ANEW if await trio.to_thread.run_sync(self._has_no_master) else None
+        try:
+            return CardState.OPENED_ANEW if await in_worker(self._has_no_master) else None
+        except NoResources:  # the next look tries again
+            return None
 
     def _open_successor(self) -> Card | None:
         """In a worker thread: open the card by another file, and return it if that file is DRM master."""
@@ -371,7 +385,7 @@ class Card:
         """Probe the connectors. A failed probe is tried again by the next look."""
         before, self._probing = self._probing, Probing.DONE
         try:
-            found = await trio.to_thread.run_sync(self.device.probe)
+            found = await in_worker(self.device.probe)
         except DrmError as error:
             self._probing = Probing.FAILED
             if before is not Probing.FAILED:
@@ -409,11 +423,16 @@ class Card:
             self.outputs.pop(output.key, None)
         if self._settings.on_exit == "restore" and self._saved is not None:
             with suppress(DrmError):  # the program that showed the saved picture has ended
-                await trio.to_thread.run_sync(self._saved.restore)
+                await run_in_thread_or_here(self._saved.restore)
         trio.lowlevel.notify_closing(self.device.fd)
         # The close may never return: virtio-gpu waits for ever for a removed device if it had imported dma-bufs from
         # others. The event loop must not wait with it.
         with trio.move_on_after(CLOSE_TIMEOUT) as waiting:
-            await trio.to_thread.run_sync(self.device.close, abandon_on_cancel=True)
+            while True:
+                try:
+                    await run_in_thread(self.device.close, abandon_on_cancel=True)
+                    break
+                except NoThread:
+                    await trio.sleep(PAUSE)
         if waiting.cancelled_caught:
-            self._log.error("the card's driver hangs: it does not let its file be closed")
+            self._log.error("the card stays open: its driver hangs, or no thread can be started to close it")

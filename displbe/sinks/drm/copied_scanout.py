@@ -170,7 +170,10 @@ class CopiedScanout:
     def _show_again(self, view: memoryview) -> None:
         rows = self._target.rows
         if self._seen is None:
-            self._seen = memoryview(bytearray(rows.size))
+            try:
+                self._seen = memoryview(bytearray(rows.size))
+            except MemoryError:  # the next look tries again
+                return
         copy_frame(rows, view, self._seen, rows.row)
         self._target.copy_packed(self._seen)
         try:

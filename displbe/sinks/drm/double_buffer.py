@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
-from displbe.sinks.base import Allocation
+from displbe.sinks.base import Allocation, CopyMemory
 from displbe.sinks.convert import YUYV
 
 from . import uapi
@@ -24,11 +24,31 @@ BLACK_YUYV: Final = b"\x10\x80"
 
 
 class DumbBuffer:
-    """A dumb buffer with a framebuffer on it, mapped for writing. It is black at first. Raises DrmError."""
+    """A dumb buffer with a framebuffer on it, mapped for writing. It is black at first.
 
-    def __init__(self, device: DrmDevice, width: int, height: int, bits: int, fourcc: int) -> None:
+    Raises DrmError; OSError if the guest, whom `copies` charges, has too many.
+    """
+
+    def __init__(
+        self,
+        device: DrmDevice,
+        width: int,
+        height: int,
+        bits: int,
+        fourcc: int,
+        copies: CopyMemory = CopyMemory(),  # noqa: B008
+    ) -> None:
         self._device = device
         self.shape = width, height, bits, fourcc
+        self._uncharge = copies.charge(width * height * bits // 8)
+        try:
+            self._make(width, height, bits, fourcc)
+        except BaseException:
+            self._uncharge()
+            raise
+
+    def _make(self, width: int, height: int, bits: int, fourcc: int) -> None:
+        device = self._device
         argument = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
         device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, argument)
         self.pitch = int(argument.pitch)
@@ -49,6 +69,7 @@ class DumbBuffer:
         self.memory.close()
         with suppress(DrmError):  # the card is gone, and the framebuffer with it
             self._device.remove_framebuffer(self.fb)
+        self._uncharge()
 
     def leave(self) -> None:
         """Leave the buffer on the screen. The kernel frees it when it leaves the screen, even after displbe has ended.
@@ -57,22 +78,28 @@ class DumbBuffer:
         """
         self._device.leave_framebuffer(self.fb)
         self.memory.close()
+        self._uncharge()
 
 
 class DoubleBuffer:
-    """Two dumb buffers of one shape (width, height, bits, fourcc).
+    """Two dumb buffers of one shape (width, height, bits, fourcc). The guest, whom `copies` charges, may have too many: OSError.
 
-    `front` was committed last, `back` is free to be drawn into.
+    `front` was committed last, `back` is free to be drawn into. Private frames of copied_scanout are charged with them: the
+    last that was seen, and one in which frames are turned.
     """
 
-    def __init__(self, device: DrmDevice, shape: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, device: DrmDevice, shape: tuple[int, int, int, int], copies: CopyMemory, private_frames: int = 1
+    ) -> None:
         self.shape = shape
-        first = DumbBuffer(device, *shape)
-        try:
-            self.front, self.back = first, DumbBuffer(device, *shape)
-        except DrmError:
-            first.close()
-            raise
+        width, height, bits, _ = shape
+        with ExitStack() as undo:
+            self._uncharge = copies.charge(private_frames * width * height * bits // 8)
+            undo.callback(self._uncharge)
+            first = DumbBuffer(device, *shape, copies)
+            undo.callback(first.close)
+            self.front, self.back = first, DumbBuffer(device, *shape, copies)
+            undo.pop_all()
 
     def swap(self) -> None:
         """Exchange front and back: the back buffer has been committed."""
@@ -82,6 +109,13 @@ class DoubleBuffer:
         """Free both."""
         self.front.close()
         self.back.close()
+        self._uncharge()
+
+    def leave(self) -> None:
+        """Leave the front buffer on the screen (DumbBuffer.leave), and free the other one. Raises DrmError; both are kept then."""
+        self.front.leave()
+        self.back.close()
+        self._uncharge()
 
 
 class DumbAllocation(Allocation):

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["Busy", "CardGone", "DrmError", "NotMaster", "Unfit", "drm_error", "name_connector"]
+from displbe.shortage import shortage
+
+__all__ = ["Busy", "CardGone", "DrmError", "NoResources", "NotMaster", "Unfit", "drm_error", "name_connector"]
 
 
 class DrmError(Exception):
@@ -51,6 +53,17 @@ class CardGone(DrmError):
 
 class Unfit(DrmError):
     """The card lacks something that this sink needs. It is not tried again."""
+
+
+class NoResources(DrmError):
+    """displbe lacks a thread, a file or memory for the operation, or the guest's limit of copies is reached. It is tried again."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__("", errno.ENOMEM)
+        self._reason = shortage(error)
+
+    def __str__(self) -> str:
+        return self._reason
 
 
 _KINDS: Final[dict[int, type[DrmError]]] = {

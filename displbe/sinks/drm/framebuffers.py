@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-import trio
-
 from displbe.sinks.base import SinkError, view_of
 from displbe.sinks.convert import TARGETS, YUYV
 from displbe.sinks.turn import Turn
@@ -20,8 +18,9 @@ from displbe.xen.port import HypervisorError
 
 from .buffer import DrmBuffer, ScanoutFormat
 from .device import Mode
-from .errors import CardGone, DrmError
+from .errors import CardGone, DrmError, NoResources
 from .scanout import ScanoutPipe
+from .worker import in_worker
 
 __all__ = ["FramebufferSet"]
 
@@ -100,8 +99,10 @@ class FramebufferSet:
             try:
                 dmabuf = await buffer.guest.dmabuf()
                 buffer.from_card = any(allocation.fd == dmabuf for allocation in device.allocations)
-                buffer.fb = await trio.to_thread.run_sync(scanout.import_buffer, buffer, dmabuf, modes)
+                buffer.fb = await in_worker(scanout.import_buffer, buffer, dmabuf, modes)
                 return
+            except NoResources as error:  # it says nothing about the buffer
+                raise SinkError(Errno.ENOMEM, str(error)) from error
             except (DrmError, HypervisorError) as error:
                 if isinstance(error, CardGone) and device.gone():
                     raise

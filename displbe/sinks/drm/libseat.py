@@ -20,6 +20,8 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
+from displbe.threads import run_in_thread
 
 from . import uapi
 from ._libseat import ffi as _ffi
@@ -224,8 +226,8 @@ class Libseat(FileOpener):
             except Exception as error:  # for example, no thread can be started
                 say(
                     "handling the session manager's messages failed; tried again",
-                    type(error).__name__,
-                    level="exception",
+                    brief(error),
+                    level=severity(error),
                 )
                 await trio.sleep(RETRY)
             if self.active != before:
@@ -235,11 +237,11 @@ class Libseat(FileOpener):
         """Handle the session manager's next messages. Without a connection, try to make one."""
         if self._seat is None:
             await trio.sleep(RETRY)
-            await trio.to_thread.run_sync(self.connect, abandon_on_cancel=True)
+            await run_in_thread(self.connect, abandon_on_cancel=True)
         else:
             with trio.move_on_after(RETRY):
                 await trio.lowlevel.wait_readable(self._events)
-            await trio.to_thread.run_sync(self._take_events, abandon_on_cancel=True)
+            await run_in_thread(self._take_events, abandon_on_cancel=True)
 
 
 def find_libseat() -> Libseat | None:

@@ -31,6 +31,7 @@ from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.flip import Flip, FlipClock, FlipState
 from displbe.sinks.tasks import Tasks
 from displbe.sinks.turn import Turn
+from displbe.threads import run_in_thread_or_here
 from displbe.wire.errors import Errno, from_host
 from displbe.xen.port import GuestBuffer
 
@@ -41,13 +42,14 @@ from .copied_scanout import CopiedScanout
 from .device import CardConnector, Connection, Mode
 from .direct_scanout import DirectScanout
 from .double_buffer import DumbAllocation
-from .errors import Busy, CardGone, DrmError, NotMaster, name_connector
+from .errors import Busy, CardGone, DrmError, NoResources, NotMaster, name_connector
 from .fallback_modes import FALLBACK_MODES
 from .framebuffers import FramebufferSet
 from .mode_search import ModeSearch
 from .placement import Placement, placements, ranked_modes
 from .scanout import ActiveMode, ScanoutPipe, sideways_edid, upright
 from .settings import DrmSettings, ScreenSettings
+from .worker import in_worker, start_copy_thread
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
 
@@ -133,7 +135,7 @@ class DrmOutput(Output):
     `clock` and `tasks` are the sink's. `released` is called when the guest gives the output back.
 
     It has sixteen attributes of its own, because it also keeps what outlives the card; the others are the contract's
-    (`name`, `path`, `reason`, `flipped`, `charge`).
+    (`name`, `path`, `reason`, `flipped`, `charge`, `copies`).
     """
 
     def __init__(
@@ -203,7 +205,7 @@ class DrmOutput(Output):
             if link is None:
                 return
             try:
-                await trio.to_thread.run_sync(link.scanout.switch_off)
+                await run_in_thread_or_here(link.scanout.switch_off)
             except DrmError as error:
                 self._log.debug("cannot switch the screen off", reason=str(error))
             finally:
@@ -211,7 +213,7 @@ class DrmOutput(Output):
                 framebuffers = self._framebuffers.fbs
                 self._framebuffers.forget_card()
             for framebuffer in framebuffers:
-                await trio.to_thread.run_sync(link.scanout.remove, framebuffer)
+                await run_in_thread_or_here(link.scanout.remove, framebuffer)
 
     async def detach_card(self, reason: str) -> None:
         """Release everything of the card: it is gone, or about to be closed."""
@@ -222,7 +224,7 @@ class DrmOutput(Output):
             await self._quiet()
             link, self._link = self._link, None
             if link is not None:
-                await trio.to_thread.run_sync(link.scanout.close)
+                await run_in_thread_or_here(link.scanout.close)
             self._framebuffers.forget_card()
 
     # Framebuffers
@@ -247,7 +249,7 @@ class DrmOutput(Output):
             shown = wanted is not None and wanted.buffer is buffer
             if buffer.fb and link is not None:
                 await self._take_off_screen(link, buffer)
-                await trio.to_thread.run_sync(link.scanout.remove, buffer.fb)
+                await run_in_thread_or_here(link.scanout.remove, buffer.fb)
             self._framebuffers.buffers.discard(buffer)
             buffer.fb, buffer.view = 0, None
             if wanted is not None and wanted.buffer is buffer:
@@ -268,7 +270,7 @@ class DrmOutput(Output):
             while self._flip.state is FlipState.WAITING and self.state is ScreenState.LIT:
                 await trio.sleep(FLIP_POLL)
         try:
-            if not await trio.to_thread.run_sync(scanout.shows, {buffer.fb}):
+            if not await run_in_thread_or_here(scanout.shows, {buffer.fb}):
                 return
             lit, wanted = self._lit, self._wanted
             if wanted is not None:
@@ -276,7 +278,7 @@ class DrmOutput(Output):
                 self._charge()
             if lit is not None and wanted is not None and await self._cover(scanout, buffer, wanted.part, lit):
                 return
-            await trio.to_thread.run_sync(scanout.switch_off)
+            await run_in_thread_or_here(scanout.switch_off)
         except DrmError as error:
             self._log.debug("cannot take a frame off the screen", reason=str(error))
 
@@ -286,7 +288,7 @@ class DrmOutput(Output):
         try:
             if keep:
                 await self._framebuffers.map(buffer)
-            await trio.to_thread.run_sync(partial(scanout.cover, buffer, part, lit.mode, copy=keep))
+            await in_worker(partial(scanout.cover, buffer, part, lit.mode, copy=keep))
         except (DrmError, SinkError) as error:
             self._warn("cannot cover the screen: it is switched off", str(error))
             return False
@@ -424,7 +426,7 @@ class DrmOutput(Output):
         if was_lit:
             await self._quiet()
             try:
-                await trio.to_thread.run_sync(link.scanout.switch_off)
+                await run_in_thread_or_here(link.scanout.switch_off)
             except DrmError as error:
                 self._log.debug("cannot switch the screen off", reason=str(error))
 
@@ -438,7 +440,7 @@ class DrmOutput(Output):
             ours = {buffers.front.fb, buffers.back.fb}
         else:
             ours = self._framebuffers.fbs
-        return await trio.to_thread.run_sync(link.scanout.shows, ours)
+        return await in_worker(link.scanout.shows, ours)
 
     async def _switch_on(self, link: CardLink, buffer: DrmBuffer, part: Part) -> None:
         """Switch the screen on with this frame. Raises DrmError, SinkError; the screen then stays as it was, or dark."""
@@ -468,7 +470,7 @@ class DrmOutput(Output):
             for mode in ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[:MOST_TRIES]:
                 others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
                 for pipe in others if mode in tried else [first, *others]:
-                    if not await trio.to_thread.run_sync(search.passes, pipe, mode):
+                    if not await in_worker(search.passes, pipe, mode):
                         continue
                     if pipe != first and pipe not in link.other_pipes():  # another output has taken it meanwhile
                         continue
@@ -487,7 +489,7 @@ class DrmOutput(Output):
                     self._warn("the card refused the mode", note or f"{wanted} ({refusal}): another CRTC is used")
                     return True
         finally:
-            await trio.to_thread.run_sync(search.close)
+            await run_in_thread_or_here(search.close)
         return False
 
     async def _show_in(
@@ -498,8 +500,8 @@ class DrmOutput(Output):
         refusal: DrmError | None = None
         if buffer.fb and not framebuffers.must_copy:
             try:
-                mode = await trio.to_thread.run_sync(partial(scanout.switch_on, buffer, part, where, copy=False))
-            except (NotMaster, CardGone, Busy):
+                mode = await in_worker(partial(scanout.switch_on, buffer, part, where, copy=False))
+            except (NotMaster, CardGone, Busy, NoResources):
                 raise
             except DrmError as error:
                 if framebuffers.copy_forbidden and not error.refuses_frame:
@@ -510,7 +512,8 @@ class DrmOutput(Output):
                 self._set_lit(mode, buffer, note)
                 return
         await framebuffers.map_alike(buffer)
-        mode = await trio.to_thread.run_sync(partial(scanout.switch_on, buffer, part, where, copy=True))
+        self._copy_thread = self._copy_thread or start_copy_thread(self.name)
+        mode = await in_worker(partial(scanout.switch_on, buffer, part, where, copy=True))
         if refusal is not None:  # the copy is shown, so the refusal was about this buffer and not about the screen
             framebuffers.refuse(buffer, refusal, lasting=refusal.refuses_frame)
         self._set_lit(mode, buffer, note)
@@ -539,8 +542,8 @@ class DrmOutput(Output):
         self._stop_scanout()
         self.state = ScreenState.LIT
         if mode.copy is not None:
-            thread = self._copy_thread = self._copy_thread or CopyThread(self.name)
-            scanout = CopiedScanout(thread, mode.flip, mode.slot, mode.copy, self._on_failed)
+            assert self._copy_thread is not None
+            scanout = CopiedScanout(self._copy_thread, mode.flip, mode.slot, mode.copy, self._on_failed)
             lit = _LitScreen(mode, scanout, note)
             self.path = "copy"
             self.reason = "; ".join(filter(None, (note, self._framebuffers.copy_reason)))
@@ -591,7 +594,7 @@ class DrmOutput(Output):
             self._set_off()
             if self._link is not None:
                 try:
-                    await trio.to_thread.run_sync(self._link.scanout.switch_off)
+                    await run_in_thread_or_here(self._link.scanout.switch_off)
                 except DrmError as error:
                     self._warn("cannot switch the screen off", str(error))
         self._flip.end()
@@ -685,7 +688,10 @@ class DrmOutput(Output):
             link = self._link
             if link is None or link.connector.connection is Connection.DISCONNECTED:
                 return None
-            edid = await trio.to_thread.run_sync(link.scanout.pipe.device.read_edid, link.connector.id)
+            try:
+                edid = await in_worker(link.scanout.pipe.device.read_edid, link.connector.id)
+            except NoResources as error:
+                raise SinkError(Errno.ENOMEM, str(error)) from error
             if edid is None or not link.scanout.turn.swaps_sides:
                 return edid
             return sideways_edid(edid, self._modes(link))
@@ -697,7 +703,7 @@ class DrmOutput(Output):
                 raise SinkError(Errno.ENODEV, f"{self.name}: the card is gone")
             try:
                 with name_connector(pipe.name):
-                    made = await trio.to_thread.run_sync(DumbAllocation, pipe.device, pages)
+                    made = await in_worker(DumbAllocation, pipe.device, pages)
             except DrmError as error:
                 raise SinkError(from_host(error.number), str(error)) from error
             pipe.device.allocations.add(made)
@@ -726,7 +732,7 @@ class DrmOutput(Output):
             self._wanted = None
             await self._quiet()
             self._set_off()
-            return await trio.to_thread.run_sync(link.scanout.leave)
+            return await run_in_thread_or_here(link.scanout.leave)
 
 
 def _refusal(error: DrmError | SinkError) -> DrmError | None:

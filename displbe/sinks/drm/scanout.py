@@ -6,14 +6,14 @@ One caller at a time: the output holds its lock.
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 import structlog
 
-from displbe.sinks.base import Part
+from displbe.sinks.base import CopyMemory, Part
 from displbe.sinks.convert import YUYV, pixel_size
 from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.sinks.turn import Turn
@@ -75,13 +75,15 @@ class ActiveMode(msgspec.Struct, frozen=True):
 class ScanoutPipe:
     """A pipe, and the blobs and buffers that were made on its card to show frames through it.
 
-    All modes and placements that it is given are upright; `turn` is how pictures lie on the panel.
+    All modes and placements that it is given are upright; `turn` is how pictures lie on the panel. `copies` returns what is
+    charged for the memory of copies.
     """
 
-    def __init__(self, pipe: Pipe, turn: Turn = Turn.NONE) -> None:
+    def __init__(self, pipe: Pipe, turn: Turn = Turn.NONE, copies: Callable[[], CopyMemory] = CopyMemory) -> None:
         self.pipe = pipe
         """Another pipe to the same connector may take its place before a mode is set."""
         self.turn = turn
+        self._copies = copies
         self._turns_copies = True
         """Whether the plane is asked to turn copied frames. Otherwise they are turned as they are copied."""
         self._left_alone: set[tuple[tuple[str, int], str]] = set()
@@ -232,7 +234,9 @@ class ScanoutPipe:
             origin = left - left % 2 if buffer.format.fourcc == YUYV else left, top
         size = in_copy.size(*size)
         pixel = pixel_size(buffer.format.fourcc)
-        buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc))
+        shape = *size, 8 * pixel, buffer.format.fourcc
+        private_frames = 1 if in_copy is Turn.NONE else 2
+        buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
         try:
             assert buffer.view is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
@@ -273,7 +277,7 @@ class ScanoutPipe:
         if self._cover is not None and self._cover.shape != shape:
             self._free_cover()
         with name_connector(self.pipe.name):
-            cover = self._cover = self._cover or DumbBuffer(device, *shape)
+            cover = self._cover = self._cover or DumbBuffer(device, *shape, self._copies())
             if copy and buffer.view is not None:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
                 converted = bool(buffer.format.conversion)
@@ -300,8 +304,7 @@ class ScanoutPipe:
         buffers, cover = self._buffers, self._cover
         try:
             if buffers is not None:
-                buffers.front.leave()
-                buffers.back.close()
+                buffers.leave()
             elif cover is not None and self.shows({cover.fb}):
                 cover.leave()
                 self._cover = None

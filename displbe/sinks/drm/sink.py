@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -11,10 +12,12 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity, shortage
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.tasks import Tasks
 from displbe.sinks.turn import Turn
+from displbe.threads import NoThread, run_in_thread
 from displbe.xen.port import Unavailable
 
 from . import hotplug
@@ -79,15 +82,20 @@ class DrmSink(Sink):
         if self._seat is None:
             await self._run(task_status)
             return
-        await trio.to_thread.run_sync(self._seat.connect, abandon_on_cancel=True)
+        with suppress(NoThread):  # the seat's task tries again
+            await run_in_thread(self._seat.connect, abandon_on_cancel=True)
         try:
             await self._run(task_status)
         finally:
             with trio.move_on_after(LEAVING, shield=True):
-                await trio.to_thread.run_sync(self._seat.leave, abandon_on_cancel=True)
+                with suppress(NoThread):  # the session manager sees the end of the process
+                    await run_in_thread(self._seat.leave, abandon_on_cancel=True)
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        found, refusals = await trio.to_thread.run_sync(self._finder.open_new, ())
+        try:
+            found, refusals = await run_in_thread(self._finder.open_new, ())
+        except OSError as error:
+            raise NoCard(f"the cards in {self._directory} cannot be opened: {shortage(error)}") from error
         if not found:
             raise NoCard(f"no usable DRM device in {self._directory} ({'; '.join(refusals) or 'there is none'})")
         for card in found:
@@ -146,12 +154,12 @@ class DrmSink(Sink):
                 await self._search_now.wait()
             self._search_now = trio.Event()
             try:
-                found, _ = await trio.to_thread.run_sync(self._finder.open_new, tuple(self._cards))
+                found, _ = await run_in_thread(self._finder.open_new, tuple(self._cards))
                 for card in found:
                     _log.info("card found", card=card.device.name)
                     self._start(card)
             except Exception as error:  # for example, no thread can be started
-                self._warn("search for cards failed; tried again", type(error).__name__, level="exception")
+                self._warn("search for cards failed; tried again", brief(error), level=severity(error))
                 await trio.sleep(SEARCH)
                 self._search_now.set()
 

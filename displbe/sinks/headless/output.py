@@ -14,9 +14,11 @@ import structlog
 import trio
 from PIL import Image
 
+from displbe.shortage import shortage
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError, view_of
 from displbe.sinks.flip import Flip, FlipClock
 from displbe.sinks.picture import image
+from displbe.threads import run_in_thread
 from displbe.wire.errors import from_host
 from displbe.xen.memory import PAGE_SIZE, Mapping
 from displbe.xen.port import GuestBuffer
@@ -82,6 +84,8 @@ class HeadlessOutput(Output):
         self._part = Part(0, 0, 0, 0)
         self._last: Image.Image | None = None
         """A copy of the frame that was shown last."""
+        self._uncharge: Callable[[], None] = lambda: None
+        """Takes the charge for that copy back."""
         self._copying = trio.Lock()
         """Held while a worker thread reads a frame."""
         self.reason = "off"
@@ -111,7 +115,7 @@ class HeadlessOutput(Output):
         await self._take_off()
         if self._directory:
             try:
-                await trio.to_thread.run_sync(self.write, Path(self._directory) / f"{self.name}.png")
+                await run_in_thread(self.write, Path(self._directory) / f"{self.name}.png")
             except OSError as error:
                 _log.warning("the picture of the last frame was not written", output=self.name, reason=str(error))
 
@@ -144,7 +148,14 @@ class HeadlessOutput(Output):
             shown = self._shown
             if shown is None or frame not in (None, shown):
                 return
-            self._last = await trio.to_thread.run_sync(image, shown.view, shown.geometry, self._part)
+            self._uncharge()
+            try:
+                self._uncharge = self.copies.charge(4 * self._part.width * self._part.height)
+                self._last = await run_in_thread(image, shown.view, shown.geometry, self._part)
+            except OSError as error:  # no thread or no memory
+                self._last = None
+                self._uncharge()
+                _log.warning("the picture of the last frame was not kept", output=self.name, reason=shortage(error))
             if self._shown is shown:  # no flip has replaced it meanwhile
                 self._shown, self.path, self.reason = None, "", "off"
 
@@ -165,6 +176,7 @@ class HeadlessOutput(Output):
             await self.disable()
         finally:
             self.is_released = True
+            self._uncharge()
             self._on_release()
 
     def picture(self) -> Image.Image | None:

@@ -16,13 +16,14 @@ from typing import Final
 
 import trio
 
+from displbe.shortage import shortage
 from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, view_of
 from displbe.sinks.convert import CONVERTED
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 from displbe.xen.port import GuestBuffer, HypervisorError
 
-from .conn import Proxy
+from .conn import Connection, Proxy
 from .link import Link
 from .settings import WaylandSettings
 
@@ -266,6 +267,14 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
     buffer.accept(way, wl, "; ".join(reasons))
 
 
+def _check_sendable(conn: Connection, fd: int) -> None:
+    """Check that a file can be sent to the compositor. Raises Unsuitable."""
+    try:
+        conn.check_sendable(fd)
+    except OSError as error:
+        raise Unsuitable(shortage(error)) from error
+
+
 async def _import_dmabuf(link: Link, buffer: WaylandBuffer, settings: WaylandSettings) -> Proxy:
     """Import a dma-buf and return its wl_buffer. Raises Unsuitable, HypervisorError, CompositorLost.
 
@@ -282,6 +291,7 @@ async def _import_dmabuf(link: Link, buffer: WaylandBuffer, settings: WaylandSet
     if not formats.takes(code):
         raise Unsuitable(f"the compositor does not import {fourcc_name(code)}")
     fd = await buffer.pages.dmabuf()
+    _check_sendable(conn, fd)
     params = conn.keep(link.dmabuf.create_params())
     modifier = formats.modifier(code)
     params.add(fd, 0, geometry.offset, geometry.stride, modifier >> 32, modifier & 0xFFFFFFFF)
@@ -329,6 +339,7 @@ async def _import_shm(link: Link, buffer: WaylandBuffer, settings: WaylandSettin
     try:
         if start + buffer.pages.size > LARGEST:
             raise Unsuitable("too large for wl_shm")
+        _check_sendable(conn, fd)
         pool = conn.keep(link.shm.create_pool(fd, start + buffer.pages.size))
     finally:
         os.close(fd)

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import brief, severity
 from displbe.sinks.base import Claimant
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.seat import Seats
@@ -113,7 +114,7 @@ class Client:
                 await trio.sleep(SEARCH)
                 continue
             except Exception as error:  # not only OSError: libwayland or pywayland may fail in other ways
-                self._say("cannot connect to the compositor; tried again", type(error).__name__, level="exception")
+                self._say("cannot connect to the compositor; tried again", brief(error), level=severity(error))
                 await trio.sleep(LAST_PAUSE)
                 continue
             waiting = False
@@ -122,7 +123,7 @@ class Client:
                 await self._serve(conn)
             except Exception as error:  # it costs this guest its connection, and no other guest anything
                 what = "cannot clean up a connection to the compositor; a new one is made"
-                self._say(what, type(error).__name__, level="exception")
+                self._say(what, brief(error), level=severity(error))
             pause = FIRST_PAUSE if trio.current_time() - began > SHORT else min(2 * pause, LAST_PAUSE)
             await trio.sleep(pause)
 
@@ -142,8 +143,8 @@ class Client:
             reason = str(first_leaf(lost))
             self._log.warning("compositor lost: the guest's outputs are dark until it is back", reason=reason)
         except* Exception as failed:
-            reason = type(first_leaf(failed)).__name__
-            self._say("connection to the compositor failed: a new one is made", reason, level="exception")
+            first = first_leaf(failed)
+            self._say("connection to the compositor failed: a new one is made", brief(first), level=severity(first))
         finally:
             with trio.CancelScope(shield=True):
                 await self._end(link)

@@ -243,6 +243,13 @@ class Connection:
         """Whether the socket has taken everything that was sent."""
         return not self._blocked.is_set()
 
+    @staticmethod
+    def check_sendable(fd: int) -> None:
+        """Check that a file can be sent. Raises OSError EMFILE if not: libwayland, which duplicates it, would end the process or the
+        connection (wl_closure_marshal in connection.c, wl_proxy_marshal in wayland-client.c).
+        """
+        os.close(os.dup(fd))
+
     async def aclose(self) -> None:
         """Disconnect. No object of this connection may be used afterwards."""
         self.lost.set()

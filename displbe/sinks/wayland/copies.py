@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from displbe.sinks.base import Geometry, Part
+from displbe.sinks.base import CopyMemory, Geometry, Part
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.sinks.sealed_memory import sealed_memfd
@@ -29,7 +29,7 @@ XRGB: Final = 1
 
 
 class CopyFrame:
-    """A frame in a pool, as a wl_buffer."""
+    """A frame in a pool, as a wl_buffer. Raises OSError if there is no memory or no file for it."""
 
     path: Final = "copy"
 
@@ -37,6 +37,7 @@ class CopyFrame:
         size = -(-stride * height // PAGE_SIZE) * PAGE_SIZE
         fd = sealed_memfd(size)
         try:
+            link.conn.check_sendable(fd)
             self.mapping = Mapping(fd, [(0, size)], writable=True)
             pool = link.conn.keep(link.shm.create_pool(fd, size))
         finally:
@@ -48,9 +49,13 @@ class CopyFrame:
 
 
 class CopyPool:
-    """The copied frames of an output, all of one shape. `released` is called when a frame can be used again."""
+    """The copied frames of an output, all of one shape. Raises OSError if there is no memory or no file for them, or if the guest, whom
+    `copies` charges, has too many. `released` is called when a frame can be used again.
+    """
 
-    def __init__(self, link: Link, geometry: Geometry, part: Part, released: Callable[[], None]) -> None:
+    def __init__(
+        self, link: Link, geometry: Geometry, part: Part, copies: CopyMemory, released: Callable[[], None]
+    ) -> None:
         self.link = link
         self.geometry = geometry
         self.part = part
@@ -62,8 +67,13 @@ class CopyPool:
         # Renderers count the stride in pixels and in words of 4 bytes: it is a multiple of both.
         self._stride = -(-part.width // 4) * 4 * (4 if number is None else pixel_bytes)
         self._frames: list[CopyFrame] = []
-        for _ in range(FRAMES):
-            self._frames.append(self._make(number if number is not None else XRGB))
+        self._uncharge = copies.charge(FRAMES * self._stride * part.height)
+        try:
+            for _ in range(FRAMES):
+                self._frames.append(self._make(number if number is not None else XRGB))
+        except BaseException:
+            self.close()
+            raise
 
     def _make(self, number: int) -> CopyFrame:
         frame = CopyFrame(self.link, self.part.width, self.part.height, self._stride, number)
@@ -93,6 +103,7 @@ class CopyPool:
         for frame in self._frames:
             frame.mapping.close()
         self._frames.clear()
+        self._uncharge()
 
 
 class FrameCopying:
@@ -103,7 +114,10 @@ class FrameCopying:
     """
 
     def __init__(
-        self, name: str, copied: Callable[[CopyPool, CopyFrame, int], None], can_copy: Callable[[], object]
+        self,
+        name: str,
+        copied: Callable[[CopyPool, CopyFrame, int], None],
+        can_copy: Callable[[], object],
     ) -> None:
         self._name = name
         self._pool: CopyPool | None = None
@@ -111,25 +125,31 @@ class FrameCopying:
         self._thread: CopyThread | None = None
         self._frame_waits = False
         """Whether a frame waits to be copied because the compositor holds the whole pool."""
+        self.is_short = False
+        """Whether there was no memory, file or thread for the newest frame; copying is tried again soon. The owner sets this."""
         self._copied = copied
         self._can_copy = can_copy
 
-    def start(self, link: Link, buffer: WaylandBuffer, part: Part, serial: int) -> bool:
-        """Copy a buffer's frame in the thread. Return False if copies of another shape are under way: wait for `finished` first."""
+    def start(self, link: Link, buffer: WaylandBuffer, part: Part, serial: int, copies: CopyMemory) -> bool:
+        """Copy a buffer's frame in the thread. Return False if copies of another shape are under way: wait for `finished` first.
+
+        Raises OSError if there is no memory, file or thread for it, or if the guest, whom `copies` charges, has too many copies.
+        """
         if buffer.view is None:
             return True
+        self._thread = self._thread or CopyThread(self._name)
         pool = self._pool
         if pool is None or pool.part != part or pool.geometry != buffer.geometry or pool.link is not link:
-            if self._thread is not None and not self._thread.resting:
+            if not self._thread.resting:
                 return False
             if pool is not None:
                 self._old_pools.append(pool)
-            pool = self._pool = CopyPool(link, buffer.geometry, part, self._on_released)
+                self._pool = None
+            pool = self._pool = CopyPool(link, buffer.geometry, part, copies, self._on_released)
         frame = pool.take()
         if frame is None:
             self._frame_waits = True
             return True
-        self._thread = self._thread or CopyThread(self._name)
         self._thread.do(partial(self._copy, self._thread, pool, buffer.view, frame, serial))
         return True
 

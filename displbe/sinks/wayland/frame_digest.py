@@ -6,6 +6,7 @@ import trio
 
 from displbe.sinks.base import Part, SinkError
 from displbe.sinks.frame_copy import frame_checksum, frame_rows
+from displbe.threads import run_in_thread
 
 from .buffers import WaylandBuffer
 
@@ -34,7 +35,10 @@ class FrameDigest:
                 return False
             shape = buffer.geometry
             rows = frame_rows(shape, Part(0, 0, shape.width, shape.height))
-            digest = (buffer, serial, await trio.to_thread.run_sync(frame_checksum, rows, view))
+            try:
+                digest = (buffer, serial, await run_in_thread(frame_checksum, rows, view))
+            except OSError:  # no thread or no memory now: looked at again later
+                return False
         before, self._digest = self._digest, digest
         return digest != before
 

@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.shortage import shortage
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.flip import Flip
 from displbe.sinks.redraw import RedrawWatch
@@ -42,6 +43,8 @@ LATE: Final = 0.2
 """Seconds after which displbe ends a flip that the compositor does not report on; the surface counts as hidden from then on."""
 ATTACH_PATIENCE: Final = 1.0
 """Maximum seconds that a guest's request waits for the compositor to accept its buffer. The guest expects the response within 3 s."""
+SHORT: Final = 1.0
+"""Seconds after which copying is tried again when there was no memory, file or thread for it."""
 RELEASE_PATIENCE: Final = 4.0
 """Maximum seconds that a guest's request waits for the compositor to release its pages. The guest itself gives up after 3 s."""
 
@@ -318,7 +321,8 @@ class WaylandOutput(Output):
         reported = is_visible and not surface.is_unreported
         if surface.gate.passes(link.conn, reported=reported):
             if buffer.state is BufferState.COPY:
-                self._copy(link, buffer, part)
+                if not self._copy(link, buffer, part):
+                    return False
             else:
                 self._commit(buffer, part, self._flip.serial)
             if not reported:
@@ -338,10 +342,26 @@ class WaylandOutput(Output):
 
     # Copying
 
-    def _copy(self, link: Link, buffer: WaylandBuffer, part: Part) -> None:
-        """Copy the frame in the thread; `_on_copied` commits it."""
-        if not self._copying.start(link, buffer, part, self._flip.serial):
+    def _copy(self, link: Link, buffer: WaylandBuffer, part: Part) -> bool:
+        """Copy the frame in the thread; `_on_copied` commits it. Return False if there are no resources for it. The surface then keeps the
+        frame that it has.
+        """
+        try:
+            started = self._copying.start(link, buffer, part, self._flip.serial, self.copies)
+        except OSError as error:
+            self._darken(f"the frame cannot be copied: {shortage(error)}")
+            if not self._copying.is_short:
+                self._copying.is_short = True
+                self._guest.tasks.start_soon(self._try_copying_again)
+            return False
+        if not started:
             self._guest.tasks.start_soon(self._show_after_copying, buffer)
+        return True
+
+    async def _try_copying_again(self) -> None:
+        await trio.sleep(SHORT)
+        self._copying.is_short = False
+        self._show()
 
     async def _show_after_copying(self, buffer: WaylandBuffer) -> None:
         """Show a frame of another shape when the frames of the old one have been copied."""

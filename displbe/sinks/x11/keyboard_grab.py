@@ -92,8 +92,8 @@ class KeyboardGrab:
 
     def _focus_in(self, mode: int) -> None:
         if mode == x.NotifyMode.Grab:  # the grab is this window's: that of another one sends it FocusOut only
-            if self.state not in (GrabState.ASKED, GrabState.FOCUSED):
-                self._end(self.state)
+            if self.state not in (GrabState.ASKED, GrabState.FOCUSED) or not self._seat.takes_keyboard:
+                self._end(self.state)  # too late: the user or the guest has left since it was asked for
                 return
             self.state = GrabState.GRABBED
             self._say("the guest gets the window manager's shortcuts", "left Ctrl+Alt gives them back", level="info")

@@ -76,7 +76,7 @@ class X11Output(Output):
         server = self._desktop.server
         if geometry.fourcc not in (LAYOUTS if server is None else server.formats):
             raise SinkError(Errno.EINVAL, f"the X server cannot show {fourcc_name(geometry.fourcc)}")
-        return Frame(await view_of(buffer), geometry, self._forget)
+        return Frame(await view_of(buffer), geometry, self._forget, self.copies)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, Frame)
@@ -147,7 +147,7 @@ class X11Output(Output):
                 no_server = self._desktop.server is None
                 self.path, self.reason = (
                     "",
-                    "there is no X server" if no_server else "the window is closed or iconified",
+                    "there is no X server" if no_server else self._unseen_because(),
                 )
                 self.page_flip.end_at_refresh()
             case OutputState.SHOWN | OutputState.STALLED:
@@ -155,6 +155,10 @@ class X11Output(Output):
                 if complaint := self._painter.complaint:
                     self.reason += f"; {complaint}"
                     self._say("monitor missing", complaint)
+
+    def _unseen_because(self) -> str:
+        obstacle = self._painter.obstacle
+        return f"the frame cannot be copied: {obstacle}" if obstacle else "the window is closed or iconified"
 
     def _on_visibility(self) -> None:
         """The window has become visible or hidden, or the server has come or gone."""

@@ -9,9 +9,11 @@ import structlog
 import trio
 import xcffib
 
-from displbe.sinks.base import Geometry, Part, SinkBuffer
+from displbe.shortage import shortage
+from displbe.sinks.base import CopyMemory, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
 from displbe.sinks.seat import WindowSeat
+from displbe.threads import run_in_thread
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -30,9 +32,17 @@ class Frame(SinkBuffer):
     path = "copy"
     reason = "X servers cannot map guest pages"
 
-    def __init__(self, view: memoryview, geometry: Geometry, forget: Callable[[Frame], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        view: memoryview,
+        geometry: Geometry,
+        forget: Callable[[Frame], Awaitable[None]],
+        copies: CopyMemory = CopyMemory(),  # noqa: B008
+    ) -> None:
         self.view = view
         self.geometry = geometry
+        self.copies = copies
+        """What is charged for the memory of copies."""
         self._forget = forget
 
     async def aclose(self) -> None:
@@ -47,7 +57,8 @@ class Painter:
     read its frame, or has it already, or cannot show its format; and with None when the server has read a frame that the guest drew
     without flipping.
 
-    It has sixteen attributes: the window's name, monitor and seat are kept until there is a server.
+    It has seventeen attributes: the window's name, monitor and seat are kept until there is a server, and the obstacle for the output's
+    `reason`.
     """
 
     def __init__(
@@ -62,6 +73,8 @@ class Painter:
     ) -> None:
         self._desktop = desktop
         self._title = title
+        self.obstacle = ""
+        """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
         self._monitor = monitor
         self._seat = seat
         self._on_visibility = on_visibility
@@ -85,8 +98,8 @@ class Painter:
 
     @property
     def visible(self) -> bool:
-        """Whether the window is on the screen."""
-        return self._window is not None and self._window.state is WindowState.VISIBLE
+        """Whether the window is on the screen and frames can be copied into it."""
+        return self._window is not None and self._window.state is WindowState.VISIBLE and not self.obstacle
 
     @property
     def is_unread(self) -> bool:
@@ -199,6 +212,11 @@ class Painter:
         except xcffib.XcffibException as error:  # Server.serve is about to report it
             self._log.debug("X server lost", reason=str(error))
             return False
+        except OSError as error:
+            self._meet(shortage(error))
+            await trio.sleep(AFTER_ERROR)
+            self.wake()
+            return False
         except Exception:  # a bug here must end neither the sink nor the guest
             self._log.exception("cannot draw into the window")
             await trio.sleep(AFTER_ERROR)
@@ -210,9 +228,10 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part) and await trio.to_thread.run_sync(
+            changed = window.prepare(frame.geometry.fourcc, part, frame.copies) and await run_in_thread(
                 window.copy, frame.view, frame.geometry, part
             )
+        self._meet("")
         if changed and window.state is not WindowState.LOST:
             await window.put()
         if self._serial == serial:
@@ -220,6 +239,14 @@ class Painter:
         if changed or serial is not None:
             self._on_read(serial)
         return changed
+
+    def _meet(self, obstacle: str) -> None:
+        """Take note of what keeps the frame from being copied; empty: nothing does."""
+        if obstacle != self.obstacle:
+            self.obstacle = obstacle
+            if obstacle:
+                self._log.warning("the frame cannot be copied: trying again", reason=obstacle)
+            self._on_visibility()
 
     def _current_window(self) -> Window | None:
         """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""

@@ -15,6 +15,7 @@ import xcffib
 from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
 from displbe.sinks.seat import Seats
 from displbe.sinks.tasks import Tasks
+from displbe.threads import run_in_thread
 from displbe.wire.errors import first_leaf
 
 from .desktop import Desktop
@@ -70,7 +71,7 @@ class X11Sink(Sink):
             try:
                 # Connecting may block for as long as the server hangs; on cancellation the thread is left behind.
                 display = self.desktop.settings.display
-                server = await trio.to_thread.run_sync(Server, display, abandon_on_cancel=True)
+                server = await run_in_thread(Server, display, abandon_on_cancel=True)
             except ServerUnreachable as error:
                 if str(error) != logged:
                     _log.warning("no X server: the guests' screens cannot be seen", reason=str(error))
@@ -114,7 +115,7 @@ class X11Sink(Sink):
             await trio.sleep(SETTLE)
             server.monitors_changed = trio.Event()
             try:
-                other = await trio.to_thread.run_sync(
+                other = await run_in_thread(
                     monitors_of, self.desktop.settings.display, server.screen.root, abandon_on_cancel=True
                 )
             except Exception as error:  # the windows stay where they are

@@ -6,6 +6,7 @@ draws the pixmap into the window. The last step can be repeated at any time, whe
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import xcffib
 import xcffib.render
 import xcffib.xproto as x
 
-from displbe.sinks.base import Geometry, Part
+from displbe.sinks.base import CopyMemory, Geometry, Part
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.sinks.seat import WindowSeat
@@ -81,10 +82,20 @@ def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) 
 
 
 class _Canvas:
-    """The resources for frames of one size and format: the shared memory, and the server's pixmap and picture."""
+    """The resources for frames of one size and format: the shared memory, and the server's pixmap and picture.
+
+    Raises OSError if there is no memory or no file for them, or if the guest, whom `copies` charges, has too many.
+    """
 
     def __init__(
-        self, server: Server, window: int, kind: PixelFormat, width: int, height: int, on_read: Callable[[], None]
+        self,
+        server: Server,
+        window: int,
+        kind: PixelFormat,
+        width: int,
+        height: int,
+        copies: CopyMemory,
+        on_read: Callable[[], None],
     ) -> None:
         self.shape = kind, width, height
         self.row = width * kind.pixel_size
@@ -92,12 +103,17 @@ class _Canvas:
         self.stride = -(-self.row // 4) * 4  # X pads rows to 32 bits
         self._server = server
         size = -(-self.stride * height // PAGE_SIZE) * PAGE_SIZE
-        fd = sealed_memfd(size)
-        try:
-            self.segment = server.attach(fd)
-            self.memory = Mapping(fd, [(0, size)], writable=True)
-        finally:
-            os.close(fd)
+        with contextlib.ExitStack() as undo:
+            self._uncharge = copies.charge(size)
+            undo.callback(self._uncharge)
+            fd = sealed_memfd(size)
+            try:
+                self.memory = Mapping(fd, [(0, size)], writable=True)
+                undo.callback(self.memory.close)
+                self.segment = server.attach(fd)
+            finally:
+                os.close(fd)
+            undo.pop_all()
         server.on_read[self.segment] = on_read
         self.pixmap, self.gc, self.picture = server.new_id(), server.new_id(), server.new_id()
         server.core.CreatePixmap(kind.depth, self.pixmap, window, width, height)
@@ -128,6 +144,7 @@ class _Canvas:
         """Free the resources here only: the connection is lost."""
         self._server.on_read.pop(self.segment, None)
         self.memory.close()
+        self._uncharge()
 
 
 class Window:
@@ -231,14 +248,17 @@ class Window:
         """Whether the server has not read the last frame that was put."""
         return not self._read.is_set()
 
-    def prepare(self, code: int, part: Part) -> bool:
-        """Prepare for frames of this DRM format and size. Return False if the server does not support the format."""
+    def prepare(self, code: int, part: Part, copies: CopyMemory) -> bool:
+        """Prepare for frames of this DRM format and size. Return False if the server does not support the format.
+
+        Raises OSError if there is no memory or no file for them, or if the guest, whom `copies` charges, has too many.
+        """
         kind = self.server.formats.get(code)
         if kind is None:
             return False
         shape = kind, part.width, part.height
         if self._canvas is None or self._canvas.shape != shape:
-            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, self._on_read)
+            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, copies, self._on_read)
             if before is not None:
                 before.free()
                 self._placement.resize((part.width, part.height))

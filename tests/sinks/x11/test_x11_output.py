@@ -38,6 +38,7 @@ class StandIn:
         self.complaint = ""
         self.visible = False
         self.is_unread = False
+        self.obstacle = ""
         self.serial = 0
         self.frame: Frame | None = None
         self.on_visibility: Callable[[], None] = on_visibility
