@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from typing import TypeAlias
 
 import msgspec
@@ -29,6 +30,7 @@ from displbe.ops.status import Abilities, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
 from displbe.sinks.base import Sink, SinkError
 from displbe.wire.errors import RequestError
+from displbe.xen.memory import close_in_thread
 from displbe.xen.port import Hypervisor, HypervisorError
 
 __all__ = ["Commands"]
@@ -168,7 +170,10 @@ class Commands:
             shape, picture = await served[0].screen.picture()
         except (RequestError, HypervisorError) as error:
             raise CommandError(f"no picture: {error}") from error
-        return Answer(picture, {key: getattr(shape, key) for key in ("width", "height", "fourcc", "stride")})
+        held = AsyncExitStack()
+        held.push_async_callback(close_in_thread, picture.close)
+        facts = {key: getattr(shape, key) for key in ("width", "height", "fourcc", "stride")}
+        return Answer(held.enter_context(picture.borrow()), facts, held)
 
     async def _blank(self, request: Request) -> Answer:
         for display, connector in self._connectors(request):

@@ -1,8 +1,20 @@
-"""Hypothesis without deadlines: a loaded machine is slow, not wrong."""
+"""Hypothesis without deadlines: a loaded machine is slow, not wrong. And the watch over displbe's memory."""
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 from logs import as_in_tests
+from memory_watch import MemoryWatch, watched
 
 settings.register_profile("displbe", deadline=None)
 settings.load_profile("displbe")
 as_in_tests()
+
+
+@pytest.fixture(autouse=True)
+def memory_watch() -> Iterator[MemoryWatch]:
+    """Let unmapped memory trap, and find views that outlive their block and heavy calls in the event loop, in every test."""
+    with watched() as watch:
+        yield watch
+    assert watch.violations == []

@@ -23,6 +23,7 @@ import trio
 from displbe.sinks.base import Allocation, Output, SinkError
 from displbe.wire.errors import RequestError
 from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.memory import Memory, close_in_thread
 from displbe.xen.port import Hypervisor, HypervisorError, NotOffered
 
 from .directory import fill_directory
@@ -41,14 +42,23 @@ class AllocatedBuffer:
 
     @classmethod
     async def create(
-        cls, hypervisor: Hypervisor, domid: int, output: Output, directory: int, pages: int
+        cls,
+        hypervisor: Hypervisor,
+        domid: int,
+        output: Output,
+        directory: int,
+        pages: int,
+        threads: trio.CapacityLimiter,
     ) -> AllocatedBuffer:
-        """Allocate `pages` pages, grant them, and fill the directory. Raises RequestError; nothing is held then."""
+        """Allocate `pages` pages, grant them, and fill the directory. Raises RequestError; nothing is held then.
+
+        `threads` are the guest's threads, in which the grants are made and ended and the memory is freed.
+        """
         async with AsyncExitStack() as stack:
             try:
                 allocation = await output.allocate(pages)
-                stack.callback(allocation.close)
-                refs = await stack.enter_async_context(hypervisor.share_dmabuf(domid, allocation.fd, pages))
+                stack.push_async_callback(close_in_thread, allocation.close, threads)
+                refs = await stack.enter_async_context(hypervisor.share_dmabuf(domid, allocation.fd, pages, threads))
             except SinkError as error:
                 raise RequestError(error.code, str(error)) from error
             except HypervisorError as error:
@@ -57,10 +67,10 @@ class AllocatedBuffer:
             return cls(domid, pages, allocation, stack.pop_all())
         raise AssertionError("not reached")
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         """Return the memory, read-only."""
         await trio.lowlevel.checkpoint()
-        return self._allocation.view()
+        return self._allocation.memory
 
     async def dmabuf(self) -> int:
         """Return the memory's dma-buf. The fd belongs to the allocation."""

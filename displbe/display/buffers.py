@@ -7,7 +7,6 @@ which it may use again once they are free. Everything is checked, in integers th
 from __future__ import annotations
 
 import enum
-import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any, Final
@@ -17,13 +16,14 @@ import trio
 from displbe.backend.quota import Quota
 from displbe.shortage import shortage
 from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
-from displbe.sinks.frame_copy import copy_frame, frame_rows
+from displbe.sinks.frame_copy import FrameRows, copy_frame, frame_rows
 from displbe.threads import run_in_thread
 from displbe.wire.displif import REQ_ALLOC, DbufCreate, DbufDestroy, FbAttach, FbDetach
 from displbe.wire.errors import Errno, RequestError, from_host
 from displbe.wire.formats import FORMATS, fourcc_name, likely_stride, stride
 from displbe.wire.pgdir import pages_of
 from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.memory import Memory, PrivateMemory, Unmapped
 from displbe.xen.port import GuestBuffer, Hypervisor, HypervisorError
 
 from .allocated import AllocatedBuffer
@@ -143,7 +143,12 @@ class Buffers:
             with self._charged(("buffers", 1), (kind, pages)):
                 if allocate:
                     buffer: GuestBuffer = await AllocatedBuffer.create(
-                        self._hypervisor, self._domid, self._outputs[0], request.gref_directory, pages
+                        self._hypervisor,
+                        self._domid,
+                        self._outputs[0],
+                        request.gref_directory,
+                        pages,
+                        self._quota.threads,
                     )
                 else:
                     refs = await read_directory(self._hypervisor, self._domid, request.gref_directory, pages)
@@ -269,26 +274,25 @@ class Buffers:
                 raise RequestError(Errno.ENOENT, "no such framebuffer")
             await self._detach(framebuffer)
 
-    async def picture(self, cookie: int, part: Part) -> tuple[Geometry, memoryview]:
-        """Return a copy of a part of a framebuffer, and the copy's geometry. The framebuffer is not detached meanwhile.
+    async def picture(self, cookie: int, part: Part) -> tuple[Geometry, PrivateMemory]:
+        """Return a copy of a part of a framebuffer, and the copy's geometry. The guest may take the framebuffer back meanwhile.
 
-        Raises RequestError, HypervisorError.
+        The caller closes the copy. Raises RequestError, HypervisorError.
         """
-        async with self._lock:
-            framebuffer = self.framebuffers.get(cookie)
-            if framebuffer is None:
-                raise RequestError(Errno.ENOENT, "no such framebuffer")
-            shape = framebuffer.geometry
-            rows = frame_rows(shape, part)
-            view = await framebuffer.dbuf.buffer.view()
-            # New pages are zero already. Clearing a bytearray of this size would block the event loop.
+        framebuffer = self.framebuffers.get(cookie)
+        if framebuffer is None:
+            raise RequestError(Errno.ENOENT, "no such framebuffer")
+        shape = framebuffer.geometry
+        rows = frame_rows(shape, part)
+        memory = await framebuffer.dbuf.buffer.map()
+        with trio.CancelScope(shield=True):
             try:
-                picture = memoryview(mmap.mmap(-1, rows.size))
-                with trio.CancelScope(shield=True):
-                    await run_in_thread(copy_frame, rows, view, picture, rows.row)
+                picture = await run_in_thread(_copy, rows, memory)
+            except Unmapped as error:
+                raise RequestError(Errno.ENOENT, "the guest has just taken the framebuffer back") from error
             except OSError as error:
                 raise RequestError(from_host(error.errno), shortage(error)) from error
-            return Geometry(part.width, part.height, shape.fourcc, rows.row, 0), picture
+        return Geometry(part.width, part.height, shape.fourcc, rows.row, 0), picture
 
     async def _detach(self, framebuffer: Framebuffer) -> None:
         # It is removed from the table first, so that no flip can use it any more.
@@ -337,8 +341,8 @@ class Buffers:
 
         Buffers that are still in use after `CLOSE_WAIT` seconds are released later, in the background.
         """
-        # The lock: a thread may be copying a picture from these pages. In reverse order; after an error, the rest is still released.
-        async with self._lock, AsyncExitStack() as stack:
+        # In reverse order. After an error, the rest is still released.
+        async with AsyncExitStack() as stack:
             stack.push_async_callback(self._release_all)
             for framebuffer in self.framebuffers.values():
                 stack.push_async_callback(self._detach, framebuffer)
@@ -352,3 +356,15 @@ class Buffers:
         for release in self._releases:
             self._log.error("the compositor or the card still uses a buffer of a device that ends")
             release.scope.shield = False
+
+
+def _copy(rows: FrameRows, of: Memory) -> PrivateMemory:
+    """Return a copy of these rows, which the caller closes. Runs in a thread. Raises OSError, Unmapped."""
+    picture = PrivateMemory(rows.size)
+    try:
+        with of.borrow() as view, picture.borrow() as to:
+            copy_frame(rows, view, to, rows.row)
+    except BaseException:
+        picture.close()
+        raise
+    return picture

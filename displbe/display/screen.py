@@ -19,6 +19,7 @@ from displbe.sinks.flip import Flip, FlipClock
 from displbe.wire.displif import SetConfig
 from displbe.wire.errors import Errno, RequestError
 from displbe.wire.formats import fourcc_name
+from displbe.xen.memory import PrivateMemory
 
 from .buffers import Buffers, Framebuffer
 from .events import FlipEvents
@@ -112,8 +113,8 @@ class Screen:
         size = f"{shape.width}x{shape.height} {escape(fourcc_name(shape.fourcc))}"
         return f"{size} from {config.x},{config.y}" if config.x or config.y else size
 
-    async def picture(self) -> tuple[Geometry, memoryview]:
-        """Return a copy of what the guest shows, also of a blanked screen. Raises RequestError, HypervisorError."""
+    async def picture(self) -> tuple[Geometry, PrivateMemory]:
+        """Return a copy of what the guest shows, also of a blanked screen. The caller closes it. Raises RequestError, HypervisorError."""
         if self._config is None:
             raise RequestError(Errno.EINVAL, "the connector is off")
         part = self._part(self._config_of(self._newest))

@@ -91,6 +91,8 @@ class Answer(msgspec.Struct, frozen=True):
 
     body: bytes | memoryview = b""
     facts: dict[str, int | float | str] = {}
+    held: contextlib.AsyncExitStack | None = None
+    """The resources of the body, which are released when it has been sent."""
 
 
 Command = Callable[[Request], Awaitable[Answer]]
@@ -177,6 +179,8 @@ class Control:
                     if request.command in LARGE:
                         await stack.enter_async_context(self._large_answer)
                     answer = await command(request)
+                if answer.held is not None:
+                    stack.push_async_exit(answer.held)
                 header, body = AnswerHeader(True, octets=len(answer.body), facts=answer.facts), answer.body
             except CommandError as error:
                 header, body = AnswerHeader(False, str(error)), b""
@@ -200,7 +204,8 @@ def _peer(client: trio.SocketStream) -> dict[str, Any]:
 async def _send(client: trio.SocketStream, header: AnswerHeader, body: bytes | memoryview) -> None:
     """Send an answer. Raises trio.TooSlowError, trio.BrokenResourceError."""
     with trio.fail_after(ANSWER_TIMEOUT):
-        for data in (memoryview(msgspec.json.encode(header) + b"\n"), memoryview(body)):
+        for data in (msgspec.json.encode(header) + b"\n", body):
             for start in range(0, len(data), CHUNK_SIZE):
-                with trio.fail_after(CHUNK_TIMEOUT):
-                    await client.send_all(data[start : start + CHUNK_SIZE])
+                # Released also if sending fails: the memory of a body is freed when no view of it is left.
+                with trio.fail_after(CHUNK_TIMEOUT), memoryview(data)[start : start + CHUNK_SIZE] as chunk:
+                    await client.send_all(chunk)

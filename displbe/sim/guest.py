@@ -19,6 +19,7 @@ from displbe.wire.xenbus import State, parse_state
 from displbe.wire.xs import parse_number
 from displbe.xen.barriers import SharedMemory
 from displbe.xen.evtchn import Channel
+from displbe.xen.memory import Memory
 from displbe.xen.port import StoreError
 
 from .hypervisor import Domain, SimBuffer, SimHypervisor, Xen
@@ -83,6 +84,7 @@ class BorrowedBuffer:
             domain.pages(self._first + n, 1)[:] = page
         self.directory = self._refs[0]
         self._mapped: SimBuffer | None = None
+        self._borrowed = contextlib.ExitStack()
 
     async def map(self, hypervisor: SimHypervisor) -> memoryview:
         """Map the pages that the backend has granted (backend_map in xen-front-pgdir-shbuf.c)."""
@@ -91,10 +93,12 @@ class BorrowedBuffer:
             page = bytes(self._domain.pages(self._first + n, 1))
             refs += struct.unpack_from(f"<{REFS_PER_PAGE}I", page, 4)[: self._count - len(refs)]
         self._mapped = hypervisor.map_shared(self._domain.backend, refs)
-        return await self._mapped.view()
+        memory: Memory = await self._mapped.map()
+        return self._borrowed.enter_context(memory.borrow())
 
     async def free(self) -> None:
         """Unmap the pages and free the directory. Raises AssertionError when the backend still maps the directory."""
+        self._borrowed.close()
         if self._mapped is not None:
             await self._mapped.aclose()
         for ref in self._refs:

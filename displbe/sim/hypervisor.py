@@ -17,9 +17,10 @@ from typing import Final
 
 import trio
 
+from displbe.threads import run_in_thread_or_here
 from displbe.xen.barriers import SharedMemory, libatomic
 from displbe.xen.evtchn import Channel, ChannelTable
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, close_in_thread
 from displbe.xen.port import Abilities, HypervisorError, Ledger, NotOffered
 from displbe.xen.store import XenStore
 
@@ -208,10 +209,11 @@ class SimChannels(ChannelTable):
 
 
 class SimPage(SharedMemory):
-    """One mapped page of another domain."""
+    """One mapped page of another domain. It is the only borrower of its mapping."""
 
     def __init__(self, mapping: Mapping, grant: Grant, ledger: Ledger) -> None:
-        super().__init__(mapping.view)
+        self._borrowed = mapping.borrow()
+        super().__init__(self._borrowed.__enter__())
         self._mapping: Mapping | None = mapping
         self._grant = grant
         self._ledger = ledger
@@ -221,6 +223,7 @@ class SimPage(SharedMemory):
     def close(self) -> None:
         if self._mapping is not None:
             self.forget()
+            self._borrowed.__exit__()
             self._mapping.close()
             self._mapping = None
             self._grant.mapped -= 1
@@ -230,21 +233,30 @@ class SimPage(SharedMemory):
 class SimBuffer:
     """Pages of a simulated guest (port.GuestBuffer)."""
 
-    def __init__(self, domid: int, mapping: Mapping, grants: Sequence[Grant], ledger: Ledger) -> None:
+    def __init__(
+        self,
+        domid: int,
+        mapping: Mapping,
+        grants: Sequence[Grant],
+        ledger: Ledger,
+        threads: trio.CapacityLimiter | None = None,
+    ) -> None:
         self.domid = domid
         self.size = mapping.size
         self._mapping: Mapping | None = mapping
         self._grants = grants
         self._ledger = ledger
+        self._threads = threads
         for grant in grants:
             grant.mapped += 1
         ledger.buffers += 1
         ledger.buffer_pages += len(grants)
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         await trio.lowlevel.checkpoint()
-        assert self._mapping is not None
-        return self._mapping.view
+        if self._mapping is None:
+            raise HypervisorError(errno.EBADF, f"cannot map {len(self._grants)} pages of domain {self.domid}: closed")
+        return self._mapping
 
     async def dmabuf(self) -> int:
         await trio.lowlevel.checkpoint()
@@ -260,14 +272,15 @@ class SimBuffer:
         return os.dup(self._grants[0].memfd), runs[0][0]
 
     async def aclose(self) -> None:
-        if self._mapping is not None:
-            self._mapping.close()
-            self._mapping = None
-            for grant in self._grants:
-                grant.mapped -= 1
-            self._ledger.buffers -= 1
-            self._ledger.buffer_pages -= len(self._grants)
-        await trio.lowlevel.checkpoint()
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            try:
+                await close_in_thread(mapping.close, self._threads)
+            finally:
+                for grant in self._grants:
+                    grant.mapped -= 1
+                self._ledger.buffers -= 1
+                self._ledger.buffer_pages -= len(self._grants)
 
 
 class SimHypervisor:
@@ -322,7 +335,7 @@ class SimHypervisor:
             raise NotOffered(errno.ENOTTY, "the simulated Xen has no dma-bufs")
         grants = self._grants(domid, refs, writable=shared)
         mapping = Mapping(grants[0].memfd, _runs([grant.page for grant in grants]), writable=False)
-        return SimBuffer(domid, mapping, grants, self.ledger)
+        return SimBuffer(domid, mapping, grants, self.ledger, threads)
 
     def map_shared(self, domid: int, refs: Sequence[int]) -> SimBuffer:
         """Map many pages writable, as a guest maps a buffer that its backend has allocated."""
@@ -331,7 +344,9 @@ class SimHypervisor:
         return SimBuffer(domid, mapping, grants, self.ledger)
 
     @contextlib.asynccontextmanager
-    async def share_dmabuf(self, domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
+    async def share_dmabuf(
+        self, domid: int, fd: int, pages: int, threads: trio.CapacityLimiter | None = None
+    ) -> AsyncIterator[list[int]]:
         """port.Hypervisor.share_dmabuf, with a memfd in place of the dma-buf."""
         await trio.lowlevel.checkpoint()
         if not self.abilities.dmabuf_import:
@@ -345,7 +360,8 @@ class SimHypervisor:
         finally:
             for ref in refs:  # pages that are still mapped stay mapped
                 self.domain.grants.pop(ref, None)
-            os.close(memory)
+            with trio.CancelScope(shield=True):
+                await run_in_thread_or_here(os.close, memory, limiter=threads)
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:

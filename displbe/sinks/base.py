@@ -16,6 +16,7 @@ import trio
 
 from displbe.wire.errors import Errno, RequestError
 from displbe.wire.ring import PAGE_SIZE
+from displbe.xen.memory import Memory
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .seat import Seats
@@ -33,7 +34,7 @@ __all__ = [
     "Sink",
     "SinkBuffer",
     "SinkError",
-    "view_of",
+    "memory_of",
 ]
 
 
@@ -98,10 +99,10 @@ class SinkBuffer(abc.ABC):
         """Take the framebuffer off the screen if it is there, and release the guest's pages. Nothing uses them afterwards."""
 
 
-async def view_of(buffer: GuestBuffer) -> memoryview:
-    """Return a guest's pages as memory. Raises SinkError."""
+async def memory_of(buffer: GuestBuffer) -> Memory:
+    """Return a guest's pages as memory, to be borrowed. Raises SinkError."""
     try:
-        return await buffer.view()
+        return await buffer.map()
     except HypervisorError as error:
         raise SinkError(error.code, str(error)) from error
 
@@ -143,14 +144,15 @@ class Allocation(abc.ABC):
 
     fd: int
     """The dma-buf's file descriptor. The allocation closes it."""
+    memory: Memory
+    """The memory, read-only."""
 
     @abc.abstractmethod
-    def view(self) -> memoryview:
-        """Return the memory, read-only."""
+    def close(self, wait: float = 0.0) -> bool:
+        """Free the memory, and wait up to `wait` seconds for those that borrow it. Return whether it is free (`Mapping.close`).
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Free the memory. Nothing may use it afterwards."""
+        Called in worker threads: the kernel needs milliseconds to free a large buffer.
+        """
 
 
 class Output(abc.ABC):

@@ -48,12 +48,13 @@ def copy_frame(
 ) -> None:
     """Copy rows of the buffer `view` into `to`, whose rows lie `to_stride` bytes apart; `converted`: to format `into`. Runs in any thread.
 
-    The caller keeps the guest's pages mapped meanwhile. The guest may draw at the same time: then the copy has parts of both frames.
+    The caller has borrowed both memories. The guest may draw at the same time: then the copy has parts of both frames.
     """
-    if converted:
-        convert(of.fourcc, to, to_stride, view[of.start :], of.stride, of.row, of.rows, into)
-    else:
-        copy_rows(to, to_stride, view[of.start :], of.stride, of.row, of.rows)
+    with view[of.start :] as frame:  # released also when this raises: the traceback must not keep the memory mapped
+        if converted:
+            convert(of.fourcc, to, to_stride, frame, of.stride, of.row, of.rows, into)
+        else:
+            copy_rows(to, to_stride, frame, of.stride, of.row, of.rows)
 
 
 def frame_checksum(of: FrameRows, view: memoryview) -> int:
@@ -64,4 +65,5 @@ def frame_checksum(of: FrameRows, view: memoryview) -> int:
 
 def same_frame(of: FrameRows, view: memoryview, to: memoryview, to_stride: int) -> bool:
     """Return whether `to` has the same pixels already; arguments as for `copy_frame`."""
-    return same_rows(to, to_stride, view[of.start :], of.stride, of.row, of.rows)
+    with view[of.start :] as frame:
+        return same_rows(to, to_stride, frame, of.stride, of.row, of.rows)

@@ -26,7 +26,7 @@ from displbe.shortage import shortage
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 
 from .barriers import SharedMemory
-from .memory import PAGE_SIZE, Mapping
+from .memory import PAGE_SIZE, Mapping, Memory, close_in_thread
 from .paths import GNTDEV
 from .port import HypervisorError, Ledger
 
@@ -88,11 +88,10 @@ class _Grants:
         self._count = len(refs)
         self._index = _reserve(fd, domid, refs)
         try:
-            self._mapping = self._map(writable)
+            self.mapping = self._map(writable)
         except OSError:
             self._unreserve()
             raise
-        self.view = self._mapping.view
 
     def _map(self, writable: bool) -> Mapping:
         for _ in range(_MAP_TRIES):
@@ -107,27 +106,31 @@ class _Grants:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, UNMAP_GRANT_REF, bytearray(_UNMAP.pack(self._index, self._count, 0)))
 
-    def close(self) -> None:
-        """Unmap. Slices of the view must not be used afterwards: their memory is gone."""
-        self._mapping.close()
+    def close(self, wait: float = 0.0) -> bool:
+        """Unmap, and wait up to `wait` seconds for borrowers. Return whether the pages are unmapped (`Mapping.close`)."""
+        if not self.mapping.close(wait):
+            return False
         self._unreserve()
+        return True
 
 
 class GuestPage(SharedMemory):
-    """One mapped page of a guest: a ring, an event page, a directory page."""
+    """One mapped page of a guest: a ring, an event page, a directory page. It is the only borrower of its mapping."""
 
-    def __init__(self, mapping: _Grants, ledger: Ledger) -> None:
-        super().__init__(mapping.view)
-        self._mapping: _Grants | None = mapping
+    def __init__(self, grants: _Grants, ledger: Ledger) -> None:
+        self._borrowed = grants.mapping.borrow()
+        super().__init__(self._borrowed.__enter__())
+        self._grants: _Grants | None = grants
         self._ledger = ledger
         ledger.pages += 1
 
     def close(self) -> None:
         """Unmap; a second call does nothing."""
-        if self._mapping is not None:
+        if self._grants is not None:
             self.forget()
-            self._mapping.close()
-            self._mapping = None
+            self._borrowed.__exit__()
+            self._grants.close()
+            self._grants = None
             self._ledger.pages -= 1
 
 
@@ -151,7 +154,7 @@ class GrantedPages:
         self._threads = threads
         self._ledger = ledger
         self._lock = trio.Lock()
-        self._mapping: _Grants | None = None
+        self._grants: _Grants | None = None
         self._dmabuf: int | None = None
         self._shareable = False
         self._fd = open_gntdev()
@@ -181,18 +184,18 @@ class GrantedPages:
             if shared:
                 await self._off_loop("share", self._try_share)
             else:
-                await (self.dmabuf() if dmabuf else self.view())
+                await (self.dmabuf() if dmabuf else self.map())
         except BaseException:
-            self._end()
+            await self._end()
             raise
         return self
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         """Return the pages, read-only. Raises HypervisorError."""
         async with self._lock:
-            if self._mapping is None:
-                self._mapping = await self._off_loop("map", self._map)
-            return self._mapping.view
+            if self._grants is None:
+                self._grants = await self._off_loop("map", self._map)
+            return self._grants.mapping
 
     async def dmabuf(self) -> int:
         """Return a dma-buf of the pages; the fd belongs to this object. Raises HypervisorError."""
@@ -242,22 +245,26 @@ class GrantedPages:
         return fd
 
     async def aclose(self) -> None:
-        """Unmap the pages, close the dma-buf, and wait until no process or driver uses it. A cancellation ends the wait."""
-        with trio.CancelScope(shield=True) as unmapping:
+        """Unmap the pages, close the dma-buf, and wait until no thread, process or driver uses them. A cancellation ends the wait.
+
+        All of this is done in the guest's threads: the last close of a file or of a dma-buf unmaps each of its grants.
+        """
+        with trio.CancelScope(shield=True) as closing:
             async with self._lock:
                 if self._fd < 0:
                     return
                 try:
-                    if self._mapping is not None:
-                        await run_in_thread_or_here(self._mapping.close, limiter=self._threads)
-                        self._mapping = None
-                    if self._dmabuf is not None:
-                        number, self._dmabuf = self._dmabuf, None
-                        _close(number)
-                        unmapping.shield = False
+                    number, self._dmabuf = self._dmabuf, None
+                    if number is not None:
+                        await run_in_thread_or_here(_close, number, limiter=self._threads)
+                    closing.shield = False
+                    if self._grants is not None:
+                        await close_in_thread(self._grants.close, self._threads)
+                    if number is not None:
                         await self._until_released(number)
                 finally:
-                    self._end()
+                    self._grants = None
+                    await self._end()
 
     async def _until_released(self, number: int) -> None:
         """Wait until the dma-buf of this closed fd is released."""
@@ -282,15 +289,19 @@ class GrantedPages:
                 )
         return True
 
-    def _end(self) -> None:
-        _close(self._fd)
-        self._fd = -1
+    async def _end(self) -> None:
+        """Close the file, also when cancelled."""
+        fd, self._fd = self._fd, -1
+        with trio.CancelScope(shield=True):
+            await run_in_thread_or_here(_close, fd, limiter=self._threads)
         self._ledger.buffers -= 1
         self._ledger.buffer_pages -= len(self._refs)
 
 
 @contextlib.asynccontextmanager
-async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[int]]:
+async def share_dmabuf(
+    domid: int, fd: int, pages: int, threads: trio.CapacityLimiter | None = None
+) -> AsyncIterator[list[int]]:
     """Grant a dma-buf's pages to a guest while the block lasts, and yield the references. Raises HypervisorError."""
     try:
         gntdev = open_gntdev()
@@ -298,18 +309,25 @@ async def share_dmabuf(domid: int, fd: int, pages: int) -> AsyncIterator[list[in
         raise _refused("cannot open gntdev", error) from error
     ask = bytearray(_IMPORT.pack(fd, pages, domid, 0)) + bytearray(4 * pages)
     try:
-        await run_in_thread(fcntl.ioctl, gntdev, DMABUF_IMP_TO_REFS, ask)
+        await run_in_thread(fcntl.ioctl, gntdev, DMABUF_IMP_TO_REFS, ask, limiter=threads)
     except BaseException as error:
-        os.close(gntdev)
+        with trio.CancelScope(shield=True):
+            await run_in_thread_or_here(_close, gntdev, limiter=threads)
         if not isinstance(error, OSError):  # cancelled
             raise
         raise _refused(f"cannot grant a dma-buf of {pages} pages to domain {domid}", error) from error
     try:
         yield array("I", bytes(ask[_IMPORT.size :])).tolist()
     finally:
-        with contextlib.suppress(OSError):  # closing the file ends the grants in any case
-            fcntl.ioctl(gntdev, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(fd, 0)))
-        _close(gntdev)
+        with trio.CancelScope(shield=True):
+            await run_in_thread_or_here(_unshare, gntdev, fd, limiter=threads)
+
+
+def _unshare(gntdev: int, fd: int) -> None:
+    """End the grants of a dma-buf, and close the gntdev file. Each of its pages is one operation of the hypervisor."""
+    with contextlib.suppress(OSError):  # closing the file ends the grants in any case
+        fcntl.ioctl(gntdev, DMABUF_IMP_RELEASE, bytearray(_PAIR.pack(fd, 0)))
+    _close(gntdev)
 
 
 def probe(fd: int) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import trio
 
+from displbe.threads import run_in_thread_or_here
+
 from . import gntdev, paths, store
 from .evtchn import Channel, EventChannels
 from .gntdev import GrantedPages, GuestPage
@@ -55,7 +57,8 @@ class Host:
                 task_status.started()
         finally:
             self._channels.close()
-            os.close(self._gntdev)
+            with trio.CancelScope(shield=True):
+                await run_in_thread_or_here(os.close, self._gntdev)
 
     def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
         """port.Hypervisor.bind"""
@@ -77,9 +80,11 @@ class Host:
         """port.Hypervisor.map_buffer"""
         return await GrantedPages.open(domid, refs, self.ledger, dmabuf=dmabuf, shared=shared, threads=threads)
 
-    def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
+    def share_dmabuf(
+        self, domid: int, fd: int, pages: int, threads: trio.CapacityLimiter | None = None
+    ) -> AbstractAsyncContextManager[list[int]]:
         """port.Hypervisor.share_dmabuf"""
-        return gntdev.share_dmabuf(domid, fd, pages)
+        return gntdev.share_dmabuf(domid, fd, pages, threads)
 
 
 def _probe(fd: int) -> Abilities:

@@ -15,6 +15,8 @@ import trio
 from displbe.wire.errors import Errno, from_host
 from displbe.wire.ring import SharedPage
 
+from .memory import Memory
+
 __all__ = [
     "Abilities",
     "EventChannel",
@@ -149,8 +151,8 @@ class GuestBuffer(Protocol):
     size: int
     """In bytes; whole pages."""
 
-    async def view(self) -> memoryview:
-        """Return the pages as read-only memory; the first call maps them. Raises HypervisorError."""
+    async def map(self) -> Memory:
+        """Return the pages as read-only memory, to be borrowed; the first call maps them. Raises HypervisorError."""
 
     async def dmabuf(self) -> int:
         """Return a dma-buf of the pages; the first call exports it. The fd belongs to this object. Raises HypervisorError."""
@@ -163,10 +165,10 @@ class GuestBuffer(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Release the pages, and return when nothing maps them any more. Views must be released before.
+        """Release the pages, and return when nothing maps them any more. The memory of `map` cannot be borrowed from now on.
 
-        This waits while a display driver or another process holds the dma-buf. A cancellation ends the wait; the kernel then releases the
-        pages once the dma-buf is no longer held.
+        This waits while a thread borrows the memory, and while a display driver or another process holds the dma-buf. A cancellation ends
+        the wait; the pages are then released once the memory is no longer borrowed and the dma-buf no longer held.
         """
 
 
@@ -231,5 +233,10 @@ class Hypervisor(Protocol):
         Raises HypervisorError; nothing is held then. The other kinds of access stay possible: an exported buffer can be mapped later.
         """
 
-    def share_dmabuf(self, domid: int, fd: int, pages: int) -> AbstractAsyncContextManager[list[int]]:
-        """Grant a dma-buf's pages to a guest, writable, while the block lasts. The block gets their references. Raises HypervisorError."""
+    def share_dmabuf(
+        self, domid: int, fd: int, pages: int, threads: trio.CapacityLimiter | None = None
+    ) -> AbstractAsyncContextManager[list[int]]:
+        """Grant a dma-buf's pages to a guest, writable, while the block lasts. The block gets their references. Raises HypervisorError.
+
+        `threads` limits the worker threads; None: trio's default limit.
+        """

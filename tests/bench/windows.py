@@ -27,7 +27,7 @@ from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 from displbe.wire.formats import fourcc
-from displbe.xen.memory import Mapping
+from displbe.xen.memory import Mapping, Memory
 
 CYCLES: Final = 10_000
 WARM_UP: Final = 1_000
@@ -46,11 +46,11 @@ class Pages:
         os.ftruncate(self.fd, self.size)
         self._mapping: Mapping | None = None
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         await trio.lowlevel.checkpoint()
         if self._mapping is None:
             self._mapping = Mapping(self.fd, [(0, self.size)], writable=False)
-        return self._mapping.view
+        return self._mapping
 
     async def dmabuf(self) -> int:
         raise NotImplementedError

@@ -9,6 +9,7 @@ import pytest
 import trio
 from conformance.peer import PAGE_SIZE, STRANGER
 from conformance.world import World, descriptors
+from memory_watch import content
 
 from displbe.xen.memory import Mapping
 from displbe.xen.port import HypervisorError, Ledger
@@ -126,12 +127,12 @@ async def test_a_buffer_in_scattered_order(world: World) -> None:
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
     assert (buffer.domid, buffer.size) == (world.peer.domid, FRAME * PAGE_SIZE)
     assert world.hypervisor.ledger == Ledger(buffers=1, buffer_pages=FRAME)
-    view = await buffer.view()
-    assert view is await buffer.view()
-    assert view.nbytes == buffer.size
-    assert bytes(view) == b"".join(map(pattern, range(FRAME)))
+    memory = await buffer.map()
+    assert memory is await buffer.map()
+    assert memory.size == buffer.size
+    assert content(memory) == b"".join(map(pattern, range(FRAME)))
     world.peer.write(refs[1000], b"later")
-    assert bytes(view[1000 * PAGE_SIZE : 1000 * PAGE_SIZE + 5]) == b"later"
+    assert content(memory, 1000 * PAGE_SIZE, 5) == b"later"
     await buffer.aclose()
     assert world.hypervisor.ledger == Ledger()
     assert await world.peer.take_back(granted)
@@ -140,10 +141,10 @@ async def test_a_buffer_in_scattered_order(world: World) -> None:
 async def test_a_buffers_view_is_read_only(world: World) -> None:
     granted, refs = scattered(world, 2)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
-    view = await buffer.view()
-    assert view.readonly
-    with pytest.raises(TypeError):
-        view[0] = 1
+    with (await buffer.map()).borrow() as view:
+        assert view.readonly
+        with pytest.raises(TypeError):
+            view[0] = 1
     await buffer.aclose()
     assert await world.peer.take_back(granted)
 
@@ -159,12 +160,13 @@ async def test_a_buffer_for_another_process_to_map(world: World, mapped: bool) -
         fd, offset = await buffer.shm_fd()
         mapping = Mapping(fd, [(offset, buffer.size)], writable=True)
         os.close(fd)
-        assert bytes(mapping.view) == b"".join(map(pattern, range(64)))
-        mapping.view[5 * PAGE_SIZE : 5 * PAGE_SIZE + 4] = b"seen"
+        assert content(mapping) == b"".join(map(pattern, range(64)))
+        with mapping.borrow() as view:
+            view[5 * PAGE_SIZE : 5 * PAGE_SIZE + 4] = b"seen"
         assert world.peer.read(granted[5], 4) == b"seen"
         world.peer.write(granted[5], pattern(5))
         mapping.close()
-    assert bytes((await buffer.view())[:8]) == pattern(0)[:8]
+    assert content(await buffer.map(), 0, 8) == pattern(0)[:8]
     await buffer.aclose()
     assert descriptors() == before
     assert await world.peer.take_back(granted)
@@ -235,8 +237,7 @@ async def test_buffers_at_once(world: World) -> None:
 
     async def use(pages: int, refs: list[int]) -> None:
         buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
-        view = await buffer.view()
-        assert bytes(view[-PAGE_SIZE:]) == pattern(pages - 1)
+        assert content(await buffer.map(), (pages - 1) * PAGE_SIZE) == pattern(pages - 1)
         await buffer.aclose()
 
     async with trio.open_nursery() as nursery:
@@ -263,7 +264,7 @@ async def test_no_export_of_dmabufs_where_it_is_not_supported(world: World) -> N
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
     with pytest.raises(HypervisorError):
         await buffer.dmabuf()
-    assert bytes(await buffer.view()) == b"".join(map(pattern, range(4)))
+    assert content(await buffer.map()) == b"".join(map(pattern, range(4)))
     await buffer.aclose()
     assert await world.peer.take_back(granted)
 
@@ -306,7 +307,7 @@ async def test_a_dmabuf_of_a_mapped_buffer(world: World) -> None:
     granted, refs = scattered(world, 16, writable=True)
     buffer = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False)
     assert os.lseek(await buffer.dmabuf(), 0, os.SEEK_END) == 16 * PAGE_SIZE
-    assert bytes(await buffer.view()) == b"".join(map(pattern, range(16)))
+    assert content(await buffer.map()) == b"".join(map(pattern, range(16)))
     with trio.fail_after(5):
         await buffer.aclose()
     assert await world.peer.take_back(granted)

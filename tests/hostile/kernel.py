@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
+from memory_watch import heavy
 
 import displbe
 from displbe.sim.hypervisor import Domain, Grant, Xen
@@ -26,7 +27,7 @@ from displbe.xen._libc import ffi
 from displbe.xen.host import Host
 from displbe.xen.port import StoreError
 
-__all__ = ["ERRORS", "Fault", "Kernel"]
+__all__ = ["ERRORS", "Fault", "Kernel", "is_heavy"]
 
 _PORTS: Final = Struct("=I")
 _PAIR: Final = Struct("=II")
@@ -34,6 +35,8 @@ _MAP: Final = Struct("=IIQ")
 _IMPORT: Final = Struct("=IIII")
 _EXPORT: Final = Struct("=IIII")
 PAGE: Final = memory.PAGE_SIZE
+NO_FILE: Final = 0xFFFFFFFF
+"""The file that `gntdev.probe` names."""
 
 ERRORS: Final = {
     "open": errno.EMFILE,
@@ -60,6 +63,18 @@ class Fault(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.call} at {' < '.join(self.lines[:4])}"
+
+
+def is_heavy(number: int, argument: bytearray) -> bool:
+    """Return whether gntdev's ioctl maps, grants or gives back a whole buffer, or waits for that."""
+    match number:
+        case gntdev.MAP_GRANT_REF:
+            return int(_PORTS.unpack_from(argument)[0]) > 1
+        case gntdev.UNMAP_GRANT_REF:
+            return int(_PORTS.unpack_from(argument, 8)[0]) > 1
+        case gntdev.DMABUF_IMP_RELEASE:
+            return int(_PORTS.unpack_from(argument)[0]) != NO_FILE
+    return number in (gntdev.DMABUF_EXP_FROM_REFS, gntdev.DMABUF_EXP_WAIT_RELEASED, gntdev.DMABUF_IMP_TO_REFS)
 
 
 class _Module:
@@ -209,6 +224,8 @@ class Kernel:
         return self._do(fd, number, argument)
 
     def _do(self, fd: int, number: int, argument: bytearray) -> int:
+        if is_heavy(number, argument):
+            heavy(f"gntdev's ioctl {number:#x}")
         handler = {
             gntdev.MAP_GRANT_REF: self._reserve,
             gntdev.UNMAP_GRANT_REF: self._unreserve,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from typing import Any
 
 import msgspec
+import pytest
 import trio
 from hostile.rows import row
 from hostile.stage import BAD, EVENTS, Stage, attach, config, create, forked, raw_buffer, status
 from scenario.world import spec, until
 
+from displbe.ops.control import CommandError
+from displbe.ops.control import Request as OpsRequest
 from displbe.sim.guest import DisplayBuffer, FrontConnector, Frontend, Guest
+from displbe.sinks.frame_copy import copy_frame
 from displbe.wire.displif import DbufDestroy, FbDetach, PageFlip, Request, SetConfig, encode_request
 from displbe.wire.errors import Errno
 from displbe.wire.xenbus import State
@@ -55,6 +61,45 @@ async def test_d1_destroy_with_framebuffers(stage: Stage) -> None:
         assert stage.held == {"connectors": 1}
         await until(lambda: connector.flips_done == [FB2])
         assert await status(connector, PageFlip(0, FB)) == -Errno.ENOENT
+
+
+@row(
+    "DBUF_DESTROY, or the end of the connection, while an operator takes pictures of what is shown, again and again",
+    "0 when nothing reads the pages any more; the operator gets the picture, or is told that there is none",
+)
+async def test_d1_destroyed_while_it_is_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*arguments: Any) -> None:
+        copy_frame(*arguments)
+        time.sleep(0.01)
+        copy_frame(*arguments)
+
+    monkeypatch.setattr("displbe.display.buffers.copy_frame", slow)
+    screenshot = stage.world.daemon.commands.table()["screenshot"]
+    pictures, ended = 0, False
+
+    async def watch() -> None:
+        nonlocal pictures
+        while not ended:
+            with contextlib.suppress(CommandError):
+                answer = await screenshot(OpsRequest(1, "screenshot", str(BAD)))
+                assert answer.held is not None
+                async with answer.held:
+                    pictures += 1
+            await trio.sleep(0.001)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(watch)
+        for _ in range(2):
+            async with stage.bad() as bad:  # its end asserts that nothing maps its pages
+                for _ in range(10):
+                    buffer = await showing(bad)
+                    before = pictures
+                    await until(lambda before=before: pictures > before)  # type: ignore[misc]
+                    assert await status(bad.display.connectors[0], DbufDestroy(0, COOKIE)) == 0
+                    buffer.free()  # it asserts the same
+                await showing(bad)
+        ended = True
 
 
 @row("DBUF_DESTROY and FB_DETACH of something that does not exist, or for the second time", "ENOENT")

@@ -25,6 +25,8 @@ from displbe.sinks.drm.double_buffer import DumbAllocation
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.formats import fourcc
+from displbe.xen.memory import Mapping
+from displbe.xen.memory import Memory as Borrowed
 
 UDMABUF_CREATE = 0x40187542
 UDMABUF_FLAGS_CLOEXEC = 1
@@ -44,12 +46,13 @@ class Memory:
     def __init__(self, fd: int, content: bytes) -> None:
         self._fd = fd
         self.size = pages_of(content) * mmap.PAGESIZE
-        self._map = mmap.mmap(fd, self.size)
-        self._map[: len(content)] = content
+        self._mapping = Mapping(fd, [(0, self.size)], writable=True)
+        with self._mapping.borrow() as view:
+            view[: len(content)] = content
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Borrowed:
         """Return the mapped pages."""
-        return memoryview(self._map).toreadonly()
+        return self._mapping
 
     async def dmabuf(self) -> int:
         """Return the dma-buf."""
@@ -61,6 +64,7 @@ class Memory:
 
     async def aclose(self) -> None:
         """Close it."""
+        self._mapping.close()
         os.close(self._fd)
 
 

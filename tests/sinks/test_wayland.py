@@ -14,9 +14,12 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from memory_watch import MemoryWatch
 from sinks.compositor import CORE, FakeCompositor, Surface
 
+from displbe.sinks import redraw
 from displbe.sinks.base import Claimant, Geometry, OutputUnavailable, Part, SinkError
+from displbe.sinks.frame_copy import FrameRows, frame_checksum
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import dmabuf_feedback
 from displbe.sinks.wayland import output as output_module
@@ -30,7 +33,7 @@ from displbe.sinks.wayland.surface import SurfaceState
 from displbe.sinks.wayland.sync_gate import GateState
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory
 from displbe.xen.port import HypervisorError
 
 GUEST = Claimant(1, "cockpit")
@@ -46,15 +49,18 @@ class Pages:
         self.size = -(-size // PAGE_SIZE) * PAGE_SIZE
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, self.size)
-        self._mapping = Mapping(self.fd, [(0, self.size)], writable=True)
-        self.memory = self._mapping.view
+        self._mapping = Mapping(self.fd, [(0, self.size)], writable=False)
+        self._drawing = Mapping(self.fd, [(0, self.size)], writable=True)
+        self._borrowed = self._drawing.borrow()
+        self.memory = self._borrowed.__enter__()
+        """The memory as the guest sees it."""
         self.shared = shared
         self.views = 0
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         await trio.lowlevel.checkpoint()
         self.views += 1
-        return self.memory.toreadonly()
+        return self._mapping
 
     async def dmabuf(self) -> int:
         await trio.lowlevel.checkpoint()
@@ -70,7 +76,9 @@ class Pages:
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        self._mapping.close()
+        self._borrowed.__exit__()
+        assert self._drawing.close()
+        assert self._mapping.close(), "still borrowed"
         os.close(self.fd)
 
 
@@ -653,9 +661,9 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
     waiting = iter(gates)
     copy = CopyPool.copy
 
-    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+    def held(self: CopyPool, memory: Memory, to: CopyFrame) -> None:
         assert next(waiting).wait(5)
-        copy(self, view, to)
+        copy(self, memory, to)
 
     monkeypatch.setattr(output_module, "LATE", 30.0)
     compositor = FakeCompositor()
@@ -682,10 +690,10 @@ async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pyte
     gate, copies = threading.Event(), []
     copy = CopyPool.copy
 
-    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+    def held(self: CopyPool, memory: Memory, to: CopyFrame) -> None:
         copies.append(to)
         assert gate.wait(5)
-        copy(self, view, to)
+        copy(self, memory, to)
 
     async with staged(zero_copy="off") as stage:
         output, _first, second = await stage.lit()
@@ -699,7 +707,7 @@ async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pyte
             stage.compositor.client.configure(stage.surface, 128, 96, (1,))
             await until(lambda: role.size_for(WIDTH, HEIGHT) == (128, 96))
             gate.set()
-        assert second.view is None
+        assert second.memory is None
         await output._copying.finished()
         assert len(copies) == 1
 
@@ -1002,9 +1010,9 @@ async def test_an_ivi_surface_is_empty_until_it_has_a_frame(monkeypatch: pytest.
     gate = threading.Event()
     copy = CopyPool.copy
 
-    def held(self: CopyPool, view: memoryview, to: CopyFrame) -> None:
+    def held(self: CopyPool, memory: Memory, to: CopyFrame) -> None:
         assert gate.wait(5)
-        copy(self, view, to)
+        copy(self, memory, to)
 
     monkeypatch.setattr(CopyPool, "copy", held)
     async with staged(FakeCompositor({**CORE, "ivi_application": 1}), zero_copy="off") as stage:
@@ -1401,3 +1409,52 @@ async def test_abilities() -> None:
         await until(lambda: "xdg-shell: yes" in stage.sink.abilities()["compositor"])
         said = stage.sink.abilities()["compositor"]
         assert "viewporter: no" in said
+
+
+# Memory that the guest takes back while it is read
+
+
+@pytest.mark.parametrize("zero_copy", ["off", "auto"])
+async def test_redraws_are_noticed_until_the_guest_takes_its_pages_back(
+    monkeypatch: pytest.MonkeyPatch, zero_copy: str
+) -> None:
+    """Checksums and copies run all the time; after a buffer is closed, nothing borrows its pages."""
+    monkeypatch.setattr(redraw, "STILL", 0.0)
+    looks: list[int] = []
+
+    def counted(rows: FrameRows, view: memoryview) -> int:
+        looks.append(frame_checksum(rows, view))
+        return looks[-1]
+
+    monkeypatch.setattr("displbe.sinks.wayland.frame_digest.frame_checksum", counted)
+    async with staged(zero_copy=zero_copy, refresh=120.0) as stage:
+        output, first, second = await stage.lit()
+        for turn in range(1, 40):
+            pages = Pages(WIDTH * HEIGHT * 4)
+            made = await output.attach(pages, Geometry(WIDTH, HEIGHT, fourcc("XR24"), WIDTH * 4, 0))
+            assert isinstance(made, WaylandBuffer)
+            pages.memory[:] = bytes([turn]) * pages.size
+            await stage.flip(output, made, turn)
+            await trio.sleep(0.01 * (turn % 3))
+            pages.memory[:] = bytes([turn + 100]) * pages.size
+            await made.aclose()
+            pages.close()  # asserts that nothing borrows them
+        await stage.flip(output, first, 1000)
+        await stage.flip(output, second, 1001)
+    assert len(set(looks)) > 5
+
+
+async def test_frames_of_many_shapes_are_freed_off_the_loop(memory_watch: MemoryWatch) -> None:
+    """The frames of a shape are unmapped when those of the next one are shown, in the copying thread."""
+    async with staged(zero_copy="off") as stage:
+        output, first, second = await stage.lit()
+        for turn in range(1, 9):
+            part = Part(0, 0, WIDTH - turn, HEIGHT)
+            await output.enable((first, second)[turn % 2], part)
+            await until(lambda part=part: stage.surface.shown and stage.surface.shown.size[0] == part.width)  # type: ignore[misc]
+            await on_screen(output)
+        copying = output._copying
+        await copying.finished()
+        assert copying._old_pools == []
+        frames = [place for place in memory_watch.open.values() if place.startswith("sinks/wayland/copies.py")]
+        assert len(frames) == 3, "those of the present shape"

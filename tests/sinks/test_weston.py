@@ -31,6 +31,7 @@ from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 from displbe.wire.displif import DbufDestroy, FbDetach
 from displbe.wire.formats import fourcc
+from displbe.xen.memory import Memory
 from displbe.xen.port import Ledger
 
 SIZE = 1024, 768
@@ -328,7 +329,7 @@ class Imported:
         finally:
             os.close(device)
 
-    async def view(self) -> memoryview:
+    async def map(self) -> Memory:
         raise NotImplementedError
 
     async def dmabuf(self) -> int:

@@ -15,16 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from ctypes import c_uint32, c_uint64
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from memory_watch import heavy
 
 from displbe.sinks.base import Geometry
 from displbe.sinks.drm import uapi
 from displbe.sinks.drm.device import DrmDevice
 from displbe.sinks.drm.libseat import FileOpener
 from displbe.wire.formats import FORMATS, fourcc
-from displbe.xen.memory import Mapping
+from displbe.xen.memory import Mapping, Memory, PrivateMemory
 
 XR24 = fourcc("XR24")
 PROPERTIES = [
@@ -258,6 +259,8 @@ class ModelDevice(DrmDevice):
         if self.fd < 0 or self.unplugged:
             return errno.ENODEV
         handler = self._handlers.get(number)
+        if number in HEAVY:
+            heavy(f"the card's ioctl {number:#x}")
         with self._lock:
             failed = handler(argument) if handler is not None else errno.ENOTTY
         if self.board.slow and number in (uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE, uapi.DRM_IOCTL_MODE_ADDFB2):
@@ -596,6 +599,18 @@ def _fill(address: int, room: int, values: Any, kind: Any = c_uint32) -> None:
         (kind * len(numbers)).from_address(address)[:] = numbers
 
 
+HEAVY: Final = (
+    uapi.DRM_IOCTL_MODE_RMFB,
+    uapi.DRM_IOCTL_MODE_CLOSEFB,
+    uapi.DRM_IOCTL_GEM_CLOSE,
+    uapi.DRM_IOCTL_MODE_CREATE_DUMB,
+    uapi.DRM_IOCTL_MODE_ADDFB2,
+    uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE,
+    uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD,
+)
+"""Calls that allocate, import or free a whole buffer, or wait for a refresh."""
+
+
 class Pages:
     """A guest's pages (xen.port.GuestBuffer)."""
 
@@ -605,11 +620,14 @@ class Pages:
         stride = width * FORMATS[code].bits // 8
         self.geometry = Geometry(width, height, code, stride, 0)
         self.size = stride * height
-        self.memory = bytearray(self.size)
         self._fd = os.memfd_create("guest")
+        self._mapping = PrivateMemory(self.size)
+        self._borrowed = self._mapping.borrow()
+        self.memory = self._borrowed.__enter__()
+        """The memory as the guest sees it."""
 
-    async def view(self) -> memoryview:
-        return memoryview(self.memory).toreadonly()
+    async def map(self) -> Memory:
+        return self._mapping
 
     async def shm_fd(self) -> tuple[int, int]:
         raise NotImplementedError
@@ -626,3 +644,5 @@ class Pages:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+        self._borrowed.__exit__()
+        assert self._mapping.close(), "still borrowed"

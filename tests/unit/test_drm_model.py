@@ -18,6 +18,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from memory_watch import content
 from structlog.testing import capture_logs
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 
@@ -36,6 +37,7 @@ from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
+from displbe.xen.memory import Memory, PrivateMemory
 
 WHOLE = Part(0, 0, 64, 48)
 QUICK = {
@@ -218,7 +220,7 @@ async def test_copy(tmp_path: Path) -> None:
         for index, letter in ((1, b"b"), (0, b"a"), (1, b"b")):
             screen.flip(index)
             await until(lambda: card.pending and card.shown()["FB_ID"] == buffers.front.fb)
-            assert bytes(buffers.front.memory.view[: screen.pages[0].size]) == letter * screen.pages[0].size
+            assert content(buffers.front.memory, 0, screen.pages[0].size) == letter * screen.pages[0].size
             card.vblank()
             await screen.complete()
         await screen.close()
@@ -241,7 +243,7 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
             screen.pages[0].memory[1000:1001] = value
             await until(
                 partial(
-                    lambda buffers, value: bytes(buffers.front.memory.view[1000:1001]) == value,
+                    lambda buffers, value: content(buffers.front.memory, 1000, 1) == value,
                     copies(screen).buffers,
                     value,
                 )
@@ -256,7 +258,7 @@ async def test_drawn_without_flipping(tmp_path: Path) -> None:
 
 def on_screen(screen: Screen, at: int = 0) -> bytes:
     """Return a byte of the copy on the screen."""
-    return bytes(copies(screen).buffers.front.memory.view[at : at + 1])
+    return content(copies(screen).buffers.front.memory, at, 1)
 
 
 async def test_drawn_back_without_flipping(tmp_path: Path) -> None:
@@ -398,7 +400,7 @@ async def test_paths(tmp_path: Path) -> None:
             screen.buffers.clear()
             await screen.close()
             assert (screen.output.path, screen.output.reason) == ("", "off")
-            allocation.close()
+            await trio.to_thread.run_sync(allocation.close)
     said = [
         line["path"] if line["event"] == "output on" else "" for line in logs if str(line["event"])[:7] == "output "
     ]
@@ -536,7 +538,7 @@ async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> Non
             assert (screen.buffers[0].path, screen.output.path) == ("be-alloc", "be-alloc")
         for screen in screens:
             await screen.close()
-        allocation.close()
+        await trio.to_thread.run_sync(allocation.close)
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EIO])
@@ -1253,8 +1255,8 @@ async def test_sizes(tmp_path: Path, able: str, scale: str, target: tuple[int, i
         else:
             assert screen.output.path == "copy"
             assert lit.mode.copy is not None
-            view, pitch = lit.mode.copy.buffers.front.memory.view, lit.mode.copy.buffers.front.pitch
-            rows = [bytes(view[row * pitch : (row + 1) * pitch]) for row in range(60)]
+            view, pitch = content(lit.mode.copy.buffers.front.memory), lit.mode.copy.buffers.front.pitch
+            rows = [view[row * pitch : (row + 1) * pitch] for row in range(60)]
             assert set(rows[:6] + rows[54:]) == {bytes(400)}
             assert set(rows[6:54]) == {bytes(18 * 4) + b"a" * 256 + bytes(18 * 4)}
         screen.flip()
@@ -1276,7 +1278,7 @@ async def test_part_of_a_framebuffer(tmp_path: Path) -> None:
         lit = screen.output._lit
         assert lit is not None
         assert lit.mode.copy is not None
-        shown = bytes(lit.mode.copy.buffers.front.memory.view[: 128 * 16])
+        shown = content(lit.mode.copy.buffers.front.memory, 0, 128 * 16)
         assert shown == b"".join(bytes([row] * 64 + [row + 100] * 64) for row in range(8, 24))
         await screen.close()
 
@@ -1315,7 +1317,7 @@ async def test_formats_that_the_card_does_not_show(
         rows = [bytes(4 * width)] * ((height - shown[1]) // 2) + rows + [bytes(4 * width)] * ((height - shown[1]) // 2)
 
         def picture() -> bytes:
-            return bytes(copies(screen).buffers.front.memory.view[: 4 * width * height])
+            return content(copies(screen).buffers.front.memory, 0, 4 * width * height)
 
         assert picture() == b"".join(rows)
         screen.flip()
@@ -1493,3 +1495,59 @@ async def test_description_of_a_card(tmp_path: Path) -> None:
     async with running(board, tmp_path) as made:
         (said,) = made.abilities().values()
         assert said.startswith("DRM master; dma-bufs can be imported; Virtual-1 connected, ")
+
+
+async def test_pages_are_taken_back_while_they_are_copied_and_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In copy mode, frames are copied and compared all the time; after a buffer is closed, nothing borrows its pages."""
+    monkeypatch.setattr(redraw, "STILL", 0.0)
+    shown_again: list[Memory] = []
+    show_again = CopiedScanout._show_again
+
+    def counted(self: CopiedScanout, memory: Memory) -> None:
+        shown_again.append(memory)
+        show_again(self, memory)
+
+    monkeypatch.setattr(CopiedScanout, "_show_again", counted)
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=120) as made:
+        screen = Screen(made)
+        await screen.show()
+        for turn in range(30):
+            pages = Pages()
+            buffer = await screen.output.attach(pages, pages.geometry)
+            pages.memory[:] = bytes([turn]) * pages.size
+            screen.buffers.append(buffer)
+            screen.flip(2)
+            await trio.sleep(0.01 * (turn % 3))
+            pages.memory[:] = bytes([turn + 100]) * pages.size
+            await screen.buffers.pop().aclose()
+            await pages.aclose()  # asserts that nothing borrows them
+            if board.card is not None:
+                board.card.vblank()
+            await screen.complete()
+            await screen.output.enable(screen.buffers[turn % 2], WHOLE)
+        await screen.close()
+    assert len(shown_again) > 5
+
+
+async def test_a_copy_of_pages_that_are_gone(tmp_path: Path) -> None:
+    """A frame whose memory has been given back makes the screen dark; it ends nothing, and the next frame lights the screen again."""
+    board = Board()
+    async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        gone = screen.buffers[1]
+        assert isinstance(gone, DrmBuffer)
+        assert gone.memory is not None
+        kept, gone.memory = gone.memory, PrivateMemory(screen.pages[1].size)
+        gone.memory.close()
+        screen.flip(1)
+        await until(lambda: screen.output.reason.endswith("Bad address"))
+        assert screen.output.state is ScreenState.DARK
+        assert "copy a frame whose memory has been given back" in screen.output.reason
+        gone.memory = kept
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        await screen.complete()
+        await screen.close()

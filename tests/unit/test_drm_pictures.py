@@ -14,6 +14,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from memory_watch import content
 from structlog.testing import capture_logs
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, Described, ModelDevice, Monitor, Pages
 from unit.test_convert_formats import LAYOUTS, colours, size_of, unpack
@@ -88,15 +89,15 @@ def panel_picture(board: Board, card: ModelDevice, screen: Screen) -> Picture:
     plane = card.shown()
     fb = card.fbs[plane["FB_ID"]]
     if fb.pages:
-        content = next(bytes(pages.memory) for pages in screen.pages if pages.inode == fb.pages)
+        pixels = next(bytes(pages.memory) for pages in screen.pages if pages.inode == fb.pages)
     else:
-        content = bytes(copies(screen).buffers.front.memory.view)
+        pixels = content(copies(screen).buffers.front.memory)
     name = fourcc_name(fb.code)
     size = size_of(name)
     left, top, across, down = (plane[key] >> 16 for key in ("SRC_X", "SRC_Y", "SRC_W", "SRC_H"))
     rows = []
     for y in range(top, top + down):
-        line = content[y * fb.pitch + left * size : y * fb.pitch + (left + across) * size]
+        line = pixels[y * fb.pitch + left * size : y * fb.pitch + (left + across) * size]
         rows.append([blended(board, plane, name, line, x, size, c) for x, c in enumerate(colours(name, line))])
     rows = turned(rows, 90 * (plane["rotation"].bit_length() - 1))
     mode = uapi.drm_mode_modeinfo.from_buffer_copy(card.blobs[card.objects[CRTC]["MODE_ID"]])
@@ -290,7 +291,8 @@ async def test_the_frame_that_covers_is_black(tmp_path: Path, code: str) -> None
         assert link is not None
         cover = link.scanout._cover
         assert cover is not None
-        row = bytes(cover.memory.view[: WIDTH * size_of(code)])
+        with cover.memory.borrow() as view:
+            row = bytes(view[: WIDTH * size_of(code)])
         assert same([colours(code, row)], [[BLACK] * WIDTH], 0.01)
         await screen.close()
 
@@ -402,7 +404,7 @@ async def test_a_plane_that_refuses_to_turn_copies(tmp_path: Path) -> None:
         first = screen.pages[0]
         first.memory[:4] = b"\x01\x02\x03\xff"  # the upper left pixel is in the lower left corner of the panel
         at = 63 * 48 * 4
-        await until(lambda: bytes(copies(screen).buffers.front.memory.view[at : at + 4]) == b"\x01\x02\x03\xff")
+        await until(lambda: content(copies(screen).buffers.front.memory, at, 4) == b"\x01\x02\x03\xff")
         await screen.close()
 
 

@@ -15,6 +15,7 @@ from displbe.sinks.drm.direct_scanout import DirectScanout
 from displbe.sinks.flip import Flip, FlipClock, FlipState
 from displbe.sinks.frame_copy import FrameRows
 from displbe.sinks.redraw import SLOWEST, STILL
+from displbe.xen.memory import PrivateMemory
 
 
 class Commits:
@@ -42,6 +43,10 @@ class Watched:
         """As CopyThread's."""
         self.look, self.pause = look, pause
 
+    def do(self, job: Callable[[], None]) -> None:
+        """Run the job now."""
+        job()
+
 
 def _failed(error: Exception, stamp: int) -> None:
     raise AssertionError(error)
@@ -62,22 +67,25 @@ async def test_cards_are_told_at_the_configured_rate(autojump_clock: MockClock, 
 def test_frames_are_looked_at_at_the_configured_rate(rate: int) -> None:
     """The rate holds at first and after each change. An unchanged frame is looked at less and less often, down to a limit."""
     copier: Any = Watched()
-    memory: Any = type("Memory", (), {"view": memoryview(bytearray(4))})
-    dumb: Any = type("Dumb", (), {"fb": 1, "pitch": 4, "memory": memory})
+    memory, target = PrivateMemory(4), PrivateMemory(4)
+    dumb: Any = type("Dumb", (), {"fb": 1, "pitch": 4, "memory": target})
     buffers: Any = type("Buffers", (), {"front": dumb, "back": dumb, "swap": lambda: None})
-    pixels = bytearray(4)
-    buffer: Any = type("Buffer", (), {"view": memoryview(pixels), "closed": False})
+    buffer: Any = type("Buffer", (), {"memory": memory, "closed": False})
     commits: Any = type("Commits", (), {"set": lambda *_: None, "commit": lambda *_: None})
     scanout = CopiedScanout(copier, commits, 0, CopyTarget(FrameRows(0, 0, 4, 4, 1), buffers, 0), _failed)
     scanout.watch(buffer, rate)
     assert copier.pause == 1 / rate
     for turn in range(3):
-        pixels[0] = turn
+        with memory.borrow() as pixels:
+            pixels[0] = turn
         assert copier.look() == 1 / rate
         pauses = [copier.look() for _ in range(20)]
         assert pauses == sorted(pauses)
         assert pauses[-1] == max(1 / rate, SLOWEST)
     assert scanout.refreshed == 3
+    memory.close()
+    assert copier.look() == SLOWEST, "the guest has taken the frame back"
+    scanout.stop()
 
 
 async def test_flips_without_a_screen_complete_at_the_modes_rate(autojump_clock: MockClock) -> None:

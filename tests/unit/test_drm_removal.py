@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from memory_watch import content
 from unit.drm_model import Board, ModelDevice, Monitor, Pages
 from unit.test_drm_model import WHOLE, Screen, _quick, running, until  # noqa: F401
 
@@ -168,7 +169,7 @@ async def test_the_last_frame_is_kept(tmp_path: Path) -> None:
         await screen.buffers[0].aclose()
         cover = screen.output._link.scanout._cover if screen.output._link is not None else None
         assert cover is not None
-        assert bytes(cover.memory.view[: screen.pages[0].size]) == bytes(screen.pages[0].memory)
+        assert content(cover.memory, 0, screen.pages[0].size) == bytes(screen.pages[0].memory)
         shown = card.shown()["FB_ID"]
         assert shown == cover.fb
         await screen.close()

@@ -13,11 +13,13 @@ import pytest
 import trio
 import trio.testing
 from conformance.world import descriptors
+from hostile.kernel import is_heavy
+from memory_watch import heavy
 
 from displbe.xen import gntdev, host
 from displbe.xen.evtchn import EventChannels
 from displbe.xen.gntdev import GrantedPages, map_page, probe, share_dmabuf
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory
 from displbe.xen.port import HypervisorError, Ledger
 
 GUEST = 5
@@ -46,6 +48,8 @@ class Kernel:
 
     def ioctl(self, fd: int, number: int, argument: bytearray) -> int:
         os.fstat(fd)
+        if is_heavy(number, argument):
+            heavy(f"gntdev's ioctl {number:#x}")
         self.asked.append((number, unpack_from(f"={len(argument) // 4}I", argument)))
         if self.failures[number] and (error := self.failures[number].popleft()):
             raise OSError(error, os.strerror(error))
@@ -181,7 +185,7 @@ async def test_a_buffer(kernel: Kernel) -> None:
     ledger = Ledger()
     buffer = await opened([30, 10, 20], ledger)
     assert list(kernel.reserved.values()) == [[(GUEST, 30), (GUEST, 10), (GUEST, 20)]]
-    assert (await buffer.view()).nbytes == buffer.size == 3 * PAGE_SIZE
+    assert (await buffer.map()).size == buffer.size == 3 * PAGE_SIZE
     assert ledger == Ledger(buffers=1, buffer_pages=3)
     await buffer.aclose()
     await buffer.aclose()
@@ -227,7 +231,7 @@ async def test_a_dmabuf(kernel: Kernel) -> None:
 async def test_closing_waits_for_the_dmabufs_last_user(kernel: Kernel, ends: int) -> None:
     ledger = Ledger()
     buffer = await opened([1], ledger, dmabuf=True)
-    await buffer.view()
+    await buffer.map()
     kernel.failures[gntdev.DMABUF_EXP_WAIT_RELEASED] += (errno.ETIMEDOUT, errno.EINTR, errno.ETIMEDOUT, ends)
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -241,7 +245,7 @@ async def test_waiting_for_the_dmabufs_last_user_can_be_cancelled(kernel: Kernel
     """A compositor that hangs: no thread waits for it, and everything else is released when the wait is cancelled."""
     ledger = Ledger()
     buffer = await opened([1, 2], ledger, dmabuf=True)
-    await buffer.view()
+    await buffer.map()
     kernel.failures[gntdev.DMABUF_EXP_WAIT_RELEASED] += (errno.ETIMEDOUT,) * 1000
     with trio.move_on_after(0.5) as scope:
         await buffer.aclose()
@@ -282,10 +286,10 @@ async def test_a_guests_own_threads(kernel: Kernel) -> None:
 
 async def test_two_callers_map_once(kernel: Kernel) -> None:
     buffer = await opened([1], Ledger(), dmabuf=True)
-    views: list[memoryview] = []
+    views: list[Memory] = []
 
     async def look() -> None:
-        views.append(await buffer.view())
+        views.append(await buffer.map())
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):

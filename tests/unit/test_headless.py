@@ -22,6 +22,7 @@ from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.sinks.headless.sink import HeadlessSink
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
+from displbe.xen.memory import Memory, PrivateMemory
 
 XR24 = fourcc("XR24")
 WHOLE = Part(0, 0, 4, 2)
@@ -33,11 +34,13 @@ class Pages:
     domid = 1
 
     def __init__(self, content: bytes) -> None:
-        self.content = bytearray(content)
         self.size = len(content)
+        self.memory = PrivateMemory(self.size)
+        with self.memory.borrow() as view:
+            view[:] = content
 
-    async def view(self) -> memoryview:
-        return memoryview(self.content).toreadonly()
+    async def map(self) -> Memory:
+        return self.memory
 
     async def shm_fd(self) -> tuple[int, int]:
         raise NotImplementedError
@@ -46,7 +49,7 @@ class Pages:
         raise AssertionError("the headless sink uses no dma-bufs")
 
     async def aclose(self) -> None:
-        pass
+        assert self.memory.close(), "still borrowed"
 
 
 def plain(colour: tuple[int, int, int]) -> Pages:
@@ -132,7 +135,8 @@ async def test_the_picture_of_a_destroyed_framebuffer_stays() -> None:
     output.flip(frame, 7)
     await frame.aclose()
     assert shown == [7]
-    pages.content[:] = bytes(pages.size)
+    with pages.memory.borrow() as view:
+        view[:] = bytes(pages.size)
     assert colour(output.picture()) == RED
 
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from displbe.sinks.base import Geometry, SinkBuffer
+from displbe.xen.memory import Memory
 from displbe.xen.port import GuestBuffer
 
 __all__ = ["DrmBuffer", "ScanoutFormat"]
@@ -39,7 +40,7 @@ class DrmBuffer(SinkBuffer):
         self.format = format
         self.fb = 0
         """The id of the card's framebuffer over the guest's pages; 0: there is none."""
-        self.view: memoryview | None = None
+        self.memory: Memory | None = None
         """The guest's pages; None: they are not mapped."""
         self.from_card = False
         """Whether the pages are the card's own memory (be-alloc)."""

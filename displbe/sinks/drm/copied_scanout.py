@@ -9,8 +9,10 @@ no private copy, which would double its cost, so the first look after a flip alw
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from displbe.sinks.convert import pixel_size, turn_frame
@@ -18,13 +20,14 @@ from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import FrameRows, copy_frame, same_frame
 from displbe.sinks.redraw import SLOWEST, RedrawWatch
 from displbe.sinks.turn import Turn
+from displbe.xen.memory import Memory, PrivateMemory, Unmapped
 
 from .atomic import BUSY_RETRY, FLIP, LATE, Atomic
 from .buffer import DrmBuffer
-from .double_buffer import DoubleBuffer
-from .errors import Busy, DrmError
+from .double_buffer import DoubleBuffer, DumbBuffer
+from .errors import Busy, DrmError, drm_error
 
-__all__ = ["CopiedScanout", "CopyTarget"]
+__all__ = ["CopiedScanout", "CopyTarget", "copy_into"]
 
 
 class CopyTarget:
@@ -46,26 +49,48 @@ class CopyTarget:
         self._into = buffers.shape[3] if converted or is_turned else rows.fourcc
         self._width = rows.row // pixel_size(rows.fourcc) if is_turned else 0
         self._pixel_size = pixel_size(self._into) if is_turned else 0
-        self._upright = memoryview(bytearray(self._width * self._pixel_size * rows.rows))
+        self._upright = buffers.private(self._width * self._pixel_size * rows.rows) if is_turned else None
         """A frame in the dumb buffers' format, before it is turned. It is private: a card's memory is slow to read."""
 
-    def copy(self, view: memoryview) -> None:
-        """Copy the guest's frame into the dumb buffer that is not on the screen."""
-        self._copy(self.rows, view)
+    def copy(self, memory: Memory) -> None:
+        """Copy the guest's frame into the dumb buffer that is not on the screen. Raises DrmError if the guest has taken it back."""
+        self._copy(self.rows, memory)
 
-    def copy_packed(self, packed: memoryview) -> None:
-        """Copy a private copy of a guest's frame into the dumb buffer that is not on the screen."""
+    def copy_packed(self, packed: Memory) -> None:
+        """Copy a private copy of a guest's frame into the dumb buffer that is not on the screen. Raises DrmError."""
         self._copy(self.rows.packed(), packed)
 
-    def _copy(self, rows: FrameRows, view: memoryview) -> None:
-        back = self.buffers.back
-        target = back.memory.view[self._offset :]
-        if self._turn is Turn.NONE:
-            copy_frame(rows, view, target, back.pitch, converted=self._converted, into=self._into)
+    def _copy(self, rows: FrameRows, memory: Memory) -> None:
+        back, upright = self.buffers.back, self._upright
+        if upright is None:
+            copy_into(back, rows, memory, self._offset, converted=self._converted, into=self._into)
             return
         stride = self._width * self._pixel_size
-        copy_frame(rows, view, self._upright, stride, converted=self._converted, into=self._into)
-        turn_frame(target, back.pitch, self._upright, self._width, rows.rows, self._pixel_size, self._turn)
+        with _both_there():
+            with memory.borrow() as view, upright.borrow() as frame:
+                copy_frame(rows, view, frame, stride, converted=self._converted, into=self._into)
+            with upright.borrow() as frame, back.memory.borrow() as whole, whole[self._offset :] as target:
+                turn_frame(target, back.pitch, frame, self._width, rows.rows, self._pixel_size, self._turn)
+
+
+def copy_into(
+    buffer: DumbBuffer, rows: FrameRows, memory: Memory, offset: int = 0, *, converted: bool, into: int
+) -> None:
+    """Copy a frame's rows into a dumb buffer, from `offset` bytes on; `converted`: to format `into`.
+
+    Raises DrmError if either memory has been given back.
+    """
+    with _both_there(), memory.borrow() as view, buffer.memory.borrow() as whole, whole[offset:] as target:
+        copy_frame(rows, view, target, buffer.pitch, converted=converted, into=into)
+
+
+@contextmanager
+def _both_there() -> Iterator[None]:
+    """Raise DrmError if a memory that the block borrows has been given back."""
+    try:
+        yield
+    except Unmapped as error:
+        raise drm_error("copy a frame whose memory has been given back", errno.EFAULT) from error
 
 
 class CopiedScanout:
@@ -97,7 +122,7 @@ class CopiedScanout:
         self._failed = failed
         self._frame: DrmBuffer | None = None
         """The guest's frame on the screen."""
-        self._seen: memoryview | None = None
+        self._seen: PrivateMemory | None = None
         """A private copy of the pixels that were last seen in it."""
         self._seen_shown = False
         """Whether the screen shows the pixels in `_seen`."""
@@ -106,7 +131,11 @@ class CopiedScanout:
 
     def can_show(self, buffer: DrmBuffer) -> bool:
         """Return whether this buffer's pages are mapped."""
-        return buffer.view is not None
+        return buffer.memory is not None
+
+    def stop(self) -> None:
+        """Free what was kept to notice what the guest draws: the output is not lit any more."""
+        self._thread.do(self._forget_frame)
 
     def flip(self, buffer: DrmBuffer, serial: int) -> None:
         """Show another frame; the card's event carries the serial number."""
@@ -123,14 +152,20 @@ class CopiedScanout:
 
     # In the copying thread
 
+    def _forget_frame(self) -> None:
+        self._frame = None
+        seen, self._seen = self._seen, None
+        if seen is not None:
+            seen.close()
+
     def _show(self, buffer: DrmBuffer, serial: int) -> None:
         try:
             self._frame = buffer
             self._seen_shown = False
             self._flipped_at = time.monotonic()
             began = time.perf_counter()
-            assert buffer.view is not None
-            self._target.copy(buffer.view)
+            assert buffer.memory is not None
+            self._target.copy(buffer.memory)
             self.copy_seconds += time.perf_counter() - began
             self.copied += 1
             self._commit("flip", FLIP, serial)
@@ -153,30 +188,38 @@ class CopiedScanout:
     def _look(self, redraw: RedrawWatch) -> float:
         """Show what the guest has drawn without flipping, if it has. Return the seconds until the next look."""
         frame = self._frame
-        if frame is None or frame.view is None or frame.closed:
+        memory = frame.memory if frame is not None and not frame.closed else None
+        if memory is None:
             return SLOWEST
-        if redraw.is_due():
-            redrawn = not self._is_shown(frame.view)
-            redraw.looked(redrawn=redrawn)
-            if redrawn:
-                self._show_again(frame.view)
+        try:
+            if redraw.is_due():
+                redrawn = not self._is_shown(memory)
+                redraw.looked(redrawn=redrawn)
+                if redrawn:
+                    self._show_again(memory)
+        except Unmapped:  # the guest has taken the frame back
+            return SLOWEST
         return redraw.pause
 
-    def _is_shown(self, view: memoryview) -> bool:
-        """Return whether the screen shows the frame's pixels as they are now."""
+    def _is_shown(self, memory: Memory) -> bool:
+        """Return whether the screen shows the frame's pixels as they are now. Raises Unmapped."""
         rows = self._target.rows
-        return self._seen is not None and self._seen_shown and same_frame(rows, view, self._seen, rows.row)
+        if self._seen is None or not self._seen_shown:
+            return False
+        with memory.borrow() as view, self._seen.borrow() as seen:
+            return same_frame(rows, view, seen, rows.row)
 
-    def _show_again(self, view: memoryview) -> None:
+    def _show_again(self, memory: Memory) -> None:
         rows = self._target.rows
         if self._seen is None:
             try:
-                self._seen = memoryview(bytearray(rows.size))
-            except MemoryError:  # the next look tries again
+                self._seen = PrivateMemory(rows.size)
+            except OSError:  # the next look tries again
                 return
-        copy_frame(rows, view, self._seen, rows.row)
-        self._target.copy_packed(self._seen)
+        with memory.borrow() as view, self._seen.borrow() as seen:
+            copy_frame(rows, view, seen, rows.row)
         try:
+            self._target.copy_packed(self._seen)
             # Wait until this buffer is on the screen. The guest's next flip is copied into the other one, which then
             # has left the screen.
             self._commit("refresh", 0, 0)

@@ -12,6 +12,7 @@ from typing import Final
 
 from displbe.sinks.base import Allocation, CopyMemory
 from displbe.sinks.convert import YUYV
+from displbe.xen.memory import Mapping, PrivateMemory
 
 from . import uapi
 from .device import DrmDevice
@@ -57,7 +58,8 @@ class DumbBuffer:
             try:
                 self.memory = device.map_dumb(argument.handle, argument.size, writable=True)
                 if fourcc == YUYV:  # the kernel has filled it with zeros, which are black in the other formats
-                    self.memory.view[:] = BLACK_YUYV * (len(self.memory.view) // len(BLACK_YUYV))
+                    with self.memory.borrow() as view:
+                        view[:] = BLACK_YUYV * (len(view) // len(BLACK_YUYV))
             except DrmError:
                 device.remove_framebuffer(self.fb)
                 raise
@@ -92,6 +94,7 @@ class DoubleBuffer:
         self, device: DrmDevice, shape: tuple[int, int, int, int], copies: CopyMemory, private_frames: int = 1
     ) -> None:
         self.shape = shape
+        self._private: list[PrivateMemory] = []
         width, height, bits, _ = shape
         with ExitStack() as undo:
             self._uncharge = copies.charge(private_frames * width * height * bits // 8)
@@ -101,6 +104,12 @@ class DoubleBuffer:
             self.front, self.back = first, DumbBuffer(device, *shape, copies)
             undo.pop_all()
 
+    def private(self, size: int) -> PrivateMemory:
+        """Return memory of displbe's own, which is freed with the buffers. Raises OSError."""
+        made = PrivateMemory(size)
+        self._private.append(made)
+        return made
+
     def swap(self) -> None:
         """Exchange front and back: the back buffer has been committed."""
         self.front, self.back = self.back, self.front
@@ -109,12 +118,17 @@ class DoubleBuffer:
         """Free both."""
         self.front.close()
         self.back.close()
-        self._uncharge()
+        self._free_private()
 
     def leave(self) -> None:
         """Leave the front buffer on the screen (DumbBuffer.leave), and free the other one. Raises DrmError; both are kept then."""
         self.front.leave()
         self.back.close()
+        self._free_private()
+
+    def _free_private(self) -> None:
+        while self._private:
+            self._private.pop().close()
         self._uncharge()
 
 
@@ -135,17 +149,15 @@ class DumbAllocation(Allocation):
             device.ioctl("export dumb buffer", uapi.DRM_IOCTL_PRIME_HANDLE_TO_FD, prime)
             self.fd = int(prime.fd)
             try:
-                self._memory = device.map_dumb(argument.handle, argument.size, writable=False)
+                self.memory: Mapping = device.map_dumb(argument.handle, argument.size, writable=False)
             except DrmError:
                 os.close(self.fd)
                 raise
         finally:
             device.close_handle(argument.handle)  # the dma-buf keeps the memory
 
-    def view(self) -> memoryview:
-        return self._memory.view
-
-    def close(self) -> None:
+    def close(self, wait: float = 0.0) -> bool:
         fd, self.fd = self.fd, -1
-        self._memory.close()
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+        return self.memory.close(wait)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from displbe.sinks.base import SinkError, view_of
+from displbe.sinks.base import SinkError, memory_of
 from displbe.sinks.convert import TARGETS, YUYV
 from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno
@@ -143,8 +143,8 @@ class FramebufferSet:
 
     async def map(self, buffer: DrmBuffer) -> None:
         """Map a buffer's pages. Raises SinkError."""
-        if buffer.view is None:
-            buffer.view = await view_of(buffer.guest)
+        if buffer.memory is None:
+            buffer.memory = await memory_of(buffer.guest)
 
     async def map_alike(self, shown: DrmBuffer) -> None:
         """Map this buffer and all others of its geometry, because the guest will flip to them. All of them are copied then.

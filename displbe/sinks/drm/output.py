@@ -251,7 +251,7 @@ class DrmOutput(Output):
                 await self._take_off_screen(link, buffer)
                 await run_in_thread_or_here(link.scanout.remove, buffer.fb)
             self._framebuffers.buffers.discard(buffer)
-            buffer.fb, buffer.view = 0, None
+            buffer.fb, buffer.memory = 0, None
             if wanted is not None and wanted.buffer is buffer:
                 wanted.buffer = None
                 self._flip.end()
@@ -579,9 +579,8 @@ class DrmOutput(Output):
         if lit is None:
             return
         scanout = lit.scanout
-        if isinstance(scanout, DirectScanout):
-            scanout.stop()
-        elif scanout.copied:
+        scanout.stop()
+        if isinstance(scanout, CopiedScanout) and scanout.copied:
             mean = 1000 * scanout.copy_seconds / scanout.copied
             self._log.debug("copied", frames=scanout.copied, refreshed=scanout.refreshed, milliseconds=round(mean, 3))
 

@@ -15,13 +15,13 @@ import structlog
 
 from displbe.sinks.base import CopyMemory, Part
 from displbe.sinks.convert import YUYV, pixel_size
-from displbe.sinks.frame_copy import copy_frame, frame_rows
+from displbe.sinks.frame_copy import frame_rows
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import sideways
 
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
-from .copied_scanout import CopyTarget
+from .copied_scanout import CopyTarget, copy_into
 from .device import Mode
 from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
@@ -238,11 +238,11 @@ class ScanoutPipe:
         private_frames = 1 if in_copy is Turn.NONE else 2
         buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
         try:
-            assert buffer.view is not None
+            assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
             offset = origin[1] * buffers.back.pitch + origin[0] * pixel
             target = CopyTarget(rows, buffers, offset, bool(buffer.format.conversion), in_copy)
-            target.copy(buffer.view)
+            target.copy(buffer.memory)
             config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, self.turn.on_panel(on_screen, *screen), by_plane)
             return self._show(config, placement, target)
         except BaseException:
@@ -278,10 +278,9 @@ class ScanoutPipe:
             self._free_cover()
         with name_connector(self.pipe.name):
             cover = self._cover = self._cover or DumbBuffer(device, *shape, self._copies())
-            if copy and buffer.view is not None:
+            if copy and buffer.memory is not None:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
-                converted = bool(buffer.format.conversion)
-                copy_frame(rows, buffer.view, cover.memory.view, cover.pitch, converted=converted, into=fourcc)
+                copy_into(cover, rows, buffer.memory, converted=bool(buffer.format.conversion), into=fourcc)
             changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
             Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 

@@ -15,12 +15,12 @@ import trio
 from PIL import Image
 
 from displbe.shortage import shortage
-from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError, view_of
+from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.flip import Flip, FlipClock
 from displbe.sinks.picture import image
 from displbe.threads import run_in_thread
 from displbe.wire.errors import from_host
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory
 from displbe.xen.port import GuestBuffer
 
 from .settings import HeadlessSettings
@@ -37,15 +37,21 @@ class _Frame(SinkBuffer):
     reason = "there is no screen"
 
     def __init__(
-        self, view: memoryview, geometry: Geometry, forget: Callable[[_Frame], Coroutine[None, None, None]]
+        self, memory: Memory, geometry: Geometry, forget: Callable[[_Frame], Coroutine[None, None, None]]
     ) -> None:
-        self.view = view
+        self.memory = memory
         self.geometry = geometry
         self._forget = forget
 
     async def aclose(self) -> None:
         with trio.CancelScope(shield=True):
             await self._forget(self)
+
+
+def _image(frame: _Frame, part: Part) -> Image.Image:
+    """Return a private copy of a part's pixels. Raises Unmapped."""
+    with frame.memory.borrow() as view:
+        return image(view, frame.geometry, part)
 
 
 class _Memory(Allocation):
@@ -55,17 +61,16 @@ class _Memory(Allocation):
         self.fd = os.memfd_create("displbe", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, pages * PAGE_SIZE)
-            self._mapping = Mapping(self.fd, [(0, pages * PAGE_SIZE)], writable=False)
+            self.memory: Mapping = Mapping(self.fd, [(0, pages * PAGE_SIZE)], writable=False)
         except OSError:
             os.close(self.fd)
             raise
 
-    def view(self) -> memoryview:
-        return self._mapping.view
-
-    def close(self) -> None:
-        self._mapping.close()
-        os.close(self.fd)
+    def close(self, wait: float = 0.0) -> bool:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+        return self.memory.close(wait)
 
 
 class HeadlessOutput(Output):
@@ -96,7 +101,7 @@ class HeadlessOutput(Output):
         return self._flip.shown
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
-        return _Frame(await view_of(buffer), geometry, self._forget)
+        return _Frame(await memory_of(buffer), geometry, self._forget)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, _Frame)
@@ -151,7 +156,7 @@ class HeadlessOutput(Output):
             self._uncharge()
             try:
                 self._uncharge = self.copies.charge(4 * self._part.width * self._part.height)
-                self._last = await run_in_thread(image, shown.view, shown.geometry, self._part)
+                self._last = await run_in_thread(_image, shown, self._part)
             except OSError as error:  # no thread or no memory
                 self._last = None
                 self._uncharge()
@@ -182,7 +187,7 @@ class HeadlessOutput(Output):
     def picture(self) -> Image.Image | None:
         """Return a picture of the frame on the screen, else of the last frame; None if there has been no frame."""
         if self._shown is not None:
-            self._last = image(self._shown.view, self._shown.geometry, self._part)
+            self._last = _image(self._shown, self._part)
         return self._last
 
     def write(self, path: Path) -> None:

@@ -17,10 +17,12 @@ from typing import Final
 import trio
 
 from displbe.shortage import shortage
-from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, view_of
+from displbe.sinks.base import Geometry, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.convert import CONVERTED
+from displbe.threads import run_in_thread_or_here
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
+from displbe.xen.memory import Memory
 from displbe.xen.port import GuestBuffer, HypervisorError
 
 from .conn import Connection, Proxy
@@ -145,7 +147,7 @@ class WaylandBuffer(SinkBuffer):
         self.state = BufferState.NEW
         self.wl: Proxy = None
         """The wl_buffer; None: there is none."""
-        self.view: memoryview | None = None
+        self.memory: Memory | None = None
         """The guest's pages; None: they are not mapped in this process."""
         self.is_dmabuf = False
         """Whether the wl_buffer is a dma-buf, also of a closed buffer."""
@@ -186,11 +188,11 @@ class WaylandBuffer(SinkBuffer):
         """Return whether a part is the whole framebuffer."""
         return part == Part(0, 0, self.geometry.width, self.geometry.height)
 
-    async def map(self) -> memoryview:
-        """Return the guest's pages. Raises SinkError."""
-        if self.view is None:
-            self.view = await view_of(self.pages)
-        return self.view
+    async def map(self) -> Memory:
+        """Return the guest's pages, to be borrowed. Raises SinkError."""
+        if self.memory is None:
+            self.memory = await memory_of(self.pages)
+        return self.memory
 
     async def wait_decided(self) -> None:
         """Wait until the compositor has accepted or refused the buffer."""
@@ -342,7 +344,9 @@ async def _import_shm(link: Link, buffer: WaylandBuffer, settings: WaylandSettin
         _check_sendable(conn, fd)
         pool = conn.keep(link.shm.create_pool(fd, start + buffer.pages.size))
     finally:
-        os.close(fd)
+        # If the compositor did not get it, this close gives thousands of grants back.
+        with trio.CancelScope(shield=True):
+            await run_in_thread_or_here(os.close, fd)
     wl = conn.keep(
         pool.create_buffer(start + geometry.offset, geometry.width, geometry.height, geometry.stride, number)
     )

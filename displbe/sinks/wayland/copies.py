@@ -15,7 +15,7 @@ from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import copy_frame, frame_rows
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.wire.formats import FORMATS
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, Unmapped
 
 from .buffers import WaylandBuffer, shm_format
 from .link import Link
@@ -39,7 +39,11 @@ class CopyFrame:
         try:
             link.conn.check_sendable(fd)
             self.mapping = Mapping(fd, [(0, size)], writable=True)
-            pool = link.conn.keep(link.shm.create_pool(fd, size))
+            try:
+                pool = link.conn.keep(link.shm.create_pool(fd, size))
+            except BaseException:
+                self.mapping.close()
+                raise
         finally:
             os.close(fd)
         self.wl = link.conn.keep(pool.create_buffer(0, width, height, stride, number))
@@ -72,7 +76,8 @@ class CopyPool:
             for _ in range(FRAMES):
                 self._frames.append(self._make(number if number is not None else XRGB))
         except BaseException:
-            self.close()
+            self.destroy()
+            self.unmap()  # nothing has been written to them yet, so this costs nothing
             raise
 
     def _make(self, number: int) -> CopyFrame:
@@ -93,16 +98,21 @@ class CopyPool:
                 return frame
         return None
 
-    def copy(self, view: memoryview, to: CopyFrame) -> None:
-        """Copy the guest's frame as it is now. Can be called in any thread."""
-        copy_frame(self._rows, view, to.mapping.view, self._stride, converted=self._converted)
+    def copy(self, memory: Memory, to: CopyFrame) -> None:
+        """Copy the guest's frame as it is now. Can be called in any thread. Raises Unmapped."""
+        with memory.borrow() as view, to.mapping.borrow() as target:
+            copy_frame(self._rows, view, target, self._stride, converted=self._converted)
 
-    def close(self) -> None:
-        """Destroy the frames. No copy into them may be under way."""
+    def destroy(self) -> None:
+        """Destroy the frames at the compositor."""
         self.link.conn.destroy(*(frame.wl for frame in self._frames))
+
+    def unmap(self) -> None:
+        """Free the frames' memory here. Runs in the copying thread, because the kernel needs milliseconds for a large frame."""
         for frame in self._frames:
             frame.mapping.close()
         self._frames.clear()
+        self._uncharge()
         self._uncharge()
 
 
@@ -135,7 +145,7 @@ class FrameCopying:
 
         Raises OSError if there is no memory, file or thread for it, or if the guest, whom `copies` charges, has too many copies.
         """
-        if buffer.view is None:
+        if buffer.memory is None:
             return True
         self._thread = self._thread or CopyThread(self._name)
         pool = self._pool
@@ -150,13 +160,20 @@ class FrameCopying:
         if frame is None:
             self._frame_waits = True
             return True
-        self._thread.do(partial(self._copy, self._thread, pool, buffer.view, frame, serial))
+        self._thread.do(partial(self._copy, self._thread, pool, buffer.memory, frame, serial))
         return True
 
-    def _copy(self, thread: CopyThread, pool: CopyPool, view: memoryview, frame: CopyFrame, serial: int) -> None:
+    def _copy(self, thread: CopyThread, pool: CopyPool, memory: Memory, frame: CopyFrame, serial: int) -> None:
         """Copy a frame. Runs in the thread."""
-        pool.copy(view, frame)
-        thread.tell(partial(self._on_copied, pool, frame, serial))
+        try:
+            pool.copy(memory, frame)
+        except Unmapped:  # the guest has taken the buffer back: there is nothing to show
+            thread.tell(partial(self._on_ended, frame))
+        else:
+            thread.tell(partial(self._on_copied, pool, frame, serial))
+
+    def _on_ended(self, frame: CopyFrame) -> None:
+        frame.held = False
 
     def _on_copied(self, pool: CopyPool, frame: CopyFrame, serial: int) -> None:
         if pool is self._pool:
@@ -177,7 +194,10 @@ class FrameCopying:
     def close_old_pools(self) -> None:
         """Destroy the pools of earlier shapes: the surface has another frame now."""
         while self._old_pools:
-            self._old_pools.pop().close()
+            assert self._thread is not None  # it is started with the first pool
+            pool = self._old_pools.pop()
+            pool.destroy()
+            self._thread.do(pool.unmap)
 
     def close_pools(self) -> None:
         """Destroy all pools. No copy may be under way."""
@@ -187,7 +207,7 @@ class FrameCopying:
         self.close_old_pools()
 
     async def close(self) -> None:
-        """End the thread, and destroy all pools."""
+        """Destroy all pools, and end the thread when it has freed them. No copy may be under way."""
+        self.close_pools()
         if self._thread is not None:
             await self._thread.close()
-        self.close_pools()

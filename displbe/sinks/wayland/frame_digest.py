@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import trio
 
-from displbe.sinks.base import Part, SinkError
+from displbe.sinks.base import Geometry, Part, SinkError
 from displbe.sinks.frame_copy import frame_checksum, frame_rows
 from displbe.threads import run_in_thread
+from displbe.xen.memory import Memory, Unmapped
 
 from .buffers import WaylandBuffer
 
@@ -30,14 +31,9 @@ class FrameDigest:
             if buffer is None or not buffer.is_accepted:
                 return False
             try:
-                view = await buffer.map()
-            except SinkError:
-                return False
-            shape = buffer.geometry
-            rows = frame_rows(shape, Part(0, 0, shape.width, shape.height))
-            try:
-                digest = (buffer, serial, await run_in_thread(frame_checksum, rows, view))
-            except OSError:  # no thread or no memory now: looked at again later
+                memory = await buffer.map()
+                digest = (buffer, serial, await run_in_thread(_checksum, buffer.geometry, memory))
+            except (SinkError, OSError, Unmapped):  # the guest takes the buffer back, or the machine is overloaded
                 return False
         before, self._digest = self._digest, digest
         return digest != before
@@ -45,3 +41,10 @@ class FrameDigest:
     def forget(self) -> None:
         """Count the next frame as changed."""
         self._digest = None
+
+
+def _checksum(shape: Geometry, memory: Memory) -> int:
+    """Return a checksum of a framebuffer's pixels. Runs in a thread. Raises Unmapped."""
+    rows = frame_rows(shape, Part(0, 0, shape.width, shape.height))
+    with memory.borrow() as view:
+        return frame_checksum(rows, view)

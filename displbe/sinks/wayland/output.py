@@ -133,7 +133,7 @@ class WaylandOutput(Output):
             if not await self._guest.imports.take_back(buffer, RELEASE_PATIENCE):
                 event = "the compositor does not respond, and may still map pages that the guest takes back"
                 self._say(event, level="error")
-            buffer.view = None
+            buffer.memory = None
 
     # Switching on and off
 

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
-from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, view_of
+from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.flip import Flip, FlipState
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
@@ -76,7 +76,7 @@ class X11Output(Output):
         server = self._desktop.server
         if geometry.fourcc not in (LAYOUTS if server is None else server.formats):
             raise SinkError(Errno.EINVAL, f"the X server cannot show {fourcc_name(geometry.fourcc)}")
-        return Frame(await view_of(buffer), geometry, self._forget, self.copies)
+        return Frame(await memory_of(buffer), geometry, self._forget, self.copies)
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, Frame)

@@ -14,6 +14,7 @@ from displbe.sinks.base import CopyMemory, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
 from displbe.sinks.seat import WindowSeat
 from displbe.threads import run_in_thread
+from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
 from .window import Window, WindowState
@@ -34,12 +35,12 @@ class Frame(SinkBuffer):
 
     def __init__(
         self,
-        view: memoryview,
+        memory: Memory,
         geometry: Geometry,
         forget: Callable[[Frame], Awaitable[None]],
         copies: CopyMemory = CopyMemory(),  # noqa: B008
     ) -> None:
-        self.view = view
+        self.memory = memory
         self.geometry = geometry
         self.copies = copies
         """What is charged for the memory of copies."""
@@ -186,7 +187,8 @@ class Painter:
                 await self._draw()
         finally:
             if self._window is not None:
-                self._window.close()
+                with trio.CancelScope(shield=True):
+                    await self._window.close()
             self._stopped.set()
 
     async def _draw(self) -> None:
@@ -202,11 +204,11 @@ class Painter:
     async def _update(self) -> bool:
         """Bring the window up to date. Return whether its content has changed."""
         try:
-            window = self._current_window()
+            window = await self._current_window()
             if window is None:
                 return False
             if self._part is None:
-                window.blank()
+                await window.blank()
                 return False
             return window.state is WindowState.VISIBLE and await self._put(window, self._part)
         except xcffib.XcffibException as error:  # Server.serve is about to report it
@@ -228,9 +230,11 @@ class Painter:
             frame, serial = self._frame, self._serial
             if frame is None or self._part is not part:
                 return False
-            changed = window.prepare(frame.geometry.fourcc, part, frame.copies) and await run_in_thread(
-                window.copy, frame.view, frame.geometry, part
-            )
+            try:
+                prepared = await window.prepare(frame.geometry.fourcc, part, frame.copies)
+                changed = prepared and await run_in_thread(window.copy, frame.memory, frame.geometry, part)
+            except Unmapped:  # the guest has taken the frame back
+                return False
         self._meet("")
         if changed and window.state is not WindowState.LOST:
             await window.put()
@@ -248,12 +252,12 @@ class Painter:
                 self._log.warning("the frame cannot be copied: trying again", reason=obstacle)
             self._on_visibility()
 
-    def _current_window(self) -> Window | None:
+    async def _current_window(self) -> Window | None:
         """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""
+        if self._window is not None and self._window.server is not self._desktop.server:
+            window, self._window = self._window, None
+            await window.forget()
         server = self._desktop.server
-        if self._window is not None and self._window.server is not server:
-            self._window.forget()
-            self._window = None
         if self._window is None and server is not None and self._part is not None:
             size = self._part.width, self._part.height
             settings = self._desktop.settings

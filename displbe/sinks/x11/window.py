@@ -22,7 +22,7 @@ from displbe.sinks.base import CopyMemory, Geometry, Part
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.sinks.seat import WindowSeat
-from displbe.xen.memory import PAGE_SIZE, Mapping
+from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, close_in_thread
 
 from .cursor import WindowCursor
 from .keyboard_grab import KeyboardGrab
@@ -132,23 +132,27 @@ class _Canvas:
             self.pixmap, self.gc, *whole, kind.depth, x.ImageFormat.ZPixmap, True, self.segment, 0
         )
 
-    def free(self) -> None:
-        """Free the resources here and on the server. No worker thread may be copying."""
-        self.forget()
-        self._server.render.FreePicture(self.picture)
-        self._server.core.FreeGC(self.gc)
-        self._server.core.FreePixmap(self.pixmap)
-        self._server.shm.Detach(self.segment)
+    async def free(self) -> None:
+        """Free the resources here and on the server."""
+        try:
+            self._server.render.FreePicture(self.picture)
+            self._server.core.FreeGC(self.gc)
+            self._server.core.FreePixmap(self.pixmap)
+            self._server.shm.Detach(self.segment)
+        finally:
+            await self.forget()
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """Free the resources here only: the connection is lost."""
         self._server.on_read.pop(self.segment, None)
-        self.memory.close()
-        self._uncharge()
+        try:
+            await close_in_thread(self.memory.close)
+        finally:
+            self._uncharge()
 
 
 class Window:
-    """A window on one connection. When the connection is lost, call `lose` at once, and `forget` when no worker thread copies any more.
+    """A window on one connection. When the connection is lost, call `lose` at once, and then `forget`.
 
     Input events go to `seat`. `on_visibility` is called when the window becomes visible, and when it no longer is. The window fills the
     monitor of the name `monitor`, if it is not empty. Methods raise xcffib.XcffibException when the connection is lost, unless they say
@@ -248,7 +252,7 @@ class Window:
         """Whether the server has not read the last frame that was put."""
         return not self._read.is_set()
 
-    def prepare(self, code: int, part: Part, copies: CopyMemory) -> bool:
+    async def prepare(self, code: int, part: Part, copies: CopyMemory) -> bool:
         """Prepare for frames of this DRM format and size. Return False if the server does not support the format.
 
         Raises OSError if there is no memory or no file for them, or if the guest, whom `copies` charges, has too many.
@@ -260,19 +264,23 @@ class Window:
         if self._canvas is None or self._canvas.shape != shape:
             before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, copies, self._on_read)
             if before is not None:
-                before.free()
+                await before.free()
                 self._placement.resize((part.width, part.height))
             self.follow_seat()
         return True
 
-    def copy(self, view: memoryview, geometry: Geometry, part: Part) -> bool:
-        """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; sends no request."""
+    def copy(self, memory: Memory, geometry: Geometry, part: Part) -> bool:
+        """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; sends no request.
+
+        Raises Unmapped.
+        """
         canvas = self._canvas
         assert canvas is not None
-        frame = frame_rows(geometry, part), view, canvas.memory.view, canvas.stride
-        if not canvas.empty and same_frame(*frame):
-            return False
-        copy_frame(*frame)
+        with memory.borrow() as view, canvas.memory.borrow() as target:
+            frame = frame_rows(geometry, part), view, target, canvas.stride
+            if not canvas.empty and same_frame(*frame):
+                return False
+            copy_frame(*frame)
         canvas.empty = False
         return True
 
@@ -286,11 +294,11 @@ class Window:
         self.server.flush()
         await self._read.wait()
 
-    def blank(self) -> None:
+    async def blank(self) -> None:
         """Make the window black: the guest has switched its screen off."""
         if self._canvas is not None:
             canvas, self._canvas = self._canvas, None
-            canvas.free()
+            await canvas.free()
             self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
             self.follow_seat()
             self.server.flush()
@@ -383,12 +391,12 @@ class Window:
 
     # The end
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Destroy the window. Raises nothing: the connection may be lost."""
         canvas, self._canvas = self._canvas, None
         try:
             if canvas is not None:
-                canvas.free()
+                await canvas.free()
             self._cursor.free()
             self.server.screen_saver.keep_on(self.id, False)
             self.server.render.FreePicture(self._picture)
@@ -396,17 +404,17 @@ class Window:
             self.server.flush()
         except xcffib.XcffibException as error:
             self._log.debug("window not destroyed: the X server is lost", reason=str(error))
-        self.forget()
+        await self.forget()
 
     def lose(self) -> None:
         """Take note that the connection is lost. `put` then returns."""
         self._enter(WindowState.LOST)
         self._on_read()
 
-    def forget(self) -> None:
-        """Free this process's resources. No worker thread may be copying."""
+    async def forget(self) -> None:
+        """Free this process's resources."""
         self.lose()
         self.server.on_event.pop(self.id, None)
-        if self._canvas is not None:
-            self._canvas.forget()
-            self._canvas = None
+        canvas, self._canvas = self._canvas, None
+        if canvas is not None:
+            await canvas.forget()

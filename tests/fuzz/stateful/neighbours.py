@@ -191,7 +191,10 @@ class Neighbour:
         output = self._world.daemon.sink.claimed(self._world.screen(self._output))
         if self._excused or not isinstance(output, HeadlessOutput):
             return
-        shown = output._shown
-        if shown is None or bytes(shown.view[:4]) != colour:
-            what = "nothing" if shown is None else bytes(shown.view[:4]).hex()
+        shown = b""
+        if output._shown is not None:
+            with output._shown.memory.borrow() as view:
+                shown = bytes(view[:4])
+        if shown != colour:
+            what = shown.hex() or "nothing"
             raise WrongBehaviour(f"{self._name}, domain {self._domid}: its screen shows {what} in place of {colour.hex()}")

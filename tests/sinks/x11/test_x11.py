@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import structlog.testing
 import trio
+from memory_watch import MemoryWatch
 from PIL import Image, ImageChops
 from scenario.world import spec, until
 from sinks.x11.conftest import Worlds, output_of, sink_of
@@ -619,3 +620,25 @@ async def test_focus_is_lost_with_the_window(worlds: Worlds, how: str) -> None:
                         await until(lambda: KeyboardLeave() in heard)
                 await until(lambda: KeyboardLeave() in heard)
                 assert heard == [KeyboardLeave()]
+
+
+async def test_frames_of_many_sizes_are_freed_off_the_loop(
+    worlds: Worlds, xvfb: Xvfb, memory_watch: MemoryWatch
+) -> None:
+    """A guest shows framebuffers of other sizes and takes each back while it is copied and looked at.
+
+    The memory shared with the X server is unmapped in worker threads, and one frame's is left.
+    """
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        await until(lambda: sink_of(world).desktop.server is not None)
+        for turn in range(12):
+            width = WIDTH - 8 * (turn % 4)
+            made = await guest.display.create_framebuffer(width, HEIGHT)
+            made[2].pixels[:] = bytes([turn]) * len(made[2].pixels)
+            await guest.display.show(0, made[1], width, HEIGHT)
+            await trio.sleep(0.03 * (turn % 3))
+            await guest.display.destroy_framebuffer(*made)  # it asserts that nothing maps the pages
+        await show(guest)
+        await until(lambda: output_of(world).path == "copy")
+        places = memory_watch.open
+        await until(lambda: [place[:19] for place in places.values()].count("sinks/x11/window.py") == 1)

@@ -21,6 +21,7 @@ from displbe.sinks.x11.painter import Frame
 from displbe.sinks.x11.server import Server
 from displbe.sinks.x11.settings import X11Settings
 from displbe.wire.formats import fourcc
+from displbe.xen.memory import Memory
 
 PERIOD = 0.02
 WHOLE = Part(0, 0, 4, 2)
@@ -88,7 +89,7 @@ class Rig:
         self.ended: list[int] = []
         self.output.flipped = self.ended.append
         geometry = Geometry(4, 2, fourcc("XR24"), 16, 0)
-        self.frame = Frame(memoryview(bytes(32)), geometry, self.output._forget)
+        self.frame = Frame(cast("Memory", object()), geometry, self.output._forget)
 
     def _on_release(self) -> None:
         self.released += 1
