@@ -92,6 +92,7 @@ class Commands:
             loop=Loop(self._lag.worst(), log.dropped()),
             abilities=Abilities(_host(self._hypervisor), dict(self._sink.abilities())),
             focus=escape(self._input_focus.preferred),
+            input_with_host=self._input_focus.is_with_host,
             guests=tuple(guests),
             threads=Usage(threading.active_count(), total.process.threads),
             copies=Usage(total.pools["memory"].used, total.pools["memory"].limit),

@@ -24,7 +24,7 @@ from displbe.input.evdev.devices import EvdevDevices
 from displbe.input.evdev.nodes import DeviceNodes, SystemNodes
 from displbe.input.focus import InputFocus
 from displbe.input.focus_file import FocusFile
-from displbe.input.guest_input import AutoRepeat
+from displbe.input.key_repeater import AutoRepeat
 from displbe.ops import log
 from displbe.ops.control import Control
 from displbe.ops.lag import LoopLag
@@ -75,7 +75,9 @@ class Daemon:
         repeats = AutoRepeat(
             settings.input.repeat_delay, 1 / settings.input.repeat_rate if settings.input.repeat_rate else 0
         )
-        inputs = InputDriver(hypervisor, self.focus, self.evdev, self.sink.seats, guests, repeats)
+        inputs = InputDriver(
+            hypervisor, self.focus, self.evdev, self.sink.seats, guests, repeats, settings.input.locks()
+        )
         self.inputs = Supervisor(hypervisor.store, inputs, self.quotas)
         self._lag = LoopLag()
         self.commands = Commands(

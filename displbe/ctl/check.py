@@ -16,8 +16,8 @@ from typing import Final
 
 from displbe.backend.quota import Total
 from displbe.config import ConfigError, Settings, load
-from displbe.sinks.drm.binding import canonical, describe
-from displbe.sinks.drm.bus_path import bus_path, sysfs_path_of
+from displbe.sinks.drm.binding import describe
+from displbe.sinks.drm.bus_path import nodes_at
 from displbe.sinks.drm.device import DrmDevice, Mastership
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
@@ -244,10 +244,7 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
     named = settings.drm.device
     nodes = sorted(folder.glob("card*"))
     if named != "auto":
-        at_place = [
-            node for node in nodes if canonical(bus_path(node, sysfs_path_of(os.stat(node)))) == canonical(named)
-        ]
-        nodes = at_place or [folder / Path(named).name]
+        nodes = nodes_at(nodes, named) or [folder / Path(named).name]
     usable = False
     for path in nodes:
         try:

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from displbe.config import Settings
-from displbe.sinks.drm.binding import Binding, canonical
+from displbe.sinks.drm.binding import Binding
+from displbe.sinks.drm.names import canonical
 
 from .check_result import CheckResult, failed, passed, warning
 from .inputs import guests_devices

@@ -64,7 +64,9 @@ def status_lines(status: Status) -> Iterator[str]:
         for name, answer in answers.items():
             yield from _wrap("  ", label, f"{name}: {answer}")
             label = ""
-    if status.focus:
+    if status.input_with_host:
+        yield _cut("the host has its input devices: press [input] release again, or use displbectl focus", WIDTH)
+    elif status.focus:
         yield _cut(f"shared input devices go to {status.focus}", WIDTH)
     if not status.guests:
         yield "no guest has a device here"

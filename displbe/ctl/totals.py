@@ -7,7 +7,7 @@ from typing import Final
 
 from displbe.backend.quota import CHARGES, FRAMES, OWN_FILES, OWN_MEMORY, OWN_THREADS, THREADS, Total
 from displbe.config import Settings
-from displbe.resources import ProcessLimits
+from displbe.resources import UNLIMITED, ProcessLimits
 from displbe.wire.ring import PAGE_SIZE
 
 from .check_result import CheckResult, failed, passed, warning
@@ -69,7 +69,8 @@ def total_results(settings: Settings, limits: ProcessLimits, guests: Guests) -> 
 
 def _fits(what: str, need: int, room: int, fix: str) -> CheckResult:
     if need <= room:
-        return passed(f"the {what} ({need}) fit into the limits of the service and of this machine ({room})")
+        limit = room if room < UNLIMITED // 2 else "no limit"
+        return passed(f"the {what} ({need}) fit into the limits of the service and of this machine ({limit})")
     return warning(f"the {what} may be {need}; displbe may have {room} for guests, and refuses the rest", fix)
 
 

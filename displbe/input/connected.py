@@ -13,7 +13,8 @@ from displbe.wire.kbdif import BackKbdPage
 from displbe.xen.port import EventChannel
 
 from .features import Features
-from .guest_input import AutoRepeat, GuestInput
+from .guest_input import GuestInput
+from .key_repeater import AutoRepeat
 from .published import Published
 
 __all__ = ["ConnectedInput", "InputState"]

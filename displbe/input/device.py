@@ -27,7 +27,8 @@ from .connected import ConnectedInput
 from .evdev.devices import EvdevDevices
 from .features import DEFAULT_HEIGHT, DEFAULT_WIDTH
 from .focus import Assignment, Claim, InputFocus
-from .guest_input import AutoRepeat, GuestInput
+from .guest_input import GuestInput
+from .key_repeater import AutoRepeat
 from .published import PAGE_KEYS, has_not_begun, read_display_size, read_features, read_published, read_trusted_node
 from .window_input import window_input
 
@@ -57,17 +58,29 @@ class InputDriver:
         seats: Seats | None,
         guests: Guests,
         repeats: AutoRepeat | None = None,
+        synced_locks: frozenset[int] = frozenset(),
     ) -> None:
+        """`synced_locks`: the lock keys whose locks guests in windows take over from the desktop."""
         self.guests = guests
         self._hypervisor = hypervisor
         self._focus = focus
         self._evdev = evdev
         self._seats = seats
         self._repeats = repeats or AutoRepeat()
+        self._synced_locks = synced_locks
 
     def open(self, nodes: DeviceNodes, quota: Quota) -> InputDevice:
         """Return the service of a device that was found."""
-        return InputDevice(nodes, self._hypervisor, self._focus, self._evdev, self._seats, self.guests, self._repeats)
+        return InputDevice(
+            nodes,
+            self._hypervisor,
+            self._focus,
+            self._evdev,
+            self._seats,
+            self.guests,
+            self._repeats,
+            self._synced_locks,
+        )
 
 
 class InputDevice:
@@ -82,6 +95,7 @@ class InputDevice:
         seats: Seats | None,
         guests: Guests,
         repeats: AutoRepeat,
+        synced_locks: frozenset[int],
     ) -> None:
         self._nodes = nodes
         self._hypervisor = hypervisor
@@ -90,6 +104,7 @@ class InputDevice:
         self._seats = seats
         self._guests = guests
         self._repeats = repeats
+        self._synced_locks = synced_locks
         self._claim: Claim | None = None
         """The claim to the devices that the guest names; None: it names no device that it may have."""
         self._connected: ConnectedInput | None = None
@@ -246,6 +261,6 @@ class InputDevice:
         claim.guest_input = guest_input
         stack.callback(detach)
         if self._seats is not None:
-            stack.enter_context(window_input(self._seats, claim, guest_input))
+            stack.enter_context(window_input(self._seats, claim, guest_input, self._synced_locks))
         self._focus.changed()
         return stack

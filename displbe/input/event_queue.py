@@ -30,6 +30,8 @@ from displbe.wire.kbdif import (
     encode_position,
 )
 
+from .locks import LOCK_KEYS, Locks
+
 __all__ = ["CAPACITY", "EventQueue"]
 
 CAPACITY: Final = 512
@@ -47,6 +49,8 @@ class EventQueue:
         """Keys that are down, by the events queued so far."""
         self.contacts: dict[int, tuple[int, int]] = {}
         """Contacts that are down, by the events queued so far, and their positions."""
+        self.locks = Locks()
+        """The guest's Caps Lock and so on, by the events queued so far."""
         self.dropped = 0
         """The number of events that the guest will never get."""
         self.written = 0
@@ -72,6 +76,8 @@ class EventQueue:
 
     def key(self, code: int, pressed: bool) -> None:
         """Queue a key press or release."""
+        if pressed and code not in self.pressed:
+            self.locks.toggle(code)
         if pressed:
             self.pressed.add(code)
         else:
@@ -82,8 +88,10 @@ class EventQueue:
             self._wait(Key(pressed, code))
 
     def repeat(self, code: int) -> None:
-        """Repeat a key that is down. A repetition is dropped, not queued, when the page is full."""
-        if self._is_open():
+        """Repeat a key that is down. A repetition is dropped, not queued, while the guest has not taken the events before it: a guest that
+        stood still would get it when the key is up.
+        """
+        if self._is_open() and not self._page.is_waiting():
             self._write_key(code, True)
         else:
             self.dropped += 1
@@ -236,6 +244,9 @@ class EventQueue:
             self._waiting.append(TouchDown(contact, x, y) if is_new else TouchMotion(contact, x, y))
             self._waiting.append(TouchSyn(contact))
         self.dropped += max(0, len(before) - len(self._waiting))
+        for code in LOCK_KEYS:
+            if (before.count(Key(True, code)) - self._waiting.count(Key(True, code))) % 2:
+                self.locks.toggle(code)
 
 
 def _clamp(value: int) -> int:

@@ -63,6 +63,8 @@ class InputFocus:
 
     def __init__(self, file: FocusFile) -> None:
         self.preferred = file.load()
+        self.is_with_host = False
+        """Whether the host has the input devices, because the operator has pressed the key combination `[input] release`."""
         self._file = file
         self.claims: list[Claim] = []
         self.listeners: list[Callable[[], None]] = []
@@ -113,9 +115,39 @@ class InputFocus:
     def give(self, guest: str) -> None:
         """Prefer this guest from now on: it has every device that it names. The choice is kept for the next daemon."""
         self._file.save(guest)
-        if guest != self.preferred:
+        if guest != self.preferred or self.is_with_host:
             _log.info("focus", guest=guest)
         self.preferred = guest
+        self.is_with_host = False
+        self.changed()
+
+    def give_next(self, names: Callable[[Claim], bool]) -> None:
+        """Prefer the next of the connected guests that name a device, in order of arrival. `names` tells whether a claim names it.
+
+        While the host has its devices, this does nothing: the combination may mean something else there.
+        """
+        if self.is_with_host:
+            return
+        present = (claim.guest for claim in self.claims if claim.guest_input is not None and names(claim))
+        guests = list(dict.fromkeys(present))
+        holder = self.holder(names)
+        now = guests.index(holder.guest) if holder is not None else -1
+        if not guests or (len(guests) == 1 and now == 0):
+            _log.info("the focus stays: no other connected guest names the device", guest=guests[0] if guests else None)
+            return
+        self.give(guests[(now + 1) % len(guests)])
+
+    def give_to_host(self, with_host: bool) -> None:
+        """Leave the input devices to the host, or take them back for the guests."""
+        if with_host == self.is_with_host:
+            return
+        self.is_with_host = with_host
+        if with_host:
+            _log.info(
+                "the host has its input devices: guests get nothing from them until the combination is pressed again"
+            )
+        else:
+            _log.info("the guests have the input devices again", guest=self.preferred or None)
         self.changed()
 
     def changed(self) -> None:
@@ -126,8 +158,10 @@ class InputFocus:
     def holder(self, names: Callable[[Claim], bool]) -> Claim | None:
         """Return the claim that gets the events of a device. `names` tells whether a claim names the device.
 
-        None: the events are discarded, because no claim names the device, or because the first of these claims is not connected.
+        None: no guest gets them, because no claim names the device, the first of these claims is not connected, or the host has them.
         """
+        if self.is_with_host:
+            return None
         self.expire()
         ordered = sorted(self.claims, key=lambda claim: claim.guest != self.preferred)
         found = next((claim for claim in ordered if names(claim)), None)

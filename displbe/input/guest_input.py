@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
 import trio
 
 from displbe.wire.errors import FrontendBroken
@@ -25,20 +24,12 @@ from displbe.wire.kbdif import (
 
 from .event_queue import EventQueue
 from .features import BUTTONS, Features
+from .key_repeater import AutoRepeat, KeyRepeater
 
-__all__ = ["AutoRepeat", "GuestInput", "InputSource"]
+__all__ = ["GuestInput", "InputSource"]
 
 MAX_DIAMETER: Final = 0xFFFFFFFF
 """The diameters in XENKBD_MT_EV_SHAPE are u32."""
-
-
-class AutoRepeat(msgspec.Struct, frozen=True):
-    """Key repetition for sources that do not repeat keys themselves. `delay` is in seconds until the first repetition, `period` in seconds
-    between two; a `period` of 0 means no repetition.
-    """
-
-    delay: float = 0.5
-    period: float = 0.04
 
 
 class InputSource:
@@ -48,6 +39,13 @@ class InputSource:
         self.name = name
         self.repeats = repeats
         """Whether it repeats keys that are held down (EV_REP)."""
+
+    async def settle(self) -> bool:
+        """Wait until the source's events up to now have been passed on. Return False if that is not known, for example because the
+        compositor is gone. The events of this base class are passed on at once.
+        """
+        await trio.lowlevel.checkpoint()
+        return True
 
 
 class GuestInput:
@@ -77,7 +75,7 @@ class GuestInput:
         """The guest's contact number for each source's contact."""
         self._touched: dict[InputSource, int] = {}
         """A contact of each source's unfinished frame."""
-        self._repeater = _KeyRepeater(auto_repeat, self.queue)
+        self._repeater = KeyRepeater(auto_repeat, self.queue, self._is_down)
 
     # Keys and buttons
 
@@ -109,9 +107,23 @@ class GuestInput:
             self.queue.key(code, False)
             self._repeater.stop(code)
 
+    def sync_locks(self, source: InputSource, wanted: dict[int, bool]) -> None:
+        """Tap each of these lock keys whose lock in the guest, as far as it is known, differs from the wanted state."""
+        for code, is_on in wanted.items():
+            if code not in self._holders and (code in self.queue.locks.on) != is_on:
+                self.key(source, code, 1)
+                self.key(source, code, 0)
+
     async def repeat(self) -> None:
         """Repeat keys that are held down on sources that do not repeat them. Runs until cancelled."""
         await self._repeater.run()
+
+    async def _is_down(self, code: int) -> bool:
+        """Return whether a source holds this key down now, after its events up to now."""
+        for source in tuple(self._holders.get(code, ())):
+            if await source.settle() and source in self._holders.get(code, ()):
+                return True
+        return False
 
     # The pointer
 
@@ -232,42 +244,6 @@ class GuestInput:
     def flush(self) -> None:
         """Write the queued events for which there is room to the guest's page, and notify the guest if it needs a notification."""
         self.queue.flush()
-
-
-class _KeyRepeater:
-    """Repeats the key that was pressed last, as long as it is down."""
-
-    def __init__(self, settings: AutoRepeat, queue: EventQueue) -> None:
-        self._settings = settings
-        self._queue = queue
-        self._code: int | None = None
-        """The key that is repeated; None: no key is repeated."""
-        self._due = 0.0
-        self._started = trio.Event()
-
-    def start(self, code: int) -> None:
-        """Repeat this key from now on, instead of any other one."""
-        if self._settings.period:
-            self._code = code
-            self._due = trio.current_time() + self._settings.delay
-            self._started.set()
-
-    def stop(self, code: int) -> None:
-        """Stop if this is the key that is repeated."""
-        if code == self._code:
-            self._code = None
-
-    async def run(self) -> None:
-        """Send the repetitions, until cancelled."""
-        while True:
-            if self._code is None:
-                self._started = trio.Event()
-                await self._started.wait()
-            await trio.sleep_until(self._due)
-            if self._code is not None and trio.current_time() >= self._due:
-                self._due += self._settings.period
-                self._queue.repeat(self._code)
-                self._queue.flush()
 
 
 def _pixel(fraction: float, size: int) -> int:

@@ -6,12 +6,14 @@ The compositor decides which window has the focus. The events of the window of a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -30,6 +32,7 @@ from displbe.sinks.seat import (
 )
 
 from .bindings import Role
+from .event_codes import KEY_CAPSLOCK, KEY_NUMLOCK
 from .focus import Claim
 from .guest_input import GuestInput, InputSource
 from .wheel import WheelDetents
@@ -38,14 +41,17 @@ __all__ = ["window_input"]
 
 
 @contextlib.contextmanager
-def window_input(seats: Seats, claim: Claim, guest_input: GuestInput) -> Iterator[None]:
-    """While the block lasts, give a guest the events of its connectors' windows, in the roles that its bindings name."""
+def window_input(seats: Seats, claim: Claim, guest_input: GuestInput, synced: frozenset[int]) -> Iterator[None]:
+    """While the block lasts, give a guest the events of its connectors' windows, in the roles that its bindings name.
+
+    `synced`: the lock keys whose locks the guest takes over from the desktop.
+    """
     bindings = claim.assignment.bindings
     connectors = dict.fromkeys(binding.id for binding in bindings if not binding.is_device)
     with contextlib.ExitStack() as stack:
         for connector in connectors:
             roles = {binding.role for binding in bindings if binding.id == connector}
-            window = _WindowInput(connector, guest_input, roles)
+            window = _WindowInput(partial(seats.settle, claim.domid, connector), connector, guest_input, roles, synced)
             stack.callback(window.leave)
             features = guest_input.features
             takes = {
@@ -56,15 +62,34 @@ def window_input(seats: Seats, claim: Claim, guest_input: GuestInput) -> Iterato
         yield
 
 
+class _WindowSource(InputSource):
+    """The keyboard, pointer or touch screen of a window. `settle` is Seats.settle for this window."""
+
+    def __init__(self, name: str, settle: Callable[[], Awaitable[bool]]) -> None:
+        super().__init__(name, repeats=False)
+        self._settle = settle
+
+    async def settle(self) -> bool:
+        return await self._settle()
+
+
 class _WindowInput:
     """The events of one window. Its keyboard, pointer and touch screen are three sources, since each can leave without the others."""
 
-    def __init__(self, connector: str, guest_input: GuestInput, roles: set[Role]) -> None:
+    def __init__(
+        self,
+        settle: Callable[[], Awaitable[bool]],
+        connector: str,
+        guest_input: GuestInput,
+        roles: set[Role],
+        synced: frozenset[int],
+    ) -> None:
         self._keyboard, self._pointer, self._touch = (
-            InputSource(f"{connector} {role.name.lower()}", repeats=False) for role in Role
+            _WindowSource(f"{connector} {role.name.lower()}", settle) for role in Role
         )
         self._guest_input = guest_input
         self._roles = roles
+        self._synced = synced
         self._wheel = WheelDetents()
         # The pointer's unfinished frame:
         self._position: tuple[float, float] | None = None
@@ -74,7 +99,7 @@ class _WindowInput:
     def handle(self, event: SeatEvent) -> None:
         """Handle one event of a seat."""
         match event:
-            case KeyboardEnter() | KeyboardKey() | KeyboardLeave():
+            case KeyboardEnter() | KeyboardKey() | KeyboardLeave() | KeyboardLocks():
                 if Role.KEYBOARD in self._roles:
                     self._handle_key(event)
             case PointerEnter() | PointerMotion() | PointerButton() | PointerAxis() | PointerFrame() | PointerLeave():
@@ -90,10 +115,15 @@ class _WindowInput:
             self._guest_input.leave(source)
         self._guest_input.flush()
 
-    def _handle_key(self, event: KeyboardEnter | KeyboardKey | KeyboardLeave) -> None:
+    def _handle_key(self, event: KeyboardEnter | KeyboardKey | KeyboardLeave | KeyboardLocks) -> None:
         match event:
             case KeyboardEnter():
                 pass  # the keys that are down now were pressed for another window
+            case KeyboardLocks(caps, num):
+                wanted = {KEY_CAPSLOCK: caps, KEY_NUMLOCK: num}
+                self._guest_input.sync_locks(
+                    self._keyboard, {code: is_on for code, is_on in wanted.items() if code in self._synced}
+                )
             case KeyboardKey(code, down):
                 self._guest_input.key(self._keyboard, code, int(down))
                 self._guest_input.flush()

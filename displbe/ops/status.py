@@ -190,6 +190,9 @@ class Status(msgspec.Struct, frozen=True):
     focus: str
     """The guest that gets the input devices that several guests name; empty: the guest that arrived first."""
     guests: tuple[GuestStatus, ...]
+    input_with_host: bool = False
+    """Whether the host has its input devices now, because the key combination `[input] release` was pressed: guests get nothing from
+    them."""
     threads: Usage = Usage(0, 0)
     """The process' threads, and the limit of the service."""
     copies: Usage = Usage(0, 0)

@@ -8,16 +8,18 @@ in the surface's coordinates, from 0 to its size; each position comes with that 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeAlias
 
 import msgspec
 import structlog
+import trio
 
 __all__ = [
     "KeyboardEnter",
     "KeyboardKey",
     "KeyboardLeave",
+    "KeyboardLocks",
     "PointerAxis",
     "PointerButton",
     "PointerEnter",
@@ -54,6 +56,13 @@ class KeyboardKey(msgspec.Struct, frozen=True):
 
     code: int
     down: bool
+
+
+class KeyboardLocks(msgspec.Struct, frozen=True):
+    """The desktop's Caps Lock and Num Lock, just before the first key that is pressed since the guest has the keyboard."""
+
+    caps: bool
+    num: bool
 
 
 class PointerEnter(msgspec.Struct, frozen=True):
@@ -151,6 +160,7 @@ SeatEvent: TypeAlias = (
     KeyboardEnter
     | KeyboardLeave
     | KeyboardKey
+    | KeyboardLocks
     | PointerEnter
     | PointerLeave
     | PointerMotion
@@ -211,10 +221,21 @@ class _Listener(msgspec.Struct, frozen=True, eq=False):
     """Whether its guest takes keys."""
 
 
-class Seats:
-    """Passes events to listeners. Connectors and listeners may come and go independently."""
+async def _at_once(domid: int, connector: str) -> bool:
+    await trio.lowlevel.checkpoint()
+    return True
 
-    def __init__(self) -> None:
+
+class Seats:
+    """Passes events to listeners. Connectors and listeners may come and go independently.
+
+    `settle` waits until the events for the surface of a guest's connector up to now have been passed on, and returns whether that is
+    certain. It asks the compositor or X server twice, one question after the answer to the other: a server that stood still may answer the
+    first question before it looks at its input devices, but not the second. It may wait for as long as the server stands still.
+    """
+
+    def __init__(self, settle: Callable[[int, str], Awaitable[bool]] = _at_once) -> None:
+        self.settle = settle
         self._listeners: dict[tuple[int, str], list[_Listener]] = {}
         """(domid, connector) -> the listeners to events for its surface."""
         self._windows: dict[tuple[int, str], WindowSeat] = {}

@@ -72,6 +72,12 @@ class PipeNode(EventIO):
     def grab(self) -> None:
         """DeviceNode.grab"""
 
+    def ungrab(self) -> None:
+        """DeviceNode.ungrab"""
+
+    def set_lamps(self, lamps: dict[int, bool]) -> None:
+        """DeviceNode.set_lamps"""
+
     def close(self) -> None:
         """DeviceNode.close; the pipe stays open for the next node."""
 

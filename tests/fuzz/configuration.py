@@ -72,6 +72,7 @@ def check_usable(settings: Settings) -> None:
     for table in msgspec.structs.fields(Settings):
         for text in _texts(getattr(settings, table.name)):
             assert b"\0" not in os.fsencode(text)
+    assert settings.drm.screen("card1/HDMI-A-1", "HDMI-A-1").connected in ("auto", "always")
     assert Total(settings.xen.maptrack, 2).limit >= 0
     limits = settings.limits
     for rate in (limits.requests_per_second, limits.modesets_per_second, limits.reconnects_per_second):

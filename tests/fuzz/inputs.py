@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from displbe.backend.nodes import DeviceRefused
@@ -11,10 +12,13 @@ from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, 
 from displbe.input.evdev.decoder import Decoder
 from displbe.input.event_queue import CAPACITY
 from displbe.input.features import Features
-from displbe.input.guest_input import AutoRepeat, GuestInput, InputSource
+from displbe.input.guest_input import GuestInput, InputSource
+from displbe.input.key_repeater import AutoRepeat
 from displbe.input.published import MAX_CONTACTS, MAX_SIZE, read_features, read_published
 from displbe.ops.text import escape
 from displbe.sim.input import InputCore
+from displbe.sinks.wayland.key_translator import KeyTranslator
+from displbe.sinks.wayland.keymap import read_keymap
 from displbe.wire import kbdif
 from displbe.wire.errors import FrontendBroken
 from displbe.wire.kbdif import EVENT_SIZE, IN_SLOTS, BackKbdPage, FrontKbdPage
@@ -162,7 +166,30 @@ def unique_id(data: bytes) -> None:
     assert parse_unique_id(again) == bindings
 
 
-CODES: Final = (0, 1, 8, 11, 24, 47, 48, 49, 52, 53, 54, 57, 30, 0x110, 0x117, 0x140, 0x14A, 0x160, 0x2FE)
+CODES: Final = (
+    0,
+    1,
+    8,
+    11,
+    24,
+    47,
+    48,
+    49,
+    52,
+    53,
+    54,
+    57,
+    58,
+    30,
+    0x110,
+    0x117,
+    0x140,
+    0x145,
+    0x14A,
+    0x14D,
+    0x160,
+    0x2FE,
+)
 EDGES: Final = (0, 1, -1, 2, 100, 0x7FFFFFFF, -0x80000000)
 
 
@@ -223,6 +250,7 @@ def evdev(data: bytes) -> None:
         ]
         if decoder.decode(events, guest_input if choices.below(8) else None, roles):
             decoder.resync(_state(choices, capabilities), guest_input, roles)
+        decoder.repeat(guest_input, roles)
         if choices.below(2):
             take()
     guest_input.leave(source)
@@ -235,16 +263,52 @@ def evdev(data: bytes) -> None:
     assert not core.warnings
 
 
+def keymap(data: bytes) -> None:
+    """Fuzz the keymap of a compositor's keyboard, and its keys: when all of them are up, so are the guest's."""
+    text, _, rest = data.partition(b"\0")
+    fd = os.memfd_create("keymap")
+    try:
+        os.write(fd, text)
+        found = read_keymap(fd, len(text))
+    except ValueError as error:
+        escape(str(error))
+        return
+    finally:
+        os.close(fd)
+    translator = KeyTranslator(lambda keysym: None)
+    choices = Choices(rest)
+    down: set[int] = set()
+
+    def get(events: Iterable[tuple[int, bool]]) -> None:
+        for code, is_down in events:
+            (down.add if is_down else down.discard)(code)
+
+    while not choices.over:
+        get(translator.set_keymap(found if choices.below(4) else None))
+        translator.set_modifiers(choices.number(1), choices.number(1), choices.number(4))
+        get(translator.key(choices.below(12), bool(choices.below(2))))
+    get(translator.set_keymap(None))
+    for code in range(12):
+        get(translator.key(code, False))
+    assert not down
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "page": page,
     "vkbd": vkbd,
     "unique_id": unique_id,
     "evdev": evdev,
+    "keymap": keymap,
 }
 
 SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
     "page": (bytes((0, 1, 2, 3, 4, 5, 6, 7) * 40), bytes(range(256))),
     "vkbd": (b"0\n0\n1\n1\n1\n1920\n1080\n800\n600\n10\n1\n1\n1\n8\n9",),
     "unique_id": (b"K:/dev/input/event0;P:name=Mouse;T:HDMI-A-1", b"k:by-id/a;p:1000"),
+    "keymap": (
+        b"xkb_keymap { xkb_keycodes { <K1> = 9; <K2> = 10; <K3> = 11; alias <A> = <K1>; };\n"
+        b'xkb_symbols "x" { key <K1> { [ h, H ] }; key <K2> { symbols[Group1]= [ Shift_L ], actions[1]= [ X() ] };\n'
+        b"key <K3> { [ { a, b }, 1 ] }; }; };\0" + bytes(range(256)),
+    ),
     "evdev": (bytes((1, 1, 0, 2, *range(200))), bytes(range(256)) * 2),
 }

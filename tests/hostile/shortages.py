@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import mmap
 import os
 import socket
 import sys
@@ -21,6 +20,7 @@ import trio
 from hostile.kernel import OURS, Fault
 
 from displbe import threads
+from displbe.xen import memory
 
 __all__ = ["KINDS", "Shortages"]
 
@@ -64,7 +64,7 @@ class Shortages:
         for name in ("open", "dup", "memfd_create", "listdir", "scandir", "ftruncate"):
             self._replace(patch, os, name, name)
         self._replace(patch, io, "open", "io.open")
-        self._replace(patch, mmap, "mmap", "mmap")
+        self._replace(patch, memory, "_mmap", "mmap")
         self._replace(patch, socket.socket, "__init__", "socket")
         self._replace(patch, threading.Thread, "start", "thread")
         run_sync = trio.to_thread.run_sync
@@ -106,7 +106,8 @@ class Shortages:
             if frame.f_back is None:
                 break
             frame = frame.f_back
-        if not lines or lines[0].startswith(("sim/", "xen/")):  # test_faults covers displbe's calls for Xen
+        callers = [line for line in lines if not line.startswith("xen/memory.py:")]
+        if not callers or callers[0].startswith(("sim/", "xen/")):  # test_faults covers displbe's calls for Xen
             return
         place = Fault(call, tuple(lines))
         self.places[place] = self.places.get(place, 0) + 1

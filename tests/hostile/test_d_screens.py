@@ -97,9 +97,7 @@ async def test_d9_removing_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         connector, output = bad.display.connectors[0], stage.world.daemon.sink.claimed(BAD)
         await _lit(bad)
         modesets, begun, lit = card.modesets, trio.current_time(), 0
-        turn = 0
-        while trio.current_time() - begun < 2:
-            turn += 1
+        for turn in range(1, 61):
             fb = FBS[turn % 2]
             assert await status(connector, PageFlip(0, fb)) == 0
             await until(lambda: len(connector.flips_done) == turn)  # noqa: B023 - waited for
@@ -109,7 +107,7 @@ async def test_d9_removing_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert not output.path
             assert await status(connector, attach(fb)) == 0
         allowed = BURST + math.ceil(RATE * (trio.current_time() - begun)) + 1
-        assert turn > 2 * allowed
+        assert allowed < 50
         assert card.modesets - modesets <= allowed
         assert lit <= allowed
         await stage.still_flips(20)

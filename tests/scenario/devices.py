@@ -34,6 +34,8 @@ class SimDevice:
         self.capabilities = capabilities
         self.repeats = repeats
         self.keys: set[int] = set()
+        self.lamps: dict[int, bool] = {}
+        """Lamps, by code, and whether they are on."""
         self.axes: dict[int, int] = dict.fromkeys(capabilities.abs_axes, 0)
         self.slots: list[dict[int, int]] = [{ABS_MT_TRACKING_ID: -1} for _ in range(capabilities.slots)]
         self.readers: list[SimNode] = []
@@ -128,6 +130,17 @@ class SimNode:
         if any(reader.grabbed for reader in self._need().readers):
             raise OSError(errno.EBUSY, "Device or resource busy")
         self.grabbed = True
+
+    def ungrab(self) -> None:
+        """DeviceNode.ungrab"""
+        self._need()
+        self.grabbed = False
+
+    def set_lamps(self, lamps: dict[int, bool]) -> None:
+        """DeviceNode.set_lamps. The kernel ignores a program that has not grabbed a device that another has."""
+        device = self._need()
+        if self.grabbed or not any(reader.grabbed for reader in device.readers):
+            device.lamps |= lamps
 
     def close(self) -> None:
         """DeviceNode.close"""

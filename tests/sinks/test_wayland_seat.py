@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -34,6 +37,7 @@ from displbe.sinks.seat import (
     TouchUp,
 )
 from displbe.sinks.wayland.conn import Connection
+from displbe.sinks.wayland.us_layout import ALPHANUMERIC
 
 SIZE = WIDTH, HEIGHT
 DEVICES = "wl_keyboard", "wl_pointer", "wl_touch"
@@ -92,6 +96,77 @@ async def test_keyboard() -> None:
         await seat.says("wl_keyboard", "leave", 6, seat.surface.number)
         await seat.says("wl_keyboard", "key", 7, 0, 31, 1)
         assert seat.take() == [KeyboardEnter((29, 42)), KeyboardKey(30, True), KeyboardKey(30, False), KeyboardLeave()]
+
+
+def keymap(text: str) -> int:
+    """Return a file with a keymap, as a compositor sends it."""
+    fd = os.memfd_create("keymap")
+    os.write(fd, text.encode() + b"\0")
+    return fd
+
+
+async def test_a_virtual_keyboard_with_a_keymap_of_its_own() -> None:
+    """`wtype h` beside a real keyboard, whose keymap the compositor sends again afterwards."""
+    virtual = (
+        "xkb_keymap { xkb_keycodes { <K1> = 9; <K2> = 10; }; xkb_symbols { key <K1> {[H]}; key <K2> {[U1F600]}; }; };"
+    )
+    names = "".join(f"<{name}> = {code + 8}; " for name, code in ALPHANUMERIC.items())
+    real = f"xkb_keymap {{ xkb_keycodes {{ {names} }}; }};"
+    async with seated() as seat:
+
+        async def use(text: str) -> None:
+            fd = keymap(text)
+            await seat.says("wl_keyboard", "keymap", 1, len(text) + 1, fds=(fd,))
+            os.close(fd)
+
+        await use(real)
+        await seat.says("wl_keyboard", "enter", 1, seat.surface.number, b"")
+        await seat.says("wl_keyboard", "key", 2, 0, 1, 1)
+        await use(virtual)
+        with structlog.testing.capture_logs() as logs:
+            for code in (1, 2):
+                await seat.says("wl_keyboard", "modifiers", 3, 4, 0, 0, 0)
+                await seat.says("wl_keyboard", "key", 4, 0, code, 1)
+                await seat.says("wl_keyboard", "key", 5, 0, code, 0)
+        assert [(entry["event"][:11], entry["symbol"]) for entry in logs] == [("key ignored", "U1F600")]
+        await use(real)
+        await seat.says("wl_keyboard", "key", 6, 0, 1, 0)
+        keys = [(event.code, event.down) for event in seat.take() if isinstance(event, KeyboardKey)]
+        assert keys == [
+            (1, True),
+            (42, True),
+            (29, True),
+            (35, True),
+            (35, False),
+            (29, False),
+            (42, False),
+            (1, False),
+        ]
+
+
+async def test_locks_come_before_the_first_key() -> None:
+    """Caps Lock is the second bit and Num Lock the fifth, as locked modifiers; modifiers that are down are none."""
+    async with seated() as seat:
+        await seat.says("wl_keyboard", "enter", 1, seat.surface.number, b"")
+        await seat.says("wl_keyboard", "modifiers", 2, 0xFF, 0, 0x02, 0)
+        assert seat.take() == [KeyboardEnter(())]
+        for code in (30, 31):
+            await seat.says("wl_keyboard", "key", 3, 0, code, 1)
+        await seat.says("wl_keyboard", "modifiers", 4, 0, 0, 0x12, 0)
+        await seat.says("wl_keyboard", "key", 5, 0, 32, 1)
+        assert seat.take() == [
+            KeyboardLocks(True, False),
+            KeyboardKey(30, True),
+            KeyboardKey(31, True),
+            KeyboardKey(32, True),
+        ]
+        await seat.says("wl_keyboard", "leave", 6, seat.surface.number)
+        await seat.says("wl_keyboard", "enter", 7, seat.surface.number, struct.pack("=I", 58))
+        await seat.says("wl_keyboard", "key", 8, 0, 30, 1)
+        assert seat.take() == [KeyboardLeave(), KeyboardEnter((58,)), KeyboardKey(30, True)], "Caps Lock is down"
+        await seat.says("wl_keyboard", "enter", 9, seat.surface.number, b"")
+        await seat.says("wl_keyboard", "key", 10, 0, 30, 1)
+        assert seat.take() == [KeyboardLeave(), KeyboardEnter(()), KeyboardLocks(True, True), KeyboardKey(30, True)]
 
 
 async def test_keys_that_are_not_whole() -> None:

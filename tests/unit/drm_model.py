@@ -225,7 +225,7 @@ class ModelDevice(DrmDevice):
                 self.objects[PLANE + index]["IN_FORMATS"] = blob = self._new()
                 self.blobs[blob] = board.in_formats
         for index in range(len(board.monitors)):
-            if board.paths[index]:
+            if board.paths[index] and board.object_ids[index]:
                 self.add_path(index)
         board.began(self)
         super().__init__(path, opener)

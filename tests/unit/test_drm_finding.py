@@ -5,26 +5,28 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from unit.drm_model import CRTC, Board, ModelDevice, Monitor, Pages
+from unit.drm_model import CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 from unit.test_drm_model import Screen, _quick, running, until  # noqa: F401
 
-from displbe.sinks.base import OutputUnavailable, Part
-from displbe.sinks.drm import bus_path, uapi
-from displbe.sinks.drm.binding import Binding, canonical
+from displbe.sinks.base import OutputUnavailable, Part, SinkError
+from displbe.sinks.drm import bus_path, hotplug, output, sink, uapi
+from displbe.sinks.drm.binding import Binding
 from displbe.sinks.drm.device import DrmDevice, Mode
 from displbe.sinks.drm.edid_name import edid_name
 from displbe.sinks.drm.fallback_modes import FALLBACK_MODES
 from displbe.sinks.drm.libseat import FileOpener
+from displbe.sinks.drm.mode_search import ModeSearch
+from displbe.sinks.drm.names import canonical
 from displbe.sinks.drm.output import CANNOT_TELL, ScreenState
 from displbe.sinks.drm.placement import placements, ranked_modes
 from displbe.sinks.drm.settings import DrmSettings
@@ -161,6 +163,23 @@ def test_fallback_modes() -> None:
         assert (raw.hdisplay, raw.vdisplay) == (mode.width, mode.height)
 
 
+async def test_a_monitor_that_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a screen is dark, the connectors are probed now and then; while all are lit, they are not."""
+    monkeypatch.setattr(hotplug, "POLL", 1000.0)
+    monkeypatch.setattr(sink, "PROBE", 0.05)
+    board = Board()
+    board.monitors[0] = None
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        board.monitors[0] = Monitor([(64, 48)])
+        await until(lambda: lit(screen))
+        board.monitors[0] = Monitor([(64, 48)], DELL)
+        await trio.sleep(0.2)
+        assert [c.edid_name for card in made._cards.values() for c in card.connectors] == [""]
+        await screen.close()
+
+
 # Modes and CRTCs
 
 
@@ -234,6 +253,38 @@ async def test_a_mode_that_is_possible_again(tmp_path: Path) -> None:
         await screen.output.enable(screen.buffers[1], Part(0, 0, 64, 48))
         assert (lit_mode(screen), screen.output.reason) == ("64x48@60", "")
         await screen.close()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+async def test_a_better_mode_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
+    """A screen in a lesser mode gets the wanted one when that is possible. A test that was wrong is not made again and again."""
+    monkeypatch.setattr(output, "BETTER", 0.05)
+    board = Board()
+    board.monitors[0] = Monitor([(64, 48, 60), (64, 48, 30)])
+    board.refuses = too_fast(64 * 48 * 30, errno.ENOSPC)
+    async with running(board, tmp_path, refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        modesets = card.modesets
+        await trio.sleep(0.3)
+        assert (lit_mode(screen), card.modesets) == ("64x48@30", modesets)
+        if wrong:
+            monkeypatch.setattr(ModeSearch, "passes", lambda self, pipe, mode: True)
+            await until(lambda: card.modesets > modesets)
+            modesets = card.modesets
+            await trio.sleep(0.3)
+            assert (lit_mode(screen), card.modesets, lit(screen)) == ("64x48@30", modesets, True)
+        else:
+            board.refuses = lambda crtc, mode: 0
+            await until(lambda: lit(screen) and lit_mode(screen) == "64x48@60")
+            assert (screen.output.reason, card.modesets) == ("", modesets + 1)
+        screen.flip()
+        card.vblank()
+        await screen.complete()
+        await screen.close()
+        check_nothing_left(card)
 
 
 async def test_refused_in_every_mode(tmp_path: Path) -> None:
@@ -408,6 +459,64 @@ async def test_a_dock_that_comes_back(tmp_path: Path, name: str, number: int) ->
         check_nothing_left(board.card)
 
 
+async def test_a_guest_that_comes_again(tmp_path: Path) -> None:
+    """It finds the connector of its dock, which has another name now; while the dock is away, it waits."""
+    board = docked()
+    board.object_ids[1] = 0
+    async with running(board, tmp_path) as made:
+        with pytest.raises(OutputUnavailable, match="no connector Virtual-2"):
+            made.claim("Virtual-2", 64, 48)
+        board.replug(1, number=2, monitor=Monitor([(64, 48)], DELL))
+        await until(lambda: len(next(iter(made._cards.values())).connectors) == 2)
+        screen = Screen(made, "Virtual-2")
+        await screen.show()
+        assert lit(screen)
+        board.unplug(1)
+        await until(lambda: not connector_of(screen))
+        await screen.close()
+        again = Screen(made, "Virtual-2")
+        await again.show()
+        assert again.is_dark("there is no connector Virtual-2 now: is the dock plugged in?")
+        board.replug(1, number=7, monitor=Monitor([(64, 48)], DELL))
+        await until(lambda: lit(again))
+        await again.close()
+        once_more = Screen(made, "Virtual-2")
+        await once_more.show()
+        assert (lit(once_more), connector_of(once_more)) == (True, "card0/Virtual-7")
+        await once_more.close()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_what_was_shown_before_is_restored_with_another_dock(tmp_path: Path, gone: bool) -> None:
+    """The connectors that displbe found have their picture back, although one has gone with its dock, or has come anew."""
+    board = docked()
+    board.began = lambda card: card.light(0, 7, 0)
+    states: list[dict[int, dict[str, int]]] = []
+    async with running(board, tmp_path) as made:
+        screens = [Screen(made), Screen(made, "edid:DEL-A0B1")]
+        for screen in screens:
+            await screen.show()
+        board.unplug(1)
+        await until(lambda: not connector_of(screens[1]))
+        if not gone:
+            board.replug(1, number=8, monitor=Monitor([(64, 48)], DELL))
+            await until(lambda: lit(screens[1]))
+        card = board.card
+        assert card is not None
+        close = card.close
+
+        def closing() -> None:
+            states.append(card.objects)
+            close()
+
+        card.close = closing  # type: ignore[method-assign]
+    (after,) = states
+    assert (after[PLANE]["FB_ID"], after[CRTC]["ACTIVE"], after[CRTC + 1]["ACTIVE"]) == (7, 1, 0)
+    assert {values["CRTC_ID"] for identity, values in after.items() if identity < CRTC} == (
+        {CRTC} if gone else {CRTC, 0}
+    )
+
+
 async def test_another_monitor_on_the_dock(tmp_path: Path) -> None:
     """A guest that names a place on the dock is shown on any monitor there."""
     board = docked()
@@ -515,6 +624,25 @@ async def test_a_monitor_on_the_other_card(tmp_path: Path) -> None:
         await rival.close()
 
 
+async def test_one_of_two_cards_goes(tmp_path: Path) -> None:
+    """A guest whose card is gone is told so, although another card is there; it is shown when the card is back."""
+    boards = {"card0": Board(), "card1": Board()}
+    boards["card1"].sysfs_path, boards["card1"].numbers[0] = "/sys/devices/other", 9
+    async with running_cards(boards, tmp_path) as made:
+        screen, other = Screen(made, "Virtual-9"), Screen(made)
+        await screen.show()
+        await other.show()
+        boards["card1"].unbind()
+        await until(lambda: not connector_of(screen))
+        await trio.sleep(0.1)
+        assert screen.is_dark("the card is gone")
+        assert lit(other)
+        boards["card1"].present = True
+        await until(lambda: lit(screen))
+        await screen.close()
+        await other.close()
+
+
 async def test_the_same_name_on_two_cards(tmp_path: Path) -> None:
     """The connector that has a monitor is used, also when the monitor moves to the other one; `CARD/` says which one."""
     boards = {"card0": Board(), "card1": Board()}
@@ -556,7 +684,9 @@ async def test_a_card_by_its_place(tmp_path: Path, name: str) -> None:
         await screen.close()
 
 
-@pytest.mark.parametrize("device", ["pci-0000:03:00.0", "pci-0000_03_00.0"])
+@pytest.mark.parametrize(
+    "device", ["pci-0000:03:00.0", "pci-0000_03_00.0", "/dev/dri/by-path/pci-0000:03:00.0-card", "card1"]
+)
 async def test_one_card_by_its_place(tmp_path: Path, device: str) -> None:
     """`[drm] device` names a card by its place; other cards are not opened."""
     boards = {"card0": Board(), "card1": Board()}
@@ -589,3 +719,100 @@ def test_places_without_udev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert bus_path.bus_path(node, str(soc)) == "platform-fd4a0000.display"
     assert bus_path.bus_path(node, str(virtio)) == "pci-0000:00:02.0"
     assert bus_path.bus_path(node, str(devices)) == bus_path.bus_path(node, "") == ""
+
+
+WHAT = st.sampled_from([0, 1, 2])
+COMMON = "flip", "vblank", "remove", "enable", "off", "pause"
+ODD = "monitor", "no monitor", "dock", "no dock", "card", "no card", "slow", "fast", "crtc"
+ACTIONS = st.tuples(st.sampled_from(COMMON) | st.sampled_from(ODD), WHAT)
+"""An action, and which of the guests or connectors it is for."""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ACTIONS, max_size=30), st.sampled_from(["auto", "off"]))
+async def test_everything_comes_and_goes(tmp_path: Path, actions: list[tuple[str, int]], zero_copy: str) -> None:
+    """Two cards and a dock, three guests: each flip ends once, no two guests share a screen, no frame is removed while it is shown.
+
+    In the end all monitors are there, and each guest is shown on a screen that its name stands for.
+    """
+    boards = {"card0": docked(), "card1": Board()}
+    boards["card1"].sysfs_path, boards["card1"].numbers[0] = "/sys/devices/other", 9
+    boards["card1"].monitors[0] = Monitor([(64, 48)], LG)
+    for board in boards.values():
+        for monitor in board.monitors:
+            assert monitor is not None
+            monitor.modes = [(64, 48, 60), (64, 48, 30)]
+    async with running_cards(boards, tmp_path, zero_copy=zero_copy, refresh=0) as made:
+        screens = [Screen(made, name) for name in ("Virtual-1", "edid:DEL-A0B1-3XK9T", "edid:GSM-5B09-77")]
+        on = set()
+        for index, screen in enumerate(screens):
+            await screen.show()
+            on.add(index)
+        monitors = {("card0", 0): b"", ("card0", 1): DELL, ("card1", 0): LG}
+        for action, value in actions:
+            screen, (name, port) = screens[value], list(monitors)[value]
+            board = boards[name]
+            match action:
+                case "flip" if value in on and not screen.waiting:
+                    screen.flip(screen.accepted % 2)
+                case "vblank":
+                    for each in boards.values():
+                        assert each.card is not None
+                        each.card.vblank()
+                case "remove":
+                    await screen.replace(value % 2)
+                case "enable":
+                    with suppress(SinkError):
+                        await screen.output.enable(screen.buffers[value % 2], Part(0, 0, 64, 48))
+                        on.add(value)
+                case "off":
+                    await screen.output.disable()
+                    on.discard(value)
+                case "pause":
+                    await trio.sleep(0.03)
+                case "monitor" if board.object_ids[port]:
+                    board.monitors[port] = Monitor([(64, 48, 60), (64, 48, 30)], monitors[name, port])
+                case "no monitor":
+                    board.monitors[port] = None
+                case "no dock" if boards["card0"].object_ids[1]:
+                    boards["card0"].unplug(1)
+                case "dock" if not boards["card0"].object_ids[1] and max(boards["card0"].object_ids) < CRTC - 2:
+                    boards["card0"].replug(1, number=2 + value, monitor=Monitor([(64, 48, 60)], DELL))
+                case "no card":
+                    board.unbind()
+                case "card":
+                    board.present = True
+                case "slow":
+                    board.refuses = too_fast(64 * 48 * 30, errno.ENOSPC)
+                case "crtc":
+                    board.refuses = lambda crtc, mode: errno.EINVAL if crtc == 0 else 0
+                case "fast":
+                    board.refuses = lambda crtc, mode: 0
+            await trio.lowlevel.checkpoint()
+            for number, each_screen in enumerate(screens):
+                assert each_screen.done == list(range(len(each_screen.done)))
+                each_screen.check_state(on=number in on)
+            pipes = [each_screen.output.pipe for each_screen in screens]
+            used = [(pipe.device.name, pipe.crtc) for pipe in pipes if pipe is not None]
+            assert len(set(used)) == len(used)
+            used = [(pipe.device.name, pipe.connector) for pipe in pipes if pipe is not None]
+            assert len(set(used)) == len(used)
+        for screen in screens:
+            await screen.complete()
+        for name, board in boards.items():
+            board.refuses, board.present = lambda crtc, mode: 0, True
+            if not board.object_ids[-1]:
+                board.replug(1, number=2, monitor=None)
+            for port in range(len(board.monitors)):
+                board.monitors[port] = Monitor([(64, 48, 50)], monitors[name, port])
+        for screen in screens:
+            await screen.output.enable(screen.buffers[0], Part(0, 0, 64, 48))
+        await until(lambda: all(map(lit, screens)))
+        assert [connector_of(screen).split("/")[0] for screen in screens[1:]] == ["card0", "card1"]
+        for screen in screens:
+            await screen.close()
+        for board in boards.values():
+            check_nothing_left(board.card)
+            assert [card.removed_shown for card in board.cards if not card.unplugged] == [0] * sum(
+                not card.unplugged for card in board.cards
+            )

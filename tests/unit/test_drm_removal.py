@@ -18,6 +18,7 @@ from displbe.backend.quota import TokenBucket
 from displbe.sinks.base import Part
 from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.output import HELD_BACK, REMOVED, ScreenState
+from displbe.wire.formats import fourcc
 
 BURST, RATE = 8, 20.0
 
@@ -68,6 +69,25 @@ async def test_a_frame_of_ours_takes_its_place(tmp_path: Path, part: Part) -> No
         assert (screen.output.path, card.modesets, card.removed_shown) == ("zero copy", modesets, 0)
         await screen.close()
         assert (card.fbs, card.blobs, card.handles, card.removed_shown) == ({}, {}, {}, 0)
+
+
+@pytest.mark.parametrize(("name", "black"), [("XR24", b"\0\0\0\0"), ("YUYV", b"\x10\x80\x10\x80")])
+async def test_a_frame_of_ours_is_black(tmp_path: Path, name: str, black: bytes) -> None:
+    """In the format of the guest's frame: the plane need not change it."""
+    board = Board()
+    board.formats = [fourcc(name)]
+    async with running(board, tmp_path) as made:
+        screen = Screen(made, pages=[Pages(code=fourcc(name)), Pages(code=fourcc(name))])
+        await screen.show()
+        assert screen.output.path == "zero copy"
+        await screen.buffers[0].aclose()
+        cover = screen.output._link.scanout._cover if screen.output._link is not None else None
+        assert cover is not None
+        assert cover.fb == device_of(board).shown()["FB_ID"]
+        size = screen.pages[0].size
+        with cover.memory.borrow() as view:
+            assert bytes(view[:size]) == black * (size // len(black))
+        await screen.close()
 
 
 @pytest.mark.parametrize("failing", [["dumb"], ["dumb", "modeset"]])
@@ -235,7 +255,7 @@ async def test_held_back(tmp_path: Path) -> None:
             await screen.complete()
             assert screen.is_dark(HELD_BACK)
         modesets = device_of(board).modesets
-        await until(lambda: on_plane(board, screen, 1))
+        await until(lambda: on_plane(board, screen, 1) and screen.output.state is ScreenState.LIT)
         assert trio.current_time() - began >= 0.3
         assert (screen.output.state, screen.output.path) == (ScreenState.LIT, "zero copy")
         assert device_of(board).modesets == modesets

@@ -33,6 +33,7 @@ from displbe.input.event_codes import (
     EV_KEY,
     EV_REL,
     EV_SYN,
+    KEY_CAPSLOCK,
     REL_WHEEL,
     REL_WHEEL_HI_RES,
     REL_X,
@@ -43,7 +44,8 @@ from displbe.input.event_codes import (
 from displbe.input.event_queue import CAPACITY, EventQueue
 from displbe.input.features import Features
 from displbe.input.focus import Assignment, Claim, InputFocus
-from displbe.input.guest_input import AutoRepeat, GuestInput, InputSource
+from displbe.input.guest_input import GuestInput, InputSource
+from displbe.input.key_repeater import AutoRepeat
 from displbe.sim.input import InputCore
 from displbe.wire import kbdif
 from displbe.wire.errors import FrontendBroken
@@ -96,6 +98,8 @@ ASSIGNMENT: Final = Assignment(())
 
 class Given:
     """A focus that always has the same holder (input.focus.InputFocus)."""
+
+    is_with_host = False
 
     def __init__(self, guest_input: GuestInput | None) -> None:
         self._claim = Claim("guest", 1, 0, ASSIGNMENT)
@@ -445,6 +449,21 @@ def test_a_guest_that_takes_nothing_gets_the_whole_motion_and_every_release() ->
     guest.take_all()
     assert (guest.core.moved, guest.core.pressed) == ([2 * CAPACITY, -4 * CAPACITY], set())
     assert guest.guest_input.queue.dropped > CAPACITY
+
+
+@given(taps=st.integers(0, 3 * CAPACITY), takes=st.booleans())
+def test_locks_are_those_that_the_guest_has(taps: int, takes: bool) -> None:
+    """Taps that the guest never gets count neither way."""
+    guest = Guest(Features())
+    source = InputSource("keyboard", repeats=True)
+    for number in range(taps):
+        guest.guest_input.key(source, KEY_CAPSLOCK, 1)
+        guest.guest_input.key(source, KEY_CAPSLOCK, 0)
+        if takes and number % 7 == 0:
+            guest.take()
+    guest.take_all()
+    presses = guest.core.events.count(kbdif.Key(1, KEY_CAPSLOCK))
+    assert (KEY_CAPSLOCK in guest.guest_input.queue.locks.on) == bool(presses % 2)
 
 
 def test_a_page_that_was_used_before_is_no_reason_to_look_through_the_queue_for_each_event(

@@ -38,6 +38,8 @@ class AbsAxis(msgspec.Struct, frozen=True):
 
     minimum: int
     maximum: int
+    resolution: int = 0
+    """Units for each millimetre; 0: the device does not report it."""
 
     def fraction(self, value: int) -> float:
         """Return the position of a value in the range, 0 to 1. The kernel passes on values outside the range; they give less or more."""
@@ -76,6 +78,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Codes of EV_REL."""
     abs_axes: dict[int, AbsAxis] = {}
     """Codes of EV_ABS and their ranges."""
+    leds: frozenset[int] = frozenset()
+    """Codes of EV_LED: lamps."""
     is_touchpad: bool = False
     """INPUT_PROP_POINTER: a touch moves a pointer; its position is not a position on a screen."""
 

@@ -14,7 +14,6 @@ from displbe.input.event_codes import (
     BTN_LEFT,
     BTN_MISC,
     BTN_TASK,
-    BTN_TOOL_PEN,
     BTN_TOUCH,
     EV_ABS,
     EV_KEY,
@@ -51,7 +50,9 @@ class Decoder:
         self._source = source
         self._down = set(snapshot.keys)
         self._keys: list[tuple[int, int]] = []
-        """Key events of the unfinished frame: code and value."""
+        """Presses and releases of the unfinished frame: code and value, 1 or 0."""
+        self._repeated: int | None = None
+        """The key that the device has repeated, if no key was pressed or released since; None: no repetition is to be passed on."""
         self._pointer = PointerDecoder(source, capabilities, snapshot, turn)
         self._touch = touch_decoder(source, capabilities, snapshot, turn)
         self._merges_motions = not capabilities.abs_axes
@@ -76,8 +77,13 @@ class Decoder:
                     break
                 elif code == SYN_MT_REPORT:
                     self._touch.end_contact()
+            elif kind == EV_KEY and value == 2:
+                self._repeated = code
             elif kind == EV_KEY:
                 self._keys.append((code, value))
+                self._repeated = (
+                    None  # the kernel stops repeating as well (input_handle_event in drivers/input/input.c)
+                )
             elif kind == EV_REL:
                 self._pointer.relative(code, value)
             elif kind == EV_ABS:
@@ -89,9 +95,19 @@ class Decoder:
             guest_input.flush()
         return lost
 
+    def repeat(self, guest_input: GuestInput | None, roles: frozenset[Role]) -> None:
+        """Pass on the device's repetition of a key, at most one. Call this when no event is left to read: repetitions that were buffered
+        while displbe stood still are not made up for, and none is passed on for a key that has been released meanwhile.
+        """
+        code, self._repeated = self._repeated, None
+        if code is not None and guest_input is not None:
+            self._pass_key(code, 2, guest_input, roles)
+            guest_input.flush()
+
     def resync(self, snapshot: Snapshot, guest_input: GuestInput | None, roles: frozenset[Role]) -> None:
         """Pass on the difference between the tracked state and the device's present state, after events have been lost."""
         self._keys.clear()
+        self._repeated = None
         for code in sorted(self._down - snapshot.keys):
             self._keys.append((code, 0))
         for code in sorted(snapshot.keys - self._down):
@@ -111,8 +127,7 @@ class Decoder:
                 self._down.discard(code)
             if code == BTN_TOUCH:
                 self._touch.touch_button(bool(value))
-            if value == 1 and BTN_TOOL_PEN <= code <= BTN_TOUCH:
-                self._pointer.jump = True
+            self._pointer.button(code, bool(value))
         self._pointer.end_frame(guest_input if Role.POINTER in roles else None)
         if guest_input is not None:
             for code, value in keys:

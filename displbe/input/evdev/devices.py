@@ -14,6 +14,7 @@ import trio
 from displbe.input.focus import Claim, InputFocus
 from displbe.input.guest_input import GuestInput
 from displbe.input.settings import DEGREES, InputSettings
+from displbe.input.shortcuts import Action, ShortcutKeys
 from displbe.ops.log import SparseLog
 from displbe.shortage import brief, severity
 from displbe.sinks.turn import Turn
@@ -121,11 +122,21 @@ class EvdevDevices:
         turn = (
             partial(DEGREES.__getitem__, rotate or "0") if rotate in ("", *DEGREES) else partial(self._turn_of, rotate)
         )
-        device = self.devices[path] = EvdevDevice(path, node, claimed, turn)
+        shortcuts = ShortcutKeys(self._settings.shortcuts(), partial(self._on_shortcut, path))
+        device = self.devices[path] = EvdevDevice(path, node, claimed, turn, shortcuts)
         if rotate:
             _log.info("input device is turned", device=path, rotate=rotate)
         nursery.start_soon(self._serve, device)
         return True
+
+    def _on_shortcut(self, path: str, action: Action) -> None:
+        """Move the focus: a key combination was pressed on a device."""
+        match action:
+            case Action.NEXT_GUEST:
+                claimed = self.devices[path].claimed
+                self._focus.give_next(lambda claim: claim.key in claimed)
+            case Action.RELEASE:
+                self._focus.give_to_host(not self._focus.is_with_host)
 
     async def _serve(self, device: EvdevDevice) -> None:
         """Serve one device until it is lost or no claim names it."""

@@ -13,7 +13,16 @@ from struct import Struct, calcsize
 from typing import Any, Final, Protocol
 
 from displbe.input.bindings import Role
-from displbe.input.event_codes import EV_ABS, EV_KEY, EV_REL, EV_REP, INPUT_PROP_POINTER
+from displbe.input.event_codes import (
+    EV_ABS,
+    EV_KEY,
+    EV_LED,
+    EV_REL,
+    EV_REP,
+    EV_SYN,
+    INPUT_PROP_POINTER,
+    SYN_REPORT,
+)
 
 from .capabilities import SLOT_FIELDS, AbsAxis, Capabilities, InputEvent, Slot, Snapshot
 
@@ -45,6 +54,12 @@ class DeviceNode(Protocol):
 
     def grab(self) -> None:
         """Take the device's events from all other readers (EVIOCGRAB). Raises OSError when another program has grabbed it."""
+
+    def ungrab(self) -> None:
+        """Give the device's events to all readers again. Raises OSError."""
+
+    def set_lamps(self, lamps: dict[int, bool]) -> None:
+        """Switch lamps on and off, by their codes (EV_LED). Raises OSError, EBADF when the node is open for reading only."""
 
     def close(self) -> None:
         """Close the node. This also ends the grab."""
@@ -148,7 +163,8 @@ class SystemNode:
         self.capabilities = Capabilities(
             keys=frozenset(codes.get(EV_KEY, ())),
             rel_axes=frozenset(codes.get(EV_REL, ())),
-            abs_axes={code: AbsAxis(info.min, info.max) for code, info in codes.get(EV_ABS, ())},
+            abs_axes={code: AbsAxis(info.min, info.max, info.resolution) for code, info in codes.get(EV_ABS, ())},
+            leds=frozenset(codes.get(EV_LED, ())),
             is_touchpad=INPUT_PROP_POINTER in self._device.input_props(),
         )
         self.repeats = EV_REP in codes
@@ -180,6 +196,13 @@ class SystemNode:
 
     def grab(self) -> None:
         self._device.grab()
+
+    def ungrab(self) -> None:
+        self._device.ungrab()
+
+    def set_lamps(self, lamps: dict[int, bool]) -> None:
+        frame = [_EVENT.pack(EV_LED, lamp, is_on) for lamp, is_on in lamps.items()]
+        os.write(self.fd, b"".join((*frame, _EVENT.pack(EV_SYN, SYN_REPORT, 0))))
 
     def close(self) -> None:
         # InputDevice.close() would create an asyncio loop to remove the file from it.

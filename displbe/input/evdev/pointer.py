@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Final
 
-from displbe.input.event_codes import ABS_X, ABS_Y, REL_WHEEL, REL_WHEEL_HI_RES, REL_X, REL_Y
+from displbe.input.event_codes import ABS_X, ABS_Y, BTN_TOOL_PEN, BTN_TOUCH, REL_WHEEL, REL_WHEEL_HI_RES, REL_X, REL_Y
 from displbe.input.guest_input import GuestInput, InputSource
 from displbe.input.wheel import WheelDetents
 from displbe.sinks.turn import Turn
 
 from .capabilities import Capabilities, Snapshot
+from .touchpad import Touchpad
 
 __all__ = ["PointerDecoder", "PointerKind"]
-
-TOUCHPAD_PIXELS: Final = 1000
-"""Pixels that the pointer moves for the whole width of a touchpad."""
 
 
 class PointerKind(enum.Enum):
@@ -27,7 +24,7 @@ class PointerKind(enum.Enum):
     ABSOLUTE = "absolute"
     """A tablet or touch screen: it reports positions on the screen."""
     TOUCHPAD = "touchpad"
-    """It reports positions on the pad; their differences are motions."""
+    """It reports the positions of fingers on the pad (Touchpad)."""
 
     @classmethod
     def of(cls, capabilities: Capabilities) -> PointerKind:
@@ -58,10 +55,9 @@ class PointerDecoder:
         self._detents = WheelDetents()
         self._dx = self._dy = self._wheel = 0
         self._x, self._y = snapshot.axes.get(ABS_X, 0), snapshot.axes.get(ABS_Y, 0)
-        self._pad_position = float(self._x), float(self._y)
-        """The position on a touchpad for which the motions have been reported."""
         self._moved = False
         """Whether this frame has a position."""
+        self._touchpad = Touchpad(capabilities, snapshot) if self.kind is PointerKind.TOUCHPAD else None
 
     def relative(self, code: int, value: int) -> None:
         """Handle an event of type EV_REL."""
@@ -78,21 +74,33 @@ class PointerDecoder:
 
     def absolute(self, code: int, value: int) -> None:
         """Handle an event of type EV_ABS."""
-        if code == ABS_X:
+        if self._touchpad is not None:
+            self._touchpad.absolute(code, value)
+        elif code == ABS_X:
             self._x, self._moved = value, True
         elif code == ABS_Y:
             self._y, self._moved = value, True
+
+    def button(self, code: int, down: bool) -> None:
+        """Handle a press or release of EV_KEY."""
+        if down and BTN_TOOL_PEN <= code <= BTN_TOUCH:
+            self.jump = True
+        if self._touchpad is not None:
+            self._touchpad.button(code, down)
 
     def resync(self, snapshot: Snapshot) -> None:
         """Discard the frame, and continue from the device's present state."""
         self._discard_frame()
         self._x, self._y = snapshot.axes.get(ABS_X, self._x), snapshot.axes.get(ABS_Y, self._y)
         self._moved = self.kind is PointerKind.ABSOLUTE
+        if self._touchpad is not None:
+            self._touchpad.resync(snapshot)
 
     def end_frame(self, guest_input: GuestInput | None) -> None:
         """Handle SYN_REPORT: pass the frame on. None: no guest gets it."""
-        if self.kind is PointerKind.TOUCHPAD:
-            self._slide()
+        if self._touchpad is not None:
+            dx, dy, wheel = self._touchpad.end_frame()
+            self._dx, self._dy, self._wheel = self._dx + dx, self._dy + dy, self._wheel + wheel
         if guest_input is not None:
             if self.kind is PointerKind.ABSOLUTE and (self._moved or self._wheel):
                 position = self._axes[ABS_X].fraction(self._x), self._axes[ABS_Y].fraction(self._y)
@@ -107,14 +115,3 @@ class PointerDecoder:
     def _discard_frame(self) -> None:
         self._dx = self._dy = self._wheel = 0
         self._moved = False
-
-    def _slide(self) -> None:
-        """Convert the movement of a finger on a touchpad into motion. The remainder of less than a pixel counts in a later frame."""
-        position = float(self._x), float(self._y)
-        if not self.jump and ABS_X in self._axes:
-            pixel = max(1, self._axes[ABS_X].maximum - self._axes[ABS_X].minimum + 1) / TOUCHPAD_PIXELS
-            dx, dy = (int((now - before) / pixel) for now, before in zip(position, self._pad_position, strict=True))
-            self._dx += dx
-            self._dy += dy
-            position = self._pad_position[0] + dx * pixel, self._pad_position[1] + dy * pixel
-        self._pad_position = position

@@ -155,10 +155,10 @@ def rotation(pipe: Pipe, turn: Turn) -> int:
     return value
 
 
-def off_state(pipe: Pipe) -> Changes:
-    """Return the changes that switch the pipe off. A connector that is gone, with its dock, is left out."""
+def off_state(pipe: Pipe, *, connector: bool = True) -> Changes:
+    """Return the changes that switch the pipe off. The `connector` is left out if it is gone, with its dock."""
     objects = [("crtc", pipe.crtc), ("plane", pipe.plane.id)]
-    if pipe.connector in pipe.device.connector_ids:
+    if connector and pipe.connector in pipe.device.connector_ids:
         objects.append(("connector", pipe.connector))
     return {(kind, identity): OFF[kind] for kind, identity in objects}
 

@@ -22,8 +22,9 @@ from typing import Final
 import msgspec
 
 from .device import CardConnector, DrmDevice
+from .names import canonical
 
-__all__ = ["Binding", "Match", "canonical", "card_names", "connector_names", "describe"]
+__all__ = ["Binding", "Match", "card_names", "connector_names", "describe"]
 
 _EDID: Final = "edid_"
 _PATH: Final = "path_"
@@ -53,9 +54,10 @@ class _LastOn(msgspec.Struct, frozen=True):
 
 
 class Binding:
-    """An output's name, and what the output was last on."""
+    """An output's name, and what the output was last on, also for an earlier guest."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         text = canonical(name)
         card, separator, rest = name.partition("/")
         if separator and not text.startswith((_EDID, _PATH)):
@@ -73,6 +75,11 @@ class Binding:
     def names_a_place(self) -> bool:
         """Whether the name says where in the machine the card is, so that the card may come later."""
         return self.card.startswith(("pci-", "platform-", "usb-"))
+
+    @property
+    def was_on(self) -> bool:
+        """Whether the output has been on a connector."""
+        return self._last_on is not None
 
     def attached(self, device: DrmDevice, connector: CardConnector) -> None:
         """Take note of what the output is on now. A monitor that is unplugged stays known."""
@@ -92,11 +99,6 @@ class Binding:
         same_place = (last.sysfs_path, last.path_name) == (device.sysfs_path, connector.path_name or None)
         same_monitor = last.edid_name and last.edid_name == connector.edid_name
         return Match.FOLLOWS if same_place or same_monitor else Match.NONE
-
-
-def canonical(name: str) -> str:
-    """Return a name in the form in which names are compared."""
-    return re.sub(r"[^A-Za-z0-9.-]", "_", name)
 
 
 def card_names(device: DrmDevice) -> set[str]:

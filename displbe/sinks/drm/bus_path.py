@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-__all__ = ["bus_path", "sysfs_path_of"]
+from .names import canonical
+
+__all__ = ["bus_path", "nodes_at", "sysfs_path_of"]
 
 _BUSES: Final = {"pci", "platform"}
 
@@ -27,6 +30,20 @@ def bus_path(node: Path, sysfs_path: str) -> str:
         if os.path.realpath(link) == there:
             return link.name.removesuffix("-card")
     return _from_sysfs(Path(sysfs_path))
+
+
+def nodes_at(nodes: Iterable[Path], place: str) -> list[Path]:
+    """Return those device nodes whose cards are at a place: `pci-0000:00:02.0`, or the path of udev's link to the card."""
+    wanted = canonical(Path(place).name.removesuffix("-card"))
+    found = []
+    for node in nodes:
+        try:
+            sysfs_path = sysfs_path_of(os.stat(node))
+        except OSError:  # it has just gone
+            continue
+        if canonical(bus_path(node, sysfs_path)) == wanted:
+            found.append(node)
+    return found
 
 
 def _from_sysfs(device: Path) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from .binding import canonical
-from .bus_path import bus_path, sysfs_path_of
+from .bus_path import nodes_at, sysfs_path_of
 from .card import Card
 from .errors import DrmError, Unfit
 
@@ -82,10 +81,7 @@ class CardFinder:
             return nodes
         known = self._wanted_sysfs_path
         found = [node for node in nodes if known and _sysfs_path(node) == known]
-        if not found:
-            place = canonical(self._wanted)
-            found = [node for node in nodes if canonical(bus_path(node, _sysfs_path(node))) == place]
-        return found or [self._directory / self._wanted]
+        return found or nodes_at(nodes, self._wanted) or [self._directory / self._wanted]
 
 
 def _sysfs_path(node: Path) -> str:

@@ -16,6 +16,7 @@ causes is charged to it (`Output.charge`). While it owes one, its screen stays d
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -72,6 +73,10 @@ RETRY: Final = 5.0
 """Seconds after which a picture that the card has refused in every mode is tried again, if no monitor changes before."""
 MOST_TRIES: Final = 64
 """Maximum number of modes that are tried for one picture."""
+SEARCH_TIME: Final = 1.5
+"""Maximum seconds for trying further modes and CRTCs. The guest waits for the answer to its SET_CONFIG; Linux's frontend waits 3 s."""
+BETTER: Final = 15.0
+"""Seconds between two tests whether a better mode, which the card has refused, is possible now."""
 FLIP_POLL: Final = 0.001
 """Seconds between two looks whether a flip has ended."""
 
@@ -109,13 +114,15 @@ class _Wanted(msgspec.Struct):
     """None: the guest has removed the framebuffer that was shown, and has not flipped since."""
 
 
-class _LitScreen(msgspec.Struct, frozen=True):
+class _LitScreen(msgspec.Struct):
     """The mode of a lit screen, and the scanout that puts frames onto it."""
 
     mode: ActiveMode
     scanout: DirectScanout | CopiedScanout
     note: str = ""
     """Why the mode is not the one that was wanted; empty: it is."""
+    test_at: float = 0.0
+    """When to test whether the wanted mode is possible, in seconds of trio's clock."""
 
 
 class _Dark(msgspec.Struct):
@@ -140,16 +147,17 @@ class DrmOutput(Output):
 
     def __init__(
         self,
-        name: str,
+        binding: Binding,
         key: int,
         settings: DrmSettings,
         clock: FlipClock,
         tasks: Tasks,
         released: Callable[[], None],
     ) -> None:
+        name = binding.name
         super().__init__(name)
         self.key = key
-        self.binding = Binding(name)
+        self.binding = binding
         """Which connectors the name stands for."""
         self.state = ScreenState.OFF
         self.reason = OFF
@@ -414,10 +422,35 @@ class DrmOutput(Output):
                 elif self._lit is None or changed or not await self._is_still_shown(link, self._lit):
                     self._set_dark(SWITCHING_ON)
                     await self._switch_on(link, wanted.buffer, wanted.part)
+                elif await self._is_better_possible(link, self._lit, wanted.buffer, wanted.part):
+                    await self._switch_on(link, wanted.buffer, wanted.part)
+                    self._stop_testing()
             except (DrmError, SinkError) as error:
                 if _refusal(error) is not None:
                     self._dark.not_before = trio.current_time() + RETRY
                 self._darken(str(error))
+
+    def _stop_testing(self) -> None:
+        """If the wanted mode was refused again, do not test it until the screen is lit anew: the test was wrong."""
+        if self._lit is not None and self._lit.note:
+            self._lit.test_at = math.inf
+
+    async def _is_better_possible(self, link: CardLink, lit: _LitScreen, buffer: DrmBuffer, part: Part) -> bool:
+        """Return whether the screen is in a lesser mode than was wanted, and the card accepts the wanted one now.
+
+        Another screen that shared the bandwidth may have been switched off. The screen does not notice the test.
+        """
+        if not lit.note or trio.current_time() < lit.test_at:
+            return False
+        lit.test_at = trio.current_time() + BETTER
+        wanted = ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[0]
+        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
+        try:
+            return await in_worker(search.passes, link.scanout.pipe, wanted)
+        except DrmError:  # it says nothing about the mode
+            return False
+        finally:
+            await run_in_thread_or_here(search.close)
 
     async def _lose_screen(self, link: CardLink, obstacle: str) -> None:
         """Go dark and switch the screen off: the monitor is unplugged, or another program has become DRM master."""
@@ -466,10 +499,13 @@ class DrmOutput(Output):
         scanout, first, tried = link.scanout, link.scanout.pipe, {placement.mode for placement in where}
         formats = {each.format.fourcc for each in self._framebuffers.buffers}
         search = ModeSearch(buffer.format.fourcc, scanout.turn)
+        until = trio.current_time() + SEARCH_TIME
         try:
             for mode in ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[:MOST_TRIES]:
                 others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
                 for pipe in others if mode in tried else [first, *others]:
+                    if trio.current_time() > until:
+                        return False
                     if not await in_worker(search.passes, pipe, mode):
                         continue
                     if pipe != first and pipe not in link.other_pipes():  # another output has taken it meanwhile
@@ -551,6 +587,7 @@ class DrmOutput(Output):
             direct = DirectScanout(mode.flip, mode.slot, self._tasks.start_soon, self._since_flip, self._on_failed)
             lit = _LitScreen(mode, direct, note)
             self.path, self.reason = "be-alloc" if shown.from_card else "zero copy", note
+        lit.test_at = trio.current_time() + BETTER
         self._lit = lit
         self._dark.not_before = 0.0
         return lit

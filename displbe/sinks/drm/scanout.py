@@ -291,7 +291,13 @@ class ScanoutPipe:
         """
         try:
             with name_connector(self.pipe.name):
-                Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
+                try:
+                    Atomic(self.pipe.device, off_state(self.pipe)).commit("switch off", MODESET)
+                except DrmError as error:
+                    if error.number != errno.ENOENT:
+                        raise
+                    # The connector has just gone with its dock.
+                    Atomic(self.pipe.device, off_state(self.pipe, connector=False)).commit("switch off", MODESET)
         finally:
             self._free()
 

@@ -21,12 +21,13 @@ from displbe.threads import NoThread, run_in_thread
 from displbe.xen.port import Unavailable
 
 from . import hotplug
-from .binding import Binding, Match, canonical, card_names, describe
+from .binding import Binding, Match, card_names, describe
 from .card import Card, CardState
 from .device import CardConnector, Connection, DrmDevice
 from .finder import CardFinder
 from .libseat import PLAIN, FileOpener, Libseat, find_libseat
-from .output import CARD_GONE, DrmOutput
+from .names import canonical
+from .output import CARD_GONE, DrmOutput, ScreenState
 from .settings import DrmSettings
 
 __all__ = ["DrmSink", "NoCard"]
@@ -36,6 +37,8 @@ LEAVING: Final = 2.0
 """Seconds that giving the seat back to the session manager may take."""
 SEARCH: Final = 1.0
 """Seconds between two searches for cards while an output has none, or a card could not be opened."""
+PROBE: Final = 15.0
+"""Seconds between two probes of the connectors while a screen is dark: not every board reports each monitor."""
 _log = structlog.get_logger("displbe.drm")
 
 
@@ -71,6 +74,8 @@ class DrmSink(Sink):
         """Connector's name in the form of `canonical`, with the card's name or place in the machine (`card1/HDMI-A-1`) and
         without it -> the card's sysfs path, and the connector's index among those that no dock has (None: a dock has it).
         """
+        self._bindings: dict[str, Binding] = {}
+        """The names that have been claimed. A guest that comes again finds its connector under the connector's new name, too."""
         self._search_now = trio.Event()
         self._next_key = 1
         self._clock = FlipClock()
@@ -104,6 +109,7 @@ class DrmSink(Sink):
             nursery.start_soon(self._tasks.run)
             nursery.start_soon(hotplug.watch, self._on_hotplug)
             nursery.start_soon(self._search)
+            nursery.start_soon(self._probe_while_dark)
             nursery.start_soon(self._clock.run)
             if self._seat is not None:
                 nursery.start_soon(self._seat.run, self._on_seat)
@@ -163,6 +169,14 @@ class DrmSink(Sink):
                 await trio.sleep(SEARCH)
                 self._search_now.set()
 
+    async def _probe_while_dark(self) -> None:
+        """Probe all connectors now and then while a screen that a guest uses is dark, until cancelled."""
+        while True:
+            await trio.sleep(PROBE)
+            if any(output.state is ScreenState.DARK for output in self.outputs.values()):
+                for card in self._cards.values():
+                    card.look(probe=True)
+
     def _on_hotplug(self) -> None:
         """Search for cards and probe all connectors: a monitor or a card may have come or gone."""
         self._search_now.set()
@@ -184,9 +198,10 @@ class DrmSink(Sink):
             raise OutputUnavailable(f"connector {name} is taken by another guest")
         key, self._next_key = self._next_key, self._next_key + 1
         released = partial(self._give_back, key)
-        output = DrmOutput(name, key, self._settings, self._clock, self._tasks, released)
+        binding = self._bindings.get(name) or Binding(name)
+        output = DrmOutput(binding, key, self._settings, self._clock, self._tasks, released)
         found = self._choose(output)
-        if found is None and not self._may_come(output.binding):
+        if found is None and not self._may_come(binding):
             there = describe(connector for card in self._open_cards() for connector in card.connectors)
             known = ", ".join(there or sorted(name for name in self._locations if "/" not in name))
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
@@ -198,8 +213,9 @@ class DrmSink(Sink):
             else:  # it leaves at the card's next look
                 card.look()
         else:
-            output.wait_for_connector(self._why_missing(output.binding))
+            output.wait_for_connector(self._why_missing(binding))
         self.outputs[key] = output
+        self._bindings[name] = binding
         self._search_now.set()
         return output
 
@@ -208,8 +224,8 @@ class DrmSink(Sink):
 
     def _may_come(self, binding: Binding) -> bool:
         """Whether a connector that is not there may come: the name has been seen, or names a monitor, a dock or a place."""
-        name = f"{binding.card}/{binding.connector}" if binding.card else binding.connector
-        return name in self._locations or not binding.is_by_kernel_name or binding.names_a_place
+        name = _location_name(binding)
+        return name in self._locations or binding.was_on or not binding.is_by_kernel_name or binding.names_a_place
 
     def _choose(self, output: DrmOutput) -> tuple[Card, CardConnector] | None:
         """Return the connector that an output belongs on now; None: there is none.
@@ -232,8 +248,7 @@ class DrmSink(Sink):
                     best = rank, card, connector
         if best is not None:
             return best[1], best[2]
-        name = f"{binding.card}/{binding.connector}" if binding.card else binding.connector
-        path, index = self._locations.get(name, ("", None))
+        path, index = self._locations.get(_location_name(binding), ("", None))
         for card in self._open_cards():
             fixed = _fixed(card)
             if card.device.sysfs_path == path and index is not None and index < len(fixed):
@@ -245,7 +260,8 @@ class DrmSink(Sink):
         cards = self._open_cards()
         if binding.card and not any(binding.card in card_names(card.device) for card in cards):
             return f"there is no card {binding.card} now" if cards else CARD_GONE
-        if not cards:
+        path, _ = self._locations.get(_location_name(binding), ("", None))
+        if not cards or (path and not any(card.device.sysfs_path == path for card in cards)):
             return CARD_GONE
         if binding.is_by_kernel_name:
             return f"there is no connector {binding.connector} now: is the dock plugged in?"
@@ -311,6 +327,11 @@ def _names(card: Card, connector: CardConnector) -> set[str]:
     """Return the names by which a connector can be claimed while its card is away, in the form of `canonical`."""
     name = canonical(connector.name)
     return {name, *(f"{card_name}/{name}" for card_name in card_names(card.device))}
+
+
+def _location_name(binding: Binding) -> str:
+    """Return the name under which the location of a name's connector is known."""
+    return f"{binding.card}/{binding.connector}" if binding.card else binding.connector
 
 
 def _fixed(card: Card) -> list[CardConnector]:

@@ -29,6 +29,8 @@ __all__ = ["HeadlessOutput"]
 
 LATE: Final = 3.0
 """Limit for a flip in seconds: longer than the longest refresh period."""
+SMALL: Final = 65536
+"""Bytes of a picture for which the guest is not charged: each of its connectors is charged with more (backend.quota.CHARGES)."""
 _log = structlog.get_logger("displbe.headless")
 
 
@@ -155,7 +157,9 @@ class HeadlessOutput(Output):
                 return
             self._uncharge()
             try:
-                self._uncharge = self.copies.charge(4 * self._part.width * self._part.height)
+                size = 4 * self._part.width * self._part.height
+                if size > SMALL:
+                    self._uncharge = self.copies.charge(size)
                 self._last = await run_in_thread(_image, shown, self._part)
             except OSError as error:  # no thread or no memory
                 self._last = None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+import structlog
+
+from displbe.ops.log import SparseLog
 from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -29,6 +33,8 @@ from displbe.sinks.seat import (
 
 from .conn import Connection, Global, Proxy, words
 from .cursor import SeatCursor
+from .key_translator import KeyTranslator
+from .keymap import read_keymap
 
 __all__ = ["SeatDevices", "SeatTarget"]
 
@@ -38,6 +44,22 @@ TOUCH: Final = 4
 """wl_seat.capability"""
 CONTINUOUS: Final = 12
 """120ths of a detent for each unit of wl_pointer.axis: compositors send 10 units for a detent."""
+XKB_V1: Final = 1
+"""wl_keyboard.keymap_format"""
+LOCK_KEYS: Final = frozenset((58, 69))
+"""KEY_CAPSLOCK and KEY_NUMLOCK."""
+
+_say: Final = SparseLog(structlog.get_logger("displbe.wayland"))
+
+
+def _ignored(keysym: str) -> None:
+    """Log a key of a virtual keyboard that is passed on to no guest."""
+    _say(
+        "key ignored: the keyboard has its own keymap, and no key of a US keyboard makes this symbol",
+        "the guest does not get it",
+        level="info",
+        symbol=keysym[:32],
+    )
 
 
 class SeatTarget(Protocol):
@@ -75,6 +97,9 @@ class SeatDevices:
         self._keyboard: Proxy = None
         self._touch: Proxy = None
         self._keyboard_focus: SeatTarget | None = None
+        self._keys = KeyTranslator(_ignored)
+        self._sent_locks = True
+        """Whether the guest that has the keyboard knows the locks, or need not know them."""
         self._pointer_focus: SeatTarget | None = None
         self._entered = 0
         """The serial number of the pointer's newest enter event."""
@@ -101,8 +126,7 @@ class SeatDevices:
     def leave(self, target: SeatTarget) -> None:
         """Take the focus from an output whose surface is about to be destroyed."""
         if self._keyboard_focus is target:
-            self._keyboard_focus = None
-            target.tell(KeyboardLeave())
+            self._leave_keyboard()
         if self._pointer_focus is target:
             self._pointer_focus = None
             target.tell(PointerLeave())
@@ -134,19 +158,42 @@ class SeatDevices:
 
     def _follow_keyboard(self, keyboard: Proxy) -> None:
         on = self._conn.on
-        on(keyboard, "keymap", lambda layout, fd, size: os.close(fd))  # never read: guests have their own keymaps
+        on(keyboard, "keymap", self._on_keymap)
+        on(keyboard, "modifiers", self._on_modifiers)
         on(keyboard, "enter", self._on_keyboard_enter)
         on(keyboard, "leave", lambda serial, surface: self._leave_keyboard())
         on(keyboard, "key", self._on_key)
+
+    def _on_keymap(self, layout: int, fd: int, size: int) -> None:
+        try:
+            keymap = read_keymap(fd, size) if layout == XKB_V1 else None
+        except ValueError as error:
+            _say("the compositor's keymap cannot be read: key codes are passed on unchanged", str(error), level="info")
+            keymap = None
+        finally:
+            os.close(fd)
+        self._tell_keys(self._keys.set_keymap(keymap))
+
+    def _on_modifiers(self, serial: int, depressed: int, latched: int, locked: int, group: int) -> None:
+        self._keys.set_modifiers(depressed | latched, locked, group)
+
+    def _tell_keys(self, events: Iterable[tuple[int, bool]]) -> None:
+        for code, down in events:
+            if self._keyboard_focus is not None:
+                self._keyboard_focus.tell(KeyboardKey(code, down))
 
     def _on_keyboard_enter(self, serial: int, surface: Proxy, keys: bytes) -> None:
         self._leave_keyboard()
         self._keyboard_focus = self._find(surface)
         if self._keyboard_focus is not None:
-            self._keyboard_focus.tell(KeyboardEnter(words(keys)))
+            down = words(keys)
+            # A lock key that is down is about to change its lock, in a way that the keymap decides.
+            self._sent_locks = not LOCK_KEYS.isdisjoint(down)
+            self._keyboard_focus.tell(KeyboardEnter(down))
 
     def _leave_keyboard(self) -> None:
         target, self._keyboard_focus = self._keyboard_focus, None
+        self._keys.forget()
         if target is not None:
             target.tell(KeyboardLeave())
 
@@ -157,7 +204,10 @@ class SeatDevices:
 
     def _on_key(self, serial: int, time: int, code: int, state: int) -> None:
         if self._keyboard_focus is not None and state in (0, 1):  # 2 is a repetition, since version 10
-            self._keyboard_focus.tell(KeyboardKey(code, bool(state)))
+            if state and not self._sent_locks and (locks := self._keys.locks) is not None:
+                self._sent_locks = True
+                self._keyboard_focus.tell(KeyboardLocks(*locks))
+            self._tell_keys(self._keys.key(code, bool(state)))
 
     # Pointer
 

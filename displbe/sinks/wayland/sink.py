@@ -14,7 +14,7 @@ from displbe.sinks.seat import Seats
 
 from .buffers import DmabufHistory
 from .client import Client
-from .conn import Connection, connect
+from .conn import CompositorLost, Connection, connect
 from .extensions import without_effect
 from .link import EXTENSIONS
 from .output import WaylandOutput, ivi_id
@@ -41,7 +41,7 @@ class WaylandSink(Sink):
     def __init__(self, settings: WaylandSettings, opened: Callable[[str], Connection] = connect) -> None:
         self.settings = settings
         self.wants_shared = settings.zero_copy != "off" and settings.trust_compositor
-        self._seats = self.seats = Seats()
+        self._seats = self.seats = Seats(self._settle)
         self.clients: dict[Claimant, Client] = {}
         self._path = socket_path(settings.display)
         self._opened = opened
@@ -98,6 +98,18 @@ class WaylandSink(Sink):
         output = client.claim(name, width, height)
         self._nursery.start_soon(client.run)
         return output
+
+    async def _settle(self, domid: int, connector: str) -> bool:
+        """Wait for two answers of the compositor to wl_display.sync (Seats)."""
+        for claimant, client in self.clients.items():
+            if claimant.domid == domid and connector in client.outputs and client.link is not None:
+                try:
+                    await client.link.conn.sync()
+                    await client.link.conn.sync()
+                except CompositorLost:
+                    return False
+                return True
+        return False
 
     def _check_ivi_id(self, name: str) -> None:
         """Check that no other connector has the ivi id of this one: a compositor ends a connection that uses an ivi id again.

@@ -18,5 +18,14 @@ class Desktop:
         self.settings = settings
         self.server: Server | None = None
         """The connection; None: there is no X server, or none yet."""
-        self.seats = Seats()
+        self.seats = Seats(self._settle)
         self.clock = FlipClock()
+
+    async def _settle(self, domid: int, connector: str) -> bool:
+        """Wait for two answers of the X server (Seats). All windows share its connection."""
+        server = self.server
+        if server is None:
+            return False
+        await server.round_trip()
+        await server.round_trip()
+        return True

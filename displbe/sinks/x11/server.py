@@ -11,6 +11,7 @@ import io
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -128,6 +129,10 @@ class Server:
         """Id of a shared memory segment -> called when the server has read the segment."""
         self._unanswered: dict[object, float] = {}
         """Key of an expected answer -> the time since which it is expected, in seconds of trio's clock."""
+        self._asking = 0
+        """The window that our questions of `round_trip` are sent to; 0: there is none yet."""
+        self._questions: deque[trio.Event] = deque()
+        """Questions without an answer, the oldest first."""
         self.monitors: tuple[Monitor, ...] = ()
         """The monitors that are on; none if the server has no RandR 1.5."""
         self.monitors_changed = trio.Event()
@@ -249,6 +254,27 @@ class Server:
     def flush(self) -> None:
         """Let `serve` send the queued requests soon. Only `serve` sends them, because libxcb may read events while it writes."""
         self._waiting.cancel()
+
+    async def round_trip(self) -> None:
+        """Wait until the server has processed our requests, and its events up to then have been dispatched.
+
+        When the connection is lost, this waits until it is cancelled.
+        """
+        # A ClientMessage sent with an empty event mask goes to the client that created the window, in order with its other events.
+        if not self._asking:
+            self._asking = self.new_id()
+            self.core.CreateWindow(0, self._asking, self.screen.root, 0, 0, 1, 1, 0, x.WindowClass.InputOnly, 0, 0, [])
+            self.on_event[self._asking] = self._on_question
+        answered = trio.Event()
+        self._questions.append(answered)
+        message = struct.pack("=BBHII5I", 33, 32, 0, self._asking, self.atoms["WM_PROTOCOLS"], *(0,) * 5)
+        self.core.SendEvent(False, self._asking, 0, message)
+        self.flush()
+        await answered.wait()
+
+    def _on_question(self, event: Event) -> None:
+        if isinstance(event, x.ClientMessageEvent) and self._questions:
+            self._questions.popleft().set()
 
     def expect_answer(self, to: object) -> None:
         """Count the server as lost if `answered` is not called for this within `HANG` seconds."""

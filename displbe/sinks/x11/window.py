@@ -108,9 +108,9 @@ class _Canvas:
             undo.callback(self._uncharge)
             fd = sealed_memfd(size)
             try:
-                self.memory = Mapping(fd, [(0, size)], writable=True)
-                undo.callback(self.memory.close)
                 self.segment = server.attach(fd)
+                undo.callback(server.shm.Detach, self.segment)
+                self.memory = Mapping(fd, [(0, size)], writable=True)
             finally:
                 os.close(fd)
             undo.pop_all()

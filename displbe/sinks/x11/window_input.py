@@ -15,6 +15,7 @@ from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -29,6 +30,8 @@ from .server import Event
 __all__ = ["Area", "KeyboardState", "PointerState", "WindowInput"]
 
 KEYCODE_OFFSET: Final = 8
+LOCK_KEYS: Final = frozenset((58, 69))
+"""KEY_CAPSLOCK and KEY_NUMLOCK."""
 BUTTONS: Final = {1: 0x110, 2: 0x112, 3: 0x111, 8: 0x113, 9: 0x114}
 """X button -> BTN_LEFT, BTN_MIDDLE, BTN_RIGHT, BTN_SIDE, BTN_EXTRA."""
 WHEEL: Final = {4: (120, 0), 5: (-120, 0), 6: (0, -120), 7: (0, 120)}
@@ -73,6 +76,8 @@ class WindowInput:
         self._tell = tell
         self._area = area
         self._keys: set[int] = set()
+        self._sent_locks = True
+        """Whether the guest that has the keyboard knows the locks, or need not know them."""
         self._position = (0.0, 0.0, 0, 0)
         """The pointer's position and the size of the picture, as the last event gave them."""
         self._buttons: set[int] = set()
@@ -85,9 +90,9 @@ class WindowInput:
         """Handle an event of the window. Events other than input are ignored."""
         match event:
             case x.KeyPressEvent():
-                self._key(event.detail - KEYCODE_OFFSET, True)
+                self._key(event.detail - KEYCODE_OFFSET, True, event.state)
             case x.KeyReleaseEvent():
-                self._key(event.detail - KEYCODE_OFFSET, False)
+                self._key(event.detail - KEYCODE_OFFSET, False, event.state)
             case x.FocusInEvent() if event.detail != x.NotifyDetail.Inferior:
                 if not self._has_keyboard:
                     self.keyboard = KeyboardState.FOCUS_ANNOUNCED
@@ -116,6 +121,8 @@ class WindowInput:
     def _enter_keyboard(self, state: KeyboardState, keys: Iterable[int]) -> None:
         self.keyboard = state
         self._keys = {key for key in keys if key > 0}
+        # A lock key that is down is about to change its lock, in a way that the keymap decides.
+        self._sent_locks = not LOCK_KEYS.isdisjoint(self._keys)
         self._tell(KeyboardEnter(tuple(sorted(self._keys))))
 
     def _leave_keyboard(self) -> None:
@@ -124,7 +131,8 @@ class WindowInput:
             self._keys.clear()
             self._tell(KeyboardLeave())
 
-    def _key(self, code: int, down: bool) -> None:
+    def _key(self, code: int, down: bool, modifiers: int) -> None:
+        """Handle a key event. `modifiers`: those that were down or locked just before it."""
         match self.keyboard:
             case KeyboardState.AWAY:
                 self._enter_keyboard(KeyboardState.FOLLOWS_POINTER, ())
@@ -132,6 +140,9 @@ class WindowInput:
                 self._enter_keyboard(KeyboardState.FOCUSED, ())
         if code <= 0 or down == (code in self._keys):
             return  # a repetition, or the release of a key that was pressed in another window
+        if down and not self._sent_locks:
+            self._sent_locks = True
+            self._tell(KeyboardLocks(bool(modifiers & x.KeyButMask.Lock), bool(modifiers & x.KeyButMask.Mod2)))
         (self._keys.add if down else self._keys.discard)(code)
         self._tell(KeyboardKey(code, down))
 

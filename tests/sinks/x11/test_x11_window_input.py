@@ -11,6 +11,7 @@ from displbe.sinks.seat import (
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
+    KeyboardLocks,
     PointerAxis,
     PointerButton,
     PointerEnter,
@@ -76,18 +77,25 @@ class Guest:
         self.keys: set[int] | None = None
         self.buttons: set[int] | None = None
         self.framed = True
+        self.knows_locks = self.had_lock_key = False
 
     def hear(self, event: SeatEvent) -> None:
         match event:
             case KeyboardEnter():
                 assert self.keys is None
                 self.keys = set(event.keys)
+                self.knows_locks, self.had_lock_key = False, bool(self.keys & {58, 69})
                 assert all(1 <= key <= 247 for key in event.keys)
             case KeyboardLeave():
                 assert self.keys is not None
                 self.keys = None
+            case KeyboardLocks():
+                assert self.keys is not None
+                assert not self.knows_locks
+                self.knows_locks = True
             case KeyboardKey():
                 assert self.keys is not None
+                assert self.knows_locks or self.had_lock_key or not event.down
                 assert (event.code in self.keys) != event.down
                 self.keys ^= {event.code}
             case PointerEnter() | PointerMotion():
@@ -106,7 +114,7 @@ class Guest:
             case PointerAxis():
                 assert self.buttons is not None
                 assert {abs(event.vertical), abs(event.horizontal)} == {0, 120}
-        if not isinstance(event, KeyboardEnter | KeyboardLeave | KeyboardKey):
+        if not isinstance(event, KeyboardEnter | KeyboardLeave | KeyboardKey | KeyboardLocks):
             assert self.framed == (not isinstance(event, PointerFrame))
             self.framed = isinstance(event, PointerFrame)
 

@@ -1,0 +1,98 @@
+"""wtype types into a guest's window on sway: the keys of a virtual keyboard with its own keymap. Skipped where they are not installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+from scenario.world import until
+
+from displbe.config import Settings
+from displbe.daemon import Daemon
+from displbe.ops.settings import ControlSettings
+from displbe.sim.guest import Guest, draw_bars
+from displbe.sim.hypervisor import Xen
+from displbe.sim.toolstack import ConnectorSpec
+from displbe.sinks.wayland.settings import WaylandSettings
+from displbe.wire import kbdif
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("wtype") is None or (shutil.which("sway") is None and "DISPLBE_SWAY" not in os.environ),
+    reason="sway and wtype are not installed",
+)
+SIZE = 640, 480
+TEXT = "hello, World! {42}"
+LETTERS = dict(zip("helowrd42", (35, 18, 38, 24, 17, 19, 32, 5, 3), strict=True))
+OTHERS = {" ": (57,), ",": (51,), "!": (42, 2), "{": (42, 26), "}": (42, 27)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o700)
+    (tmp_path / "config").write_text("output * resolution 1024x768\n")
+    return tmp_path
+
+
+async def test_text_that_wtype_types(folder: Path) -> None:
+    """DISPLBE_SWAY names the socket of a sway that runs already; sway refuses to run as root."""
+    environment = {
+        **os.environ,
+        "XDG_RUNTIME_DIR": str(folder),
+        "WLR_BACKENDS": "headless",
+        "WLR_RENDERER": "pixman",
+        "WLR_LIBINPUT_NO_DEVICES": "1",
+    }
+    socket = Path(os.environ.get("DISPLBE_SWAY", folder / "wayland-1"))
+    sway = None
+    if "DISPLBE_SWAY" not in os.environ:
+        command = ["sway", "-c", str(folder / "config")]
+        sway = await trio.lowlevel.open_process(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        await until(socket.exists)
+        await _type(folder, environment | {"WAYLAND_DISPLAY": str(socket)}, socket)
+    finally:
+        if sway is not None:
+            sway.terminate()
+            await sway.wait()
+
+
+async def _type(folder: Path, environment: dict[str, str], socket: Path) -> None:
+    settings = Settings(
+        sink="wayland", wayland=WaylandSettings(display=str(socket)), control=ControlSettings(socket="")
+    )
+    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+        await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
+        vkb = {"unique-id": "K:HEADLESS-1"}
+        async with Guest.booted(xen, 1, ConnectorSpec("HEADLESS-1", *SIZE), vkb=vkb) as guest:
+            with trio.fail_after(30):
+                await guest.display.connected.wait()
+                await guest.input.connected.wait()
+            _, fb, buffer = await guest.display.create_framebuffer(*SIZE)
+            draw_bars(buffer.pixels, *SIZE, 0.0)
+            await guest.display.show(0, fb, *SIZE)
+            await trio.sleep(1)
+            # Without a real keyboard, the seat has one only while wtype runs, and clients need a moment to ask for it.
+            await trio.run_process(["wtype", "-s", "500", TEXT], env=environment)
+            await trio.run_process(["wtype", "-s", "500", "-M", "ctrl", "-k", "c", "-m", "ctrl"], env=environment)
+            await until(
+                lambda: guest.input.events and kbdif.Key(0, 46) in guest.input.events and not guest.input.pressed
+            )
+            down: list[int] = []
+            typed = []
+            for event in guest.input.events:
+                if isinstance(event, kbdif.Key) and event.pressed:
+                    down.append(event.keycode)
+                    if event.keycode not in (29, 42):
+                        typed.append((*(code for code in down if code in (29, 42)), event.keycode))
+                elif isinstance(event, kbdif.Key):
+                    down.remove(event.keycode)
+            expected = [
+                OTHERS.get(character) or ((42,) if character.isupper() else ()) + (LETTERS[character.lower()],)
+                for character in TEXT
+            ]
+            assert typed == [*expected, (29, 46)]
+        nursery.cancel_scope.cancel()
