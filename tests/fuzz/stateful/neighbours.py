@@ -201,4 +201,6 @@ class Neighbour:
                 shown = bytes(view[:4])
         if shown != colour:
             what = shown.hex() or "nothing"
-            raise WrongBehaviour(f"{self._name}, domain {self._domid}: its screen shows {what} in place of {colour.hex()}")
+            raise WrongBehaviour(
+                f"{self._name}, domain {self._domid}: its screen shows {what} in place of {colour.hex()}"
+            )
