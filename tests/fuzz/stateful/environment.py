@@ -55,7 +55,7 @@ class UnreliableMachine:
 
     async def _fail(self) -> None:
         kinds = set(self._chance.sample(KINDS, self._chance.choice((1, 1, 2))))
-        share, seconds = self._chance.choice((0.1, 0.5, 1.0)), self._chance.choice((0.05, 0.5, 3))
+        share, seconds = self._chance.choice((0.1, 0.5, 1.0)), self._chance.choice((0.05, 1, 6))
         self._note(f"{', '.join(sorted(kinds))} fail: {share:.0%} for {seconds} s")
         await self._world.faults.happen(kinds, share, seconds)
         self._note("nothing fails")

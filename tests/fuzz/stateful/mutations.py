@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 from unittest.mock import patch
 
+import trio
+
+from displbe import commands
 from displbe.commands import Commands
-from displbe.display.buffers import Buffers
+from displbe.daemon import STATUS_PERIOD, Daemon
 from displbe.display.connected import ConnectedDisplay
 from displbe.display.connector import Connector
 from displbe.display.device import DisplayDevice
 from displbe.display.screen import Screen
 from displbe.input.focus import InputFocus
 from displbe.ops.control import CommandError, Request
+from displbe.ops.status import Usage
 
 __all__ = ["MUTATIONS", "mutated"]
 
 
 @contextlib.contextmanager
-def _pages_unmapped_while_read() -> Iterator[None]:
-    """The end of a connection does not wait for a picture that a thread copies from its pages."""
+def _no_more_files_end_the_daemon() -> Iterator[None]:
+    """The status line for the service manager counts the open files, which needs one more file, and nothing handles its absence."""
 
-    async def aclose(buffers: Buffers) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(buffers._release_all)
-            for framebuffer in buffers.framebuffers.values():
-                stack.push_async_callback(buffers._detach, framebuffer)
+    def counted() -> Usage:
+        return Usage(len(os.listdir("/proc/self/fd")), 1024)
 
-    with patch.object(Buffers, "aclose", aclose):
+    async def notify_status(served: Daemon) -> None:
+        while True:
+            served._service_manager.notify(f"STATUS={(await served.commands.status()).summary()}")
+            await trio.sleep(STATUS_PERIOD)
+
+    with patch.object(commands, "_files", counted), patch.object(Daemon, "_notify_status", notify_status):
         yield
 
 
@@ -86,7 +93,7 @@ def _reservations_do_not_expire() -> Iterator[None]:
 
 
 MUTATIONS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[None]]]] = {
-    "pages": _pages_unmapped_while_read,
+    "files": _no_more_files_end_the_daemon,
     "connectors": _connectors_outlive_a_refused_connection,
     "commands": _handlers_of_commands_raise,
     "reservations": _reservations_do_not_expire,
