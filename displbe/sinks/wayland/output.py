@@ -21,7 +21,7 @@ from displbe.shortage import shortage
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
 from displbe.sinks.flip import Flip
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import KeyboardEnter, SeatEvent
+from displbe.sinks.seat import SeatEvent
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
 from displbe.wire.xs import parse_number
@@ -262,8 +262,8 @@ class WaylandOutput(Output):
     def tell(self, event: SeatEvent) -> None:
         """Pass an event of a seat to the guest."""
         self._seat.tell(event)
-        if isinstance(event, KeyboardEnter) and self.surface.extensions is not None:
-            self.surface.extensions.on_keyboard_enter()
+        if self.surface.extensions is not None:
+            self.surface.extensions.handle(event)
 
     @property
     def draws_cursor(self) -> bool:

@@ -12,7 +12,7 @@ import xcffib
 from displbe.shortage import shortage
 from displbe.sinks.base import CopyMemory, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import WindowSeat
+from displbe.sinks.seat import WindowListeners
 from displbe.threads import run_in_thread
 from displbe.xen.memory import Memory, Unmapped
 
@@ -68,7 +68,7 @@ class Painter:
         title: str,
         monitor: str,
         *,
-        seat: WindowSeat,
+        seat: WindowListeners,
         on_visibility: Callable[[], None],
         on_read: Callable[[int | None], None],
     ) -> None:
