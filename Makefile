@@ -24,12 +24,16 @@ UNIT := -q -n 4 --dist worksteal --reruns 1 --only-rerun 'TooSlowError|Exception
 unit: .venv/ready
 	$(BIN)/python -m pytest $(UNIT) -m 'not slow'
 
+# Parsers, then the whole daemon with several guests at once. A failed run prints the seed that repeats it.
+STATEFUL := PYTHONPATH=tests $(BIN)/python -m fuzz.stateful
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz --requests 1000000
 	$(BIN)/python -m tests.fuzz --seconds 900
+	$(STATEFUL) --seconds 1800
 
 fuzz-short: .venv/ready
 	$(BIN)/python -m tests.fuzz --seconds 30
+	$(STATEFUL) --seconds 30
 
 bench: .venv/ready
 	$(BIN)/python -m tests.bench

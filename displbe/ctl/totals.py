@@ -76,11 +76,14 @@ def _fits(what: str, need: int, room: int, fix: str) -> CheckResult:
 
 def _copies(settings: Settings, guest: XlConfig) -> int:
     """Return the pages of the copies that a guest's screens need, if all its frames are copied."""
-    sizes = [(width, height) for display in guest.displays for _, width, height in display.connectors]
-    return sum(_copy(settings, width, height) for width, height in sizes)
+    return sum(
+        _copy(settings, width, height, name) for display in guest.displays for name, width, height in display.connectors
+    )
 
 
-def _copy(settings: Settings, width: int, height: int) -> int:
-    """Return the pages of the copies that one screen of this size in pixels needs."""
+def _copy(settings: Settings, width: int, height: int, name: str = "") -> int:
+    """Return the pages of the copies that one screen of this size in pixels needs. A screen that `rotate` turns may need one frame more."""
     frames = 1 if settings.sink in ("headless", "x11") else FRAMES
+    if settings.sink == "drm" and settings.drm.screen(name).rotate not in ("auto", "0"):
+        frames += 1
     return -(-frames * width * height * PIXEL // PAGE_SIZE)

@@ -17,7 +17,7 @@ from displbe.wire.formats import FORMATS, fourcc
 
 from .turn import Turn
 
-__all__ = ["CONVERTED", "TARGETS", "XR24", "convert", "has_alpha", "pixel_size", "turn_frame"]
+__all__ = ["CONVERTED", "TARGETS", "XR24", "YUYV", "convert", "has_alpha", "pixel_size", "turn_frame"]
 
 
 AT_ONCE: Final = 65536
@@ -26,6 +26,7 @@ PAUSE: Final = 50e-6
 """Seconds between two parts of a conversion, in which other threads run."""
 _one_at_a_time: Final = threading.Lock()
 XR24: Final = fourcc("XR24")
+YUYV: Final = fourcc("YUYV")
 
 
 def _table(value: Callable[[int], int]) -> bytes:
@@ -209,9 +210,7 @@ def _packed_formats() -> dict[int, _Packed]:
 
 TARGETS: Final[dict[int, _Packed]] = _packed_formats()
 """The formats to which frames can be converted, by DRM format code, best first."""
-_SOURCES: Final[dict[int, _Packed | _Yuyv]] = {
-    code: _Yuyv() if code == fourcc("YUYV") else TARGETS[code] for code in FORMATS
-}
+_SOURCES: Final[dict[int, _Packed | _Yuyv]] = {code: _Yuyv() if code == YUYV else TARGETS[code] for code in FORMATS}
 CONVERTED: Final[dict[int, _Packed]] = {
     code: TARGETS[code] for code in FORMATS if FORMATS[code].opaque in TARGETS and FORMATS[code].opaque != XR24
 }

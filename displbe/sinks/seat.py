@@ -37,7 +37,7 @@ __all__ = [
     "TouchOrientation",
     "TouchShape",
     "TouchUp",
-    "WindowSeat",
+    "WindowListeners",
 ]
 
 _log = structlog.get_logger("displbe.seat")
@@ -190,8 +190,8 @@ class GuestPresence(enum.Enum):
     """The guest is connected and gets the events as they are."""
 
 
-class WindowSeat:
-    """The input of one connector's window, as the window's sink sees it. `Seats.window` makes it.
+class WindowListeners:
+    """The listeners to the events of one connector's window, for the sink that shows it. `Seats.window` makes it.
 
     It goes to the connector's guest while the guest is connected (`attach`), and nowhere while it is not: the window stays on the
     desktop then, and the user may type into it. The sink sets `on_change`, which is called when `takes_pointer` or `takes_keyboard` may
@@ -261,7 +261,7 @@ class WindowSeat:
 
 
 def _ignore() -> None:
-    """The default of `WindowSeat.on_change`."""
+    """The default of `WindowListeners.on_change`."""
 
 
 class _Listener(msgspec.Struct, frozen=True, eq=False):
@@ -291,7 +291,7 @@ class Seats:
         self.settle = settle
         self._listeners: dict[tuple[int, str], list[_Listener]] = {}
         """(domid, connector) -> the listeners to events for its surface."""
-        self._windows: dict[tuple[int, str], WindowSeat] = {}
+        self._windows: dict[tuple[int, str], WindowListeners] = {}
         """(domid, connector) -> its window in a sink."""
 
     @contextlib.contextmanager
@@ -338,12 +338,12 @@ class Seats:
         """Return whether this guest takes the keys of its connector's window."""
         return any(listener.keyboard for listener in self._listeners.get((domid, connector), ()))
 
-    def window(self, domid: int, connector: str) -> WindowSeat:
-        """Return the seat of the window of this guest's connector, for the sink that shows it."""
-        made = self._windows[domid, connector] = WindowSeat(self, domid, connector)
+    def window(self, domid: int, connector: str) -> WindowListeners:
+        """Return the listeners to the window of this guest's connector, for the sink that shows it."""
+        made = self._windows[domid, connector] = WindowListeners(self, domid, connector)
         return made
 
-    def forget(self, window: WindowSeat, domid: int, connector: str) -> None:
+    def forget(self, window: WindowListeners, domid: int, connector: str) -> None:
         """Forget a window, unless another one has taken its place."""
         if self._windows.get((domid, connector)) is window:
             del self._windows[domid, connector]

@@ -45,6 +45,8 @@ _QUOTA_ERRORS: Final = frozenset({"ENOSPC", "EQUOTA"})
 """The answers of xenstored and of oxenstored to a domain that has too many transactions."""
 _QUOTA_PAUSE: Final = 0.02
 """Seconds until a transaction that was refused for that reason is tried again."""
+_WATCH_PAUSE: Final = 1.0
+"""Seconds until a watch that was refused on a new connection is tried again."""
 _log = structlog.get_logger("displbe.store")
 
 
@@ -145,12 +147,22 @@ class XenStore:
             reply.arrived.set()
 
     async def _watch_again(self) -> None:
-        for token, (path, _) in list(self._watches.items()):
-            if token in self._watches:
-                try:
-                    await self._set_watch(path, token)
-                except WatchRefused as refused:
-                    _log.error("a watch could not be set again; its changes are not seen", reason=str(refused))
+        """Set the watches on a new connection. Those that XenStore refuses are tried again: without them, no changes would be seen."""
+        wanted, is_logged = list(self._watches), False
+        while wanted:
+            refused = []
+            for token in wanted:
+                if token in self._watches:
+                    try:
+                        await self._set_watch(self._watches[token][0], token)
+                    except WatchRefused as error:
+                        refused.append(token)
+                        if not is_logged:
+                            _log.error("a watch could not be set again; its changes are not seen", reason=str(error))
+                            is_logged = True
+            wanted = refused
+            if wanted:
+                await trio.sleep(_WATCH_PAUSE)
 
     async def _set_watch(self, path: str, token: bytes) -> None:
         try:

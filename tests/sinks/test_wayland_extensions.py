@@ -17,6 +17,7 @@ from displbe.sinks.wayland.inhibitors import ShortcutsState
 from displbe.sinks.wayland.output import WaylandOutput
 
 CLIENT_SIDE, SERVER_SIDE = 1, 2
+CTRL, ALT, TAB = 29, 56, 15
 MAXIMIZED, FULLSCREEN = 1, 2
 ACTIVATED = 4
 
@@ -267,6 +268,45 @@ async def test_shortcuts() -> None:
                 await until(lambda: len(keys.client.shortcuts) == 2)
             await until(lambda: not keys.client.shortcuts)
         assert compositor.client.error is None
+
+
+async def test_the_way_out_of_a_guest_that_has_the_shortcuts() -> None:
+    """Left Ctrl and left Alt, pressed and released together, give the compositor its shortcuts back. So does nothing else."""
+    compositor = FakeCompositor({**DESKTOP, "wl_seat": 8})
+    async with staged(compositor, inhibit_shortcuts=True) as stage:
+        output, *_ = await stage.lit()
+        client, number = compositor.client, stage.surface.number
+        assert stage.sink.seats is not None
+        with stage.sink.seats.listening(GUEST.domid, "HDMI-A-1", lambda event: None):
+            await until(lambda: client.of("wl_keyboard") and client.of("wl_pointer") and client.shortcuts)
+            keyboard, pointer = client.device("wl_keyboard"), client.device("wl_pointer")
+
+            async def keys(*codes: int) -> None:
+                """Press keys, and release them: a negative code."""
+                for code in codes:
+                    client.event(keyboard, "key", 1, 0, abs(code), int(code > 0))
+                await settled(output)
+
+            client.event(keyboard, "enter", 1, number, b"")
+            client.event(pointer, "enter", 1, number, 1.0, 1.0)
+            await keys(CTRL, ALT, -ALT, -CTRL)
+            assert not client.shortcuts
+            await keys(CTRL, ALT, -CTRL, -ALT)
+            assert client.shortcuts, "the same again"
+            await keys(CTRL, ALT, TAB, -TAB, -ALT, -CTRL)
+            await keys(CTRL, -CTRL, ALT, -ALT)
+            await keys(CTRL, ALT)
+            client.event(pointer, "button", 1, 0, 0x110, 1)
+            await keys(-CTRL, -ALT)
+            assert client.shortcuts
+            await keys(ALT, CTRL, -ALT, -CTRL)
+            assert not client.shortcuts
+            client.event(keyboard, "leave", 2, number)
+            await settled(output)
+            assert not client.shortcuts
+            client.event(keyboard, "enter", 3, number, b"")
+            await settled(output)
+            assert client.shortcuts, "the window has the keyboard anew"
 
 
 async def test_a_compositor_that_keeps_its_shortcuts() -> None:

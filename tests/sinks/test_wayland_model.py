@@ -10,7 +10,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sinks.compositor import CORE, FakeCompositor
+from sinks.compositor import CORE, DESKTOP, FakeCompositor
 from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, connection_of, on_screen, staged, until
 
 from displbe.sinks.base import Part, SinkError
@@ -34,8 +34,8 @@ SHAPES: list[dict[str, Any]] = [
 PARTS = [WHOLE, Part(8, 4, 20, 10), Part(0, 0, 1, 1)]
 STATES: list[tuple[int, ...]] = [(), (1,), (2,), (5, 6), (9,), (1, 2), (4,)]
 WHICH = st.integers(0, 5)
-MOST = 32
-"""Maximum objects of one output: 4 of a surface, 7 buffers, 3 copies of each of two shapes, and requested reports."""
+MOST = 35
+"""Maximum objects of one output: 7 of a surface, 7 buffers, 3 copies of each of two shapes, and requested reports."""
 
 WORDS = [
     "disable",
@@ -60,6 +60,7 @@ ACTIONS = st.one_of(
     st.tuples(
         st.just("configure"), st.sampled_from([(0, 0), (100, 100), (1024, 768), (7, 5)]), st.sampled_from(STATES)
     ),
+    st.tuples(st.just("rescale"), st.sampled_from([120, 150, 180, 240, 1])),
     *(st.just((word,)) for word in WORDS),
 )
 
@@ -127,6 +128,8 @@ class Play:
                     client.stopped = word == "stop"
             case "hide" | "see":
                 self.compositor.shows_at_once = word == "see"
+            case "rescale":
+                self.compositor.rescale(values[0])
             case "keep" | "release":
                 self.compositor.releases = word == "release"
             case "refresh":
@@ -207,10 +210,11 @@ class Play:
 @given(
     actions=st.lists(ACTIONS, min_size=8, max_size=40),
     presentation=st.booleans(),
+    desktop=st.booleans(),
     policy=st.sampled_from(["ignore", "detach"]),
 )
 def test_anything(
-    monkeypatch: pytest.MonkeyPatch, actions: list[tuple[Any, ...]], presentation: bool, policy: str
+    monkeypatch: pytest.MonkeyPatch, actions: list[tuple[Any, ...]], presentation: bool, desktop: bool, policy: str
 ) -> None:
     for module, name, value in (
         (client_module, "SEARCH", 0.005),
@@ -224,8 +228,10 @@ def test_anything(
     monkeypatch.setattr("displbe.sinks.flip.LATE_CHECK", 0.02)
 
     async def play() -> None:
-        offers = {name: version for name, version in CORE.items() if presentation or name != "wp_presentation"}
-        async with staged(FakeCompositor({**offers, "xdg_wm_base": 6}), on_close=policy) as stage:
+        there = DESKTOP if desktop else CORE
+        offers = {name: version for name, version in there.items() if presentation or name != "wp_presentation"}
+        compositor = FakeCompositor({**offers, "xdg_wm_base": 6})
+        async with staged(compositor, on_close=policy, inhibit_idle=True, inhibit_shortcuts=True) as stage:
             output = stage.claim()
             await until(lambda: GUEST in stage.sink.clients)
             played = Play(stage, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -36,6 +37,7 @@ from displbe.sinks.seat import (
     TouchShape,
     TouchUp,
 )
+from displbe.sinks.wayland import cursor as cursor_module
 from displbe.sinks.wayland.conn import Connection
 from displbe.sinks.wayland.us_layout import ALPHANUMERIC
 
@@ -248,6 +250,28 @@ async def test_a_cursor_for_a_guest_that_draws_none() -> None:
         await output.disable()
         await output.enable(first, WHOLE)
         await on_screen(output)
+
+
+async def test_no_file_for_a_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file for the arrow there is no cursor, until there is one. The guest's connection stays."""
+
+    def no_file(size: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    compositor = FakeCompositor({**CORE, "wl_seat": 8})
+    async with staged(compositor) as stage:
+        await stage.lit()
+        await until(lambda: all(compositor.client.of(device) for device in DEVICES))
+        seat = Seat(stage, [])
+        cursors, number = Cursors(seat), seat.surface.number
+        with monkeypatch.context() as patch:
+            patch.setattr(cursor_module, "sealed_memfd", no_file)
+            await seat.says("wl_pointer", "enter", 7, number, 1.0, 1.0)
+            await cursors.expect(arrow=False)
+        await seat.says("wl_pointer", "leave", 8, number)
+        await seat.says("wl_pointer", "enter", 7, number, 1.0, 1.0)
+        await cursors.expect(arrow=True)
+        assert len(compositor.clients) == 1
 
 
 @pytest.mark.parametrize(("policy", "arrow"), [("show", True), ("hide", False)])

@@ -156,6 +156,19 @@ async def test_a_window(folder: Path) -> None:
         assert shot.crop((left, top, left + 320, top + 200)).tobytes() == wanted.tobytes()
 
 
+async def test_options_of_desktops(folder: Path) -> None:
+    """A guest is shown whatever Weston offers of desktops' protocols. An option that has no effect says so (no Weston up to 14 has one)."""
+    options: dict[str, Any] = {"inhibit_idle": True, "inhibit_shortcuts": True, "decorations": "server"}
+    async with weston(folder) as compositor, playing(folder, compositor, "headless", **options) as player:
+        await player.show()
+        await player.on_screen()
+        await expect(compositor, player.picture())
+        said = player.daemon.sink.abilities()
+        protocols = ("idle-inhibit", "keyboard-shortcuts-inhibit", "xdg-decoration")
+        for option, protocol in zip(options, protocols, strict=True):
+            assert (f"{protocol}: yes" in said["compositor"]) != (f"option {option.replace('_', '-')}" in said)
+
+
 async def test_scaled_to_the_screen(folder: Path) -> None:
     """A picture of half the size is scaled up: each of its pixels covers four."""
     async with weston(folder) as compositor, playing(folder, compositor, "headless") as player:

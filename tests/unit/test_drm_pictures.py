@@ -248,6 +248,55 @@ async def test_a_plane_with_alpha_only(blending: str, zero_copy: str, tmp_path: 
         await screen.close()
 
 
+@pytest.mark.parametrize("code", GUESTS)
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+async def test_borders_are_black(code: str, zero_copy: str) -> None:
+    """In every format: a pixel of zeros is green in YUYV."""
+    board = Board(modes=[(24, 20)])
+    board.formats = [fourcc(code)]
+    case = Case(board, code, 0, zero_copy)
+    for number, pages in enumerate(case.pages):
+        pages.memory[:] = bytes((number + 3 * at) & 0xFF for at in range(pages.size))
+    await case.check(path="copy" if code == "YUYV" or zero_copy == "off" else "")
+
+
+async def test_borders_of_an_odd_width(tmp_path: Path) -> None:
+    """Two pixels of YUYV share their colour, so the left border has an even width."""
+    board = Board(modes=[(23, HEIGHT)])
+    board.formats = [fourcc("YUYV")]
+    async with running(board, tmp_path, refresh=0) as made:
+        screen = Screen(made, pages=[Pages(WIDTH, HEIGHT, fourcc("YUYV")) for _ in range(2)])
+        first, part = screen.pages[0], Part(0, 0, WIDTH, HEIGHT)
+        first.memory[:] = bytes(7 * at & 0xFF for at in range(first.size))
+        await screen.show(part)
+        assert board.card is not None
+        wanted = placed(guest_picture(first, part), 2, 0, 23, HEIGHT)
+        assert same(panel_picture(board, board.card, screen), wanted, 0.01)
+        await screen.close()
+
+
+@pytest.mark.parametrize("code", ["XR24", "YUYV"])
+async def test_the_frame_that_covers_is_black(tmp_path: Path, code: str) -> None:
+    """A removed frame is followed by black, in the format of the frame."""
+    board = Board(modes=[(WIDTH, HEIGHT)])
+    board.formats = [fourcc(code)]
+    async with running(board, tmp_path) as made:
+        screen = Screen(made, pages=[Pages(WIDTH, HEIGHT, fourcc(code)) for _ in range(2)])
+        for pages in screen.pages:
+            pages.memory[:] = b"\xc8" * pages.size
+        await screen.show(Part(0, 0, WIDTH, HEIGHT))
+        assert screen.output.path == "zero copy"
+        await screen.buffers[0].aclose()
+        link = screen.output._link
+        assert link is not None
+        cover = link.scanout._cover
+        assert cover is not None
+        with cover.memory.borrow() as view:
+            row = bytes(view[: WIDTH * size_of(code)])
+        assert same([colours(code, row)], [[BLACK] * WIDTH], 0.01)
+        await screen.close()
+
+
 async def test_no_format_to_convert_to(tmp_path: Path) -> None:
     """The refusal says what the plane has."""
     board = Board()

@@ -58,6 +58,23 @@ async def test_copies_are_charged(tmp_path: Path) -> None:
         assert account.used == 0
 
 
+async def test_a_frame_that_is_turned_is_charged(tmp_path: Path) -> None:
+    """Where frames are turned as they are copied, the upright one is kept beside the other three."""
+    board = Board(modes=[(48, 64)])
+    async with running(board, tmp_path, zero_copy="off", refresh=0, screens={"rotate": "90"}) as made:
+        screen = Screen(made)
+        account = Account(11)
+        screen.output.copies = CopyMemory(account.take, account.give)
+        await screen.show()
+        assert screen.is_dark("limit of copy_pages reached")
+        assert account.used == 0
+        account.limit = 12
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        assert account.used == 12
+        await screen.close()
+        assert account.used == 0
+
+
 class NoThreads:
     """Lets no worker thread start, nor any other thread."""
 

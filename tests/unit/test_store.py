@@ -19,6 +19,7 @@ import trio.testing
 from displbe.sim.store import StoreServer
 from displbe.wire import xs
 from displbe.wire.xs import NUL, Op
+from displbe.xen import store as store_module
 from displbe.xen.host import Host, NoXen
 from displbe.xen.paths import connect, find_store, may_be_store
 from displbe.xen.port import NoEntry, StoreError, StoreLost, WatchRefused
@@ -139,6 +140,28 @@ async def test_the_quota_of_watches(setup: Setup) -> None:
             await stack.enter_async_context(setup.store.watch(f"/{number}", ignore))
     async with guest.watch("/3", ignore):
         assert setup.server.watches_of(5) == 1
+
+
+async def test_a_watch_that_is_refused_on_the_next_connection_is_set_when_there_is_room(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of the domain may have taken the place meanwhile. Without the watch, the daemon would not see devices any more."""
+    monkeypatch.setattr(store_module, "_WATCH_PAUSE", 0.02)
+    guest = await setup.of(5)
+    told: list[str] = []
+    async with guest.watch("/0", told.append), guest.watch("/1", told.append):
+        with trio.fail_after(5):
+            while sorted(told) != ["/0", "/1"]:
+                await trio.sleep(0.001)
+        told.clear()
+        setup.server.max_watches = 1
+        setup.server.disconnect(5)
+        await trio.sleep(0.3)
+        assert told == ["/0"]
+        setup.server.max_watches = 2
+        with trio.fail_after(5):
+            while told != ["/0", "/1"]:
+                await trio.sleep(0.001)
 
 
 def ignore(path: str) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack, suppress
+from typing import Final
 
 from displbe.sinks.base import Allocation, CopyMemory
+from displbe.sinks.convert import YUYV
 from displbe.xen.memory import Mapping, PrivateMemory
 
 from . import uapi
@@ -17,6 +19,9 @@ from .device import DrmDevice
 from .errors import DrmError, drm_error
 
 __all__ = ["DoubleBuffer", "DumbAllocation", "DumbBuffer"]
+
+BLACK_YUYV: Final = b"\x10\x80"
+"""A black pixel of YUYV, in the limited range."""
 
 
 class DumbBuffer:
@@ -52,6 +57,9 @@ class DumbBuffer:
             self.fb = device.add_framebuffer(argument.handle, width, height, fourcc, self.pitch, 0)
             try:
                 self.memory = device.map_dumb(argument.handle, argument.size, writable=True)
+                if fourcc == YUYV:  # the kernel has filled it with zeros, which are black in the other formats
+                    with self.memory.borrow() as view:
+                        view[:] = BLACK_YUYV * (len(view) // len(BLACK_YUYV))
             except DrmError:
                 device.remove_framebuffer(self.fb)
                 raise
@@ -78,15 +86,18 @@ class DumbBuffer:
 class DoubleBuffer:
     """Two dumb buffers of one shape (width, height, bits, fourcc). The guest, whom `copies` charges, may have too many: OSError.
 
-    `front` was committed last, `back` is free to be drawn into. A third frame is charged for the private copy of copied_scanout.
+    `front` was committed last, `back` is free to be drawn into. Private frames of copied_scanout are charged with them: the
+    last that was seen, and one in which frames are turned.
     """
 
-    def __init__(self, device: DrmDevice, shape: tuple[int, int, int, int], copies: CopyMemory) -> None:
+    def __init__(
+        self, device: DrmDevice, shape: tuple[int, int, int, int], copies: CopyMemory, private_frames: int = 1
+    ) -> None:
         self.shape = shape
         self._private: list[PrivateMemory] = []
         width, height, bits, _ = shape
         with ExitStack() as undo:
-            self._uncharge = copies.charge(width * height * bits // 8)
+            self._uncharge = copies.charge(private_frames * width * height * bits // 8)
             undo.callback(self._uncharge)
             first = DumbBuffer(device, *shape, copies)
             undo.callback(first.close)

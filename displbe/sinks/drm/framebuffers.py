@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from displbe.sinks.base import SinkError, memory_of
-from displbe.sinks.convert import TARGETS
+from displbe.sinks.convert import TARGETS, YUYV
 from displbe.sinks.turn import Turn
 from displbe.wire.errors import Errno
 from displbe.wire.formats import FORMATS, fourcc_name
@@ -19,7 +19,7 @@ from displbe.xen.port import HypervisorError
 from .buffer import DrmBuffer, ScanoutFormat
 from .device import Mode
 from .errors import CardGone, DrmError, NoResources
-from .scanout import YUYV, ScanoutPipe
+from .scanout import ScanoutPipe
 from .worker import in_worker
 
 __all__ = ["FramebufferSet"]

@@ -14,11 +14,10 @@ import msgspec
 import structlog
 
 from displbe.sinks.base import CopyMemory, Part
-from displbe.sinks.convert import pixel_size
+from displbe.sinks.convert import YUYV, pixel_size
 from displbe.sinks.frame_copy import frame_rows
 from displbe.sinks.turn import Turn
 from displbe.wire.edid import sideways
-from displbe.wire.formats import fourcc as fourcc_of
 
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
@@ -30,7 +29,7 @@ from .mode_search import ModeSearch
 from .neutral import commit_with, neutral_values
 from .placement import Placement, ranked_modes
 
-__all__ = ["YUYV", "ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
+__all__ = ["ActiveMode", "ScanoutPipe", "sideways_edid", "upright"]
 
 _log: Final[Any] = structlog.get_logger("displbe.drm")
 
@@ -55,9 +54,6 @@ def sideways_edid(edid: bytes, modes: Sequence[Mode]) -> bytes | None:
         return None
 
 
-YUYV: Final = fourcc_of("YUYV")
-BLACK_YUYV: Final = bytes((16, 128, 16, 128))
-"""Two black pixels. In all other formats, a pixel of zeros is black."""
 MOST_TESTS: Final = 8
 """Maximum number of modes in which an imported framebuffer is tested."""
 
@@ -233,10 +229,14 @@ class ScanoutPipe:
         size, origin, on_screen = placement.shown, (0, 0), placement.target
         if placement.borders:
             size, on_screen = screen, (0, 0, *screen)
-            origin = in_copy.on_panel(placement.target, *screen)[:2]
+            left, top, *_ = in_copy.on_panel(placement.target, *screen)
+            # Two pixels of YUYV share their colour: a picture that began with the second one would have wrong colours.
+            origin = left - left % 2 if buffer.format.fourcc == YUYV else left, top
         size = in_copy.size(*size)
         pixel = pixel_size(buffer.format.fourcc)
-        buffers = DoubleBuffer(self.pipe.device, (*size, 8 * pixel, buffer.format.fourcc), self._copies())
+        shape = *size, 8 * pixel, buffer.format.fourcc
+        private_frames = 1 if in_copy is Turn.NONE else 2
+        buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
         try:
             assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
@@ -281,9 +281,6 @@ class ScanoutPipe:
             if copy and buffer.memory is not None:
                 rows = frame_rows(buffer.geometry, Part(part.x, part.y, *size))
                 copy_into(cover, rows, buffer.memory, converted=bool(buffer.format.conversion), into=fourcc)
-            elif fourcc == YUYV:
-                with cover.memory.borrow() as view:
-                    view[:] = BLACK_YUYV * (len(view) // len(BLACK_YUYV))
             changes = {"FB_ID": cover.fb, "CRTC_ID": self.pipe.crtc, "SRC_X": 0, "SRC_Y": 0}
             Atomic(device, {("plane", self.pipe.plane.id): changes}).commit("cover frame", 0)
 

@@ -9,6 +9,10 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
+from displbe.ops.log import SparseLog
+from displbe.shortage import shortage
 from displbe.sinks.sealed_memory import sealed_memfd
 
 from .conn import Connection, Proxy
@@ -55,6 +59,7 @@ class SeatCursor:
     def __init__(self, conn: Connection, factories: Callable[[], tuple[Proxy, Proxy]]) -> None:
         self._conn = conn
         self._factories = factories
+        self._say = SparseLog(structlog.get_logger("displbe.wayland"))
         self._surface: Proxy = None
         self._buffer: Proxy = None
 
@@ -62,8 +67,13 @@ class SeatCursor:
         """Show the arrow. `serial` is that of the pointer's newest enter event."""
         if self._surface is None:
             compositor, shm = self._factories()
+            try:
+                self._buffer = self._make_buffer(shm)
+            except OSError as error:
+                self._say("no cursor is shown over a guest that draws none", shortage(error))
+                self.hide(pointer, serial)
+                return
             self._surface = self._conn.keep(compositor.create_surface())
-            self._buffer = self._make_buffer(shm)
         pointer.set_cursor(serial, self._surface, 0, 0)
         # wl_pointer.set_cursor: a surface that is no longer the cursor is unmapped, so it needs its buffer again.
         self._surface.attach(self._buffer, 0, 0)

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from displbe.sinks.base import Part
+from displbe.sinks.seat import SeatEvent
 
 from .conn import Proxy
 from .inhibitors import IDLE_MANAGER, SHORTCUTS_MANAGER, IdleInhibitor, ShortcutsInhibitors
@@ -91,10 +92,10 @@ class SurfaceExtensions:
         if self._shortcuts is not None:
             self._shortcuts.set(active)
 
-    def on_keyboard_enter(self) -> None:
-        """Take note that the surface has got the keyboard."""
+    def handle(self, event: SeatEvent) -> None:
+        """Handle an event of a seat for the surface: shortcuts follow the keyboard."""
         if self._shortcuts is not None:
-            self._shortcuts.on_keyboard_enter()
+            self._shortcuts.handle(event)
 
     def close(self) -> None:
         """Destroy the objects: the surface is about to be destroyed."""

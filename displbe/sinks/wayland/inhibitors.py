@@ -11,6 +11,8 @@ from typing import Final
 import structlog
 
 from displbe.ops.log import SparseLog
+from displbe.sinks.seat import KeyboardEnter, KeyboardKey, PointerButton, SeatEvent
+from displbe.sinks.way_out import WayOut
 
 from .conn import Proxy
 from .link import Link
@@ -53,19 +55,33 @@ class ShortcutsState(enum.Enum):
 
 
 class ShortcutsInhibitors:
-    """Asks the compositor for the keys of its shortcuts, for one surface and all seats."""
+    """Asks the compositor for the keys of its shortcuts, for one surface and all seats. `window` is the window's name for the log.
+
+    The user's way out is what the compositor offers, and the keys of displbe.sinks.way_out, which work with every compositor.
+    """
 
     def __init__(self, link: Link, surface: Proxy, window: str) -> None:
         self.states: dict[SeatDevices, ShortcutsState] = {}
+        """The state for each seat that has been asked."""
+        self.is_left = False
+        """Whether the user has taken the shortcuts back by the way out, until the surface gets the keyboard the next time."""
         self._proxies: dict[SeatDevices, Proxy] = {}
         self._link = link
         self._surface = surface
+        self._wanted = False
+        """Whether the guest takes the keyboard."""
+        self._way_out = WayOut()
         self._say = SparseLog(structlog.get_logger("displbe.wayland").bind(window=window))
 
     def set(self, active: bool) -> None:
-        """Follow the compositor's seats: ask for the shortcuts of each. `active`: the guest takes the keyboard; else leave them."""
+        """Follow the compositor's seats. `active`: the guest takes the keyboard; else leave the shortcuts to the compositor."""
+        self._wanted = active
+        self._follow()
+
+    def _follow(self) -> None:
         manager = self._link.extensions.get(SHORTCUTS_MANAGER)
-        seats = list(self._link.seats.values()) if active and manager is not None else []
+        wanted = self._wanted and not self.is_left and manager is not None
+        seats = list(self._link.seats.values()) if wanted else []
         for seat in [seat for seat in self._proxies if seat not in seats]:
             self._link.conn.destroy(self._proxies.pop(seat))
             del self.states[seat]
@@ -85,15 +101,27 @@ class ShortcutsInhibitors:
             return
         self.states[seat] = state
         if state is ShortcutsState.ACTIVE:
-            self._say("the guest gets the compositor's shortcuts", "inhibit-shortcuts", level="info")
+            self._say("the guest gets the compositor's shortcuts", "left Ctrl+Alt gives them back", level="info")
         else:
             self._say("the compositor has taken its shortcuts back", "its user wants them", level="info")
 
-    def on_keyboard_enter(self) -> None:
-        """Log it if the surface gets the keyboard and the compositor does not answer."""
-        self._link.conn.call_after_sync(self._check)
+    def handle(self, event: SeatEvent) -> None:
+        """Handle an event of a seat for the surface: the guest has got the keyboard, or the user takes the way out."""
+        match event:
+            case KeyboardEnter():
+                self._way_out.reset()
+                self.is_left = False
+                self._follow()
+                self._link.conn.call_after_sync(self._check)
+            case KeyboardKey(code, down):
+                if self._way_out.key(code, down):
+                    self.is_left = not self.is_left
+                    self._follow()
+            case PointerButton(down=True):
+                self._way_out.spoil()
 
     def _check(self) -> None:
+        """Log it if the surface has the keyboard, and the compositor does not answer."""
         if ShortcutsState.ASKED in self.states.values():
             self._say(
                 "the compositor keeps its shortcuts",

@@ -25,11 +25,8 @@ EXTENSIONS: Final = {
 class Link:
     """A connection and what its compositor offers; a global that it does not offer is None.
 
-    `changed` is called when outputs, seats or dma-buf formats change.
-
-    `find` returns the guest's window that a wl_surface belongs to, or None.
-
-    It has sixteen attributes: one for each global that displbe needs or uses.
+    `changed` is called when outputs, seats or dma-buf formats change. `find` returns the guest's window that a wl_surface belongs to, or
+    None. It has sixteen attributes: most are one global each.
     """
 
     def __init__(

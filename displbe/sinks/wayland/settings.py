@@ -16,7 +16,7 @@ MAX_TEXT: Final = 2048
 
 
 class WaylandSettings(Table, frozen=True):
-    """`[wayland]` of the configuration. It has as many attributes as the table has keys."""
+    """`[wayland]` of the configuration. Its attributes are the keys, however many there are."""
 
     display: str = ""
     """The compositor's socket: a path, or a name in $XDG_RUNTIME_DIR; empty: the value of $WAYLAND_DISPLAY."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ONE", "fit", "fit_units", "pixels", "units", "units_of"]
+__all__ = ["ONE", "fit_units", "pixels", "units", "units_of"]
 
 ONE: Final = 120
 """The scale of one pixel for each unit."""
@@ -30,27 +30,19 @@ def units(length: int, scale: int) -> int:
     """
     if scale <= ONE:  # several lengths may do
         return max(1, (2 * length * ONE + scale) // (2 * scale))
-    more = -(-(2 * length - 1) * ONE // (2 * scale))  # the least length that has at least these pixels
+    more = _units_at_least(length, scale)
     less = max(1, more - 1)
     return less if length - pixels(less, scale) < pixels(more, scale) - length else more
+
+
+def _units_at_least(length: int, scale: int) -> int:
+    """Return the least length in units that has at least this many pixels."""
+    return max(1, -(-(2 * length - 1) * ONE // (2 * scale)))
 
 
 def units_of(picture: Size, scale: int) -> Size:
     """Return the size in units of a picture whose pixels are the monitor's."""
     return units(picture[0], scale), units(picture[1], scale)
-
-
-def fit(width: int, height: int, into_width: int, into_height: int) -> Size:
-    """Return the largest size of the same aspect ratio that fits. A side that misses a pixel or less is rounded up to what it fits into."""
-    if into_width * height <= into_height * width:
-        return into_width, _whole(height * into_width, width, into_height)
-    return _whole(width * into_height, height, into_width), into_height
-
-
-def _whole(dividend: int, divisor: int, most: int) -> int:
-    """Return a quotient as a whole number: `most` if that is the next one above it."""
-    above = -(-dividend // divisor)
-    return most if above >= most else max(1, dividend // divisor)
 
 
 def fit_units(picture: Size, into: Size, scale: int) -> Size:
@@ -61,5 +53,8 @@ def fit_units(picture: Size, into: Size, scale: int) -> Size:
     own = units_of(picture, scale)
     if 0 <= into[0] - own[0] <= 1 and 0 <= into[1] - own[1] <= 1:
         return own
-    made = fit(*picture, pixels(into[0], scale), pixels(into[1], scale))
-    return min(units(made[0], scale), into[0]), min(units(made[1], scale), into[1])
+    (width, height), across, down = picture, pixels(into[0], scale), pixels(into[1], scale)
+    # Rounded up, so that the same side is full again when a compositor asks for the result: no window shrinks each time that it is asked.
+    if across * height <= down * width:
+        return into[0], min(_units_at_least(-(-across * height // width), scale), into[1])
+    return min(_units_at_least(-(-down * width // height), scale), into[0]), into[1]

@@ -14,7 +14,7 @@ import structlog
 from displbe.ops.text import escape
 from displbe.sinks.base import DeviceConnector, OutputUnavailable
 from displbe.sinks.flip import Flip
-from displbe.sinks.seat import KeyboardEnter, SeatEvent
+from displbe.sinks.seat import SeatEvent
 from displbe.wire.xs import parse_number
 
 from .extensions import SurfaceOptions
@@ -245,8 +245,8 @@ class WaylandWindow:
     def tell(self, event: SeatEvent) -> None:
         """Pass an event of a seat to the guest."""
         self.seat.tell(event)
-        if isinstance(event, KeyboardEnter) and self.surface.extensions is not None:
-            self.surface.extensions.on_keyboard_enter()
+        if self.surface.extensions is not None:
+            self.surface.extensions.handle(event)
 
     @property
     def draws_cursor(self) -> bool:

@@ -6,7 +6,7 @@ import enum
 
 import xcffib.xproto as x
 
-from displbe.sinks.seat import WindowSeat
+from displbe.sinks.seat import WindowListeners
 
 from .server import Server
 
@@ -28,7 +28,7 @@ class WindowCursor:
     Methods raise xcffib.XcffibException when the connection is lost.
     """
 
-    def __init__(self, server: Server, window: int, seat: WindowSeat, policy: str) -> None:
+    def __init__(self, server: Server, window: int, seat: WindowListeners, policy: str) -> None:
         self.state = CursorState.SERVER
         self._server = server
         self._window = window

@@ -1,8 +1,8 @@
 """A window's grab of the keyboard: while the window has the focus, its guest gets the keys of the window manager's shortcuts too.
 
 The grab is the core protocol's GrabKeyboard. The server tells of it by focus events with a mode: `Grab` and `Ungrab`, and
-`WhileGrabbed` where the focus moves meanwhile, by a click on another window. The user's way out is that click, or left Ctrl and left Alt,
-pressed and released together without another key.
+`WhileGrabbed` where the focus moves meanwhile, by a click on another window. The user's way out is that click, or the keys of
+displbe.sinks.way_out.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import structlog
 import xcffib.xproto as x
 
 from displbe.ops.log import SparseLog
-from displbe.sinks.seat import WindowSeat
+from displbe.sinks.seat import WindowListeners
+from displbe.sinks.way_out import WayOut
 
 from .server import Event, Server
+from .window_input import KEYCODE_OFFSET
 
-__all__ = ["WAY_OUT", "GrabState", "KeyboardGrab"]
+__all__ = ["GrabState", "KeyboardGrab"]
 
-WAY_OUT: Final = frozenset({37, 64})
-"""X's codes of left Ctrl and left Alt: Linux's KEY_LEFTCTRL and KEY_LEFTALT, plus 8."""
 _OWN: Final = (x.NotifyDetail.Ancestor, x.NotifyDetail.Nonlinear)
 """The focus is the window itself. The other values of `detail` are about the pointer, or windows inside it, of which it has none."""
 _MOVED: Final = (x.NotifyMode.Normal, x.NotifyMode.WhileGrabbed)
@@ -49,16 +49,13 @@ class KeyboardGrab:
     Methods raise xcffib.XcffibException when the connection is lost.
     """
 
-    def __init__(self, server: Server, window: int, seat: WindowSeat, wanted: bool) -> None:
+    def __init__(self, server: Server, window: int, seat: WindowListeners, wanted: bool) -> None:
         self.state = GrabState.AWAY
         self._server = server
         self._window = window
         self._seat = seat
         self._wanted = wanted
-        self._down: set[int] = set()
-        """The keys that are down, by X's codes."""
-        self._chord = False
-        """Whether the keys of the way out are down, and nothing else was since they went down."""
+        self._way_out = WayOut()
         self._say = SparseLog(structlog.get_logger("displbe.x11"))
 
     def handle(self, event: Event) -> None:
@@ -71,11 +68,11 @@ class KeyboardGrab:
             case x.FocusOutEvent() if event.detail in _OWN:
                 self._focus_out(event.mode)
             case x.KeyPressEvent():
-                self._press(event.detail)
+                self._press(event.detail - KEYCODE_OFFSET)
             case x.KeyReleaseEvent():
-                self._release(event.detail)
+                self._release(event.detail - KEYCODE_OFFSET)
             case x.ButtonPressEvent():
-                self._chord = False
+                self._way_out.spoil()
 
     def update(self) -> None:
         """Follow the seat: the guest has begun to take the keyboard, or has ended it."""
@@ -98,7 +95,7 @@ class KeyboardGrab:
             self.state = GrabState.GRABBED
             self._say("the guest gets the window manager's shortcuts", "left Ctrl+Alt gives them back", level="info")
         elif self.state in (GrabState.AWAY, GrabState.FOCUSED, GrabState.ASKED) or mode in _MOVED:
-            self._down.clear()
+            self._way_out.reset()
             self.state = GrabState.FOCUSED
             self._ask()
 
@@ -117,18 +114,17 @@ class KeyboardGrab:
                 "the window manager keeps its shortcuts",
                 "another program has grabbed the keyboard: end it, and click into the window again",
             )
-        self._down.add(code)
-        self._chord = self._down == WAY_OUT
+        self._way_out.key(code, True)
 
     def _release(self, code: int) -> None:
-        self._down.discard(code)
-        chord, self._chord = self._chord and code in WAY_OUT, False
-        if chord and self.state is GrabState.GRABBED:
+        if not self._way_out.key(code, False):
+            return
+        if self.state is GrabState.GRABBED:
             self._end(GrabState.LEFT)
             self._say(
                 "the user has taken the window manager's shortcuts back", "left Ctrl+Alt gives them again", level="info"
             )
-        elif chord and self.state is GrabState.LEFT:
+        elif self.state is GrabState.LEFT:
             self._ask()
 
     def _ask(self) -> None:

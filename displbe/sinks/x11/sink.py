@@ -12,6 +12,8 @@ import structlog
 import trio
 import xcffib
 
+from displbe.ops.log import SparseLog
+from displbe.shortage import shortage
 from displbe.sinks.base import NOBODY, Claimant, DeviceConnector, Output, OutputUnavailable, Sink
 from displbe.sinks.seat import Seats
 from displbe.sinks.tasks import Tasks
@@ -37,6 +39,7 @@ NO_SCREEN_SAVER: Final = (
     "switch the screen saver off (xset s off -dpms), or remove the option"
 )
 _log = structlog.get_logger("displbe.x11")
+_say: Final = SparseLog(_log)
 
 
 class X11Sink(Sink):
@@ -125,7 +128,12 @@ class X11Sink(Sink):
                     monitors_of, self.desktop.settings.display, server.screen.root, abandon_on_cancel=True
                 )
             except Exception as error:  # the windows stay where they are
-                _log.warning("the X server's monitors cannot be read; windows stay where they are", reason=repr(error))
+                _say(
+                    "monitors not read: windows stay where they are, and it is tried again",
+                    shortage(error) or repr(error),
+                )
+                server.monitors_changed.set()
+                await trio.sleep(RETRY)
                 continue
             server.monitors = other
             self._tell(Painter.follow_monitors)

@@ -19,9 +19,10 @@ import xcffib.render
 import xcffib.xproto as x
 
 from displbe.sinks.base import CopyMemory, Geometry, Part
+from displbe.sinks.fitting import fit
 from displbe.sinks.frame_copy import copy_frame, frame_rows, same_frame
 from displbe.sinks.sealed_memory import sealed_memfd
-from displbe.sinks.seat import WindowSeat
+from displbe.sinks.seat import WindowListeners
 from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, close_in_thread
 
 from .cursor import WindowCursor
@@ -79,10 +80,7 @@ def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) 
     if scale == "stretch":
         return 0, 0, window_width, window_height
     if scale == "fit":
-        if window_width * height <= window_height * width:
-            width, height = window_width, max(1, window_width * height // width)
-        else:
-            width, height = max(1, window_height * width // height), window_height
+        width, height = fit(width, height, window_width, window_height)
     return (window_width - width) // 2, (window_height - height) // 2, width, height
 
 
@@ -171,7 +169,7 @@ class Window:
         size: tuple[int, int],
         settings: X11Settings,
         monitor: str,
-        seat: WindowSeat,
+        seat: WindowListeners,
         on_visibility: Callable[[], None],
     ) -> None:
         self.server = server

@@ -25,16 +25,16 @@ import time
 from pathlib import Path
 from typing import Final
 
+from .mutations import mutated
+from .play import ACTORS, Failure, Options, play
+
 FOLDER: Final = Path(__file__).parents[3] / "out" / "fuzz"
-HANG: Final = 60.0
+HANG: Final = 300.0
 """Seconds of real time after which a run hangs."""
 
 
 def child(options: argparse.Namespace) -> int:
     """Make the runs, one after the other."""
-    from .mutations import mutated
-    from .play import Failure, Options, play
-
     faulthandler.enable()
     end = time.monotonic() + options.seconds
     with mutated(options.mutation):
@@ -52,8 +52,8 @@ def child(options: argparse.Namespace) -> int:
                     return 1
             took = time.monotonic() - begun
             print(
-                f"done {seed} on {summary.sink}: {summary.actions} actions, {summary.flips} flips of the good guest, {summary.steps} steps,"
-                f" {summary.seconds:.0f} s in {took:.1f} s",
+                f"done {seed} on {summary.sink}: {summary.actions} actions, {summary.flips} flips of the good guest,"
+                f" {summary.steps} steps (at most {summary.peak}), {summary.seconds:.0f} s in {took:.1f} s",
                 flush=True,
             )
             if time.monotonic() > end:
@@ -61,11 +61,14 @@ def child(options: argparse.Namespace) -> int:
     return 0
 
 
-def supervise(options: argparse.Namespace, arguments: list[str], *, quiet: bool = False) -> str:
-    """Run a child. Return the report of its failure, or an empty text."""
+def supervise(options: argparse.Namespace, *, quiet: bool = False) -> tuple[int, str]:
+    """Run a child. Return the seed of the run that failed and its report, or an empty text."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    keys = ("seconds", "seed", "runs", "virtual", "sink", "without", "mutation", "tag")
+    arguments = [f"--{key}={getattr(options, key)}" for key in keys]
     command = [sys.executable, "-m", f"{__package__}", "--child", *arguments]
-    seed, report, runs, tail = "", "", 0, []
+    tail: list[str] = []
+    seed, report, runs = "", "", 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -88,6 +91,30 @@ def supervise(options: argparse.Namespace, arguments: list[str], *, quiet: bool 
     if report:
         (FOLDER / f"stateful-{seed}.txt").write_text(report)
         report = f"seed {seed}: {report}"
+    (FOLDER / f"stateful-{options.tag}.actions").unlink(missing_ok=True)
+    return int(seed or options.seed), report
+
+
+def shrink(options: argparse.Namespace, seed: int, report: str) -> str:
+    """Leave out actors, and then time, as long as the run still fails. Return the report of the smallest run that fails."""
+    options.seed, options.runs = seed, 1
+
+    def fails() -> bool:
+        nonlocal report
+        _, found = supervise(options, quiet=True)
+        report = found or report
+        return bool(found)
+
+    for actor in ACTORS:
+        before, options.without = options.without, ",".join(filter(None, (options.without, actor)))
+        if not fails():
+            options.without = before
+        print(f"shrinking: without {options.without or 'nobody'}", flush=True)
+    while options.virtual > 0.5:
+        options.virtual /= 2
+        if not fails():
+            options.virtual *= 2
+            break
     return report
 
 
@@ -98,7 +125,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--sink", default="", choices=["", "headless", "wayland", "drm"])
-    parser.add_argument("--virtual", type=float, default=12.0)
+    parser.add_argument("--virtual", type=float, default=8.0)
     parser.add_argument("--without", default="")
     parser.add_argument("--mutation", default="")
     parser.add_argument("--shrink", action="store_true")
@@ -107,10 +134,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         return child(options)
-    report = supervise(options, [*sys.argv[1:], "--tag", options.tag, "--seed", str(options.seed)])
+    seed, report = supervise(options)
+    if report and options.shrink:
+        report = shrink(options, seed, report)
     if report:
         print(report, file=sys.stderr)
-    (FOLDER / f"stateful-{options.tag}.actions").unlink(missing_ok=True)
     return 1 if report else 0
 
 

@@ -55,7 +55,7 @@ class UnreliableMachine:
 
     async def _fail(self) -> None:
         kinds = set(self._chance.sample(KINDS, self._chance.choice((1, 1, 2))))
-        share, seconds = self._chance.choice((0.1, 0.5, 1.0)), self._chance.choice((0.05, 0.5, 3))
+        share, seconds = self._chance.choice((0.1, 0.5, 1.0)), self._chance.choice((0.05, 1, 6))
         self._note(f"{', '.join(sorted(kinds))} fail: {share:.0%} for {seconds} s")
         await self._world.faults.happen(kinds, share, seconds)
         self._note("nothing fails")
@@ -75,7 +75,16 @@ class UnreliableCompositor:
 
     async def run(self) -> None:
         """Act until cancelled."""
-        acts = (self._crash, self._hang, self._configure, self._configure, self._hide, self._keep, self._be_slow, self._close)
+        acts = (
+            self._crash,
+            self._hang,
+            self._configure,
+            self._configure,
+            self._hide,
+            self._keep,
+            self._be_slow,
+            self._close,
+        )
         while True:
             await trio.sleep(self._chance.choice((0.05, 0.3, 1, 2)))
             act = self._chance.choice(acts)
@@ -153,9 +162,14 @@ class UnreliableScreens:
             nursery.start_soon(self._refresh)
             while True:
                 await trio.sleep(self._chance.choice((0.05, 0.3, 1, 2)))
-                act = self._chance.choice((self._unplug, self._lose_card, self._lose_master, self._fail, self._fail, self._slow))
+                act = self._chance.choice(
+                    (self._unplug, self._lose_card, self._lose_master, self._fail, self._fail, self._slow)
+                )
                 self._note(act.__name__.strip("_"))
-                await act()
+                try:
+                    await act()
+                finally:
+                    self._world.faults.ended_at = trio.current_time()
 
     async def _refresh(self) -> None:
         """Refresh the screens 50 times a second."""
@@ -184,7 +198,9 @@ class UnreliableScreens:
 
     async def _fail(self) -> None:
         kind = self._chance.choice(("dumb", "probe", "flip", "modeset", "test", "rmfb"))
-        self._board.faults[kind] = [self._chance.choice((errno.EINVAL, errno.ENOMEM, errno.EBUSY, errno.EACCES))] * self._chance.choice((1, 3))
+        self._board.faults[kind] = [
+            self._chance.choice((errno.EINVAL, errno.ENOMEM, errno.EBUSY, errno.EACCES))
+        ] * self._chance.choice((1, 3))
         await trio.lowlevel.checkpoint()
 
     async def _slow(self) -> None:

@@ -30,7 +30,7 @@ from displbe.xen.port import HypervisorError
 
 __all__ = ["KINDS", "Faults", "is_guest", "is_injected"]
 
-KINDS: Final = ("files", "hypervisor", "store", "conflicts", "watches", "transactions")
+KINDS: Final = ("files", "threads", "hypervisor", "store", "conflicts", "watches", "transactions")
 """Files and threads are used up; calls of the hypervisor fail; requests to XenStore fail; transactions have to be repeated; watches are
 refused; transactions are refused."""
 MARK: Final = "injected"
@@ -60,7 +60,7 @@ def is_injected(error: BaseException | None) -> bool:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENOMEM):
+        if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENOMEM, errno.EAGAIN):
             return True
         if MARK in str(one) or str(one) in ("EIO", "EQUOTA", "EAGAIN", "can't start new thread"):
             return True
@@ -68,6 +68,7 @@ def is_injected(error: BaseException | None) -> bool:
         if isinstance(one, BaseExceptionGroup):
             todo += one.exceptions
     return False
+
 
 GUESTS: Final = (b"domain", b"vdispl", b"vinput")
 """The directories above those of guests."""
@@ -104,7 +105,9 @@ class Faults:
 
     def fails(self, kind: str) -> bool:
         """Return whether a call of this kind fails now."""
-        return kind in self._active and self.chance.random() < self.share
+        # Not every transaction is in conflict: somebody else has succeeded then.
+        share = min(self.share, 0.5) if kind == "conflicts" else self.share
+        return kind in self._active and self.chance.random() < share
 
     def no_thread(self) -> bool:
         """Return whether the daemon cannot start a thread now."""
@@ -138,7 +141,8 @@ class Faults:
 
     def _socket(self, function: Callable[..., None]) -> Callable[..., None]:
         def made(this: socket.socket, *arguments: Any, **keys: Any) -> None:
-            if keys.get("fileno") is None and self._no_file():
+            is_new = keys.get("fileno") is None and len(arguments) < 4  # the fourth argument is a file that is open
+            if is_new and self._no_file():
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             function(this, *arguments, **keys)
 

@@ -12,7 +12,7 @@ import trio
 from displbe.sim.guest import FrontConnector, Frontend, Guest
 from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec
-from displbe.wire.displif import DbufDestroy, FbDetach, GetEdid, PageFlip, SetConfig
+from displbe.wire.displif import DbufDestroy, FbDetach, GetEdid, PageFlip, Request, SetConfig
 from displbe.wire.xenbus import State
 
 from .faults import is_guest
@@ -48,6 +48,8 @@ class HostileGuest:
         self._memory: Memory
         self._displays: list[Frontend] = []
         self._inputs: list[InputFrontend] = []
+        self._scopes: dict[int, trio.CancelScope] = {}
+        """Cancelled to end the driver of a display, by the display's number."""
         self._nursery: trio.Nursery
         self._acts: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (6, self._honest),
@@ -61,8 +63,9 @@ class HostileGuest:
             (1, self._remove_node),
             (1, self._state_machine),
             (2, self._reload_driver),
+            (5, self._change_rings),
             (2, self._input),
-            (3, self._silence),
+            (2, self._silence),
         ]
 
     async def run(self) -> None:
@@ -70,7 +73,7 @@ class HostileGuest:
         is_guest.set(True)
         while True:
             await self._live()
-            await trio.sleep(self._chance.uniform(0, 2))
+            await trio.sleep(self._chance.uniform(0, 0.5))
 
     def _note(self, action: str) -> None:
         self._world.journal.note(self._name, action)
@@ -89,10 +92,10 @@ class HostileGuest:
                 await self._nursery.start(self._guest.hypervisor.run)
                 self._displays = [self._new_display(number) for number in range(vdispls)]
                 self._inputs = [self._new_input(number) for number in range(vkbs)]
-                await trio.sleep(chance.choice((0, 0.01, 0.1, 1)))
-                for _ in range(chance.choice((1, 5, 20, 60))):
+                await trio.sleep(chance.choice((0, 0.01, 0.2, 0.3)))
+                for _ in range(chance.choice((1, 10, 30, 60))):
                     await self._act()
-                    await trio.sleep(chance.choice((0, 0, 0.001, 0.01, 0.1, 0.3)))
+                    await trio.sleep(chance.choice((0, 0, 0.001, 0.01, 0.05, 0.1)))
                 if chance.random() < 0.3:
                     self._die_within_a_request()
                 self._nursery.cancel_scope.cancel()
@@ -117,24 +120,32 @@ class HostileGuest:
             odd = chance.choice(("HDMI-A-1", "0", "7", "../x", "good", "a b", "\x1b"))
             specs.append(ConnectorSpec(chance.choice((own, own, shared, odd)), 64, 48))
         world.tools.add_display(self._domid, specs, number, be_alloc=chance.random() < 0.3)
+        return self._load_driver(number)
+
+    def _load_driver(self, number: int) -> Frontend:
+        """Run a new driver of a display. The former one ends, and leaves everything as it is."""
         self._guest.display = display = Frontend(self._guest, number)
-        self._nursery.start_soon(self._drive, display.run)
+        self._scopes.setdefault(number, trio.CancelScope()).cancel()
+        self._scopes[number] = trio.CancelScope()
+        self._nursery.start_soon(self._drive, display.run, self._scopes[number])
         return display
 
     def _new_input(self, number: int) -> InputFrontend:
         chance = self._chance
-        which = chance.choice(("K:shared-0", f"K:{self._name}-0-0;P:{self._name}-0-0", "K:/dev/input/event0", "T:x", "", "K", "K:"))
+        which = chance.choice(
+            ("K:shared-0", f"K:{self._name}-0-0;P:{self._name}-0-0", "K:/dev/input/event0", "T:x", "", "K", "K:")
+        )
         nodes = {"unique-id": which}
         for key in ("feature-abs-pointer", "feature-multi-touch", "feature-disable-keyboard", "width", "height"):
             if chance.random() < 0.3:
                 nodes[key] = chance.choice(("0", "1", "64", "99999999999", "x", ""))
         self._world.tools.add_input(self._domid, nodes, number)
         driver = InputFrontend(self._guest.domain, self._guest.hypervisor, number)
-        self._nursery.start_soon(self._drive, driver.run)
+        self._nursery.start_soon(self._drive, driver.run, trio.CancelScope())
         return driver
 
-    async def _drive(self, driver: Callable[[], Awaitable[None]]) -> None:
-        with contextlib.suppress(Exception):
+    async def _drive(self, driver: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        with contextlib.suppress(Exception), scope:
             await driver()
 
     def _connectors(self) -> list[FrontConnector]:
@@ -146,7 +157,7 @@ class HostileGuest:
         weights = [weight for weight, _ in self._acts]
         (_, act), *_ = self._chance.choices(self._acts, weights)
         self._note(f"domain {self._domid}: {act.__name__.strip('_')}")
-        with contextlib.suppress(Exception), trio.move_on_after(10):
+        with contextlib.suppress(Exception), trio.move_on_after(2):
             await act()
 
     async def _honest(self) -> None:
@@ -172,7 +183,7 @@ class HostileGuest:
         display, chance = self._chance.choice(self._displays), self._chance
         dbuf, fb, buffer = await display.create_framebuffer(64, 48)
         connector = chance.choice(display.connectors)
-        steps = [
+        steps: list[Request] = [
             SetConfig(0, fb, 0, 0, 64, 48, 32),
             SetConfig(0, 0, 0, 0, 0, 0, 0),
             PageFlip(0, fb),
@@ -184,16 +195,24 @@ class HostileGuest:
         for _ in range(chance.randrange(2, 12)):
             await connector.ask(chance.choice(steps))
 
+    def _deaf(self) -> FrontConnector:
+        """Return a connector that reads nothing any more: wrong indices would keep the guest itself busy."""
+        connector = self._chance.choice(self._connectors())
+        connector.ring.take = connector.events.take = lambda: None  # type: ignore[method-assign]
+        return connector
+
     async def _raw_ring(self) -> None:
-        connector, chance = self._chance.choice(self._connectors()), self._chance
+        connector, chance = self._deaf(), self._chance
         if chance.random() < 0.5:
-            connector.ring_page.store(chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 33, 5000, chance.getrandbits(32))))
+            connector.ring_page.store(
+                chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 33, 5000, chance.getrandbits(32)))
+            )
         else:
             connector.ring_page.write(64 * chance.randrange(1, 33), chance.randbytes(64))
         connector.channel.notify()
 
     async def _raw_events(self) -> None:
-        connector, chance = self._chance.choice(self._connectors()), self._chance
+        connector, chance = self._deaf(), self._chance
         connector.event_page.store(chance.choice((0, 4)), chance.choice((0, 1, 63, 5000, chance.getrandbits(32))))
         connector.event_channel.notify()
 
@@ -221,7 +240,9 @@ class HostileGuest:
     async def _remove_node(self) -> None:
         chance = self._chance
         home = self._home()
-        await self._guest.hypervisor.store.remove(chance.choice((home, f"{home}/state", f"{home}/0", f"{home}/{chance.choice(NODES)}")))
+        await self._guest.hypervisor.store.remove(
+            chance.choice((home, f"{home}/state", f"{home}/0", f"{home}/{chance.choice(NODES)}"))
+        )
 
     async def _state_machine(self) -> None:
         """Write states out of order."""
@@ -239,26 +260,41 @@ class HostileGuest:
             if chance.random() < 0.5:
                 with contextlib.suppress(Exception):
                     await display.close()
-            display.state = State.UNKNOWN
-            self._displays[number] = self._guest.display = again = Frontend(self._guest, number)
-            self._nursery.start_soon(self._drive, again.run)
+            self._displays[number] = again = self._load_driver(number)
             with trio.move_on_after(chance.choice((0, 0.02, 0.3, 2))):
                 await again.connected.wait()
+
+    async def _change_rings(self) -> None:
+        """Load the driver again, and change what it has published while the backend connects."""
+        chance, store = self._chance, self._guest.hypervisor.store
+        number = chance.randrange(len(self._displays))
+        self._displays[number] = display = self._load_driver(number)
+        with trio.move_on_after(1):
+            while display.state is not State.INITIALISED:
+                await trio.sleep(0.01)
+        path = f"device/vdispl/{number}/{chance.randrange(len(display.connectors))}/{chance.choice(NODES[1:5])}"
+        right = await store.read(path)
+        await trio.sleep(chance.uniform(0.08, 0.1))  # the backend waits for 0.1 s before it connects
+        for _ in range(chance.choice((1, 30, 200))):
+            await store.write(path, chance.choice((right, right, b"%d" % chance.randrange(8, 40))))
 
     async def _input(self) -> None:
         driver, chance = self._chance.choice(self._inputs), self._chance
         match chance.randrange(5):
             case 0:
-                driver.memory.store(chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 64, 5000, chance.getrandbits(32))))
+                driver.reads = False  # wrong indices would keep the guest itself busy
+                driver.memory.store(
+                    chance.choice((0, 4, 8, 12)), chance.choice((0, 1, 64, 5000, chance.getrandbits(32)))
+                )
                 driver.channel.notify()
             case 1:
                 await driver.publish()
             case 2:
-                driver.reads = not driver.reads
+                driver.reads = False
             case 3:
                 await driver.switch(State(chance.randrange(9)))
             case _:
                 driver.channel.notify()
 
     async def _silence(self) -> None:
-        await trio.sleep(self._chance.choice((0.1, 0.5, 2, 6)))
+        await trio.sleep(self._chance.choice((0.05, 0.2, 0.5, 2)))

@@ -179,12 +179,16 @@ class Neighbour:
         await connector.order(PageFlip(0, fb))
         took = self._steps.count - steps
         if took > ANSWER:
-            raise WrongBehaviour(f"{self._name}, domain {self._domid}: its flip was answered after {took} steps of all tasks")
+            raise WrongBehaviour(
+                f"{self._name}, domain {self._domid}: its flip was answered after {took} steps of all tasks"
+            )
         with trio.fail_after(FLIP):
             while len(connector.flips_done) == done:
                 await connector._flipped.wait()
         if trio.current_time() - begun > FLIP:
-            raise WrongBehaviour(f"{self._name}, domain {self._domid}: its flip was answered after {trio.current_time() - begun:.1f} s")
+            raise WrongBehaviour(
+                f"{self._name}, domain {self._domid}: its flip was answered after {trio.current_time() - begun:.1f} s"
+            )
 
     def _check_picture(self, colour: bytes) -> None:
         """Check that the screen shows the frame. Raises WrongBehaviour."""
@@ -197,4 +201,6 @@ class Neighbour:
                 shown = bytes(view[:4])
         if shown != colour:
             what = shown.hex() or "nothing"
-            raise WrongBehaviour(f"{self._name}, domain {self._domid}: its screen shows {what} in place of {colour.hex()}")
+            raise WrongBehaviour(
+                f"{self._name}, domain {self._domid}: its screen shows {what} in place of {colour.hex()}"
+            )

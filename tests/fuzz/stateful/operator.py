@@ -28,7 +28,15 @@ HTTP: Final = (
     *(b"GET /metrics HTTP/1.1\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"GET / HTTP/1.0\n\n", b"POST /x HTTP/1.1\r\n\r\n"),
     *(b"\r\n\r\n", b"x" * 9000, b"GET", b"\0\xff\r\n\r\n", b" \n\n"),
 )  # fmt: skip
-LIMITS: Final = ("pages", "buffers", "framebuffers", "connectors", "requests-per-turn", "requests-per-second", "reconnects-per-second")
+LIMITS: Final = (
+    "pages",
+    "buffers",
+    "framebuffers",
+    "connectors",
+    "requests-per-turn",
+    "requests-per-second",
+    "reconnects-per-second",
+)
 
 
 async def ask(path: str, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -44,6 +52,13 @@ async def ask(path: str, request: dict[str, Any]) -> tuple[dict[str, Any], bytes
             while len(body) < answer.get("octets", 0):
                 body += await _more(stream)
             return answer, body
+
+
+async def _open(where: str | int) -> trio.SocketStream:
+    """Connect to a UNIX socket, or to a TCP port of this machine."""
+    if isinstance(where, str):
+        return await trio.open_unix_socket(where)
+    return await trio.open_tcp_stream("127.0.0.1", where)
 
 
 async def _more(stream: trio.SocketStream) -> bytes:
@@ -68,10 +83,19 @@ class BusyOperator:
 
     async def run(self) -> None:
         """Act until cancelled."""
-        acts = (self._command, self._command, self._command, self._garbage, self._stall, self._metrics, self._reload)
+        acts = (
+            self._command,
+            self._command,
+            self._at_once,
+            self._at_once,
+            self._garbage,
+            self._stall,
+            self._metrics,
+            self._reload,
+        )
         async with trio.open_nursery() as self._nursery:
             while True:
-                await trio.sleep(self._chance.choice((0, 0.01, 0.1, 0.5, 1)))
+                await trio.sleep(self._chance.choice((0, 0.01, 0.05, 0.1, 0.3)))
                 await self._chance.choice(acts)()
 
     async def _command(self) -> None:
@@ -95,8 +119,36 @@ class BusyOperator:
             return
         if command == "status" and not (answer["ok"] and json.loads(body)["version"]):
             raise WrongBehaviour(f"status was answered with {answer}")
-        if command == "screenshot" and (guest, connector) == ("good", "") and not answer["ok"] and not world.faults.active:
+        if (
+            command == "screenshot"
+            and (guest, connector) == ("good", "")
+            and not answer["ok"]
+            and not world.faults.active
+        ):
             raise WrongBehaviour(f"a screenshot of the good guest was answered with {answer}")
+
+    async def _at_once(self) -> None:
+        """Send several commands about one guest at the same time, from several clients."""
+        chance, world = self._chance, self._world
+        if not world.guests:
+            return
+        served = [device.domid for device in world.daemon.displays.devices.values() if device.is_served]
+        domids = [domid for domid in served if domid in world.guests] or list(world.guests)
+        domid = str(chance.choice(domids))
+        commands = [
+            chance.choice(("screenshot", "screenshot", "kick", "kick", "blank", "unblank", "trace")) for _ in range(3)
+        ]
+        self._note(f"{', '.join(commands)} {domid} at once")
+        world.touched.add(domid)
+        async with trio.open_nursery() as nursery:
+            for command in commands:
+                nursery.start_soon(self._try, {"command": command, "guest": domid})
+
+    async def _try(self, request: dict[str, str]) -> None:
+        try:
+            await ask(self._world.settings.control.socket, request)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            self._note(f"no answer: {error!r}")
 
     async def _garbage(self) -> None:
         line = self._chance.choice(GARBAGE)
@@ -133,8 +185,7 @@ class BusyOperator:
         """Send bytes; read what comes, if anything, and close."""
         try:
             with trio.move_on_after(ANSWER):
-                opened = trio.open_unix_socket(where) if isinstance(where, str) else trio.open_tcp_stream("127.0.0.1", where)
-                async with await opened as stream:
+                async with await _open(where) as stream:
                     await stream.send_all(data)
                     await trio.sleep(seconds)
                     with trio.move_on_after(seconds):
@@ -166,10 +217,17 @@ class BusyOperator:
             case 2:
                 self._world.limits_changed = True
                 limit = chance.choice(LIMITS)
-                path.write_text(f"[limits]\n{limit} = {chance.choice(('0', '1', '2.0', '1000', '1e9', '4294967295', '-1'))}\n")
+                path.write_text(
+                    f"[limits]\n{limit} = {chance.choice(('0', '1', '2.0', '1000', '1e9', '4294967295', '-1'))}\n"
+                )
             case 3:
                 guest = chance.choice(("alpha", "beta", "nobody"))
-                lines = ("be-alloc = true", "screenshot = false", "connectors = ['shared-0', 'x']", "input = 'K:/dev/input/event0'")
+                lines = (
+                    "be-alloc = true",
+                    "screenshot = false",
+                    "connectors = ['shared-0', 'x']",
+                    "input = 'K:/dev/input/event0'",
+                )
                 path.write_text(f"[guest.{guest}]\n{chance.choice(lines)}\n[input]\nfocus = '{guest}'\n")
             case _:
                 self._world.limits_changed = True

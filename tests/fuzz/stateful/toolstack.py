@@ -13,7 +13,7 @@ from .world import World
 
 __all__ = ["CarelessToolstack"]
 
-ODD: Final = ("07", "a", "-1", "4294967296", "2/01", "99999", "5/", "32752/0", "2/1/1/1", "é", "0/0")
+ODD: Final = ("07", "a", "-1", "4294967296", "2/01", "99999", "9000/", "32752/0", "2/1/1/1", "é", "0/0")
 """Directories under `backend/KIND` that are no devices."""
 VALUES: Final = ("", "0", "1", "2", "3", "4", "5", "6", "9", "x", "01", "64x48", "1x1", "shared-0", "shared-1", "\xff")
 
@@ -30,7 +30,9 @@ class CarelessToolstack:
         """Act until cancelled."""
         while True:
             await trio.sleep(self._chance.choice((0.05, 0.3, 1, 2)))
-            act = self._chance.choice((self._odd_directory, self._node, self._node, self._device, self._rename, self._offline))
+            act = self._chance.choice(
+                (self._odd_directory, self._node, self._node, self._device, self._rename, self._offline)
+            )
             domids = list(self._world.guests)
             if domids:
                 await act(self._chance.choice(domids))
@@ -50,9 +52,11 @@ class CarelessToolstack:
         kind, odd = self._chance.choice(("vdispl", "vinput")), self._chance.choice(ODD)
         path = f"/local/domain/0/backend/{kind}/{odd}"
         if odd.isascii():
-            self._write(f"{path}/{self._chance.choice(('state', '0/state', 'x'))}", self._chance.choice(VALUES))
-            await trio.sleep(self._chance.choice((0, 0.1, 1)))
-            self._world.tools.remove(f"/local/domain/0/backend/{kind}/{odd.split('/')[0]}")
+            try:
+                self._write(f"{path}/{self._chance.choice(('state', '0/state', 'x'))}", self._chance.choice(VALUES))
+                await trio.sleep(self._chance.choice((0, 0.1, 1)))
+            finally:
+                self._world.tools.remove(f"/local/domain/0/backend/{kind}/{odd.split('/')[0]}")
 
     async def _node(self, domid: int) -> None:
         """Overwrite a node of a device, on either side."""
@@ -60,7 +64,9 @@ class CarelessToolstack:
         chance, tools = self._chance, self._world.tools
         number = chance.randrange(2)
         home = chance.choice((tools.back(domid, number), tools.front(domid, number), tools.vinput(domid, number)))
-        node = chance.choice(("state", "online", "frontend", "frontend-id", "unique-id", "0/unique-id", "0/resolution", "be-alloc"))
+        node = chance.choice(
+            ("state", "online", "frontend", "frontend-id", "unique-id", "0/unique-id", "0/resolution", "be-alloc")
+        )
         if tools.read(home) is not None:
             self._write(f"{home}/{node}", chance.choice(VALUES))
         await trio.lowlevel.checkpoint()
@@ -81,7 +87,10 @@ class CarelessToolstack:
                 except trio.TooSlowError:
                     tools.remove(tools.back(domid, number))
             case _:
-                specs = [ConnectorSpec(self._world.screen(f"shared-{chance.randrange(4)}"), 64, 48) for _ in range(chance.choice((0, 1, 2)))]
+                specs = [
+                    ConnectorSpec(self._world.screen(f"shared-{chance.randrange(4)}"), 64, 48)
+                    for _ in range(chance.choice((0, 1, 2)))
+                ]
                 tools.add_display(domid, specs, number)
         await trio.lowlevel.checkpoint()
 

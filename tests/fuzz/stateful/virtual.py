@@ -1,7 +1,7 @@
 """Time, scheduling and threads of a run, so that a seed makes the same decisions again.
 
-* Time is virtual: it passes slowly while a task can run, and else jumps to the next deadline. Waits cost nothing, and a busy machine changes
-  nothing.
+* Time is virtual: it passes slowly while a task can run, and else jumps to the next deadline. Waits cost nothing, and a busy machine
+  changes nothing.
 * trio chooses the order of tasks with random numbers of the seed.
 * What the daemon gives to worker threads runs in the event loop, later than it was asked for: at a moment that the seed chooses. A thread
   that is slow to begin finds memory unmapped if its owner does not wait for it.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, TypeVar
@@ -20,12 +22,15 @@ import outcome
 import trio
 import trio.testing
 
+from displbe.sinks import copy_thread
+from displbe.threads import NoThread
+
 __all__ = ["Steps", "Threads", "run", "simulated"]
 
 T = TypeVar("T")
 LIMIT: Final = 40
 """trio's own limit of worker threads."""
-ENDLESS: Final = 200_000
+ENDLESS: Final = 50_000
 """Steps of all tasks without a moment in which all of them wait."""
 TURN: Final = 2e-5
 """Seconds that a turn of the loop takes."""
@@ -41,9 +46,9 @@ class Threads:
         self._limiter = trio.CapacityLimiter(LIMIT)
 
     async def rest(self) -> None:
-        """Let other tasks run for a while: most often for a few turns of the loop, seldom for 0.1 s."""
-        if self.chance.random() < 0.1:
-            await trio.sleep(self.chance.choice((0.001, 0.01, 0.03, 0.1)))
+        """Let other tasks run for a while: most often for a few turns of the loop, seldom for 0.2 s."""
+        if self.chance.random() < 0.3:
+            await trio.sleep(self.chance.choice((0.001, 0.03, 0.1, 0.2)))
         for _ in range(self.chance.choice((0, 1, 3, 12))):
             await trio.lowlevel.checkpoint()
 
@@ -90,7 +95,7 @@ class CopyThread:
 
     def __init__(self, name: str) -> None:
         if self.threads._fails():
-            raise RuntimeError("can't start new thread")
+            raise NoThread
         self._jobs: deque[Callable[[], None] | None] = deque()
         self._given = self._done = 0
         self._look: Callable[[], float] | None = None
@@ -218,9 +223,28 @@ def _place(task: trio.lowlevel.Task) -> str:
     return f"{task.name}: {' > '.join(lines[-6:])}"
 
 
+class ThreadTime:
+    """The module `time` for copying threads that wait for a screen: `vblank` is called while they sleep."""
+
+    perf_counter = staticmethod(time.perf_counter)
+
+    def __init__(self, vblank: Callable[[], None]) -> None:
+        self._vblank = vblank
+        self._slept = 0.0
+
+    def monotonic(self) -> float:
+        """time.monotonic"""
+        return trio.current_time() + self._slept
+
+    def sleep(self, seconds: float) -> None:
+        """time.sleep"""
+        self._slept += seconds
+        self._vblank()
+
+
 @contextlib.contextmanager
-def simulated(threads: Threads) -> Iterator[None]:
-    """Replace the daemon's threads while the block lasts."""
+def simulated(threads: Threads, vblank: Callable[[], None]) -> Iterator[None]:
+    """Replace the daemon's threads while the block lasts. A thread that waits for a card calls `vblank`."""
 
     class Copying(CopyThread):
         pass
@@ -228,15 +252,18 @@ def simulated(threads: Threads) -> Iterator[None]:
     Copying.threads = threads
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch("trio.to_thread.run_sync", threads.run_sync))
-        for module in ("displbe.sinks.wayland.copies", "displbe.sinks.drm.output"):
-            stack.enter_context(patch(f"{module}.CopyThread", Copying))
+        real = copy_thread.CopyThread
+        for name, module in list(sys.modules.items()):
+            if name.startswith("displbe.sinks") and getattr(module, "CopyThread", None) is real:
+                stack.enter_context(patch.object(module, "CopyThread", Copying))
+        stack.enter_context(patch("displbe.sinks.drm.copied_scanout.time", ThreadTime(vblank)))
         yield
 
 
 def run(main: Callable[[], Awaitable[T]], seed: int, steps: Steps) -> T:
     """trio.run, with virtual time and the seed's order of tasks."""
     with patch("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True):
-        trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
+        trio._core._run._r.seed(seed)
         clock = trio.testing.MockClock(autojump_threshold=0)
         steps.begin(clock)
         return trio.run(main, clock=clock, instruments=[steps])

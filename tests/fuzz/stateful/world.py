@@ -86,7 +86,9 @@ class World:
         """Return the sink's name of a screen. Cards have only four."""
         if self.settings.sink != "drm":
             return name
-        return {"good-screen": "Virtual-1", "shared-0": "Virtual-3"}.get(name, "Virtual-4" if name.startswith("shared") else "Virtual-2")
+        return {"good-screen": "Virtual-1", "shared-0": "Virtual-3"}.get(
+            name, "Virtual-4" if name.startswith("shared") else "Virtual-2"
+        )
 
     # Domains
 
@@ -137,6 +139,8 @@ class World:
         try:
             await self.tools.wait_state(back, State.CLOSED, timeout=END)
         except trio.TooSlowError:
-            hindered = self.faults.active or self.faults.ended_at > begun - 1 or int(back.split("/")[-2]) in self.meddled
+            hindered = (
+                self.faults.active or self.faults.ended_at > begun - 1 or int(back.split("/")[-2]) in self.meddled
+            )
             if not hindered:
                 raise WrongBehaviour(f"the backend has not reached state 6 within {END:.0f} s: {back}") from None

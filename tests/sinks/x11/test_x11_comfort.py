@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +19,9 @@ from sinks.x11.test_x11 import HEIGHT, WIDTH, Heard, as_shown, seen, show, size_
 from sinks.x11.xvfb import SIZE, Manager, User, Xvfb
 
 from displbe.sinks.seat import KeyboardKey
+from displbe.sinks.x11 import sink as sink_module
 from displbe.sinks.x11.keyboard_grab import GrabState, KeyboardGrab
+from displbe.sinks.x11.monitors import Monitor
 
 KEY_LEFTCTRL, KEY_LEFTALT, KEY_TAB, KEY_A = 29, 56, 15, 30
 ALT = x.ModMask._1
@@ -285,6 +288,36 @@ async def test_a_window_fills_its_monitor(worlds: Worlds) -> None:
         said = [entry for entry in logs if entry["event"] == "monitor missing"]
         assert len(said) == 1
         assert "xrandr --listmonitors" in said[0]["reason"]
+
+
+async def test_monitors_that_cannot_be_read(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file for another connection, the window stays where it is, until there is one."""
+    monkeypatch.setattr(sink_module, "RETRY", 0.05)
+    read, failures = (
+        sink_module.monitors_of,
+        [OSError(errno.EMFILE, "Too many open files"), xcffib.ConnectionException("no")],
+    )
+
+    def fail(display: str, root: int) -> tuple[Monitor, ...]:
+        if failures:
+            raise failures.pop()
+        return read(display, root)
+
+    monkeypatch.setattr(sink_module, "monitors_of", fail)
+    with Xvfb.running() as server, User.of(server) as user:
+        monitors = Monitors(user)
+        monitors.define("DP-2", *RIGHT)
+        async with (
+            worlds(server.display, outputs={"HDMI-A-1": "DP-2"}) as world,
+            world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest,
+        ):
+            await show(guest)
+            await until(user.windows)
+            await until(lambda: area(user, the_window(user)) == RIGHT)
+            monitors.remove("DP-2")
+            monitors.define("DP-2", *LEFT)
+            await until(lambda: area(user, the_window(user)) == LEFT)
+            assert not failures
 
 
 async def test_the_window_manager_is_told_the_monitor(worlds: Worlds) -> None:

@@ -10,7 +10,7 @@ from sinks.x11.test_x11_window_input import FOCUS_EVENTS, device_event
 from xcffib import MemoryUnpacker
 from xcffib import xproto as x
 
-from displbe.sinks.seat import Seats, WindowSeat
+from displbe.sinks.seat import Seats, WindowListeners
 from displbe.sinks.x11.keyboard_grab import GrabState, KeyboardGrab
 from displbe.sinks.x11.server import Server
 
@@ -101,7 +101,7 @@ def test_any_order(actions: list[tuple[str, Any]]) -> None:
     user's way out ends it.
     """
     model, seats = Model(), Seats()
-    seat: WindowSeat = seats.window(1, "connector")
+    seat: WindowListeners = seats.window(1, "connector")
     seat.attach()
     grab = KeyboardGrab(cast("Server", model), OURS, seat, wanted=True)
     seat.on_change = grab.update
