@@ -353,7 +353,7 @@ def test_any_keymap(content: bytes | str) -> None:
 
 
 @pytest.mark.parametrize(
-    "filler", ['"\\"', "[", "[]", "{", "<a>", "//", "xkb_symbols ", "key <K1> { ", "key <K1> {[a]};", "{ a", ","]
+    "filler", ['"\\"', '"\\', "[", "[]", "{", "<a>", "//", "xkb_symbols ", "key <K1> { ", "key <K1> {[a]};", "{ a", ","]
 )
 def test_a_large_keymap_is_read_in_time(filler: str) -> None:
     """A compositor that has been broken into sends a quarter of a megabyte of anything."""
@@ -362,7 +362,7 @@ def test_a_large_keymap_is_read_in_time(filler: str) -> None:
     began = time.process_time()
     with contextlib.suppress(ValueError):
         read(text)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 1
 
 
 def test_files_that_are_not_read() -> None:

@@ -31,9 +31,9 @@ MAX_CODE: Final = 0x2FF + CODE_OFFSET
 F_GET_SEALS: Final = 1034
 """fcntl.h. Only files in the kernel's memory have seals."""
 _TOKEN: Final = re.compile(
-    r"""//[^\n]*|\#[^\n]*|"(?:[^"\\\n]|\\.){0,400}"|<([^<>\s]{1,16})>|(\w+(?:\+\w+)?)|([{}\[\];=,])""", re.ASCII
+    r"""//[^\n]*|\#[^\n]*|"(?:[^"\\\n]|\\.){0,400}"|<([^<>\s]{1,16})>|(\w+(?:\+\w+)?)|([{}\[\];=,"])""", re.ASCII
 )
-"""A comment, a string, a key's name, a word or number, or a punctuation mark."""
+"""A comment, a string, a key's name, a word or number, or a punctuation mark; a quotation mark where no string begins."""
 _SECTION: Final = re.compile(r"\bxkb_(keycodes|symbols)\b[^{]{0,300}\{")
 
 
@@ -92,7 +92,7 @@ def _parse(content: bytes) -> Keymap | None:
 def _statements(text: str, start: int) -> Iterator[list[str]]:
     """Return the statements of a section that begins at `start`, as tokens without the closing semicolon. Names of keys are `<NAME>`.
 
-    Raises ValueError when the section is too long.
+    Raises ValueError when the section is too long, or has a string without an end.
     """
     depth = 0
     statement: list[str] = []
@@ -102,6 +102,8 @@ def _statements(text: str, start: int) -> Iterator[list[str]]:
         token = f"<{found[1]}>" if found[1] else found[2] or found[3]
         if token is None:
             continue  # a comment or a string
+        if token == '"':  # the next ones would be searched for their ends as long
+            raise ValueError("it has a string without an end")
         depth += (token == "{") - (token == "}")
         if depth < 0:
             return
