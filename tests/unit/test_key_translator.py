@@ -293,6 +293,24 @@ def test_keyboards_in_turns() -> None:
     assert typist.pressed[-1] == (1,), "Escape again"
 
 
+def test_shift_that_is_let_go_while_it_is_lifted() -> None:
+    """Shift of a real keyboard, released or taken over while a key of a virtual one needs it up."""
+    virtual = read(wtype_keymap(["h", "Shift_L"]))
+    for taken_over in (False, True):
+        typist = Typist(None)
+        typist.key(42, True)
+        typist.use(virtual)
+        typist.key(1, True)
+        assert typist.down == [35]
+        if taken_over:
+            typist.key(2, True)
+        typist.key(42, False)
+        if taken_over:
+            typist.key(2, False)
+        typist.key(1, False)
+        assert typist.down == []
+
+
 @given(
     acts=st.lists(
         st.one_of(

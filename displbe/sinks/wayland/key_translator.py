@@ -87,8 +87,7 @@ class KeyTranslator:
         elif code in self._translated:
             yield from self._release(code)
         elif code in self._passed or self._keymap is None:
-            self._passed.discard(code)
-            yield code, False
+            yield from self._release_passed(code)
 
     def _press(self, code: int, key: KeymapKey | None) -> KeyEvents:
         if code in self._translated:
@@ -112,8 +111,15 @@ class KeyTranslator:
             if held == pressed:
                 yield from self._release(code)
         if pressed in self._passed:
-            self._passed.discard(pressed)
-            yield pressed, False
+            yield from self._release_passed(pressed)
+
+    def _release_passed(self, code: int) -> KeyEvents:
+        """Release a key whose code is Linux's. It is not pressed again for a key that needed it up."""
+        self._passed.discard(code)
+        if code in self._lifted:
+            self._lifted.discard(code)
+        else:
+            yield code, False
 
     def _keysym(self, key: KeymapKey) -> str:
         """Return the keysym of a key with the modifiers that are down: level 1, 2 with Shift, 3 and 4 with ISO_Level3_Shift."""
