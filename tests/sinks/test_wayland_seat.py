@@ -252,10 +252,11 @@ async def test_a_cursor_for_a_guest_that_draws_none() -> None:
         await on_screen(output)
 
 
-async def test_no_file_for_a_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a file for the arrow there is no cursor, until there is one. The guest's connection stays."""
+@pytest.mark.parametrize("file", ["memfd", "duplicate"])
+async def test_no_file_for_a_cursor(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Without a file for the arrow, or for its duplicate in libwayland, there is no cursor until there is one. The connection stays."""
 
-    def no_file(size: int) -> int:
+    def no_file(number: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
     compositor = FakeCompositor({**CORE, "wl_seat": 8})
@@ -265,7 +266,10 @@ async def test_no_file_for_a_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
         seat = Seat(stage, [])
         cursors, number = Cursors(seat), seat.surface.number
         with monkeypatch.context() as patch:
-            patch.setattr(cursor_module, "sealed_memfd", no_file)
+            if file == "memfd":
+                patch.setattr(cursor_module, "sealed_memfd", no_file)
+            else:
+                patch.setattr(Connection, "check_sendable", staticmethod(no_file))
             await seat.says("wl_pointer", "enter", 7, number, 1.0, 1.0)
             await cursors.expect(arrow=False)
         await seat.says("wl_pointer", "leave", 8, number)

@@ -88,6 +88,7 @@ class SeatCursor:
         fd = sealed_memfd(len(_PIXELS))
         try:
             os.pwrite(fd, _PIXELS, 0)
+            self._conn.check_sendable(fd)
             pool = self._conn.keep(shm.create_pool(fd, len(_PIXELS)))
         finally:
             os.close(fd)
