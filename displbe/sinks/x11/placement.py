@@ -39,8 +39,8 @@ class WindowPlacement:
         self._window = window
         self._settings = settings
         self._name = monitor
-        self._picture = (0, 0)
-        """The size of the guest's picture in pixels."""
+        self.picture = (0, 0)
+        """The size of the guest's picture in pixels; that of the connector until there is one."""
         self._placed: Monitor | None = None
         """The monitor on which the window was placed last; None: it was placed as a window."""
 
@@ -60,7 +60,7 @@ class WindowPlacement:
 
     def resize(self, picture: tuple[int, int]) -> None:
         """Ask for the size of the guest's picture, or of the monitor. The window manager decides."""
-        self._picture = picture
+        self.picture = picture
         self._ask()
 
     def before_map(self) -> None:
@@ -98,7 +98,7 @@ class WindowPlacement:
         self._server.send_message(self._window, atoms["_NET_WM_STATE"], words)
 
     def _ask(self) -> None:
-        core, monitor, picture = self._server.core, self._monitor, self._picture
+        core, monitor, picture = self._server.core, self._monitor, self.picture
         self._placed = monitor
         if monitor is not None:
             area = [monitor.x, monitor.y, monitor.width, monitor.height]

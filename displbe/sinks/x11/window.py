@@ -280,6 +280,7 @@ class Window:
             before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, copies, self._on_read)
             if before is not None:
                 await before.free()
+            if (part.width, part.height) != self._placement.picture:
                 self._placement.resize((part.width, part.height))
             self.follow_seat()
         return True

@@ -223,6 +223,22 @@ async def test_off_and_on(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
     assert user.windows() == []
 
 
+async def test_a_mode_of_another_size(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """The window follows the guest's mode, whether it was black before or not; not what the user has made of it meanwhile."""
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        _, fb, _ = await guest.display.create_framebuffer(WIDTH, HEIGHT)
+        await until(lambda: user.windows() != [])
+        for width, height in ((40, 30), (WIDTH, HEIGHT)):
+            await guest.display.show(0, fb, width, height)
+            await until(lambda width=width, height=height: size_of(user, the_window(user)) == (width, height))  # type: ignore[misc]
+            await guest.display.hide(0)
+            await until(lambda: user.picture().getcolors(1) is not None)
+        user.resize(the_window(user), WIDTH + 50, HEIGHT)
+        await guest.display.show(0, fb, WIDTH, HEIGHT)
+        await until(lambda: output_of(world).state is OutputState.SHOWN)
+        assert size_of(user, the_window(user)) == (WIDTH + 50, HEIGHT)
+
+
 async def test_buffer_goes(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
     """The last frame stays when the guest destroys its buffer. The guest can show another frame of another size then."""
     async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
