@@ -61,7 +61,9 @@ class KeyboardKey(msgspec.Struct, frozen=True):
 
 
 class KeyboardLocks(msgspec.Struct, frozen=True):
-    """The desktop's Caps Lock and Num Lock, just before the first key that is pressed since the guest has the keyboard."""
+    """The desktop's Caps Lock and Num Lock, just before the first key that is pressed since the guest has the keyboard, or since the
+    window's listeners have changed: a guest that connects while its window has the focus has to learn them too.
+    """
 
     caps: bool
     num: bool

@@ -171,6 +171,20 @@ async def test_locks_come_before_the_first_key() -> None:
         assert seat.take() == [KeyboardLeave(), KeyboardEnter(()), KeyboardLocks(True, True), KeyboardKey(30, True)]
 
 
+async def test_locks_for_a_guest_that_connects_while_its_window_has_the_keyboard() -> None:
+    async with seated() as seat:
+        await seat.says("wl_keyboard", "enter", 1, seat.surface.number, b"")
+        await seat.says("wl_keyboard", "modifiers", 2, 0, 0, 0x02, 0)
+        await seat.says("wl_keyboard", "key", 3, 0, 30, 1)
+        seat.take()
+        seats, heard = seat.stage.sink.seats, list[SeatEvent]()
+        assert seats is not None
+        with seats.listening(GUEST.domid, "HDMI-A-1", heard.append):
+            await seat.says("wl_keyboard", "key", 4, 0, 31, 1)
+            await seat.says("wl_keyboard", "key", 5, 0, 32, 1)
+        assert heard == [KeyboardLocks(True, False), KeyboardKey(31, True), KeyboardKey(32, True)]
+
+
 async def test_keys_that_are_not_whole() -> None:
     """The remainder of an array that is no number of keys is ignored. The connection goes on."""
     async with seated() as seat:

@@ -110,6 +110,11 @@ class Link:
             seat.update_cursor(target)
         self.conn.flush()
 
+    def tell_locks(self, target: SeatTarget) -> None:
+        """Let all seats tell an output's guest their locks again."""
+        for seat in self.seats.values():
+            seat.tell_locks(target)
+
     def close(self) -> None:
         """Close the seats: the connection ends, and with it each focus."""
         for seat in self.seats.values():

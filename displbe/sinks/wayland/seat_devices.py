@@ -209,6 +209,11 @@ class SeatDevices:
                 self._keyboard_focus.tell(KeyboardLocks(*locks))
             self._tell_keys(self._keys.key(code, bool(state)))
 
+    def tell_locks(self, target: SeatTarget) -> None:
+        """Tell an output's guest the locks again before the next key, if it has the keyboard: another listener may have come."""
+        if self._keyboard_focus is target:
+            self._sent_locks = False
+
     # Pointer
 
     def _follow_pointer(self, pointer: Proxy) -> None:

@@ -68,7 +68,7 @@ class WaylandWindow:
             self._on_changed,
         )
         self.seat = guest.seats.window(connector.claimant.domid, connector.name)
-        self.seat.on_change = self.follow_guest
+        self.seat.on_change = self._on_seat_change
         self._guest = guest
         self._contents: Contents | None = None
         """The frames of the connected guest; None: no guest is connected to this window."""
@@ -253,6 +253,11 @@ class WaylandWindow:
         """Whether the guest draws a cursor of its own over the surface. It draws nothing while its screen is off."""
         policy = self._guest.settings.cursor
         return self._is_on and (self.seat.takes_pointer if policy == "auto" else policy == "hide")
+
+    def _on_seat_change(self) -> None:
+        if self._guest.link is not None:
+            self._guest.link.tell_locks(self)
+        self.follow_guest()
 
     @property
     def _is_on(self) -> bool:

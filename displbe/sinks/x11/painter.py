@@ -226,7 +226,7 @@ class Painter:
     def _on_seat_change(self) -> None:
         if self._window is not None and not self._window.is_gone:
             try:
-                self._window.follow_seat()
+                self._window.on_seat_change()
             except xcffib.XcffibException as error:  # Server.serve is about to report it
                 self._log.debug("X server lost", reason=str(error))
 

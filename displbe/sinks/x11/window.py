@@ -320,6 +320,11 @@ class Window:
                 self.follow_seat()
             self.server.flush()
 
+    def on_seat_change(self) -> None:
+        """Take note that the seat has other listeners, or passes events to them or not."""
+        self._input.tell_locks()
+        self.follow_seat()
+
     def follow_seat(self) -> None:
         """Follow the guest: it takes pointer and keyboard or not, and has a picture or not."""
         self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)

@@ -113,6 +113,10 @@ class WindowInput:
             case x.ButtonReleaseEvent():
                 self._button(event.detail, False)
 
+    def tell_locks(self) -> None:
+        """Tell the guest the locks again before the next key: another listener may have come."""
+        self._sent_locks = False
+
     def leave(self) -> None:
         """Take keyboard and pointer from the guest: the window is closed or hidden."""
         self._leave_keyboard()

@@ -582,6 +582,10 @@ async def test_keyboard(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
             await heard.expect(KeyboardLocks(False, False), KeyboardKey(30, True), do=lambda: user.key(30, True))
             await trio.sleep(1)  # the server repeats the key; the guest does not get the repetitions
             assert heard == [KeyboardLocks(False, False), KeyboardKey(30, True)]
+            late = Heard()
+            with sink_of(world).seats.listening(1, "HDMI-A-1", late.hear):  # its keyboard connects now
+                await late.expect(KeyboardLocks(False, False), KeyboardKey(31, True), do=lambda: user.key(31, True))
+            heard.clear()
             await heard.expect(KeyboardLeave(), do=lambda: user.focus(user.root))
             await heard.expect(do=lambda: user.key(30, False))
 
