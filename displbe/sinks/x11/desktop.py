@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import xcffib
+
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.seat import Seats
 
@@ -26,6 +28,9 @@ class Desktop:
         server = self.server
         if server is None:
             return False
-        await server.round_trip()
-        await server.round_trip()
+        try:
+            await server.round_trip()
+            await server.round_trip()
+        except xcffib.XcffibException:  # the connection is lost; Server.serve is about to report it
+            return False
         return True

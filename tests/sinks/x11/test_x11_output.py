@@ -8,6 +8,7 @@ import pytest
 import structlog.testing
 import trio
 import trio.testing
+import xcffib
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +99,18 @@ class Rig:
         """Let the output find a server, or lose it (None)."""
         self.desktop.server = cast("Server", server)
         self.painter.on_server()
+
+
+async def test_a_lost_server_does_not_say_which_keys_are_down() -> None:
+    """The first request over a lost connection fails. That costs a repetition, and not the guest's input device."""
+
+    class Lost:
+        async def round_trip(self) -> None:
+            raise xcffib.ConnectionException(1)
+
+    desktop = Desktop(X11Settings())
+    desktop.server = cast("Server", Lost())
+    assert not await desktop.seats.settle(1, "HDMI-A-1")
 
 
 @pytest.fixture
