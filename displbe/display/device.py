@@ -171,7 +171,7 @@ class DisplayDevice:
             await connector.screen.blank()
 
     def reopen(self, connector: DeviceConnector) -> None:
-        """Open a connector's window again, which its user has closed or iconified. Raises OutputUnavailable."""
+        """Open a connector's window again, which its user has closed or iconified or cannot see. Raises OutputUnavailable."""
         self._sink.reopen(connector)
 
     async def unblank(self, connector: Connector) -> None:

@@ -274,7 +274,7 @@ class Sink(abc.ABC):
         """Take note that a connector is gone with its device, or that displbe ends. Its output has been released before."""
 
     def reopen(self, connector: DeviceConnector) -> None:
-        """Open the connector's window again, which its user has closed or iconified: the operator wants it. Raises OutputUnavailable."""
+        """Open the connector's window again, which its user has closed, iconified or cannot see. Raises OutputUnavailable."""
         raise OutputUnavailable("this sink shows guests on whole screens, not in windows: there is no window to open")
 
     @abc.abstractmethod

@@ -1260,6 +1260,28 @@ async def test_closing(policy: str) -> None:
         await on_screen(output)
 
 
+@pytest.mark.parametrize("how", ["hidden", "suspended", "shown"])
+async def test_a_window_that_is_not_shown_opens_anew(how: str) -> None:
+    """When the operator wants it. One that is shown stays where it is."""
+    compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
+    async with staged(compositor) as stage:
+        output, _, second = await stage.lit()
+        before = stage.surface
+        if how == "hidden":
+            compositor.shows_at_once = False
+            await stage.flip(output, second, 1)
+            await until(lambda: output.surface.state is SurfaceState.HIDDEN)
+        elif how == "suspended":
+            compositor.client.configure(before, WIDTH, HEIGHT, (9,))
+            await until(lambda: output.surface.state is SurfaceState.SUSPENDED)
+        compositor.shows_at_once = True
+        stage.sink.reopen(stage.connectors[GUEST, "HDMI-A-1"])
+        await connection_of(output).sync()
+        await on_screen(output)
+        assert (stage.surface is before) == (how == "shown")
+        assert len(compositor.clients) == 1
+
+
 async def test_ivi_surfaces() -> None:
     compositor = FakeCompositor({**CORE, "ivi_application": 1})
     compositor.first_size = (800, 600, ())

@@ -29,7 +29,9 @@ __all__ = ["Contents", "WaylandWindow", "ivi_id"]
 LATE: Final = 0.2
 """Seconds after which displbe ends a flip that the compositor does not report on; the surface counts as hidden from then on."""
 
-WAY_OUT: Final = "show it on the desktop (it may be minimised, covered, or without a place in ivi-shell)"
+WAY_OUT: Final = (
+    "show it on the desktop, or run displbectl reopen (it may be minimised, covered, or without a place in ivi-shell)"
+)
 """How the user makes a window visible."""
 
 
@@ -111,9 +113,11 @@ class WaylandWindow:
         self._on_changed()
 
     def reopen(self) -> None:
-        """Open the window again if its user has closed it. Raises OutputUnavailable."""
-        if self.surface.state is SurfaceState.DISMISSED:
-            self.surface.close(SurfaceState.CLOSED)
+        """Open the window again if its user has closed it, or if the compositor does not show it: no request makes it visible that is
+        minimised, or that ivi-shell's controller has ignored. Raises OutputUnavailable.
+        """
+        if self.surface.state is SurfaceState.DISMISSED or not self.surface.is_visible:
+            self._close_surface(SurfaceState.CLOSED)
         self._open()
         self._show()
         if self.refusal:
@@ -218,11 +222,15 @@ class WaylandWindow:
         policy = self._guest.settings.on_close
         self._log.info("window closed by its user", policy=policy)
         if policy == "detach":
-            if self._guest.link is not None:
-                self._guest.link.leave(self)
-            self.surface.close(SurfaceState.DISMISSED)
-            self.flip.end_at_refresh()
-            self._on_changed()
+            self._close_surface(SurfaceState.DISMISSED)
+
+    def _close_surface(self, state: SurfaceState) -> None:
+        """Take the window off the desktop. `state` says whether it may be opened again."""
+        if self._guest.link is not None:
+            self._guest.link.leave(self)
+        self.surface.close(state)
+        self.flip.end_at_refresh()
+        self._on_changed()
 
     def _on_changed(self) -> None:
         if self._contents is not None:
