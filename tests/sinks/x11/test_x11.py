@@ -585,6 +585,7 @@ async def test_keyboard(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
             late = Heard()
             with sink_of(world).seats.listening(1, "HDMI-A-1", late.hear):  # its keyboard connects now
                 await late.expect(KeyboardLocks(False, False), KeyboardKey(31, True), do=lambda: user.key(31, True))
+                await late.expect(KeyboardKey(31, False), do=lambda: user.key(31, False))
             heard.clear()
             await heard.expect(KeyboardLeave(), do=lambda: user.focus(user.root))
             await heard.expect(do=lambda: user.key(30, False))
