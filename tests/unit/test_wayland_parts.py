@@ -137,6 +137,9 @@ def test_the_usual_size_at_the_usual_scale() -> None:
     assert fit_units((1280, 800), (853, 533), 180) == (853, 533)
     assert fit(1280, 800, 853, 533) == (853, 533), "also where the compositor does not say the scale"
     assert fit_units((1280, 800), (854, 534), 180) == (853, 533), "a compositor that rounds up"
+    assert fit_units((2256, 1504), (1504, 1002), 180) == (1504, 1002), (
+        "one that rounds down: 1002 are 1503 pixels, 1003 are 1505"
+    )
     assert fit(1280, 800, 1281, 800) == (1280, 800), "a picture that fits is not scaled"
     assert fit(1366, 768, 1920, 1080) == (1920, 1080), "no black row for half a pixel"
     assert units_of((1024, 768), 180) == (683, 512), "1025 pixels: no length in units is 1024"

@@ -49,10 +49,12 @@ def fit_units(picture: Size, into: Size, scale: int) -> Size:
     """Return the largest size in units that fits into another one and gives a picture its aspect ratio on the monitor.
 
     A picture that is shorter by a unit at most keeps its own size and stays sharp: there are compositors that round a monitor's size up.
+    One that is longer by a unit at most fills what it is fitted into: others round it down where no length in units has the monitor's
+    pixels.
     """
     own = units_of(picture, scale)
-    if 0 <= into[0] - own[0] <= 1 and 0 <= into[1] - own[1] <= 1:
-        return own
+    if abs(into[0] - own[0]) <= 1 and abs(into[1] - own[1]) <= 1:
+        return min(own[0], into[0]), min(own[1], into[1])
     (width, height), across, down = picture, pixels(into[0], scale), pixels(into[1], scale)
     # Rounded up, so that the same side is full again when a compositor asks for the result: no window shrinks each time that it is asked.
     if across * height <= down * width:
