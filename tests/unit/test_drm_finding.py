@@ -624,6 +624,28 @@ async def test_a_monitor_on_the_other_card(tmp_path: Path) -> None:
         await rival.close()
 
 
+async def test_a_guest_that_names_the_connector_of_a_follower(tmp_path: Path) -> None:
+    """It gets the connector, also on the follower's card. The follower goes back to its own connector, and stays there."""
+    board = Board(connectors=2)
+    board.monitors = [Monitor([(64, 48)], DELL), None]
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        board.monitors = [None, Monitor([(64, 48)], DELL)]
+        await until(partial(is_on, screen, "card0/Virtual-2"))
+        rival = Screen(made, "Virtual-2")
+        await rival.show()
+        await until(partial(is_on, rival, "card0/Virtual-2"))
+        await until(lambda: screen.is_dark("no monitor is connected"))
+        assert connector_of(screen) == "card0/Virtual-1"
+        assert board.card is not None
+        modesets = board.card.modesets
+        await trio.sleep(0.1)
+        assert board.card.modesets == modesets
+        await screen.close()
+        await rival.close()
+
+
 async def test_one_of_two_cards_goes(tmp_path: Path) -> None:
     """A guest whose card is gone is told so, although another card is there; it is shown when the card is back."""
     boards = {"card0": Board(), "card1": Board()}

@@ -231,7 +231,8 @@ class DrmSink(Sink):
         """Return the connector that an output belongs on now; None: there is none.
 
         A connector with a monitor is better than one without; then, one that has the name is better than one that the
-        output would follow to. A connector that another output has is chosen only if the other one merely follows.
+        output would follow to. A connector that another output has is chosen only if the other one merely follows. No
+        output follows to a connector that an output without one names.
         If no connector has the name, it is the connector at the location where this name was first seen.
         """
         binding = output.binding
@@ -239,7 +240,7 @@ class DrmSink(Sink):
         for card in self._open_cards():
             for connector in card.connectors:
                 match = binding.match(card.device, connector)
-                if match is Match.NONE:
+                if match is Match.NONE or (match is Match.FOLLOWS and self._is_wanted_by_name(card, connector)):
                     continue
                 other = card.output_on(connector)
                 taken = other not in (None, output) and match <= other.binding.match(card.device, connector)
