@@ -213,9 +213,7 @@ class DrmOutput(Output):
             if link is None:
                 return
             try:
-                await run_in_thread_or_here(link.scanout.switch_off)
-            except DrmError as error:
-                self._log.debug("cannot switch the screen off", reason=str(error))
+                await self._switch_off(link)
             finally:
                 self._link = None
                 framebuffers = self._framebuffers.fbs
@@ -404,9 +402,12 @@ class DrmOutput(Output):
             self.binding.attached(link.scanout.pipe.device, connector)
             # Each probe reports a failed link again. The mode is set once for each probe.
             changed = connector.modes != before.modes or (connector is not before and connector.link_failed)
-            if wanted is None or wanted.buffer is None:
+            if wanted is None:
                 return
             obstacle = self._obstacle()
+            if wanted.buffer is None:
+                await self._check_cover(link, is_wrong=bool(obstacle) or changed)
+                return
             if obstacle:
                 await self._lose_screen(link, obstacle)
                 return
@@ -429,6 +430,22 @@ class DrmOutput(Output):
                 if _refusal(error) is not None:
                     self._dark.not_before = trio.current_time() + RETRY
                 self._darken(str(error))
+
+    async def _check_cover(self, link: CardLink, *, is_wrong: bool) -> None:
+        """Give up the mode of a covered screen if it may be wrong. The guest's next frame is then shown by a mode change.
+
+        It may be wrong after another monitor or another program has had the screen.
+        """
+        if self._dark.covered is None:
+            return
+        if is_wrong:
+            self._dark.covered = None
+            if not self._can_be_lit(link):
+                await self._switch_off(link)
+            return
+        with suppress(DrmError):  # the next look asks again
+            if not await in_worker(link.scanout.is_covered):
+                self._dark.covered = None
 
     def _stop_testing(self) -> None:
         """If the wanted mode was refused again, do not test it until the screen is lit anew: the test was wrong."""
@@ -458,10 +475,14 @@ class DrmOutput(Output):
         self._darken(obstacle)
         if was_lit:
             await self._quiet()
-            try:
-                await run_in_thread_or_here(link.scanout.switch_off)
-            except DrmError as error:
-                self._log.debug("cannot switch the screen off", reason=str(error))
+            await self._switch_off(link)
+
+    async def _switch_off(self, link: CardLink) -> None:
+        """Switch the screen off, if displbe still may."""
+        try:
+            await run_in_thread_or_here(link.scanout.switch_off)
+        except DrmError as error:
+            self._log.debug("cannot switch the screen off", reason=str(error))
 
     async def _is_still_shown(self, link: CardLink, lit: _LitScreen) -> bool:
         """Return whether displbe's picture is on the screen.
