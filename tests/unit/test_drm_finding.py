@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -29,6 +30,7 @@ from displbe.sinks.drm.mode_search import ModeSearch
 from displbe.sinks.drm.names import canonical
 from displbe.sinks.drm.output import CANNOT_TELL, ScreenState
 from displbe.sinks.drm.placement import placements, ranked_modes
+from displbe.sinks.drm.scanout import ScanoutPipe
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 
@@ -285,6 +287,40 @@ async def test_a_better_mode_later(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         await screen.complete()
         await screen.close()
         check_nothing_left(card)
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+async def test_a_better_mode_while_the_guest_flips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_copy: str
+) -> None:
+    """No framebuffer of the lesser mode is freed while a flip shows it."""
+    monkeypatch.setattr(output, "BETTER", 0.05)
+    free = ScanoutPipe._free
+
+    def free_later(self: ScanoutPipe) -> None:
+        if not trio.lowlevel.in_trio_run():
+            time.sleep(0.05)  # flips go on meanwhile
+        free(self)
+
+    monkeypatch.setattr(ScanoutPipe, "_free", free_later)
+    board = Board()
+    board.monitors[0] = Monitor([(64, 48, 60), (64, 48, 30)])
+    board.refuses = too_fast(64 * 48 * 30, errno.ENOSPC)
+    async with running(board, tmp_path, zero_copy=zero_copy) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        board.refuses = lambda crtc, mode: 0
+        with trio.fail_after(10):
+            while not (lit(screen) and lit_mode(screen) == "64x48@60"):
+                if not screen.waiting:
+                    screen.flip(screen.accepted % 2)
+                await trio.sleep(0.002)
+                card.vblank()
+        await screen.complete()
+        assert card.removed_shown == 0
+        await screen.close()
 
 
 async def test_refused_in_every_mode(tmp_path: Path) -> None:

@@ -420,10 +420,11 @@ class DrmOutput(Output):
                     assert self._lit is not None
                     self._show(self._lit, wanted.buffer, self._flip.renew())
                     self._watch()
-                elif self._lit is None or changed or not await self._is_still_shown(link, self._lit):
+                elif (lit := self._lit) is None or changed or not await self._is_still_shown(link, lit):
                     self._set_dark(SWITCHING_ON)
                     await self._switch_on(link, wanted.buffer, wanted.part)
-                elif await self._is_better_possible(link, self._lit, wanted.buffer, wanted.part):
+                elif await self._is_better_possible(link, lit, wanted.buffer, wanted.part):
+                    self._set_dark(SWITCHING_ON)  # flips meanwhile would show buffers that the new mode frees
                     await self._switch_on(link, wanted.buffer, wanted.part)
                     self._stop_testing()
             except (DrmError, SinkError) as error:
@@ -463,7 +464,8 @@ class DrmOutput(Output):
         wanted = ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[0]
         search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
         try:
-            return await in_worker(search.passes, link.scanout.pipe, wanted)
+            possible = await in_worker(search.passes, link.scanout.pipe, wanted)
+            return possible and self._lit is lit  # a flip may have failed meanwhile
         except DrmError:  # it says nothing about the mode
             return False
         finally:
