@@ -313,7 +313,8 @@ class DrmSink(Sink):
     def turn_of(self, name: str) -> Turn:
         for output in self.outputs.values():
             pipe = output.pipe
-            if pipe is not None and name in (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}"):
+            names = (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}") if pipe is not None else ()
+            if canonical(name) in map(canonical, names):
                 return output.turn
         return Turn.NONE
 
