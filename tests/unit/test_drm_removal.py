@@ -319,6 +319,21 @@ async def test_held_back(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_held_back_after_failed_flips(tmp_path: Path) -> None:
+    """The reason is the card's error, not the guest's: the card may refuse the flips of any guest."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        screen.output.charge = lambda: 0.2
+        board.faults["flip"] = [errno.EIO]
+        screen.flip(1)
+        await screen.complete()
+        assert screen.is_dark("Virtual-1: flip: Input/output error")
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        await screen.close()
+
+
 async def test_alternating_between_copies_and_zero_copy(tmp_path: Path) -> None:
     """A guest whose frames need a mode change for each flip, because the card refuses some of them, keeps to the limit."""
     board = Board()

@@ -312,11 +312,11 @@ class DrmOutput(Output):
         self._enter_lit(covered.mode, buffer, covered.note)
         return True
 
-    def _charge(self) -> None:
-        """Charge the guest for a mode change that it has caused. If it owes too many, the screen stays dark for a while."""
+    def _charge(self, reason: str = HELD_BACK) -> None:
+        """Charge the guest for a mode change. If it owes too many, the screen stays dark for a while, for this reason."""
         wait = self.charge()
         if wait > 0:
-            self._darken(HELD_BACK)
+            self._darken(reason)
             self._dark.not_before = trio.current_time() + wait
             self._tasks.start_soon(self._look_at, self._dark.not_before)
 
@@ -722,7 +722,7 @@ class DrmOutput(Output):
                 self._framebuffers.refuse(frame, error)
         self._darken(str(error))
         if not isinstance(error, NotMaster | CardGone):
-            self._charge()
+            self._charge(str(error))  # perhaps the guest's frame is at fault, perhaps the card
         if self._link is not None:
             self._link.look_soon()
 
