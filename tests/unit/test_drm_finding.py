@@ -242,6 +242,37 @@ async def test_a_size_that_is_refused(tmp_path: Path, modes: list[tuple[int, ...
         await screen.close()
 
 
+@pytest.mark.parametrize(
+    ("link", "scaling", "used", "target"),
+    [
+        ("fast", True, "640x480@60", (0, 0, 640, 480)),
+        ("slow", True, "640x480@30", (0, 0, 640, 480)),
+        ("fast", False, "80x60@60", (8, 6, 64, 48)),
+        ("slow", False, "80x60@60", (8, 6, 64, 48)),
+    ],
+)
+async def test_a_refresh_rate_that_is_refused_to_a_scaled_picture(
+    tmp_path: Path, link: str, scaling: bool, used: str, target: tuple[int, ...]
+) -> None:
+    """The next rate is used if the plane scales, else the mode that is nearest to the picture's size; the status says so."""
+    board = Board()
+    board.can_scale = board.can_leave_free = scaling
+    board.monitors[0] = Monitor([(640, 480, 60), (640, 480, 30), (80, 60, 60), (80, 60, 30)])
+    if link == "slow":
+        board.refuses = too_fast(640 * 480 * 30, errno.ENOSPC)
+    async with running(board, tmp_path, refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        assert screen.output._lit is not None
+        assert (lit_mode(screen), screen.output._lit.mode.placement.target) == (used, target)
+        assert screen.output.path == ("zero copy" if scaling else "copy")
+        assert screen.output.reason.startswith("640x480@60 was refused (Virtual-1: test mode: ") == (link == "slow")
+        assert board.card is not None
+        assert board.card.modesets == 1
+        await screen.close()
+        check_nothing_left(board.card)
+
+
 async def test_a_mode_that_is_possible_again(tmp_path: Path) -> None:
     """A guest that sets its mode again gets the best one that is possible then."""
     board = Board()

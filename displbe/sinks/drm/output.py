@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -505,11 +505,40 @@ class DrmOutput(Output):
         await self._framebuffers.prepare_all(link.scanout, buffer, modes)
         where = placements(modes, part.width, part.height, self._settings.scale)
         try:
+            if len({placement.mode for placement in where}) > 1:
+                # Otherwise a refused mode would look like a plane that cannot scale.
+                await self._check_mode(link, buffer, where[0].mode)
             await self._show_in(link.scanout, buffer, part, where)
         except (DrmError, SinkError) as error:
             refusal = _refusal(error)
             if refusal is None or not await self._try_others(link, buffer, part, where, refusal):
                 raise
+
+    async def _check_mode(self, link: CardLink, buffer: DrmBuffer, mode: Mode) -> None:
+        """Raise DrmError if the card refuses this mode with a frame of its size."""
+        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
+        try:
+            await in_worker(search.check, link.scanout.pipe, mode)
+        except DrmError as error:
+            if error.refuses_frame:
+                raise
+            # It says nothing about the mode. For example, there is no memory for such a frame, but none is needed to scale the guest's.
+        finally:
+            await run_in_thread_or_here(search.close)
+
+    def _others(self, link: CardLink, part: Part, best: Placement) -> Iterator[tuple[Mode, Sequence[Placement]]]:
+        """Yield the modes to try, and the ways to show the picture in each.
+
+        A picture that is best scaled is first tried so in the other modes of the same size, then in all ways in all modes.
+        """
+        scale = self._settings.scale
+        ranked = ranked_modes(self._modes(link), part.width, part.height, scale)[:MOST_TRIES]
+        ways = {mode: placements([mode], part.width, part.height, scale) for mode in ranked}
+        if best.target[2:] != best.shown:
+            for mode in ranked:
+                if (mode.width, mode.height) == (best.mode.width, best.mode.height):
+                    yield mode, ways[mode][:1]
+        yield from ways.items()
 
     async def _try_others(
         self, link: CardLink, buffer: DrmBuffer, part: Part, where: Sequence[Placement], refusal: DrmError
@@ -519,14 +548,14 @@ class DrmOutput(Output):
         The card may refuse a mode because the link or the memory is too slow for it (ENOSPC), also where other screens
         share them, or because this CRTC cannot drive it (EINVAL). Raises DrmError, SinkError.
         """
-        scanout, first, tried = link.scanout, link.scanout.pipe, {placement.mode for placement in where}
+        scanout, first, wanted = link.scanout, link.scanout.pipe, where[0].mode
         formats = {each.format.fourcc for each in self._framebuffers.buffers}
         search = ModeSearch(buffer.format.fourcc, scanout.turn)
         until = trio.current_time() + SEARCH_TIME
         try:
-            for mode in ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[:MOST_TRIES]:
+            for mode, ways in self._others(link, part, where[0]):
                 others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
-                for pipe in others if mode in tried else [first, *others]:
+                for pipe in others if mode == wanted else [first, *others]:
                     if trio.current_time() > until:
                         return False
                     if not await in_worker(search.passes, pipe, mode):
@@ -534,9 +563,7 @@ class DrmOutput(Output):
                     if pipe != first and pipe not in link.other_pipes():  # another output has taken it meanwhile
                         continue
                     scanout.pipe = pipe
-                    wanted = where[0].mode
-                    note = f"{wanted} was refused ({refusal}): {mode} is used" if mode not in tried else ""
-                    ways = placements([mode], part.width, part.height, self._settings.scale)
+                    note = f"{wanted} was refused ({refusal}): {mode} is used" if mode != wanted else ""
                     try:
                         await self._show_in(scanout, buffer, part, ways, note)
                     except (DrmError, SinkError) as error:
