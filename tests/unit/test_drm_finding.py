@@ -713,6 +713,24 @@ async def test_a_guest_that_names_the_connector_of_a_follower(tmp_path: Path) ->
         await rival.close()
 
 
+async def test_a_follower_goes_home(tmp_path: Path) -> None:
+    """A guest follows its monitor only while the connector that it names has none."""
+    board = Board(connectors=2)
+    board.monitors = [Monitor([(64, 48)], DELL), None]
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        board.monitors = [None, Monitor([(64, 48)], DELL)]
+        await until(partial(is_on, screen, "card0/Virtual-2"))
+        board.monitors[0] = Monitor([(64, 48)], LG)
+        await until(partial(is_on, screen, "card0/Virtual-1"))
+        assert board.card is not None
+        modesets = board.card.modesets
+        await trio.sleep(0.1)
+        assert board.card.modesets == modesets
+        await screen.close()
+
+
 async def test_one_of_two_cards_goes(tmp_path: Path) -> None:
     """A guest whose card is gone is told so, although another card is there; it is shown when the card is back."""
     boards = {"card0": Board(), "card1": Board()}

@@ -295,12 +295,17 @@ class DrmSink(Sink):
             return f"{connector.name} has another monitor: {connector.edid_name}"
         if match is Match.FOLLOWS and self._is_wanted_by_name(card, connector):
             return f"{connector.name} belongs to a guest that names it"
-        if connector.can_be_lit or output.is_always_lit:
+        is_lit = connector.can_be_lit or output.is_always_lit
+        if is_lit and match is not Match.FOLLOWS:
             return ""
         found = self._choose(output)
         if found is None or not found[1].can_be_lit or (found[0] is card and found[1].id == connector.id):
             return ""
-        return f"the monitor is on {found[0].device.name}/{found[1].name} now"
+        place = f"{found[0].device.name}/{found[1].name}"
+        if not is_lit:
+            return f"the monitor is on {place} now"
+        # A lit output does not change between connectors that it would only follow to.
+        return f"{place} has a monitor again" if binding.match(found[0].device, found[1]) is Match.NAMED else ""
 
     def _is_wanted_by_name(self, card: Card, connector: CardConnector) -> bool:
         """Whether an output without a connector names this one."""
