@@ -92,15 +92,18 @@ async def test_a_frame_of_ours_is_black(tmp_path: Path, name: str, black: bytes)
 
 @pytest.mark.parametrize("failing", [["dumb"], ["dumb", "modeset"]])
 async def test_no_frame_of_ours(tmp_path: Path, failing: list[str]) -> None:
-    """If the screen cannot be covered, it is switched off, which is a mode change; the guest's next frame lights it."""
+    """If the screen cannot be covered, it is switched off, and the guest's next frame lights it: two mode changes are charged."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
         await screen.show()
         card = device_of(board)
+        charges: list[int] = []
+        screen.output.charge = lambda: charges.append(1) or 0.0  # type: ignore[func-returns-value]
         for kind in failing:
             board.faults[kind] = [errno.ENOMEM]
         await screen.buffers[0].aclose()
+        assert len(charges) == 2
         assert card.shown() == {} or failing[-1] == "modeset"
         assert card.removed_shown == (failing[-1] == "modeset")  # nothing more can be done
         assert screen.is_dark(REMOVED)

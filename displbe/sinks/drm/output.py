@@ -284,6 +284,8 @@ class DrmOutput(Output):
                 self._charge()
             if lit is not None and wanted is not None and await self._cover(scanout, buffer, wanted.part, lit):
                 return
+            if wanted is not None:  # switching off and on are two mode changes
+                self._charge()
             await run_in_thread_or_here(scanout.switch_off)
         except DrmError as error:
             self._log.debug("cannot take a frame off the screen", reason=str(error))
