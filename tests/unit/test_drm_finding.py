@@ -273,6 +273,20 @@ async def test_a_refresh_rate_that_is_refused_to_a_scaled_picture(
         check_nothing_left(board.card)
 
 
+async def test_a_mode_that_the_card_has_no_memory_for(tmp_path: Path) -> None:
+    """The next mode is tried: it may be smaller."""
+    board = Board()
+    board.monitors[0] = Monitor([(64, 48, 60), (64, 48, 50), (64, 48, 30)])
+    board.refuses = too_fast(64 * 48 * 50, errno.ENOSPC)
+    async with running(board, tmp_path, zero_copy="require", refresh=0) as made:
+        screen = Screen(made)
+        screen.buffers = [await screen.output.attach(pages, pages.geometry) for pages in screen.pages]
+        board.faults["dumb"] = [errno.ENOMEM]
+        await screen.output.enable(screen.buffers[0], Part(0, 0, 64, 48))
+        assert (lit(screen), lit_mode(screen)) == (True, "64x48@30")
+        await screen.close()
+
+
 async def test_a_mode_that_is_possible_again(tmp_path: Path) -> None:
     """A guest that sets its mode again gets the best one that is possible then."""
     board = Board()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 
 from displbe.sinks.convert import pixel_size
@@ -29,11 +30,14 @@ class ModeSearch:
         self._frame: DumbBuffer | None = None
 
     def passes(self, pipe: Pipe, mode: Mode) -> bool:
-        """Return whether a pipe can drive a mode. Raises DrmError that says nothing about the mode, such as NotMaster."""
+        """Return whether a pipe can drive a mode; False also if the card has no memory for a frame of its size.
+
+        Raises DrmError that says nothing about the mode, such as NotMaster.
+        """
         try:
             self.check(pipe, mode)
         except DrmError as error:
-            if not error.refuses_frame:
+            if not error.refuses_frame and error.number != errno.ENOMEM:
                 raise
             return False
         return True
