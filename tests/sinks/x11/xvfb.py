@@ -97,8 +97,12 @@ class User:
 
     def windows(self) -> list[int]:
         """Return the windows that are mapped."""
-        children = list(self.core.QueryTree(self.root).reply().children)
-        return [w for w in children if self.core.GetWindowAttributes(w).reply().map_state == x.MapState.Viewable]
+        found = []
+        for window in self.core.QueryTree(self.root).reply().children:
+            with contextlib.suppress(x.WindowError):  # it may have been destroyed meanwhile
+                if self.core.GetWindowAttributes(window).reply().map_state == x.MapState.Viewable:
+                    found.append(window)
+        return found
 
     def picture(self) -> Image.Image:
         """Return a picture of the whole screen."""
