@@ -67,6 +67,15 @@ def test_every_guest_that_is_there_can_have_its_screen(wishes: list[tuple[int, i
     assert total.pages == sum(guest.used["pages"] for guest in guests.values()) <= total.limit
 
 
+@pytest.mark.parametrize(("mebibytes", "guests"), [(256, 6), (512, 12), (4096, 48)])
+def test_guests_without_copies_need_no_memory_for_them(mebibytes: int, guests: int) -> None:
+    """Where memory does not suffice for what is kept for each guest, each gets an equal part: its connectors are not refused."""
+    memory = min(1 << 30, mebibytes << 19)  # MemoryMax= of displbe.service, or half of what the machine has
+    quotas = Quotas(Limits(), Total(1 << 30, 2, ProcessLimits(4096, 512, memory)))
+    for quota in [quotas.enter(domid) for domid in range(guests)]:
+        quota.take("connectors", 4)
+
+
 def total_of(files: int = 1 << 20, threads: int = 1 << 20, pages: int = 1 << 20) -> Total:
     """Return a total with this much for guests."""
     limits = ProcessLimits(2 * OWN_FILES + files, 2 * OWN_THREADS + threads, 2 * OWN_MEMORY + pages * PAGE_SIZE)
@@ -85,7 +94,7 @@ def total_of(files: int = 1 << 20, threads: int = 1 << 20, pages: int = 1 << 20)
         (
             total_of(pages=15 * SCREEN),
             "copy_pages",
-            "raise MemoryMax= in displbe.service, or lower copy-pages in [limits]",
+            "raise MemoryMax= in displbe.service, give this machine more memory, or lower copy-pages in [limits]",
         ),
         (total_of(pages=15 * SCREEN), "alloc_pages", "raise MemoryMax= in displbe.service"),
     ],
