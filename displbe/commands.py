@@ -28,7 +28,7 @@ from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import LoopLag
 from displbe.ops.status import Abilities, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
-from displbe.sinks.base import Sink, SinkError
+from displbe.sinks.base import OutputUnavailable, Sink, SinkError
 from displbe.wire.errors import RequestError
 from displbe.xen.memory import close_in_thread
 from displbe.xen.port import Hypervisor, HypervisorError
@@ -72,6 +72,7 @@ class Commands:
             "screenshot": self._screenshot,
             "blank": self._blank,
             "unblank": self._unblank,
+            "reopen": self._reopen,
             "kick": self._kick,
             "focus": self._focus,
         }
@@ -187,6 +188,26 @@ class Commands:
                 await display.unblank(connector)
             except SinkError as error:
                 raise CommandError(f"{escape(connector.name)} stays dark: {error}") from error
+        return Answer()
+
+    async def _reopen(self, request: Request) -> Answer:
+        """Open windows of the guest again. The guest need not be connected."""
+        self._of_guest(request)
+        await trio.lowlevel.checkpoint()
+        displays = [device.service for device in self._displays.devices.values() if _is_of(request.guest, device)]
+        connectors = [(display, each) for display in displays for each in display.device_connectors.values()]
+        found = [each for each in connectors if request.connector in ("", each[1].name, str(each[1].index))]
+        if not found:
+            names = ", ".join(escape(connector.name) for _, connector in connectors)
+            raise CommandError(f"no such connector; there are: {names}" if names else "the guest has no display")
+        failures: list[str] = []
+        for display, connector in found:
+            try:
+                display.reopen(connector)
+            except OutputUnavailable as error:
+                failures.append(f"{escape(connector.name)}: {error}")
+        if failures:
+            raise CommandError("; ".join(failures))
         return Answer()
 
     async def _kick(self, request: Request) -> Answer:

@@ -171,6 +171,13 @@ class Device(Generic[S]):
             except StoreLost:
                 await trio.lowlevel.checkpoint()
 
+    def depart(self) -> None:
+        """Tell the service that the device is gone. Raises nothing."""
+        try:
+            self.service.depart()
+        except Exception:  # what follows must be done in any case
+            self.nodes.log.exception("the end of the device failed")
+
     async def run(self, background: trio.Nursery) -> None:
         """Serve until the directory is gone, or until cancelled. `background` is for tasks that may outlive the device."""
         self.connection = ConnectionState.NONE

@@ -53,6 +53,9 @@ class Service(Protocol):
     async def status(self) -> Parts:
         """Return the status of the connection. Other tasks run between the parts, because each part takes some time."""
 
+    def depart(self) -> None:
+        """Take note that the device is gone, or that displbe ends. Called once, after everything else."""
+
     def close(self) -> None:
         """Drop the state that is kept between connections: the device is gone, or its task failed and is about to be restarted."""
 

@@ -115,6 +115,7 @@ class Supervisor(Generic[S]):
                     say("device failed; it is started anew", reason=brief(error))
                     await trio.sleep(RESTART)
         finally:
+            device.depart()
             del self.devices[key]
             self._quotas.leave(device.domid)
         device.nodes.log.info("device gone")

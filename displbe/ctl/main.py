@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     command("focus", _command, "give a guest the keyboard and pointer", connector=False)
     command("blank", _command, "switch a guest's screens off, without the guest noticing")
     command("unblank", _command, "switch a guest's screens on again")
+    command("reopen", _command, "open a guest's windows again that their user has closed or iconified")
     command("kick", _command, "end a guest's connections; its driver connects again", connector=False)
     return top
 

@@ -16,7 +16,7 @@ from displbe.backend.quota import Quota, TokenBucket
 from displbe.backend.release import shielded_stack
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, TraceHeader
-from displbe.sinks.base import Claimant, CopyMemory, Output, OutputUnavailable, Sink
+from displbe.sinks.base import Claimant, CopyMemory, DeviceConnector, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
 from displbe.wire.xenbus import TRANSITIONS
@@ -28,7 +28,7 @@ from .connected import ConnectedDisplay
 from .connector import Connector
 from .edid import answer_edid
 from .events import FlipEvents
-from .published import RING_KEYS, PublishedConnector, read_be_alloc, read_connectors, read_rings
+from .published import RING_KEYS, PublishedConnector, read_be_alloc, read_connectors, read_device_connectors, read_rings
 from .screen import Screen, modeset_limit
 from .trace import Trace, trace_lines
 
@@ -73,6 +73,8 @@ class DisplayDevice:
     ) -> None:
         self.connectors: list[Connector] = []
         """The connectors of the last connection, kept after it has ended: an operator may ask for their traces."""
+        self.device_connectors: dict[int, DeviceConnector] = {}
+        """The device's connectors by their numbers, as the toolstack and the configuration describe them. The sink knows them."""
         self._served: list[PublishedConnector] = []
         """The connectors that the frontend had published when it was connected; empty when it is not connected."""
         self._modesets: dict[int, TokenBucket] = {}
@@ -86,13 +88,43 @@ class DisplayDevice:
         self._blanked = blanked
 
     async def arrive(self) -> None:
-        """Do nothing: a display needs no preparation before the frontend connects."""
-        await trio.lowlevel.checkpoint()
+        """Tell the sink the device's connectors: their windows open now, before the frontend connects. Raises StoreLost."""
+        try:
+            await self._update_connectors()
+        except DeviceRefused:
+            pass  # `serve` looks again
+
+    async def _update_connectors(self) -> None:
+        """Tell the sink about connectors that the toolstack or the configuration has added or changed since the last call.
+
+        Only nodes of the toolstack count. The guest can remove such a node, and nothing follows from that: connectors are removed with the
+        device. Raises StoreLost; DeviceRefused if a node has changed hands meanwhile: its value may be the guest's.
+        """
+        nodes = self._nodes
+        guest = self._guests.settings(nodes.name)
+        found = await read_device_connectors(nodes, guest)
+        if await read_device_connectors(nodes, guest) != found:
+            raise DeviceRefused("the connectors have been changed meanwhile; displbe looks again")
+        for index, (name, width, height) in enumerate(found):
+            before = self.device_connectors.get(index)
+            if before is not None and (before.name, before.width, before.height) == (name, width, height):
+                continue
+            if before is not None:
+                self._sink.connector_removed(before)
+            claimant = Claimant(nodes.domid, nodes.name)
+            connector = DeviceConnector(claimant, nodes.number, index, name, width, height)
+            self.device_connectors[index] = connector
+            self._sink.connector_added(connector)
 
     async def prepare(self) -> Mapping[str, str]:
         """Return the node `versions`: the versions of the protocol that displbe serves."""
         await trio.lowlevel.checkpoint()
         return {"versions": "1,2"}  # XENDISPL_FIELD_BE_VERSIONS
+
+    def depart(self) -> None:
+        """Tell the sink that the device's connectors are gone: their windows close."""
+        while self.device_connectors:
+            self._sink.connector_removed(self.device_connectors.popitem()[1])
 
     def close(self) -> None:
         """Forget the last connection; and the screens that the operator has blanked, if the guest's name is not known."""
@@ -138,6 +170,10 @@ class DisplayDevice:
         if connector.is_served:
             await connector.screen.blank()
 
+    def reopen(self, connector: DeviceConnector) -> None:
+        """Open a connector's window again, which its user has closed or iconified. Raises OutputUnavailable."""
+        self._sink.reopen(connector)
+
     async def unblank(self, connector: Connector) -> None:
         """Show again what the guest shows. Raises SinkError; the screen stays off then."""
         screen = self._screen_id(connector.index)
@@ -154,6 +190,7 @@ class DisplayDevice:
     async def serve(self, background: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve a frontend whose rings are published, until cancelled (backend.driver.Service)."""
         nodes, guest = self._nodes, self._guests.settings(self._nodes.name)
+        await self._update_connectors()
         published = await read_connectors(nodes, guest)
         be_alloc = BeAlloc.NOT_ASKED_FOR
         if await read_be_alloc(nodes):

@@ -11,7 +11,15 @@ from displbe.backend.nodes import DeviceNodes, DeviceRefused
 from displbe.wire.xs import parse_number
 from displbe.xen.port import NoEntry, StoreError
 
-__all__ = ["RING_KEYS", "PublishedConnector", "Rings", "read_be_alloc", "read_connectors", "read_rings"]
+__all__ = [
+    "RING_KEYS",
+    "PublishedConnector",
+    "Rings",
+    "read_be_alloc",
+    "read_connectors",
+    "read_device_connectors",
+    "read_rings",
+]
 
 RING_KEYS: Final = ("req-ring-ref", "req-event-channel", "evt-ring-ref", "evt-event-channel")
 """The nodes that name a connector's rings, in the order of `Rings`."""
@@ -63,6 +71,19 @@ async def read_connectors(nodes: DeviceNodes, guest: GuestSettings) -> list[Publ
     return found
 
 
+async def read_device_connectors(nodes: DeviceNodes, guest: GuestSettings) -> list[tuple[str, int, int]]:
+    """Return the name, width and height of each connector that the toolstack has given the device, up to the first one that is missing or
+    wrong. The frontend need not have published its rings. Raises StoreLost.
+    """
+    found: list[tuple[str, int, int]] = []
+    try:
+        while len(found) < MAX_CONNECTORS:
+            found.append((await _name(nodes, guest, len(found)), *await _resolution(nodes, len(found))))
+    except DeviceRefused:
+        pass  # also behind the last connector; `read_connectors` reports a node that is wrong
+    return found
+
+
 async def read_rings(nodes: DeviceNodes, index: int) -> Rings:
     """Return a connector's rings. Raises DeviceRefused, StoreLost."""
     return Rings(*[await _number(nodes, f"{index}/{key}") for key in RING_KEYS])
@@ -75,11 +96,16 @@ async def read_be_alloc(nodes: DeviceNodes) -> bool:
 
 async def _read_connector(nodes: DeviceNodes, guest: GuestSettings, index: int) -> PublishedConnector:
     name = await _name(nodes, guest, index)
+    return PublishedConnector(name, *await _resolution(nodes, index), await read_rings(nodes, index))
+
+
+async def _resolution(nodes: DeviceNodes, index: int) -> tuple[int, int]:
+    """Return a connector's width and height in pixels. Raises DeviceRefused."""
     resolution = await _trusted(nodes, f"{index}/resolution")
     sides = [parse_number(side, MAX_SIDE) for side in resolution.split(b"x")]
     if len(sides) != 2 or not sides[0] or not sides[1]:
         raise DeviceRefused(f"{index}/resolution is not WIDTHxHEIGHT: {resolution[:MAX_SHOWN]!r}")
-    return PublishedConnector(name, sides[0], sides[1], await read_rings(nodes, index))
+    return sides[0], sides[1]
 
 
 async def _name(nodes: DeviceNodes, guest: GuestSettings, index: int) -> str:

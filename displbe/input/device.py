@@ -193,6 +193,9 @@ class InputDevice:
             )
         return Assignment(bindings, frozenset(binding.id for binding in bindings) if settings.input else frozenset())
 
+    def depart(self) -> None:
+        """Do nothing: `close` has given up the claim."""
+
     def close(self) -> None:
         """Give up the claim: the device is gone."""
         claim, self._claim = self._claim, None

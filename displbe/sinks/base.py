@@ -27,6 +27,7 @@ __all__ = [
     "Allocation",
     "Claimant",
     "CopyMemory",
+    "DeviceConnector",
     "Geometry",
     "Output",
     "OutputUnavailable",
@@ -60,6 +61,22 @@ class Claimant(msgspec.Struct, frozen=True):
 
 NOBODY: Final = Claimant(0, "")
 """The claimant where no guest is named."""
+
+
+class DeviceConnector(msgspec.Struct, frozen=True):
+    """A connector of a guest's device, as the toolstack and the configuration describe it. The guest cannot change it."""
+
+    claimant: Claimant
+    device: int
+    """The number of the guest's vdispl."""
+    index: int
+    """The number of the connector."""
+    name: str
+    """The name of its output."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
 
 
 class Geometry(msgspec.Struct, frozen=True):
@@ -161,14 +178,15 @@ class Output(abc.ABC):
     After `release` the place may belong to another guest: `enable` and `flip` raise SinkError, and `disable` does nothing.
     """
 
+    path: str = ""
+    """How frames get to the screen now: `zero copy`, `be-alloc` (no copy, the memory is the output's) or `copy`; empty: not at all."""
+    reason: str = ""
+    """Why no better path is possible, or why nothing is shown; empty: there is no better path."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_released = False
         """Whether `release` has given the output back."""
-        self.path = ""
-        """How frames get to the screen now: `zero copy`, `be-alloc` (no copy, the memory is the output's) or `copy`; empty: not at all."""
-        self.reason = ""
-        """Why no better path is possible, or why nothing is shown; empty: there is no better path."""
         self.flipped: Callable[[int], None] = lambda token: None
         """Called with the token of each accepted flip when the flip ends: its frame is shown, or can no longer be shown. The claimant
         sets this.
@@ -247,9 +265,24 @@ class Sink(abc.ABC):
         """Return what the driver or compositor can do, for the operator: name -> answer, in words."""
         return {}
 
+    # A device's life is the toolstack's, and does not depend on the guest. A sink whose outputs are no windows ignores both calls.
+
+    def connector_added(self, connector: DeviceConnector) -> None:  # noqa: B027
+        """Take note that the toolstack has created a device with this connector. A sink of windows opens the connector's window."""
+
+    def connector_removed(self, connector: DeviceConnector) -> None:  # noqa: B027
+        """Take note that a connector is gone with its device, or that displbe ends. Its output has been released before."""
+
+    def reopen(self, connector: DeviceConnector) -> None:
+        """Open the connector's window again, which its user has closed or iconified: the operator wants it. Raises OutputUnavailable."""
+        raise OutputUnavailable("this sink shows guests on whole screens, not in windows: there is no window to open")
+
     @abc.abstractmethod
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
-        """Claim the output of this name for a guest's connector of this resolution in pixels. Raises OutputUnavailable."""
+        """Claim the output of this name for a guest's connector of this resolution in pixels. Raises OutputUnavailable.
+
+        A window can be claimed only after `connector_added`.
+        """
 
     @abc.abstractmethod
     def claimed(self, name: str) -> Output | None:

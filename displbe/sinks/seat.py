@@ -8,6 +8,7 @@ in the surface's coordinates, from 0 to its size; each position comes with that 
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ import structlog
 import trio
 
 __all__ = [
+    "GuestPresence",
     "KeyboardEnter",
     "KeyboardKey",
     "KeyboardLeave",
@@ -177,30 +179,81 @@ SeatEvent: TypeAlias = (
 )
 
 
+class GuestPresence(enum.Enum):
+    """Whether the window's guest gets its input."""
+
+    AWAY = "away"
+    """The guest is not connected. Events go nowhere."""
+    ARRIVED = "arrived"
+    """The guest is connected, and does not know yet where the pointer is: the next motion is an enter event for it."""
+    PRESENT = "present"
+    """The guest is connected and gets the events as they are."""
+
+
 class WindowListeners:
     """The listeners to the events of one connector's window, for the sink that shows it. `Seats.window` makes it.
 
-    The sink sets `on_change`, which is called when `takes_pointer` or `takes_keyboard` may have changed.
+    It goes to the connector's guest while the guest is connected (`attach`), and nowhere while it is not: the window stays on the
+    desktop then, and the user may type into it. The sink sets `on_change`, which is called when `takes_pointer` or `takes_keyboard` may
+    have changed.
     """
 
     def __init__(self, seats: Seats, domid: int, connector: str) -> None:
         self.on_change: Callable[[], None] = _ignore
+        self.guest = GuestPresence.AWAY
         self._seats = seats
         self._key = domid, connector
+        self._entered: dict[type[SeatEvent], SeatEvent] = {}
+        """The leave event of each kind of device whose events the guest has got since it was left last."""
+
+    def attach(self) -> None:
+        """Pass events to the guest from now on: it is connected."""
+        self.guest = GuestPresence.ARRIVED
+        self.on_change()
+
+    def detach(self) -> None:
+        """Pass no more events to the guest: its connection has ended. Everything that is held down counts as released."""
+        for leave in list(self._entered.values()):
+            self._tell(leave)
+        self.guest = GuestPresence.AWAY
+        self.on_change()
 
     def tell(self, event: SeatEvent) -> None:
-        """Pass an event for the window to its listeners."""
+        """Pass an event for the window to its listeners, if the guest is connected."""
+        if self.guest is GuestPresence.AWAY:
+            return
+        if self.guest is GuestPresence.ARRIVED:
+            match event:
+                case PointerEnter():
+                    self.guest = GuestPresence.PRESENT
+                case PointerMotion(x, y, width, height):
+                    self.guest = GuestPresence.PRESENT
+                    event = PointerEnter(x, y, width, height)
+        self._tell(event)
+
+    def _tell(self, event: SeatEvent) -> None:
+        match event:
+            case KeyboardLeave() | PointerLeave() | TouchCancel():
+                self._entered.pop(type(event), None)
+            case KeyboardEnter() | KeyboardKey() | KeyboardLocks():
+                self._entered[KeyboardLeave] = KeyboardLeave()
+            case PointerEnter() | PointerMotion() | PointerButton() | PointerAxis():
+                self._entered[PointerLeave] = PointerLeave()
+            case PointerFrame():
+                pass  # a frame also follows PointerLeave
+            case _:
+                self._entered[TouchCancel] = TouchCancel()
         self._seats.tell(*self._key, event)
 
     @property
     def takes_pointer(self) -> bool:
         """Whether the guest takes pointer events of this window. It then draws a cursor of its own."""
-        return self._seats.takes_pointer(*self._key)
+        return self.guest is not GuestPresence.AWAY and self._seats.takes_pointer(*self._key)
 
     @property
     def takes_keyboard(self) -> bool:
         """Whether the guest takes the keys of this window."""
-        return self._seats.takes_keyboard(*self._key)
+        return self.guest is not GuestPresence.AWAY and self._seats.takes_keyboard(*self._key)
 
     def close(self) -> None:
         """Forget the window: its output is given back."""

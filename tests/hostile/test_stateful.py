@@ -36,7 +36,7 @@ def test_a_run_finds_nothing(sink: str) -> None:
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_an_old_fault_is_found(mutation: str) -> None:
     """Few runs suffice, and the report says how to repeat the one that failed."""
-    code, said = fuzz("--runs", "8", "--mutation", mutation)
+    code, said = fuzz("--runs", "14", "--mutation", mutation)
     assert code == 1, said
     assert "replay: --seed" in said
 

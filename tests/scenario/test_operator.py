@@ -346,6 +346,22 @@ async def test_blank_and_unblank(world: World) -> None:
         assert guest.display.connectors[0]._next_event_id == len(times)
 
 
+async def test_reopen(world: World) -> None:
+    """Only sinks of windows have something to open. The guest need not be connected."""
+    async with world.booted(1, spec(), spec("DP-1")):
+        assert "DP-1: this sink shows guests on whole screens, not in windows" in await ctl(
+            world, "reopen", "1", code=1
+        )
+        unknown = await ctl(world, "reopen", "1", "--connector", "2", code=1)
+        assert "no such connector; there are: HDMI-A-1, DP-1" in unknown
+        assert "no guest nobody" in await ctl(world, "reopen", "nobody", code=1)
+        opened: list[str] = []
+        world.daemon.sink.reopen = lambda connector: opened.append(connector.name)  # type: ignore[method-assign]
+        await ctl(world, "reopen", "1")
+        await ctl(world, "reopen", "1", "--connector", "DP-1")
+        assert opened == ["HDMI-A-1", "DP-1", "DP-1"]
+
+
 async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
     """While a screen is blanked, the guest may set modes, switch the screen off and detach framebuffers."""
     async with world.guest(1) as guest:

@@ -97,6 +97,11 @@ class Buffer:
         self.held = False
         """Whether the buffer is shown, or attached and about to be shown."""
 
+    @property
+    def is_black(self) -> bool:
+        """Whether this is a black frame of one pixel."""
+        return self.size == (1, 1)
+
     def row(self, y: int) -> bytes:
         """Return a row of the buffer's pixels, as they are now."""
         assert self.pool is not None
@@ -161,6 +166,8 @@ class Client:
         self.surfaces: dict[int, Surface] = {}
         self.buffers: dict[int, Buffer] = {}
         self.pools: dict[int, mmap.mmap] = {}
+        self.memories: list[mmap.mmap] = []
+        """What is mapped: the memory of each pool, as long as the pool or one of its buffers exists."""
         self.asked: list[tuple[str, str, tuple[Any, ...]]] = []
         """The received requests: interface, name, arguments."""
         self.dmabufs: list[tuple[Any, ...]] = []
@@ -215,8 +222,8 @@ class Client:
                 os.close(fd)
             self.buffers.clear()
             self.surfaces.clear()
-            for pool in self.pools.values():
-                pool.close()
+            for memory in self.memories:
+                memory.close()
 
     def _requests(self) -> None:
         while len(self._in) >= 8:
@@ -348,9 +355,10 @@ class Client:
 
     def _wl_shm_create_pool(self, number: int, pool: int, fd: int, size: int) -> None:
         try:
-            if self.compositor.cannot_map:
+            if self.compositor.cannot_map and "displbe" not in os.readlink(f"/proc/self/fd/{fd}"):
                 raise OSError(errno.EINVAL, "no")
             self.pools[pool] = mmap.mmap(fd, size)
+            self.memories.append(self.pools[pool])
         except (OSError, ValueError) as error:
             raise Wrong(number, 2, f"failed mmap fd: {error}") from error
         finally:
@@ -369,6 +377,7 @@ class Client:
         self.buffers[number] = Buffer(memory, offset, (width, height), stride, kind)
 
     def _wl_shm_pool_destroy(self, pool: int) -> None:
+        del self.pools[pool]
         self._unmap()
 
     def _wl_buffer_destroy(self, number: int) -> None:
@@ -377,21 +386,26 @@ class Client:
         dmabuf = self.buffers.pop(number).dmabuf
         if dmabuf is not None:
             os.close(dmabuf)
-        self._unmap(number)
+        self._unmap()
 
-    def _unmap(self, ending: int = 0) -> None:
-        """Unmap pools that are no longer used: the memory stays mapped as long as the pool or one of its buffers exists."""
-        used = [buffer.pool for buffer in self.buffers.values()]
-        for number, memory in list(self.pools.items()):
-            pools = [n for n in self.of("wl_shm_pool") if n == number and n != ending]
-            if not pools and not any(memory is pool for pool in used):
-                self.pools.pop(number).close()
+    def _unmap(self) -> None:
+        """Unmap memory that is no longer used."""
+        used = [*self.pools.values(), *(buffer.pool for buffer in self.buffers.values())]
+        for memory in self.memories[:]:
+            if not any(memory is pool for pool in used):
+                self.memories.remove(memory)
+                memory.close()
 
     @property
     def mapped(self) -> int:
-        """The number of pools that are mapped."""
-        self._unmap()
-        return len(self.pools)
+        """The number of pools that are mapped, without those of black frames of one pixel."""
+        black = [buffer.pool for buffer in self.buffers.values() if buffer.is_black]
+        return sum(not any(memory is pool for pool in black) for memory in self.memories)
+
+    @property
+    def frames(self) -> list[int]:
+        """The object numbers of the wl_buffers, without black frames of one pixel."""
+        return [number for number in self.of("wl_buffer") if not self.buffers[number].is_black]
 
     # linux-dmabuf
 
@@ -669,6 +683,7 @@ class FakeCompositor:
         self.dies_of_dmabufs = False
         """Whether it crashes when it draws a dma-buf, and is started again at once."""
         self.cannot_map = False
+        """Whether it fails to map guests' pages. It can always map displbe's own memory."""
         self.ivi_taken: int | None = None
         """An ivi id that another client uses."""
         self.releases = True

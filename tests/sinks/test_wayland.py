@@ -16,21 +16,25 @@ import trio
 import trio.testing
 from memory_watch import MemoryWatch
 from sinks.compositor import CORE, FakeCompositor, Surface
+from sinks.compositor import Client as FakeClient
 
 from displbe.sinks import redraw
-from displbe.sinks.base import Claimant, Geometry, OutputUnavailable, Part, SinkError
+from displbe.sinks.base import Claimant, DeviceConnector, Geometry, OutputUnavailable, Part, SinkError
 from displbe.sinks.frame_copy import FrameRows, frame_checksum
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import dmabuf_feedback
 from displbe.sinks.wayland import output as output_module
+from displbe.sinks.wayland import window as window_module
 from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
 from displbe.sinks.wayland.conn import Connection
 from displbe.sinks.wayland.copies import CopyFrame, CopyPool
-from displbe.sinks.wayland.output import WaylandOutput, ivi_id
+from displbe.sinks.wayland.output import WaylandOutput
+from displbe.sinks.wayland.reports import MOST_CALLBACKS
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink, socket_path
 from displbe.sinks.wayland.surface import SurfaceState
 from displbe.sinks.wayland.sync_gate import GateState
+from displbe.sinks.wayland.window import WAY_OUT, WaylandWindow, ivi_id
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import PAGE_SIZE, Mapping, Memory
@@ -108,9 +112,24 @@ class Stage:
         self.sink = sink
         self.compositor = compositor
         self.flipped: list[int] = []
+        self.connectors: dict[tuple[Claimant, str], DeviceConnector] = {}
         self._files: list[Pages] = []
 
+    def add(self, name: str = "HDMI-A-1", claimant: Claimant = GUEST) -> DeviceConnector:
+        """Let the toolstack create a device with this connector."""
+        connector = DeviceConnector(claimant, 0, len(self.connectors), name, WIDTH, HEIGHT)
+        self.connectors[claimant, name] = connector
+        self.sink.connector_added(connector)
+        return connector
+
+    def remove(self, name: str = "HDMI-A-1", claimant: Claimant = GUEST) -> None:
+        """Let the toolstack remove the device with this connector."""
+        self.sink.connector_removed(self.connectors.pop((claimant, name)))
+
     def claim(self, name: str = "HDMI-A-1", claimant: Claimant = GUEST) -> WaylandOutput:
+        """Connect a guest, whose device has been created before, or is created now."""
+        if (claimant, name) not in self.connectors:
+            self.add(name, claimant)
         output = self.sink.claim(name, WIDTH, HEIGHT, claimant)
         assert isinstance(output, WaylandOutput)
         output.flipped = self.flipped.append
@@ -186,6 +205,8 @@ async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> A
                 await buffer.aclose()
             for output in list(client.outputs.values()):
                 await output.release()
+        for claimant, name in list(stage.connectors):
+            stage.remove(name, claimant)
         assert sink.clients == {}
         compositor.crash()
         nursery.cancel_scope.cancel()
@@ -317,7 +338,7 @@ async def test_a_dmabuf_where_the_compositor_has_a_gpu(monkeypatch: pytest.Monke
         await stage.flip(output, second, 1)
         await second.aclose()
         assert compositor.client.of("zwp_linux_buffer_params_v1") == []
-        assert len(compositor.client.of("wl_buffer")) == 1
+        assert len(compositor.client.frames) == 1
 
 
 @pytest.mark.parametrize("version", [3, 4])
@@ -415,12 +436,13 @@ async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
             await on_screen(output)
         await buffers[0].aclose()
         await outputs[0].release()
+        stage.remove("O-1", Claimant(1, "guest 1"))
         await until(lambda: compositor.clients[0].closed)
         for token, (output, buffer) in enumerate(zip(outputs[1:], buffers[1:], strict=True)):
             await stage.flip(output, buffer, token)
             assert len([c for c in compositor.clients if not c.closed]) == 2
         await buffers[1].aclose()
-        await until(lambda: compositor.clients[1].of("wl_buffer") == [])
+        await until(lambda: compositor.clients[1].frames == [])
 
 
 @pytest.mark.parametrize("code", ["RG24", "RG16", "XR15", "AR12"])
@@ -484,7 +506,7 @@ async def test_a_flip_ends_when_it_is_shown_and_the_last_frame_is_free() -> None
         before = surface.commits
         output.flip(second, 1)
         await until(lambda: surface.commits == before + 1)
-        number = surface.frames[0]
+        number = surface.frames[-2]
         compositor.refresh()
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert stage.flipped == []
@@ -492,7 +514,7 @@ async def test_a_flip_ends_when_it_is_shown_and_the_last_frame_is_free() -> None
         await until(lambda: stage.flipped == [1])
         output.flip(first, 2)
         await until(lambda: surface.commits == before + 2)
-        compositor.client.event(surface.frames[1], "release")
+        compositor.client.event(surface.frames[-2], "release")
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert stage.flipped == [1]
         compositor.refresh()
@@ -633,7 +655,7 @@ async def test_two_hidden_outputs_of_one_guest_are_both_shown() -> None:
 
 async def test_a_flip_is_not_over_when_its_frame_is_committed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """When a new size makes the surface commit its frame again, the flip ends when that is shown and the previous buffer is released."""
-    monkeypatch.setattr(output_module, "LATE", 30.0)
+    monkeypatch.setattr(window_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, _first, second = await stage.lit()
@@ -665,7 +687,7 @@ async def test_a_copy_under_way_is_not_the_flip_that_comes_meanwhile(monkeypatch
         assert next(waiting).wait(5)
         copy(self, memory, to)
 
-    monkeypatch.setattr(output_module, "LATE", 30.0)
+    monkeypatch.setattr(window_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor, zero_copy="off") as stage:
         output, first, second = await stage.lit()
@@ -713,7 +735,7 @@ async def test_no_copy_is_begun_of_a_buffer_that_is_taken_back(monkeypatch: pyte
 
 
 async def test_an_old_frame_that_is_taken_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_module, "LATE", 30.0)
+    monkeypatch.setattr(window_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor) as stage:
         output, first, second = await stage.lit()
@@ -743,7 +765,7 @@ async def test_a_discarded_frame_ends_its_flip_no_sooner_than_the_screen() -> No
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])
 async def test_settings_for_a_compositor_that_does_not_respond(monkeypatch: pytest.MonkeyPatch, zero_copy: str) -> None:
     """No requests pile up, and the last setting is shown when the compositor responds again."""
-    monkeypatch.setattr(output_module, "LATE", 30.0)
+    monkeypatch.setattr(window_module, "LATE", 30.0)
     compositor = FakeCompositor()
     async with staged(compositor, zero_copy=zero_copy) as stage:
         output, first, second = await stage.lit()
@@ -857,7 +879,7 @@ async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pyte
 
         def answer_and_stop(number: int, callback: int) -> None:
             answer(number, callback)
-            client.stopped = len(client.pools) == 3
+            client.stopped = client.mapped == 3
 
         async def close() -> None:
             await third.aclose()
@@ -893,7 +915,7 @@ async def test_a_compositor_that_never_releases_is_not_waited_for_forever(monkey
             await buffer.aclose()
         assert trio.current_time() - began < 2 * 0.5
         client.stopped = False
-        await until(lambda: not client.buffers and client.mapped == 0)
+        await until(lambda: not client.frames and client.mapped == 0)
         again = await stage.attach(output)
         await again.wait_decided()
         await again.aclose()
@@ -924,11 +946,14 @@ async def test_off_and_on_again() -> None:
         output.flip(second, 1)
         await output.disable()
         assert stage.flipped == [1]
-        await until(lambda: not stage.compositor.client.surfaces)
+        surface = stage.surface
+        await until(lambda: surface.shown is not None and surface.shown.is_black)
+        assert (output.path, output.reason) == ("", "off")
         with pytest.raises(SinkError):
             output.flip(first, 2)
         await output.enable(first, WHOLE)
         await on_screen(output)
+        assert stage.surface is surface
 
 
 async def test_a_part_of_a_framebuffer() -> None:
@@ -970,6 +995,81 @@ async def test_what_is_drawn_without_flipping_is_shown(zero_copy: str) -> None:
         assert stage.surface.shown.row(0)[100:104] == b"new!"
 
 
+async def test_a_frame_that_was_never_presented_is_dark() -> None:
+    """The status says why, and what to do. A frame that the compositor discards is dark, too."""
+    compositor = FakeCompositor()
+    compositor.shows_at_once = False
+    async with staged(compositor) as stage:
+        output = stage.claim()
+        await stage.connected()
+        await until(lambda: output.surface.state is SurfaceState.BLACK)
+        first, second = await stage.attach(output), await stage.attach(output)
+        with structlog.testing.capture_logs() as logs:
+            await output.enable(first, WHOLE)
+            await connection_of(output).sync()
+            assert (output.path, WAY_OUT in output.reason) == ("", True)
+            await stage.flip(output, second, 1)
+            assert (output.surface.state, output.path) == (SurfaceState.HIDDEN, "")
+            assert "does not show the window" in output.reason
+            assert WAY_OUT in output.reason
+            compositor.refresh()
+            await until(lambda: output.path)
+            assert output.path == "zero copy"
+            output.flip(first, 2)
+            await connection_of(output).sync()
+            compositor.client.discard(stage.surface)
+            await until(lambda: not output.path)
+            assert "has not shown the newest frame" in output.reason
+        assert [line["event"] for line in logs if line["event"] in ("output on", "output dark")] == [
+            "output dark",
+            "output on",
+            "output dark",
+        ]
+
+
+async def test_a_hidden_window_whose_frame_is_discarded_follows_its_guest() -> None:
+    """The guest only draws. When the window is visible again, displbe hears of it and shows what was drawn."""
+    compositor = FakeCompositor()
+    async with staged(compositor, refresh=100.0) as stage:
+        output, _first, second = await stage.lit()
+        surface = stage.surface
+        compositor.shows_at_once = False
+        await stage.flip(output, second, 1)
+        assert output.surface.state is SurfaceState.HIDDEN
+        commits = surface.commits
+        for _ in range(3):
+            compositor.client.discard(surface)
+            await connection_of(output).sync()
+        assert surface.commits == commits + 1, "one commit asks for a frame callback"
+        assert isinstance(second.pages, Pages)
+        second.pages.memory[:4] = b"new!"
+        await trio.sleep(0.3)
+        assert surface.commits == commits + 1
+        compositor.shows_at_once = True
+        compositor.refresh()
+        await until(lambda: output.surface.state is SurfaceState.SHOWN and surface.commits > commits + 1)
+        assert surface.shown is not None
+        assert surface.shown.row(0)[:4] == b"new!"
+
+
+async def test_the_black_frame_without_a_viewporter() -> None:
+    """It has the size of the picture, and the newest one is kept only."""
+    compositor = FakeCompositor({name: version for name, version in CORE.items() if name != "wp_viewporter"})
+    async with staged(compositor) as stage:
+        output, *_ = await stage.lit()
+        client, surface = compositor.client, stage.surface
+        for part in (WHOLE, Part(0, 0, 20, 10), WHOLE):
+            await output.enable(await stage.attach(output), part)
+            await on_screen(output)
+            await output.disable()
+            await connection_of(output).sync()
+            assert surface.shown is not None
+            assert surface.shown.size == (part.width, part.height)
+            assert set(surface.shown.row(0)) == {0}
+            assert output.surface._black is not None
+            assert len(client.buffers) == 1
+
+
 # Shells
 
 
@@ -978,15 +1078,24 @@ async def test_a_surfaces_states() -> None:
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
     compositor.shows_at_once = False
     async with staged(compositor) as stage:
+        configured: list[Surface] = []
+        compositor.on_client = lambda client: setattr(
+            client, "configure", lambda surface, *_: configured.append(surface)
+        )
         output = stage.claim()
         surface = output.surface
-        await stage.connected()
-        first, second = await stage.attach(output), await stage.attach(output)
         states = [surface.state]
-        await output.enable(first, WHOLE)
+        await until(lambda: configured)
         states.append(surface.state)
         assert states == [SurfaceState.CLOSED, SurfaceState.CONFIGURING]
-        await until(lambda: surface.state is SurfaceState.UNSEEN)
+        FakeClient.configure(compositor.client, configured[0], 0, 0)
+        del vars(compositor.client)["configure"]
+        await until(lambda: surface.state is SurfaceState.BLACK)
+        first, second = await stage.attach(output), await stage.attach(output)
+        assert surface.state is SurfaceState.BLACK
+        await output.enable(first, WHOLE)
+        assert (surface.state, output.path) == (SurfaceState.UNSEEN, "")
+        await connection_of(output).sync()
         compositor.refresh()
         await until(lambda: surface.state is SurfaceState.SHOWN)
         await stage.flip(output, second, 1)
@@ -1002,7 +1111,10 @@ async def test_a_surfaces_states() -> None:
         compositor.client.discard(stage.surface)
         await until(lambda: surface.state is SurfaceState.SHOWN)
         await output.disable()
-        assert surface.state is SurfaceState.CLOSED
+        states = [surface.state]
+        stage.remove()
+        states.append(surface.state)
+        assert states == [SurfaceState.BLACK, SurfaceState.CLOSED]
 
 
 async def test_an_ivi_surface_is_empty_until_it_has_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1020,7 +1132,7 @@ async def test_an_ivi_surface_is_empty_until_it_has_a_frame(monkeypatch: pytest.
         await stage.connected()
         await output.enable(await stage.attach(output), WHOLE)
         await until(lambda: output.surface.is_open)
-        assert output.surface.state is SurfaceState.EMPTY
+        assert output.surface.state is SurfaceState.BLACK
         gate.set()
         await on_screen(output)
 
@@ -1139,9 +1251,12 @@ async def test_closing(policy: str) -> None:
         assert bool(stage.compositor.client.surfaces) == (policy == "ignore")
         assert (output.surface.state is SurfaceState.DISMISSED) == (policy == "detach")
         await second.aclose()
-        await until(lambda: policy == "ignore" or output.surface.state is SurfaceState.DISMISSED)
         await output.disable()
         await output.enable(first, WHOLE)
+        await stage.flip(output, first, 2)
+        assert (output.surface.state is SurfaceState.DISMISSED) == (policy == "detach")
+        assert bool(output.path) == (policy == "ignore")
+        stage.sink.reopen(stage.connectors[GUEST, "HDMI-A-1"])
         await on_screen(output)
 
 
@@ -1276,20 +1391,20 @@ async def test_a_compositor_that_offers_nothing() -> None:
 
 async def test_a_bug_costs_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that fails ends the connection, which is made again. It does not end the sink."""
-    handle = WaylandOutput._on_configured
+    handle = WaylandWindow._on_configured
     mistakes = iter([ValueError("a mistake")])
 
-    def failing(output: WaylandOutput) -> None:
+    def failing(output: WaylandWindow) -> None:
         for mistake in mistakes:
             raise mistake
         handle(output)
 
-    monkeypatch.setattr(WaylandOutput, "_on_configured", failing)
+    monkeypatch.setattr(WaylandWindow, "_on_configured", failing)
     async with staged() as stage:
-        output = stage.claim()
-        await stage.connected()
-        buffer = await stage.attach(output)
         with structlog.testing.capture_logs() as logs:
+            output = stage.claim()
+            await stage.connected()
+            buffer = await stage.attach(output)
             await output.enable(buffer, WHOLE)
             await on_screen(output)
         assert [
@@ -1348,6 +1463,7 @@ async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
             await on_screen(output)
             await buffer.aclose()
             await output.release()
+            stage.remove("DP-1")
             gone.append(weakref.ref(output))
             del output, buffer
         await trio.testing.wait_all_tasks_blocked()
@@ -1358,22 +1474,24 @@ async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
         await until(lambda: gc.collect() >= 0 and not any(output() for output in gone))
 
 
-async def test_a_surface_that_goes_takes_its_frame_callbacks_along() -> None:
+async def test_a_surface_that_is_not_shown_collects_few_frame_callbacks() -> None:
     compositor = FakeCompositor({name: version for name, version in CORE.items() if name != "wp_presentation"})
     async with staged(compositor) as stage:
         output, _first, second = await stage.lit()
         compositor.shows_at_once = False
         conn = connection_of(output)
         objects = conn.objects
-        for token in range(5):
+        for token in range(3 * MOST_CALLBACKS):
             output.flip(second, token)
             await output.disable()
             await output.enable(second, WHOLE)
-            await until(lambda: output.path)
+            await until(lambda: output.surface.attached is not None)
         await conn.sync()
-        assert conn.objects <= objects + 1
+        assert objects < conn.objects <= objects + MOST_CALLBACKS
+        compositor.shows_at_once = True
         compositor.refresh()
         await on_screen(output)
+        await conn.sync()
         assert conn.objects == objects
 
 
@@ -1404,7 +1522,7 @@ async def test_abilities() -> None:
     async with staged(
         FakeCompositor({name: version for name, version in CORE.items() if name != "wp_viewporter"})
     ) as stage:
-        assert stage.sink.abilities() == {"compositor": "not asked before a guest is connected"}
+        assert stage.sink.abilities() == {"compositor": "not asked before a guest has a display"}
         stage.claim()
         await until(lambda: "xdg-shell: yes" in stage.sink.abilities()["compositor"])
         said = stage.sink.abilities()["compositor"]

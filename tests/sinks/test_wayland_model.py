@@ -17,7 +17,9 @@ from displbe.sinks.base import Part, SinkError
 from displbe.sinks.flip import FlipState
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import output as output_module
+from displbe.sinks.wayland import window as window_module
 from displbe.sinks.wayland.buffers import WaylandBuffer
+from displbe.sinks.wayland.conn import CompositorLost
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.surface import SurfaceState
 
@@ -35,7 +37,20 @@ WHICH = st.integers(0, 5)
 MOST = 35
 """Maximum objects of one output: 7 of a surface, 7 buffers, 3 copies of each of two shapes, and requested reports."""
 
-WORDS = ["disable", "refresh", "crash", "stop", "go on", "close", "hide", "see", "keep", "release"]
+WORDS = [
+    "disable",
+    "refresh",
+    "crash",
+    "stop",
+    "go on",
+    "close",
+    "reopen",
+    "reconnect",
+    "hide",
+    "see",
+    "keep",
+    "release",
+]
 ACTIONS = st.one_of(
     st.tuples(st.just("attach"), st.sampled_from(SHAPES)),
     st.tuples(st.just("enable"), WHICH, st.sampled_from(PARTS)),
@@ -59,6 +74,8 @@ class Play:
         self.output = output
         self.buffers: list[WaylandBuffer] = []
         self.token = 0
+        self.reopened = 0
+        """How often the operator has opened the window again."""
         self.idle = 0
         """The number of objects of a connection whose guest has no surface and no buffer."""
 
@@ -94,6 +111,15 @@ class Play:
                     for surface in client.surfaces.values():
                         if surface.toplevel:
                             client.event(surface.toplevel, "close")
+            case "reopen":
+                self.stage.sink.reopen(self.stage.connectors[GUEST, "HDMI-A-1"])
+                self.reopened += 1
+            case "reconnect":
+                for one in self.buffers:
+                    await one.aclose()
+                self.buffers.clear()
+                await self.output.release()
+                self.output = self.stage.claim()
             case "crash":
                 self.compositor.crash()
                 self.compositor.there = True
@@ -119,14 +145,17 @@ class Play:
         assert surface.is_open == (surface.state not in (SurfaceState.CLOSED, SurfaceState.DISMISSED))
         assert surface.is_open == (surface.proxy is not None) == (surface.role is not None)
         match surface.state:
-            case SurfaceState.CLOSED | SurfaceState.DISMISSED | SurfaceState.CONFIGURING | SurfaceState.EMPTY:
+            case SurfaceState.CLOSED | SurfaceState.DISMISSED | SurfaceState.CONFIGURING | SurfaceState.BLACK:
                 assert surface.attached is None
             case SurfaceState.UNSEEN | SurfaceState.SHOWN:
                 assert surface.attached is not None
-        assert bool(self.output.path) == (surface.attached is not None)
+        assert bool(self.output.path) == (surface.attached is not None and surface.is_presented)
+        assert self.output.path or self.output.reason
         assert self.output._flip.state is FlipState.NONE
         if self.output._part is None:
-            assert surface.state is SurfaceState.CLOSED
+            assert surface.attached is None
+        surfaces = sum(len(client.requests("wl_compositor", "create_surface")) for client in self.compositor.clients)
+        assert surfaces <= len(self.compositor.clients) + self.reopened
 
     async def flip(self, number: int) -> None:
         """Flip, and wait for the end of the flip, as a guest does."""
@@ -149,7 +178,17 @@ class Play:
         self.compositor.shows_at_once = self.compositor.releases = True
         for client in self.compositor.clients:
             client.stopped = False
-        await self.stage.connected()
+        with trio.fail_after(5):
+            while True:  # the compositor may just have crashed, or the user closed the window
+                try:
+                    await self.stage.connected()
+                    await connection_of(self.output).sync()
+                    break
+                except CompositorLost:
+                    await trio.sleep(0.005)
+        await self.act("reopen")
+        await until(lambda: self.output.surface.is_ready)
+        await self.act("configure", (0, 0), ())
         buffer = await self.stage.attach(self.output, colour=b"\7\7\7\0")
         await self.output.disable()
         await self.output.enable(buffer, WHOLE)
@@ -161,7 +200,7 @@ class Play:
         for one in (*self.buffers, buffer):
             await one.aclose()
         await self.output.disable()
-        await until(lambda: not client.surfaces and not client.mapped)
+        await until(lambda: surface.shown is not None and surface.shown.is_black and not client.mapped)
         await until(lambda: conn.objects == self.idle)
         assert len(self.stage.flipped) == len(set(self.stage.flipped)) == self.token
 
@@ -183,7 +222,7 @@ def test_anything(
         (client_module, "LAST_PAUSE", 0.02),
         (output_module, "ATTACH_PATIENCE", 0.02),
         (output_module, "RELEASE_PATIENCE", 0.02),
-        (output_module, "LATE", 0.02),
+        (window_module, "LATE", 0.02),
     ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr("displbe.sinks.flip.LATE_CHECK", 0.02)
@@ -197,6 +236,7 @@ def test_anything(
             await until(lambda: GUEST in stage.sink.clients)
             played = Play(stage, output)
             await stage.connected()
+            await until(lambda: output.surface.state is SurfaceState.BLACK)
             await connection_of(output).sync()
             played.idle = connection_of(output).objects
             await played.act("attach", {})

@@ -76,9 +76,9 @@ class Seat:
 
 
 @contextlib.asynccontextmanager
-async def seated(version: int = 8) -> AsyncIterator[Seat]:
+async def seated(version: int = 8, **settings: str) -> AsyncIterator[Seat]:
     compositor = FakeCompositor({**CORE, "wl_seat": version})
-    async with staged(compositor) as stage:
+    async with staged(compositor, **settings) as stage:
         heard: list[SeatEvent] = []
         assert stage.sink.seats is not None
         with stage.sink.seats.listening(GUEST.domid, "HDMI-A-1", heard.append):
@@ -371,18 +371,52 @@ async def focus_everything(seat: Seat) -> None:
 LEFT = [KeyboardLeave(), PointerLeave(), TouchCancel()]
 
 
-async def test_a_surface_that_goes_has_been_left() -> None:
+async def test_a_window_that_its_user_closes_has_been_left() -> None:
+    async with seated(on_close="detach") as seat:
+        await focus_everything(seat)
+        number = seat.surface.number
+        seat.client.event(seat.surface.toplevel, "close")
+        # Events that were under way when the surface was destroyed still name it.
+        seat.client.event(seat.client.device("wl_keyboard"), "leave", 4, number)
+        seat.client.event(seat.client.device("wl_pointer"), "motion", 0, 3.0, 3.0)
+        seat.client.event(seat.client.device("wl_touch"), "up", 5, 0, 0)
+        await seat.settled()
+        assert seat.take() == LEFT
+
+
+async def test_a_guest_whose_screen_is_off_gets_its_input() -> None:
+    """A key can wake a guest that has switched its screen off."""
     async with seated() as seat:
         await focus_everything(seat)
         (output,) = seat.stage.sink.clients[GUEST].outputs.values()
-        number = seat.surface.number
         await output.disable()
+        await seat.says("wl_keyboard", "key", 2, 0, 30, 1)
+        assert seat.take() == [KeyboardKey(30, True)]
+
+
+async def test_input_for_a_guest_that_is_away_goes_nowhere() -> None:
+    """A guest that disconnects has released everything. When it is back, it gets the input of the window that has kept the focus."""
+    async with seated() as seat:
+        await focus_everything(seat)
+        (output,) = seat.stage.sink.clients[GUEST].outputs.values()
+        for buffer in list(seat.stage.buffers):
+            await buffer.aclose()
+        await output.release()
         assert seat.take() == LEFT
-        # Events that were under way when the surface was destroyed still name it.
-        await seat.says("wl_keyboard", "leave", 4, number)
+        await seat.says("wl_keyboard", "key", 2, 0, 30, 1)
         await seat.says("wl_pointer", "motion", 0, 3.0, 3.0)
+        await seat.says("wl_pointer", "frame")
         await seat.says("wl_touch", "up", 5, 0, 0)
         assert seat.take() == []
+        seat.stage.claim()
+        await seat.says("wl_keyboard", "key", 3, 0, 31, 1)
+        await seat.says("wl_pointer", "motion", 0, 4.0, 5.0)
+        await seat.says("wl_pointer", "motion", 0, 6.0, 7.0)
+        assert seat.take() == [
+            KeyboardKey(31, True),
+            PointerEnter(4.0, 5.0, *SIZE),
+            PointerMotion(6.0, 7.0, *SIZE),
+        ]
 
 
 async def test_a_compositor_that_goes_has_taken_the_focus_along() -> None:

@@ -102,7 +102,9 @@ async def expect(compositor: Weston, wanted: Image.Image) -> None:
 
 
 @contextlib.asynccontextmanager
-async def playing(folder: Path, compositor: Weston, name: str, **wayland: Any) -> AsyncIterator[Player]:
+async def playing(
+    folder: Path, compositor: Weston, name: str, size: tuple[int, int] = SIZE, **wayland: Any
+) -> AsyncIterator[Player]:
     """Run a daemon with a guest. Check at the end that the daemon holds nothing of the guest."""
     shown = WaylandSettings(display=str(compositor.socket), **{"trust_compositor": True, **wayland})
     settings = Settings(sink="wayland", wayland=shown, limits=Limits(modesets_per_second=10_000.0))
@@ -110,7 +112,7 @@ async def playing(folder: Path, compositor: Weston, name: str, **wayland: Any) -
         hypervisor = xen.hypervisor(0)
         daemon = Daemon(settings, hypervisor)
         await nursery.start(daemon.run)
-        async with Guest.booted(xen, 1, ConnectorSpec(name, *SIZE)) as guest:
+        async with Guest.booted(xen, 1, ConnectorSpec(name, *size)) as guest:
             with trio.fail_after(10):
                 await guest.display.connected.wait()
             yield Player(daemon, guest, name)
@@ -144,7 +146,7 @@ async def test_the_guests_picture_fills_the_screen(folder: Path, zero_copy: str,
 
 async def test_a_window(folder: Path) -> None:
     """If the connector has another name, and the picture is smaller than the screen, the picture is somewhere on the desktop."""
-    async with weston(folder) as compositor, playing(folder, compositor, "VM-1") as player:
+    async with weston(folder) as compositor, playing(folder, compositor, "VM-1", (320, 200)) as player:
         await player.show(320, 200)
         await player.on_screen()
         shot, wanted = await compositor.screenshot(), player.picture(320, 200)
@@ -156,7 +158,7 @@ async def test_a_window(folder: Path) -> None:
 
 async def test_options_of_desktops(folder: Path) -> None:
     """A guest is shown whatever Weston offers of desktops' protocols. An option that has no effect says so (no Weston up to 14 has one)."""
-    options = {"inhibit_idle": True, "inhibit_shortcuts": True, "decorations": "server"}
+    options: dict[str, Any] = {"inhibit_idle": True, "inhibit_shortcuts": True, "decorations": "server"}
     async with weston(folder) as compositor, playing(folder, compositor, "headless", **options) as player:
         await player.show()
         await player.on_screen()
@@ -232,19 +234,20 @@ async def test_there_before_the_compositor(folder: Path) -> None:
 
 async def test_ivi_shell(folder: Path) -> None:
     """A surface whose ivi id is the connector's name is shown at the place and in the size that the controller gives it."""
-    async with weston(folder, IVI) as compositor, playing(folder, compositor, "5001") as player:
+    async with weston(folder, IVI) as compositor:
         # The controller ignores surfaces that come before its own user interface, which shows images.
         images = 0
         with trio.fail_after(30):
             while images == 0 or images != compositor.mapped("weston-shared"):
                 images = compositor.mapped("weston-shared")
                 await trio.sleep(0.5)
-        await player.show()
-        await player.on_screen()
-        assert player.output.surface.role is not None
-        assert player.output.surface.role.name == "ivi-application"
-        await player.flip(5)
-        assert player.output.late == 0
+        async with playing(folder, compositor, "5001") as player:
+            await player.show()
+            await player.on_screen()
+            assert player.output.surface.role is not None
+            assert player.output.surface.role.name == "ivi-application"
+            await player.flip(5)
+            assert player.output.late == 0
 
 
 @pytest.mark.parametrize("zero_copy", ["auto", "off"])

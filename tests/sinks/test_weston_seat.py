@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import trio
+from hostile.window_attacks import ATTACKS, WINDOW_SIZE, screen
 from scenario.world import until
 from sinks.headless_weston import weston
 from sinks.x11.xvfb import User, Xvfb
 
+from displbe.backend.quota import Limits
 from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.ops.settings import ControlSettings
@@ -45,6 +48,70 @@ async def test_keyboard_and_pointer(folder: Path) -> None:
                 async with Guest.booted(xen, 1, ConnectorSpec(OUTPUT, *SIZE), vkb=vkb) as guest:
                     await _used(guest, user)
                 nursery.cancel_scope.cancel()
+
+
+async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
+    """The user types into the window of one guest. Whatever another guest does with its screen, each key goes to the first."""
+    async with contextlib.AsyncExitStack() as stack:
+        user = stack.enter_context(User.of(server := stack.enter_context(Xvfb.running())))
+        compositor = await stack.enter_async_context(weston(folder, display=server.display))
+        await until(user.windows)
+        (window,) = user.windows()
+        user.focus(window)  # before any guest has a window: Weston then focuses each one that it maps
+        user.point(600, 400)
+        xen = await stack.enter_async_context(Xen(folder / "xen").running())
+        settings = Settings(
+            sink="wayland",
+            wayland=WaylandSettings(display=str(compositor.socket)),
+            limits=Limits(modesets_per_second=10_000.0, reconnects_per_second=1000.0),
+            control=ControlSettings(socket=""),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
+            async with contextlib.AsyncExitStack() as running:
+                guests: list[Guest] = []
+                for domid, name in (
+                    (1, "attacker"),
+                    (2, "victim"),
+                ):  # the compositor focuses the window that it maps last
+                    connector, vkb = ConnectorSpec(name, *WINDOW_SIZE), {"unique-id": f"K:{name}"}
+                    guests.append(await running.enter_async_context(Guest.booted(xen, domid, connector, vkb=vkb)))
+                    with trio.fail_after(30):
+                        await guests[-1].display.connected.wait()
+                        await guests[-1].input.connected.wait()
+                    await screen(guests[-1])
+                await _typed_to(guests[1], guests[0], user, window)
+            nursery.cancel_scope.cancel()
+
+
+async def _typed_to(victim: Guest, attacker: Guest, user: User, window: int) -> None:
+
+    with trio.fail_after(30):
+        while victim.input.pressed != {KEY_A}:
+            user.key(KEY_A, False)
+            user.focus(window)  # repeated, because the compositor maps the windows after a while
+            user.key(KEY_A, True)
+            await trio.sleep(0.5)
+    user.key(KEY_A, False)
+    await until(lambda: not victim.input.pressed)
+    attacker.input.events.clear()
+
+    async def typed() -> None:
+        """Press and release a key: the victim gets it."""
+        user.key(KEY_A, True)
+        await until(lambda: victim.input.pressed == {KEY_A})
+        user.key(KEY_A, False)
+        await until(lambda: not victim.input.pressed)
+
+    await typed()
+    for attack in ATTACKS:
+        await attack(attacker)
+        dbuf, fb, buffer = await screen(attacker)
+        await trio.sleep(0.3)  # until the compositor has drawn
+        await typed()
+        await attacker.display.hide(0)
+        await attacker.display.destroy_framebuffer(dbuf, fb, buffer)
+    assert attacker.input.events == []
 
 
 async def _used(guest: Guest, user: User) -> None:

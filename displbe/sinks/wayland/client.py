@@ -13,7 +13,7 @@ import trio
 
 from displbe.ops.log import SparseLog
 from displbe.shortage import brief, severity
-from displbe.sinks.base import Claimant
+from displbe.sinks.base import Claimant, DeviceConnector
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.seat import Seats
 from displbe.sinks.tasks import Tasks
@@ -27,6 +27,7 @@ from .imports import BufferImports
 from .link import Link
 from .output import WaylandOutput
 from .settings import WaylandSettings
+from .window import WaylandWindow
 
 __all__ = ["Client"]
 
@@ -40,7 +41,10 @@ SHORT: Final = 5.0
 
 
 class Client:
-    """A guest as a Wayland client. `path` is the compositor's socket; `gone` is called when the last output is given back.
+    """A guest as a Wayland client, with a window for each connector of its devices. `path` is the compositor's socket; `gone` is called
+    when the last connector is removed.
+
+    It has sixteen attributes: windows and the outputs that show guests' frames in them are two things.
 
     Tests replace `opened`, which makes a connection.
     """
@@ -58,7 +62,10 @@ class Client:
         opened: Callable[[str], Connection] = connect,
     ) -> None:
         self.claimant = claimant
+        self.windows: dict[str, WaylandWindow] = {}
+        """The windows by the names of their connectors."""
         self.outputs: dict[str, WaylandOutput] = {}
+        """The windows that the guest has claimed: it is connected."""
         self.connections = 0
         """The number of connections made so far."""
         self._log: Any = structlog.get_logger("displbe.wayland").bind(domid=claimant.domid, guest=claimant.name)
@@ -76,27 +83,36 @@ class Client:
         """The connection, while there is one."""
         return self._imports.link
 
-    # Outputs
+    # Windows and outputs
 
-    def claim(self, name: str, width: int, height: int) -> WaylandOutput:
-        """Make an output for a connector of this resolution."""
-        output = self.outputs[name] = WaylandOutput(self._guest, name, (width, height), self._give_back)
+    def add(self, connector: DeviceConnector) -> None:
+        """Open a window for a connector, now or when there is a compositor."""
+        window = self.windows[connector.name] = WaylandWindow(self._guest, connector)
+        window.connected()
+
+    def remove(self, connector: DeviceConnector) -> None:
+        """Close a connector's window. The connection ends with the last one."""
+        self.windows.pop(connector.name).close()
+        if not self.windows:
+            self._scope.cancel()
+            self._gone(self)
+
+    def claim(self, name: str) -> WaylandOutput:
+        """Return the output that shows the guest's frames in a window. The window is not claimed."""
+        output = self.outputs[name] = WaylandOutput(self._guest, self.windows[name], self._give_back)
         rate = self._guest.settings.refresh
         if rate > 0:
             self._tasks.start_soon(output.watch, rate)
         return output
 
     def _give_back(self, output: WaylandOutput) -> None:
-        """Forget an output. The connection ends with the last one."""
+        """Forget an output. Its window stays."""
         del self.outputs[output.name]
-        if not self.outputs:
-            self._scope.cancel()
-            self._gone(self)
 
     # The connection
 
     async def run(self) -> None:
-        """Stay connected until the last output is given back."""
+        """Stay connected until the last window is closed."""
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tasks.run)
@@ -168,8 +184,8 @@ class Client:
     def _open_surfaces(self, link: Link) -> None:
         """Open the surfaces. All buffers have been offered: a surface's protocol error must not be taken for a buffer's."""
         self._guest.link = link
-        for output in list(self.outputs.values()):
-            output.connected()
+        for window in list(self.windows.values()):
+            window.connected()
 
     async def _end(self, link: Link) -> None:
         """Forget a connection that has ended."""
@@ -179,15 +195,19 @@ class Client:
         self._imports.lost()
         for output in list(self.outputs.values()):
             await output.disconnected()
+        for window in list(self.windows.values()):
+            window.disconnected()
+        for output in list(self.outputs.values()):
+            output.forget_frames()
         await link.conn.aclose()
 
     def _on_changed(self) -> None:
         """Follow the compositor: it has other outputs, or imports other formats."""
-        for output in self.outputs.values():
-            output.outputs_changed()
+        for window in self.windows.values():
+            window.outputs_changed()
 
-    def _find(self, surface: Proxy) -> WaylandOutput | None:
-        """Return the output that a wl_surface belongs to."""
+    def _find(self, surface: Proxy) -> WaylandWindow | None:
+        """Return the window that a wl_surface belongs to."""
         if surface is None:
             return None
-        return next((output for output in self.outputs.values() if output.surface.proxy is surface), None)
+        return next((window for window in self.windows.values() if window.surface.proxy is surface), None)

@@ -42,14 +42,15 @@ class _Viewport:
 
     def place(self, source: Part | None, natural: tuple[int, int], size: tuple[int, int]) -> None:
         """Show this part of the buffer (None: all of it) in this size. `natural` is the part's size in pixels."""
-        if (source, size) == self._placed:
+        destination = (-1, -1) if size == natural else size
+        if (source, destination) == self._placed:
             return
-        self._placed = (source, size)
+        self._placed = (source, destination)
         if source is None:
             self.proxy.set_source(-1, -1, -1, -1)
         else:
             self.proxy.set_source(source.x, source.y, source.width, source.height)
-        self.proxy.set_destination(*((-1, -1) if size == natural else size))
+        self.proxy.set_destination(*destination)
 
 
 class SurfaceExtensions:

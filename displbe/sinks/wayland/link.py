@@ -25,7 +25,7 @@ EXTENSIONS: Final = {
 class Link:
     """A connection and what its compositor offers; a global that it does not offer is None.
 
-    `changed` is called when outputs, seats or dma-buf formats change. `find` returns the guest's output that a wl_surface belongs to, or
+    `changed` is called when outputs, seats or dma-buf formats change. `find` returns the guest's window that a wl_surface belongs to, or
     None. It has sixteen attributes: most are one global each.
     """
 

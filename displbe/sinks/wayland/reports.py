@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from .conn import Proxy
 from .link import Link
 
-__all__ = ["FrameReports"]
+__all__ = ["NO_FLIP", "FrameReports"]
+
+NO_FLIP: Final = -1
+"""The serial number of no flip."""
+MOST_CALLBACKS: Final = 8
+"""Frame callbacks that a surface has at most. A compositor that does not draw the surface keeps them all."""
 
 
 class _Commit:
@@ -36,7 +42,7 @@ class FrameReports:
         self._shown = shown
         self._discarded = discarded
         self._newest: _Commit | None = None
-        self._callbacks: set[Proxy] = set()
+        self._callbacks: dict[Proxy, _Commit] = {}
         """Frame callbacks that are not done. The compositor destroys them without an event when it destroys the surface."""
 
     @property
@@ -46,21 +52,44 @@ class FrameReports:
 
     def request(self, serial: int, *, hidden: bool) -> None:
         """Request a report of the next commit, for a frame of the flip with this serial number."""
-        conn, newest = self._conn, self._newest
+        conn = self._conn
         if self._presentation is not None:
             commit = self._newest = _Commit(serial, conn.keep(self._presentation.feedback(self._surface)))
             conn.on(commit.sender, "presented", lambda *_: self._on_shown(commit))
             conn.on(commit.sender, "discarded", lambda: self._on_discarded(commit))
-        elif hidden and newest is not None and newest.sender in self._callbacks:
-            newest.serial = serial  # a hidden surface gets all its callbacks at once when it is seen: one is enough
+        elif hidden or len(self._callbacks) >= MOST_CALLBACKS:
+            self.request_visible(serial)
         else:
-            commit = self._newest = _Commit(serial, conn.keep(self._surface.frame()))
-            self._callbacks.add(commit.sender)
-            conn.on(commit.sender, "done", lambda _: self._on_shown(commit))
+            self._request_callback(serial)
+
+    def request_visible(self, serial: int) -> bool:
+        """Request a report when the surface is visible, which the compositor does not discard. Return whether a commit must follow.
+
+        A hidden surface gets all its frame callbacks at once when it is seen: one is enough.
+        """
+        pending = next(iter(self._callbacks.values()), None)
+        if pending is None:
+            self._request_callback(serial)
+            return True
+        pending.serial, pending.reported = serial, False
+        self._newest = pending
+        return False
+
+    def _request_callback(self, serial: int) -> None:
+        commit = self._newest = _Commit(serial, self._conn.keep(self._surface.frame()))
+        self._callbacks[commit.sender] = commit
+        self._conn.on(commit.sender, "done", lambda _: self._on_shown(commit))
+
+    def forget(self) -> None:
+        """Take note that the newest commit has no frame of the guest. The report on the one before still shows that the compositor
+        keeps up, and whether the surface is visible.
+        """
+        if self._newest is not None:
+            self._newest.serial = NO_FLIP
 
     def _on_shown(self, commit: _Commit) -> None:
         commit.reported = True
-        self._callbacks.discard(commit.sender)
+        self._callbacks.pop(commit.sender, None)
         self._conn.drop(commit.sender)
         self._shown(commit.serial, commit is self._newest)
 
@@ -75,4 +104,4 @@ class FrameReports:
         """Drop the frame callbacks: the surface is destroyed. Presentation feedback still arrives, as `discarded`."""
         self._newest = None
         while self._callbacks:
-            self._conn.drop(self._callbacks.pop())
+            self._conn.drop(self._callbacks.popitem()[0])

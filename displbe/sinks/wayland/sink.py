@@ -8,17 +8,19 @@ from pathlib import Path
 
 import trio
 
-from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
+from displbe.sinks.base import NOBODY, Claimant, DeviceConnector, Output, OutputUnavailable, Sink
 from displbe.sinks.flip import FlipClock
 from displbe.sinks.seat import Seats
+from displbe.sinks.window_queue import WindowQueue, same_name
 
 from .buffers import DmabufHistory
 from .client import Client
 from .conn import CompositorLost, Connection, connect
 from .extensions import without_effect
 from .link import EXTENSIONS
-from .output import WaylandOutput, ivi_id
+from .output import WaylandOutput
 from .settings import WaylandSettings
+from .window import ivi_id
 
 __all__ = ["WaylandSink", "socket_path"]
 
@@ -47,6 +49,7 @@ class WaylandSink(Sink):
         self._opened = opened
         self._clock = FlipClock()
         self._dmabufs = DmabufHistory()
+        self._queue = WindowQueue(self._open, self._close, self._exclude)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -61,7 +64,7 @@ class WaylandSink(Sink):
     def abilities(self) -> Mapping[str, str]:
         links = [client.link for client in self.clients.values() if client.link is not None]
         if not links:
-            return {"compositor": "not reached" if self.clients else "not asked before a guest is connected"}
+            return {"compositor": "not reached" if self.clients else "not asked before a guest has a display"}
         link = links[0]
         offers = {
             "xdg-shell": link.wm_base,
@@ -76,17 +79,26 @@ class WaylandSink(Sink):
         more = {f"option {name}": f"without effect: {reason}" for name, reason in useless.items()}
         return {"compositor": ", ".join(words), **more}
 
-    def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
-        if self.claimed(name) is not None:
-            raise OutputUnavailable(f"connector {name} is taken by another guest")
-        if self._nursery is None:
-            raise OutputUnavailable("the Wayland sink is not running")
-        self._check_ivi_id(name)
-        client = self.clients.get(claimant)
+    # Windows
+
+    def connector_added(self, connector: DeviceConnector) -> None:
+        self._queue.add(connector)
+
+    def connector_removed(self, connector: DeviceConnector) -> None:
+        self._queue.remove(connector)
+
+    def reopen(self, connector: DeviceConnector) -> None:
+        self._queue.check_open(connector)
+        self.clients[connector.claimant].windows[connector.name].reopen()
+
+    def _open(self, connector: DeviceConnector) -> None:
+        """Open a connector's window; connect its guest to the compositor if this is the guest's first window."""
+        client = self.clients.get(connector.claimant)
         if client is not None:
-            return client.claim(name, width, height)
-        client = self.clients[claimant] = Client(
-            claimant,
+            client.add(connector)
+            return
+        client = self.clients[connector.claimant] = Client(
+            connector.claimant,
             self.settings,
             self._path,
             self._gone,
@@ -95,9 +107,12 @@ class WaylandSink(Sink):
             dmabufs=self._dmabufs,
             opened=self._opened,
         )
-        output = client.claim(name, width, height)
-        self._nursery.start_soon(client.run)
-        return output
+        client.add(connector)
+        if self._nursery is not None:
+            self._nursery.start_soon(client.run)
+
+    def _close(self, connector: DeviceConnector) -> None:
+        self.clients[connector.claimant].remove(connector)
 
     async def _settle(self, domid: int, connector: str) -> bool:
         """Wait for two answers of the compositor to wl_display.sync (Seats)."""
@@ -111,18 +126,28 @@ class WaylandSink(Sink):
                 return True
         return False
 
-    def _check_ivi_id(self, name: str) -> None:
-        """Check that no other connector has the ivi id of this one: a compositor ends a connection that uses an ivi id again.
-
-        Raises OutputUnavailable.
+    def _exclude(self, name: str, other: str) -> str:
+        """Return why two connectors of these names cannot both have a window: their name, or their ivi id, since a compositor ends a
+        connection that uses an ivi id again. Empty: they can.
         """
         number = ivi_id(name, self.settings.surfaces)
-        if number is None or self.settings.shell == "xdg":
-            return
-        for client in self.clients.values():
-            for other in client.outputs:
-                if ivi_id(other, self.settings.surfaces) == number:
-                    raise OutputUnavailable(f"connector {name} has the ivi id {number}, as has {other}")
+        if number is not None and self.settings.shell != "xdg" and name != other:
+            return (
+                f"connector {name} has the ivi id {number}, as has {other}"
+                if ivi_id(other, self.settings.surfaces) == number
+                else ""
+            )
+        return same_name(name, other)
+
+    # Outputs
+
+    def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
+        if self._nursery is None:
+            raise OutputUnavailable("the Wayland sink is not running")
+        connector = self._queue.find(name, claimant.domid)
+        if self.claimed(name) is not None:
+            raise OutputUnavailable(f"connector {name} is taken by another device of this guest")
+        return self.clients[connector.claimant].claim(name)
 
     def _gone(self, client: Client) -> None:
         if self.clients.get(client.claimant) is client:

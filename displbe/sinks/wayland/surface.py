@@ -9,12 +9,13 @@ from typing import Final
 from displbe.sinks.base import Part
 from displbe.sinks.flip import Flip
 
+from .black_frame import BlackFrame
 from .buffers import WaylandBuffer
 from .conn import Proxy
 from .copies import CopyFrame
 from .extensions import SurfaceExtensions, SurfaceOptions
 from .link import Link
-from .reports import FrameReports
+from .reports import NO_FLIP, FrameReports
 from .role import Role, RoleOptions, choose_role
 from .sync_gate import SyncGate
 
@@ -28,17 +29,17 @@ class SurfaceState(enum.Enum):
     """The state of a surface at the compositor."""
 
     CLOSED = "closed"
-    """There is no wl_surface: the output is off, it has nothing to show, or there is no compositor."""
+    """There is no wl_surface: there is no compositor, it has no shell for the surface, or the device is gone."""
     DISMISSED = "dismissed"
-    """The user has closed the window. It is not opened again before the guest switches the output off and on."""
+    """The user has closed the window. Only the operator opens it again; nothing that the guest does."""
     CONFIGURING = "configuring"
     """The compositor has not configured the surface yet. Until then, xdg-shell allows no buffer."""
-    EMPTY = "empty"
-    """The surface is configured and has no frame yet."""
+    BLACK = "black"
+    """The surface is configured and shows displbe's own black frame: the guest shows nothing, or is not connected."""
     UNSEEN = "unseen"
     """The compositor has not reported on the newest commit yet."""
     SHOWN = "shown"
-    """The compositor has reported on the newest commit: its frame is on the screen, or is discarded."""
+    """The compositor has reported on the newest commit: its frame is on the screen, or is discarded (see `is_presented`)."""
     HIDDEN = "hidden"
     """The compositor did not report on a flip in time: the surface is not visible, or the compositor does not respond. The clock ends
     flips until it reports that a frame is on the screen.
@@ -52,20 +53,23 @@ _INVISIBLE: Final = (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
 
 
 class WaylandSurface:
-    """The surface of one connector, which opens and closes with the guest's output and the compositor.
+    """The surface of one connector. It stays open, and black, while the guest shows nothing.
 
     It ends `flip` when the flip's frame is on the screen and the compositor has released the previous buffer, which the guest draws into
-    next. `show` is called when the compositor is ready for a frame that was kept back, `configured` when it has configured the surface,
-    `closing` when the user closes the window.
+    next. `gate` keeps frames back while the compositor does not keep up. `configured` is called when the compositor has configured the
+    surface, `closing` when the user closes the window, `changed` when the guest's frames become visible or are not visible any more.
+
+    It has nineteen attributes: the surface, what belongs to it on this connection, and what the flip under way waits for.
     """
 
     def __init__(
         self,
         flip: Flip,
+        gate: SyncGate,
         size: tuple[int, int],
-        show: Callable[[], object],
         configured: Callable[[], None],
         closing: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
         self.state = SurfaceState.CLOSED
         self.proxy: Proxy = None
@@ -73,22 +77,26 @@ class WaylandSurface:
         self.role: Role | None = None
         self.size = size
         """The surface's size, in its own coordinates."""
+        self.natural = size
+        """The width and height of its picture in pixels. The black frame has the size of the last picture."""
         self.attached: WaylandBuffer | CopyFrame | None = None
-        """The frame of the newest commit."""
+        """The guest's frame, if the newest commit is one. None: the surface is black, or there is none."""
         self.shown = 0
         """The number of frames that the compositor has shown."""
-        self.gate = SyncGate(show)
+        self.gate = gate
         self._link: Link | None = None
         self.extensions: SurfaceExtensions | None = None
         """The objects of optional protocols, while there is a wl_surface."""
         self._reports: FrameReports | None = None
+        self._black: BlackFrame | None = None
         self._flip = flip
-        self._on_screen = -1
-        """The serial number of the newest flip whose frame was on the screen."""
+        self._on_screen = NO_FLIP
+        """The serial number of the newest flip whose frame was on the screen; NO_FLIP: no frame of the guest is on the screen."""
         self._unreleased: WaylandBuffer | None = None
         """The buffer attached previously, while the compositor holds it and the flip waits for its release."""
         self._on_configured = configured
         self._on_closing = closing
+        self._on_changed = changed
 
     @property
     def is_open(self) -> bool:
@@ -106,6 +114,11 @@ class WaylandSurface:
         return self.state not in _INVISIBLE
 
     @property
+    def is_presented(self) -> bool:
+        """Whether a frame of the guest is on the screen: the compositor has reported one, and the surface has been visible since."""
+        return self._on_screen != NO_FLIP and self.state not in _INVISIBLE
+
+    @property
     def is_unreported(self) -> bool:
         """Whether the compositor has not reported on the newest commit."""
         return self._reports is not None and self._reports.is_pending
@@ -120,10 +133,14 @@ class WaylandSurface:
         extensions = self.extensions = SurfaceExtensions(link, surface, more, self._on_scale)
         self._link = link
         self._reports = FrameReports(link, surface, self._on_shown, self._on_discarded)
+        self._black = BlackFrame(link, scalable=extensions.scalable)
         self.role = role(link, surface, options, extensions.scalable, self._on_role_configured, self._on_closing)
-        self.state = SurfaceState.CONFIGURING if role.configured_first else SurfaceState.EMPTY
         self.gate.forget_frame()
         self.role.begin(wl_output)
+        if role.configured_first:
+            self.state = SurfaceState.CONFIGURING
+        else:
+            self.blacken()
         conn.flush()
 
     def move(self, wl_output: Proxy | None) -> None:
@@ -142,11 +159,18 @@ class WaylandSurface:
             self.extensions.close()
             link.conn.destroy(self.proxy)
             self._reports.close()
+            self._close_black()
             link.conn.flush()
         self._forget(state)
 
+    def _close_black(self) -> None:
+        black, self._black = self._black, None
+        if black is not None:
+            black.close()
+
     def lost(self) -> None:
         """Forget the wl_surface: the connection is gone."""
+        self._close_black()
         self._forget(None)
         self.gate.reset()
 
@@ -155,6 +179,7 @@ class WaylandSurface:
             self.state = state or SurfaceState.CLOSED
         self.proxy = self.role = self._link = self.extensions = self._reports = None
         self.attached = self._unreleased = None
+        self._on_screen = NO_FLIP
 
     def _on_role_configured(self) -> None:
         role = self.role
@@ -174,20 +199,24 @@ class WaylandSurface:
     def _visible_state(self) -> SurfaceState:
         """Return the state of a surface that has just become visible."""
         if self.attached is None:
-            return SurfaceState.EMPTY
+            return SurfaceState.BLACK
         return SurfaceState.UNSEEN if self.is_unreported else SurfaceState.SHOWN
 
     # Frames
 
-    def needs_frame(self, part: Part | None) -> bool:
-        """Return whether a surface that has been configured needs a new commit of its frame. `part` is the part of the framebuffer shown.
+    def needs_frame(self) -> bool:
+        """Return whether a surface that has been configured needs a new commit of the guest's frame, or of the black one.
 
         A commit makes the compositor discard the report on the previous commit. If that report has not come yet, a report on the frame
         must be requested again.
         """
-        if self.attached is None or self.is_unreported:
+        if self.role is None or (self.attached is not None and self.is_unreported):
             return True
-        return part is not None and self.role is not None and self.size != self.role.size_for(part.width, part.height)
+        return self._black_is_due() or self.size != self.role.size_for(*self.natural)
+
+    def _black_is_due(self) -> bool:
+        """Return whether the surface has no frame at all."""
+        return self.attached is None and self._black is not None and not self._black.is_attached
 
     def acknowledge(self) -> None:
         """Commit without a new frame, so that the acknowledged configuration takes effect."""
@@ -198,6 +227,29 @@ class WaylandSurface:
         """Begin a flip. It waits only for the release of a buffer that its own commit replaces."""
         self._unreleased = None
 
+    def blacken(self) -> None:
+        """Commit displbe's black frame. The compositor then has no more use for the guest's buffer. Do nothing while that is not allowed.
+
+        This sends nothing that makes a shell map, raise or focus the window.
+        """
+        link, surface, role, reports, black = self._link, self.proxy, self.role, self._reports, self._black
+        extensions = self.extensions
+        if link is None or role is None or reports is None or black is None or extensions is None or not self.is_ready:
+            return
+        self.size = role.size_for(*self.natural)
+        frame = black.frame(*self.natural)
+        extensions.place(None, frame.size, self.size)
+        surface.attach(frame.wl, 0, 0)
+        surface.damage_buffer(0, 0, _ALL, _ALL)
+        surface.commit()
+        black.on_committed()
+        link.conn.flush()
+        reports.forget()
+        self.attached = self._unreleased = None
+        self._on_screen = NO_FLIP
+        if self.is_visible:
+            self.state = SurfaceState.BLACK
+
     def commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
         """Commit a frame of the flip with this serial number; it shows this part of the guest's framebuffer."""
         link, surface, role, reports, extensions = self._link, self.proxy, self.role, self._reports, self.extensions
@@ -205,7 +257,7 @@ class WaylandSurface:
         assert role is not None
         assert reports is not None
         assert extensions is not None
-        natural = (part.width, part.height)
+        natural = self.natural = (part.width, part.height)
         self.size = role.size_for(*natural)
         cropped = isinstance(frame, WaylandBuffer) and not frame.shows_all(part)
         extensions.place(part if cropped else None, natural, self.size)
@@ -215,6 +267,9 @@ class WaylandSurface:
         reports.request(serial, hidden=not is_visible)
         surface.commit()
         link.conn.flush()
+        black = self._black
+        if black is not None:
+            black.is_attached = False
         before, self.attached = self.attached, frame
         if isinstance(before, WaylandBuffer) and before is not frame and before.held:
             self._unreleased = before
@@ -225,18 +280,40 @@ class WaylandSurface:
     def _on_shown(self, serial: int, newest: bool) -> None:
         """Take note that a frame of the flip with this serial number is on the screen. `newest`: it is that of the newest commit."""
         self.shown += 1
+        if self.attached is None:  # the surface has been made black since; but it is visible
+            if self.state is SurfaceState.HIDDEN:
+                self.state = SurfaceState.BLACK
+            return
+        was_presented = self.is_presented
         if self.state in (SurfaceState.UNSEEN, SurfaceState.HIDDEN):
             self.state = SurfaceState.SHOWN if newest else SurfaceState.UNSEEN
         if newest and isinstance(self.attached, WaylandBuffer):
             self.attached.on_drawn()
-        self._on_screen = serial
+        if serial != NO_FLIP:  # otherwise it is a frame from before the surface was black
+            self._on_screen = serial
+        if self.is_presented and not was_presented:
+            self._on_changed()
         if self._unreleased is None:
             self._flip.on_shown(serial)
 
     def _on_discarded(self, serial: int) -> None:
-        """End the flip with this serial number at the next refresh: the frame of the newest commit will not be shown."""
-        if self.state is SurfaceState.UNSEEN:
-            self.state = SurfaceState.SHOWN
+        """End the flip with this serial number at the next refresh: the frame of the newest commit will not be shown.
+
+        A hidden surface then has no report to wait for. A frame callback, which is never discarded, reports when it becomes visible.
+        """
+        if self.attached is None:
+            return
+        was_presented = self.is_presented
+        self._on_screen = NO_FLIP
+        match self.state:
+            case SurfaceState.UNSEEN:
+                self.state = SurfaceState.SHOWN
+            case SurfaceState.HIDDEN if self._reports is not None and self._link is not None:
+                if self._reports.request_visible(serial):
+                    self.proxy.commit()
+                    self._link.conn.flush()
+        if was_presented:
+            self._on_changed()
         if serial == self._flip.serial:
             self._flip.end_at_refresh()
 
@@ -248,7 +325,8 @@ class WaylandSurface:
 
     def on_late(self) -> None:
         """Enter HIDDEN if the surface was visible: the compositor has not reported on a flip in time."""
-        if self.state in (SurfaceState.EMPTY, SurfaceState.UNSEEN, SurfaceState.SHOWN):
+        if self.state in (SurfaceState.BLACK, SurfaceState.UNSEEN, SurfaceState.SHOWN):
             self.state = SurfaceState.HIDDEN
+            self._on_changed()
         if self._link is not None:
             self.gate.sync(self._link.conn)

@@ -1,4 +1,4 @@
-"""One connector's picture in a window.
+"""The picture of a connected guest in its connector's window.
 
 A flip ends at the first refresh after the server has read its frame. If the picture cannot be seen, or the server is late, the flip ends
 by the timer alone, and the guest does not notice.
@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.ops.text import escape
 from displbe.sinks.base import Allocation, Claimant, Geometry, Output, Part, SinkBuffer, SinkError, memory_of
 from displbe.sinks.flip import Flip, FlipState
 from displbe.wire.errors import Errno
@@ -44,31 +45,26 @@ class OutputState(enum.Enum):
 
 
 class X11Output(Output):
-    """A claimed output. `run` serves it; `on_release` is called when it is free again."""
+    """A claimed window, which `painter` draws. `on_release` is called when it is free again."""
 
-    def __init__(self, desktop: Desktop, name: str, claimant: Claimant, on_release: Callable[[], None]) -> None:
+    def __init__(
+        self, desktop: Desktop, name: str, claimant: Claimant, painter: Painter, on_release: Callable[[], None]
+    ) -> None:
         super().__init__(name)
         self.state = OutputState.OFF
         self.reason = "off"
-        self.page_flip = Flip(desktop.clock, self._on_flip_end, late=LATE, on_late=self._on_late)
+        self.page_flip = Flip(
+            desktop.clock, self._on_flip_end, late=LATE, on_late=self._on_late, first_serial=painter.newest_serial
+        )
         """The flip that the guest waits for."""
         self.page_flip.period = 1 / desktop.settings.refresh
         self._desktop = desktop
         self._on_release = on_release
         self._log = structlog.get_logger("displbe.x11").bind(connector=name, domid=claimant.domid, guest=claimant.name)
         self._say = SparseLog(self._log)
-        self._painter = Painter(
-            desktop,
-            f"{claimant.name or f'guest {claimant.domid}'}: {name}",
-            desktop.settings.outputs.get(name, ""),
-            seat=desktop.seats.window(claimant.domid, name),
-            on_visibility=self._on_visibility,
-            on_read=self._on_read,
-        )
-
-    async def run(self) -> None:
-        """Draw frames into the window, until the output is given back."""
-        await self._painter.run()
+        self._guest = escape(claimant.name) or str(claimant.domid)
+        self._painter = painter
+        painter.attach(self)
 
     # The guest's requests
 
@@ -118,23 +114,17 @@ class X11Output(Output):
     async def release(self) -> None:
         self._ignore_flips()
         self.page_flip.end()
-        await self._painter.stop()
+        self._painter.blank()
+        await self._painter.copied()
+        self._painter.detach()
         self.is_released = True
         self._enter(OutputState.OFF)
         self._on_release()
 
     # The state
 
-    def on_server(self) -> None:
-        """Take note that a server has been found, or that the connection to it is lost."""
-        if self._desktop.server is None:
-            self._painter.lose()
-        self._on_visibility()
-        self._painter.wake()
-
     def on_monitors(self) -> None:
         """Take note that the server has other monitors."""
-        self._painter.follow_monitors()
         if self.state in (OutputState.SHOWN, OutputState.STALLED):
             self._enter(self.state)
 
@@ -144,11 +134,7 @@ class X11Output(Output):
             case OutputState.OFF:
                 self.path, self.reason = "", "off"
             case OutputState.UNSEEN:
-                no_server = self._desktop.server is None
-                self.path, self.reason = (
-                    "",
-                    "there is no X server" if no_server else self._unseen_because(),
-                )
+                self.path, self.reason = "", self._unseen_because()
                 self.page_flip.end_at_refresh()
             case OutputState.SHOWN | OutputState.STALLED:
                 self.path, self.reason = Frame.path, Frame.reason
@@ -157,11 +143,14 @@ class X11Output(Output):
                     self._say("monitor missing", complaint)
 
     def _unseen_because(self) -> str:
-        obstacle = self._painter.obstacle
-        return f"the frame cannot be copied: {obstacle}" if obstacle else "the window is closed or iconified"
+        if self._desktop.server is None:
+            return "there is no X server: the window opens when it is back"
+        if obstacle := self._painter.obstacle:
+            return f"the frame cannot be copied: {obstacle}"
+        return f"the window is closed or iconified: displbectl reopen {self._guest} opens it again"
 
-    def _on_visibility(self) -> None:
-        """The window has become visible or hidden, or the server has come or gone."""
+    def on_visibility(self) -> None:
+        """Take note: the window has become visible or hidden, or the server has come or gone."""
         if self.state is OutputState.OFF:
             return
         if not self._painter.visible:
@@ -173,8 +162,8 @@ class X11Output(Output):
         """A server that still has a frame to read was late, or may be: flips do not wait for it."""
         self._enter(OutputState.STALLED if self._painter.is_unread else OutputState.SHOWN)
 
-    def _on_read(self, serial: int | None) -> None:
-        """The server has read the frame of this flip, which the timer may have ended already; None: it was no flip."""
+    def on_read(self, serial: int | None) -> None:
+        """Take note: the server has read the frame of this flip, which the timer may have ended already; None: it was no flip."""
         if serial is not None and self.page_flip.state is not FlipState.NONE:
             self.page_flip.on_ready(serial)
         if self.state is OutputState.STALLED:

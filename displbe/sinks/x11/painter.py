@@ -1,25 +1,30 @@
-"""The task that copies an output's frames into its window. It always copies the newest frame, once the server has read the previous one."""
+"""The task that keeps a connector's window on the X server, and copies the guest's frames into it. It always copies the newest frame, once
+the server has read the previous one.
+
+The window lives as long as the guest's device, which the toolstack creates and removes. It is black while the guest shows nothing. Window
+managers focus and raise a window that is mapped; therefore nothing that the guest does maps it.
+"""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
 import xcffib
 
 from displbe.shortage import shortage
-from displbe.sinks.base import CopyMemory, Geometry, Part, SinkBuffer
+from displbe.sinks.base import CopyMemory, DeviceConnector, Geometry, Part, SinkBuffer
 from displbe.sinks.redraw import RedrawWatch
-from displbe.sinks.seat import WindowListeners
 from displbe.threads import run_in_thread
 from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
 from .window import Window, WindowState
 
-__all__ = ["Frame", "Painter"]
+__all__ = ["Frame", "Painter", "Viewer", "WindowWish"]
 
 FASTEST_LOOK: Final = 30.0
 """Maximum number of times per second that the frame is compared with its copy, while the guest draws without flipping."""
@@ -50,38 +55,54 @@ class Frame(SinkBuffer):
         await self._forget(self)
 
 
+class Viewer(Protocol):
+    """The output of a connected guest, which is told what becomes of its frames."""
+
+    def on_visibility(self) -> None:
+        """Take note that the window has become visible or hidden, or that the server has come or gone."""
+
+    def on_monitors(self) -> None:
+        """Take note that the server has other monitors."""
+
+    def on_read(self, serial: int | None) -> None:
+        """Take note that the server has read the frame of the flip with this serial number, or has it already, or cannot show its format.
+
+        Called once for each flip; with None for a frame that the guest drew without flipping.
+        """
+
+
+class WindowWish(enum.Enum):
+    """Whether there is to be a window while there is a server."""
+
+    OPEN = "open"
+    """There is a window on each server that comes."""
+    TAKEN_AWAY = "taken away"
+    """The user has closed the window, or another X client has destroyed it. Only the operator opens it again."""
+
+
 class Painter:
-    """Keeps an output's window on the current X server and draws the guest's newest frame into it.
+    """Keeps a connector's window on the current X server and draws the guest's newest frame into it.
 
-    The window fills the monitor of the name `monitor`, if it is not empty. Input events go to `seat`. `on_visibility` is called when the
-    window becomes visible and when it no longer is. `on_read` is called once for each flip, with its serial number, when the server has
-    read its frame, or has it already, or cannot show its format; and with None when the server has read a frame that the guest drew
-    without flipping.
+    The window fills the monitor that `[x11.outputs]` names for the connector.
 
-    It has seventeen attributes: the window's name, monitor and seat are kept until there is a server, and the obstacle for the output's
-    `reason`.
+    It has seventeen attributes: the window, the guest's frame in it, the obstacle for the output's `reason`, and the task.
     """
 
-    def __init__(
-        self,
-        desktop: Desktop,
-        title: str,
-        monitor: str,
-        *,
-        seat: WindowListeners,
-        on_visibility: Callable[[], None],
-        on_read: Callable[[int | None], None],
-    ) -> None:
-        self._desktop = desktop
-        self._title = title
+    def __init__(self, desktop: Desktop, connector: DeviceConnector) -> None:
+        self.wish = WindowWish.OPEN
+        self.newest_serial = 0
+        """The serial number of the newest flip, over all connections of the guest."""
         self.obstacle = ""
         """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
-        self._monitor = monitor
-        self._seat = seat
-        self._on_visibility = on_visibility
-        self._on_read = on_read
-        seat.on_change = self._on_seat_change
-        self._log = structlog.get_logger("displbe.x11").bind(window=title)
+        self._desktop = desktop
+        self._connector = connector
+        self._size = connector.width, connector.height
+        """The size of a new window: that of the newest picture, at first the connector's."""
+        self._seat = desktop.seats.window(connector.claimant.domid, connector.name)
+        self._seat.on_change = self._on_seat_change
+        self._viewer: Viewer | None = None
+        """The output of the connected guest; None: the guest is not connected."""
+        self._log = structlog.get_logger("displbe.x11").bind(window=self._title)
         self._window: Window | None = None
         self._frame: Frame | None = None
         """The newest frame; None: the guest has taken it back, and the server's copy stays on the screen."""
@@ -91,11 +112,30 @@ class Painter:
         """The serial number of the newest flip, until `on_read` has been called for it."""
         self._watch = RedrawWatch(FASTEST_LOOK)
         self._wanted = trio.Event()
+        self._wanted.set()  # there may be a server already
         self._copying = trio.Lock()
         """Held while a worker thread reads a frame."""
         self._scope = trio.CancelScope()
-        self._stopped = trio.Event()
-        self._stopped.set()
+
+    @property
+    def _title(self) -> str:
+        claimant = self._connector.claimant
+        return f"{claimant.name or f'guest {claimant.domid}'}: {self._connector.name}"
+
+    def attach(self, viewer: Viewer) -> None:
+        """Show the frames of this output: the guest has connected."""
+        self._viewer = viewer
+        self._seat.attach()
+
+    def detach(self) -> None:
+        """Stay black: the guest's connection has ended."""
+        self._viewer = None
+        self._seat.detach()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the guest is connected."""
+        return self._viewer is not None
 
     @property
     def visible(self) -> bool:
@@ -115,18 +155,15 @@ class Painter:
     # Called by the output, without waiting
 
     def show(self, frame: Frame, part: Part) -> None:
-        """Show this part of the frame; map the window if its user has closed it."""
+        """Show this part of the frame."""
         self._frame, self._part = frame, part
-        if self._window is not None:
-            try:
-                self._window.show()
-            except xcffib.XcffibException as error:  # Server.serve is about to report it
-                self._log.debug("X server lost", reason=str(error))
+        self._size = part.width, part.height
         self.wake()
 
     def flip(self, frame: Frame, serial: int) -> None:
         """Show another frame."""
         self._frame, self._serial = frame, serial
+        self.newest_serial = serial
         self.wake()
 
     def blank(self) -> None:
@@ -134,10 +171,25 @@ class Painter:
         self._frame = self._part = None
         self.wake()
 
-    def lose(self) -> None:
-        """Take note that the connection to the server is lost."""
-        if self._window is not None:
+    def on_server(self) -> None:
+        """Take note that a server has been found, or that the connection to it is lost."""
+        if self._desktop.server is None and self._window is not None:
             self._window.lose()
+        self._changed()
+
+    def _note_wish(self, window: Window) -> None:
+        """Take note if the user has taken the window away."""
+        if window.is_taken_away:
+            self.wish = WindowWish.TAKEN_AWAY
+
+    def reopen(self) -> None:
+        """Open the window again, which its user has closed or iconified."""
+        self.wish = WindowWish.OPEN
+        if self._window is not None:
+            try:
+                self._window.show()
+            except xcffib.XcffibException as error:  # Server.serve is about to report it
+                self._log.debug("X server lost", reason=str(error))
         self.wake()
 
     def follow_monitors(self) -> None:
@@ -147,6 +199,8 @@ class Painter:
                 self._window.follow_monitors()
             except xcffib.XcffibException as error:  # Server.serve is about to report it
                 self._log.debug("X server lost", reason=str(error))
+        if self._viewer is not None:
+            self._viewer.on_monitors()
 
     def wake(self) -> None:
         """Wake the task: there may be something to draw."""
@@ -164,14 +218,13 @@ class Painter:
         async with self._copying:
             pass
 
-    async def stop(self) -> None:
-        """End `run`, now or as soon as it starts."""
+    def stop(self) -> None:
+        """End `run`, now or as soon as it starts: the device is gone."""
         self._seat.close()
         self._scope.cancel()
-        await self._stopped.wait()
 
     def _on_seat_change(self) -> None:
-        if self._window is not None and self._window.state is not WindowState.LOST:
+        if self._window is not None and not self._window.is_gone:
             try:
                 self._window.follow_seat()
             except xcffib.XcffibException as error:  # Server.serve is about to report it
@@ -181,7 +234,6 @@ class Painter:
 
     async def run(self) -> None:
         """Draw until stopped, then close the window."""
-        self._stopped = trio.Event()
         try:
             with self._scope:
                 await self._draw()
@@ -189,7 +241,6 @@ class Painter:
             if self._window is not None:
                 with trio.CancelScope(shield=True):
                     await self._window.close()
-            self._stopped.set()
 
     async def _draw(self) -> None:
         while True:
@@ -236,12 +287,12 @@ class Painter:
             except Unmapped:  # the guest has taken the frame back
                 return False
         self._meet("")
-        if changed and window.state is not WindowState.LOST:
+        if changed and not window.is_gone:
             await window.put()
         if self._serial == serial:
             self._serial = None
-        if changed or serial is not None:
-            self._on_read(serial)
+        if self._viewer is not None and (changed or serial is not None):
+            self._viewer.on_read(serial)
         return changed
 
     def _meet(self, obstacle: str) -> None:
@@ -250,21 +301,31 @@ class Painter:
             self.obstacle = obstacle
             if obstacle:
                 self._log.warning("the frame cannot be copied: trying again", reason=obstacle)
-            self._on_visibility()
+            if self._viewer is not None:
+                self._viewer.on_visibility()
 
     async def _current_window(self) -> Window | None:
-        """Return the window on the current server; make it if the screen is on and there is none. None: there is no window."""
-        if self._window is not None and self._window.server is not self._desktop.server:
-            window, self._window = self._window, None
+        """Return the window on the current server; make it if there is none. None: there is no server, or the user has taken the window
+        away.
+        """
+        window = self._window
+        if window is not None and window.state is WindowState.DESTROYED:
+            self._window = None
+            await window.close()
+        elif window is not None and window.server is not self._desktop.server:
+            self._window = None
             await window.forget()
         server = self._desktop.server
-        if self._window is None and server is not None and self._part is not None:
-            size = self._part.width, self._part.height
+        if self._window is None and server is not None and self.wish is WindowWish.OPEN:
             settings = self._desktop.settings
-            self._window = Window(server, self._title, size, settings, self._monitor, self._seat, self._changed)
+            monitor = settings.outputs.get(self._connector.name, "")
+            self._window = Window(server, self._title, self._size, settings, monitor, self._seat, self._changed)
         return self._window
 
     def _changed(self) -> None:
-        """The window has become visible, or hidden."""
-        self._on_visibility()
+        """The window has become visible or hidden, or the server has come or gone."""
+        if self._window is not None:
+            self._note_wish(self._window)
+        if self._viewer is not None:
+            self._viewer.on_visibility()
         self.wake()

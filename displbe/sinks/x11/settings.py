@@ -23,7 +23,7 @@ class X11Settings(Table, frozen=True):
     fullscreen: bool = False
     """Whether windows ask the window manager for full screen."""
     on_close: Literal["iconify", "detach", "ignore"] = "iconify"
-    """The reaction when the user closes a window. `detach`: there is no window until the guest sets a mode again."""
+    """The reaction when the user closes a window. `detach`: there is no window until the operator opens it again."""
     outputs: dict[str, str] = {}
     """The monitors that connectors fill, by the connectors' names."""
     inhibit_shortcuts: bool = False

@@ -1,5 +1,5 @@
-"""The X11 sink: a window for each output on the desktop of an X server. When the server is lost, the guests go on, and the sink tries to
-connect again.
+"""The X11 sink: a window for each connector of the guests' devices, on the desktop of an X server. When the server is lost, the guests
+go on, and the sink tries to connect again.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import xcffib
 
 from displbe.ops.log import SparseLog
 from displbe.shortage import shortage
-from displbe.sinks.base import NOBODY, Claimant, Output, OutputUnavailable, Sink
+from displbe.sinks.base import NOBODY, Claimant, DeviceConnector, Output, OutputUnavailable, Sink
 from displbe.sinks.seat import Seats
 from displbe.sinks.tasks import Tasks
+from displbe.sinks.window_queue import WindowQueue
 from displbe.threads import run_in_thread
 from displbe.wire.errors import first_leaf
 
 from .desktop import Desktop
 from .monitors import Monitor, read_monitors
 from .output import X11Output
+from .painter import Painter
 from .server import Server, ServerLost, ServerUnreachable
 from .settings import X11Settings
 
@@ -48,7 +50,11 @@ class X11Sink(Sink):
     def __init__(self, settings: X11Settings) -> None:
         self.desktop = Desktop(settings)
         self.seats: Seats = self.desktop.seats
+        self.painters: dict[str, Painter] = {}
+        """What keeps the windows, by the names of their connectors."""
         self.outputs: dict[str, X11Output] = {}
+        """The windows that guests have claimed: they are connected."""
+        self._queue = WindowQueue(self._open, self._close)
         self._tasks = Tasks(_log)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -130,26 +136,46 @@ class X11Sink(Sink):
                 await trio.sleep(RETRY)
                 continue
             server.monitors = other
-            self._tell(X11Output.on_monitors)
+            self._tell(Painter.follow_monitors)
 
     def _set_server(self, server: Server | None) -> None:
         self.desktop.server = server
-        self._tell(X11Output.on_server)
+        self._tell(Painter.on_server)
 
-    def _tell(self, what: Callable[[X11Output], None]) -> None:
-        for output in self.outputs.values():
+    def _tell(self, what: Callable[[Painter], None]) -> None:
+        for name, painter in list(self.painters.items()):
             try:
-                what(output)
-            except Exception:  # the other outputs must follow too
-                _log.exception("an output cannot follow the X server", connector=output.name)
+                what(painter)
+            except Exception:  # the other windows must follow too
+                _log.exception("a window cannot follow the X server", connector=name)
+
+    # Windows
+
+    def connector_added(self, connector: DeviceConnector) -> None:
+        self._queue.add(connector)
+
+    def connector_removed(self, connector: DeviceConnector) -> None:
+        self._queue.remove(connector)
+
+    def reopen(self, connector: DeviceConnector) -> None:
+        self._queue.check_open(connector)
+        self.painters[connector.name].reopen()
+
+    def _open(self, connector: DeviceConnector) -> None:
+        painter = self.painters[connector.name] = Painter(self.desktop, connector)
+        self._tasks.start_soon(painter.run)
+
+    def _close(self, connector: DeviceConnector) -> None:
+        self.painters.pop(connector.name).stop()
 
     # Outputs
 
     def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> Output:
+        connector = self._queue.find(name, claimant.domid)
         if name in self.outputs:
-            raise OutputUnavailable(f"output {name} is taken by another guest")
-        output = self.outputs[name] = X11Output(self.desktop, name, claimant, partial(self._free, name))
-        self._tasks.start_soon(output.run)
+            raise OutputUnavailable(f"connector {name} is taken by another device of this guest")
+        painter = self.painters[connector.name]
+        output = self.outputs[name] = X11Output(self.desktop, name, claimant, painter, partial(self._free, name))
         return output
 
     def _free(self, name: str) -> None:

@@ -65,8 +65,13 @@ class WindowState(enum.Enum):
     """The window has been mapped, but is not on the screen: the server has not mapped it yet, or it is iconified."""
     VISIBLE = "visible"
     """The window is on the screen."""
+    DESTROYED = "destroyed"
+    """Another X client has destroyed the window, for its user. The connection is there."""
     LOST = "lost"
     """The connection to the server is lost, and the window with it."""
+
+
+_GONE: Final = (WindowState.DESTROYED, WindowState.LOST)
 
 
 def picture_area(scale: str, picture: tuple[int, int], window: tuple[int, int]) -> Area:
@@ -215,12 +220,14 @@ class Window:
 
     def follow_monitors(self) -> None:
         """Follow the monitors: they have changed."""
-        if self.state is not WindowState.LOST:
+        if not self.is_gone:
             self._placement.follow(mapped=self.state is not WindowState.WITHDRAWN)
 
     def show(self) -> None:
-        """Map the window, unless it is mapped already. A lost window stays lost."""
-        if self.state is WindowState.LOST:
+        """Map the window, unless it is mapped already. An iconified one becomes a window again. Nothing that a guest does may call this:
+        window managers focus and raise a window that is mapped.
+        """
+        if self.is_gone:
             return
         if self.state is WindowState.WITHDRAWN:
             self.state = WindowState.HIDDEN
@@ -231,16 +238,26 @@ class Window:
             self.server.core.MapWindow(self.id)
         self.server.flush()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the server has the window no longer."""
+        return self.state in _GONE
+
+    @property
+    def is_taken_away(self) -> bool:
+        """Whether the user has closed the window, or another client has destroyed it."""
+        return self.state in (WindowState.WITHDRAWN, WindowState.DESTROYED)
+
     def _enter(self, state: WindowState) -> None:
-        """Change the state. Call `on_visibility` if that makes the window visible or hides it."""
+        """Change the state. Call `on_visibility` if that makes the window visible or hides it, or if the user has taken it away."""
         before, self.state = self.state, state
         if state is not WindowState.VISIBLE:
             self._input.leave()
-            if state is not WindowState.LOST:
+            if not self.is_gone:
                 self._grab.leave()
-        if state is not WindowState.LOST:
+        if not self.is_gone:
             self._follow_picture()
-        if (before is WindowState.VISIBLE) != (state is WindowState.VISIBLE):
+        if (before is WindowState.VISIBLE) != (state is WindowState.VISIBLE) or self.is_taken_away:
             self._on_visibility()
 
     # Frames
@@ -297,8 +314,9 @@ class Window:
         if self._canvas is not None:
             canvas, self._canvas = self._canvas, None
             await canvas.free()
-            self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
-            self.follow_seat()
+            if not self.is_gone:
+                self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
+                self.follow_seat()
             self.server.flush()
 
     def follow_seat(self) -> None:
@@ -322,7 +340,7 @@ class Window:
     def _draw(self) -> None:
         """Let RENDER draw the pixmap into the window."""
         canvas = self._canvas
-        if canvas is None or canvas.empty:
+        if canvas is None or canvas.empty or self.is_gone:
             return
         left, top, width, height = self._area()
         picture, scaled = canvas.picture, (width, height) != canvas.shape[1:]
@@ -356,7 +374,10 @@ class Window:
                 self._enter(WindowState.VISIBLE)
             case x.UnmapNotifyEvent() if self.state is WindowState.VISIBLE:
                 self._enter(WindowState.HIDDEN)
-            case x.ClientMessageEvent():
+            case x.DestroyNotifyEvent() if not self.is_gone:
+                self._log.info("window destroyed by another X client: displbectl reopen opens it again")
+                self._enter(WindowState.DESTROYED)
+            case x.ClientMessageEvent() if not self.is_gone:
                 self._handle_message(event)
             case _ if self.state is WindowState.VISIBLE:
                 self._input.handle(event)
@@ -396,9 +417,10 @@ class Window:
             if canvas is not None:
                 await canvas.free()
             self._cursor.free()
-            self.server.screen_saver.keep_on(self.id, False)
-            self.server.render.FreePicture(self._picture)
-            self.server.core.DestroyWindow(self.id)
+            if self.state is not WindowState.DESTROYED:  # its picture is destroyed with it
+                self.server.screen_saver.keep_on(self.id, False)
+                self.server.render.FreePicture(self._picture)
+                self.server.core.DestroyWindow(self.id)
             self.server.flush()
         except xcffib.XcffibException as error:
             self._log.debug("window not destroyed: the X server is lost", reason=str(error))

@@ -199,6 +199,7 @@ class HostileGuest:
         """Return a connector that reads nothing any more: wrong indices would keep the guest itself busy."""
         connector = self._chance.choice(self._connectors())
         connector.ring.take = connector.events.take = lambda: None  # type: ignore[method-assign]
+        connector.ring.final_check = lambda: False  # type: ignore[method-assign]
         return connector
 
     async def _raw_ring(self) -> None:

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 from unittest.mock import patch
 
-import trio
-
-from displbe import commands
 from displbe.commands import Commands
-from displbe.daemon import STATUS_PERIOD, Daemon
 from displbe.display.connected import ConnectedDisplay
 from displbe.display.connector import Connector
 from displbe.display.device import DisplayDevice
 from displbe.display.screen import Screen
 from displbe.input.focus import InputFocus
 from displbe.ops.control import CommandError, Request
-from displbe.ops.status import Usage
 
 __all__ = ["MUTATIONS", "mutated"]
-
-
-@contextlib.contextmanager
-def _no_more_files_end_the_daemon() -> Iterator[None]:
-    """The status line for the service manager counts the open files, which needs one more file, and nothing handles its absence."""
-
-    def counted() -> Usage:
-        return Usage(len(os.listdir("/proc/self/fd")), 1024)
-
-    async def notify_status(served: Daemon) -> None:
-        while True:
-            served._service_manager.notify(f"STATUS={(await served.commands.status()).summary()}")
-            await trio.sleep(STATUS_PERIOD)
-
-    with patch.object(commands, "_files", counted), patch.object(Daemon, "_notify_status", notify_status):
-        yield
 
 
 @contextlib.contextmanager
@@ -93,7 +71,6 @@ def _reservations_do_not_expire() -> Iterator[None]:
 
 
 MUTATIONS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[None]]]] = {
-    "files": _no_more_files_end_the_daemon,
     "connectors": _connectors_outlive_a_refused_connection,
     "commands": _handlers_of_commands_raise,
     "reservations": _reservations_do_not_expire,

@@ -102,7 +102,8 @@ class World:
     async def create_domain(self, domid: int, name: str) -> Domain:
         """Create a domain without devices."""
         self.tools.create_domain(domid)
-        domain = await self.xen.start_domain(domid)
+        with trio.CancelScope(shield=True):
+            domain = await self.xen.start_domain(domid)
         self._keep_ports(domid)
         if name:
             self.tools.write(f"/local/domain/{domid}/name", name, [("n", 0), ("r", domid)])

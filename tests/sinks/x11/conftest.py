@@ -12,6 +12,7 @@ import trio
 from scenario.world import World, descriptors
 from sinks.x11.xvfb import User, Xvfb
 
+from displbe.backend.quota import Limits
 from displbe.config import Settings
 from displbe.sim.hypervisor import Xen
 from displbe.sinks.x11.output import X11Output
@@ -43,9 +44,10 @@ def worlds(tmp_path: Path) -> Worlds:
     """`worlds(display, key=value, …)`: a simulated Xen with a daemon. At the end, no resource is held and no file is open."""
 
     @contextlib.asynccontextmanager
-    async def world(display: str, **settings: Any) -> AsyncIterator[World]:
+    async def world(display: str, limits: Limits | None = None, **settings: Any) -> AsyncIterator[World]:
         before = descriptors()
-        configured = Settings(sink="x11", x11=X11Settings(display=display, refresh=250.0, **settings))
+        shown = X11Settings(display=display, refresh=250.0, **settings)
+        configured = Settings(sink="x11", x11=shown, limits=limits or Limits())
         async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
             made = World(xen, nursery, configured)
             await made.start_daemon()
@@ -63,6 +65,12 @@ def sink_of(world: World) -> X11Sink:
     """The daemon's sink."""
     assert isinstance(world.daemon.sink, X11Sink)
     return world.daemon.sink
+
+
+def reopen(world: World, domid: int = 1) -> None:
+    """Open the window of a guest's first connector again, as `displbectl reopen` does."""
+    display = world.device(domid).service
+    display.reopen(display.device_connectors[0])
 
 
 def output_of(world: World, name: str = "HDMI-A-1") -> X11Output:

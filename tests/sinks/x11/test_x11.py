@@ -13,7 +13,7 @@ import trio
 from memory_watch import MemoryWatch
 from PIL import Image, ImageChops
 from scenario.world import spec, until
-from sinks.x11.conftest import Worlds, output_of, sink_of
+from sinks.x11.conftest import Worlds, output_of, reopen, sink_of
 from sinks.x11.xvfb import SIZE, Manager, User, Xvfb
 
 from displbe.sim.guest import DisplayBuffer, Guest, GuestFailure
@@ -373,12 +373,14 @@ async def test_close(worlds: Worlds, xvfb: Xvfb, user: User, policy: str) -> Non
         assert output_of(world).state is (OutputState.UNSEEN if policy == "detach" else OutputState.SHOWN)
         await until(lambda: output_of(world).path == ("" if policy == "detach" else "copy"))
         await guest.display.show(0, fb, WIDTH, HEIGHT)
+        assert (user.windows() == []) == (policy == "detach")
+        reopen(world)
         await seen(user, as_shown(pixels))
 
 
 @pytest.mark.parametrize("policy", ["detach", "iconify"])
 async def test_full_screen_again(worlds: Worlds, policy: str) -> None:
-    """Under a window manager, a full-screen window that was closed is full-screen again when its guest sets a mode."""
+    """Under a window manager, a full-screen window that was closed is full-screen again when the operator opens it. Its guest cannot."""
     with Xvfb.running() as server, Manager.of(server) as manager, User.of(server) as user:
         async with (
             worlds(server.display, on_close=policy, fullscreen=True) as world,
@@ -398,7 +400,12 @@ async def test_full_screen_again(worlds: Worlds, policy: str) -> None:
                     user.resize(
                         window, WIDTH, HEIGHT
                     )  # the window manager chooses the size anew when the window is shown again
+                    await guest.display.hide(0)
                     await guest.display.show(0, fb, WIDTH, HEIGHT)
+                    await guest.display.connectors[0].flip(fb)
+                    assert user.windows() == []
+                    assert "displbectl reopen" in output_of(world).reason
+                    reopen(world)
             nursery.cancel_scope.cancel()
 
 
@@ -460,6 +467,9 @@ async def test_a_window_that_another_client_destroys(worlds: Worlds, xvfb: Xvfb,
         await guest.display.hide(0)
         await guest.display.show(0, fb, WIDTH, HEIGHT)
         await guest.display.connectors[0].flip(fb)
+        assert user.windows() == []
+        reopen(world)
+        await seen(user, as_shown(pixels))
         assert sink_of(world).desktop.server is server
 
 

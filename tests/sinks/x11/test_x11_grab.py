@@ -102,6 +102,7 @@ def test_any_order(actions: list[tuple[str, Any]]) -> None:
     """
     model, seats = Model(), Seats()
     seat: WindowListeners = seats.window(1, "connector")
+    seat.attach()
     grab = KeyboardGrab(cast("Server", model), OURS, seat, wanted=True)
     seat.on_change = grab.update
     listening = seats.listening(1, "connector", lambda event: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -14,10 +13,9 @@ from hypothesis import strategies as st
 
 from displbe.sinks.base import Claimant, Geometry, Part, SinkError
 from displbe.sinks.flip import LATE_CHECK, FlipState
-from displbe.sinks.x11 import output as output_module
 from displbe.sinks.x11.desktop import Desktop
 from displbe.sinks.x11.output import LATE, OutputState, X11Output
-from displbe.sinks.x11.painter import Frame
+from displbe.sinks.x11.painter import Frame, Painter
 from displbe.sinks.x11.server import Server
 from displbe.sinks.x11.settings import X11Settings
 from displbe.wire.formats import fourcc
@@ -25,25 +23,33 @@ from displbe.xen.memory import Memory
 
 PERIOD = 0.02
 WHOLE = Part(0, 0, 4, 2)
-NO_SERVER = "there is no X server"
-NOT_VISIBLE = "the window is closed or iconified"
+NO_SERVER = "there is no X server: the window opens when it is back"
+NOT_VISIBLE = "the window is closed or iconified: displbectl reopen guest opens it again"
 
 
 class StandIn:
     """A painter that only records calls. The test says when the window is visible and what the server has read."""
 
-    def __init__(
-        self, desktop: Desktop, title: str, monitor: str, *, seat: Any, on_visibility: Any, on_read: Any
-    ) -> None:
-        self.title = title
+    def __init__(self, desktop: Desktop) -> None:
+        self.desktop = desktop
+        self.newest_serial = 0
+        self.viewer: Any = None
         self.complaint = ""
         self.visible = False
         self.is_unread = False
         self.obstacle = ""
         self.serial = 0
         self.frame: Frame | None = None
-        self.on_visibility: Callable[[], None] = on_visibility
-        self.on_read: Callable[[int | None], None] = on_read
+
+    def attach(self, viewer: Any) -> None:
+        self.viewer = viewer
+
+    def detach(self) -> None:
+        self.viewer = None
+
+    def on_read(self, serial: int | None) -> None:
+        if self.viewer is not None:
+            self.viewer.on_read(serial)
 
     def show(self, frame: Frame, part: Part) -> None:
         self.frame = frame
@@ -60,19 +66,14 @@ class StandIn:
     async def copied(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def stop(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    def lose(self) -> None:
-        self.set_visible(False)
-
-    def wake(self) -> None:
-        pass
+    def on_server(self) -> None:
+        self.set_visible(self.visible and self.desktop.server is not None)
 
     def set_visible(self, visible: bool) -> None:
         """Map or unmap the window."""
         self.visible = visible
-        self.on_visibility()
+        if self.viewer is not None:
+            self.viewer.on_visibility()
 
 
 class Rig:
@@ -82,10 +83,9 @@ class Rig:
         self.desktop = Desktop(X11Settings(refresh=1 / PERIOD))
         self.desktop.server = cast("Server", object())
         self.released = 0
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(output_module, "Painter", StandIn)
-            self.output = X11Output(self.desktop, "HDMI-A-1", Claimant(1, "guest"), self._on_release)
-        self.painter = cast("StandIn", self.output._painter)
+        self.painter = StandIn(self.desktop)
+        painter = cast("Painter", self.painter)
+        self.output = X11Output(self.desktop, "HDMI-A-1", Claimant(1, "guest"), painter, self._on_release)
         self.ended: list[int] = []
         self.output.flipped = self.ended.append
         geometry = Geometry(4, 2, fourcc("XR24"), 16, 0)
@@ -97,7 +97,7 @@ class Rig:
     def set_server(self, server: object) -> None:
         """Let the output find a server, or lose it (None)."""
         self.desktop.server = cast("Server", server)
-        self.output.on_server()
+        self.painter.on_server()
 
 
 @pytest.fixture
