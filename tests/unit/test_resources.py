@@ -63,6 +63,15 @@ def test_the_soft_limit_is_raised() -> None:
     assert done.stdout == "200\n"
 
 
+def test_without_a_unit_check_sees_the_limits_that_displbe_would_have() -> None:
+    code = (
+        "import resource; from displbe.ctl import machine; machine.service_limits = lambda: None;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200)); print(machine.this_machine().limits.files)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "200\n"
+
+
 def test_the_limits_of_the_unit() -> None:
     def says(**unit: str) -> ProcessLimits | None:
         return service_limits(["printf", "%s\n", *(f"{key}={value}" for key, value in unit.items())])
