@@ -155,7 +155,7 @@ class Total:
     """
 
     def __init__(self, maptrack: int, mappings: int, process: ProcessLimits = ProcessLimits()) -> None:  # noqa: B008
-        memory = _without_own(process.memory, OWN_MEMORY) // PAGE_SIZE
+        memory = min(_without_own(process.memory, OWN_MEMORY), process.half) // PAGE_SIZE
         self.pools = {
             "pages": Pool(
                 int(maptrack // mappings * MAPTRACK_SHARE),

@@ -67,13 +67,24 @@ def test_every_guest_that_is_there_can_have_its_screen(wishes: list[tuple[int, i
     assert total.pages == sum(guest.used["pages"] for guest in guests.values()) <= total.limit
 
 
-@pytest.mark.parametrize(("mebibytes", "guests"), [(256, 6), (512, 12), (4096, 48)])
+@pytest.mark.parametrize(("mebibytes", "guests"), [(256, 12), (512, 24), (4096, 48)])
 def test_guests_without_copies_need_no_memory_for_them(mebibytes: int, guests: int) -> None:
     """Where memory does not suffice for what is kept for each guest, each gets an equal part: its connectors are not refused."""
-    memory = min(1 << 30, mebibytes << 19)  # MemoryMax= of displbe.service, or half of what the machine has
-    quotas = Quotas(Limits(), Total(1 << 30, 2, ProcessLimits(4096, 512, memory)))
+    quotas = Quotas(Limits(), Total(1 << 30, 2, ProcessLimits(4096, 512, 1 << 30, mebibytes << 19)))
     for quota in [quotas.enter(domid) for domid in range(guests)]:
         quota.take("connectors", 4)
+
+
+@pytest.mark.parametrize(("mebibytes", "screens"), [(512, [(1920, 1080)] * 2), (1024, [(3840, 2160)])])
+def test_four_guests_whose_frames_are_copied_fit_into_a_small_machine(
+    mebibytes: int, screens: list[tuple[int, int]]
+) -> None:
+    """With the limits of displbe.service, copies may take half of the memory that the machine has."""
+    quotas = Quotas(Limits(), Total(262144, 1, ProcessLimits(4096, 512, 1 << 30, mebibytes << 19)))
+    for quota in [quotas.enter(domid) for domid in range(4)]:
+        quota.take("connectors", len(screens))
+        for width, height in screens:
+            quota.take("copy_pages", FRAMES * width * height * 4 // PAGE_SIZE)
 
 
 def total_of(files: int = 1 << 20, threads: int = 1 << 20, pages: int = 1 << 20) -> Total:
