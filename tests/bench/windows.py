@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sinks.headless_weston import Weston, weston
 
-from displbe.sinks.base import Claimant, Geometry, Part
+from displbe.sinks.base import Claimant, DeviceConnector, Geometry, Part
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
@@ -125,7 +125,9 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
         )
         sink = WaylandSink(settings)
         await nursery.start(sink.run)
-        output = sink.claim("BENCH-1", WIDTH, HEIGHT, GUEST)
+        connector = DeviceConnector(GUEST, 0, 0, "BENCH-1", WIDTH, HEIGHT)
+        sink.connector_added(connector)
+        output = sink.claim(connector.name, WIDTH, HEIGHT, GUEST)
         assert isinstance(output, WaylandOutput)
         while output._guest.link is None:
             await trio.sleep(0.01)
@@ -147,6 +149,7 @@ async def measure(folder: Path, cycles: int, zero_copy: Literal["auto", "off"]) 
         print(f"{'resident memory':16} {grown[0]:+6} kB here, {grown[1]:+6} kB in Weston; at most 1024")
         good &= max(grown) <= 1024 and sink.clients[GUEST].connections == 1
         await output.release()
+        sink.connector_removed(connector)
         nursery.cancel_scope.cancel()
     return good
 

@@ -11,7 +11,7 @@ import trio
 from conformance.world import World
 from sinks.compositor import CORE, FakeCompositor
 
-from displbe.sinks.base import Claimant, Geometry, Part
+from displbe.sinks.base import Claimant, DeviceConnector, Geometry, Part
 from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.settings import WaylandSettings
@@ -32,7 +32,9 @@ async def shown(
         compositor.nursery = nursery
         sink = WaylandSink(WaylandSettings(dmabuf=dmabuf, refresh=0.0, trust_compositor=True), compositor.opened)  # type: ignore[arg-type]
         await nursery.start(sink.run)
-        output = sink.claim("A", WIDTH, HEIGHT, Claimant(world.peer.domid, "peer"))
+        connector = DeviceConnector(Claimant(world.peer.domid, "peer"), 0, 0, "A", WIDTH, HEIGHT)
+        sink.connector_added(connector)
+        output = sink.claim(connector.name, WIDTH, HEIGHT, connector.claimant)
         assert isinstance(output, WaylandOutput)
         guest = await world.hypervisor.map_buffer(world.peer.domid, refs, dmabuf=False, shared=True)
         with trio.fail_after(20):
@@ -46,6 +48,7 @@ async def shown(
             await guest.aclose()
             assert world.hypervisor.ledger == Ledger()
             await output.release()
+            sink.connector_removed(connector)
         compositor.crash()
         nursery.cancel_scope.cancel()
 

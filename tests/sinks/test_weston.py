@@ -23,7 +23,7 @@ from displbe.daemon import Daemon
 from displbe.sim.guest import Guest, draw_bars
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
-from displbe.sinks.base import Claimant, Geometry, Part
+from displbe.sinks.base import Claimant, DeviceConnector, Geometry, Part
 from displbe.sinks.wayland.buffers import BufferState, WaylandBuffer
 from displbe.sinks.wayland.client import Client
 from displbe.sinks.wayland.output import WaylandOutput
@@ -367,7 +367,9 @@ async def test_a_dmabuf(folder: Path) -> None:
     async with weston(folder, renderer="gl") as compositor, trio.open_nursery() as nursery:
         sink = WaylandSink(WaylandSettings(display=str(compositor.socket), dmabuf="always", refresh=0.0))
         await nursery.start(sink.run)
-        output = sink.claim("headless", *SIZE, Claimant(1, "guest"))
+        connector = DeviceConnector(Claimant(1, "guest"), 0, 0, "headless", *SIZE)
+        sink.connector_added(connector)
+        output = sink.claim(connector.name, *SIZE, connector.claimant)
         assert isinstance(output, WaylandOutput)
         pages = Imported(SIZE[0] * SIZE[1] * 4, b"\x10\x80\xf0\0")
         buffer = await output.attach(pages, Geometry(*SIZE, fourcc("XR24"), SIZE[0] * 4, 0))
@@ -381,4 +383,5 @@ async def test_a_dmabuf(folder: Path) -> None:
         await buffer.aclose()
         await pages.aclose()
         await output.release()
+        sink.connector_removed(connector)
         nursery.cancel_scope.cancel()
