@@ -17,7 +17,7 @@ from displbe.wire.formats import FORMATS, fourcc
 
 from .turn import Turn
 
-__all__ = ["CONVERTED", "TARGETS", "XR24", "YUYV", "convert", "has_alpha", "pixel_size", "turn_frame"]
+__all__ = ["CONVERTED", "TARGETS", "XR24", "YUYV", "convert", "pixel_size", "turn_frame"]
 
 
 AT_ONCE: Final = 65536
@@ -220,11 +220,6 @@ CONVERTED: Final[dict[int, _Packed]] = {
 def pixel_size(code: int) -> int:
     """Return the bytes of a pixel of any format of TARGETS or of wire.formats."""
     return TARGETS[code].size if code in TARGETS else FORMATS[code].bits // 8
-
-
-def has_alpha(code: int) -> bool:
-    """Return whether the pixels of a format of TARGETS or of wire.formats have alpha, by which a plane may blend them."""
-    return b"A" in code.to_bytes(4, "little")[:2]
 
 
 def convert(

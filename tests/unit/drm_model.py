@@ -278,7 +278,7 @@ class ModelDevice(DrmDevice):
             del self.pending[crtc]
             self.leaving.pop(crtc, None)
             event = uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, user_data, 0, 0, 0, crtc)
-            if user_data:
+            if user_data and self.fd >= 0:
                 self._end.send(event)
 
     def take_master(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from displbe.sinks.convert import TARGETS, convert, has_alpha, pixel_size, turn_frame
+from displbe.sinks.convert import TARGETS, convert, pixel_size, turn_frame
 from displbe.sinks.turn import Turn
 from displbe.wire.formats import FORMATS, fourcc, fourcc_name
 
@@ -94,7 +94,6 @@ def test_the_formats() -> None:
     assert {fourcc_name(code) for code in FORMATS} <= {*LAYOUTS, "YUYV"}
     for name in LAYOUTS:
         assert pixel_size(fourcc(name)) == size_of(name)
-        assert has_alpha(fourcc(name)) == ("a" in LAYOUTS[name])
 
 
 @pytest.mark.parametrize("source", sorted(fourcc_name(code) for code in FORMATS))

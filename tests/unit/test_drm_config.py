@@ -50,6 +50,8 @@ def test_screens(tmp_path: Path) -> None:
     file.write_text('[drm.screens.HDMI-A-1]\nconnected = "always"\n')
     drm = load(str(file)).drm
     assert (drm.screen("HDMI-A-1").connected, drm.screen("DP-1").connected) == ("always", "auto")
+    file.write_text('[drm.screens."edid:DEL-A0B1"]\nconnected = "always"\n')
+    assert load(str(file)).drm.screen("edid_DEL-A0B1").connected == "always", "as xl writes the name"
 
 
 @pytest.mark.parametrize(

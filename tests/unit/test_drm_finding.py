@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -29,6 +30,7 @@ from displbe.sinks.drm.mode_search import ModeSearch
 from displbe.sinks.drm.names import canonical
 from displbe.sinks.drm.output import CANNOT_TELL, ScreenState
 from displbe.sinks.drm.placement import placements, ranked_modes
+from displbe.sinks.drm.scanout import ScanoutPipe
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 
@@ -240,6 +242,51 @@ async def test_a_size_that_is_refused(tmp_path: Path, modes: list[tuple[int, ...
         await screen.close()
 
 
+@pytest.mark.parametrize(
+    ("link", "scaling", "used", "target"),
+    [
+        ("fast", True, "640x480@60", (0, 0, 640, 480)),
+        ("slow", True, "640x480@30", (0, 0, 640, 480)),
+        ("fast", False, "80x60@60", (8, 6, 64, 48)),
+        ("slow", False, "80x60@60", (8, 6, 64, 48)),
+    ],
+)
+async def test_a_refresh_rate_that_is_refused_to_a_scaled_picture(
+    tmp_path: Path, link: str, scaling: bool, used: str, target: tuple[int, ...]
+) -> None:
+    """The next rate is used if the plane scales, else the mode that is nearest to the picture's size; the status says so."""
+    board = Board()
+    board.can_scale = board.can_leave_free = scaling
+    board.monitors[0] = Monitor([(640, 480, 60), (640, 480, 30), (80, 60, 60), (80, 60, 30)])
+    if link == "slow":
+        board.refuses = too_fast(640 * 480 * 30, errno.ENOSPC)
+    async with running(board, tmp_path, refresh=0) as made:
+        screen = Screen(made)
+        await screen.show()
+        assert screen.output._lit is not None
+        assert (lit_mode(screen), screen.output._lit.mode.placement.target) == (used, target)
+        assert screen.output.path == ("zero copy" if scaling else "copy")
+        assert screen.output.reason.startswith("640x480@60 was refused (Virtual-1: test mode: ") == (link == "slow")
+        assert board.card is not None
+        assert board.card.modesets == 1
+        await screen.close()
+        check_nothing_left(board.card)
+
+
+async def test_a_mode_that_the_card_has_no_memory_for(tmp_path: Path) -> None:
+    """The next mode is tried: it may be smaller."""
+    board = Board()
+    board.monitors[0] = Monitor([(64, 48, 60), (64, 48, 50), (64, 48, 30)])
+    board.refuses = too_fast(64 * 48 * 50, errno.ENOSPC)
+    async with running(board, tmp_path, zero_copy="require", refresh=0) as made:
+        screen = Screen(made)
+        screen.buffers = [await screen.output.attach(pages, pages.geometry) for pages in screen.pages]
+        board.faults["dumb"] = [errno.ENOMEM]
+        await screen.output.enable(screen.buffers[0], Part(0, 0, 64, 48))
+        assert (lit(screen), lit_mode(screen)) == (True, "64x48@30")
+        await screen.close()
+
+
 async def test_a_mode_that_is_possible_again(tmp_path: Path) -> None:
     """A guest that sets its mode again gets the best one that is possible then."""
     board = Board()
@@ -285,6 +332,40 @@ async def test_a_better_mode_later(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         await screen.complete()
         await screen.close()
         check_nothing_left(card)
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "off"])
+async def test_a_better_mode_while_the_guest_flips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_copy: str
+) -> None:
+    """No framebuffer of the lesser mode is freed while a flip shows it."""
+    monkeypatch.setattr(output, "BETTER", 0.05)
+    free = ScanoutPipe._free
+
+    def free_later(self: ScanoutPipe) -> None:
+        if not trio.lowlevel.in_trio_run():
+            time.sleep(0.05)  # flips go on meanwhile
+        free(self)
+
+    monkeypatch.setattr(ScanoutPipe, "_free", free_later)
+    board = Board()
+    board.monitors[0] = Monitor([(64, 48, 60), (64, 48, 30)])
+    board.refuses = too_fast(64 * 48 * 30, errno.ENOSPC)
+    async with running(board, tmp_path, zero_copy=zero_copy) as made:
+        screen = Screen(made)
+        await screen.show()
+        card = board.card
+        assert card is not None
+        board.refuses = lambda crtc, mode: 0
+        with trio.fail_after(10):
+            while not (lit(screen) and lit_mode(screen) == "64x48@60"):
+                if not screen.waiting:
+                    screen.flip(screen.accepted % 2)
+                await trio.sleep(0.002)
+                card.vblank()
+        await screen.complete()
+        assert card.removed_shown == 0
+        await screen.close()
 
 
 async def test_refused_in_every_mode(tmp_path: Path) -> None:
@@ -622,6 +703,46 @@ async def test_a_monitor_on_the_other_card(tmp_path: Path) -> None:
         assert (connector_of(rival), connector_of(screen)) == ("card1/Virtual-5", "card0/Virtual-1")
         await screen.close()
         await rival.close()
+
+
+async def test_a_guest_that_names_the_connector_of_a_follower(tmp_path: Path) -> None:
+    """It gets the connector, also on the follower's card. The follower goes back to its own connector, and stays there."""
+    board = Board(connectors=2)
+    board.monitors = [Monitor([(64, 48)], DELL), None]
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        board.monitors = [None, Monitor([(64, 48)], DELL)]
+        await until(partial(is_on, screen, "card0/Virtual-2"))
+        rival = Screen(made, "Virtual-2")
+        await rival.show()
+        await until(partial(is_on, rival, "card0/Virtual-2"))
+        await until(lambda: screen.is_dark("no monitor is connected"))
+        assert connector_of(screen) == "card0/Virtual-1"
+        assert board.card is not None
+        modesets = board.card.modesets
+        await trio.sleep(0.1)
+        assert board.card.modesets == modesets
+        await screen.close()
+        await rival.close()
+
+
+async def test_a_follower_goes_home(tmp_path: Path) -> None:
+    """A guest follows its monitor only while the connector that it names has none."""
+    board = Board(connectors=2)
+    board.monitors = [Monitor([(64, 48)], DELL), None]
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        board.monitors = [None, Monitor([(64, 48)], DELL)]
+        await until(partial(is_on, screen, "card0/Virtual-2"))
+        board.monitors[0] = Monitor([(64, 48)], LG)
+        await until(partial(is_on, screen, "card0/Virtual-1"))
+        assert board.card is not None
+        modesets = board.card.modesets
+        await trio.sleep(0.1)
+        assert board.card.modesets == modesets
+        await screen.close()
 
 
 async def test_one_of_two_cards_goes(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from unit.test_drm_model import Screen, _quick, copies, running, until
 
 from displbe.sinks.base import Part, SinkError
 from displbe.sinks.drm import uapi
+from displbe.sinks.drm.edid_name import edid_name
 from displbe.sinks.drm.output import ScreenState
 from displbe.sinks.drm.properties import linear_formats
 from displbe.sinks.drm.settings import ScreenSettings
@@ -581,4 +582,16 @@ async def test_the_edid_of_a_turned_panel(tmp_path: Path, rotate: str) -> None:
         assert edid == (own if rotate != "90" else sideways(own, 1280, 800, 100))
         assert made.turn_of("Virtual-1") is made.turn_of("card0/Virtual-1") is Turn(int(rotate))
         assert made.turn_of("Virtual-2") is Turn.NONE
+        await screen.close()
+
+
+async def test_a_turned_panel_by_its_monitors_name(tmp_path: Path) -> None:
+    """The configuration may write the name as it is, although xl ends a guest's name at a colon."""
+    board = Board(modes=[(800, 1280)])
+    own = make_edid(800, 1280, "AUO Panel")
+    board.monitors = [Monitor([(800, 1280)], own)]
+    name = edid_name(own)
+    async with running(board, tmp_path, screens={name: {"rotate": "90"}}) as made:
+        screen = Screen(made, name.replace(":", "_"))
+        assert made.turn_of(name) is screen.output.turn is Turn.LEFT
         await screen.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from memory_watch import content
-from unit.drm_model import Board, ModelDevice, Monitor, Pages
+from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
 from unit.test_drm_model import WHOLE, Screen, _quick, running, until  # noqa: F401
 
 from displbe.backend.quota import TokenBucket
@@ -92,15 +92,18 @@ async def test_a_frame_of_ours_is_black(tmp_path: Path, name: str, black: bytes)
 
 @pytest.mark.parametrize("failing", [["dumb"], ["dumb", "modeset"]])
 async def test_no_frame_of_ours(tmp_path: Path, failing: list[str]) -> None:
-    """If the screen cannot be covered, it is switched off, which is a mode change; the guest's next frame lights it."""
+    """If the screen cannot be covered, it is switched off, and the guest's next frame lights it: two mode changes are charged."""
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
         await screen.show()
         card = device_of(board)
+        charges: list[int] = []
+        screen.output.charge = lambda: charges.append(1) or 0.0  # type: ignore[func-returns-value]
         for kind in failing:
             board.faults[kind] = [errno.ENOMEM]
         await screen.buffers[0].aclose()
+        assert len(charges) == 2
         assert card.shown() == {} or failing[-1] == "modeset"
         assert card.removed_shown == (failing[-1] == "modeset")  # nothing more can be done
         assert screen.is_dark(REMOVED)
@@ -175,6 +178,62 @@ async def test_the_monitor_goes_while_covered(tmp_path: Path) -> None:
         await screen.complete()
         await screen.close()
         assert device_of(board).removed_shown == 0
+
+
+@pytest.mark.parametrize("briefly", [False, True])
+async def test_another_program_has_the_screen_while_it_is_covered(tmp_path: Path, briefly: bool) -> None:
+    """Nothing is left of the covered mode. The guest's next frame is shown by a new mode, without a copy."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        await screen.buffers[0].aclose()
+        card = device_of(board)
+        if not briefly:
+            card.take_master()
+            await until(lambda: next(iter(made._cards.values())).why_not_master())
+        card.objects[PLANE].update(FB_ID=0, CRTC_ID=0)
+        card.objects[CRTC].update(ACTIVE=0, MODE_ID=0)
+        card.objects[CONNECTOR]["CRTC_ID"] = 0
+        board.other_master = False
+        await until(lambda: screen.output._dark.covered is None)
+        await until(lambda: not next(iter(made._cards.values())).why_not_master())
+        assert screen.is_dark(REMOVED)
+        screen.flip(1)
+        await until(lambda: on_plane(board, screen, 1))
+        await screen.complete()
+        assert (screen.output.state, screen.output.path, card.removed_shown) == (ScreenState.LIT, "zero copy", 0)
+        await screen.close()
+
+
+async def test_another_monitor_while_covered(tmp_path: Path) -> None:
+    """The guest's next frame is shown in a mode of the monitor that is there now."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        await screen.buffers[0].aclose()
+        board.monitors[0] = Monitor([(64, 48, 50)])
+        await until(lambda: screen.output._dark.covered is None)
+        screen.flip(1)
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        await screen.complete()
+        assert screen.output._lit is not None
+        assert screen.output._lit.mode.placement.mode.refresh == 50
+        await screen.close()
+
+
+async def test_the_monitor_goes_for_good_while_covered(tmp_path: Path) -> None:
+    """The screen is switched off, although the guest does nothing."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        await screen.buffers[0].aclose()
+        board.monitors[0] = None
+        await until(lambda: device_of(board).shown() == {})
+        assert screen.is_dark(REMOVED)
+        await screen.close()
 
 
 async def test_the_last_frame_is_kept(tmp_path: Path) -> None:
@@ -261,6 +320,21 @@ async def test_held_back(tmp_path: Path) -> None:
         assert device_of(board).modesets == modesets
         await screen.close()
         nursery.cancel_scope.cancel()
+
+
+async def test_held_back_after_failed_flips(tmp_path: Path) -> None:
+    """The reason is the card's error, not the guest's: the card may refuse the flips of any guest."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        screen.output.charge = lambda: 0.2
+        board.faults["flip"] = [errno.EIO]
+        screen.flip(1)
+        await screen.complete()
+        assert screen.is_dark("Virtual-1: flip: Input/output error")
+        await until(lambda: screen.output.state is ScreenState.LIT)
+        await screen.close()
 
 
 async def test_alternating_between_copies_and_zero_copy(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 
 from displbe.sinks.convert import pixel_size
@@ -29,24 +30,31 @@ class ModeSearch:
         self._frame: DumbBuffer | None = None
 
     def passes(self, pipe: Pipe, mode: Mode) -> bool:
-        """Return whether a pipe can drive a mode. Raises DrmError that says nothing about the mode, such as NotMaster."""
-        whole = 0, 0, *self._turn.size(mode.width, mode.height)
+        """Return whether a pipe can drive a mode; False also if the card has no memory for a frame of its size.
+
+        Raises DrmError that says nothing about the mode, such as NotMaster.
+        """
         try:
-            frame = self._frame_for(pipe, mode)
-            blob = pipe.device.create_blob(mode.raw)
-            try:
-                changes = full_state(pipe, PlaneConfig(frame.fb, whole, mode, whole), blob)
-                objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
-                neutral = neutral_values(pipe.device, *objects)
-                commit_with(pipe.device, changes, neutral, "test mode", TEST, pipe.name)
-            finally:
-                with suppress(DrmError):
-                    pipe.device.destroy_blob(blob)
+            self.check(pipe, mode)
         except DrmError as error:
-            if not error.refuses_frame:
+            if not error.refuses_frame and error.number != errno.ENOMEM:
                 raise
             return False
         return True
+
+    def check(self, pipe: Pipe, mode: Mode) -> None:
+        """Test whether a pipe can drive a mode. Raises DrmError: it cannot, or the error says nothing about the mode."""
+        whole = 0, 0, *self._turn.size(mode.width, mode.height)
+        frame = self._frame_for(pipe, mode)
+        blob = pipe.device.create_blob(mode.raw)
+        try:
+            changes = full_state(pipe, PlaneConfig(frame.fb, whole, mode, whole), blob)
+            objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
+            neutral = neutral_values(pipe.device, *objects)
+            commit_with(pipe.device, changes, neutral, "test mode", TEST, pipe.name)
+        finally:
+            with suppress(DrmError):
+                pipe.device.destroy_blob(blob)
 
     def _frame_for(self, pipe: Pipe, mode: Mode) -> DumbBuffer:
         """Return a black frame of the mode's size. Raises DrmError."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -213,9 +213,7 @@ class DrmOutput(Output):
             if link is None:
                 return
             try:
-                await run_in_thread_or_here(link.scanout.switch_off)
-            except DrmError as error:
-                self._log.debug("cannot switch the screen off", reason=str(error))
+                await self._switch_off(link)
             finally:
                 self._link = None
                 framebuffers = self._framebuffers.fbs
@@ -286,6 +284,8 @@ class DrmOutput(Output):
                 self._charge()
             if lit is not None and wanted is not None and await self._cover(scanout, buffer, wanted.part, lit):
                 return
+            if wanted is not None:  # switching off and on are two mode changes
+                self._charge()
             await run_in_thread_or_here(scanout.switch_off)
         except DrmError as error:
             self._log.debug("cannot take a frame off the screen", reason=str(error))
@@ -314,11 +314,11 @@ class DrmOutput(Output):
         self._enter_lit(covered.mode, buffer, covered.note)
         return True
 
-    def _charge(self) -> None:
-        """Charge the guest for a mode change that it has caused. If it owes too many, the screen stays dark for a while."""
+    def _charge(self, reason: str = HELD_BACK) -> None:
+        """Charge the guest for a mode change. If it owes too many, the screen stays dark for a while, for this reason."""
         wait = self.charge()
         if wait > 0:
-            self._darken(HELD_BACK)
+            self._darken(reason)
             self._dark.not_before = trio.current_time() + wait
             self._tasks.start_soon(self._look_at, self._dark.not_before)
 
@@ -404,9 +404,12 @@ class DrmOutput(Output):
             self.binding.attached(link.scanout.pipe.device, connector)
             # Each probe reports a failed link again. The mode is set once for each probe.
             changed = connector.modes != before.modes or (connector is not before and connector.link_failed)
-            if wanted is None or wanted.buffer is None:
+            if wanted is None:
                 return
             obstacle = self._obstacle()
+            if wanted.buffer is None:
+                await self._check_cover(link, is_wrong=bool(obstacle) or changed)
+                return
             if obstacle:
                 await self._lose_screen(link, obstacle)
                 return
@@ -419,16 +422,33 @@ class DrmOutput(Output):
                     assert self._lit is not None
                     self._show(self._lit, wanted.buffer, self._flip.renew())
                     self._watch()
-                elif self._lit is None or changed or not await self._is_still_shown(link, self._lit):
+                elif (lit := self._lit) is None or changed or not await self._is_still_shown(link, lit):
                     self._set_dark(SWITCHING_ON)
                     await self._switch_on(link, wanted.buffer, wanted.part)
-                elif await self._is_better_possible(link, self._lit, wanted.buffer, wanted.part):
+                elif await self._is_better_possible(link, lit, wanted.buffer, wanted.part):
+                    self._set_dark(SWITCHING_ON)  # flips meanwhile would show buffers that the new mode frees
                     await self._switch_on(link, wanted.buffer, wanted.part)
                     self._stop_testing()
             except (DrmError, SinkError) as error:
                 if _refusal(error) is not None:
                     self._dark.not_before = trio.current_time() + RETRY
                 self._darken(str(error))
+
+    async def _check_cover(self, link: CardLink, *, is_wrong: bool) -> None:
+        """Give up the mode of a covered screen if it may be wrong. The guest's next frame is then shown by a mode change.
+
+        It may be wrong after another monitor or another program has had the screen.
+        """
+        if self._dark.covered is None:
+            return
+        if is_wrong:
+            self._dark.covered = None
+            if not self._can_be_lit(link):
+                await self._switch_off(link)
+            return
+        with suppress(DrmError):  # the next look asks again
+            if not await in_worker(link.scanout.is_covered):
+                self._dark.covered = None
 
     def _stop_testing(self) -> None:
         """If the wanted mode was refused again, do not test it until the screen is lit anew: the test was wrong."""
@@ -446,7 +466,8 @@ class DrmOutput(Output):
         wanted = ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[0]
         search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
         try:
-            return await in_worker(search.passes, link.scanout.pipe, wanted)
+            possible = await in_worker(search.passes, link.scanout.pipe, wanted)
+            return possible and self._lit is lit  # a flip may have failed meanwhile
         except DrmError:  # it says nothing about the mode
             return False
         finally:
@@ -458,10 +479,14 @@ class DrmOutput(Output):
         self._darken(obstacle)
         if was_lit:
             await self._quiet()
-            try:
-                await run_in_thread_or_here(link.scanout.switch_off)
-            except DrmError as error:
-                self._log.debug("cannot switch the screen off", reason=str(error))
+            await self._switch_off(link)
+
+    async def _switch_off(self, link: CardLink) -> None:
+        """Switch the screen off, if displbe still may."""
+        try:
+            await run_in_thread_or_here(link.scanout.switch_off)
+        except DrmError as error:
+            self._log.debug("cannot switch the screen off", reason=str(error))
 
     async def _is_still_shown(self, link: CardLink, lit: _LitScreen) -> bool:
         """Return whether displbe's picture is on the screen.
@@ -482,11 +507,40 @@ class DrmOutput(Output):
         await self._framebuffers.prepare_all(link.scanout, buffer, modes)
         where = placements(modes, part.width, part.height, self._settings.scale)
         try:
+            if len({placement.mode for placement in where}) > 1:
+                # Otherwise a refused mode would look like a plane that cannot scale.
+                await self._check_mode(link, buffer, where[0].mode)
             await self._show_in(link.scanout, buffer, part, where)
         except (DrmError, SinkError) as error:
             refusal = _refusal(error)
             if refusal is None or not await self._try_others(link, buffer, part, where, refusal):
                 raise
+
+    async def _check_mode(self, link: CardLink, buffer: DrmBuffer, mode: Mode) -> None:
+        """Raise DrmError if the card refuses this mode with a frame of its size."""
+        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
+        try:
+            await in_worker(search.check, link.scanout.pipe, mode)
+        except DrmError as error:
+            if error.refuses_frame:
+                raise
+            # It says nothing about the mode. For example, there is no memory for such a frame, but none is needed to scale the guest's.
+        finally:
+            await run_in_thread_or_here(search.close)
+
+    def _others(self, link: CardLink, part: Part, best: Placement) -> Iterator[tuple[Mode, Sequence[Placement]]]:
+        """Yield the modes to try, and the ways to show the picture in each.
+
+        A picture that is best scaled is first tried so in the other modes of the same size, then in all ways in all modes.
+        """
+        scale = self._settings.scale
+        ranked = ranked_modes(self._modes(link), part.width, part.height, scale)[:MOST_TRIES]
+        ways = {mode: placements([mode], part.width, part.height, scale) for mode in ranked}
+        if best.target[2:] != best.shown:
+            for mode in ranked:
+                if (mode.width, mode.height) == (best.mode.width, best.mode.height):
+                    yield mode, ways[mode][:1]
+        yield from ways.items()
 
     async def _try_others(
         self, link: CardLink, buffer: DrmBuffer, part: Part, where: Sequence[Placement], refusal: DrmError
@@ -496,14 +550,14 @@ class DrmOutput(Output):
         The card may refuse a mode because the link or the memory is too slow for it (ENOSPC), also where other screens
         share them, or because this CRTC cannot drive it (EINVAL). Raises DrmError, SinkError.
         """
-        scanout, first, tried = link.scanout, link.scanout.pipe, {placement.mode for placement in where}
+        scanout, first, wanted = link.scanout, link.scanout.pipe, where[0].mode
         formats = {each.format.fourcc for each in self._framebuffers.buffers}
         search = ModeSearch(buffer.format.fourcc, scanout.turn)
         until = trio.current_time() + SEARCH_TIME
         try:
-            for mode in ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[:MOST_TRIES]:
+            for mode, ways in self._others(link, part, where[0]):
                 others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
-                for pipe in others if mode in tried else [first, *others]:
+                for pipe in others if mode == wanted else [first, *others]:
                     if trio.current_time() > until:
                         return False
                     if not await in_worker(search.passes, pipe, mode):
@@ -511,9 +565,7 @@ class DrmOutput(Output):
                     if pipe != first and pipe not in link.other_pipes():  # another output has taken it meanwhile
                         continue
                     scanout.pipe = pipe
-                    wanted = where[0].mode
-                    note = f"{wanted} was refused ({refusal}): {mode} is used" if mode not in tried else ""
-                    ways = placements([mode], part.width, part.height, self._settings.scale)
+                    note = f"{wanted} was refused ({refusal}): {mode} is used" if mode != wanted else ""
                     try:
                         await self._show_in(scanout, buffer, part, ways, note)
                     except (DrmError, SinkError) as error:
@@ -699,7 +751,7 @@ class DrmOutput(Output):
                 self._framebuffers.refuse(frame, error)
         self._darken(str(error))
         if not isinstance(error, NotMaster | CardGone):
-            self._charge()
+            self._charge(str(error))  # perhaps the guest's frame is at fault, perhaps the card
         if self._link is not None:
             self._link.look_soon()
 

@@ -272,6 +272,10 @@ class ScanoutPipe:
         """Return whether one of these framebuffers is on the plane. Raises DrmError."""
         return self.pipe.device.shown_framebuffer(self.pipe.plane.id) in framebuffers
 
+    def is_covered(self) -> bool:
+        """Return whether the frame that covers the screen is on the plane. Raises DrmError."""
+        return self._cover is not None and self.shows({self._cover.fb})
+
     def cover(self, buffer: DrmBuffer, part: Part, active: ActiveMode, *, copy: bool) -> None:
         """Take a guest's frame off the screen: put a black frame in its place, or a `copy` of it. The mode stays.
 
@@ -316,7 +320,7 @@ class ScanoutPipe:
         try:
             if buffers is not None:
                 buffers.leave()
-            elif cover is not None and self.shows({cover.fb}):
+            elif cover is not None and self.is_covered():
                 cover.leave()
                 self._cover = None
             else:

@@ -9,6 +9,8 @@ import msgspec
 from displbe.settings import Table
 from displbe.sinks.turn import Turn
 
+from .names import canonical
+
 __all__ = ["DrmSettings", "ScreenSettings"]
 
 _TURNS: Final = {"Upside Down": Turn.HALF, "Left Side Up": Turn.LEFT, "Right Side Up": Turn.RIGHT}
@@ -59,7 +61,6 @@ class DrmSettings(Table, frozen=True):
     def screen(self, *names: str) -> ScreenSettings:
         """Return a screen's settings: the general ones, and those of the first of its names that has a table."""
         general = {key: value for key, value in self.screens.items() if not isinstance(value, dict)}
-        own: dict[str, Any] = next(
-            (self.screens[name] for name in names if isinstance(self.screens.get(name), dict)), {}
-        )
+        tables = {canonical(key): value for key, value in self.screens.items() if isinstance(value, dict)}
+        own: dict[str, Any] = next((tables[name] for name in map(canonical, names) if name in tables), {})
         return msgspec.convert({**general, **own}, ScreenSettings)

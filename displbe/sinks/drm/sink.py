@@ -231,7 +231,8 @@ class DrmSink(Sink):
         """Return the connector that an output belongs on now; None: there is none.
 
         A connector with a monitor is better than one without; then, one that has the name is better than one that the
-        output would follow to. A connector that another output has is chosen only if the other one merely follows.
+        output would follow to. A connector that another output has is chosen only if the other one merely follows. No
+        output follows to a connector that an output without one names.
         If no connector has the name, it is the connector at the location where this name was first seen.
         """
         binding = output.binding
@@ -239,7 +240,7 @@ class DrmSink(Sink):
         for card in self._open_cards():
             for connector in card.connectors:
                 match = binding.match(card.device, connector)
-                if match is Match.NONE:
+                if match is Match.NONE or (match is Match.FOLLOWS and self._is_wanted_by_name(card, connector)):
                     continue
                 other = card.output_on(connector)
                 taken = other not in (None, output) and match <= other.binding.match(card.device, connector)
@@ -294,12 +295,17 @@ class DrmSink(Sink):
             return f"{connector.name} has another monitor: {connector.edid_name}"
         if match is Match.FOLLOWS and self._is_wanted_by_name(card, connector):
             return f"{connector.name} belongs to a guest that names it"
-        if connector.can_be_lit or output.is_always_lit:
+        is_lit = connector.can_be_lit or output.is_always_lit
+        if is_lit and match is not Match.FOLLOWS:
             return ""
         found = self._choose(output)
         if found is None or not found[1].can_be_lit or (found[0] is card and found[1].id == connector.id):
             return ""
-        return f"the monitor is on {found[0].device.name}/{found[1].name} now"
+        place = f"{found[0].device.name}/{found[1].name}"
+        if not is_lit:
+            return f"the monitor is on {place} now"
+        # A lit output does not change between connectors that it would only follow to.
+        return f"{place} has a monitor again" if binding.match(found[0].device, found[1]) is Match.NAMED else ""
 
     def _is_wanted_by_name(self, card: Card, connector: CardConnector) -> bool:
         """Whether an output without a connector names this one."""
@@ -312,7 +318,8 @@ class DrmSink(Sink):
     def turn_of(self, name: str) -> Turn:
         for output in self.outputs.values():
             pipe = output.pipe
-            if pipe is not None and name in (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}"):
+            names = (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}") if pipe is not None else ()
+            if canonical(name) in map(canonical, names):
                 return output.turn
         return Turn.NONE
 
