@@ -26,7 +26,9 @@ class ProcessLimits(msgspec.Struct, frozen=True):
     threads: int = UNLIMITED
     """Threads: TasksMax=."""
     memory: int = UNLIMITED
-    """Bytes of memory: MemoryMax=, and at most half of what the machine has."""
+    """Bytes of memory: MemoryMax=."""
+    half: int = UNLIMITED
+    """Half of the bytes of memory that the machine has: guests never take more."""
 
 
 def raise_file_limit() -> None:
@@ -42,7 +44,8 @@ def process_limits(root: Path = Path("/")) -> ProcessLimits:
     return ProcessLimits(
         files,
         min(_group_limits(root, "pids", "pids.max", "pids.max"), default=UNLIMITED),
-        min([*_group_limits(root, "memory", "memory.max", "memory.limit_in_bytes"), half_of_memory()]),
+        min(_group_limits(root, "memory", "memory.max", "memory.limit_in_bytes"), default=UNLIMITED),
+        half_of_memory(),
     )
 
 

@@ -106,7 +106,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
 
 class Pool:
-    """A resource that all guests share. `limit` is for all of them together; `reserve` is kept for each guest until the guest uses it.
+    """A resource that all guests share. `limit` is for all of them together; `reserve` is kept for each guest until the guest uses it,
+    but no more than an equal part for each guest that has a device.
 
     `refusal` says that the limit is reached, and the way out; {limit} in it is replaced.
     """
@@ -131,8 +132,9 @@ class Pool:
 
     def room(self, quota: Quota) -> int:
         """Return the amount that a guest may still take. What is reserved for other guests is not counted."""
+        reserve = min(self._reserve, self.limit // max(1, len(self._present)))
         others = (self._held.get(other, 0) for other in self._present if other is not quota)
-        return self.limit - self.used - sum(max(0, self._reserve - held) for held in others)
+        return self.limit - self.used - sum(max(0, reserve - held) for held in others)
 
     def check(self, quota: Quota, amount: int) -> None:
         """Raise RequestError ENOSPC if there is no room for this amount."""
@@ -153,7 +155,7 @@ class Total:
     """
 
     def __init__(self, maptrack: int, mappings: int, process: ProcessLimits = ProcessLimits()) -> None:  # noqa: B008
-        memory = _without_own(process.memory, OWN_MEMORY) // PAGE_SIZE
+        memory = min(_without_own(process.memory, OWN_MEMORY), process.half) // PAGE_SIZE
         self.pools = {
             "pages": Pool(
                 int(maptrack // mappings * MAPTRACK_SHARE),
@@ -173,8 +175,8 @@ class Total:
             "memory": Pool(
                 memory,
                 FRAMES * SCREEN // 2,
-                "the copies of all guests' frames reach the limit of {limit} pages: raise MemoryMax= in displbe.service, or lower"
-                " copy-pages in [limits]",
+                "the copies of all guests' frames reach the limit of {limit} pages: raise MemoryMax= in displbe.service, give this"
+                " machine more memory, or lower copy-pages in [limits]",
             ),
         }
         self.process = process

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from displbe.resources import ProcessLimits, process_limits
+from displbe.resources import ProcessLimits, process_limits, raise_file_limit
 
 from .check_result import CheckResult, failed, warning
 from .service import Identity, acting_as, service_identity, service_limits
@@ -111,6 +111,7 @@ class Machine:
 def this_machine() -> Machine:
     """Return the machine that this process runs on; for root, with displbe's user."""
     root = os.geteuid() == 0
+    raise_file_limit()  # as displbe does
     limits = service_limits() or process_limits()
     try:
         identity = service_identity()

@@ -49,7 +49,7 @@ def service_limits(command: Sequence[str] = SHOW_LIMITS) -> ProcessLimits | None
     if unit.get("LoadState") != "loaded":
         return None
     files, threads, memory = (_limit(unit.get(name, "")) for name in ("LimitNOFILE", "TasksMax", "MemoryMax"))
-    return ProcessLimits(files, threads, min(memory, half_of_memory()))
+    return ProcessLimits(files, threads, memory, half_of_memory())
 
 
 def _limit(text: str) -> int:

@@ -57,13 +57,14 @@ def total_results(settings: Settings, limits: ProcessLimits, guests: Guests) -> 
     pages = sum(min(need, settings.limits.copy_pages) for need in copies)
     pages += sum(guest.be_alloc for guest in settings.guest.values()) * settings.limits.alloc_pages
     pages += sum(connectors) * of_connector["memory"]
-    memory = -(-(pages * PAGE_SIZE + OWN_MEMORY) // MEBI)
+    machine = -(-2 * pages * PAGE_SIZE // MEBI)
+    service = -(-(pages * PAGE_SIZE + OWN_MEMORY) // MEBI)
     yield _fits(
         f"pages for the copies of {len(copies)} guests",
         pages,
         pools["memory"].limit,
-        f"lower copy-pages in [limits]; or set MemoryMax={memory}M in displbe.service (systemctl edit displbe), on a machine with at least"
-        f" {2 * memory} MiB",
+        f"lower copy-pages in [limits]; or give this machine at least {machine} MiB of memory, and displbe.service at least"
+        f" MemoryMax={service}M (systemctl edit displbe)",
     )
 
 

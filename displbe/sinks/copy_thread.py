@@ -28,6 +28,8 @@ class CopyThread:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._given = 0
         self._done = 0
+        self._is_ending = False
+        """Whether `close` has been called: the thread does no more jobs than those given before."""
         self._look: Callable[[], float] | None = None
         self._pause: float | None = None
         self._loop = trio.lowlevel.current_trio_token()
@@ -81,6 +83,9 @@ class CopyThread:
 
     async def idle(self) -> None:
         """End the watch. Return when all jobs given so far are done."""
+        if self._is_ending:
+            await run_in_thread_or_here(self._thread.join)
+            return
         if self.resting and self._look is None:
             return
         done = trio.Event()
@@ -94,5 +99,6 @@ class CopyThread:
 
     async def close(self) -> None:
         """End the thread after all jobs given so far."""
+        self._is_ending = True
         self._jobs.put(None)
         await run_in_thread_or_here(self._thread.join)

@@ -193,6 +193,7 @@ class GrantedPages:
     async def map(self) -> Memory:
         """Return the pages, read-only. Raises HypervisorError."""
         async with self._lock:
+            self._check_open()
             if self._grants is None:
                 self._grants = await self._off_loop("map", self._map)
             return self._grants.mapping
@@ -200,9 +201,15 @@ class GrantedPages:
     async def dmabuf(self) -> int:
         """Return a dma-buf of the pages; the fd belongs to this object. Raises HypervisorError."""
         async with self._lock:
+            self._check_open()
             if self._dmabuf is None:
                 self._dmabuf = await self._off_loop("export", self._export)
             return self._dmabuf
+
+    def _check_open(self) -> None:
+        """Raise HypervisorError if the buffer has been closed: its pages are the guest's own again."""
+        if self._fd < 0:
+            raise HypervisorError(errno.ENOENT, "the guest has taken the buffer back")
 
     async def _off_loop(self, verb: str, work: Callable[[], T]) -> T:
         try:
@@ -220,6 +227,7 @@ class GrantedPages:
 
     async def shm_fd(self) -> tuple[int, int]:
         """Return a new gntdev file with these pages only, at offset 0. Raises HypervisorError."""
+        self._check_open()
         return await self._off_loop("share", self._share), 0
 
     def _try_share(self) -> None:

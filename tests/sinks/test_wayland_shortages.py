@@ -11,7 +11,7 @@ import pytest
 import trio
 from sinks.test_wayland import HEIGHT, WHOLE, WIDTH, on_screen, staged, until
 
-from displbe.sinks.base import CopyMemory
+from displbe.sinks.base import CopyMemory, Part
 from displbe.sinks.wayland import conn, copies
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import BufferState
@@ -62,6 +62,24 @@ async def test_eight_connectors_and_memory_for_three(monkeypatch: pytest.MonkeyP
         await until(lambda: sum(output.path == "copy" for output in outputs) == 3)
         assert lit[0].path == ""
         assert account.used == 3 * POOL
+    assert account.used == 0
+
+
+async def test_copies_of_an_old_size_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that may have the copies of one size only can change the size."""
+    monkeypatch.setattr(output_module, "SHORT", 0.02)
+    account = Account(POOL)
+    async with staged(zero_copy="off") as stage:
+        output = stage.claim()
+        output.copies = CopyMemory(account.take, account.give)
+        await stage.connected()
+        buffer = await stage.attach(output)
+        await output.enable(buffer, WHOLE)
+        await on_screen(output)
+        await output.enable(buffer, Part(0, 0, WIDTH, HEIGHT - 1))
+        await until(lambda: not output.path)
+        await until(lambda: output.path == "copy")
+        assert account.used <= POOL
     assert account.used == 0
 
 

@@ -484,9 +484,9 @@ def test_files_threads_and_copies_of_all_guests(made: Made) -> None:
     made.limits = ProcessLimits(4096, 512, 900 << 20)
     (files, copies) = totals(made)
     assert "set LimitNOFILE=4348 in displbe.service" in files  # 31 * (128 + 4) + 256
-    assert (
-        "set MemoryMax=1008M in displbe.service (systemctl edit displbe), on a machine with at least 2016 MiB" in copies
-    )
+    assert "give this machine at least 1503 MiB of memory, and displbe.service at least MemoryMax=1008M" in copies
+    made.limits = ProcessLimits(4348, 512, 1008 << 20, 1503 << 19)
+    assert totals(made) == []
     made.limits = ProcessLimits(4096, 128, 1 << 30)
     made.write(
         "displbe.toml",

@@ -11,7 +11,7 @@ import trio
 from unit.drm_model import Board
 from unit.test_drm_model import WHOLE, Screen, _quick, card_of, running, until
 
-from displbe.sinks.base import CopyMemory, SinkError
+from displbe.sinks.base import CopyMemory, Part, SinkError
 from displbe.sinks.drm.output import ScreenState
 from displbe.wire.errors import Errno, RequestError
 
@@ -54,6 +54,28 @@ async def test_copies_are_charged(tmp_path: Path) -> None:
         await screen.output.disable()
         assert account.used == 0
         await screen.output.enable(screen.buffers[0], WHOLE)
+        await screen.close()
+        assert account.used == 0
+
+
+async def test_the_copies_of_the_mode_before_make_room(tmp_path: Path) -> None:
+    """A guest that may have the copies of one mode only can change the mode."""
+    board = Board(modes=[(64, 48), (32, 24)])
+    async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
+        screen = Screen(made)
+        account = Account(9)
+        screen.output.copies = CopyMemory(account.take, account.give)
+        await screen.show()
+        assert (screen.output.state, account.used) == (ScreenState.LIT, 9)
+        await screen.output.enable(screen.buffers[0], Part(0, 0, 32, 24))
+        assert (screen.output.state, account.used) == (ScreenState.LIT, 3)
+        await screen.output.enable(screen.buffers[0], WHOLE)
+        assert (screen.output.state, account.used) == (ScreenState.LIT, 9)
+        account.limit = 2
+        await screen.output.enable(screen.buffers[0], Part(0, 0, 32, 24))
+        assert screen.is_dark("limit of copy_pages reached")
+        account.limit = 3
+        await until(lambda: screen.output.state is ScreenState.LIT)
         await screen.close()
         assert account.used == 0
 

@@ -300,6 +300,19 @@ async def test_two_callers_map_once(kernel: Kernel) -> None:
     await buffer.aclose()
 
 
+async def test_a_buffer_that_has_been_taken_back(kernel: Kernel) -> None:
+    """An operator's picture may come when the guest has just taken its buffer back. Its pages are not mapped again, and it says why."""
+    ledger = Ledger()
+    buffer = await opened([8, 9], ledger)
+    await buffer.aclose()
+    asked = len(kernel.asked)
+    for call in (buffer.map, buffer.dmabuf, buffer.shm_fd):
+        with pytest.raises(HypervisorError, match="the guest has taken the buffer back"):
+            await call()
+    assert len(kernel.asked) == asked
+    assert ledger == Ledger()
+
+
 async def test_sharing(kernel: Kernel) -> None:
     async with share_dmabuf(GUEST, 77, 3) as refs:
         assert refs == [100, 101, 102]

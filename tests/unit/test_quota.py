@@ -67,6 +67,26 @@ def test_every_guest_that_is_there_can_have_its_screen(wishes: list[tuple[int, i
     assert total.pages == sum(guest.used["pages"] for guest in guests.values()) <= total.limit
 
 
+@pytest.mark.parametrize(("mebibytes", "guests"), [(256, 12), (512, 24), (4096, 48)])
+def test_guests_without_copies_need_no_memory_for_them(mebibytes: int, guests: int) -> None:
+    """Where memory does not suffice for what is kept for each guest, each gets an equal part: its connectors are not refused."""
+    quotas = Quotas(Limits(), Total(1 << 30, 2, ProcessLimits(4096, 512, 1 << 30, mebibytes << 19)))
+    for quota in [quotas.enter(domid) for domid in range(guests)]:
+        quota.take("connectors", 4)
+
+
+@pytest.mark.parametrize(("mebibytes", "screens"), [(512, [(1920, 1080)] * 2), (1024, [(3840, 2160)])])
+def test_four_guests_whose_frames_are_copied_fit_into_a_small_machine(
+    mebibytes: int, screens: list[tuple[int, int]]
+) -> None:
+    """With the limits of displbe.service, copies may take half of the memory that the machine has."""
+    quotas = Quotas(Limits(), Total(262144, 1, ProcessLimits(4096, 512, 1 << 30, mebibytes << 19)))
+    for quota in [quotas.enter(domid) for domid in range(4)]:
+        quota.take("connectors", len(screens))
+        for width, height in screens:
+            quota.take("copy_pages", FRAMES * width * height * 4 // PAGE_SIZE)
+
+
 def total_of(files: int = 1 << 20, threads: int = 1 << 20, pages: int = 1 << 20) -> Total:
     """Return a total with this much for guests."""
     limits = ProcessLimits(2 * OWN_FILES + files, 2 * OWN_THREADS + threads, 2 * OWN_MEMORY + pages * PAGE_SIZE)
@@ -85,7 +105,7 @@ def total_of(files: int = 1 << 20, threads: int = 1 << 20, pages: int = 1 << 20)
         (
             total_of(pages=15 * SCREEN),
             "copy_pages",
-            "raise MemoryMax= in displbe.service, or lower copy-pages in [limits]",
+            "raise MemoryMax= in displbe.service, give this machine more memory, or lower copy-pages in [limits]",
         ),
         (total_of(pages=15 * SCREEN), "alloc_pages", "raise MemoryMax= in displbe.service"),
     ],

@@ -33,24 +33,25 @@ def test_the_lowest_of_the_groups(tmp_path: Path) -> None:
     write(tmp_path, f"{groups}/displbe.service/memory.max", "max\n")
     write(tmp_path, f"{groups}/pids.max", "max\n")
     write(tmp_path, f"{groups}/memory.max", "65536\n")
-    assert process_limits(tmp_path) == ProcessLimits(FILES, 512, 65536)
+    assert process_limits(tmp_path) == ProcessLimits(FILES, 512, 65536, half_of_memory())
     write(tmp_path, f"{groups}/pids.max", "100\n")
     write(tmp_path, f"{groups}/displbe.service/memory.max", f"{1 << 60}\n")
     write(tmp_path, f"{groups}/memory.max", "rubbish\n")
-    assert process_limits(tmp_path) == ProcessLimits(FILES, 100, min(UNLIMITED, half_of_memory()))
+    assert process_limits(tmp_path) == ProcessLimits(FILES, 100, UNLIMITED, half_of_memory())
 
 
 def test_version_1_of_control_groups(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "11:pids:/a\n4:cpu,memory:/b/c\n1:name=systemd:/d\n")
     write(tmp_path, "sys/fs/cgroup/pids/a/pids.max", "77\n")
     write(tmp_path, "sys/fs/cgroup/memory/b/memory.limit_in_bytes", "4096\n")
-    assert process_limits(tmp_path) == ProcessLimits(FILES, 77, 4096)
+    assert process_limits(tmp_path) == ProcessLimits(FILES, 77, 4096, half_of_memory())
 
 
 def test_no_groups(tmp_path: Path) -> None:
-    assert process_limits(tmp_path) == ProcessLimits(FILES, UNLIMITED, half_of_memory())
+    assert process_limits(tmp_path) == ProcessLimits(FILES, UNLIMITED, UNLIMITED, half_of_memory())
     here = process_limits()
-    assert 0 < here.memory <= half_of_memory()
+    assert here.memory > 0
+    assert here.half == half_of_memory()
     assert here.threads > 0
 
 
@@ -63,15 +64,24 @@ def test_the_soft_limit_is_raised() -> None:
     assert done.stdout == "200\n"
 
 
+def test_without_a_unit_check_sees_the_limits_that_displbe_would_have() -> None:
+    code = (
+        "import resource; from displbe.ctl import machine; machine.service_limits = lambda: None;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200)); print(machine.this_machine().limits.files)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "200\n"
+
+
 def test_the_limits_of_the_unit() -> None:
     def says(**unit: str) -> ProcessLimits | None:
         return service_limits(["printf", "%s\n", *(f"{key}={value}" for key, value in unit.items())])
 
     assert says(LoadState="loaded", LimitNOFILE="4096", TasksMax="512", MemoryMax="65536") == ProcessLimits(
-        4096, 512, 65536
+        4096, 512, 65536, half_of_memory()
     )
     assert says(LoadState="loaded", LimitNOFILE="infinity", TasksMax="infinity", MemoryMax="infinity") == ProcessLimits(
-        memory=half_of_memory()
+        half=half_of_memory()
     )
     assert says(LoadState="not-found", LimitNOFILE="4096") is None
     assert service_limits(["/nonexistent"]) is None

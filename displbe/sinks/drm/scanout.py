@@ -236,7 +236,13 @@ class ScanoutPipe:
         pixel = pixel_size(buffer.format.fourcc)
         shape = *size, 8 * pixel, buffer.format.fourcc
         private_frames = 1 if in_copy is Turn.NONE else 2
-        buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
+        try:
+            buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
+        except OSError:
+            if self._buffers is None:
+                raise
+            self.switch_off()  # without the copies of the mode before, there may be enough
+            buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
         try:
             assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))

@@ -191,6 +191,11 @@ class FrameCopying:
         if self._thread is not None:
             await self._thread.idle()
 
+    @property
+    def has_old_pools(self) -> bool:
+        """Whether there are pools of earlier shapes."""
+        return bool(self._old_pools)
+
     def close_old_pools(self) -> None:
         """Destroy the pools of earlier shapes: the surface has another frame now."""
         while self._old_pools:

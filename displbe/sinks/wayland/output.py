@@ -11,6 +11,7 @@ Where the guest's pages are copied, a thread copies them, and the commit follows
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -282,7 +283,7 @@ class WaylandOutput(Output):
 
     def _copy(self, link: Link, buffer: WaylandBuffer, part: Part) -> bool:
         """Copy the frame in the thread; `_on_copied` commits it. Return False if there are no resources for it. The surface then keeps the
-        frame that it has.
+        frame that it has, unless that is a copy of another shape, whose memory may suffice for the next try.
         """
         try:
             started = self._copying.start(link, buffer, part, self._flip.serial, self.copies)
@@ -292,6 +293,10 @@ class WaylandOutput(Output):
             if not self._copying.is_short:
                 self._copying.is_short = True
                 self._guest.tasks.start_soon(self._try_copying_again)
+            if self._copying.has_old_pools:
+                with suppress(OSError):  # no memory or file for the black frame: the copy stays
+                    self.surface.blacken()
+                    self._copying.close_old_pools()
             return False
         if not started:
             self._guest.tasks.start_soon(self._show_after_copying, buffer)

@@ -277,7 +277,12 @@ class Window:
             return False
         shape = kind, part.width, part.height
         if self._canvas is None or self._canvas.shape != shape:
-            before, self._canvas = self._canvas, _Canvas(self.server, self.id, *shape, copies, self._on_read)
+            before = self._canvas
+            try:
+                self._canvas = _Canvas(self.server, self.id, *shape, copies, self._on_read)
+            except OSError:
+                await self.blank()  # without the old one, there may be enough for the next try
+                raise
             if before is not None:
                 await before.free()
             if (part.width, part.height) != self._placement.picture:

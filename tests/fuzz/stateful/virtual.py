@@ -98,6 +98,7 @@ class CopyThread:
             raise NoThread
         self._jobs: deque[Callable[[], None] | None] = deque()
         self._given = self._done = 0
+        self._is_ending = False
         self._look: Callable[[], float] | None = None
         self._pause: float | None = None
         self._wanted = trio.Event()
@@ -156,6 +157,10 @@ class CopyThread:
 
     async def idle(self) -> None:
         """CopyThread.idle"""
+        if self._is_ending:
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()
+            return
         if self.resting and self._look is None:
             return
         done = trio.Event()
@@ -169,6 +174,7 @@ class CopyThread:
 
     async def close(self) -> None:
         """CopyThread.close"""
+        self._is_ending = True
         self._put(None)
         with trio.CancelScope(shield=True):
             await self._ended.wait()

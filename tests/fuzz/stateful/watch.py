@@ -159,6 +159,9 @@ class Watch:
         if total.pages != sum(quota.used["pages"] for quota in daemon.quotas.guests.values()):
             raise WrongBehaviour("the pages of all guests are not the sum of their pages")
         ledger = world.hypervisor.ledger
+        for name, pool in total.pools.items():
+            if pool.used < 0:
+                raise WrongBehaviour(f"all guests together hold {pool.used} of the {name}")
         for quota in daemon.quotas.guests.values():
             for kind, used in quota.used.items():
                 if not 0 <= used <= max(getattr(quota.limits, kind), 0):
@@ -179,8 +182,7 @@ def _held(daemon: Daemon) -> list[str]:
     held += [f"quota of {domid}" for domid in daemon.quotas.guests]
     claimed: Any = daemon.sink.clients if isinstance(daemon.sink, WaylandSink) else getattr(daemon.sink, "outputs", {})
     held += [f"output {name}" for name in claimed]
-    if daemon.quotas.total.pages:
-        held.append(f"{daemon.quotas.total.pages} pages")
+    held += [f"{pool.used} of the {name}" for name, pool in daemon.quotas.total.pools.items() if pool.used]
     return held
 
 

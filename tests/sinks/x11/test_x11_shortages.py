@@ -74,3 +74,18 @@ async def test_copies_are_charged(worlds: Worlds, xvfb: Xvfb, user: User, monkey
         quota.limits = before
         await seen(user, as_shown(pixels))
         assert used(world) == -(-WIDTH * HEIGHT * 4 // 4096)
+
+
+async def test_the_copy_of_an_old_size_makes_room(
+    worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that may have the copy of one size only can change the size."""
+    monkeypatch.setattr(painter, "AFTER_ERROR", 0.05)
+    async with worlds(xvfb.display) as world, world.guest(1, spec("HDMI-A-1", WIDTH, HEIGHT)) as guest:
+        quota = world.device(1).quota
+        quota.limits = msgspec.structs.replace(quota.limits, copy_pages=-(-WIDTH * HEIGHT * 4 // 4096))
+        cookie, _, pixels = await show(guest)
+        await seen(user, as_shown(pixels))
+        await guest.display.show(0, cookie, WIDTH, HEIGHT // 2, 32)
+        await until(lambda: 0 < used(world) < quota.limits.copy_pages, 10)
+        await until(lambda: output_of(world).path == "copy", 10)
