@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -220,7 +220,11 @@ def no_more_files() -> Iterator[None]:
             os.close(fd)
 
 
-async def without_files(folder: Path) -> None:
+NO_FILES: Final = {"cannot accept a client: trying again", "cannot write the metrics file"}
+"""What the log says when there are no more files."""
+
+
+async def without_files(folder: Path, lines: Sequence[MutableMapping[str, Any]]) -> None:
     """Serve a guest, operators and Prometheus while this process has no file left, and then again."""
     settings = Settings(
         sink="headless",
@@ -254,8 +258,8 @@ async def without_files(folder: Path) -> None:
                     assert decode_response(answer).status in (-Errno.ENOMEM, -Errno.EIO)
                     await daemon.reload(str(folder / "displbe.toml"))
                     already = len(times)
-                    await trio.sleep(1.2)  # the status line and the textfile come round
-                    assert len(times) > already + 20
+                    await until(lambda: NO_FILES <= {line["event"] for line in lines})  # the textfile comes round
+                    await until(lambda: len(times) > already + 20)
                 for client, begin in zip(waiting, (b'{"ok":true', b"HTTP/1.1 200 OK"), strict=True):
                     with trio.fail_after(10):
                         assert (await client.recv(100)).startswith(begin)
@@ -272,11 +276,11 @@ def test_no_more_files_in_reality(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(daemon_module, "STATUS_PERIOD", 0.05)
     before = descriptors()
     with structlog.testing.capture_logs() as lines:
-        trio.run(without_files, tmp_path)
+        trio.run(without_files, tmp_path, lines)
     assert descriptors() == before
     assert [line["event"] for line in lines if line.get("exc_info")] == []
     reasons = {line["event"]: line.get("reason", "") for line in lines}
-    for event in ("cannot accept a client: trying again", "cannot write the metrics file"):
+    for event in NO_FILES:
         assert "Too many open files: raise LimitNOFILE= in displbe.service" in str(reasons[event])
 
 
