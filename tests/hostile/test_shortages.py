@@ -258,7 +258,7 @@ async def without_files(folder: Path, lines: Sequence[MutableMapping[str, Any]])
                     assert decode_response(answer).status in (-Errno.ENOMEM, -Errno.EIO)
                     await daemon.reload(str(folder / "displbe.toml"))
                     already = len(times)
-                    await until(lambda: NO_FILES <= {line["event"] for line in lines})  # the textfile comes round
+                    await until(lambda: {line["event"] for line in lines} >= NO_FILES)  # the textfile comes round
                     await until(lambda: len(times) > already + 20)
                 for client, begin in zip(waiting, (b'{"ok":true', b"HTTP/1.1 200 OK"), strict=True):
                     with trio.fail_after(10):
