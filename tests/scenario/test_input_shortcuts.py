@@ -60,9 +60,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield world
 
 
-def state(world: World) -> DeviceState:
-    """Return the state of the keyboard."""
-    return world.daemon.evdev.devices[KEYBOARD].state
+def state(world: World) -> DeviceState | None:
+    """Return the state of the keyboard; None: the daemon does not know it now."""
+    device = world.daemon.evdev.devices.get(KEYBOARD)
+    return None if device is None else device.state
 
 
 def press(device: SimDevice, *codes: int) -> None:

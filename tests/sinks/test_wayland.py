@@ -888,6 +888,8 @@ async def test_a_buffer_that_is_taken_back_while_it_is_offered(monkeypatch: pyte
         monkeypatch.setattr(client, "_wl_display_sync", answer_and_stop)
         client.stopped = True
         third = await stage.attach(output)
+        (guest,) = stage.sink.clients.values()
+        await until(guest._imports._one_at_a_time.locked)  # the buffer is being offered
         async with trio.open_nursery() as nursery:
             nursery.start_soon(close)
             await trio.sleep(0.05)

@@ -353,6 +353,7 @@ class Displif(RuleBasedStateMachine):
         assert self.rig.quota.used == {
             "pages": PAGES * theirs,
             "alloc_pages": PAGES * ours,
+            "copy_pages": 0,
             "buffers": len(self.buffers),
             "framebuffers": len(self.framebuffers),
             "connectors": CONNECTORS,

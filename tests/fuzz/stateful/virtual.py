@@ -1,4 +1,5 @@
-"""Time, scheduling and threads of a run, so that a seed makes the same decisions again.
+"""Time, scheduling and threads of a run, so that a seed makes nearly the same decisions again. (Sets whose order depends on addresses
+make a difference now and then: a failure may need some repetitions.)
 
 * Time is virtual: it passes slowly while a task can run, and else jumps to the next deadline. Waits cost nothing, and a busy machine
   changes nothing.
