@@ -9,8 +9,8 @@
     --shrink          after a failure, leave out actors and time as long as the run still fails
     --mutation NAME   puts an old fault back into displbe (mutations.py)
 
-A run that fails prints its reason, the command line that runs its seed again, and the last actions of each actor. The report and all actions are
-in out/fuzz. The runs are made in a process of their own, so that a signal that ends it is reported too.
+A run that fails prints its reason, the command line that runs its seed again, and the last actions of each actor. The report and all
+actions are in out/fuzz. The runs are made in a process of their own, so that a signal that ends it is reported too.
 """
 
 from __future__ import annotations
