@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import trio
@@ -28,7 +28,7 @@ from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import LoopLag
 from displbe.ops.status import Abilities, GuestStatus, Loop, Status, Usage
 from displbe.ops.text import escape
-from displbe.sinks.base import OutputUnavailable, Sink, SinkError
+from displbe.sinks.base import DeviceConnector, OutputUnavailable, Sink, SinkError
 from displbe.wire.errors import RequestError
 from displbe.xen.memory import close_in_thread
 from displbe.xen.port import Hypervisor, HypervisorError
@@ -36,6 +36,7 @@ from displbe.xen.port import Hypervisor, HypervisorError
 __all__ = ["Commands"]
 
 AnyDevice: TypeAlias = Device[DisplayDevice] | Device[InputDevice]
+C = TypeVar("C", Connector, DeviceConnector)
 
 
 class Commands:
@@ -134,18 +135,16 @@ class Commands:
             raise CommandError(f"{request.command} is for a whole guest, not for one of its connectors")
         return self._of_guest(request)
 
+    def _displays_of(self, request: Request) -> list[DisplayDevice]:
+        """Return the displays of the guest that the request names. Raises CommandError."""
+        self._of_guest(request)
+        return [device.service for device in self._displays.devices.values() if _is_of(request.guest, device)]
+
     def _connectors(self, request: Request) -> list[tuple[DisplayDevice, Connector]]:
         """Return the connectors that the request names, of the guest's last connection. Raises CommandError."""
-        self._of_guest(request)
-        displays = [device.service for device in self._displays.devices.values() if _is_of(request.guest, device)]
+        displays = self._displays_of(request)
         connectors = [(display, connector) for display in displays for connector in display.connectors]
-        if not connectors:
-            raise CommandError("the guest has never been connected")
-        found = [each for each in connectors if request.connector in ("", each[1].name, str(each[1].index))]
-        if not found:
-            names = ", ".join(escape(connector.name) for _, connector in connectors)
-            raise CommandError(f"no such connector; there are: {names}")
-        return found
+        return _named(request, connectors, "the guest has never been connected")
 
     # The other commands
 
@@ -192,16 +191,11 @@ class Commands:
 
     async def _reopen(self, request: Request) -> Answer:
         """Open windows of the guest again. The guest need not be connected."""
-        self._of_guest(request)
         await trio.lowlevel.checkpoint()
-        displays = [device.service for device in self._displays.devices.values() if _is_of(request.guest, device)]
+        displays = self._displays_of(request)
         connectors = [(display, each) for display in displays for each in display.device_connectors.values()]
-        found = [each for each in connectors if request.connector in ("", each[1].name, str(each[1].index))]
-        if not found:
-            names = ", ".join(escape(connector.name) for _, connector in connectors)
-            raise CommandError(f"no such connector; there are: {names}" if names else "the guest has no display")
         failures: list[str] = []
-        for display, connector in found:
+        for display, connector in _named(request, connectors, "the guest has no display"):
             try:
                 display.reopen(connector)
             except OutputUnavailable as error:
@@ -231,6 +225,17 @@ def _files() -> Usage:
         return Usage(len(os.listdir("/proc/self/fd")), limit)
     except OSError:  # EMFILE: to count the files, one more must be opened
         return Usage(limit, limit)
+
+
+def _named(request: Request, connectors: list[tuple[DisplayDevice, C]], missing: str) -> list[tuple[DisplayDevice, C]]:
+    """Return those of the guest's connectors that the request names. Raises CommandError; `missing` says why there are none at all."""
+    if not connectors:
+        raise CommandError(missing)
+    found = [each for each in connectors if request.connector in ("", each[1].name, str(each[1].index))]
+    if not found:
+        names = ", ".join(escape(connector.name) for _, connector in connectors)
+        raise CommandError(f"no such connector; there are: {names}")
+    return found
 
 
 def _is_of(guest: str, device: AnyDevice) -> bool:
