@@ -102,33 +102,24 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
             else:
                 least, most = int(name == "requests_per_turn"), MAX_COUNT
             if not least <= getattr(self, name) <= most:  # nan is in no range
-                raise ValueError(f"{name.replace('_', '-')} must be a number from {least} to {most:.0f}")
+                raise ValueError(f"{_key(name)} must be a number from {least} to {most:.0f}")
 
 
 class Pool:
     """A resource that all guests share. `limit` is for all of them together; `reserve` is kept for each guest until the guest uses it,
-    but no more than an equal part for each guest that has a device.
+    but no more than an equal part for each guest that has a device: those of `present`, a set that all pools share.
 
     `refusal` says that the limit is reached, and the way out; {limit} in it is replaced.
     """
 
-    def __init__(self, limit: int, reserve: int, refusal: str) -> None:
+    def __init__(self, limit: int, reserve: int, refusal: str, present: set[Quota]) -> None:
         self.limit = limit
         self.used = 0
         self._reserve = reserve
         self._refusal = refusal
         self._held: dict[Quota, int] = {}
         """The amount that each guest holds, also of guests that have no device any more: a buffer may be in use for longer."""
-        self._present: set[Quota] = set()
-        """The guests that have a device."""
-
-    def enter(self, quota: Quota) -> None:
-        """Reserve room for a guest that has a device now."""
-        self._present.add(quota)
-
-    def leave(self, quota: Quota) -> None:
-        """Reserve nothing for a guest any more. What it still holds counts until it is given back."""
-        self._present.discard(quota)
+        self._present = present
 
     def room(self, quota: Quota) -> int:
         """Return the amount that a guest may still take. What is reserved for other guests is not counted."""
@@ -155,28 +146,34 @@ class Total:
     """
 
     def __init__(self, maptrack: int, mappings: int, process: ProcessLimits = ProcessLimits()) -> None:  # noqa: B008
+        self._present: set[Quota] = set()
+        """The guests that have a device."""
         memory = min(_without_own(process.memory, OWN_MEMORY), process.half) // PAGE_SIZE
         self.pools = {
             "pages": Pool(
                 int(maptrack // mappings * MAPTRACK_SHARE),
                 SCREEN,
                 "all guests together reach the limit of {limit} mapped pages",
+                self._present,
             ),
             "files": Pool(
                 _without_own(process.files, OWN_FILES),
                 CHARGES["connectors"]["files"] + 4 * CHARGES["buffers"]["files"],
                 "all guests together reach the limit of {limit} files: raise LimitNOFILE= in displbe.service, or lower buffers in [limits]",
+                self._present,
             ),
             "threads": Pool(
                 _without_own(process.threads, OWN_THREADS),
                 THREADS + 1,
                 "all guests together reach the limit of {limit} threads: raise TasksMax= in displbe.service",
+                self._present,
             ),
             "memory": Pool(
                 memory,
                 FRAMES * SCREEN // 2,
                 "the copies of all guests' frames reach the limit of {limit} pages: raise MemoryMax= in displbe.service, give this"
                 " machine more memory, or lower copy-pages in [limits]",
+                self._present,
             ),
         }
         self.process = process
@@ -196,15 +193,13 @@ class Total:
     def enter(self, quota: Quota) -> None:
         """Reserve room for a guest that has a device now."""
         with self.lock:
-            for pool in self.pools.values():
-                pool.enter(quota)
+            self._present.add(quota)
             self.pools["threads"].add(quota, THREADS)
 
     def leave(self, quota: Quota) -> None:
-        """Take note that a guest has no device any more."""
+        """Reserve nothing for a guest that has no device any more. What it still holds counts until it is given back."""
         with self.lock:
-            for pool in self.pools.values():
-                pool.leave(quota)
+            self._present.discard(quota)
             self.pools["threads"].add(quota, -THREADS)
 
 
