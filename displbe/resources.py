@@ -11,11 +11,11 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["UNLIMITED", "ProcessLimits", "half_of_memory", "process_limits", "raise_file_limit"]
+__all__ = ["UNLIMITED", "ProcessLimits", "half_of_memory", "parse_limit", "process_limits", "raise_file_limit"]
 
 UNLIMITED: Final = 1 << 40
 """Stands for `no limit`."""
-CGROUPS: Final = "/sys/fs/cgroup"
+CGROUPS: Final = "sys/fs/cgroup"
 
 
 class ProcessLimits(msgspec.Struct, frozen=True):
@@ -54,6 +54,11 @@ def half_of_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
+def parse_limit(text: str) -> int:
+    """Return a limit as control groups and systemctl show it. `max`, `infinity`, or nothing for a limit that is not known, is none."""
+    return min(int(text), UNLIMITED) if text.isdecimal() else UNLIMITED
+
+
 def _number(limit: int) -> int:
     return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
 
@@ -68,16 +73,15 @@ def _group_limits(root: Path, controller: str, name: str, old_name: str) -> Iter
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            top, file = root / CGROUPS.lstrip("/"), name
+            top, file = root / CGROUPS, name
         elif controller in controllers.split(","):
-            top, file = root / CGROUPS.lstrip("/") / controller, old_name
+            top, file = root / CGROUPS / controller, old_name
         else:
             continue
         group = Path(path.lstrip("/"))
         for place in (group, *group.parents):
             try:
-                text = (top / place / file).read_text("ascii", "replace").strip()
+                text = (top / place / file).read_text("ascii", "replace")
             except OSError:
                 continue
-            if text.isdecimal():
-                yield min(int(text), UNLIMITED)
+            yield parse_limit(text.strip())

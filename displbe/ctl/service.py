@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from displbe.resources import UNLIMITED, ProcessLimits, half_of_memory
+from displbe.resources import ProcessLimits, half_of_memory, parse_limit
 
 __all__ = ["Identity", "acting_as", "service_identity", "service_limits"]
 
@@ -48,13 +48,8 @@ def service_limits(command: Sequence[str] = SHOW_LIMITS) -> ProcessLimits | None
     unit = _properties(command)
     if unit.get("LoadState") != "loaded":
         return None
-    files, threads, memory = (_limit(unit.get(name, "")) for name in ("LimitNOFILE", "TasksMax", "MemoryMax"))
+    files, threads, memory = (parse_limit(unit.get(name, "")) for name in ("LimitNOFILE", "TasksMax", "MemoryMax"))
     return ProcessLimits(files, threads, memory, half_of_memory())
-
-
-def _limit(text: str) -> int:
-    """Return a limit as systemctl shows it; `infinity`, or nothing for a limit that this systemd does not know, is none."""
-    return min(int(text), UNLIMITED) if text.isdecimal() else UNLIMITED
 
 
 def _properties(command: Sequence[str]) -> dict[str, str]:
