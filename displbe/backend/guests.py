@@ -10,10 +10,15 @@ import msgspec
 from displbe.wire.xs import parse_number
 from displbe.xen.port import Store, StoreError
 
-__all__ = ["MAX_NAME", "GuestSettings", "Guests", "guest_name", "own_domid"]
+__all__ = ["GuestSettings", "Guests", "guest_name", "is_output_name", "own_domid"]
 
 MAX_NAME: Final = 64
 """Maximum characters of an output's name."""
+
+
+def is_output_name(text: str) -> bool:
+    """Return whether a text can be the name of an output."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable()
 
 
 class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -31,7 +36,7 @@ class GuestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
 
     def __post_init__(self) -> None:
         for name in self.connectors:
-            if not name or len(name) > MAX_NAME or not name.isprintable():
+            if not is_output_name(name):
                 raise ValueError(f"connectors must be names of outputs, of 1 to {MAX_NAME} printable characters")
         if len(set(self.connectors)) < len(self.connectors):
             raise ValueError("connectors names an output twice; an output shows one connector")

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from displbe.backend.guests import MAX_NAME, GuestSettings
+from displbe.backend.guests import GuestSettings, is_output_name
 from displbe.backend.nodes import DeviceNodes, DeviceRefused
 from displbe.wire.xs import parse_number
 from displbe.xen.port import NoEntry, StoreError
@@ -119,7 +119,7 @@ async def _name(nodes: DeviceNodes, guest: GuestSettings, index: int) -> str:
         return guest.connectors[index]
     name = await _trusted(nodes, f"{index}/unique-id")
     text = name.decode("utf-8", "replace")
-    if not text or len(text) > MAX_NAME or not text.isprintable():
+    if not is_output_name(text):
         raise DeviceRefused(f"{index}/unique-id is no name: {name[:MAX_SHOWN]!r}")
     return text
 
