@@ -121,7 +121,7 @@ def _parse(data: bytes) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError("lists or tables are nested too deep; the deepest key is [guest.NAME] connectors") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+    except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:  # Python's limit of digits: its way out, after the semicolon, is for programs
         raise ValueError(f"a value cannot be read: {str(error).partition(';')[0]}") from error
