@@ -131,8 +131,8 @@ class Mapping:
         self._unmap(address)
 
     def _take_address(self) -> Any:
-        """Return the address if it is time to unmap it, else None."""
-        if not self._closed or self._loans:
+        """Return the address of a closed mapping if it is time to unmap it, else None."""
+        if self._loans:
             return None
         address, self._address = self._address, None
         return address
