@@ -61,9 +61,10 @@ class Daemon:
     ) -> None:
         """`runtime` is a directory for files that the next daemon reads; None: nothing is kept. `limits` are those of this process."""
         self.hypervisor = hypervisor
-        self.sink: Sink = make_sink(settings.sink, getattr(settings, settings.sink))
-        twice = mappings(getattr(settings, settings.sink))
-        self.quotas = Quotas(settings.limits, Total(settings.xen.maptrack, twice, limits or process_limits()))
+        sink_settings = getattr(settings, settings.sink)
+        self.sink: Sink = make_sink(settings.sink, sink_settings)
+        total = Total(settings.xen.maptrack, mappings(sink_settings), limits or process_limits())
+        self.quotas = Quotas(settings.limits, total)
         traces = TraceFiles(directory_of(settings.log.traces))
         self._guests = guests = Guests(settings.guest)
         displays = DisplayDriver(hypervisor, self.sink, guests, traces)
