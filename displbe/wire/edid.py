@@ -7,12 +7,13 @@ detailed timing with CVT reduced blanking (version 1). A mode that exceeds that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
 import msgspec
 
-__all__ = ["BLOCK", "make_edid", "sanitise", "sideways"]
+__all__ = ["BLOCK", "descriptors", "is_edid", "make_edid", "sanitise", "sideways"]
 
 BLOCK: Final = 128
 """Bytes of a block."""
@@ -237,13 +238,24 @@ def make_edid(width: int, height: int, name: str, refresh: int = 60) -> bytes:
     return _with_checksum(base) + (_displayid(native, width_mm, height_mm) if len(timings) > 1 else b"")
 
 
+def is_edid(data: bytes) -> bool:
+    """Return whether this begins with a whole first block."""
+    return len(data) >= BLOCK and data.startswith(_MAGIC)
+
+
+def descriptors(edid: bytes) -> Iterator[bytes]:
+    """Yield the four descriptors of the first block: detailed timings, texts, ranges."""
+    for at in (54, 72, 90, 108):
+        yield edid[at : at + 18]
+
+
 def sideways(edid: bytes, width: int, height: int, refresh: int) -> bytes:
     """Return the EDID of the same monitor as it is seen when it is mounted sideways; empty if it is invalid.
 
     `width` and `height` in pixels are as they are seen. It has this one mode, and from the monitor's own EDID its maker, product, serial
     number, name and colours, and its physical size with the sides swapped. Raises ValueError, as `make_edid` does.
     """
-    if len(edid) < BLOCK or not edid.startswith(_MAGIC):
+    if not is_edid(edid):
         return b""
     made = make_edid(width, height, "", refresh)
     base, rest = bytearray(made[: BLOCK - 1]), made[BLOCK:]
@@ -257,8 +269,7 @@ def sideways(edid: bytes, width: int, height: int, refresh: int) -> bytes:
         base[68] = edid[68] >> 4 | (edid[68] & 0xF) << 4
     else:
         base[66:69] = bytes(3)
-    for at in (54, 72, 90, 108):
-        descriptor = edid[at : at + 18]
+    for descriptor in descriptors(edid):
         if descriptor[:3] == b"\0\0\0" and descriptor[3] == 0xFC:
             base[72:90] = descriptor
         elif descriptor[:3] == b"\0\0\0" and descriptor[3] == 0xFF:
@@ -268,7 +279,7 @@ def sideways(edid: bytes, width: int, height: int, refresh: int) -> bytes:
 
 def sanitise(edid: bytes, room: int) -> bytes:
     """Return a monitor's EDID, cut to the whole blocks that fit into `room` bytes, and made consistent; empty if it is invalid."""
-    if len(edid) < BLOCK or not edid.startswith(_MAGIC):
+    if not is_edid(edid):
         return b""
     count = min(_blocks(edid), len(edid) // BLOCK, room // BLOCK)
     if count < 1:

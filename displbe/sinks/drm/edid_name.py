@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from displbe.wire.edid import descriptors, is_edid
+
 __all__ = ["edid_name"]
 
-_HEADER: Final = bytes.fromhex("00ffffffffffff00")
-_DESCRIPTORS: Final = range(54, 126, 18)
 _SERIAL: Final = bytes.fromhex("000000ff00")
 """The beginning of the descriptor that holds the serial number as text."""
 
@@ -19,7 +19,7 @@ def edid_name(edid: bytes) -> str:
     serial number's descriptor (0xFF); without one, it is the number in bytes 12 to 15, in decimal. A monitor that has
     neither is named `edid:MAKER-PRODUCT`. VESA E-EDID, release A, 3.4 and 3.10.3.
     """
-    if len(edid) < 128 or not edid.startswith(_HEADER):
+    if not is_edid(edid):
         return ""
     letters = int.from_bytes(edid[8:10], "big")
     maker = "".join(chr(64 + (letters >> shift & 31)) for shift in (10, 5, 0))
@@ -29,8 +29,8 @@ def edid_name(edid: bytes) -> str:
 
 
 def _serial_text(edid: bytes) -> str:
-    for at in _DESCRIPTORS:
-        if edid[at : at + 5] == _SERIAL:
-            text = edid[at + 5 : at + 18].partition(b"\n")[0].decode("ascii", "replace").strip()
+    for descriptor in descriptors(edid):
+        if descriptor.startswith(_SERIAL):
+            text = descriptor[5:].partition(b"\n")[0].decode("ascii", "replace").strip()
             return "".join(letter if letter.isascii() and letter.isprintable() else "_" for letter in text)
     return ""
