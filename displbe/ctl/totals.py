@@ -8,6 +8,7 @@ from typing import Final
 from displbe.backend.quota import CHARGES, FRAMES, OWN_FILES, OWN_MEMORY, OWN_THREADS, THREADS, Total
 from displbe.config import Settings
 from displbe.resources import UNLIMITED, ProcessLimits
+from displbe.wire.pgdir import pages_of
 from displbe.wire.ring import PAGE_SIZE
 
 from .check_result import CheckResult, failed, passed, warning
@@ -87,4 +88,4 @@ def _copy(settings: Settings, width: int, height: int, name: str = "") -> int:
     frames = 1 if settings.sink in ("headless", "x11") else FRAMES
     if settings.sink == "drm" and settings.drm.screen(name).rotate not in ("auto", "0"):
         frames += 1
-    return -(-frames * width * height * PIXEL // PAGE_SIZE)
+    return pages_of(frames * width * height * PIXEL)
