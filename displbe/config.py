@@ -69,7 +69,8 @@ class Settings(Table, frozen=True):
             if not name:  # the name of guests whose names are not known
                 raise ValueError("a [guest.NAME] table needs the guest's name in xl")
             try:
-                parse_unique_id(guest.input or "K:none")
+                if guest.input:
+                    parse_unique_id(guest.input)
             except ValueError as error:
                 raise ValueError(f"guest.{name}.input: {error}; it is K:ID;P:ID;T:ID") from error
 
