@@ -113,7 +113,6 @@ class CopyPool:
             frame.mapping.close()
         self._frames.clear()
         self._uncharge()
-        self._uncharge()
 
 
 class FrameCopying:
