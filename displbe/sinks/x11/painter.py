@@ -133,11 +133,6 @@ class Painter:
         self._seat.detach()
 
     @property
-    def is_attached(self) -> bool:
-        """Whether the guest is connected."""
-        return self._viewer is not None
-
-    @property
     def visible(self) -> bool:
         """Whether the window is on the screen and frames can be copied into it."""
         return self._window is not None and self._window.state is WindowState.VISIBLE and not self.obstacle
