@@ -327,8 +327,9 @@ class Window:
 
     def on_seat_change(self) -> None:
         """Take note that the seat has other listeners, or passes events to them or not."""
-        self._input.tell_locks()
-        self.follow_seat()
+        if not self.is_gone:
+            self._input.tell_locks()
+            self.follow_seat()
 
     def follow_seat(self) -> None:
         """Follow the guest: it takes pointer and keyboard or not, and has a picture or not."""
