@@ -303,7 +303,7 @@ class WaylandSurface:
             self.attached.on_drawn()
         if serial != NO_FLIP:  # otherwise it is a frame from before the surface was black
             self._on_screen = serial
-        if self.is_presented and not was_presented:
+        if not was_presented and self.is_presented:
             self._on_changed()
         if self._unreleased is None:
             self._flip.on_shown(serial)
