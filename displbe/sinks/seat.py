@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import structlog
 import trio
 
 __all__ = [
+    "LOCK_KEYS",
     "GuestPresence",
     "KeyboardEnter",
     "KeyboardKey",
@@ -39,6 +40,11 @@ __all__ = [
     "TouchUp",
     "WindowListeners",
 ]
+
+LOCK_KEYS: Final = frozenset((58, 69))
+"""KEY_CAPSLOCK and KEY_NUMLOCK. While one of them is down, its lock is about to change, in a way that the keymap decides: sinks then send
+no KeyboardLocks.
+"""
 
 _log = structlog.get_logger("displbe.seat")
 

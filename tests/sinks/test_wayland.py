@@ -970,6 +970,29 @@ async def test_a_part_of_a_framebuffer() -> None:
         assert stage.surface.size == (WIDTH, HEIGHT)
 
 
+async def test_a_part_after_a_black_frame() -> None:
+    """The viewport of the black frame is not left for the guest's next one."""
+    async with staged() as stage:
+        output, first, _ = await stage.lit()
+        for _ in range(2):
+            await output.enable(first, Part(8, 4, 20, 10))
+            await until(lambda: stage.surface.source == (8, 4, 20, 10))
+            await output.disable()
+            await until(lambda: stage.surface.source is None)
+
+
+async def test_framebuffers_of_different_sizes_show_the_same_part() -> None:
+    """Only the larger one is cropped, at each flip between the two."""
+    async with staged() as stage:
+        output, whole, _ = await stage.lit()
+        larger = await stage.attach(output, width=2 * WIDTH, height=2 * HEIGHT, stride=2 * WIDTH * 4)
+        for token in (1, 3):
+            await stage.flip(output, larger, token)
+            assert stage.surface.source == (0, 0, WIDTH, HEIGHT)
+            await stage.flip(output, whole, token + 1)
+            assert stage.surface.source is None
+
+
 async def test_a_part_of_a_copied_frame() -> None:
     async with staged(zero_copy="off") as stage:
         output, first, second = await stage.lit()

@@ -170,8 +170,8 @@ class EvdevDevice(InputSource):
             self._follow_host(focus)
         except OSError as error:
             self._lose(error)
-        shows = self.state is DeviceState.GRABBED and self.guest_input is not None and Role.KEYBOARD in roles
-        self._lamps.follow(self.guest_input.queue.locks if shows and self.guest_input is not None else None)
+        shown = self.guest_input if self.state is DeviceState.GRABBED and Role.KEYBOARD in roles else None
+        self._lamps.follow(shown.queue.locks if shown is not None else None)
 
     def _holder(self, focus: InputFocus) -> tuple[GuestInput | None, frozenset[Role]]:
         """Return the guest that gets the events now, and the roles in which it gets them."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from displbe.sinks.sealed_memory import sealed_memfd
 from displbe.xen.memory import PAGE_SIZE
 
 from .link import Link
+from .shm import XRGB8888, make_shm_buffer
 
 __all__ = ["BlackFrame"]
-
-XRGB: Final = 1
-"""wl_shm.format.xrgb8888"""
 
 
 class BlackFrame:
@@ -77,13 +74,10 @@ class _Sized:
         file_size = -(-4 * width * height // PAGE_SIZE) * PAGE_SIZE
         fd = sealed_memfd(file_size)
         try:
-            self._conn.check_sendable(fd)
-            pool = self._conn.keep(link.shm.create_pool(fd, file_size))
+            self.wl = make_shm_buffer(self._conn, link.shm, fd, file_size, width, height, 4 * width, XRGB8888)
+            """The wl_buffer."""
         finally:
             os.close(fd)
-        self.wl = self._conn.keep(pool.create_buffer(0, width, height, 4 * width, XRGB))
-        """The wl_buffer."""
-        self._conn.destroy(pool)
 
     def close(self) -> None:
         """Destroy the wl_buffer."""

@@ -19,13 +19,12 @@ from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, Unmapped
 
 from .buffers import WaylandBuffer, shm_format
 from .link import Link
+from .shm import XRGB8888, make_shm_buffer
 
 __all__ = ["CopyFrame", "CopyPool", "FrameCopying"]
 
 FRAMES: Final = 3
 """Frames of a pool: one on the screen, one on its way there, and one to copy into."""
-XRGB: Final = 1
-"""wl_shm.format.xrgb8888"""
 
 
 class CopyFrame:
@@ -37,17 +36,14 @@ class CopyFrame:
         size = -(-stride * height // PAGE_SIZE) * PAGE_SIZE
         fd = sealed_memfd(size)
         try:
-            link.conn.check_sendable(fd)
             self.mapping = Mapping(fd, [(0, size)], writable=True)
             try:
-                pool = link.conn.keep(link.shm.create_pool(fd, size))
+                self.wl = make_shm_buffer(link.conn, link.shm, fd, size, width, height, stride, number)
             except BaseException:
                 self.mapping.close()
                 raise
         finally:
             os.close(fd)
-        self.wl = link.conn.keep(pool.create_buffer(0, width, height, stride, number))
-        link.conn.destroy(pool)
         self.held = False
         """Whether the thread copies into the frame, or the compositor may read it."""
 
@@ -74,7 +70,7 @@ class CopyPool:
         self._uncharge = copies.charge(FRAMES * self._stride * part.height)
         try:
             for _ in range(FRAMES):
-                self._frames.append(self._make(number if number is not None else XRGB))
+                self._frames.append(self._make(number if number is not None else XRGB8888))
         except BaseException:
             self.destroy()
             self.unmap()  # nothing has been written to them yet, so this costs nothing
@@ -112,7 +108,6 @@ class CopyPool:
         for frame in self._frames:
             frame.mapping.close()
         self._frames.clear()
-        self._uncharge()
         self._uncharge()
 
 

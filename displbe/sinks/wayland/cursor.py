@@ -16,6 +16,7 @@ from displbe.shortage import shortage
 from displbe.sinks.sealed_memory import sealed_memfd
 
 from .conn import Connection, Proxy
+from .shm import ARGB8888, make_shm_buffer
 
 __all__ = ["SeatCursor"]
 
@@ -45,8 +46,6 @@ _COLOURS: Final = {"X": b"\xff\xff\xff\xff", ".": b"\0\0\0\xff", " ": bytes(4)}
 _WIDTH: Final = max(map(len, _ARROW))
 _HEIGHT: Final = len(_ARROW)
 _PIXELS: Final = b"".join(_COLOURS[sign] for row in _ARROW for sign in row.ljust(_WIDTH))
-_ARGB8888: Final = 0
-"""wl_shm.format: every compositor has it."""
 _ALL: Final = 2**31 - 1
 
 
@@ -88,13 +87,9 @@ class SeatCursor:
         fd = sealed_memfd(len(_PIXELS))
         try:
             os.pwrite(fd, _PIXELS, 0)
-            self._conn.check_sendable(fd)
-            pool = self._conn.keep(shm.create_pool(fd, len(_PIXELS)))
+            return make_shm_buffer(self._conn, shm, fd, len(_PIXELS), _WIDTH, _HEIGHT, 4 * _WIDTH, ARGB8888)
         finally:
             os.close(fd)
-        made = self._conn.keep(pool.create_buffer(0, _WIDTH, _HEIGHT, 4 * _WIDTH, _ARGB8888))
-        self._conn.destroy(pool)
-        return made
 
     def close(self) -> None:
         """Destroy the surface: the seat has no pointer any more."""

@@ -11,6 +11,7 @@ import structlog
 
 from displbe.ops.log import SparseLog
 from displbe.sinks.seat import (
+    LOCK_KEYS,
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
@@ -46,8 +47,6 @@ CONTINUOUS: Final = 12
 """120ths of a detent for each unit of wl_pointer.axis: compositors send 10 units for a detent."""
 XKB_V1: Final = 1
 """wl_keyboard.keymap_format"""
-LOCK_KEYS: Final = frozenset((58, 69))
-"""KEY_CAPSLOCK and KEY_NUMLOCK."""
 
 _say: Final = SparseLog(structlog.get_logger("displbe.wayland"))
 
@@ -187,7 +186,6 @@ class SeatDevices:
         self._keyboard_focus = self._find(surface)
         if self._keyboard_focus is not None:
             down = words(keys)
-            # A lock key that is down is about to change its lock, in a way that the keymap decides.
             self._sent_locks = not LOCK_KEYS.isdisjoint(down)
             self._keyboard_focus.tell(KeyboardEnter(down))
 

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from typing import Final
 
-from displbe.sinks.base import Part
+from displbe.sinks.base import Geometry, Part
 from displbe.sinks.flip import Flip
 
 from .black_frame import BlackFrame
@@ -59,7 +59,7 @@ class WaylandSurface:
     next. `gate` keeps frames back while the compositor does not keep up. `configured` is called when the compositor has configured the
     surface, `closing` when the user closes the window, `changed` when the guest's frames become visible or are not visible any more.
 
-    It has nineteen attributes: the surface, what belongs to it on this connection, and what the flip under way waits for.
+    It has twenty attributes: the surface, what belongs to it on this connection, and what the flip under way waits for.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class WaylandSurface:
         self._link: Link | None = None
         self.extensions: SurfaceExtensions | None = None
         """The objects of optional protocols, while there is a wl_surface."""
+        self._placed_for: tuple[Part, Geometry | None] | None = None
+        """The part and the framebuffer (None: a copy of the part) for which size and viewport are computed; None: compute them again."""
         self._reports: FrameReports | None = None
         self._black: BlackFrame | None = None
         self._flip = flip
@@ -178,10 +180,11 @@ class WaylandSurface:
         if state is not None or self.state is not SurfaceState.DISMISSED:
             self.state = state or SurfaceState.CLOSED
         self.proxy = self.role = self._link = self.extensions = self._reports = None
-        self.attached = self._unreleased = None
+        self.attached = self._unreleased = self._placed_for = None
         self._on_screen = NO_FLIP
 
     def _on_role_configured(self) -> None:
+        self._placed_for = None
         role = self.role
         if role is not None and role.suspended:
             self.state = SurfaceState.SUSPENDED
@@ -193,6 +196,7 @@ class WaylandSurface:
         """Follow the monitor's scale. The surface may be on another monitor, or its user has set another scale."""
         if self.role is not None and self.role.preferred_scale != scale:
             self.role.preferred_scale = scale
+            self._placed_for = None
             if self.state is not SurfaceState.CONFIGURING:
                 self._on_configured()
 
@@ -239,6 +243,7 @@ class WaylandSurface:
         self.size = role.size_for(*self.natural)
         frame = black.frame(*self.natural)
         extensions.place(None, frame.size, self.size)
+        self._placed_for = None
         surface.attach(frame.wl, 0, 0)
         surface.damage_buffer(0, 0, _ALL, _ALL)
         surface.commit()
@@ -252,15 +257,13 @@ class WaylandSurface:
 
     def commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
         """Commit a frame of the flip with this serial number; it shows this part of the guest's framebuffer."""
-        link, surface, role, reports, extensions = self._link, self.proxy, self.role, self._reports, self.extensions
+        link, surface, reports = self._link, self.proxy, self._reports
         assert link is not None
-        assert role is not None
         assert reports is not None
-        assert extensions is not None
-        natural = self.natural = (part.width, part.height)
-        self.size = role.size_for(*natural)
-        cropped = isinstance(frame, WaylandBuffer) and not frame.shows_all(part)
-        extensions.place(part if cropped else None, natural, self.size)
+        placed_for = part, frame.geometry if isinstance(frame, WaylandBuffer) else None
+        if placed_for != self._placed_for:
+            self._place(frame, part)
+            self._placed_for = placed_for
         surface.attach(frame.wl, 0, 0)
         surface.damage_buffer(0, 0, _ALL, _ALL)
         is_visible = self.is_visible
@@ -277,6 +280,15 @@ class WaylandSurface:
         if is_visible:
             self.state = SurfaceState.UNSEEN
 
+    def _place(self, frame: WaylandBuffer | CopyFrame, part: Part) -> None:
+        """Choose the surface's size for this part of the guest's framebuffer, and fit the frame into it."""
+        assert self.role is not None
+        assert self.extensions is not None
+        natural = self.natural = (part.width, part.height)
+        self.size = self.role.size_for(*natural)
+        cropped = isinstance(frame, WaylandBuffer) and not frame.shows_all(part)
+        self.extensions.place(part if cropped else None, natural, self.size)
+
     def _on_shown(self, serial: int, newest: bool) -> None:
         """Take note that a frame of the flip with this serial number is on the screen. `newest`: it is that of the newest commit."""
         self.shown += 1
@@ -291,7 +303,7 @@ class WaylandSurface:
             self.attached.on_drawn()
         if serial != NO_FLIP:  # otherwise it is a frame from before the surface was black
             self._on_screen = serial
-        if self.is_presented and not was_presented:
+        if not was_presented and self.is_presented:
             self._on_changed()
         if self._unreleased is None:
             self._flip.on_shown(serial)

@@ -92,11 +92,6 @@ class WaylandWindow:
         self.seat.detach()
         self.follow_guest()
 
-    @property
-    def is_attached(self) -> bool:
-        """Whether the guest is connected."""
-        return self._contents is not None
-
     # The compositor, and the operator
 
     def connected(self) -> None:

@@ -133,11 +133,6 @@ class Painter:
         self._seat.detach()
 
     @property
-    def is_attached(self) -> bool:
-        """Whether the guest is connected."""
-        return self._viewer is not None
-
-    @property
     def visible(self) -> bool:
         """Whether the window is on the screen and frames can be copied into it."""
         return self._window is not None and self._window.state is WindowState.VISIBLE and not self.obstacle
@@ -185,20 +180,12 @@ class Painter:
     def reopen(self) -> None:
         """Open the window again, which its user has closed or iconified."""
         self.wish = WindowWish.OPEN
-        if self._window is not None:
-            try:
-                self._window.show()
-            except xcffib.XcffibException as error:  # Server.serve is about to report it
-                self._log.debug("X server lost", reason=str(error))
+        self._tell_window(Window.show)
         self.wake()
 
     def follow_monitors(self) -> None:
         """Follow the server's monitors: they have changed."""
-        if self._window is not None:
-            try:
-                self._window.follow_monitors()
-            except xcffib.XcffibException as error:  # Server.serve is about to report it
-                self._log.debug("X server lost", reason=str(error))
+        self._tell_window(Window.follow_monitors)
         if self._viewer is not None:
             self._viewer.on_monitors()
 
@@ -224,9 +211,13 @@ class Painter:
         self._scope.cancel()
 
     def _on_seat_change(self) -> None:
-        if self._window is not None and not self._window.is_gone:
+        self._tell_window(Window.on_seat_change)
+
+    def _tell_window(self, what: Callable[[Window], None]) -> None:
+        """Call a method of the window, if there is one."""
+        if self._window is not None:
             try:
-                self._window.on_seat_change()
+                what(self._window)
             except xcffib.XcffibException as error:  # Server.serve is about to report it
                 self._log.debug("X server lost", reason=str(error))
 

@@ -247,9 +247,8 @@ class Server:
 
     def send_message(self, window: int, kind: int, words: tuple[int, ...]) -> None:
         """Send a client message about a window to the window manager."""
-        event = struct.pack("=BBHII5I", 33, 32, 0, window, kind, *words, *(0,) * (5 - len(words)))
         mask = x.EventMask.SubstructureRedirect | x.EventMask.SubstructureNotify
-        self.core.SendEvent(False, self.screen.root, mask, event)
+        self.core.SendEvent(False, self.screen.root, mask, _client_message(window, kind, words))
 
     def flush(self) -> None:
         """Let `serve` send the queued requests soon. Only `serve` sends them, because libxcb may read events while it writes."""
@@ -267,8 +266,7 @@ class Server:
             self.on_event[self._asking] = self._on_question
         answered = trio.Event()
         self._questions.append(answered)
-        message = struct.pack("=BBHII5I", 33, 32, 0, self._asking, self.atoms["WM_PROTOCOLS"], *(0,) * 5)
-        self.core.SendEvent(False, self._asking, 0, message)
+        self.core.SendEvent(False, self._asking, 0, _client_message(self._asking, self.atoms["WM_PROTOCOLS"]))
         self.flush()
         await answered.wait()
 
@@ -354,3 +352,8 @@ class Server:
         self.on_event.clear()
         self.on_read.clear()
         self.connection.disconnect()
+
+
+def _client_message(window: int, kind: int, words: tuple[int, ...] = ()) -> bytes:
+    """Return a ClientMessage event about a window, with up to five words."""
+    return struct.pack("=BBHII5I", 33, 32, 0, window, kind, *words, *(0,) * (5 - len(words)))

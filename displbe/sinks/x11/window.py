@@ -327,14 +327,18 @@ class Window:
 
     def on_seat_change(self) -> None:
         """Take note that the seat has other listeners, or passes events to them or not."""
-        self._input.tell_locks()
-        self.follow_seat()
+        if not self.is_gone:
+            self._input.tell_locks()
+            self.follow_seat()
 
     def follow_seat(self) -> None:
         """Follow the guest: it takes pointer and keyboard or not, and has a picture or not."""
-        self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)
+        self._update_cursor()
         self._grab.update()
         self._follow_picture()
+
+    def _update_cursor(self) -> None:
+        self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)
 
     def _follow_picture(self) -> None:
         """Keep the screen on while the guest's picture is on it, if so configured."""
@@ -391,9 +395,11 @@ class Window:
             case x.ClientMessageEvent() if not self.is_gone:
                 self._handle_message(event)
             case _ if self.state is WindowState.VISIBLE:
+                was_over_picture = self._input.over_picture
                 self._input.handle(event)
                 self._grab.handle(event)
-                self._cursor.update(over_picture=self._canvas is not None and self._input.over_picture)
+                if self._input.over_picture != was_over_picture:  # `follow_seat` does it after all other changes
+                    self._update_cursor()
 
     def _on_read(self) -> None:
         self.server.answered(self)

@@ -12,6 +12,7 @@ from typing import Final
 import xcffib.xproto as x
 
 from displbe.sinks.seat import (
+    LOCK_KEYS,
     KeyboardEnter,
     KeyboardKey,
     KeyboardLeave,
@@ -30,8 +31,6 @@ from .server import Event
 __all__ = ["Area", "KeyboardState", "PointerState", "WindowInput"]
 
 KEYCODE_OFFSET: Final = 8
-LOCK_KEYS: Final = frozenset((58, 69))
-"""KEY_CAPSLOCK and KEY_NUMLOCK."""
 BUTTONS: Final = {1: 0x110, 2: 0x112, 3: 0x111, 8: 0x113, 9: 0x114}
 """X button -> BTN_LEFT, BTN_MIDDLE, BTN_RIGHT, BTN_SIDE, BTN_EXTRA."""
 WHEEL: Final = {4: (120, 0), 5: (-120, 0), 6: (0, -120), 7: (0, 120)}
@@ -125,7 +124,6 @@ class WindowInput:
     def _enter_keyboard(self, state: KeyboardState, keys: Iterable[int]) -> None:
         self.keyboard = state
         self._keys = {key for key in keys if key > 0}
-        # A lock key that is down is about to change its lock, in a way that the keymap decides.
         self._sent_locks = not LOCK_KEYS.isdisjoint(self._keys)
         self._tell(KeyboardEnter(tuple(sorted(self._keys))))
 
