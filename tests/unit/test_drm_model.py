@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_watch import content
 from structlog.testing import capture_logs
-from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
+from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages, no_monitor
 
 from displbe.sinks import flip, frame_copy, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
@@ -59,13 +59,8 @@ def _quick() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in QUICK.items():
             patch.setattr(module, name, value)
-        patch.setattr(hotplug, "_monitor", _no_monitor)
+        patch.setattr(hotplug, "_monitor", no_monitor)
         yield
-
-
-def _no_monitor() -> Any:
-    """Raise OSError, so that connectors are polled: the kernel sends no events for the model's cards."""
-    raise OSError("no events of a model")
 
 
 @asynccontextmanager

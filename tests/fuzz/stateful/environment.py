@@ -175,9 +175,7 @@ class UnreliableScreens:
         """Refresh the screens 50 times a second."""
         while True:
             await trio.sleep(0.02)
-            for card in self._board.cards:
-                if card.fd >= 0:
-                    card.vblank()
+            self._board.vblank()
 
     async def _unplug(self) -> None:
         index = self._chance.randrange(len(self._board.monitors))

@@ -17,7 +17,7 @@ import msgspec
 import trio
 from scenario.devices import SimDevice, SimNodes
 from sinks.compositor import CORE, FakeCompositor
-from unit.drm_model import Board
+from unit.drm_model import Board, no_monitor
 
 from displbe.config import Settings
 from displbe.input.evdev.capabilities import Capabilities
@@ -335,12 +335,6 @@ class _Run:
         self.board.faults.clear()
         self.board.cards = [card for card in self.board.cards if card.fd >= 0]
 
-    def _vblank(self) -> None:
-        """Refresh the screens of the card."""
-        for card in self.board.cards:
-            if card.fd >= 0:
-                card.vblank()
-
     def _compare(self, before: Counter[str], after: Counter[str], what: str) -> None:
         grown = {kind: count for kind, count in (after - before).items() if count > GROWTH}
         if grown:
@@ -354,9 +348,9 @@ class _Run:
             warnings.simplefilter("error")
             stack.enter_context(self.log.listening())
             stack.enter_context(self.faults.installed())
-            stack.enter_context(virtual.simulated(self.threads, self._vblank))
+            stack.enter_context(virtual.simulated(self.threads, self.board.vblank))
             stack.enter_context(patch("displbe.daemon.make_sink", self.make_sink))
-            stack.enter_context(patch.object(hotplug, "_monitor", _no_monitor))
+            stack.enter_context(patch.object(hotplug, "_monitor", no_monitor))
             yield
 
 
@@ -400,8 +394,3 @@ def _leaf(error: BaseException) -> BaseException:
 def _offers(chance: random.Random) -> dict[str, int]:
     """Return what a compositor offers."""
     return dict(CORE)
-
-
-def _no_monitor() -> Any:
-    """Raise OSError: the kernel sends no events for the model's cards, so their connectors are polled."""
-    raise OSError("no events of a model")
