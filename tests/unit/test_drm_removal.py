@@ -12,7 +12,7 @@ import pytest
 import trio
 from memory_watch import content
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
-from unit.test_drm_model import WHOLE, Screen, _quick, running, until  # noqa: F401
+from unit.test_drm_model import WHOLE, Screen, _quick, cover_of, running, until  # noqa: F401
 
 from displbe.backend.quota import TokenBucket
 from displbe.sinks.base import Part
@@ -81,12 +81,10 @@ async def test_a_frame_of_ours_is_black(tmp_path: Path, name: str, black: bytes)
         await screen.show()
         assert screen.output.path == "zero copy"
         await screen.buffers[0].aclose()
-        cover = screen.output._link.scanout._cover if screen.output._link is not None else None
-        assert cover is not None
+        cover = cover_of(screen)
         assert cover.fb == device_of(board).shown()["FB_ID"]
         size = screen.pages[0].size
-        with cover.memory.borrow() as view:
-            assert bytes(view[:size]) == black * (size // len(black))
+        assert content(cover.memory, 0, size) == black * (size // len(black))
         await screen.close()
 
 
@@ -246,8 +244,7 @@ async def test_the_last_frame_is_kept(tmp_path: Path) -> None:
         card = device_of(board)
         modesets = card.modesets
         await screen.buffers[0].aclose()
-        cover = screen.output._link.scanout._cover if screen.output._link is not None else None
-        assert cover is not None
+        cover = cover_of(screen)
         assert content(cover.memory, 0, screen.pages[0].size) == bytes(screen.pages[0].memory)
         shown = card.shown()["FB_ID"]
         assert shown == cover.fb

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import trio
+from memory_watch import content
 
 from displbe.sim.guest import FrontConnector, Frontend, Guest, GuestFailure
 from displbe.sim.toolstack import ConnectorSpec
@@ -197,8 +198,7 @@ class Neighbour:
             return
         shown = b""
         if output._shown is not None:
-            with output._shown.memory.borrow() as view:
-                shown = bytes(view[:4])
+            shown = content(output._shown.memory, 0, 4)
         if shown != colour:
             what = shown.hex() or "nothing"
             raise WrongBehaviour(
