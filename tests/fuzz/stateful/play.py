@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from unittest.mock import patch
 
 import msgspec
@@ -37,6 +37,7 @@ from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 
 from . import virtual
+from .actor import Actor
 from .environment import UnreliableCompositor, UnreliableMachine, UnreliableScreens
 from .faults import Faults
 from .guests import HostileGuest
@@ -97,18 +98,12 @@ class Failure(Exception):
     """A run has found a fault; the text is the report."""
 
 
-class Actor(Protocol):
-    """Acts until cancelled."""
-
-    async def run(self) -> None: ...
-
-
-class _Typist:
+class _Typist(Actor):
     """An actor that presses keys and unplugs keyboards."""
 
-    def __init__(self, nodes: SimNodes, chance: random.Random) -> None:
+    def __init__(self, world: World, name: str, chance: random.Random, nodes: SimNodes) -> None:
+        super().__init__(world, name, chance)
         self._nodes = nodes
-        self._chance = chance
 
     def plug(self, number: int) -> SimDevice:
         """Plug a keyboard in."""
@@ -195,7 +190,7 @@ class _Run:
         made["toolstack"] = CarelessToolstack(world, "toolstack", self.chance("toolstack"))
         made["operator"] = BusyOperator(world, "operator", self.chance("operator"))
         made["machine"] = UnreliableMachine(world, "machine", self.chance("machine"))
-        made["typist"] = _Typist(self.nodes, self.chance("typist"))
+        made["typist"] = _Typist(world, "typist", self.chance("typist"), self.nodes)
         if self.sink_name == "wayland":
             made["screens"] = UnreliableCompositor(world, "screens", self.chance("screens"), self.compositor)
         elif self.sink_name == "drm":
