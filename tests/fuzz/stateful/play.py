@@ -16,7 +16,7 @@ from unittest.mock import patch
 import msgspec
 import trio
 from scenario.devices import SimDevice, SimNodes
-from sinks.compositor import CORE, FakeCompositor
+from sinks.compositor import FakeCompositor
 from unit.drm_model import Board, no_monitor
 
 from displbe.config import Settings
@@ -136,7 +136,7 @@ class _Run:
         self.threads = Threads(self.chance("threads"), self.faults.no_thread)
         self.sink_name = options.sink or self.chance("sink").choice(SINKS)
         self.summary = Summary(self.sink_name)
-        self.compositor = FakeCompositor(_offers(self.chance("compositor")))
+        self.compositor = FakeCompositor()
         self.board = Board(4)
         self.nodes = SimNodes()
 
@@ -384,8 +384,3 @@ def _leaf(error: BaseException) -> BaseException:
         return error
     leaves = [_leaf(inner) for inner in error.exceptions]
     return next((leaf for leaf in leaves if isinstance(leaf, WrongBehaviour)), leaves[0])
-
-
-def _offers(chance: random.Random) -> dict[str, int]:
-    """Return what a compositor offers."""
-    return dict(CORE)
