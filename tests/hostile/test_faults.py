@@ -31,6 +31,7 @@ from displbe.wire.displif import REQ_ALLOC, DbufDestroy, FbAttach, FbDetach, Get
 from displbe.wire.pgdir import encode_directory
 from displbe.wire.xenbus import Next, State, Table, decide
 from displbe.xen import gntdev, store
+from displbe.xen.host import Host
 from displbe.xen.port import Ledger, StoreError
 
 FASTER = 100
@@ -111,13 +112,31 @@ async def ignore(state: State | None) -> None:
     await trio.lowlevel.checkpoint()
 
 
-async def works(world: World, domid: int) -> None:
-    """Check that a new guest is served."""
-    async with world.booted(domid, spec(f"screen-{domid}")) as guest:
-        with trio.fail_after(30):
-            await guest.display.connected.wait()
-        async with flip_on(guest) as times:
-            await until(lambda: len(times) > 1)
+async def works(world: World, domid: int, patch: pytest.MonkeyPatch) -> None:
+    """Check that a new guest is served, which waits as long as a real one."""
+    with patch.context() as patient:
+        for name in ("RESPONSE_TIMEOUT", "FLIP_TIMEOUT"):
+            patient.setattr(sim_guest, name, 3.0)
+        async with world.booted(domid, spec(f"screen-{domid}")) as guest:
+            with trio.fail_after(30):
+                await guest.display.connected.wait()
+            async with flip_on(guest) as times:
+                await until(lambda: len(times) > 1)
+
+
+def allow_be_alloc(world: World) -> None:
+    """Give domain 1 the name of the guest whose buffers the backend may allocate, and let it ask for that."""
+    world.tools.write("/local/domain/1/name", "hostile", [("n", 0), ("r", 1)])
+    world.tools.write(f"{world.tools.front(1)}/be-alloc", "1")
+
+
+def nothing_is_held(daemon: Daemon, host: Host, kernel: Kernel) -> None:
+    """Assert that the daemon holds nothing of any guest, nor does the kernel for it."""
+    assert host.ledger == Ledger()
+    assert not kernel._mapped
+    assert not kernel._shared
+    assert not kernel._exported
+    assert daemon.quotas.guests == {}
 
 
 async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> Kernel:
@@ -138,9 +157,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
             kernel.armed = True
             try:
                 async with world.booted(1, spec("screen-1")) as guest:
-                    tools = world.tools
-                    tools.write("/local/domain/1/name", "hostile", [("n", 0), ("r", 1)])
-                    tools.write(f"{tools.front(1)}/be-alloc", "1")
+                    allow_be_alloc(world)
                     try:
                         await play(guest)
                     except TOLERATED:
@@ -152,15 +169,8 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
                 assert wanted, "nothing went wrong"
             await until(lambda: not daemon.displays.devices)
             kernel.armed = False
-            assert host.ledger == Ledger()
-            assert not kernel._mapped
-            assert not kernel._shared
-            assert not kernel._exported
-            assert daemon.quotas.guests == {}
-            with patch.context() as patient:
-                for name in ("RESPONSE_TIMEOUT", "FLIP_TIMEOUT"):
-                    patient.setattr(sim_guest, name, 3.0)
-                await works(world, 2)
+            nothing_is_held(daemon, host, kernel)
+            await works(world, 2, patch)
             await until(lambda: not daemon.displays.devices)
             assert host.ledger == Ledger()
             nursery.cancel_scope.cancel()

@@ -25,7 +25,7 @@ import trio
 from hostile.kernel import Fault, Kernel
 from hostile.shortages import KINDS, Shortages
 from hostile.stage import create, raw_buffer
-from hostile.test_faults import TOLERATED, connects_again, patch, play, works
+from hostile.test_faults import TOLERATED, allow_be_alloc, connects_again, nothing_is_held, patch, play, works
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
 from displbe import daemon as daemon_module
@@ -35,7 +35,6 @@ from displbe.daemon import Daemon
 from displbe.ops import clients
 from displbe.ops.service_manager import ServiceManager
 from displbe.ops.settings import ControlSettings, LogSettings, MetricsSettings
-from displbe.sim import guest as sim_guest
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sinks.headless.settings import HeadlessSettings
@@ -46,6 +45,19 @@ from displbe.xen.port import Ledger
 __all__ = ["patch"]
 
 CONFIG: Final = "sink = 'headless'\n[guest.hostile]\nbe-alloc = true\n"
+
+
+def configured(folder: Path, refresh: float) -> Settings:
+    """Write the configuration that a reload reads. Return that of the daemon, with all that operators use."""
+    (folder / "displbe.toml").write_text(CONFIG)
+    return Settings(
+        sink="headless",
+        headless=HeadlessSettings(refresh=refresh, directory=str(folder)),
+        guest={"hostile": GuestSettings(be_alloc=True)},
+        control=ControlSettings(socket=str(folder / "control")),
+        metrics=MetricsSettings(socket=str(folder / "metrics"), textfile=str(folder / "displbe.prom"), interval=1),
+        log=LogSettings(traces=str(folder / "traces")),
+    )
 
 
 async def ask(socket: Path, command: str, **arguments: str) -> dict[str, Any]:
@@ -99,15 +111,7 @@ async def break_protocol(guest: Guest) -> None:
 
 async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> Shortages:
     """Run the scenario with one shortage."""
-    (folder / "displbe.toml").write_text(CONFIG)
-    settings = Settings(
-        sink="headless",
-        headless=HeadlessSettings(refresh=1000, directory=str(folder)),
-        guest={"hostile": GuestSettings(be_alloc=True)},
-        control=ControlSettings(socket=str(folder / "control")),
-        metrics=MetricsSettings(socket=str(folder / "metrics"), textfile=str(folder / "displbe.prom"), interval=1),
-        log=LogSettings(traces=str(folder / "traces")),
-    )
+    settings = configured(folder, 1000)
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
         kernel = Kernel(xen)
         with kernel.under(patch), patch.context() as counting:
@@ -124,9 +128,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
             shortages.armed = True
             try:
                 async with world.booted(1, spec("screen-1")) as guest:
-                    tools = world.tools
-                    tools.write("/local/domain/1/name", "hostile", [("n", 0), ("r", 1)])
-                    tools.write(f"{tools.front(1)}/be-alloc", "1")
+                    allow_be_alloc(world)
                     try:
                         await play(guest)
                     except TOLERATED:
@@ -141,16 +143,9 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
                 assert wanted, "nothing went wrong"
             await until(lambda: not daemon.displays.devices)
             shortages.armed = False
-            assert host.ledger == Ledger()
-            assert not kernel._mapped
-            assert not kernel._shared
-            assert not kernel._exported
-            assert daemon.quotas.guests == {}
+            nothing_is_held(daemon, host, kernel)
             assert [pool.used for pool in daemon.quotas.total.pools.values()] == [0, 0, 0, 0]
-            with patch.context() as patient:
-                for name in ("RESPONSE_TIMEOUT", "FLIP_TIMEOUT"):
-                    patient.setattr(sim_guest, name, 3.0)
-                await works(world, 2)
+            await works(world, 2, patch)
             assert (await ask(folder / "control", "status"))["ok"]
             assert b"200 OK" in await metrics(folder / "metrics")
             await until(lambda: not daemon.displays.devices)
@@ -226,22 +221,13 @@ NO_FILES: Final = {"cannot accept a client: trying again", "cannot write the met
 
 async def without_files(folder: Path, lines: Sequence[MutableMapping[str, Any]]) -> None:
     """Serve a guest, operators and Prometheus while this process has no file left, and then again."""
-    settings = Settings(
-        sink="headless",
-        headless=HeadlessSettings(refresh=250, directory=str(folder)),
-        guest={"hostile": GuestSettings(be_alloc=True)},
-        control=ControlSettings(socket=str(folder / "control")),
-        metrics=MetricsSettings(socket=str(folder / "metrics"), textfile=str(folder / "displbe.prom"), interval=1),
-        log=LogSettings(traces=str(folder / "traces")),
-    )
-    (folder / "displbe.toml").write_text(CONFIG)
+    settings = configured(folder, 250)
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
         world = World(xen, nursery, settings, folder)
         daemon = Daemon(settings, xen.hypervisor(0), ServiceManager({"NOTIFY_SOCKET": str(folder / "notify")}))
         await nursery.start(daemon.run)
         async with world.booted(1, spec("screen-1")) as guest:
-            world.tools.write("/local/domain/1/name", "hostile", [("n", 0), ("r", 1)])
-            world.tools.write(f"{world.tools.front(1)}/be-alloc", "1")
+            allow_be_alloc(world)
             with trio.fail_after(30):
                 await guest.display.connected.wait()
             connector = guest.display.connectors[0]
