@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -24,15 +27,21 @@ LETTERS = dict(zip("helowrd42", (35, 18, 38, 24, 17, 19, 32, 5, 3), strict=True)
 OTHERS = {" ": (57,), ",": (51,), "!": (42, 2), "{": (42, 26), "}": (42, 27)}
 
 
+NOBODY = 65534
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    tmp_path.chmod(0o700)
-    (tmp_path / "config").write_text("output * resolution 1024x768\n")
-    return tmp_path
+def folder() -> Iterator[Path]:
+    """A directory that sway can use. It refuses to run as root, and pytest's own directories are closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="displbe-sway-") as name:
+        (Path(name) / "config").write_text("output * resolution 1024x768\n")
+        if os.geteuid() == 0:
+            os.chown(name, NOBODY, NOBODY)
+        yield Path(name)
 
 
 async def test_text_that_wtype_types(folder: Path) -> None:
-    """DISPLBE_SWAY names the socket of a sway that runs already; sway refuses to run as root."""
+    """DISPLBE_SWAY names the socket of a sway that runs already."""
     environment = {
         **os.environ,
         "XDG_RUNTIME_DIR": str(folder),
@@ -44,7 +53,8 @@ async def test_text_that_wtype_types(folder: Path) -> None:
     sway = None
     if "DISPLBE_SWAY" not in os.environ:
         command = ["sway", "-c", str(folder / "config")]
-        sway = await trio.lowlevel.open_process(command, env=environment, stderr=subprocess.DEVNULL)
+        user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": ()} if os.geteuid() == 0 else {}
+        sway = await trio.lowlevel.open_process(command, env=environment, stderr=subprocess.DEVNULL, **user)
     try:
         await until(socket.exists)
         await _type(folder, environment | {"WAYLAND_DISPLAY": str(socket)}, socket)
