@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
 import pytest
 import structlog
@@ -25,7 +24,17 @@ import trio
 from hostile.kernel import Fault, Kernel
 from hostile.shortages import KINDS, Shortages
 from hostile.stage import create, raw_buffer
-from hostile.test_faults import TOLERATED, allow_be_alloc, connects_again, nothing_is_held, patch, play, works
+from hostile.test_faults import (
+    TOLERATED,
+    allow_be_alloc,
+    connects_again,
+    nothing_is_held,
+    of_part,
+    patch,
+    play,
+    try_each,
+    works,
+)
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
 from displbe import daemon as daemon_module
@@ -175,24 +184,16 @@ def test_each_shortage_costs_its_operation(patch: pytest.MonkeyPatch, part: int)
     assert not tracebacks
     assert {place.call for place in quiet.places} >= {"worker", "thread", "socket", "listdir", "memfd_create", "mmap"}
     assert {place.call for place in quiet.places} <= KINDS.keys()
-    chosen = [place for place in quiet.places if crc32(repr(place).encode()) % PARTS == part]
-    wrong, missed = {}, []
-    for place in chosen:
-        try:
-            for _ in range(TRIES):
-                shortages, tracebacks = attempt(patch, place)
-                if shortages.failed:
-                    if tracebacks:
-                        wrong[str(place)] = f"tracebacks: {tracebacks}"
-                    break
-            else:
-                missed.append(str(place))
-        except BaseException as error:
-            wrong[str(place)] = repr(error)
-            if os.environ.get("DISPLBE_FAULTS") == "stop":
-                raise
     print(f"{len(quiet.places)} places, {sum(quiet.places.values())} calls")
-    assert not wrong, "\n".join(f"{place}: {error}" for place, error in wrong.items())
+
+    def is_reached(place: Fault) -> bool:
+        shortages, tracebacks = attempt(patch, place)
+        if shortages.failed:
+            assert not tracebacks
+        return shortages.failed
+
+    chosen = of_part(quiet.places, part, PARTS)
+    missed = try_each(chosen, is_reached, TRIES)
     assert len(missed) <= len(chosen) // 4, "not reached again:\n" + "\n".join(missed)
 
 
