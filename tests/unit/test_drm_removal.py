@@ -353,19 +353,14 @@ async def test_alternating_between_copies_and_zero_copy(tmp_path: Path) -> None:
         card._handlers[next(n for n, h in card._handlers.items() if h == imported)] = refusing
         modesets, began = card.modesets, trio.current_time()
         for _ in range(60):
-            bad = await screen.output.attach(odd, odd.geometry)
-            screen.output.flip(bad, screen.accepted)
-            screen.accepted += 1
-            await screen.complete()
-            await trio.sleep(0.01)
-            await bad.aclose()
             fresh = Pages()
-            good = await screen.output.attach(fresh, fresh.geometry)
-            screen.output.flip(good, screen.accepted)
-            screen.accepted += 1
-            await screen.complete()
-            await trio.sleep(0.01)
-            await good.aclose()
+            for pages in (odd, fresh):
+                buffer = await screen.output.attach(pages, pages.geometry)
+                screen.output.flip(buffer, screen.accepted)
+                screen.accepted += 1
+                await screen.complete()
+                await trio.sleep(0.01)
+                await buffer.aclose()
             await fresh.aclose()
         took = trio.current_time() - began
         assert card.removed_shown == 0
