@@ -120,7 +120,7 @@ class MemoryWatch:
         if size > memory.PAGE_SIZE and not is_empty:
             self.heavy(f"munmap of {size} bytes")
         with self._lock:
-            self.open.pop(int(ffi.cast("uintptr_t", address)), None)
+            self.open.pop(number, None)
             self.unmapped += 1
             if self._mmap(address, size, _NO_ACCESS, _RESERVED, -1, 0) == memory._FAILED:
                 return int(self._munmap(address, size))

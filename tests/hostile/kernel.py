@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +27,7 @@ from displbe.xen._libc import ffi
 from displbe.xen.host import Host
 from displbe.xen.port import StoreError
 
-__all__ = ["ERRORS", "Fault", "Kernel", "is_heavy"]
+__all__ = ["ERRORS", "Fault", "Kernel", "Places", "is_heavy"]
 
 _PORTS: Final = Struct("=I")
 _PAIR: Final = Struct("=II")
@@ -77,6 +77,36 @@ def is_heavy(number: int, argument: bytearray) -> bool:
     return number in (gntdev.DMABUF_EXP_FROM_REFS, gntdev.DMABUF_EXP_WAIT_RELEASED, gntdev.DMABUF_IMP_TO_REFS)
 
 
+class Places:
+    """Counts calls by their places while `armed`. `wanted` is the place that fails once; `places` are those where calls were made."""
+
+    def __init__(self, wanted: Fault | None) -> None:
+        self.wanted = wanted
+        self.failed = False
+        self.armed = False
+        self.places: dict[Fault, int] = {}
+
+    @staticmethod
+    def _lines() -> list[str]:
+        """Return the lines of displbe on the stack, innermost first."""
+        lines = []
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if name.startswith(OURS):
+                lines.append(f"{name.removeprefix(OURS)}:{frame.f_lineno}")
+            frame = frame.f_back
+        return lines
+
+    def _fails(self, place: Fault) -> bool:
+        """Count a call. Return whether it must fail."""
+        self.places[place] = self.places.get(place, 0) + 1
+        if place != self.wanted or self.failed:
+            return False
+        self.failed = True
+        return True
+
+
 class _Module:
     """A module with some of its functions replaced."""
 
@@ -88,16 +118,13 @@ class _Module:
         return getattr(self._module, name)
 
 
-class Kernel:
-    """The kernel of the daemon in domain 0. `wanted` is the place that fails; `places` are the places where calls were made."""
+class Kernel(Places):
+    """The kernel of the daemon in domain 0."""
 
     def __init__(self, xen: Xen, wanted: Fault | None = None) -> None:
+        super().__init__(wanted)
         self._xen = xen
         self._domain: Domain = xen.domains[0]
-        self.wanted = wanted
-        self.failed = False
-        self.armed = False
-        self.places: dict[Fault, int] = {}
         self._reserved: dict[int, dict[int, list[Grant]]] = {}
         self._evtchns: set[int] = set()
         self._mapped: dict[int, list[Grant]] = {}
@@ -151,18 +178,8 @@ class Kernel:
         """Count a call. Raises OSError when it is the wanted one."""
         if not self.armed:
             return
-        lines, frame = [], sys._getframe(2)
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if name.startswith(OURS) and not name.startswith(f"{OURS}sim/"):
-                lines.append(f"{name.removeprefix(OURS)}:{frame.f_lineno}")
-            if frame.f_back is None:
-                break
-            frame = frame.f_back
-        place = Fault(call, tuple(lines))
-        self.places[place] = self.places.get(place, 0) + 1
-        if place == self.wanted and not self.failed:
-            self.failed = True
+        lines = [line for line in self._lines() if not line.startswith("sim/")]
+        if self._fails(Fault(call, tuple(lines))):
             raise OSError(ERRORS[call], os.strerror(ERRORS[call]))
 
     # Files

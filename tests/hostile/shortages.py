@@ -10,14 +10,13 @@ import errno
 import io
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
 import trio
-from hostile.kernel import OURS, Fault
+from hostile.kernel import Fault, Places
 
 from displbe import threads
 from displbe.xen import memory
@@ -53,14 +52,11 @@ KINDS: Final[dict[str, Callable[..., None]]] = {
 """The calls that are counted, and their failures."""
 
 
-class Shortages:
-    """The calls of displbe that need a resource. `wanted` is the place that fails; `places` are the places where calls were made."""
+class Shortages(Places):
+    """The calls of displbe that need a resource."""
 
     def __init__(self, patch: pytest.MonkeyPatch, wanted: Fault | None = None) -> None:
-        self.wanted = wanted
-        self.failed = False
-        self.armed = False
-        self.places: dict[Fault, int] = {}
+        super().__init__(wanted)
         for name in ("open", "dup", "memfd_create", "listdir", "scandir", "ftruncate"):
             self._replace(patch, os, name, name)
         self._replace(patch, io, "open", "io.open")
@@ -98,19 +94,9 @@ class Shortages:
         """Count a call of displbe. Raises the call's failure when it is the wanted one."""
         if not self.armed:
             return
-        lines, frame = [], sys._getframe(2)
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if name.startswith(OURS):
-                lines.append(f"{name.removeprefix(OURS)}:{frame.f_lineno}")
-            if frame.f_back is None:
-                break
-            frame = frame.f_back
+        lines = self._lines()
         callers = [line for line in lines if not line.startswith("xen/memory.py:")]
         if not callers or callers[0].startswith(("sim/", "xen/")):  # test_faults covers displbe's calls for Xen
             return
-        place = Fault(call, tuple(lines))
-        self.places[place] = self.places.get(place, 0) + 1
-        if place == self.wanted and not self.failed:
-            self.failed = True
+        if self._fails(Fault(call, tuple(lines))):
             KINDS[call]()

@@ -27,7 +27,6 @@ __all__ = [
     "BAD",
     "EVENTS",
     "GOOD",
-    "RINGS",
     "XR24",
     "Stage",
     "attach",
@@ -43,8 +42,6 @@ BAD: Final = 1
 GOOD: Final = 2
 REFRESH: Final = 250.0
 XR24: Final = fourcc("XR24")
-RINGS: Final = Ledger(ports=2, pages=2)
-"""The resources that one connector takes."""
 EVENTS: Final = 4
 """The offset of `in_prod` in the event page."""
 

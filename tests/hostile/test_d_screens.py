@@ -14,7 +14,7 @@ import trio
 from hostile.rows import row
 from hostile.stage import REFRESH, Stage, attach, config, create, raw_buffer, status
 from scenario.world import spec, until
-from unit.drm_model import Board, ModelDevice
+from unit.drm_model import Board, ModelDevice, no_monitor
 
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import SimBuffer, SimHypervisor
@@ -36,10 +36,6 @@ async def _dmabuf(buffer: SimBuffer) -> int:
     return buffer._grants[0].memfd
 
 
-def _no_monitor() -> Any:
-    raise OSError("no events of a model")
-
-
 @contextlib.asynccontextmanager
 async def card_stage(folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Stage, ModelDevice]]:
     """Run a stage on the model of a card, which scans out guests' pages."""
@@ -49,7 +45,7 @@ async def card_stage(folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[t
     (devices / "card0").touch()
     on_board = partial(sink_module.DrmSink, open_device=board.open, devices=devices, seat=lambda: None)
     patch.setattr(sink_module, "DrmSink", on_board)
-    patch.setattr(hotplug, "_monitor", _no_monitor)
+    patch.setattr(hotplug, "_monitor", no_monitor)
     patch.setattr(SimBuffer, "dmabuf", _dmabuf)
     made, mapped = SimHypervisor.__init__, SimHypervisor.map_buffer
 

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
 import pytest
 import structlog
@@ -25,7 +24,17 @@ import trio
 from hostile.kernel import Fault, Kernel
 from hostile.shortages import KINDS, Shortages
 from hostile.stage import create, raw_buffer
-from hostile.test_faults import TOLERATED, connects_again, patch, play, works
+from hostile.test_faults import (
+    TOLERATED,
+    allow_be_alloc,
+    connects_again,
+    nothing_is_held,
+    of_part,
+    patch,
+    play,
+    try_each,
+    works,
+)
 from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
 from displbe import daemon as daemon_module
@@ -35,7 +44,6 @@ from displbe.daemon import Daemon
 from displbe.ops import clients
 from displbe.ops.service_manager import ServiceManager
 from displbe.ops.settings import ControlSettings, LogSettings, MetricsSettings
-from displbe.sim import guest as sim_guest
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sinks.headless.settings import HeadlessSettings
@@ -46,6 +54,19 @@ from displbe.xen.port import Ledger
 __all__ = ["patch"]
 
 CONFIG: Final = "sink = 'headless'\n[guest.hostile]\nbe-alloc = true\n"
+
+
+def configured(folder: Path, refresh: float) -> Settings:
+    """Write the configuration that a reload reads. Return that of the daemon, with all that operators use."""
+    (folder / "displbe.toml").write_text(CONFIG)
+    return Settings(
+        sink="headless",
+        headless=HeadlessSettings(refresh=refresh, directory=str(folder)),
+        guest={"hostile": GuestSettings(be_alloc=True)},
+        control=ControlSettings(socket=str(folder / "control")),
+        metrics=MetricsSettings(socket=str(folder / "metrics"), textfile=str(folder / "displbe.prom"), interval=1),
+        log=LogSettings(traces=str(folder / "traces")),
+    )
 
 
 async def ask(socket: Path, command: str, **arguments: str) -> dict[str, Any]:
@@ -99,15 +120,7 @@ async def break_protocol(guest: Guest) -> None:
 
 async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> Shortages:
     """Run the scenario with one shortage."""
-    (folder / "displbe.toml").write_text(CONFIG)
-    settings = Settings(
-        sink="headless",
-        headless=HeadlessSettings(refresh=1000, directory=str(folder)),
-        guest={"hostile": GuestSettings(be_alloc=True)},
-        control=ControlSettings(socket=str(folder / "control")),
-        metrics=MetricsSettings(socket=str(folder / "metrics"), textfile=str(folder / "displbe.prom"), interval=1),
-        log=LogSettings(traces=str(folder / "traces")),
-    )
+    settings = configured(folder, 1000)
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
         kernel = Kernel(xen)
         with kernel.under(patch), patch.context() as counting:
@@ -124,9 +137,7 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
             shortages.armed = True
             try:
                 async with world.booted(1, spec("screen-1")) as guest:
-                    tools = world.tools
-                    tools.write("/local/domain/1/name", "hostile", [("n", 0), ("r", 1)])
-                    tools.write(f"{tools.front(1)}/be-alloc", "1")
+                    allow_be_alloc(world)
                     try:
                         await play(guest)
                     except TOLERATED:
@@ -141,16 +152,9 @@ async def run(patch: pytest.MonkeyPatch, folder: Path, wanted: Fault | None) -> 
                 assert wanted, "nothing went wrong"
             await until(lambda: not daemon.displays.devices)
             shortages.armed = False
-            assert host.ledger == Ledger()
-            assert not kernel._mapped
-            assert not kernel._shared
-            assert not kernel._exported
-            assert daemon.quotas.guests == {}
+            nothing_is_held(daemon, host, kernel)
             assert [pool.used for pool in daemon.quotas.total.pools.values()] == [0, 0, 0, 0]
-            with patch.context() as patient:
-                for name in ("RESPONSE_TIMEOUT", "FLIP_TIMEOUT"):
-                    patient.setattr(sim_guest, name, 3.0)
-                await works(world, 2)
+            await works(world, 2, patch)
             assert (await ask(folder / "control", "status"))["ok"]
             assert b"200 OK" in await metrics(folder / "metrics")
             await until(lambda: not daemon.displays.devices)
@@ -180,24 +184,16 @@ def test_each_shortage_costs_its_operation(patch: pytest.MonkeyPatch, part: int)
     assert not tracebacks
     assert {place.call for place in quiet.places} >= {"worker", "thread", "socket", "listdir", "memfd_create", "mmap"}
     assert {place.call for place in quiet.places} <= KINDS.keys()
-    chosen = [place for place in quiet.places if crc32(repr(place).encode()) % PARTS == part]
-    wrong, missed = {}, []
-    for place in chosen:
-        try:
-            for _ in range(TRIES):
-                shortages, tracebacks = attempt(patch, place)
-                if shortages.failed:
-                    if tracebacks:
-                        wrong[str(place)] = f"tracebacks: {tracebacks}"
-                    break
-            else:
-                missed.append(str(place))
-        except BaseException as error:
-            wrong[str(place)] = repr(error)
-            if os.environ.get("DISPLBE_FAULTS") == "stop":
-                raise
     print(f"{len(quiet.places)} places, {sum(quiet.places.values())} calls")
-    assert not wrong, "\n".join(f"{place}: {error}" for place, error in wrong.items())
+
+    def is_reached(place: Fault) -> bool:
+        shortages, tracebacks = attempt(patch, place)
+        if shortages.failed:
+            assert not tracebacks
+        return shortages.failed
+
+    chosen = of_part(quiet.places, part, PARTS)
+    missed = try_each(chosen, is_reached, TRIES)
     assert len(missed) <= len(chosen) // 4, "not reached again:\n" + "\n".join(missed)
 
 
@@ -226,22 +222,13 @@ NO_FILES: Final = {"cannot accept a client: trying again", "cannot write the met
 
 async def without_files(folder: Path, lines: Sequence[MutableMapping[str, Any]]) -> None:
     """Serve a guest, operators and Prometheus while this process has no file left, and then again."""
-    settings = Settings(
-        sink="headless",
-        headless=HeadlessSettings(refresh=250, directory=str(folder)),
-        guest={"hostile": GuestSettings(be_alloc=True)},
-        control=ControlSettings(socket=str(folder / "control")),
-        metrics=MetricsSettings(socket=str(folder / "metrics"), textfile=str(folder / "displbe.prom"), interval=1),
-        log=LogSettings(traces=str(folder / "traces")),
-    )
-    (folder / "displbe.toml").write_text(CONFIG)
+    settings = configured(folder, 250)
     async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
         world = World(xen, nursery, settings, folder)
         daemon = Daemon(settings, xen.hypervisor(0), ServiceManager({"NOTIFY_SOCKET": str(folder / "notify")}))
         await nursery.start(daemon.run)
         async with world.booted(1, spec("screen-1")) as guest:
-            world.tools.write("/local/domain/1/name", "hostile", [("n", 0), ("r", 1)])
-            world.tools.write(f"{world.tools.front(1)}/be-alloc", "1")
+            allow_be_alloc(world)
             with trio.fail_after(30):
                 await guest.display.connected.wait()
             connector = guest.display.connectors[0]

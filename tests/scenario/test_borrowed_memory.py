@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import trio
 from memory_watch import content
 from scenario.test_lifecycle import reconnected
-from scenario.test_operator import ctl
+from scenario.test_operator import ctl, held_copies
 from scenario.world import World, spec, until
 
 from displbe.backend.guests import GuestSettings
@@ -133,14 +132,7 @@ async def test_a_destroyed_buffer_is_answered_when_its_picture_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest uses its pages again after the response: they must not be mapped any more then. Other requests do not wait."""
-    copying, resumed = threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> None:
-        copying.set()
-        assert resumed.wait(10)
-        copy_frame(*arguments)
-
-    monkeypatch.setattr("displbe.display.buffers.copy_frame", slow)
+    copying, resumed = held_copies(monkeypatch)
     async with World.running(tmp_path) as world, world.guest(1, spec(), spec("DP-1")) as guest:
         dbuf, fb, buffer = await guest.display.create_framebuffer(64, 48)
         buffer.pixels[:] = b"\x01\x02\x03\0" * (64 * 48)

@@ -287,10 +287,8 @@ async def test_screenshot(world: World, tmp_path: Path) -> None:
         assert "no such framebuffer" in await ctl(world, "screenshot", "1", str(path), code=1)
 
 
-async def test_a_screenshot_while_the_connection_ends(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A guest's pages stay mapped until a picture of them is copied, also when the connection ends meanwhile."""
+def held_copies(patch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let the copies for pictures wait. Return the event of a copy that has begun, and the one that the copies wait for."""
     copying, resumed = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> None:
@@ -298,7 +296,15 @@ async def test_a_screenshot_while_the_connection_ends(
         assert resumed.wait(10)
         copy_frame(*arguments)
 
-    monkeypatch.setattr("displbe.display.buffers.copy_frame", slow)
+    patch.setattr("displbe.display.buffers.copy_frame", slow)
+    return copying, resumed
+
+
+async def test_a_screenshot_while_the_connection_ends(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest's pages stay mapped until a picture of them is copied, also when the connection ends meanwhile."""
+    copying, resumed = held_copies(monkeypatch)
     path = tmp_path / "shot.png"
     async with world.guest(1) as guest:
         _, framebuffer, buffer = await guest.display.create_framebuffer(64, 48)

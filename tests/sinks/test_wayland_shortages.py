@@ -9,45 +9,29 @@ from typing import Any
 
 import pytest
 import trio
+from copy_account import CopyAccount
 from sinks.test_wayland import HEIGHT, WHOLE, WIDTH, on_screen, staged, until
 
-from displbe.sinks.base import CopyMemory, Part
+from displbe.sinks.base import Part
 from displbe.sinks.wayland import conn, copies
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import BufferState
-from displbe.wire.errors import Errno, RequestError
 from displbe.xen.memory import Mapping
 
 POOL = copies.FRAMES * -(-WIDTH * 4 * HEIGHT // 4096)
 """Pages of one output's copies, as they are charged."""
 
 
-class Account:
-    """A guest's limit of copies, as backend.quota has it."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, pages: int) -> None:
-        if self.used + pages > self.limit:
-            raise RequestError(Errno.ENOSPC, f"limit of {self.limit} copy_pages reached")
-        self.used += pages
-
-    def give(self, pages: int) -> None:
-        self.used -= pages
-
-
 async def test_eight_connectors_and_memory_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others stay dark and flip by the timer. When one is switched off, another one is shown in its place."""
     monkeypatch.setattr(output_module, "SHORT", 0.02)
-    account = Account(3 * POOL)
+    account = CopyAccount(3 * POOL)
     async with staged(zero_copy="off") as stage:
         outputs = [stage.claim(f"HDMI-A-{number}") for number in range(8)]
         await stage.connected()
         buffers = []
         for output in outputs:
-            output.copies = CopyMemory(account.take, account.give)
+            output.copies = account.copies
             buffers.append(await stage.attach(output))
         for output, buffer in zip(outputs, buffers, strict=True):
             await output.enable(buffer, WHOLE)
@@ -68,10 +52,10 @@ async def test_eight_connectors_and_memory_for_three(monkeypatch: pytest.MonkeyP
 async def test_copies_of_an_old_size_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that may have the copies of one size only can change the size."""
     monkeypatch.setattr(output_module, "SHORT", 0.02)
-    account = Account(POOL)
+    account = CopyAccount(POOL)
     async with staged(zero_copy="off") as stage:
         output = stage.claim()
-        output.copies = CopyMemory(account.take, account.give)
+        output.copies = account.copies
         await stage.connected()
         buffer = await stage.attach(output)
         await output.enable(buffer, WHOLE)
@@ -101,8 +85,8 @@ async def test_a_shortage_costs_a_frame(monkeypatch: pytest.MonkeyPatch, call: s
     no_file, no_memory = OSError(errno.EMFILE, os.strerror(errno.EMFILE)), OSError(errno.ENOMEM, "no memory")
     async with staged(zero_copy="off") as stage:
         output = stage.claim()
-        account = Account(POOL)
-        output.copies = CopyMemory(account.take, account.give)
+        account = CopyAccount(POOL)
+        output.copies = account.copies
         await stage.connected()
         buffer = await stage.attach(output)
         with monkeypatch.context() as patch:

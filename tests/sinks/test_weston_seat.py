@@ -10,13 +10,14 @@ import trio
 from hostile.window_attacks import ATTACKS, WINDOW_SIZE, screen
 from scenario.world import until
 from sinks.headless_weston import weston
+from sinks.window_guest import both_connected, on_compositor, show_bars, window_guest
 from sinks.x11.xvfb import User, Xvfb
 
 from displbe.backend.quota import Limits
 from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.ops.settings import ControlSettings
-from displbe.sim.guest import Guest, draw_bars
+from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks.wayland.settings import WaylandSettings
@@ -36,18 +37,10 @@ def folder(tmp_path: Path) -> Path:
 
 async def test_keyboard_and_pointer(folder: Path) -> None:
     with Xvfb.running() as server, User.of(server) as user:
-        async with weston(folder, display=server.display) as compositor, Xen(folder / "xen").running() as xen:
-            settings = Settings(
-                sink="wayland",
-                wayland=WaylandSettings(display=str(compositor.socket)),
-                control=ControlSettings(socket=""),
-            )
-            async with trio.open_nursery() as nursery:
-                await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
-                vkb = {"unique-id": f"K:{OUTPUT};P:{OUTPUT}"}
-                async with Guest.booted(xen, 1, ConnectorSpec(OUTPUT, *SIZE), vkb=vkb) as guest:
-                    await _used(guest, user)
-                nursery.cancel_scope.cancel()
+        async with weston(folder, display=server.display) as compositor:
+            settings, bindings = on_compositor(compositor.socket), f"K:{OUTPUT};P:{OUTPUT}"
+            async with window_guest(folder / "xen", settings, OUTPUT, SIZE, bindings) as guest:
+                await _used(guest, user)
 
 
 async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
@@ -76,9 +69,7 @@ async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
                 ):  # the compositor focuses the window that it maps last
                     connector, vkb = ConnectorSpec(name, *WINDOW_SIZE), {"unique-id": f"K:{name}"}
                     guests.append(await running.enter_async_context(Guest.booted(xen, domid, connector, vkb=vkb)))
-                    with trio.fail_after(30):
-                        await guests[-1].display.connected.wait()
-                        await guests[-1].input.connected.wait()
+                    await both_connected(guests[-1])
                     await screen(guests[-1])
                 await _typed_to(guests[1], guests[0], user, window)
             nursery.cancel_scope.cancel()
@@ -116,12 +107,7 @@ async def _typed_to(victim: Guest, attacker: Guest, user: User, window: int) -> 
 
 async def _used(guest: Guest, user: User) -> None:
     """Show a framebuffer of the guest, and use keyboard and pointer. (Weston chooses the place of the window.)"""
-    with trio.fail_after(30):
-        await guest.display.connected.wait()
-        await guest.input.connected.wait()
-    _, fb, buffer = await guest.display.create_framebuffer(*SIZE)
-    draw_bars(buffer.pixels, *SIZE, 0.0)
-    await guest.display.show(0, fb, *SIZE)
+    await show_bars(guest, SIZE)
     heard = guest.input
     (window,) = user.windows()
     user.focus(window)
@@ -161,21 +147,10 @@ async def _used(guest: Guest, user: User) -> None:
 async def test_cursor(folder: Path, bound: str, arrow: bool) -> None:
     """Over a guest that gets no pointer, Weston shows displbe's arrow; over one that gets it, nothing."""
     with Xvfb.running() as server, User.of(server) as user:
-        async with weston(folder, display=server.display) as compositor, Xen(folder / "xen").running() as xen:
-            settings = Settings(
-                sink="wayland",
-                wayland=WaylandSettings(display=str(compositor.socket)),
-                control=ControlSettings(socket=""),
-            )
-            async with trio.open_nursery() as nursery:
-                await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
-                vkb = {"unique-id": bound.format(OUTPUT)}
-                async with Guest.booted(xen, 1, ConnectorSpec(OUTPUT, *SIZE), vkb=vkb) as guest:
-                    with trio.fail_after(30):
-                        await guest.display.connected.wait()
-                        await guest.input.connected.wait()
-                    await _cursor_is(guest, user, arrow)
-                nursery.cancel_scope.cancel()
+        async with weston(folder, display=server.display) as compositor:
+            settings, bindings = on_compositor(compositor.socket), bound.format(OUTPUT)
+            async with window_guest(folder / "xen", settings, OUTPUT, SIZE, bindings) as guest:
+                await _cursor_is(guest, user, arrow)
 
 
 async def _cursor_is(guest: Guest, user: User, arrow: bool) -> None:

@@ -14,16 +14,12 @@ import trio
 import xcffib.xproto as x
 from scenario.world import until
 from sinks.headless_weston import weston
+from sinks.window_guest import on_compositor, show_bars, window_guest
 from sinks.x11.xvfb import User, Xvfb
 
 from displbe.config import Settings
-from displbe.daemon import Daemon
 from displbe.ops.settings import ControlSettings
-from displbe.sim.guest import Guest, draw_bars
-from displbe.sim.hypervisor import Xen
 from displbe.sim.input import InputFrontend
-from displbe.sim.toolstack import ConnectorSpec
-from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.x11.settings import X11Settings
 from displbe.wire import kbdif
 
@@ -37,24 +33,15 @@ async def typed(
     folder: Path, settings: Settings, user: User, stop: Callable[[], None], go_on: Callable[[], None]
 ) -> None:
     """Run a guest with a window. Hold a key down for a while; then stop the server, release the key, and let the server go on."""
-    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
-        await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
-        vkb = {"unique-id": f"K:{OUTPUT}"}
-        async with Guest.booted(xen, 1, ConnectorSpec(OUTPUT, *SIZE), vkb=vkb) as guest:
-            with trio.fail_after(30):
-                await guest.display.connected.wait()
-                await guest.input.connected.wait()
-            _, fb, buffer = await guest.display.create_framebuffer(*SIZE)
-            draw_bars(buffer.pixels, *SIZE, 0.0)
-            await guest.display.show(0, fb, *SIZE)
-            heard = guest.input
-            await until(lambda: bool(user.windows()))
-            user.focus(user.windows()[0])
-            await _hold(user, heard)
-            await _tap(user, heard, stop, go_on)
-            if settings.sink == "x11":
-                await _lock(user, heard)
-        nursery.cancel_scope.cancel()
+    async with window_guest(folder, settings, OUTPUT, SIZE, f"K:{OUTPUT}") as guest:
+        await show_bars(guest, SIZE)
+        heard = guest.input
+        await until(lambda: bool(user.windows()))
+        user.focus(user.windows()[0])
+        await _hold(user, heard)
+        await _tap(user, heard, stop, go_on)
+        if settings.sink == "x11":
+            await _lock(user, heard)
 
 
 async def _hold(user: User, heard: InputFrontend) -> None:
@@ -121,14 +108,9 @@ def folder(tmp_path: Path) -> Path:
 async def test_a_weston_that_was_stopped(folder: Path) -> None:
     with Xvfb.running() as server, User.of(server) as user:
         async with weston(folder, display=server.display) as compositor:
-            settings = Settings(
-                sink="wayland",
-                wayland=WaylandSettings(display=str(compositor.socket)),
-                control=ControlSettings(socket=""),
-            )
             await typed(
                 folder,
-                settings,
+                on_compositor(compositor.socket),
                 user,
                 lambda: compositor.send(signal.SIGSTOP),
                 lambda: compositor.send(signal.SIGCONT),

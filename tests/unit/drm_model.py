@@ -173,6 +173,12 @@ class Board:
             card.objects.pop(self.object_ids[index], None)
         self.object_ids[index], self.monitors[index] = 0, None
 
+    def vblank(self) -> None:
+        """Refresh the screens of all cards that are open."""
+        for card in self.cards:
+            if card.fd >= 0:
+                card.vblank()
+
     def fault(self, kind: str) -> int:
         """Return the errno with which an operation fails now; 0: it does not."""
         return self.faults[kind].pop(0) if self.faults.get(kind) else 0
@@ -580,6 +586,11 @@ class ModelDevice(DrmDevice):
             return errno.ERANGE
         whole = (plane["CRTC_X"], plane["CRTC_Y"], *target) == (0, 0, mode.hdisplay, mode.vdisplay)
         return 0 if whole or self.board.can_leave_free else errno.EINVAL
+
+
+def no_monitor() -> Any:
+    """Raise OSError in place of `hotplug._monitor`, so that connectors are polled: the kernel sends no events for the model's cards."""
+    raise OSError("no events of a model")
 
 
 def kind_of(identity: int) -> str:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from unit.drm_model import CRTC, PLANE, Board, ModelDevice, Monitor, Pages
-from unit.test_drm_model import Screen, _quick, running, until  # noqa: F401
+from unit.test_drm_model import Screen, _quick, note_at_close, running, until  # noqa: F401
 
 from displbe.sinks.base import OutputUnavailable, Part, SinkError
 from displbe.sinks.drm import bus_path, hotplug, output, sink, uapi
@@ -584,13 +584,7 @@ async def test_what_was_shown_before_is_restored_with_another_dock(tmp_path: Pat
             await until(lambda: lit(screens[1]))
         card = board.card
         assert card is not None
-        close = card.close
-
-        def closing() -> None:
-            states.append(card.objects)
-            close()
-
-        card.close = closing  # type: ignore[method-assign]
+        note_at_close(card, lambda: card.objects, states)
     (after,) = states
     assert (after[PLANE]["FB_ID"], after[CRTC]["ACTIVE"], after[CRTC + 1]["ACTIVE"]) == (7, 1, 0)
     assert {values["CRTC_ID"] for identity, values in after.items() if identity < CRTC} == (

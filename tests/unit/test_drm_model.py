@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_watch import content
 from structlog.testing import capture_logs
-from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
+from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages, no_monitor
 
 from displbe.sinks import flip, frame_copy, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
@@ -30,6 +30,7 @@ from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.card import Card, CardState, Probing
 from displbe.sinks.drm.copied_scanout import CopiedScanout
 from displbe.sinks.drm.device import DrmDevice, Mastership
+from displbe.sinks.drm.double_buffer import DumbBuffer
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.drm.libseat import FileOpener, Libseat
 from displbe.sinks.drm.output import DrmOutput, ScreenState
@@ -39,6 +40,7 @@ from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import Memory, PrivateMemory
 
+T = TypeVar("T")
 WHOLE = Part(0, 0, 64, 48)
 QUICK = {
     (card_module, "PERIOD"): 0.02,
@@ -59,13 +61,8 @@ def _quick() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in QUICK.items():
             patch.setattr(module, name, value)
-        patch.setattr(hotplug, "_monitor", _no_monitor)
+        patch.setattr(hotplug, "_monitor", no_monitor)
         yield
-
-
-def _no_monitor() -> Any:
-    """Raise OSError, so that connectors are polled: the kernel sends no events for the model's cards."""
-    raise OSError("no events of a model")
 
 
 @asynccontextmanager
@@ -87,10 +84,29 @@ def copies(screen: Screen) -> CopiedScanout:
     return lit.scanout
 
 
+def cover_of(screen: Screen) -> DumbBuffer:
+    """Return the framebuffer that covers an output's screen since its guest removed its own."""
+    link = screen.output._link
+    assert link is not None
+    assert link.scanout._cover is not None
+    return link.scanout._cover
+
+
 def card_of(made: DrmSink) -> Card:
     """Return the sink's one card."""
     (found,) = made._cards.values()
     return found
+
+
+def note_at_close(card: ModelDevice, look: Callable[[], T], states: list[T]) -> None:
+    """Add what `look` returns to `states` just before the card is closed."""
+    close = card.close
+
+    def closing() -> None:
+        states.append(look())
+        close()
+
+    card.close = closing  # type: ignore[method-assign]
 
 
 class Screen:
@@ -1189,13 +1205,7 @@ async def test_the_previous_picture_is_restored(tmp_path: Path, gone: int) -> No
         for screen in screens:
             await screen.close()
         card.fbs.pop(gone, None)
-        close = card.close
-
-        def closing() -> None:
-            states.append(card.objects)
-            close()
-
-        card.close = closing  # type: ignore[method-assign]
+        note_at_close(card, lambda: card.objects, states)
     (after,) = states
     for index, framebuffers in enumerate(({7}, {8, 9})):
         whole = gone not in framebuffers
@@ -1355,13 +1365,7 @@ async def test_on_exit(tmp_path: Path, on_exit: str, modes: list[tuple[int, int]
         last = card.shown()["FB_ID"]
         await screen.close()
         states.append(card.shown())
-        close = card.close
-
-        def closing() -> None:
-            states.append(card.shown())
-            close()
-
-        card.close = closing  # type: ignore[method-assign]
+        note_at_close(card, card.shown, states)
     if on_exit == "keep":
         assert states[0]["FB_ID"] not in (0, last)
         assert states[1] == states[0]

@@ -18,7 +18,7 @@ from memory_watch import content
 from structlog.testing import capture_logs
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, Described, ModelDevice, Monitor, Pages
 from unit.test_convert_formats import LAYOUTS, colours, size_of, unpack
-from unit.test_drm_model import Screen, _quick, copies, running, until
+from unit.test_drm_model import Screen, _quick, copies, cover_of, note_at_close, running, until
 
 from displbe.sinks.base import Part, SinkError
 from displbe.sinks.drm import uapi
@@ -288,12 +288,7 @@ async def test_the_frame_that_covers_is_black(tmp_path: Path, code: str) -> None
         await screen.show(Part(0, 0, WIDTH, HEIGHT))
         assert screen.output.path == "zero copy"
         await screen.buffers[0].aclose()
-        link = screen.output._link
-        assert link is not None
-        cover = link.scanout._cover
-        assert cover is not None
-        with cover.memory.borrow() as view:
-            row = bytes(view[: WIDTH * size_of(code)])
+        row = content(cover_of(screen).memory, 0, WIDTH * size_of(code))
         assert same([colours(code, row)], [[BLACK] * WIDTH], 0.01)
         await screen.close()
 
@@ -488,13 +483,7 @@ async def test_what_the_last_program_left(tmp_path: Path, zero_copy: str, on_exi
         await screen.show()
         assert values(card) == NEUTRAL
         await screen.close()
-        close = card.close
-
-        def closing() -> None:
-            states.append(values(card))
-            close()
-
-        card.close = closing  # type: ignore[method-assign]
+        note_at_close(card, lambda: values(card), states)
         card.blobs.pop(6)  # the program that made it has ended
     (after,) = states
     if on_exit == "keep":

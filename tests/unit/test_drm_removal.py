@@ -12,7 +12,7 @@ import pytest
 import trio
 from memory_watch import content
 from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, Pages
-from unit.test_drm_model import WHOLE, Screen, _quick, running, until  # noqa: F401
+from unit.test_drm_model import WHOLE, Screen, _quick, cover_of, running, until  # noqa: F401
 
 from displbe.backend.quota import TokenBucket
 from displbe.sinks.base import Part
@@ -81,12 +81,10 @@ async def test_a_frame_of_ours_is_black(tmp_path: Path, name: str, black: bytes)
         await screen.show()
         assert screen.output.path == "zero copy"
         await screen.buffers[0].aclose()
-        cover = screen.output._link.scanout._cover if screen.output._link is not None else None
-        assert cover is not None
+        cover = cover_of(screen)
         assert cover.fb == device_of(board).shown()["FB_ID"]
         size = screen.pages[0].size
-        with cover.memory.borrow() as view:
-            assert bytes(view[:size]) == black * (size // len(black))
+        assert content(cover.memory, 0, size) == black * (size // len(black))
         await screen.close()
 
 
@@ -246,8 +244,7 @@ async def test_the_last_frame_is_kept(tmp_path: Path) -> None:
         card = device_of(board)
         modesets = card.modesets
         await screen.buffers[0].aclose()
-        cover = screen.output._link.scanout._cover if screen.output._link is not None else None
-        assert cover is not None
+        cover = cover_of(screen)
         assert content(cover.memory, 0, screen.pages[0].size) == bytes(screen.pages[0].memory)
         shown = card.shown()["FB_ID"]
         assert shown == cover.fb
@@ -356,19 +353,14 @@ async def test_alternating_between_copies_and_zero_copy(tmp_path: Path) -> None:
         card._handlers[next(n for n, h in card._handlers.items() if h == imported)] = refusing
         modesets, began = card.modesets, trio.current_time()
         for _ in range(60):
-            bad = await screen.output.attach(odd, odd.geometry)
-            screen.output.flip(bad, screen.accepted)
-            screen.accepted += 1
-            await screen.complete()
-            await trio.sleep(0.01)
-            await bad.aclose()
             fresh = Pages()
-            good = await screen.output.attach(fresh, fresh.geometry)
-            screen.output.flip(good, screen.accepted)
-            screen.accepted += 1
-            await screen.complete()
-            await trio.sleep(0.01)
-            await good.aclose()
+            for pages in (odd, fresh):
+                buffer = await screen.output.attach(pages, pages.geometry)
+                screen.output.flip(buffer, screen.accepted)
+                screen.accepted += 1
+                await screen.complete()
+                await trio.sleep(0.01)
+                await buffer.aclose()
             await fresh.aclose()
         took = trio.current_time() - began
         assert card.removed_shown == 0

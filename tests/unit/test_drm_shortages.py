@@ -8,32 +8,17 @@ from typing import Any
 
 import pytest
 import trio
+from copy_account import CopyAccount
 from unit.drm_model import Board
 from unit.test_drm_model import WHOLE, Screen, _quick, card_of, running, until
 
-from displbe.sinks.base import CopyMemory, Part, SinkError
+from displbe.sinks.base import Part, SinkError
 from displbe.sinks.drm.output import ScreenState
-from displbe.wire.errors import Errno, RequestError
+from displbe.wire.errors import Errno
 
 __all__ = ["_quick"]
 
 NO_THREAD = "no thread can be started: raise TasksMax= in displbe.service, or give this machine more memory"
-
-
-class Account:
-    """A guest's limit of copies, as backend.quota has it."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, pages: int) -> None:
-        if self.used + pages > self.limit:
-            raise RequestError(Errno.ENOSPC, "limit of copy_pages reached")
-        self.used += pages
-
-    def give(self, pages: int) -> None:
-        self.used -= pages
 
 
 async def test_copies_are_charged(tmp_path: Path) -> None:
@@ -41,10 +26,10 @@ async def test_copies_are_charged(tmp_path: Path) -> None:
     board = Board()
     async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
         screen = Screen(made)
-        account = Account(8)  # three frames of 64x48 are nine pages
-        screen.output.copies = CopyMemory(account.take, account.give)
+        account = CopyAccount(8)  # three frames of 64x48 are nine pages
+        screen.output.copies = account.copies
         await screen.show()
-        assert screen.is_dark("limit of copy_pages reached")
+        assert screen.is_dark("limit of 8 copy_pages reached")
         assert account.used == 0
         screen.flip()
         await screen.complete()
@@ -63,8 +48,8 @@ async def test_the_copies_of_the_mode_before_make_room(tmp_path: Path) -> None:
     board = Board(modes=[(64, 48), (32, 24)])
     async with running(board, tmp_path, zero_copy="off", refresh=0) as made:
         screen = Screen(made)
-        account = Account(9)
-        screen.output.copies = CopyMemory(account.take, account.give)
+        account = CopyAccount(9)
+        screen.output.copies = account.copies
         await screen.show()
         assert (screen.output.state, account.used) == (ScreenState.LIT, 9)
         await screen.output.enable(screen.buffers[0], Part(0, 0, 32, 24))
@@ -73,7 +58,7 @@ async def test_the_copies_of_the_mode_before_make_room(tmp_path: Path) -> None:
         assert (screen.output.state, account.used) == (ScreenState.LIT, 9)
         account.limit = 2
         await screen.output.enable(screen.buffers[0], Part(0, 0, 32, 24))
-        assert screen.is_dark("limit of copy_pages reached")
+        assert screen.is_dark("limit of 2 copy_pages reached")
         account.limit = 3
         await until(lambda: screen.output.state is ScreenState.LIT)
         await screen.close()
@@ -85,10 +70,10 @@ async def test_a_frame_that_is_turned_is_charged(tmp_path: Path) -> None:
     board = Board(modes=[(48, 64)])
     async with running(board, tmp_path, zero_copy="off", refresh=0, screens={"rotate": "90"}) as made:
         screen = Screen(made)
-        account = Account(11)
-        screen.output.copies = CopyMemory(account.take, account.give)
+        account = CopyAccount(11)
+        screen.output.copies = account.copies
         await screen.show()
-        assert screen.is_dark("limit of copy_pages reached")
+        assert screen.is_dark("limit of 11 copy_pages reached")
         assert account.used == 0
         account.limit = 12
         await until(lambda: screen.output.state is ScreenState.LIT)

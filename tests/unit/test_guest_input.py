@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scenario.devices import BUFFER, SimDevice, SimNode
+from unit.guest_page import GuestPage
 
 from displbe.input.bindings import Binding, Role, parse_unique_id
 from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, Slot, Snapshot
@@ -48,38 +49,26 @@ from displbe.input.guest_input import GuestInput, InputSource
 from displbe.input.key_repeater import AutoRepeat
 from displbe.sim.input import InputCore
 from displbe.wire import kbdif
-from displbe.wire.errors import FrontendBroken
-from displbe.wire.kbdif import BackKbdPage, FrontKbdPage
-from displbe.xen.barriers import SharedMemory
 
 ALL: Final = frozenset(Role)
 LEFT: Final = 0x110
 END: Final = (EV_SYN, SYN_REPORT, 0)
 
 
-class Guest:
+class Guest(GuestPage):
     """A guest that consumes its events when the test says so."""
 
     def __init__(self, features: Features, used: int = 0) -> None:
-        """`used`: the number of events that have gone over the page before."""
-        memory = SharedMemory(memoryview(bytearray(4096)))
+        super().__init__(features, AutoRepeat(), used)
         self.core = InputCore()
         self.core.has_keyboard, self.core.has_pointer = features.keyboard, features.pointer
         self.core.absolute, self.core.contacts = features.absolute, features.contacts
         self.core.size = features.width - 1, features.height - 1
-        self._front = FrontKbdPage(memory)
-        memory.store(0, used)
-        memory.store(4, used)
-        self.guest_input = GuestInput(BackKbdPage(memory), features, AutoRepeat(), lambda: None, self._broken)
-
-    @staticmethod
-    def _broken(reason: FrontendBroken) -> None:
-        raise AssertionError(reason)
 
     def take(self) -> None:
         """Consume the events in the page, which makes room for waiting ones."""
-        for slot in self._front.take():
-            self.core.handle(kbdif.decode_event(slot))
+        for event in self.take_events():
+            self.core.handle(event)
         assert self.core.oops is None
         assert self.core.warnings == []
         self.guest_input.flush()

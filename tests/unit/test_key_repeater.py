@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import trio
 from scenario.devices import SimDevice, SimNode
 from trio.testing import MockClock, wait_all_tasks_blocked
+from unit.guest_page import GuestPage
 
 from displbe.input.bindings import Role
 from displbe.input.evdev.capabilities import Capabilities
@@ -17,33 +18,23 @@ from displbe.input.evdev.lookup import ClaimedRoles
 from displbe.input.event_codes import EV_KEY
 from displbe.input.features import Features
 from displbe.input.focus import Assignment
-from displbe.input.guest_input import GuestInput, InputSource
+from displbe.input.guest_input import InputSource
 from displbe.input.key_repeater import STALL, AutoRepeat
 from displbe.wire import kbdif
-from displbe.wire.errors import FrontendBroken
-from displbe.wire.kbdif import BackKbdPage, FrontKbdPage
-from displbe.xen.barriers import SharedMemory
 
 KEY_A, KEY_B = 30, 48
 REPEAT = AutoRepeat(0.5, 0.04)
 
 
-class Page:
+class Page(GuestPage):
     """A guest's page, and the input that is written into it."""
 
     def __init__(self) -> None:
-        memory = SharedMemory(memoryview(bytearray(4096)))
-        self._front = FrontKbdPage(memory)
-        self.guest_input = GuestInput(BackKbdPage(memory), Features(), REPEAT, lambda: None, self._broken)
-
-    @staticmethod
-    def _broken(reason: FrontendBroken) -> None:
-        raise AssertionError(reason)
+        super().__init__(Features(), REPEAT)
 
     def take(self) -> list[tuple[int, bool]]:
         """Consume the events in the page: codes, and whether they are presses."""
-        events = [kbdif.decode_event(slot) for slot in self._front.take()]
-        return [(event.keycode, bool(event.pressed)) for event in events if isinstance(event, kbdif.Key)]
+        return [(event.keycode, bool(event.pressed)) for event in self.take_events() if isinstance(event, kbdif.Key)]
 
 
 class Window(InputSource):

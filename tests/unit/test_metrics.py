@@ -301,10 +301,15 @@ async def test_idle_clients_are_few_and_go(tmp_path: Path, monkeypatch: pytest.M
         nursery.cancel_scope.cancel()
 
 
-async def test_tcp_when_asked_for() -> None:
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+async def test_tcp_when_asked_for() -> None:
+    port = free_port()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Metrics(MetricsSettings(listen=f"127.0.0.1:{port}"), Told().look).run)
         answer = b""
@@ -335,9 +340,7 @@ def test_wrong_settings(wrong: dict[str, Any]) -> None:
 
 
 async def test_idle_clients_of_tcp_do_not_shut_out_the_unix_socket(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = tmp_path / "metrics"
     settings = MetricsSettings(listen=f"127.0.0.1:{port}", socket=str(path))
     async with trio.open_nursery() as nursery:

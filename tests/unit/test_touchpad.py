@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.guest_page import GuestPage
 
 from displbe.input.bindings import Role
 from displbe.input.evdev.capabilities import AbsAxis, Capabilities, InputEvent, Slot, Snapshot
@@ -32,10 +33,9 @@ from displbe.input.event_codes import (
     SYN_REPORT,
 )
 from displbe.input.features import Features
-from displbe.input.guest_input import GuestInput, InputSource
+from displbe.input.guest_input import InputSource
 from displbe.input.key_repeater import AutoRepeat
-from displbe.wire.kbdif import BackKbdPage, FrontKbdPage, Key, Motion, decode_event
-from displbe.xen.barriers import SharedMemory
+from displbe.wire.kbdif import Key, Motion
 
 WIDTH: Final = 100
 """Millimetres."""
@@ -84,13 +84,7 @@ class Pad:
         self._slots = slots
         snapshot = Snapshot(slots=[Slot() for _ in range(slots)])
         self._decoder = Decoder(InputSource("pad", repeats=False), capabilities, snapshot)
-        memory = SharedMemory(memoryview(bytearray(4096)))
-        self._front = FrontKbdPage(memory)
-        self._guest = GuestInput(BackKbdPage(memory), Features(), AutoRepeat(), lambda: None, self._broken)
-
-    @staticmethod
-    def _broken(reason: Exception) -> None:
-        raise AssertionError(reason)
+        self._page = GuestPage(Features(), AutoRepeat())
 
     def put(self, finger: int, x: int, y: int) -> None:
         """Put a finger down, in units."""
@@ -135,7 +129,7 @@ class Pad:
                 for code, value in zip((ABS_X, ABS_Y), oldest, strict=True)
                 if self._changes(EV_ABS, 0, code, value)
             ]
-        self._decoder.decode([*events, (EV_SYN, SYN_REPORT, 0)], self._guest, frozenset((Role.POINTER,)))
+        self._decoder.decode([*events, (EV_SYN, SYN_REPORT, 0)], self._page.guest_input, frozenset((Role.POINTER,)))
         return self._take()
 
     def _changes(self, kind: int, slot: int, code: int, value: int) -> bool:
@@ -169,8 +163,7 @@ class Pad:
 
     def _take(self) -> tuple[int, int, int]:
         moved = [0, 0, 0]
-        for slot in self._front.take():
-            event = decode_event(slot)
+        for event in self._page.take_events():
             if isinstance(event, Motion):
                 moved = [moved[0] + event.rel_x, moved[1] + event.rel_y, moved[2] - event.rel_z]
             elif isinstance(event, Key):

@@ -10,22 +10,15 @@ import trio
 from sinks.compositor import FakeCompositor
 from unit.drm_model import Board, Monitor
 
+from .actor import Actor
 from .faults import KINDS
 from .world import World
 
 __all__ = ["UnreliableCompositor", "UnreliableMachine", "UnreliableScreens"]
 
 
-class UnreliableMachine:
+class UnreliableMachine(Actor):
     """An actor that lets the kernel, Xen and XenStore fail."""
-
-    def __init__(self, world: World, name: str, chance: random.Random) -> None:
-        self._world = world
-        self._name = name
-        self._chance = chance
-
-    def _note(self, action: str) -> None:
-        self._world.journal.note(self._name, action)
 
     async def run(self) -> None:
         """Act until cancelled."""
@@ -61,17 +54,12 @@ class UnreliableMachine:
         self._note("nothing fails")
 
 
-class UnreliableCompositor:
+class UnreliableCompositor(Actor):
     """An actor that is the compositor: it shows frames, hides and resizes windows, hangs, dies, and comes back."""
 
     def __init__(self, world: World, name: str, chance: random.Random, compositor: FakeCompositor) -> None:
-        self._world = world
-        self._name = name
-        self._chance = chance
+        super().__init__(world, name, chance)
         self._compositor = compositor
-
-    def _note(self, action: str) -> None:
-        self._world.journal.note(self._name, action)
 
     async def run(self) -> None:
         """Act until cancelled."""
@@ -144,17 +132,12 @@ class UnreliableCompositor:
         self._compositor.refresh()
 
 
-class UnreliableScreens:
+class UnreliableScreens(Actor):
     """An actor that is a card with its monitors: they are unplugged, the card goes, another program becomes DRM master, calls fail."""
 
     def __init__(self, world: World, name: str, chance: random.Random, board: Board) -> None:
-        self._world = world
-        self._name = name
-        self._chance = chance
+        super().__init__(world, name, chance)
         self._board = board
-
-    def _note(self, action: str) -> None:
-        self._world.journal.note(self._name, action)
 
     async def run(self) -> None:
         """Act until cancelled."""
@@ -175,9 +158,7 @@ class UnreliableScreens:
         """Refresh the screens 50 times a second."""
         while True:
             await trio.sleep(0.02)
-            for card in self._board.cards:
-                if card.fd >= 0:
-                    card.vblank()
+            self._board.vblank()
 
     async def _unplug(self) -> None:
         index = self._chance.randrange(len(self._board.monitors))

@@ -15,6 +15,7 @@ from displbe.sim.toolstack import ConnectorSpec
 from displbe.wire.displif import DbufDestroy, FbDetach, GetEdid, PageFlip, Request, SetConfig
 from displbe.wire.xenbus import State
 
+from .actor import Actor
 from .faults import is_guest
 from .requests import Memory, honest, put, random_requests
 from .world import World
@@ -36,13 +37,11 @@ VALUES: Final = (
 """Values of nodes."""
 
 
-class HostileGuest:
+class HostileGuest(Actor):
     """An actor that lives as one guest after the other. Its own failures are no faults: it provokes them."""
 
     def __init__(self, world: World, name: str, chance: random.Random) -> None:
-        self._world = world
-        self._name = name
-        self._chance = chance
+        super().__init__(world, name, chance)
         self._domid = 0
         self._guest: Guest
         self._memory: Memory
@@ -74,9 +73,6 @@ class HostileGuest:
         while True:
             await self._live()
             await trio.sleep(self._chance.uniform(0, 0.5))
-
-    def _note(self, action: str) -> None:
-        self._world.journal.note(self._name, action)
 
     async def _live(self) -> None:
         chance, world = self._chance, self._world

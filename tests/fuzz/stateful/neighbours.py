@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import trio
+from memory_watch import content
 
 from displbe.sim.guest import FrontConnector, Frontend, Guest, GuestFailure
 from displbe.sim.toolstack import ConnectorSpec
@@ -15,6 +16,7 @@ from displbe.sinks.headless.output import HeadlessOutput
 from displbe.wire.displif import PageFlip
 from displbe.xen.port import StoreError, StoreLost
 
+from .actor import Actor
 from .faults import is_guest
 from .virtual import Steps
 from .world import GOOD, World, WrongBehaviour
@@ -30,13 +32,11 @@ ANSWER: Final = 6000
 """Steps of all tasks within which a flip must be answered. Half of a storm's notifications of all other guests are fewer."""
 
 
-class Neighbour:
+class Neighbour(Actor):
     """A guest that flips between two buffers of one connector while others misbehave."""
 
     def __init__(self, world: World, name: str, chance: random.Random, steps: Steps) -> None:
-        self._world = world
-        self._name = name
-        self._chance = chance
+        super().__init__(world, name, chance)
         self._steps = steps
         self._domid = 0
         self._output = ""
@@ -47,9 +47,6 @@ class Neighbour:
     def _guest_name(self) -> str:
         """The guest's name: another one in each life, because what an operator does to a guest outlives it."""
         return self._name if self._domid == GOOD else f"{self._name}-{self._lives}"
-
-    def _note(self, action: str) -> None:
-        self._world.journal.note(self._name, action)
 
     @property
     def _excused(self) -> bool:
@@ -197,8 +194,7 @@ class Neighbour:
             return
         shown = b""
         if output._shown is not None:
-            with output._shown.memory.borrow() as view:
-                shown = bytes(view[:4])
+            shown = content(output._shown.memory, 0, 4)
         if shown != colour:
             what = shown.hex() or "nothing"
             raise WrongBehaviour(

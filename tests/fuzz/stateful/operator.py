@@ -10,6 +10,7 @@ from typing import Any, Final
 import trio
 from fuzz.configuration import LINES, ODD
 
+from .actor import Actor
 from .world import World, WrongBehaviour
 
 __all__ = ["BusyOperator", "ask"]
@@ -68,18 +69,13 @@ async def _more(stream: trio.SocketStream) -> bytes:
     return bytes(data)
 
 
-class BusyOperator:
+class BusyOperator(Actor):
     """An actor that controls the daemon, with and without sense."""
 
     def __init__(self, world: World, name: str, chance: random.Random) -> None:
-        self._world = world
-        self._name = name
-        self._chance = chance
+        super().__init__(world, name, chance)
         self._stalled = 0
         self._nursery: trio.Nursery
-
-    def _note(self, action: str) -> None:
-        self._world.journal.note(self._name, action)
 
     async def run(self) -> None:
         """Act until cancelled."""

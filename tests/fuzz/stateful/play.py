@@ -10,14 +10,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from unittest.mock import patch
 
 import msgspec
 import trio
 from scenario.devices import SimDevice, SimNodes
-from sinks.compositor import CORE, FakeCompositor
-from unit.drm_model import Board
+from sinks.compositor import FakeCompositor
+from unit.drm_model import Board, no_monitor
 
 from displbe.config import Settings
 from displbe.input.evdev.capabilities import Capabilities
@@ -37,6 +37,7 @@ from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
 
 from . import virtual
+from .actor import Actor
 from .environment import UnreliableCompositor, UnreliableMachine, UnreliableScreens
 from .faults import Faults
 from .guests import HostileGuest
@@ -97,18 +98,12 @@ class Failure(Exception):
     """A run has found a fault; the text is the report."""
 
 
-class Actor(Protocol):
-    """Acts until cancelled."""
-
-    async def run(self) -> None: ...
-
-
-class _Typist:
+class _Typist(Actor):
     """An actor that presses keys and unplugs keyboards."""
 
-    def __init__(self, nodes: SimNodes, chance: random.Random) -> None:
+    def __init__(self, world: World, name: str, chance: random.Random, nodes: SimNodes) -> None:
+        super().__init__(world, name, chance)
         self._nodes = nodes
-        self._chance = chance
 
     def plug(self, number: int) -> SimDevice:
         """Plug a keyboard in."""
@@ -141,7 +136,7 @@ class _Run:
         self.threads = Threads(self.chance("threads"), self.faults.no_thread)
         self.sink_name = options.sink or self.chance("sink").choice(SINKS)
         self.summary = Summary(self.sink_name)
-        self.compositor = FakeCompositor(_offers(self.chance("compositor")))
+        self.compositor = FakeCompositor()
         self.board = Board(4)
         self.nodes = SimNodes()
 
@@ -195,7 +190,7 @@ class _Run:
         made["toolstack"] = CarelessToolstack(world, "toolstack", self.chance("toolstack"))
         made["operator"] = BusyOperator(world, "operator", self.chance("operator"))
         made["machine"] = UnreliableMachine(world, "machine", self.chance("machine"))
-        made["typist"] = _Typist(self.nodes, self.chance("typist"))
+        made["typist"] = _Typist(world, "typist", self.chance("typist"), self.nodes)
         if self.sink_name == "wayland":
             made["screens"] = UnreliableCompositor(world, "screens", self.chance("screens"), self.compositor)
         elif self.sink_name == "drm":
@@ -335,12 +330,6 @@ class _Run:
         self.board.faults.clear()
         self.board.cards = [card for card in self.board.cards if card.fd >= 0]
 
-    def _vblank(self) -> None:
-        """Refresh the screens of the card."""
-        for card in self.board.cards:
-            if card.fd >= 0:
-                card.vblank()
-
     def _compare(self, before: Counter[str], after: Counter[str], what: str) -> None:
         grown = {kind: count for kind, count in (after - before).items() if count > GROWTH}
         if grown:
@@ -354,9 +343,9 @@ class _Run:
             warnings.simplefilter("error")
             stack.enter_context(self.log.listening())
             stack.enter_context(self.faults.installed())
-            stack.enter_context(virtual.simulated(self.threads, self._vblank))
+            stack.enter_context(virtual.simulated(self.threads, self.board.vblank))
             stack.enter_context(patch("displbe.daemon.make_sink", self.make_sink))
-            stack.enter_context(patch.object(hotplug, "_monitor", _no_monitor))
+            stack.enter_context(patch.object(hotplug, "_monitor", no_monitor))
             yield
 
 
@@ -395,13 +384,3 @@ def _leaf(error: BaseException) -> BaseException:
         return error
     leaves = [_leaf(inner) for inner in error.exceptions]
     return next((leaf for leaf in leaves if isinstance(leaf, WrongBehaviour)), leaves[0])
-
-
-def _offers(chance: random.Random) -> dict[str, int]:
-    """Return what a compositor offers."""
-    return dict(CORE)
-
-
-def _no_monitor() -> Any:
-    """Raise OSError: the kernel sends no events for the model's cards, so their connectors are polled."""
-    raise OSError("no events of a model")

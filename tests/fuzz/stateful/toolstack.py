@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 import trio
 
 from displbe.sim.toolstack import ConnectorSpec
 
-from .world import World
+from .actor import Actor
 
 __all__ = ["CarelessToolstack"]
 
@@ -18,13 +17,8 @@ ODD: Final = ("07", "a", "-1", "4294967296", "2/01", "99999", "9000/", "32752/0"
 VALUES: Final = ("", "0", "1", "2", "3", "4", "5", "6", "9", "x", "01", "64x48", "1x1", "shared-0", "shared-1", "\xff")
 
 
-class CarelessToolstack:
+class CarelessToolstack(Actor):
     """An actor that writes to XenStore as Dom0."""
-
-    def __init__(self, world: World, name: str, chance: random.Random) -> None:
-        self._world = world
-        self._name = name
-        self._chance = chance
 
     async def run(self) -> None:
         """Act until cancelled."""
@@ -36,9 +30,6 @@ class CarelessToolstack:
             domids = list(self._world.guests)
             if domids:
                 await act(self._chance.choice(domids))
-
-    def _note(self, action: str) -> None:
-        self._world.journal.note(self._name, action)
 
     def _touch(self, domid: int) -> None:
         self._world.touched |= {str(domid), self._world.guests.get(domid, "")}

@@ -11,10 +11,11 @@ make a difference now and then: a failure may need some repetitions.)
 from __future__ import annotations
 
 import contextlib
+import queue
 import random
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, TypeVar
 from unittest.mock import patch
@@ -89,38 +90,48 @@ class Threads:
         return results[0].unwrap()
 
 
-class CopyThread:
-    """The copying thread of one output (sinks.copy_thread.CopyThread), as a task."""
+class _Jobs(queue.SimpleQueue["Callable[[], None] | None"]):
+    """The jobs of a copying thread; its task waits for `wanted`."""
+
+    def __init__(self) -> None:
+        self.wanted = trio.Event()
+
+    def put(self, item: Callable[[], None] | None, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item)
+        self.wanted.set()
+
+
+class CopyThread(copy_thread.CopyThread):
+    """The copying thread of one output, as a task."""
 
     threads: Threads
+    _jobs: _Jobs
 
     def __init__(self, name: str) -> None:
         if self.threads._fails():
             raise NoThread
-        self._jobs: deque[Callable[[], None] | None] = deque()
+        self._jobs = _Jobs()
         self._given = self._done = 0
         self._is_ending = False
         self._look: Callable[[], float] | None = None
         self._pause: float | None = None
-        self._wanted = trio.Event()
         self._ended = trio.Event()
-        self._token = trio.lowlevel.current_trio_token()
-        trio.lowlevel.spawn_system_task(self._work)
+        self._loop = trio.lowlevel.current_trio_token()
+        trio.lowlevel.spawn_system_task(self._run)
 
-    async def _work(self) -> None:
+    async def _run(self) -> None:
         self.threads.running += 1
         try:
             while True:
-                if not self._jobs:
-                    self._wanted = trio.Event()
+                if self._jobs.empty():
+                    self._jobs.wanted = trio.Event()
                     with trio.move_on_after(1e9 if self._pause is None else self._pause) as waiting:
-                        await self._wanted.wait()
+                        await self._jobs.wanted.wait()
                     if waiting.cancelled_caught:
-                        if self._look is not None:
-                            self._pause = self._look()
+                        self._look_around()
                         continue
                 await self.threads.rest()
-                job = self._jobs.popleft()
+                job = self._jobs.get_nowait()
                 if job is None:
                     return
                 job()
@@ -130,53 +141,18 @@ class CopyThread:
             self.threads.running -= 1
             self._ended.set()
 
-    def do(self, job: Callable[[], None]) -> None:
-        """CopyThread.do"""
-        self._given += 1
-        self._put(job)
-
-    def _put(self, job: Callable[[], None] | None) -> None:
-        self._jobs.append(job)
-        self._wanted.set()
-
-    def tell(self, call: Callable[[], None]) -> None:
-        """CopyThread.tell"""
-        self._token.run_sync_soon(call)
-
-    def watch(self, look: Callable[[], float], pause: float) -> None:
-        """CopyThread.watch"""
-
-        def begin() -> None:
-            self._look, self._pause = look, pause
-
-        self.do(begin)
-
-    @property
-    def resting(self) -> bool:
-        """CopyThread.resting"""
-        return self._given == self._done
-
     async def idle(self) -> None:
         """CopyThread.idle"""
-        if self._is_ending:
-            with trio.CancelScope(shield=True):
-                await self._ended.wait()
+        if not self._is_ending:
+            await super().idle()
             return
-        if self.resting and self._look is None:
-            return
-        done = trio.Event()
-
-        def end() -> None:
-            self._look = self._pause = None
-            self.tell(done.set)
-
-        self.do(end)
-        await done.wait()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
 
     async def close(self) -> None:
         """CopyThread.close"""
         self._is_ending = True
-        self._put(None)
+        self._jobs.put(None)
         with trio.CancelScope(shield=True):
             await self._ended.wait()
 

@@ -69,10 +69,8 @@ class Log:
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
-        self.lines = 0
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        self.lines += 1
         if method in ("error", "exception", "critical"):
             self._judge(event)
         raise structlog.DropEvent

@@ -11,6 +11,7 @@ from hostile.window_attacks import ATTACKS, WINDOW_SIZE, screen
 from PIL import Image
 from scenario.world import spec, until
 from sinks.x11.conftest import Worlds, output_of, reopen, sink_of
+from sinks.x11.test_x11 import size_of
 from sinks.x11.xvfb import Manager, User, Xvfb
 
 from displbe.backend.quota import Limits
@@ -19,11 +20,6 @@ from displbe.sinks.x11.output import OutputState
 from displbe.sinks.x11.painter import WindowWish
 
 LIMITS = Limits(modesets_per_second=10_000.0, reconnects_per_second=1000.0)
-
-
-def size_of(user: User, window: int) -> tuple[int, int]:
-    geometry = user.core.GetGeometry(window).reply()
-    return geometry.width, geometry.height
 
 
 def black(user: User) -> bool:
