@@ -49,9 +49,7 @@ class ModeSearch:
         blob = pipe.device.create_blob(mode.raw)
         try:
             changes = full_state(pipe, PlaneConfig(frame.fb, whole, mode, whole), blob)
-            objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
-            neutral = neutral_values(pipe.device, *objects)
-            commit_with(pipe.device, changes, neutral, "test mode", TEST, pipe.name)
+            commit_with(pipe.device, changes, neutral_values(pipe), "test mode", TEST, pipe.name)
         finally:
             with suppress(DrmError):
                 pipe.device.destroy_blob(blob)

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from .atomic import TEST, Atomic, Changes
+from .atomic import TEST, Atomic, Changes, Pipe
 from .device import BLEND_MODE, DrmDevice
 from .errors import DrmError
 from .properties import Property
@@ -75,10 +75,10 @@ class Extra(msgspec.Struct, frozen=True):
     value: int
 
 
-def neutral_values(device: DrmDevice, *objects: tuple[str, int]) -> list[Extra]:
-    """Return the neutral values of these objects' properties; only of those that are not neutral now. Raises DrmError."""
-    found = []
-    for kind, identity in objects:
+def neutral_values(pipe: Pipe) -> list[Extra]:
+    """Return the neutral values of the properties of a pipe's objects; only of those that are not neutral now. Raises DrmError."""
+    device, found = pipe.device, []
+    for kind, identity in pipe.objects:
         there = device.values(kind, identity)
         for name, neutral in NEUTRAL[kind].items():
             if name not in there:

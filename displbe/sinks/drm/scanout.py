@@ -159,10 +159,9 @@ class ScanoutPipe:
     def _commit_neutral(self, state: Changes, operation: str, flags: int) -> None:
         """Commit or test a state and neutral values of other properties, except those that the card refuses. Raises DrmError."""
         pipe = self.pipe
-        objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
         neutral = [
             extra
-            for extra in neutral_values(pipe.device, *objects)
+            for extra in neutral_values(pipe)
             if extra.name not in state[extra.object] and (extra.object, extra.name) not in self._left_alone
         ]
         for extra, error in commit_with(pipe.device, state, neutral, operation, flags, pipe.name):
