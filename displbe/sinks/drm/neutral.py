@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from .atomic import TEST, Atomic, Changes, Pipe
-from .device import BLEND_MODE, DrmDevice
+from .device import BLEND_MODE, OPAQUE_BLENDING, DrmDevice
 from .errors import DrmError
 from .properties import Property
 
@@ -56,7 +56,7 @@ NEUTRAL: Final[dict[str, dict[str, Neutral]]] = {
     "plane": {
         "rotation": ("rotate-0",),
         "alpha": 0xFFFF,  # DRM_BLEND_ALPHA_OPAQUE
-        BLEND_MODE: ("None", "Pre-multiplied"),
+        BLEND_MODE: OPAQUE_BLENDING,
         "zpos": 0,
         # The defaults of YUV framebuffers, as sinks/convert.py takes them.
         "COLOR_ENCODING": ("ITU-R BT.601 YCbCr",),
