@@ -363,7 +363,7 @@ class DrmOutput(Output):
         link = self._link
         if link is None:
             return self._dark.missing
-        if not self._can_be_lit(link):
+        if not self.can_be_lit(link.connector):
             unknown = link.connector.connection is Connection.UNKNOWN
             return CANNOT_TELL if unknown else "no monitor is connected"
         return link.why_not_master()
@@ -374,17 +374,17 @@ class DrmOutput(Output):
         return self._settings.screen(self.name, f"{card}/{connector}", connector)
 
     @property
-    def is_always_lit(self) -> bool:
+    def _is_always_lit(self) -> bool:
         """Whether the settings say that the screen is lit without a monitor, too."""
         return self._link is not None and self._screen(self._link).connected == "always"
 
-    def _can_be_lit(self, link: CardLink) -> bool:
-        """Whether the screen is lit as far as the connector is concerned."""
-        return link.connector.can_be_lit or self._screen(link).connected == "always"
+    def can_be_lit(self, connector: CardConnector) -> bool:
+        """Whether the screen is lit as far as its connector is concerned, which may have been probed anew."""
+        return connector.can_be_lit or self._is_always_lit
 
     def _modes(self, link: CardLink) -> Sequence[Mode]:
         """Return the modes that a picture may be shown in, with their sizes as they are seen."""
-        modes = (link.connector.modes or FALLBACK_MODES) if self._can_be_lit(link) else ()
+        modes = (link.connector.modes or FALLBACK_MODES) if self.can_be_lit(link.connector) else ()
         return upright(modes, link.scanout.turn)
 
     async def reconcile(self, connector: CardConnector) -> None:
@@ -397,7 +397,7 @@ class DrmOutput(Output):
             if link is None:
                 return
             before = link.connector
-            if not connector.modes and self._screen(link).connected == "always":
+            if not connector.modes and self._is_always_lit:
                 # The line that detects the cable may be loose: the monitor's modes stay known.
                 connector = msgspec.structs.replace(connector, modes=before.modes)
             link.connector = connector
@@ -443,7 +443,7 @@ class DrmOutput(Output):
             return
         if is_wrong:
             self._dark.covered = None
-            if not self._can_be_lit(link):
+            if not self.can_be_lit(link.connector):
                 await self._switch_off(link)
             return
         with suppress(DrmError):  # the next look asks again

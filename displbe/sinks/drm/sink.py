@@ -295,7 +295,7 @@ class DrmSink(Sink):
             return f"{connector.name} has another monitor: {connector.edid_name}"
         if match is Match.FOLLOWS and self._is_wanted_by_name(card, connector):
             return f"{connector.name} belongs to a guest that names it"
-        is_lit = connector.can_be_lit or output.is_always_lit
+        is_lit = output.can_be_lit(connector)
         if is_lit and match is not Match.FOLLOWS:
             return ""
         found = self._choose(output)
