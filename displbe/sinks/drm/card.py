@@ -180,8 +180,8 @@ class Card:
         pipe = next(self._free_pipes(connector), None)
         if pipe is None:
             raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
-        names = output.name, f"{self.device.name}/{connector.name}", connector.name
-        turn = self._settings.screen(*names).turn(connector.orientation)
+        screen = self._settings.screen(*output.names_on(self.device.name, connector.name))
+        turn = screen.turn(connector.orientation)
         other_pipes = partial(self._free_pipes, connector)
         output.attach_card(
             CardLink(

@@ -49,7 +49,7 @@ from .framebuffers import FramebufferSet
 from .mode_search import ModeSearch
 from .placement import Placement, placements, ranked_modes
 from .scanout import ActiveMode, ScanoutPipe, sideways_edid, upright
-from .settings import DrmSettings, ScreenSettings
+from .settings import DrmSettings
 from .worker import in_worker, start_copy_thread
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
@@ -368,15 +368,18 @@ class DrmOutput(Output):
             return CANNOT_TELL if unknown else "no monitor is connected"
         return link.why_not_master()
 
-    def _screen(self, link: CardLink) -> ScreenSettings:
-        """Return the screen's settings."""
-        card, connector = link.scanout.pipe.device.name, link.connector.name
-        return self._settings.screen(self.name, f"{card}/{connector}", connector)
+    def names_on(self, card: str, connector: str) -> tuple[str, str, str]:
+        """Return the names by which settings can mean the output on this connector of a card; the output's own comes first."""
+        return self.name, f"{card}/{connector}", connector
 
     @property
     def _is_always_lit(self) -> bool:
         """Whether the settings say that the screen is lit without a monitor, too."""
-        return self._link is not None and self._screen(self._link).connected == "always"
+        link = self._link
+        if link is None:
+            return False
+        names = self.names_on(link.scanout.pipe.device.name, link.connector.name)
+        return self._settings.screen(*names).connected == "always"
 
     def can_be_lit(self, connector: CardConnector) -> bool:
         """Whether the screen is lit as far as its connector is concerned, which may have been probed anew."""

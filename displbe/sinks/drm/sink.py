@@ -318,8 +318,7 @@ class DrmSink(Sink):
     def turn_of(self, name: str) -> Turn:
         for output in self.outputs.values():
             pipe = output.pipe
-            names = (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}") if pipe is not None else ()
-            if canonical(name) in map(canonical, names):
+            if pipe is not None and canonical(name) in map(canonical, output.names_on(pipe.device.name, pipe.name)):
                 return output.turn
         return Turn.NONE
 
