@@ -198,16 +198,18 @@ class DrmOutput(Output):
     def wait_for_connector(self, reason: str) -> None:
         """Take note of the reason why the output is on no connector."""
         if self._link is None:
-            self._dark.missing = reason
-            if self._wanted is not None:
-                self._darken(reason)
+            self._lose_connector(reason)
+
+    def _lose_connector(self, reason: str) -> None:
+        """Go dark if the guest shows something: the output is on no connector now, for this reason, or will soon be on none."""
+        self._dark.missing = reason
+        if self._wanted is not None:
+            self._darken(reason)
 
     async def leave_connector(self, reason: str) -> None:
         """Switch the screen off and release everything of the connector: the output belongs on another, or on none now."""
         async with self._card_lock:
-            self._dark.missing = reason
-            if self._wanted is not None:
-                self._darken(reason)
+            self._lose_connector(reason)
             await self._quiet()
             link = self._link
             if link is None:
@@ -224,9 +226,7 @@ class DrmOutput(Output):
     async def detach_card(self, reason: str) -> None:
         """Release everything of the card: it is gone, or about to be closed."""
         async with self._card_lock:
-            self._dark.missing = reason
-            if self._wanted is not None:
-                self._darken(reason)
+            self._lose_connector(reason)
             await self._quiet()
             link, self._link = self._link, None
             if link is not None:
