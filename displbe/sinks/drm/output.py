@@ -303,16 +303,15 @@ class DrmOutput(Output):
         self._dark.covered = lit
         return True
 
-    def _uncover(self, buffer: DrmBuffer) -> bool:
+    def _uncover(self, buffer: DrmBuffer) -> _LitScreen | None:
         """Enter LIT in the mode that the screen still has. The caller shows this buffer then.
 
-        Return False if the screen is not covered, or the guest has to wait.
+        Return None if the screen is not covered, or the guest has to wait.
         """
         covered = self._dark.covered
         if covered is None or trio.current_time() < self._dark.not_before:
-            return False
-        self._enter_lit(covered.mode, buffer, covered.note)
-        return True
+            return None
+        return self._enter_lit(covered.mode, buffer, covered.note)
 
     def _charge(self, reason: str = HELD_BACK) -> None:
         """Charge the guest for a mode change. If it owes too many, the screen stays dark for a while, for this reason."""
@@ -421,9 +420,8 @@ class DrmOutput(Output):
             elif self._lit is None and trio.current_time() < self._dark.not_before:
                 return
             try:
-                if not changed and self._lit is None and self._uncover(wanted.buffer):
-                    assert self._lit is not None
-                    self._show(self._lit, wanted.buffer, self._flip.renew())
+                if not changed and self._lit is None and (lit := self._uncover(wanted.buffer)) is not None:
+                    self._show(lit, wanted.buffer, self._flip.renew())
                     self._watch()
                 elif (lit := self._lit) is None or changed or not await self._is_still_shown(link, lit):
                     self._set_dark(SWITCHING_ON)
@@ -720,15 +718,12 @@ class DrmOutput(Output):
             raise SinkError(Errno.EINVAL, f"{self.name} is off")
         serial = self._flip.begin(token)
         removed, wanted.buffer = wanted.buffer is None, buffer
-        if self._lit is not None:
-            self._show(self._lit, buffer, serial)
-            if removed:  # until now there was no frame to watch
+        was_lit = self._lit is not None
+        lit = self._lit if was_lit else self._uncover(buffer)
+        if lit is not None:
+            self._show(lit, buffer, serial)
+            if removed or not was_lit:  # until now there was no frame to watch
                 self._watch()
-            return
-        if self._uncover(buffer):
-            assert self._lit is not None
-            self._show(self._lit, buffer, serial)
-            self._watch()
             return
         self._flip.end_at_refresh()
         if removed and self._link is not None:  # now there is a frame to show again
