@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -464,15 +464,13 @@ class DrmOutput(Output):
         if not lit.note or trio.current_time() < lit.test_at:
             return False
         lit.test_at = trio.current_time() + BETTER
-        wanted = ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[0]
-        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
-        try:
-            possible = await in_worker(search.passes, link.scanout.pipe, wanted)
+        wanted = placements(self._modes(link), part.width, part.height, self._settings.scale)[0].mode
+        async with _mode_search(link.scanout, buffer) as search:
+            try:
+                possible = await in_worker(search.passes, link.scanout.pipe, wanted)
+            except DrmError:  # it says nothing about the mode
+                return False
             return possible and self._lit is lit  # a flip may have failed meanwhile
-        except DrmError:  # it says nothing about the mode
-            return False
-        finally:
-            await run_in_thread_or_here(search.close)
 
     async def _lose_screen(self, link: CardLink, obstacle: str) -> None:
         """Go dark and switch the screen off: the monitor is unplugged, or another program has become DRM master."""
@@ -519,15 +517,13 @@ class DrmOutput(Output):
 
     async def _check_mode(self, link: CardLink, buffer: DrmBuffer, mode: Mode) -> None:
         """Raise DrmError if the card refuses this mode with a frame of its size."""
-        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
-        try:
-            await in_worker(search.check, link.scanout.pipe, mode)
-        except DrmError as error:
-            if error.refuses_frame:
-                raise
-            # It says nothing about the mode. For example, there is no memory for such a frame, but none is needed to scale the guest's.
-        finally:
-            await run_in_thread_or_here(search.close)
+        async with _mode_search(link.scanout, buffer) as search:
+            try:
+                await in_worker(search.check, link.scanout.pipe, mode)
+            except DrmError as error:
+                if error.refuses_frame:
+                    raise
+                # It says nothing about the mode. For example, there is no memory for such a frame, but none is needed to scale the guest's.
 
     def _others(self, link: CardLink, part: Part, best: Placement) -> Iterator[tuple[Mode, Sequence[Placement]]]:
         """Yield the modes to try, and the ways to show the picture in each.
@@ -553,9 +549,8 @@ class DrmOutput(Output):
         """
         scanout, first, wanted = link.scanout, link.scanout.pipe, where[0].mode
         formats = {each.format.fourcc for each in self._framebuffers.buffers}
-        search = ModeSearch(buffer.format.fourcc, scanout.turn)
         until = trio.current_time() + SEARCH_TIME
-        try:
+        async with _mode_search(scanout, buffer) as search:
             for mode, ways in self._others(link, part, where[0]):
                 others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
                 for pipe in others if mode == wanted else [first, *others]:
@@ -577,8 +572,6 @@ class DrmOutput(Output):
                         continue
                     self._warn("the card refused the mode", note or f"{wanted} ({refusal}): another CRTC is used")
                     return True
-        finally:
-            await run_in_thread_or_here(search.close)
         return False
 
     async def _show_in(
@@ -819,6 +812,16 @@ class DrmOutput(Output):
             await self._quiet()
             self._set_off()
             return await run_in_thread_or_here(link.scanout.leave)
+
+
+@asynccontextmanager
+async def _mode_search(scanout: ScanoutPipe, buffer: DrmBuffer) -> AsyncIterator[ModeSearch]:
+    """Return a search for modes that could show this buffer. Its frame is freed at the end."""
+    search = ModeSearch(buffer.format.fourcc, scanout.turn)
+    try:
+        yield search
+    finally:
+        await run_in_thread_or_here(search.close)
 
 
 def _refusal(error: DrmError | SinkError) -> DrmError | None:

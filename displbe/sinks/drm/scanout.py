@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import msgspec
@@ -127,8 +127,7 @@ class ScanoutPipe:
         whole = 0, 0, *size
         if self.turn is not Turn.NONE:
             rotation(self.pipe, self.turn)
-        search = ModeSearch(fourcc, self.turn)
-        try:
+        with closing(ModeSearch(fourcc, self.turn)) as search:
             for mode in ranked_modes(exact, *size, "none")[:MOST_TESTS]:
                 try:
                     config = PlaneConfig(fb, whole, mode, self.turn.on_panel(whole, *size), self.turn)
@@ -137,8 +136,6 @@ class ScanoutPipe:
                 except DrmError as error:
                     if not error.refuses_frame or search.passes(self.pipe, mode):
                         raise
-        finally:
-            search.close()
 
     def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
         """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test.
