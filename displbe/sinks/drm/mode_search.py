@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from contextlib import suppress
 
-from displbe.sinks.convert import pixel_size
 from displbe.sinks.turn import Turn
 
 from .atomic import TEST, Pipe, PlaneConfig, full_state
@@ -56,7 +55,7 @@ class ModeSearch:
 
     def _frame_for(self, pipe: Pipe, mode: Mode) -> DumbBuffer:
         """Return a black frame of the mode's size. Raises DrmError."""
-        shape = *self._turn.size(mode.width, mode.height), 8 * pixel_size(self._fourcc), self._fourcc
+        shape = *self._turn.size(mode.width, mode.height), self._fourcc
         if self._frame is None or self._frame.shape != shape:
             self.close()
             self._frame = DumbBuffer(pipe.device, *shape)

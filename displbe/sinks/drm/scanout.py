@@ -229,8 +229,7 @@ class ScanoutPipe:
             # Two pixels of YUYV share their colour: a picture that began with the second one would have wrong colours.
             origin = left - left % 2 if buffer.format.fourcc == YUYV else left, top
         size = in_copy.size(*size)
-        pixel = pixel_size(buffer.format.fourcc)
-        shape = *size, 8 * pixel, buffer.format.fourcc
+        shape = *size, buffer.format.fourcc
         private_frames = 1 if in_copy is Turn.NONE else 2
         try:
             buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
@@ -242,7 +241,7 @@ class ScanoutPipe:
         try:
             assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
-            offset = origin[1] * buffers.back.pitch + origin[0] * pixel
+            offset = origin[1] * buffers.back.pitch + origin[0] * pixel_size(buffer.format.fourcc)
             target = CopyTarget(rows, buffers, offset, bool(buffer.format.conversion), in_copy)
             target.copy(buffer.memory)
             config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, self.turn.on_panel(on_screen, *screen), by_plane)
@@ -279,7 +278,7 @@ class ScanoutPipe:
         kernel need not take it off when it is removed: for that, the kernel locks all of the card's screens.
         """
         device, size, fourcc = self.pipe.device, active.placement.shown, buffer.format.fourcc
-        shape = (*size, 8 * pixel_size(fourcc), fourcc)
+        shape = *size, fourcc
         if self._cover is not None and self._cover.shape != shape:
             self._free_cover()
         with name_connector(self.pipe.name):
