@@ -605,10 +605,9 @@ class DrmOutput(Output):
         lit = self._enter_lit(mode, shown, note)
         used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
-        name = f"{used.width}x{used.height}@{used.refresh}"
         self._log.info(
             "output on",
-            mode=name,
+            mode=str(used),
             target=target,
             rotate=self.turn.value or None,
             path=self.path,
