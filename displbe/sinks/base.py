@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from displbe.wire.errors import Errno, RequestError
-from displbe.wire.ring import PAGE_SIZE
+from displbe.wire.pgdir import pages_of
 from displbe.xen.memory import Memory
 from displbe.xen.port import GuestBuffer, HypervisorError
 
@@ -142,7 +142,7 @@ class CopyMemory:
 
         Raises OSError ENOMEM, like a kernel that has no memory, with the reason.
         """
-        pages = -(-size // PAGE_SIZE)
+        pages = pages_of(size)
         try:
             self._take(pages)
         except RequestError as error:
