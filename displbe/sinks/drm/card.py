@@ -159,7 +159,7 @@ class Card:
             "dma-bufs can be imported" if self.device.imports else "no dma-bufs can be imported: frames are copied",
         ]
         for connector in self.connectors:
-            (name,) = describe([connector])
+            name = describe(connector)
             match connector.connection:
                 case Connection.CONNECTED:
                     words.append(f"{name} connected, {len(connector.modes)} modes")

@@ -202,8 +202,8 @@ class DrmSink(Sink):
         output = DrmOutput(binding, key, self._settings, self._clock, self._tasks, released)
         found = self._choose(output)
         if found is None and not self._may_come(binding):
-            there = describe(connector for card in self._open_cards() for connector in card.connectors)
-            known = ", ".join(there or sorted(name for name in self._locations if "/" not in name))
+            there = [describe(connector) for card in self._open_cards() for connector in card.connectors]
+            known = ", ".join(sorted(there or (name for name in self._locations if "/" not in name)))
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
         if found is not None:
             card, connector = found
