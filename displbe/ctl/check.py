@@ -273,7 +273,7 @@ def _outputs(device: DrmDevice) -> CheckResult:
     """List the names of a card's connectors, monitors and places on docks."""
     card = f"{device.name} ({device.bus_path})" if device.bus_path else device.name
     try:
-        names = describe(device.probe())
+        names = sorted(map(describe, device.probe()))
     except DrmError as error:
         return warning(f"{card}: {error}", "run this check again; displbe tries again by itself")
     return passed(f"{card} has {', '.join(names) or 'no connectors'}")

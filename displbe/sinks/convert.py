@@ -239,18 +239,17 @@ def convert(
     source, target = _SOURCES[code], TARGETS[into]
     line = bytearray(b"\xff" * (row // source.size * target.size))
     has_same_colours = isinstance(source, _Packed) and (source.size, source.places) == (target.size, target.places)
-    rows_at_once = max(1, AT_ONCE // (row * source.work))
-    for first in range(0, rows, rows_at_once):
-        with _one_at_a_time:
-            for index in range(first, min(first + rows_at_once, rows)):
-                # A private copy: the guest may draw at the same time.
-                pixels = bytes(of[index * of_stride : index * of_stride + row])
-                if has_same_colours:
-                    line[:] = target.filled(pixels)
-                else:
-                    target.pack(line, source.planes(pixels))
-                to[index * to_stride : index * to_stride + len(line)] = line
-            time.sleep(PAUSE)
+
+    def convert_row(index: int) -> None:
+        # A private copy: the guest may draw at the same time.
+        pixels = bytes(of[index * of_stride : index * of_stride + row])
+        if has_same_colours:
+            line[:] = target.filled(pixels)
+        else:
+            target.pack(line, source.planes(pixels))
+        to[index * to_stride : index * to_stride + len(line)] = line
+
+    _in_parts(rows, row * source.work, convert_row)
 
 
 def turn_frame(to: memoryview, to_stride: int, of: memoryview, width: int, height: int, size: int, turn: Turn) -> None:
@@ -261,12 +260,21 @@ def turn_frame(to: memoryview, to_stride: int, of: memoryview, width: int, heigh
     """
     across, down = turn.size(width, height)
     line = bytearray(size * across)
-    rows_at_once = max(1, AT_ONCE // len(line))
-    for first in range(0, down, rows_at_once):
+
+    def turn_row(index: int) -> None:
+        _turned_row(line, of, width, height, size, turn, index)
+        to[index * to_stride : index * to_stride + len(line)] = line
+
+    _in_parts(down, len(line), turn_row)
+
+
+def _in_parts(rows: int, work: int, do_row: Callable[[int], None]) -> None:
+    """Call `do_row` for each row, with a pause after each AT_ONCE bytes; a row takes as much time as `work` bytes."""
+    rows_at_once = max(1, AT_ONCE // work)
+    for first in range(0, rows, rows_at_once):
         with _one_at_a_time:
-            for index in range(first, min(first + rows_at_once, down)):
-                _turned_row(line, of, width, height, size, turn, index)
-                to[index * to_stride : index * to_stride + len(line)] = line
+            for index in range(first, min(first + rows_at_once, rows)):
+                do_row(index)
             time.sleep(PAUSE)
 
 

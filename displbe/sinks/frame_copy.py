@@ -6,11 +6,10 @@ import zlib
 
 import msgspec
 
-from displbe.wire.formats import FORMATS
 from displbe.xen.memory import copy_rows, same_rows
 
 from .base import Geometry, Part
-from .convert import XR24, convert
+from .convert import XR24, convert, pixel_size
 
 __all__ = ["FrameRows", "copy_frame", "frame_checksum", "frame_rows", "same_frame"]
 
@@ -38,9 +37,9 @@ class FrameRows(msgspec.Struct, frozen=True):
 
 def frame_rows(shape: Geometry, part: Part) -> FrameRows:
     """Return the rows of a part of a framebuffer; the part lies inside."""
-    pixel_size = FORMATS[shape.fourcc].bits // 8
-    start = shape.offset + part.y * shape.stride + part.x * pixel_size
-    return FrameRows(shape.fourcc, start, shape.stride, part.width * pixel_size, part.height)
+    pixel = pixel_size(shape.fourcc)
+    start = shape.offset + part.y * shape.stride + part.x * pixel
+    return FrameRows(shape.fourcc, start, shape.stride, part.width * pixel, part.height)
 
 
 def copy_frame(

@@ -9,11 +9,10 @@ from PIL import Image
 from displbe.wire.formats import fourcc
 
 from .base import Geometry, Part
+from .convert import YUYV
 from .frame_copy import copy_frame, frame_rows
 
 __all__ = ["image"]
-
-_YUYV: Final = fourcc("YUYV")
 
 # DRM format (little-endian) -> Pillow's mode and raw mode.
 _RAW_MODES: Final[dict[int, tuple[str, str]]] = {
@@ -33,7 +32,7 @@ def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
     rows = frame_rows(shape, part)
     data = memoryview(bytearray(rows.size))
     copy_frame(rows, view, data, rows.row)
-    if shape.fourcc == _YUYV:
+    if shape.fourcc == YUYV:
         return _from_yuyv(data, part.width, part.height)
     mode, raw = _RAW_MODES[shape.fourcc]
     made = Image.frombytes(mode, (part.width, part.height), data, "raw", raw, rows.row, 1)

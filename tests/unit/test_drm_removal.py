@@ -198,7 +198,7 @@ async def test_another_program_has_the_screen_while_it_is_covered(tmp_path: Path
         await until(lambda: not next(iter(made._cards.values())).why_not_master())
         assert screen.is_dark(REMOVED)
         screen.flip(1)
-        await until(lambda: on_plane(board, screen, 1))
+        await until(lambda: on_plane(board, screen, 1) and screen.output.state is ScreenState.LIT)
         await screen.complete()
         assert (screen.output.state, screen.output.path, card.removed_shown) == (ScreenState.LIT, "zero copy", 0)
         await screen.close()

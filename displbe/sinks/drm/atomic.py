@@ -53,6 +53,11 @@ class Pipe(msgspec.Struct, frozen=True):
     crtc: int
     plane: Plane
 
+    @property
+    def objects(self) -> tuple[tuple[str, int], tuple[str, int], tuple[str, int]]:
+        """Kind and id of the connector, the CRTC and the plane."""
+        return ("connector", self.connector), ("crtc", self.crtc), ("plane", self.plane.id)
+
 
 class PlaneConfig(msgspec.Struct, frozen=True):
     """A framebuffer on a plane: the part of it that is shown (`source`), and the part of the mode that shows it (`target`).
@@ -125,7 +130,7 @@ def full_state(pipe: Pipe, config: PlaneConfig, blob: int) -> Changes:
     x, y, width, height = config.source
     left, top, across, down = config.target
     changes = _displaced(pipe)
-    connector, crtc, plane = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
+    connector, crtc, plane = pipe.objects
     changes[connector] = {"CRTC_ID": pipe.crtc}
     changes[crtc] = {"ACTIVE": 1, "MODE_ID": blob}
     changes[plane] = {
@@ -157,10 +162,8 @@ def rotation(pipe: Pipe, turn: Turn) -> int:
 
 def off_state(pipe: Pipe, *, connector: bool = True) -> Changes:
     """Return the changes that switch the pipe off. The `connector` is left out if it is gone, with its dock."""
-    objects = [("crtc", pipe.crtc), ("plane", pipe.plane.id)]
-    if connector and pipe.connector in pipe.device.connector_ids:
-        objects.append(("connector", pipe.connector))
-    return {(kind, identity): OFF[kind] for kind, identity in objects}
+    there = connector and pipe.connector in pipe.device.connector_ids
+    return {(kind, identity): OFF[kind] for kind, identity in pipe.objects if there or kind != "connector"}
 
 
 def _displaced(pipe: Pipe) -> Changes:

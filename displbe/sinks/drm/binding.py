@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -114,10 +113,7 @@ def connector_names(connector: CardConnector) -> set[str]:
     return set(map(canonical, filter(None, names)))
 
 
-def describe(connectors: Iterable[CardConnector]) -> list[str]:
-    """Return the names of connectors for the operator, each with those of its monitor and of its place on a dock."""
-    found = []
-    for connector in connectors:
-        more = ", ".join(filter(None, (connector.path_name, connector.edid_name)))
-        found.append(f"{connector.name} ({more})" if more else connector.name)
-    return sorted(found)
+def describe(connector: CardConnector) -> str:
+    """Return the name of a connector for the operator, with those of its monitor and of its place on a dock."""
+    more = ", ".join(filter(None, (connector.path_name, connector.edid_name)))
+    return f"{connector.name} ({more})" if more else connector.name

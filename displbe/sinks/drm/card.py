@@ -159,7 +159,7 @@ class Card:
             "dma-bufs can be imported" if self.device.imports else "no dma-bufs can be imported: frames are copied",
         ]
         for connector in self.connectors:
-            (name,) = describe([connector])
+            name = describe(connector)
             match connector.connection:
                 case Connection.CONNECTED:
                     words.append(f"{name} connected, {len(connector.modes)} modes")
@@ -180,8 +180,8 @@ class Card:
         pipe = next(self._free_pipes(connector), None)
         if pipe is None:
             raise OutputUnavailable(f"{self.device.name} has no free CRTC for {connector.name}")
-        names = output.name, f"{self.device.name}/{connector.name}", connector.name
-        turn = self._settings.screen(*names).turn(connector.orientation)
+        screen = self._settings.screen(*output.names_on(self.device.name, connector.name))
+        turn = screen.turn(connector.orientation)
         other_pipes = partial(self._free_pipes, connector)
         output.attach_card(
             CardLink(

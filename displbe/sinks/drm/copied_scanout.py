@@ -46,7 +46,7 @@ class CopyTarget:
         self._converted = converted
         self._turn = turn
         is_turned = turn is not Turn.NONE
-        self._into = buffers.shape[3] if converted or is_turned else rows.fourcc
+        self._into = buffers.shape[2] if converted or is_turned else rows.fourcc
         self._width = rows.row // pixel_size(rows.fourcc) if is_turned else 0
         self._pixel_size = pixel_size(self._into) if is_turned else 0
         self._upright = buffers.private(self._width * self._pixel_size * rows.rows) if is_turned else None

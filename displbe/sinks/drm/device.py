@@ -34,9 +34,9 @@ from .properties import Property, linear_formats
 __all__ = ["CardConnector", "Connection", "DrmDevice", "Mastership", "Mode", "Plane"]
 
 BLEND_MODE: Final = "pixel blend mode"
-OPAQUE_BLENDING: Final = {"None", "Pre-multiplied"}
+OPAQUE_BLENDING: Final = ("None", "Pre-multiplied")
 """Blend modes in which nothing below a plane is seen while that is black: `None` ignores alpha, and `Pre-multiplied` adds the pixel's
-colours to those below.
+colours to those below. The first one that the driver has is set (`neutral`).
 """
 OPAQUE_DRIVERS: Final = {"zynqmp-dpsub"}
 """Drivers without that property whose primary planes ignore the pixels' alpha. zynqmp_kms.c has the blender use its global alpha."""
@@ -313,7 +313,7 @@ class DrmDevice:
     def _ignores_alpha(self, plane: int) -> bool:
         # drm_blend.c: "Not all devices support pre-multiplied blend mode". A driver without the property does not say what it does.
         if BLEND_MODE in self._ids["plane", plane]:
-            return not OPAQUE_BLENDING.isdisjoint(self.describe("plane", plane, BLEND_MODE).names)
+            return not self.describe("plane", plane, BLEND_MODE).names.keys().isdisjoint(OPAQUE_BLENDING)
         return self._read_driver() in OPAQUE_DRIVERS
 
     def _read_driver(self) -> str:

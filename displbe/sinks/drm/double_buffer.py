@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from displbe.sinks.base import Allocation, CopyMemory
-from displbe.sinks.convert import YUYV
+from displbe.sinks.convert import YUYV, pixel_size
 from displbe.xen.memory import Mapping, PrivateMemory
 
 from . import uapi
@@ -35,22 +35,21 @@ class DumbBuffer:
         device: DrmDevice,
         width: int,
         height: int,
-        bits: int,
         fourcc: int,
         copies: CopyMemory = CopyMemory(),  # noqa: B008
     ) -> None:
         self._device = device
-        self.shape = width, height, bits, fourcc
-        self._uncharge = copies.charge(width * height * bits // 8)
+        self.shape = width, height, fourcc
+        self._uncharge = copies.charge(width * height * pixel_size(fourcc))
         try:
-            self._make(width, height, bits, fourcc)
+            self._make(width, height, fourcc)
         except BaseException:
             self._uncharge()
             raise
 
-    def _make(self, width: int, height: int, bits: int, fourcc: int) -> None:
+    def _make(self, width: int, height: int, fourcc: int) -> None:
         device = self._device
-        argument = uapi.drm_mode_create_dumb(height=height, width=width, bpp=bits)
+        argument = uapi.drm_mode_create_dumb(height=height, width=width, bpp=8 * pixel_size(fourcc))
         device.ioctl("create dumb buffer", uapi.DRM_IOCTL_MODE_CREATE_DUMB, argument)
         self.pitch = int(argument.pitch)
         try:
@@ -84,20 +83,20 @@ class DumbBuffer:
 
 
 class DoubleBuffer:
-    """Two dumb buffers of one shape (width, height, bits, fourcc). The guest, whom `copies` charges, may have too many: OSError.
+    """Two dumb buffers of one shape (width, height, fourcc). The guest, whom `copies` charges, may have too many: OSError.
 
     `front` was committed last, `back` is free to be drawn into. Private frames of copied_scanout are charged with them: the
     last that was seen, and one in which frames are turned.
     """
 
     def __init__(
-        self, device: DrmDevice, shape: tuple[int, int, int, int], copies: CopyMemory, private_frames: int = 1
+        self, device: DrmDevice, shape: tuple[int, int, int], copies: CopyMemory, private_frames: int = 1
     ) -> None:
         self.shape = shape
         self._private: list[PrivateMemory] = []
-        width, height, bits, _ = shape
+        width, height, fourcc = shape
         with ExitStack() as undo:
-            self._uncharge = copies.charge(private_frames * width * height * bits // 8)
+            self._uncharge = copies.charge(private_frames * width * height * pixel_size(fourcc))
             undo.callback(self._uncharge)
             first = DumbBuffer(device, *shape, copies)
             undo.callback(first.close)

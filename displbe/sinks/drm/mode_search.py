@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from contextlib import suppress
 
-from displbe.sinks.convert import pixel_size
 from displbe.sinks.turn import Turn
 
 from .atomic import TEST, Pipe, PlaneConfig, full_state
@@ -49,16 +48,14 @@ class ModeSearch:
         blob = pipe.device.create_blob(mode.raw)
         try:
             changes = full_state(pipe, PlaneConfig(frame.fb, whole, mode, whole), blob)
-            objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
-            neutral = neutral_values(pipe.device, *objects)
-            commit_with(pipe.device, changes, neutral, "test mode", TEST, pipe.name)
+            commit_with(pipe.device, changes, neutral_values(pipe), "test mode", TEST, pipe.name)
         finally:
             with suppress(DrmError):
                 pipe.device.destroy_blob(blob)
 
     def _frame_for(self, pipe: Pipe, mode: Mode) -> DumbBuffer:
         """Return a black frame of the mode's size. Raises DrmError."""
-        shape = *self._turn.size(mode.width, mode.height), 8 * pixel_size(self._fourcc), self._fourcc
+        shape = *self._turn.size(mode.width, mode.height), self._fourcc
         if self._frame is None or self._frame.shape != shape:
             self.close()
             self._frame = DumbBuffer(pipe.device, *shape)

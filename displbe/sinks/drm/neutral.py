@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from .atomic import TEST, Atomic, Changes
-from .device import BLEND_MODE, DrmDevice
+from .atomic import TEST, Atomic, Changes, Pipe
+from .device import BLEND_MODE, OPAQUE_BLENDING, DrmDevice
 from .errors import DrmError
 from .properties import Property
 
@@ -56,7 +56,7 @@ NEUTRAL: Final[dict[str, dict[str, Neutral]]] = {
     "plane": {
         "rotation": ("rotate-0",),
         "alpha": 0xFFFF,  # DRM_BLEND_ALPHA_OPAQUE
-        BLEND_MODE: ("None", "Pre-multiplied"),
+        BLEND_MODE: OPAQUE_BLENDING,
         "zpos": 0,
         # The defaults of YUV framebuffers, as sinks/convert.py takes them.
         "COLOR_ENCODING": ("ITU-R BT.601 YCbCr",),
@@ -75,10 +75,10 @@ class Extra(msgspec.Struct, frozen=True):
     value: int
 
 
-def neutral_values(device: DrmDevice, *objects: tuple[str, int]) -> list[Extra]:
-    """Return the neutral values of these objects' properties; only of those that are not neutral now. Raises DrmError."""
-    found = []
-    for kind, identity in objects:
+def neutral_values(pipe: Pipe) -> list[Extra]:
+    """Return the neutral values of the properties of a pipe's objects; only of those that are not neutral now. Raises DrmError."""
+    device, found = pipe.device, []
+    for kind, identity in pipe.objects:
         there = device.values(kind, identity)
         for name, neutral in NEUTRAL[kind].items():
             if name not in there:

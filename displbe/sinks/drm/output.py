@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -49,7 +49,7 @@ from .framebuffers import FramebufferSet
 from .mode_search import ModeSearch
 from .placement import Placement, placements, ranked_modes
 from .scanout import ActiveMode, ScanoutPipe, sideways_edid, upright
-from .settings import DrmSettings, ScreenSettings
+from .settings import DrmSettings
 from .worker import in_worker, start_copy_thread
 
 __all__ = ["SERIALS", "CardLink", "DrmOutput", "ScreenState"]
@@ -198,16 +198,18 @@ class DrmOutput(Output):
     def wait_for_connector(self, reason: str) -> None:
         """Take note of the reason why the output is on no connector."""
         if self._link is None:
-            self._dark.missing = reason
-            if self._wanted is not None:
-                self._darken(reason)
+            self._lose_connector(reason)
+
+    def _lose_connector(self, reason: str) -> None:
+        """Go dark if the guest shows something: the output is on no connector now, for this reason, or will soon be on none."""
+        self._dark.missing = reason
+        if self._wanted is not None:
+            self._darken(reason)
 
     async def leave_connector(self, reason: str) -> None:
         """Switch the screen off and release everything of the connector: the output belongs on another, or on none now."""
         async with self._card_lock:
-            self._dark.missing = reason
-            if self._wanted is not None:
-                self._darken(reason)
+            self._lose_connector(reason)
             await self._quiet()
             link = self._link
             if link is None:
@@ -224,9 +226,7 @@ class DrmOutput(Output):
     async def detach_card(self, reason: str) -> None:
         """Release everything of the card: it is gone, or about to be closed."""
         async with self._card_lock:
-            self._dark.missing = reason
-            if self._wanted is not None:
-                self._darken(reason)
+            self._lose_connector(reason)
             await self._quiet()
             link, self._link = self._link, None
             if link is not None:
@@ -303,16 +303,15 @@ class DrmOutput(Output):
         self._dark.covered = lit
         return True
 
-    def _uncover(self, buffer: DrmBuffer) -> bool:
+    def _uncover(self, buffer: DrmBuffer) -> _LitScreen | None:
         """Enter LIT in the mode that the screen still has. The caller shows this buffer then.
 
-        Return False if the screen is not covered, or the guest has to wait.
+        Return None if the screen is not covered, or the guest has to wait.
         """
         covered = self._dark.covered
         if covered is None or trio.current_time() < self._dark.not_before:
-            return False
-        self._enter_lit(covered.mode, buffer, covered.note)
-        return True
+            return None
+        return self._enter_lit(covered.mode, buffer, covered.note)
 
     def _charge(self, reason: str = HELD_BACK) -> None:
         """Charge the guest for a mode change. If it owes too many, the screen stays dark for a while, for this reason."""
@@ -363,28 +362,31 @@ class DrmOutput(Output):
         link = self._link
         if link is None:
             return self._dark.missing
-        if not self._can_be_lit(link):
+        if not self.can_be_lit(link.connector):
             unknown = link.connector.connection is Connection.UNKNOWN
             return CANNOT_TELL if unknown else "no monitor is connected"
         return link.why_not_master()
 
-    def _screen(self, link: CardLink) -> ScreenSettings:
-        """Return the screen's settings."""
-        card, connector = link.scanout.pipe.device.name, link.connector.name
-        return self._settings.screen(self.name, f"{card}/{connector}", connector)
+    def names_on(self, card: str, connector: str) -> tuple[str, str, str]:
+        """Return the names by which settings can mean the output on this connector of a card; the output's own comes first."""
+        return self.name, f"{card}/{connector}", connector
 
     @property
-    def is_always_lit(self) -> bool:
+    def _is_always_lit(self) -> bool:
         """Whether the settings say that the screen is lit without a monitor, too."""
-        return self._link is not None and self._screen(self._link).connected == "always"
+        link = self._link
+        if link is None:
+            return False
+        names = self.names_on(link.scanout.pipe.device.name, link.connector.name)
+        return self._settings.screen(*names).connected == "always"
 
-    def _can_be_lit(self, link: CardLink) -> bool:
-        """Whether the screen is lit as far as the connector is concerned."""
-        return link.connector.can_be_lit or self._screen(link).connected == "always"
+    def can_be_lit(self, connector: CardConnector) -> bool:
+        """Whether the screen is lit as far as its connector is concerned, which may have been probed anew."""
+        return connector.can_be_lit or self._is_always_lit
 
     def _modes(self, link: CardLink) -> Sequence[Mode]:
         """Return the modes that a picture may be shown in, with their sizes as they are seen."""
-        modes = (link.connector.modes or FALLBACK_MODES) if self._can_be_lit(link) else ()
+        modes = (link.connector.modes or FALLBACK_MODES) if self.can_be_lit(link.connector) else ()
         return upright(modes, link.scanout.turn)
 
     async def reconcile(self, connector: CardConnector) -> None:
@@ -397,7 +399,7 @@ class DrmOutput(Output):
             if link is None:
                 return
             before = link.connector
-            if not connector.modes and self._screen(link).connected == "always":
+            if not connector.modes and self._is_always_lit:
                 # The line that detects the cable may be loose: the monitor's modes stay known.
                 connector = msgspec.structs.replace(connector, modes=before.modes)
             link.connector = connector
@@ -418,9 +420,8 @@ class DrmOutput(Output):
             elif self._lit is None and trio.current_time() < self._dark.not_before:
                 return
             try:
-                if not changed and self._lit is None and self._uncover(wanted.buffer):
-                    assert self._lit is not None
-                    self._show(self._lit, wanted.buffer, self._flip.renew())
+                if not changed and self._lit is None and (lit := self._uncover(wanted.buffer)) is not None:
+                    self._show(lit, wanted.buffer, self._flip.renew())
                     self._watch()
                 elif (lit := self._lit) is None or changed or not await self._is_still_shown(link, lit):
                     self._set_dark(SWITCHING_ON)
@@ -443,7 +444,7 @@ class DrmOutput(Output):
             return
         if is_wrong:
             self._dark.covered = None
-            if not self._can_be_lit(link):
+            if not self.can_be_lit(link.connector):
                 await self._switch_off(link)
             return
         with suppress(DrmError):  # the next look asks again
@@ -463,15 +464,13 @@ class DrmOutput(Output):
         if not lit.note or trio.current_time() < lit.test_at:
             return False
         lit.test_at = trio.current_time() + BETTER
-        wanted = ranked_modes(self._modes(link), part.width, part.height, self._settings.scale)[0]
-        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
-        try:
-            possible = await in_worker(search.passes, link.scanout.pipe, wanted)
+        wanted = placements(self._modes(link), part.width, part.height, self._settings.scale)[0].mode
+        async with _mode_search(link.scanout, buffer) as search:
+            try:
+                possible = await in_worker(search.passes, link.scanout.pipe, wanted)
+            except DrmError:  # it says nothing about the mode
+                return False
             return possible and self._lit is lit  # a flip may have failed meanwhile
-        except DrmError:  # it says nothing about the mode
-            return False
-        finally:
-            await run_in_thread_or_here(search.close)
 
     async def _lose_screen(self, link: CardLink, obstacle: str) -> None:
         """Go dark and switch the screen off: the monitor is unplugged, or another program has become DRM master."""
@@ -518,15 +517,13 @@ class DrmOutput(Output):
 
     async def _check_mode(self, link: CardLink, buffer: DrmBuffer, mode: Mode) -> None:
         """Raise DrmError if the card refuses this mode with a frame of its size."""
-        search = ModeSearch(buffer.format.fourcc, link.scanout.turn)
-        try:
-            await in_worker(search.check, link.scanout.pipe, mode)
-        except DrmError as error:
-            if error.refuses_frame:
-                raise
-            # It says nothing about the mode. For example, there is no memory for such a frame, but none is needed to scale the guest's.
-        finally:
-            await run_in_thread_or_here(search.close)
+        async with _mode_search(link.scanout, buffer) as search:
+            try:
+                await in_worker(search.check, link.scanout.pipe, mode)
+            except DrmError as error:
+                if error.refuses_frame:
+                    raise
+                # It says nothing about the mode. For example, there is no memory for such a frame, but none is needed to scale the guest's.
 
     def _others(self, link: CardLink, part: Part, best: Placement) -> Iterator[tuple[Mode, Sequence[Placement]]]:
         """Yield the modes to try, and the ways to show the picture in each.
@@ -552,9 +549,8 @@ class DrmOutput(Output):
         """
         scanout, first, wanted = link.scanout, link.scanout.pipe, where[0].mode
         formats = {each.format.fourcc for each in self._framebuffers.buffers}
-        search = ModeSearch(buffer.format.fourcc, scanout.turn)
         until = trio.current_time() + SEARCH_TIME
-        try:
+        async with _mode_search(scanout, buffer) as search:
             for mode, ways in self._others(link, part, where[0]):
                 others = [pipe for pipe in link.other_pipes() if pipe.plane.can_replace(first.plane, formats)]
                 for pipe in others if mode == wanted else [first, *others]:
@@ -576,8 +572,6 @@ class DrmOutput(Output):
                         continue
                     self._warn("the card refused the mode", note or f"{wanted} ({refusal}): another CRTC is used")
                     return True
-        finally:
-            await run_in_thread_or_here(search.close)
         return False
 
     async def _show_in(
@@ -611,10 +605,9 @@ class DrmOutput(Output):
         lit = self._enter_lit(mode, shown, note)
         used, target = mode.placement.mode, mode.placement.target
         self._flip.period = 1 / max(1, used.refresh)
-        name = f"{used.width}x{used.height}@{used.refresh}"
         self._log.info(
             "output on",
-            mode=name,
+            mode=str(used),
             target=target,
             rotate=self.turn.value or None,
             path=self.path,
@@ -717,15 +710,12 @@ class DrmOutput(Output):
             raise SinkError(Errno.EINVAL, f"{self.name} is off")
         serial = self._flip.begin(token)
         removed, wanted.buffer = wanted.buffer is None, buffer
-        if self._lit is not None:
-            self._show(self._lit, buffer, serial)
-            if removed:  # until now there was no frame to watch
+        was_lit = self._lit is not None
+        lit = self._lit if was_lit else self._uncover(buffer)
+        if lit is not None:
+            self._show(lit, buffer, serial)
+            if removed or not was_lit:  # until now there was no frame to watch
                 self._watch()
-            return
-        if self._uncover(buffer):
-            assert self._lit is not None
-            self._show(self._lit, buffer, serial)
-            self._watch()
             return
         self._flip.end_at_refresh()
         if removed and self._link is not None:  # now there is a frame to show again
@@ -821,6 +811,16 @@ class DrmOutput(Output):
             await self._quiet()
             self._set_off()
             return await run_in_thread_or_here(link.scanout.leave)
+
+
+@asynccontextmanager
+async def _mode_search(scanout: ScanoutPipe, buffer: DrmBuffer) -> AsyncIterator[ModeSearch]:
+    """Return a search for modes that could show this buffer. Its frame is freed at the end."""
+    search = ModeSearch(buffer.format.fourcc, scanout.turn)
+    try:
+        yield search
+    finally:
+        await run_in_thread_or_here(search.close)
 
 
 def _refusal(error: DrmError | SinkError) -> DrmError | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import msgspec
@@ -127,8 +127,7 @@ class ScanoutPipe:
         whole = 0, 0, *size
         if self.turn is not Turn.NONE:
             rotation(self.pipe, self.turn)
-        search = ModeSearch(fourcc, self.turn)
-        try:
+        with closing(ModeSearch(fourcc, self.turn)) as search:
             for mode in ranked_modes(exact, *size, "none")[:MOST_TESTS]:
                 try:
                     config = PlaneConfig(fb, whole, mode, self.turn.on_panel(whole, *size), self.turn)
@@ -137,8 +136,6 @@ class ScanoutPipe:
                 except DrmError as error:
                     if not error.refuses_frame or search.passes(self.pipe, mode):
                         raise
-        finally:
-            search.close()
 
     def _commit(self, config: PlaneConfig, operation: str, flags: int) -> int:
         """Commit or test all of the pipe's state. Return the mode's blob, which is in use unless this was a test.
@@ -159,10 +156,9 @@ class ScanoutPipe:
     def _commit_neutral(self, state: Changes, operation: str, flags: int) -> None:
         """Commit or test a state and neutral values of other properties, except those that the card refuses. Raises DrmError."""
         pipe = self.pipe
-        objects = ("connector", pipe.connector), ("crtc", pipe.crtc), ("plane", pipe.plane.id)
         neutral = [
             extra
-            for extra in neutral_values(pipe.device, *objects)
+            for extra in neutral_values(pipe)
             if extra.name not in state[extra.object] and (extra.object, extra.name) not in self._left_alone
         ]
         for extra, error in commit_with(pipe.device, state, neutral, operation, flags, pipe.name):
@@ -233,8 +229,7 @@ class ScanoutPipe:
             # Two pixels of YUYV share their colour: a picture that began with the second one would have wrong colours.
             origin = left - left % 2 if buffer.format.fourcc == YUYV else left, top
         size = in_copy.size(*size)
-        pixel = pixel_size(buffer.format.fourcc)
-        shape = *size, 8 * pixel, buffer.format.fourcc
+        shape = *size, buffer.format.fourcc
         private_frames = 1 if in_copy is Turn.NONE else 2
         try:
             buffers = DoubleBuffer(self.pipe.device, shape, self._copies(), private_frames)
@@ -246,7 +241,7 @@ class ScanoutPipe:
         try:
             assert buffer.memory is not None
             rows = frame_rows(buffer.geometry, Part(part.x, part.y, *placement.shown))
-            offset = origin[1] * buffers.back.pitch + origin[0] * pixel
+            offset = origin[1] * buffers.back.pitch + origin[0] * pixel_size(buffer.format.fourcc)
             target = CopyTarget(rows, buffers, offset, bool(buffer.format.conversion), in_copy)
             target.copy(buffer.memory)
             config = PlaneConfig(buffers.back.fb, (0, 0, *size), mode, self.turn.on_panel(on_screen, *screen), by_plane)
@@ -283,7 +278,7 @@ class ScanoutPipe:
         kernel need not take it off when it is removed: for that, the kernel locks all of the card's screens.
         """
         device, size, fourcc = self.pipe.device, active.placement.shown, buffer.format.fourcc
-        shape = (*size, 8 * pixel_size(fourcc), fourcc)
+        shape = *size, fourcc
         if self._cover is not None and self._cover.shape != shape:
             self._free_cover()
         with name_connector(self.pipe.name):

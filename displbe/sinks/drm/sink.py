@@ -202,8 +202,8 @@ class DrmSink(Sink):
         output = DrmOutput(binding, key, self._settings, self._clock, self._tasks, released)
         found = self._choose(output)
         if found is None and not self._may_come(binding):
-            there = describe(connector for card in self._open_cards() for connector in card.connectors)
-            known = ", ".join(there or sorted(name for name in self._locations if "/" not in name))
+            there = [describe(connector) for card in self._open_cards() for connector in card.connectors]
+            known = ", ".join(sorted(there or (name for name in self._locations if "/" not in name)))
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
         if found is not None:
             card, connector = found
@@ -295,7 +295,7 @@ class DrmSink(Sink):
             return f"{connector.name} has another monitor: {connector.edid_name}"
         if match is Match.FOLLOWS and self._is_wanted_by_name(card, connector):
             return f"{connector.name} belongs to a guest that names it"
-        is_lit = connector.can_be_lit or output.is_always_lit
+        is_lit = output.can_be_lit(connector)
         if is_lit and match is not Match.FOLLOWS:
             return ""
         found = self._choose(output)
@@ -318,8 +318,7 @@ class DrmSink(Sink):
     def turn_of(self, name: str) -> Turn:
         for output in self.outputs.values():
             pipe = output.pipe
-            names = (output.name, pipe.name, f"{pipe.device.name}/{pipe.name}") if pipe is not None else ()
-            if canonical(name) in map(canonical, names):
+            if pipe is not None and canonical(name) in map(canonical, output.names_on(pipe.device.name, pipe.name)):
                 return output.turn
         return Turn.NONE
 
