@@ -1,4 +1,4 @@
-"""Opens the compiled pump, `_pump.so`, which packaging/compile_pump.py builds. An installation may lack it: then Python serves all flips."""
+"""Opens the compiled pump, `_pump.so`, which packaging/compile_pump.py builds. Without it, Python serves all flips."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from displbe import __version__
 
-from ._pump_abi import ffi
+from . import _pump_abi
 
 __all__ = ["LIBRARY", "describe", "ffi", "open_library"]
 
+ffi: Final[Any] = _pump_abi.ffi
 LIBRARY: Final = Path(__file__).with_name("_pump.so")
 
 

@@ -79,7 +79,8 @@ class Flip:
         """When the clock ends the flip under way, in seconds of trio's clock."""
         self._clock = clock
         self._ended = ended
-        self._limit = late
+        self.limit = late
+        """Seconds until a flip is late."""
         self._on_late = on_late
         self._token = 0
 
@@ -88,7 +89,7 @@ class Flip:
         self._token = token
         self.state = _WAITING
         self.began = now = trio.current_time()
-        self.ends_by = now + self._limit
+        self.ends_by = now + self.limit
         self.serial += 1
         self._clock.add(self)
         return self.serial
@@ -98,8 +99,26 @@ class Flip:
         self.serial += 1
         if self.state is not _NONE:
             self.state = _WAITING
-            self.ends_by = self.began + self._limit
+            self.ends_by = self.began + self.limit
         return self.serial
+
+    def hand_over(self) -> None:
+        """Leave the flip under way, if there is one, to the pump. `take_back` follows."""
+        self.state = _NONE
+        self._clock.discard(self)
+
+    def take_back(self, serial: int, shown: int, token: int | None, age: float) -> None:
+        """Serve flips again: `serial` is that of the newest flip, which began `age` seconds ago, `shown` the number of flips that the
+        screen has shown meanwhile; `token` is that of the flip under way, None: there is none.
+        """
+        self.serial = serial
+        self.shown += shown
+        self.began = trio.current_time() - age
+        if token is not None:
+            self._token = token
+            self.state = _WAITING
+            self.ends_by = self.began + self.limit
+            self._clock.add(self)
 
     def on_shown(self, serial: int) -> None:
         """End this flip: the screen shows its frame. A report about an earlier flip changes nothing."""
