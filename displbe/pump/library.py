@@ -24,7 +24,7 @@ def open_library(path: Path = LIBRARY) -> tuple[Any, str]:
     try:
         library: Any = ffi.dlopen(str(path))
         told: Any = ffi.string(library.pump_version())
-    except (OSError, AttributeError) as error:
+    except (OSError, ffi.error) as error:
         why = str(error).removeprefix(f"cannot load library '{path}': ")
         return None, f"{path} is damaged, or for another kind of machine ({why}): install displbe again"
     if (version := told.decode(errors="replace")) != __version__:
