@@ -1,4 +1,4 @@
-"""Opens the compiled pump, `_pump.so`, which packaging/compile_pump.py builds. Without it, Python serves all flips."""
+"""Opens the compiled pump, `_pump.so` (packaging/compile_pump.py). In an installation without it, Python serves all flips."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def open_library(path: Path = LIBRARY) -> tuple[Any, str]:
     if not path.exists():
         return None, f"there is no {path}: displbe was built without a C compiler, or with DISPLBE_PUMP=off"
     try:
-        library = ffi.dlopen(str(path))
-        version = ffi.string(library.pump_version()).decode(errors="replace")
-    except (OSError, AttributeError) as error:
+        library: Any = ffi.dlopen(str(path))
+        told: Any = ffi.string(library.pump_version())
+    except (OSError, ffi.error) as error:
         why = str(error).removeprefix(f"cannot load library '{path}': ")
         return None, f"{path} is damaged, or for another kind of machine ({why}): install displbe again"
-    if version != __version__:
+    if (version := told.decode(errors="replace")) != __version__:
         return None, f"{path} is of displbe {version}, and this is displbe {__version__}: install displbe again"
     return library, ""
 
