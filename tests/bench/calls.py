@@ -42,7 +42,7 @@ from displbe.sinks.x11.settings import X11Settings
 from .guest import Flipper, GuestProcess
 from .output import BenchSink
 
-__all__ = ["SINKS", "Counting", "Cost", "boot", "connect", "flip_cost", "report"]
+__all__ = ["SINKS", "Cost", "Counting", "boot", "connect", "flip_cost", "report"]
 
 FLIPS: Final = 120
 SIZE: Final = (64, 64)
@@ -78,7 +78,7 @@ class Counting:
 
     def close(self) -> None:
         """Count in no new thread."""
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 class Cost(NamedTuple):
@@ -108,7 +108,9 @@ async def connect(guest: Guest) -> Flipper:
         nursery.start_soon(guest.display.run)
         await guest.display.connected.wait()
         made = [await guest.display.create_framebuffer(*SIZE) for _ in range(2)]
-        made[0][2].pixels[:] = bytes([0x40]) * made[0][2].size  # a frame that is the same as the one before is not copied again
+        made[0][2].pixels[:] = (
+            bytes([0x40]) * made[0][2].size
+        )  # a frame that is the same as the one before is not copied again
         framebuffers = [framebuffer for _, framebuffer, _ in made]
         await guest.display.show(0, framebuffers[0], *SIZE)
         await trio.sleep(0.3)  # windows are configured, and become visible

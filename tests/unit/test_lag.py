@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.lowlevel
 
 from displbe.ops import lag
 from displbe.ops.lag import LoopLag
@@ -71,7 +72,7 @@ def test_turns_without_a_pause_are_turns(*, asks: bool) -> None:
     measured = LoopLag()
 
     async def body() -> None:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         for _ in range(100):
             time.sleep(0.005)  # noqa: ASYNC251
             if asks:
