@@ -207,9 +207,9 @@ async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> A
                 await output.release()
         for claimant, name in list(stage.connectors):
             stage.remove(name, claimant)
-        assert sink.clients == {}
         compositor.crash()
         nursery.cancel_scope.cancel()
+    assert sink.clients == {}
     stage.close()
     assert os.listdir("/proc/self/fd") == before
 
@@ -420,6 +420,7 @@ async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypat
         assert (first.state, buffer.state) == (BufferState.DMABUF, BufferState.SHM)
 
 
+@pytest.mark.usefixtures("no_window_is_kept")
 async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of one guest does not destroy another guest's buffers, although pywayland assigns a proxy to an arbitrary connection."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
@@ -1098,6 +1099,7 @@ async def test_the_black_frame_without_a_viewporter() -> None:
 # Shells
 
 
+@pytest.mark.usefixtures("no_window_is_kept")
 async def test_a_surfaces_states() -> None:
     """A surface passes through its states in this order."""
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
@@ -1138,6 +1140,7 @@ async def test_a_surfaces_states() -> None:
         await output.disable()
         states = [surface.state]
         stage.remove()
+        await until(lambda: surface.state is not SurfaceState.BLACK)
         states.append(surface.state)
         assert states == [SurfaceState.BLACK, SurfaceState.CLOSED]
 
@@ -1493,6 +1496,7 @@ async def test_a_connection_that_cannot_be_made_is_tried_again(monkeypatch: pyte
     ]
 
 
+@pytest.mark.usefixtures("no_window_is_kept")
 async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
     async with staged(refresh=30.0) as stage:
         await stage.lit()
