@@ -1,4 +1,4 @@
-"""Connectors that exclude each other: the one that came first has the window, and the guests cannot change that. A guest that reboots itself
+"""Connectors that exclude each other: the one that came first has the window, and guests cannot change that. A guest that reboots itself
 keeps its window.
 """
 
