@@ -122,7 +122,7 @@ class Play:
                     await one.aclose()
                 self.buffers.clear()
                 await self.output.release()
-                self.output = self.stage.claim()
+                self.output = self.stage.claim(claimant=self.guest)
             case "reboot":
                 for one in self.buffers:
                     await one.aclose()

@@ -60,11 +60,16 @@ async def test_a_guest_moves_no_window(
         await until(lambda: black(user) or size_of(user, window) != WINDOW_SIZE)
 
 
+async def never(frontend: Frontend) -> None:
+    """Do not connect: the guest's driver is not loaded."""
+    await trio.sleep_forever()
+
+
 async def test_a_window_is_there_before_its_guest(
     worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is black, in the connector's resolution, and goes with the device."""
-    monkeypatch.setattr(Frontend, "_publish", trio.sleep_forever)
+    monkeypatch.setattr(Frontend, "_publish", never)
     async with worlds(xvfb.display) as world:
         async with world.booted(1, spec("bad", *WINDOW_SIZE)):
             await until(user.windows)
