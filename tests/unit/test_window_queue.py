@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -73,12 +73,11 @@ class Windows:
         """The number of windows opened so far."""
 
     def open(self, each: DeviceConnector, before: DeviceConnector | None) -> None:
-        assert each not in self.there
         if before is None:
             self.count += 1
-            self.there[each] = self.count
-        else:
-            self.there[each] = self.there.pop(before)
+        number = self.count if before is None else self.there.pop(before)
+        assert each not in self.there  # `before` is equal to it when the same device is created again
+        self.there[each] = number
         names = [each.name for each in self.there]
         assert len(names) == len(set(names))
 
@@ -121,6 +120,18 @@ def test_a_guest_that_reboots_keeps_its_window() -> None:
         await trio.sleep(2 * KEPT)
         assert windows.there == {before: 1}
         windows.queue.remove(before)
+
+    assert play(scene).there == {}
+
+
+def test_a_device_that_is_removed_and_created_again() -> None:
+    """`xl vdispl-detach` and `xl vdispl-attach`: the domain and its connector are the same."""
+
+    async def scene(windows: Windows) -> None:
+        for _ in range(3):
+            windows.queue.add(connector(1, "A", guest="one"))
+            assert windows.there == {connector(1, "A", guest="one"): 1}
+            windows.queue.remove(connector(1, "A", guest="one"))
 
     assert play(scene).there == {}
 
@@ -228,6 +239,7 @@ STEPS = st.one_of(
 )
 
 
+@settings(max_examples=300)
 @given(st.lists(STEPS, max_size=40))
 def test_any_reboots(steps: list[tuple[str, DeviceConnector | float]]) -> None:
     """Each connector that could have a window has one. A window goes only to the same guest's connector of the same name, or is closed; at
