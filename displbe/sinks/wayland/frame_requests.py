@@ -100,7 +100,7 @@ class Report:
 
 
 class ReportKind:
-    """One kind of reports on a surface's commits: presentation feedback or frame callbacks. `handlers` are called by event, with the report;
+    """One kind of reports on a surface's commits: presentation feedback or frame callbacks. `handlers` are called by event with the report;
     an exception of theirs ends the connection.
     """
 
