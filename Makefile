@@ -51,7 +51,7 @@ figures: .venv/ready
 	$(LAB) --hold -m figure tests/lab
 
 .venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml \
-		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h)
+		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h displbe/pump/*.[ch]) packaging/compile_pump.py
 	PYTHON=$(PYTHON) sh tests/setup.sh
 
 # Sdist and wheel in out/dist, and all tests except the lab against that wheel. The code for guests' requests and input (wire/, display/,

@@ -3,6 +3,9 @@
 * for the Wayland protocols that pywayland or Debian's package of it lacks, from their XML. pywayland has a scanner, but its output
   differs between versions; these modules work with all versions from 0.4.18 on.
 * for the C functions that displbe calls, from their declarations. If cffi parsed these at run time, each start would be delayed.
+
+It also compiles the pump (packaging/compile_pump.py). A wheel with the pump is for one kind of machine; DISPLBE_PUMP=off, or a machine
+without a C compiler, makes a wheel for all machines, without the pump.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import keyword
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +22,11 @@ from typing import Any
 from cffi import FFI
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "packaging"))
+
+import compile_pump  # noqa: E402
+
 TARGET = HERE / "displbe/sinks/wayland/protocol"
 OURS = HERE / "protocol/wayland"
 PROTOCOLS = {
@@ -71,6 +79,19 @@ class CustomBuildHook(BuildHookInterface[Any]):
             (TARGET / f"{module}.py").write_text(text)
         for header in DECLARATIONS:
             declare(Path(header))
+        compile_pump.declare()
+        if self.target_name == "wheel":
+            self._pump(version == "editable", build_data)
+
+    def _pump(self, editable: bool, build_data: dict[str, Any]) -> None:
+        """Compile the pump into the tree, and add it to the wheel. An editable wheel only refers to the tree."""
+        missing = compile_pump.refresh()
+        if missing:
+            self.app.display_warning(f"displbe is built without the pump: {missing}")
+        elif not editable:
+            platform = compile_pump.platform_of(compile_pump.LIBRARY)
+            build_data["artifacts"].append(str(compile_pump.LIBRARY.relative_to(HERE)))
+            build_data.update(pure_python=False, tag=f"py3-none-{platform}")
 
 
 def declare(header: Path) -> None:

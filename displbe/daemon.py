@@ -29,7 +29,10 @@ from displbe.ops import log
 from displbe.ops.control import Control
 from displbe.ops.lag import LoopLag
 from displbe.ops.service_manager import ServiceManager
+from displbe.ops.status import PumpStatus
+from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, directory_of
+from displbe.pump.library import open_library
 from displbe.resources import ProcessLimits, process_limits
 from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import Sink
@@ -91,6 +94,7 @@ class Daemon:
             self.quotas,
             self.focus,
             self._lag,
+            _pump(settings),
         )
         self._metrics = _metrics(settings, self.commands)
         self._service_manager = service_manager or ServiceManager({})
@@ -198,6 +202,16 @@ class Daemon:
             dmabuf_import=abilities.dmabuf_import,
             reason=abilities.reason or None,
         )
+
+
+def _pump(settings: Settings) -> PumpStatus:
+    """Open the pump if the configuration wants it, and return its status."""
+    if settings.daemon.pump == "off":
+        return PumpStatus("off", 'the configuration says [daemon] pump = "off"')
+    if settings.sink != "drm":
+        return PumpStatus("off", 'the pump serves flips of sink = "drm" only')
+    library, reason = open_library()
+    return PumpStatus("on", "") if library is not None else PumpStatus("missing", escape(reason))
 
 
 def _metrics(settings: Settings, commands: Commands) -> Metrics | None:
