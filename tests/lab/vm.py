@@ -79,6 +79,8 @@ class Machine:
     pieces: Pieces | None = None
     gpus: Sequence[str] = ("gpu0",)
     devices: Sequence[str] = ()
+    outputs: int = 1
+    """Screens of each graphics card. QEMU has no monitor for the second and later ones: they must be forced on in `bootargs`."""
     second_disk: bool = False
     """Whether Dom0 has a copy of its disk, `/dev/vdb`, from which another domain can boot."""
     bootargs: str = ""
@@ -344,7 +346,7 @@ class Machine:
         yield from ("-chardev", f"socket,id=remote,path={self._work}/remote.sock,server=on,wait=off")
         yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
         for name in reversed(self.gpus):
-            yield from ("-device", f"virtio-gpu-device,id={name},iommu_platform=on,blob=on")
+            yield from ("-device", f"virtio-gpu-device,id={name},max_outputs={self.outputs},iommu_platform=on,blob=on")
         for device in self.devices:
             yield from ("-device", device)
 
