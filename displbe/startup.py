@@ -28,7 +28,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from displbe.pump.library import describe
 
-        parser.exit(message=f"displbe {__version__} (pump: {describe()})\n")
+        print(f"displbe {__version__} (pump: {describe()})")
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:

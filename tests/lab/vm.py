@@ -19,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -483,17 +483,21 @@ def reference_picture(
     return seen[-1]
 
 
-def tarball(root: Path, names: Iterable[str]) -> bytes:
-    """Return files and folders under `root` as a tar file, without caches."""
+def tarball(root: Path, names: Iterable[str], more: Mapping[str, bytes]) -> bytes:
+    """Return files and folders under `root` as a tar file, without caches and this machine's compiled code; and more files, by name."""
 
     def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         name = Path(entry.name).name
-        return None if name == "__pycache__" or name.endswith("_cache") or name == ".hypothesis" else entry
+        return None if name == "__pycache__" or name.endswith(("_cache", ".so")) or name == ".hypothesis" else entry
 
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name in names:
             tar.add(root / name, name, filter=wanted)
+        for name, data in more.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
     return packed.getvalue()
 
 
