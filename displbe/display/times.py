@@ -27,7 +27,7 @@ class FlipTimes:
     def __init__(self) -> None:
         self.count = 0
         self.total = 0.0
-        self._buckets = [0] * BUCKETS
+        self._buckets = array("Q", bytes(8 * BUCKETS))
         self._since = clock()
         self._shown = array("d", bytes(8 * KEPT))
         self._took = array("d", bytes(8 * KEPT))
@@ -49,7 +49,8 @@ class FlipTimes:
         self._took[at] = took
         self.total += took
         # Quarters of a millisecond; each bucket has twice the width of the one before.
-        self._buckets[min(int(took * 4000).bit_length(), BUCKETS - 1)] += 1
+        bucket = int(took * 4000).bit_length()
+        self._buckets[bucket if bucket < BUCKETS else BUCKETS - 1] += 1
 
     def _rate(self, now: float, seconds: float) -> float:
         """Return the flips per second during the last `seconds`, or since the oldest flip that is kept."""
