@@ -210,15 +210,13 @@ def test_without_the_barrier_it_does_not(rule: str, weakness: Weakness, thread: 
 class Recorder(Scratch):
     """A page that records its accesses."""
 
-    def __init__(self, words: dict[int, int]) -> None:
-        self.words = words
+    def __init__(self, values: dict[int, int]) -> None:
+        self.values = values
         self.accesses: list[tuple[str, int]] = []
-
-    words = None
 
     def load(self, offset: int) -> int:
         self.accesses.append(("load", offset))
-        return self.words.get(offset, 0)
+        return self.values.get(offset, 0)
 
     def store(self, offset: int, value: int) -> None:
         self.accesses.append(("store", offset))
