@@ -91,7 +91,8 @@ class Daemon:
             hypervisor, self.focus, self.evdev, self.sink.seats, guests, repeats, settings.input.locks()
         )
         self.inputs = Supervisor(hypervisor.store, inputs, self.quotas)
-        self._lag = LoopLag()
+        self.lag = LoopLag()
+        """The clock for the loop that runs this daemon, which measures the loop's lag."""
         self.commands = Commands(
             hypervisor,
             self.sink,
@@ -101,7 +102,7 @@ class Daemon:
             guests,
             self.quotas,
             self.focus,
-            self._lag,
+            self.lag,
             pump_status,
         )
         self._metrics = _metrics(settings, self.commands)
@@ -137,7 +138,6 @@ class Daemon:
         """Run XenStore, event channels and screens. They outlive the guests' tasks, which need them to close their devices."""
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._lag.run)
                 if self._metrics is not None:
                     nursery.start_soon(self._metrics.run)
                 await nursery.start(Control(self._settings.control, self.commands.table()).run)

@@ -88,7 +88,7 @@ class Flip:
         """Begin a flip and return its serial number. The caller has waited for the end of the previous flip."""
         self._token = token
         self.state = _WAITING
-        self.began = now = trio.current_time()
+        self.began = now = self._clock.now()
         self.ends_by = now + self.limit
         self.serial += 1
         self._clock.add(self)
@@ -113,7 +113,7 @@ class Flip:
         """
         self.serial = serial
         self.shown += shown
-        self.began = trio.current_time() - age
+        self.began = self._clock.now() - age
         if token is not None:
             self._token = token
             self.state = _WAITING
@@ -143,8 +143,8 @@ class Flip:
         """Let the clock end the flip under way, if there is one, when the next refresh would be."""
         if self.state is _WAITING:
             self.state = _TIMED
-            self.ends_by = (trio.current_time() // self.period + 1) * self.period
-            self._clock.wake()
+            self.ends_by = (self._clock.now() // self.period + 1) * self.period
+            self._clock.look_at(self.ends_by)
 
     def check(self, now: float) -> None:
         """End the flip under way if its time has come. For the clock."""
@@ -165,33 +165,34 @@ class FlipClock:
     """
 
     def __init__(self) -> None:
+        self.now: Callable[[], float] = trio.current_time
+        """Returns the time, in seconds of trio's clock."""
         self._under_way: set[Flip] = set()
-        self._wanted = trio.Event()
-        self._parked = True
-        """Whether no flip was under way at the last look. The next flip then wakes the clock."""
+        self._sleep = trio.CancelScope()
+        """Lasts until the next look at the flips; its deadline can be changed without waking the clock's task."""
 
     def add(self, flip: Flip) -> None:
         """Add a flip that begins."""
         self._under_way.add(flip)
-        if self._parked:
-            self._parked = False
-            self._wanted.set()
+        if self._sleep.deadline == math.inf:  # no flip was under way at the last look
+            self._sleep.deadline = flip.began + LATE_CHECK
 
     def discard(self, flip: Flip) -> None:
         """Remove a flip that has ended."""
         self._under_way.discard(flip)
 
-    def wake(self) -> None:
-        """Look at the flips again: one of them ends earlier than it did at the last look."""
-        self._wanted.set()
+    def look_at(self, when: float) -> None:
+        """Look at the flips at this time, or earlier."""
+        if when < self._sleep.deadline:
+            self._sleep.deadline = when
 
     async def run(self) -> None:
         """End flips whose time has come, until cancelled."""
+        self.now = trio.lowlevel.current_clock().current_time  # two calls less than trio.current_time
         while True:
-            with trio.move_on_at(self._next_look()):
-                await self._wanted.wait()
-            self._wanted = trio.Event()
-            now = trio.current_time()
+            with trio.CancelScope(deadline=self._next_look()) as self._sleep:
+                await trio.sleep_forever()
+            now = self.now()
             for flip in list(self._under_way):
                 try:
                     flip.check(now)
@@ -201,7 +202,6 @@ class FlipClock:
     def _next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock."""
         if not self._under_way:
-            self._parked = True
             return math.inf
-        timed = (flip.ends_by for flip in self._under_way if flip.state is _TIMED)
-        return min(trio.current_time() + LATE_CHECK, *timed, math.inf)
+        timed = [flip.ends_by for flip in self._under_way if flip.state is _TIMED]
+        return min(self.now() + LATE_CHECK, *timed, math.inf)

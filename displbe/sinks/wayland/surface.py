@@ -14,15 +14,13 @@ from .buffers import WaylandBuffer
 from .conn import Proxy
 from .copies import CopyFrame
 from .extensions import SurfaceExtensions, SurfaceOptions
+from .frame_requests import FrameRequests
 from .link import Link
 from .reports import NO_FLIP, FrameReports
 from .role import Role, RoleOptions, choose_role
 from .sync_gate import SyncGate
 
 __all__ = ["SurfaceState", "WaylandSurface"]
-
-_ALL: Final = 2**31 - 1
-"""A width and height that no buffer exceeds: the whole surface is damaged."""
 
 
 class SurfaceState(enum.Enum):
@@ -59,7 +57,7 @@ class WaylandSurface:
     next. `gate` keeps frames back while the compositor does not keep up. `configured` is called when the compositor has configured the
     surface, `closing` when the user closes the window, `changed` when the guest's frames become visible or are not visible any more.
 
-    It has twenty attributes: the surface, what belongs to it on this connection, and what the flip under way waits for.
+    It has twenty-one attributes: the surface, what belongs to it on this connection, and what the flip under way waits for.
     """
 
     def __init__(
@@ -89,6 +87,7 @@ class WaylandSurface:
         """The objects of optional protocols, while there is a wl_surface."""
         self._placed_for: tuple[Part, Geometry | None] | None = None
         """The part and the framebuffer (None: a copy of the part) for which size and viewport are computed; None: compute them again."""
+        self._requests: FrameRequests | None = None
         self._reports: FrameReports | None = None
         self._black: BlackFrame | None = None
         self._flip = flip
@@ -134,6 +133,7 @@ class WaylandSurface:
         surface = self.proxy = conn.keep(link.compositor.create_surface())
         extensions = self.extensions = SurfaceExtensions(link, surface, more, self._on_scale)
         self._link = link
+        self._requests = FrameRequests(surface)
         self._reports = FrameReports(link, surface, self._on_shown, self._on_discarded)
         self._black = BlackFrame(link, scalable=extensions.scalable)
         self.role = role(link, surface, options, extensions.scalable, self._on_role_configured, self._on_closing)
@@ -179,7 +179,7 @@ class WaylandSurface:
     def _forget(self, state: SurfaceState | None) -> None:
         if state is not None or self.state is not SurfaceState.DISMISSED:
             self.state = state or SurfaceState.CLOSED
-        self.proxy = self.role = self._link = self.extensions = self._reports = None
+        self.proxy = self.role = self._link = self.extensions = self._requests = self._reports = None
         self.attached = self._unreleased = self._placed_for = None
         self._on_screen = NO_FLIP
 
@@ -236,17 +236,18 @@ class WaylandSurface:
 
         This sends nothing that makes a shell map, raise or focus the window.
         """
-        link, surface, role, reports, black = self._link, self.proxy, self.role, self._reports, self._black
-        extensions = self.extensions
-        if link is None or role is None or reports is None or black is None or extensions is None or not self.is_ready:
+        link, role, extensions, black = self._link, self.role, self.extensions, self._black
+        requests, reports = self._requests, self._reports
+        if link is None or role is None or extensions is None or black is None or not self.is_ready:
             return
+        assert requests is not None
+        assert reports is not None
         self.size = role.size_for(*self.natural)
         frame = black.frame(*self.natural)
         extensions.place(None, frame.size, self.size)
         self._placed_for = None
-        surface.attach(frame.wl, 0, 0)
-        surface.damage_buffer(0, 0, _ALL, _ALL)
-        surface.commit()
+        requests.attach(frame.wl)
+        requests.commit()
         black.on_committed()
         link.conn.flush()
         reports.forget()
@@ -257,18 +258,18 @@ class WaylandSurface:
 
     def commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
         """Commit a frame of the flip with this serial number; it shows this part of the guest's framebuffer."""
-        link, surface, reports = self._link, self.proxy, self._reports
+        link, requests, reports = self._link, self._requests, self._reports
         assert link is not None
+        assert requests is not None
         assert reports is not None
         placed_for = part, frame.geometry if isinstance(frame, WaylandBuffer) else None
         if placed_for != self._placed_for:
             self._place(frame, part)
             self._placed_for = placed_for
-        surface.attach(frame.wl, 0, 0)
-        surface.damage_buffer(0, 0, _ALL, _ALL)
-        is_visible = self.is_visible
+        requests.attach(frame.wl)
+        is_visible = self.state not in _INVISIBLE
         reports.request(serial, hidden=not is_visible)
-        surface.commit()
+        requests.commit()
         link.conn.flush()
         black = self._black
         if black is not None:
