@@ -79,12 +79,17 @@ class Machine:
     pieces: Pieces | None = None
     gpus: Sequence[str] = ("gpu0",)
     devices: Sequence[str] = ()
+    outputs: int = 1
+    """Screens of each graphics card. QEMU has no monitor for the second and later ones: they must be forced on in `bootargs`."""
     second_disk: bool = False
     """Whether Dom0 has a copy of its disk, `/dev/vdb`, from which another domain can boot."""
     bootargs: str = ""
     xenargs: str = ""
     memory: int = 2048
     dom0_memory: int = 1024
+    counted: bool = False
+    """Whether the machine has one processor whose clock counts instructions, 4 ns each. The time of Xen, Dom0 and the guests, and so each
+    figure, does then not depend on the host's other work. The machine is slower: one thread of the host emulates all of it."""
     patience: float = 180
     """Seconds that the boot may take."""
 
@@ -316,7 +321,12 @@ class Machine:
     def _arguments(self, pieces: Pieces) -> Iterator[str]:
         boot = f"console=hvc0 root=/dev/vda rw quiet vkms.create_default_dev=0 init=/init.dom0 {self.bootargs}".strip()
         xen = f"dom0_mem={self.dom0_memory}M console=dtuart dtuart=/pl011@9000000 noreboot {self.xenargs}".strip()
-        yield from ("-accel", "tcg,thread=multi", "-cpu", "cortex-a57", "-smp", "2", "-m", str(self.memory))
+        if self.counted:
+            # sleep=on: an idle machine waits in the host's time. With more than one processor Xen does not boot so.
+            yield from ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=on,align=off")
+        else:
+            yield from ("-accel", "tcg,thread=multi", "-smp", "2")
+        yield from ("-cpu", "cortex-a57", "-m", str(self.memory))
         yield from ("-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on")
         # gic-version=3: with 2, interrupts of virtio devices get lost.
         yield from ("-machine", "virt,virtualization=on,gic-version=3,memory-backend=mem")
@@ -336,7 +346,7 @@ class Machine:
         yield from ("-chardev", f"socket,id=remote,path={self._work}/remote.sock,server=on,wait=off")
         yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
         for name in reversed(self.gpus):
-            yield from ("-device", f"virtio-gpu-device,id={name},iommu_platform=on,blob=on")
+            yield from ("-device", f"virtio-gpu-device,id={name},max_outputs={self.outputs},iommu_platform=on,blob=on")
         for device in self.devices:
             yield from ("-device", device)
 

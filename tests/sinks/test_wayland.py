@@ -1770,6 +1770,6 @@ async def test_frames_of_many_shapes_are_freed_off_the_loop(memory_watch: Memory
             await on_screen(output)
         copying = output._copying
         await copying.finished()
-        assert copying._old_pools == []
+        assert copying.old_pools == []
         frames = [place for place in memory_watch.open.values() if place.startswith("sinks/wayland/copies.py")]
         assert len(frames) == 3, "those of the present shape"

@@ -7,7 +7,7 @@ operator opens it again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import structlog
@@ -46,8 +46,8 @@ class Contents(Protocol):
     def show(self) -> bool:
         """Give the surface the guest's current frame, if there is one and the surface may be given it."""
 
-    def on_flipped(self, token: int) -> None:
-        """Take note that a flip has ended."""
+    flipped: Callable[[int], None]
+    """Called with the token of a flip that has ended."""
 
     def on_changed(self) -> None:
         """Take note that the guest's frames have become visible, or are not visible any more."""
@@ -245,7 +245,7 @@ class WaylandWindow:
 
     def _on_flipped(self, token: int) -> None:
         if self._contents is not None:
-            self._contents.on_flipped(token)
+            self._contents.flipped(token)
 
     def _on_late(self) -> None:
         self.surface.on_late()
