@@ -235,3 +235,5 @@ async def test_the_status_of_a_pump(tmp_path: Path) -> None:
     async with Xen(tmp_path).running() as xen:
         daemon = Daemon(Settings(control=ControlSettings(socket="")), xen.hypervisor(0))
         assert (await daemon.commands.status()).pump == PumpStatus("on", "")
+        assert daemon.pump is not None
+        daemon.pump.close()
