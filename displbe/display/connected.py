@@ -14,7 +14,7 @@ from .connector import Connector
 
 __all__ = ["ConnectedDisplay"]
 
-RESCUE: Final = 0.25
+RESCUE: Final = 1.0
 """Seconds between two looks at the rings without a notification; the guest waits 3 s for a response."""
 
 

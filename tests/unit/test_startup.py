@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -212,7 +213,7 @@ def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(process, "serve", serve)
     monkeypatch.setattr(process, "only_one", contextlib.nullcontext)
     monkeypatch.setattr("displbe.xen.host.Host", lambda path: None)
-    monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments, **more: None)
+    monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments, **more: SimpleNamespace(lag=None))
     path = tmp_path / "displbe.toml"
     path.write_text("sink = 'headless'\n")
     try:

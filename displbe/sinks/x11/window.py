@@ -285,10 +285,20 @@ class Window:
                 raise
             if before is not None:
                 await before.free()
-            if (part.width, part.height) != self._placement.picture:
-                self._placement.resize((part.width, part.height))
+            self._fit(part.width, part.height)
             self.follow_seat()
         return True
+
+    def resize(self, picture: tuple[int, int]) -> None:
+        """Take the size of a picture (width and height in pixels) that there is not yet."""
+        if not self.is_gone:
+            self._fit(*picture)
+            self.server.flush()
+
+    def _fit(self, width: int, height: int) -> None:
+        """Ask for the size of the picture, unless that has been done: the user may have chosen another size since."""
+        if (width, height) != self._placement.picture:
+            self._placement.resize((width, height))
 
     def copy(self, memory: Memory, geometry: Geometry, part: Part) -> bool:
         """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; sends no request.
