@@ -1,7 +1,7 @@
 """Runs in Dom0: lets a guest (domu/flips.c) measure a number of flips, and counts the CPU time of the backend meanwhile.
 
 The arguments are the guest's domid, the backend's process id, the window's name, and the number of flips of each screen. The output is
-JSON: `cpu_ms` of all threads of the process, and what the guest has measured.
+JSON: `cpu_ms` of all threads of the process, `waits` of all of them, and what the guest has measured.
 """
 
 from __future__ import annotations
@@ -44,18 +44,14 @@ def main() -> None:
         got = subprocess.run(["xenstore-read", f"{data}/results"], check=False, capture_output=True, text=True)
         result = got.stdout.strip()
     words = result.split()
-    print(
-        json.dumps(
-            {
-                "cpu_ms": used / 1e6,
-                "waits": waits,
-                "flips": int(words[3]),
-                "ms": float(words[5]),
-                "response": [float(word) for word in words[7:10]],
-                "late": [float(word) for word in words[11:14]],
-            }
-        )
-    )
+    measured = {
+        "screens": int(words[3]),
+        "intervals": int(words[5]),
+        "ms": float(words[7]),
+        "response": [float(word) for word in words[9:12]],
+        "late": [float(word) for word in words[13:16]],
+    }
+    print(json.dumps({"cpu_ms": used / 1e6, "waits": waits, **measured}))
 
 
 main()

@@ -182,7 +182,7 @@ static void report(const char *name, unsigned count, int64_t period)
         if (s->event[count - 1] > ended) ended = s->event[count - 1];
         if (s->begun > most) most = s->begun;
     }
-    sprintf(text, "end %s flips %u ms %.1f", name, n * screen_count, (ended - began) / 1e6);
+    sprintf(text, "end %s screens %d intervals %u ms %.1f", name, screen_count, n * screen_count, (ended - began) / 1e6);
     quantiles(text, "response", responses, n * screen_count);
     quantiles(text, "late", late, n * screen_count);
     xs(XS_WRITE, "data/results", text, 0, 0);
