@@ -24,6 +24,7 @@ from displbe.threads import run_in_thread
 from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
+from .steady_flips import SteadyFlips
 from .window import Window, WindowState
 
 __all__ = ["Frame", "Painter", "Viewer", "WindowWish"]
@@ -87,7 +88,7 @@ class Painter:
 
     The window fills the monitor that `[x11.outputs]` names for the connector.
 
-    It has seventeen attributes: the window, the guest's frame in it, the obstacle for the output's `reason`, and the task.
+    It has nineteen attributes: the window, the guest's frame in it, the obstacle for the output's `reason`, and the task.
     """
 
     def __init__(self, desktop: Desktop, connector: DeviceConnector) -> None:
@@ -112,7 +113,10 @@ class Painter:
         """The part of the frames that is shown; None: the screen is off."""
         self._serial: int | None = None
         """The serial number of the newest flip, until `on_read` has been called for it."""
-        self._watch = RedrawWatch(FASTEST_LOOK)
+        self._steady = SteadyFlips(connector.name, self._on_steady)
+        self._watch = RedrawWatch(FASTEST_LOOK, self._since_steady)
+        self._is_drawing = True
+        """Whether the task uses the window."""
         self._wanted = trio.Event()
         self._wanted.set()  # there may be a server already
         self._copying = trio.Lock()
@@ -170,7 +174,27 @@ class Painter:
         """Show another frame."""
         self._frame, self._serial = frame, serial
         self.newest_serial = serial
-        self.wake()
+        window, part = self._window, self._part
+        if (
+            self._is_drawing
+            or window is None
+            or part is None
+            or self._wanted.is_set()
+            or self.obstacle
+            or window.server is not self._desktop.server
+            or not self._steady.start(window, frame.memory, frame.geometry, part, serial, self._desktop.clock.now())
+        ):
+            self.wake()
+
+    def _on_steady(self, serial: int) -> None:
+        """The server has read the frame of this flip, or has it already."""
+        if self._serial == serial:
+            self._serial = None
+        if self._viewer is not None:
+            self._viewer.on_read(serial)
+
+    def _since_steady(self) -> float:
+        return self._desktop.clock.now() - self._steady.began
 
     def blank(self) -> None:
         """Make the window black."""
@@ -215,6 +239,7 @@ class Painter:
         """Return when no worker thread reads a frame."""
         async with self._copying:
             pass
+        await self._steady.copied()
 
     def stop(self) -> None:
         """End `run`, now or as soon as it starts: the device is gone."""
@@ -240,17 +265,24 @@ class Painter:
             with self._scope:
                 await self._draw()
         finally:
-            if self._window is not None:
-                with trio.CancelScope(shield=True):
+            self._is_drawing = True
+            with trio.CancelScope(shield=True):
+                await self._steady.close()
+                if self._window is not None:
                     await self._window.close()
 
     async def _draw(self) -> None:
         while True:
             watching = self._frame is not None and self.visible
+            self._is_drawing = False
             with trio.move_on_after(self._watch.pause if watching else float("inf")):
                 await self._wanted.wait()
             wanted = self._wanted.is_set()
+            if not wanted and not self._watch.is_due():
+                continue
             self._wanted = trio.Event()
+            self._is_drawing = True
+            await self._steady.finished()
             changed = await self._update()
             self._watch.looked(redrawn=wanted or changed)
 
