@@ -403,11 +403,11 @@ class Window:
         if canvas is None or canvas.empty or self.is_gone:
             return
         if self._composite is None or self._drawn_for != (canvas, self.size):
-            self._composite = self._fit(canvas)
+            self._composite = self._scale_to_window(canvas)
             self._drawn_for = canvas, self.size
         self._composite.send()
 
-    def _fit(self, canvas: _Canvas) -> PreparedRequest:
+    def _scale_to_window(self, canvas: _Canvas) -> PreparedRequest:
         """Scale the picture to the window. Return the request that draws it."""
         left, top, width, height = self._area()
         picture, scaled = canvas.picture, (width, height) != canvas.shape[1:]
