@@ -168,6 +168,8 @@ class Window:
     Input events go to `seat`. `on_visibility` is called when the window becomes visible, and when it no longer is. The window fills the
     monitor of the name `monitor`, if it is not empty. Methods raise xcffib.XcffibException when the connection is lost, unless they say
     otherwise.
+
+    It has eighteen attributes: four of them keep the drawing request that the next frame repeats.
     """
 
     def __init__(
