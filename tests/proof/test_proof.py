@@ -11,7 +11,6 @@ from typing import Final
 
 import msgspec
 import pytest
-
 from proof.cbmc import Model, Property, tools
 
 HERE: Final = Path(__file__).parent
@@ -63,7 +62,11 @@ WITHOUT: Final = {
     "one request": ("serve", "load(c->ring, REQ_PROD) == c->req_cons + 1", "load(c->ring, REQ_PROD) != c->req_cons"),
     "the status": ("serve", "{ slot[0] & 0xFFFFFF }", "{ slot[0] }"),
     "the notification": ("serve", "return load(c->ring, RSP_EVENT) ==", "return load(c->ring, RSP_EVENT) !="),
-    "nothing changed": ("serve", "tokens = filled(c->bucket, t) - 1;", "tokens = filled(c->bucket, t) - 1; c->told = 0;"),
+    "nothing changed": (
+        "serve",
+        "tokens = filled(c->bucket, t) - 1;",
+        "tokens = filled(c->bucket, t) - 1; c->told = 0;",
+    ),
     "the slot of a record": ("serve", "c->traced++ % TRACED * RECORD", "c->traced++ * RECORD"),
     "arming": ("request", "store(c->ring, REQ_EVENT, c->req_cons + 1)", "store(c->ring, REQ_EVENT, c->req_cons)"),
     "the slot of a time": ("shown", "c->shown_at[c->counted % TIMES]", "c->shown_at[c->counted]"),
