@@ -3,6 +3,9 @@
 * for the Wayland protocols that pywayland or Debian's package of it lacks, from their XML. pywayland has a scanner, but its output
   differs between versions; these modules work with all versions from 0.4.18 on.
 * for the C functions that displbe calls, from their declarations. If cffi parsed these at run time, each start would be delayed.
+
+It also compiles the pump (packaging/compile_pump.py). A wheel with the pump is for one kind of machine; DISPLBE_PUMP=off, or a machine
+without a C compiler, makes a wheel for all machines, without the pump.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import keyword
 import shutil
 import subprocess
+import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +23,11 @@ from typing import Any
 from cffi import FFI
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "packaging"))
+
+import compile_pump  # noqa: E402
+
 TARGET = HERE / "displbe/sinks/wayland/protocol"
 OURS = HERE / "protocol/wayland"
 PROTOCOLS = {
@@ -71,6 +80,25 @@ class CustomBuildHook(BuildHookInterface[Any]):
             (TARGET / f"{module}.py").write_text(text)
         for header in DECLARATIONS:
             declare(Path(header))
+        compile_pump.declare()
+        if self.target_name == "wheel":
+            self._compile(version == "editable", build_data)
+
+    def _compile(self, editable: bool, build_data: dict[str, Any]) -> None:
+        """Compile the pump: for an editable installation into the tree, else into the wheel, whose tag then names the platform."""
+        self._made = tempfile.TemporaryDirectory(prefix="displbe-pump-")
+        library = compile_pump.LIBRARY if editable else Path(self._made.name) / compile_pump.LIBRARY.name
+        missing = compile_pump.build_if_wanted(library)
+        if missing:
+            self.app.display_warning(f"displbe is built without the pump: {missing}")
+        elif not editable:
+            build_data["force_include"][str(library)] = str(compile_pump.LIBRARY.relative_to(HERE))
+            build_data.update(pure_python=False, tag=f"py3-none-{compile_pump.platform_of(library)}")
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what the wheel has a copy of."""
+        if self.target_name == "wheel":
+            self._made.cleanup()
 
 
 def declare(header: Path) -> None:

@@ -26,7 +26,7 @@ from displbe.input.focus import InputFocus
 from displbe.ops import log
 from displbe.ops.control import Answer, CommandError, Request
 from displbe.ops.lag import LoopLag
-from displbe.ops.status import Abilities, GuestStatus, Loop, Status, Usage
+from displbe.ops.status import Abilities, GuestStatus, Loop, PumpStatus, Status, Usage
 from displbe.ops.text import escape
 from displbe.sinks.base import DeviceConnector, OutputUnavailable, Sink, SinkError
 from displbe.wire.errors import RequestError
@@ -53,6 +53,7 @@ class Commands:
         quotas: Quotas,
         focus: InputFocus,
         lag: LoopLag,
+        pump: PumpStatus,
     ) -> None:
         self._hypervisor = hypervisor
         self._sink = sink
@@ -63,6 +64,7 @@ class Commands:
         self._quotas = quotas
         self._input_focus = focus
         self._lag = lag
+        self._pump = pump
         self._begun = time.monotonic()
 
     def table(self) -> Mapping[str, Callable[[Request], Awaitable[Answer]]]:
@@ -98,6 +100,7 @@ class Commands:
             guests=tuple(guests),
             threads=Usage(threading.active_count(), total.process.threads),
             copies=Usage(total.pools["memory"].used, total.pools["memory"].limit),
+            pump=self._pump,
         )
 
     async def _guest(self, domid: int, quota: Quota) -> GuestStatus:
@@ -151,6 +154,7 @@ class Commands:
     async def _trace(self, request: Request) -> Answer:
         _, connector = self._connectors(request)[0]
         await trio.lowlevel.checkpoint()
+        connector.peek()
         trace = connector.requests.trace
         facts: dict[str, int | float | str] = {
             "connector": escape(connector.name),

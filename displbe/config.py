@@ -15,6 +15,7 @@ from displbe.input.bindings import parse_unique_id
 from displbe.input.settings import InputSettings
 from displbe.ops.settings import ControlSettings, LogSettings, MetricsSettings
 from displbe.ops.text import escape
+from displbe.pump.settings import DaemonSettings
 from displbe.settings import Table
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.headless.settings import HeadlessSettings
@@ -50,6 +51,7 @@ class Settings(Table, frozen=True):
     """The whole file."""
 
     sink: Literal["drm", "wayland", "x11", "headless"] = "drm"
+    daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     xen: XenSettings = XenSettings()
     limits: Limits = Limits()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from displbe import __version__
 from displbe.lean_imports import import_lean
@@ -23,10 +23,21 @@ __all__ = ["main", "parser"]
 CONFIG: Final = "/etc/displbe/displbe.toml"
 
 
+class _Version(argparse.Action):
+    """Prints the version, and whether the compiled pump can be used here. Only then is the pump opened."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from displbe.pump.library import describe
+
+        print(f"displbe {__version__} (pump: {describe()})")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments."""
     top = argparse.ArgumentParser(prog="displbe", description="Shows Xen guests' paravirtual displays.")
-    top.add_argument("--version", action="version", version=f"displbe {__version__}")
+    about = "print the version, and whether this installation has the compiled pump, and exit"
+    top.add_argument("--version", action=_Version, nargs=0, help=about)
     top.add_argument("--config", metavar="FILE", default=CONFIG, help=f"the configuration (default: {CONFIG})")
     top.add_argument(
         "--check", action="store_true", help="check the configuration, print what this machine supports, and exit"

@@ -1,5 +1,6 @@
-"""make deb: builds the Debian package in a separate Debian 13, checks it with lintian, and tests it: the package is installed there, and
-its unit runs the demonstration under a separate systemd, as the unit's user with the unit's restrictions. Needs root, on Debian 12 or 13.
+"""make deb: builds the Debian package for amd64 and arm64 in a separate Debian 13, checks both with lintian, and tests this machine's: the
+package is installed there, and its unit runs the demonstration under a separate systemd, as the unit's user with the unit's restrictions.
+The other machine's package is built with a cross compiler. Needs root, on Debian 12 or 13.
 
 The separate Debian is in the user's cache folder, under a name derived from its contents.
 """
@@ -55,10 +56,16 @@ ExecStart=/bin/sh -ex /tmp/try.sh
 STEPS = """
 dpkg -i /tmp/displbe.deb
 man -w displbe displbe.toml displbectl
+displbe --version | grep -F '(pump: compiled)'
 systemctl start displbe || { systemctl status --no-pager -l displbe; journalctl --no-pager -n 50 || true; exit 1; }
 systemctl show -p Result displbe | grep -x Result=success
 test "$(stat -c %U:%a /var/lib/displbe/demo.png)" = displbe:600
 """
+CROSS = {"amd64": "gcc-x86-64-linux-gnu", "arm64": "gcc-aarch64-linux-gnu"}
+"""The architectures of the packages, and the cross compilers for them."""
+ELF = {"amd64": "Advanced Micro Devices X86-64", "arm64": "AArch64"}
+"""The architectures as readelf names them."""
+PUMP = "usr/lib/python3/dist-packages/displbe/pump/_pump.so"
 INSTEAD = """
 [Unit]
 ConditionPathExists=
@@ -73,24 +80,36 @@ ExecStart=/usr/bin/displbe demo --no-window --output /var/lib/displbe/demo.png
 """A drop-in for displbe's unit, which then runs the demonstration, because there is no Xen here."""
 
 
+def machine() -> str:
+    """Return Debian's name of this machine's architecture."""
+    return run(["dpkg", "--print-architecture"]).strip()
+
+
+def others() -> list[str]:
+    """Return the architectures for which packages are cross-built here."""
+    return [name for name in CROSS if name != machine()]
+
+
 def build_depends() -> list[str]:
-    """Return the build dependencies of debian/control, without versions and profiles."""
+    """Return the build dependencies of debian/control, without versions, architectures and profiles."""
     control = (TREE / "packaging/debian/control").read_text()
     (listed,) = re.findall(r"^Build-Depends:\n((?: .*\n)+)", control, re.M)
-    return [re.split(r"[ (<]", entry.strip())[0] for entry in listed.split(",") if entry.strip()]
+    return [re.split(r"[ :(<]", entry.strip())[0] for entry in listed.split(",") if entry.strip()]
 
 
 def packages() -> list[str]:
-    """Return the packages to install in the separate Debian."""
+    """Return the packages to install in the separate Debian: with those that compile C for the other architectures."""
     virtual = {"debhelper-compat", "dh-sequence-installsysusers", "dh-sequence-python3"}
-    return sorted({*TOOLS, *build_depends()} - virtual)
+    cross = [package for name in others() for package in (CROSS[name], f"libc6-dev:{name}")]
+    return sorted({*TOOLS, *build_depends(), *cross} - virtual)
 
 
 def make_root(made: Path, source: str) -> None:
     """Install the separate Debian."""
     print(f"deb: installing {SUITE} to build in; takes a minute or two, once", file=sys.stderr, flush=True)
     include = f"--include={','.join(packages())}"
-    run(["mmdebstrap", "--variant=buildd", include, SUITE, made / "root", source])
+    architectures = f"--architectures={','.join([machine(), *others()])}"
+    run(["mmdebstrap", "--variant=buildd", architectures, include, SUITE, made / "root", source])
 
 
 def inside(root: Path, *command: str) -> None:
@@ -133,13 +152,32 @@ def key() -> str:
     return digest.hexdigest()
 
 
-def built() -> Path:
-    """Return the package of this tree in its present state, built if needed."""
+def built(architecture: str) -> Path:
+    """Return the package of this tree in its present state for an architecture, built if needed."""
     made = OUT / "key"
     if not made.exists() or made.read_text() != key():
         build([])
-    (deb,) = OUT.glob("*.deb")
+    return package(OUT, architecture)
+
+
+def package(folder: Path, architecture: str) -> Path:
+    """Return the package for an architecture in a folder, in which its debug symbols may be, too."""
+    (deb,) = folder.glob(f"displbe_*_{architecture}.deb")
     return deb
+
+
+def inspect(deb: Path, architecture: str) -> None:
+    """Check the architecture and the dependencies of a package with the pump. Raises SystemExit."""
+    field = {name: run(["dpkg-deb", "-f", deb, name]).strip() for name in ("Architecture", "Depends")}
+    with tempfile.TemporaryDirectory(prefix="displbe-deb-") as folder:
+        run(["dpkg-deb", "-x", deb, folder])
+        header = run(["readelf", "-h", Path(folder) / PUMP])
+    (found,) = re.findall(r"^  Machine: +(.*)$", header, re.M)
+    libc = re.findall(r"libc6 \(>= [\d.]+\)", field["Depends"])
+    tied = re.findall(r"python3 \(<<[^)]*\)", field["Depends"])
+    print(f"deb: {deb.name}: {field['Architecture']}, pump for {found}, needs {field['Depends']}", file=sys.stderr)
+    if (field["Architecture"], found) != (architecture, ELF.get(architecture, found)) or not libc or tied:
+        raise SystemExit(f"deb: {deb.name} must be for {architecture}, need libc6, and not need one version of Python")
 
 
 def sources() -> list[str]:
@@ -165,10 +203,10 @@ def copy_tree(to: Path) -> None:
 
 def build(arguments: Sequence[str]) -> None:
     """Build the package into out/deb. Raises SystemExit, or CalledProcessError when a step fails; the step has printed the reason."""
-    host_tools({"mmdebstrap": "mmdebstrap"})
+    host_tools({"mmdebstrap": "mmdebstrap", "readelf": "binutils"})
     with only_one():
         apt = Apt()
-        made_of = [apt.version("debhelper"), packages()]
+        made_of = [apt.version("debhelper"), machine(), packages()]
         base = cached("deb", made_of, lambda made: make_root(made, apt.source)) / "root"
         with tempfile.TemporaryDirectory(prefix="displbe-deb-", dir=base / "tmp") as work:
             build_in(base, Path(work), arguments)
@@ -176,19 +214,22 @@ def build(arguments: Sequence[str]) -> None:
 
 
 def build_in(base: Path, folder: Path, arguments: Sequence[str]) -> None:
-    """Build, check and test in a folder of the separate Debian."""
+    """Build, check and test in a folder of the separate Debian. `arguments` are for dpkg-buildpackage."""
     made_of = key()
     copy_tree(folder / "displbe")
     os.chmod(folder, 0o755)
     inner = f"/tmp/{folder.name}"
-    inside(base, "sh", "-c", f"cd {inner}/displbe && dpkg-buildpackage -us -uc {' '.join(arguments)}")
-    (changes,) = folder.glob("*.changes")
+    more = " ".join(arguments)
+    for options in ("", *(f"--build=any --host-arch={other} --build-profiles=cross,nocheck" for other in others())):
+        inside(base, "sh", "-c", f"cd {inner}/displbe && dpkg-buildpackage -us -uc {options} {more}")
     print("deb: lintian", file=sys.stderr, flush=True)
     strict = "--allow-root --fail-on=error,warning --display-info --pedantic --tag-display-limit=0"
-    inside(base, "sh", "-c", f"cd {inner} && lintian {strict} {changes.name}")
+    for changes in sorted(folder.glob("*.changes")):
+        inside(base, "sh", "-c", f"cd {inner} && lintian {strict} {changes.name}")
+    for architecture in (machine(), *others()):
+        inspect(package(folder, architecture), architecture)
     print("deb: installing the package and running its unit", file=sys.stderr, flush=True)
-    (deb,) = folder.glob("*.deb")
-    try_package(base, deb)
+    try_package(base, package(folder, machine()))
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     for path in folder.iterdir():

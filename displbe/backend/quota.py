@@ -16,6 +16,7 @@ import msgspec
 import structlog
 import trio
 
+from displbe.pump.native import Bucket, Pump
 from displbe.resources import ProcessLimits
 from displbe.threads import DEFAULT_THREADS
 from displbe.wire.errors import Errno, RequestError
@@ -216,11 +217,16 @@ def _without_own(limit: int, own: int) -> int:
 class Quota:
     """The amounts that one guest holds of each kind that `Limits` limits, and its request rate."""
 
-    def __init__(self, limits: Limits, total: Total) -> None:
+    def __init__(self, limits: Limits, total: Total, pump: Pump | None = None) -> None:
         self.limits = limits
         self.used = dict.fromkeys(CHARGES, 0)
         rate = limits.requests_per_second
-        self.requests = TokenBucket(rate * REQUEST_BURST, rate, _now())
+        self.requests: TokenBucket | Bucket
+        """The request rate. With a pump, the pump takes from it, too."""
+        if pump is None:
+            self.requests = TokenBucket(rate * REQUEST_BURST, rate, _now())
+        else:
+            self.requests = Bucket(pump, rate * REQUEST_BURST, rate)
         self.threads = trio.CapacityLimiter(THREADS)
         self._total = total
 
@@ -260,11 +266,12 @@ def _now() -> Callable[[], float]:
 class Quotas:
     """The quotas of the guests that have a device of any kind."""
 
-    def __init__(self, limits: Limits, total: Total) -> None:
+    def __init__(self, limits: Limits, total: Total, pump: Pump | None = None) -> None:
         self.guests: dict[int, Quota] = {}
         self._devices: dict[int, int] = {}
         self.limits = limits
         self.total = total
+        self._pump = pump
 
     def enter(self, domid: int) -> Quota:
         """Count one more device of a guest, and return the guest's quota.
@@ -273,7 +280,7 @@ class Quotas:
         """
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
-            self.guests[domid] = quota = Quota(self.limits, self.total)
+            self.guests[domid] = quota = Quota(self.limits, self.total, self._pump)
             self.total.enter(quota)
             promised = sum(quota.limits.pages for quota in self.guests.values())
             if promised > self.total.limit:

@@ -64,6 +64,8 @@ def status_lines(status: Status) -> Iterator[str]:
         for name, answer in answers.items():
             yield from _wrap("  ", label, f"{name}: {answer}")
             label = ""
+    if status.pump.reason or status.pump.state != "missing":
+        yield from _wrap("  ", "pump", ": ".join(filter(None, (status.pump.state, status.pump.reason))))
     if status.input_with_host:
         yield _cut("the host has its input devices: press [input] release again, or use displbectl focus", WIDTH)
     elif status.focus:

@@ -6,6 +6,8 @@ time from an event to the answer. Text that a guest may have written has been es
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "InputStatus",
     "Latency",
     "Loop",
+    "PumpStatus",
     "Refusal",
     "Status",
     "Usage",
@@ -173,6 +176,15 @@ class Loop(msgspec.Struct, frozen=True):
     """Log lines that were dropped."""
 
 
+class PumpStatus(msgspec.Struct, frozen=True):
+    """Whether steady flips are served by the compiled pump."""
+
+    state: Literal["on", "off", "missing"]
+    """`on`: the pump runs. `off`: the configuration does not want it, or has no use for it. `missing`: the pump cannot be loaded."""
+    reason: str
+    """Why the pump does not run; empty: it does, or an older daemon, which has none, has sent this status."""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The daemon."""
 
@@ -197,6 +209,7 @@ class Status(msgspec.Struct, frozen=True):
     """The process' threads, and the limit of the service."""
     copies: Usage = Usage(0, 0)
     """Pages of the copies of all guests' frames, and of the buffers that displbe has allocated for guests."""
+    pump: PumpStatus = PumpStatus("missing", "")
 
     def summary(self) -> str:
         """Return one line for systemd's STATUS."""

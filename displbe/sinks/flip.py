@@ -81,7 +81,8 @@ class Flip:
         """Called when no flip has begun for LATE_CHECK, and none is under way. The owner may set this."""
         self._clock = clock
         self._ended = ended
-        self._limit = late
+        self.limit = late
+        """Seconds until a flip is late."""
         self._on_late = on_late
         self._token = 0
 
@@ -90,7 +91,7 @@ class Flip:
         self._token = token
         self.state = _WAITING
         self.began = now = self._clock.now()
-        self.ends_by = now + self._limit
+        self.ends_by = now + self.limit
         self.serial += 1
         clock = self._clock
         clock.active.add(self)
@@ -103,8 +104,27 @@ class Flip:
         self.serial += 1
         if self.state is not _NONE:
             self.state = _WAITING
-            self.ends_by = self.began + self._limit
+            self.ends_by = self.began + self.limit
         return self.serial
+
+    def hand_over(self) -> None:
+        """Leave the flip under way, if there is one, to the pump. `take_back` follows."""
+        self.state = _NONE
+
+    def take_back(self, serial: int, shown: int, token: int | None, age: float) -> None:
+        """Serve flips again: `serial` is that of the newest flip, which began `age` seconds ago, `shown` the number of flips that the
+        screen has shown meanwhile; `token` is that of the flip under way, None: there is none.
+        """
+        self.serial = serial
+        self.shown += shown
+        self.began = self._clock.now() - age
+        if token is not None:
+            self._token = token
+            self.state = _WAITING
+            self.ends_by = self.began + self.limit
+            self._clock.active.add(self)
+            if self._clock.is_parked:
+                self._clock.start(self.began)
 
     def on_shown(self, serial: int) -> None:
         """End this flip: the screen shows its frame. A report about an earlier flip changes nothing."""

@@ -92,6 +92,15 @@ class BackControlRing:
         if page.load(_RSP_PROD) != 0:
             raise FrontendBroken("the control ring has been used before")
 
+    @property
+    def indices(self) -> tuple[int, int]:
+        """The private indices: the next request to take, and the next response to push."""
+        return self._req_cons, self._rsp_prod
+
+    @indices.setter
+    def indices(self, indices: tuple[int, int]) -> None:
+        self._req_cons, self._rsp_prod = indices
+
     def take(self) -> bytes | None:
         """Return a private copy of the next request, or None. Raises FrontendBroken when the frontend's index is impossible."""
         cons, words = self._req_cons, self._words
@@ -183,22 +192,23 @@ class BackEventPage:
         self._load = page.load
         self._store = page.store
         self._write = page.write
-        self._in_prod = page.load(_IN_CONS)
-        page.store(_IN_PROD, self._in_prod)
+        self.in_prod = page.load(_IN_CONS)
+        """The index of the next event."""
+        page.store(_IN_PROD, self.in_prod)
 
     def space(self) -> bool:
         """Return whether an event fits. Raises FrontendBroken when the frontend's index is impossible."""
         words = self._words
-        unread = (self._in_prod - (self._load(_IN_CONS) if words is None else words[0])) & _U32
+        unread = (self.in_prod - (self._load(_IN_CONS) if words is None else words[0])) & _U32
         if unread > EVENT_SLOTS:
             raise FrontendBroken(f"impossible event index: {unread} unread events in a ring of {EVENT_SLOTS}")
         return unread < EVENT_SLOTS
 
     def put(self, event: bytes) -> None:
         """Push an event. The caller has checked `space` before. The frontend always wants a notification."""
-        prod = self._in_prod
+        prod = self.in_prod
         self._write(_HEADER + (prod % EVENT_SLOTS) * MESSAGE_SIZE, event)
-        self._in_prod = following = (prod + 1) & _U32
+        self.in_prod = following = (prod + 1) & _U32
         if self._words is None:
             self._store(_IN_PROD, following)
         else:

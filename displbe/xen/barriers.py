@@ -69,6 +69,11 @@ class SharedMemory:
         self._words.release()
         self._memory = memoryview(b"")
 
+    @property
+    def address(self) -> Any:
+        """The address of the memory (`char *`). It does not keep the memory mapped."""
+        return self._base
+
     def load(self, offset: int) -> int:
         """Return the u32 at an offset in bytes, with acquire semantics."""
         if ORDERED:

@@ -30,7 +30,7 @@ from displbe.sim.hypervisor import SimChannels, Xen
 from displbe.sinks import registry
 from displbe.xen.port import Ledger
 
-from . import calls, idle, isolation, keys, operator, steps
+from . import calls, idle, isolation, keys, operator, pump, steps
 from .calls import boot, connect
 from .guest import Flipper, GuestProcess
 from .output import BenchSink
@@ -133,6 +133,8 @@ def main() -> int:
         good &= keys.report(Path(folder))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         good &= isolation.run(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+        good &= pump.run(Path(folder))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         good &= operator.report(Path(folder))
     return 0 if good else 1

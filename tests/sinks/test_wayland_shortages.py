@@ -16,7 +16,7 @@ from displbe.sinks.base import Part
 from displbe.sinks.wayland import conn, copies
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import BufferState
-from displbe.threads import NoThread
+from displbe.threads import NoThread, start_thread
 from displbe.xen.memory import Mapping
 
 POOL = copies.FRAMES * -(-WIDTH * 4 * HEIGHT // 4096)
@@ -136,10 +136,10 @@ async def test_a_file_that_cannot_be_sent_is_not_sent(monkeypatch: pytest.Monkey
 
 async def test_no_thread_for_a_look_at_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that draws without flipping is looked at again when threads can be started again."""
-    real = copy_thread.start_thread
+    real = start_thread
     refused = 0
 
-    def start_thread(*arguments: Any) -> Any:
+    def start(*arguments: Any) -> Any:
         nonlocal refused
         if refused < 5:
             refused += 1
@@ -147,7 +147,7 @@ async def test_no_thread_for_a_look_at_what_is_drawn(monkeypatch: pytest.MonkeyP
         return real(*arguments)
 
     async with staged(refresh=100.0) as stage:
-        monkeypatch.setattr(copy_thread, "start_thread", start_thread)
+        monkeypatch.setattr(copy_thread, "start_thread", start)
         output, first, _ = await stage.lit()
         await until(lambda: refused == 5)
         pages: Any = first.pages

@@ -14,6 +14,7 @@ from displbe.ops.status import (
     InputStatus,
     Latency,
     Loop,
+    PumpStatus,
     Refusal,
     Status,
     Usage,
@@ -95,4 +96,5 @@ STATUS = st.builds(
     st.builds(Abilities, ANSWERS, ANSWERS),
     TEXT,
     st.lists(GUEST, max_size=1).map(tuple),
+    pump=st.builds(PumpStatus, st.sampled_from(["on", "off", "missing"]), TEXT),
 )

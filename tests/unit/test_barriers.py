@@ -76,7 +76,7 @@ def back_ring(page: Any, req_cons: int = 0, rsp_prod: int = 0) -> BackControlRin
 
 def back_events(page: Any, in_prod: int = 0) -> BackEventPage:
     events = BackEventPage(Scratch())  # type: ignore[arg-type]
-    events._load, events._store, events._write, events._in_prod = page.load, page.store, page.write, in_prod
+    events._load, events._store, events._write, events.in_prod = page.load, page.store, page.write, in_prod
     return events
 
 

@@ -22,6 +22,7 @@ from displbe import __version__, process, startup
 from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.ops.settings import ControlSettings
+from displbe.pump.library import LIBRARY, open_library
 from displbe.sim.hypervisor import Xen
 from displbe.xen.port import Unavailable
 from displbe.xen.single_instance import single_instance
@@ -49,7 +50,8 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
 
 def test_version() -> None:
     done = run("--version")
-    assert (done.returncode, done.stdout) == (0, f"displbe {__version__}\n")
+    pump = "compiled" if LIBRARY.exists() else f"none: {open_library()[1]}"
+    assert (done.returncode, done.stdout) == (0, f"displbe {__version__} (pump: {pump})\n")
 
 
 def test_wrong_use() -> None:

@@ -178,6 +178,11 @@ class WaylandSurface:
         if self.role is not None:
             self.role.move(wl_output)
 
+    def resize(self, size: tuple[int, int]) -> None:
+        """Be black in this size (width and height in pixels): the window has another connector, whose guest is not connected yet."""
+        self.natural = size
+        self.blacken()
+
     def close(self, state: SurfaceState | None = None) -> None:
         """Destroy the wl_surface, if there is one: the compositor takes its frame off the screen.
 

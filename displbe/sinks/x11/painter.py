@@ -1,14 +1,16 @@
 """The task that keeps a connector's window on the X server, and copies the guest's frames into it. It always copies the newest frame, once
 the server has read the previous one.
 
-The window lives as long as the guest's device, which the toolstack creates and removes. It is black while the guest shows nothing. Window
-managers focus and raise a window that is mapped; therefore nothing that the guest does maps it.
+The window lives as long as the guest's device, which the toolstack creates and removes, and over the guest's reboots (sinks.window_queue).
+It is black while the guest shows nothing. Window managers focus and raise a window that is mapped; therefore nothing that the guest does
+maps it.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -135,6 +137,15 @@ class Painter:
         """Stay black: the guest's connection has ended."""
         self._viewer = None
         self._seat.detach()
+
+    def move(self, connector: DeviceConnector) -> None:
+        """Keep the window for this connector, which the toolstack has created after the window's own one was gone: the guest has rebooted.
+        The window stays where it is, or closed if its user has taken it away, and is black in the new connector's size.
+        """
+        self._connector = connector
+        self._size = connector.width, connector.height
+        self._seat.moved(connector.claimant.domid, connector.name)
+        self._tell_window(partial(Window.resize, picture=self._size))
 
     @property
     def visible(self) -> bool:

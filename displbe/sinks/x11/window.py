@@ -301,10 +301,20 @@ class Window:
                 raise
             if before is not None:
                 await before.free()
-            if (part.width, part.height) != self._placement.picture:
-                self._placement.resize((part.width, part.height))
+            self._fit(part.width, part.height)
             self.follow_seat()
         return True
+
+    def resize(self, picture: tuple[int, int]) -> None:
+        """Take the size of a picture (width and height in pixels) that there is not yet."""
+        if not self.is_gone:
+            self._fit(*picture)
+            self.server.flush()
+
+    def _fit(self, width: int, height: int) -> None:
+        """Ask for the size of the picture, unless that has been done: the user may have chosen another size since."""
+        if (width, height) != self._placement.picture:
+            self._placement.resize((width, height))
 
     def suits(self, geometry: Geometry, part: Part) -> bool:
         """Return whether a frame can be copied now, without `prepare`: the window is visible, and the server has read the last one."""
@@ -402,11 +412,11 @@ class Window:
         if canvas is None or canvas.empty or self.is_gone:
             return
         if self._composite is None or self._drawn_for != (canvas, self.size):
-            self._composite = self._fit(canvas)
+            self._composite = self._scale_to_window(canvas)
             self._drawn_for = canvas, self.size
         self._composite.send()
 
-    def _fit(self, canvas: _Canvas) -> PreparedRequest:
+    def _scale_to_window(self, canvas: _Canvas) -> PreparedRequest:
         """Scale the picture to the window. Return the request that draws it."""
         left, top, width, height = self._area()
         picture, scaled = canvas.picture, (width, height) != canvas.shape[1:]

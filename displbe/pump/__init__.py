@@ -1,0 +1,1 @@
+"""The pump: compiled code that serves a connector's steady flips."""
