@@ -54,12 +54,12 @@ figures: .venv/ready
 		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h displbe/pump/*.[ch]) packaging/compile_pump.py
 	PYTHON=$(PYTHON) sh tests/setup.sh
 
-# Sdist and wheel in out/dist, and all tests except the lab against that wheel. The code for guests' requests and input (wire/, display/,
-# input/) must have a coverage of 95 % of lines and branches: [tool.coverage].
+# Sdist and wheels in out/dist, and all tests except the lab against the wheel with the pump. The code for guests' requests and input (wire/,
+# display/, input/) must have a coverage of 95 % of lines and branches: [tool.coverage].
 wheel: .venv/ready
 	$(BIN)/python packaging/wheel.py $(UNIT) --cov
 
-# The Debian package in out/deb, built and checked in its own Debian 13.
+# The Debian packages for amd64 and arm64 in out/deb, built and checked in their own Debian 13.
 deb: .venv/ready
 	$(BIN)/python packaging/deb.py
 

@@ -14,6 +14,7 @@ import keyword
 import shutil
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,17 +82,23 @@ class CustomBuildHook(BuildHookInterface[Any]):
             declare(Path(header))
         compile_pump.declare()
         if self.target_name == "wheel":
-            self._pump(version == "editable", build_data)
+            self._compile(version == "editable", build_data)
 
-    def _pump(self, editable: bool, build_data: dict[str, Any]) -> None:
-        """Compile the pump into the tree, and add it to the wheel. An editable wheel only refers to the tree."""
-        missing = compile_pump.refresh()
+    def _compile(self, editable: bool, build_data: dict[str, Any]) -> None:
+        """Compile the pump: for an editable installation into the tree, else into the wheel, whose tag then names the platform."""
+        self._made = tempfile.TemporaryDirectory(prefix="displbe-pump-")
+        library = compile_pump.LIBRARY if editable else Path(self._made.name) / compile_pump.LIBRARY.name
+        missing = compile_pump.build_if_wanted(library)
         if missing:
             self.app.display_warning(f"displbe is built without the pump: {missing}")
         elif not editable:
-            platform = compile_pump.platform_of(compile_pump.LIBRARY)
-            build_data["artifacts"].append(str(compile_pump.LIBRARY.relative_to(HERE)))
-            build_data.update(pure_python=False, tag=f"py3-none-{platform}")
+            build_data["force_include"][str(library)] = str(compile_pump.LIBRARY.relative_to(HERE))
+            build_data.update(pure_python=False, tag=f"py3-none-{compile_pump.platform_of(library)}")
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what the wheel has a copy of."""
+        if self.target_name == "wheel":
+            self._made.cleanup()
 
 
 def declare(header: Path) -> None:

@@ -154,6 +154,7 @@ class Commands:
     async def _trace(self, request: Request) -> Answer:
         _, connector = self._connectors(request)[0]
         await trio.lowlevel.checkpoint()
+        connector.peek()
         trace = connector.requests.trace
         facts: dict[str, int | float | str] = {
             "connector": escape(connector.name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,7 +33,7 @@ from displbe.ops.service_manager import ServiceManager
 from displbe.ops.status import PumpStatus
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, directory_of
-from displbe.pump.library import open_library
+from displbe.pump.native import Pump, SystemCalls, open_pump
 from displbe.resources import ProcessLimits, process_limits
 from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import Sink
@@ -61,13 +62,20 @@ class Daemon:
         nodes: DeviceNodes | None = None,
         runtime: Path | None = None,
         limits: ProcessLimits | None = None,
+        calls: SystemCalls | None = None,
     ) -> None:
-        """`runtime` is a directory for files that the next daemon reads; None: nothing is kept. `limits` are those of this process."""
+        """`runtime` is a directory for files that the next daemon reads; None: nothing is kept. `limits` are those of this process. `calls`
+        are the pump's system calls on a simulated machine.
+        """
         self.hypervisor = hypervisor
         sink_settings = getattr(settings, settings.sink)
         self.sink: Sink = make_sink(settings.sink, sink_settings)
+        self.pump, pump_status = _pump(settings, calls)
+        if self.pump is not None:
+            self.sink.pump = self.pump
+            hypervisor.use_pump(self.pump)
         total = Total(settings.xen.maptrack, mappings(sink_settings), limits or process_limits())
-        self.quotas = Quotas(settings.limits, total)
+        self.quotas = Quotas(settings.limits, total, self.pump)
         traces = TraceFiles(directory_of(settings.log.traces))
         self._guests = guests = Guests(settings.guest)
         displays = DisplayDriver(hypervisor, self.sink, guests, traces)
@@ -83,7 +91,8 @@ class Daemon:
             hypervisor, self.focus, self.evdev, self.sink.seats, guests, repeats, settings.input.locks()
         )
         self.inputs = Supervisor(hypervisor.store, inputs, self.quotas)
-        self._lag = LoopLag()
+        self.lag = LoopLag()
+        """The clock for the loop that runs this daemon, which measures the loop's lag."""
         self.commands = Commands(
             hypervisor,
             self.sink,
@@ -93,8 +102,8 @@ class Daemon:
             guests,
             self.quotas,
             self.focus,
-            self._lag,
-            _pump(settings),
+            self.lag,
+            pump_status,
         )
         self._metrics = _metrics(settings, self.commands)
         self._service_manager = service_manager or ServiceManager({})
@@ -107,7 +116,7 @@ class Daemon:
         `started` is called after the first look at XenStore.
         """
         self._log_abilities()
-        async with trio.open_nursery() as nursery:
+        async with self.pump.running() if self.pump is not None else nullcontext(), trio.open_nursery() as nursery:
             services = await nursery.start(self._services)
             try:
                 async with trio.open_nursery() as guests:
@@ -129,7 +138,6 @@ class Daemon:
         """Run XenStore, event channels and screens. They outlive the guests' tasks, which need them to close their devices."""
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._lag.run)
                 if self._metrics is not None:
                     nursery.start_soon(self._metrics.run)
                 await nursery.start(Control(self._settings.control, self.commands.table()).run)
@@ -204,14 +212,17 @@ class Daemon:
         )
 
 
-def _pump(settings: Settings) -> PumpStatus:
-    """Open the pump if the configuration wants it, and return its status."""
+def _pump(settings: Settings, calls: SystemCalls | None) -> tuple[Pump | None, PumpStatus]:
+    """Return the pump, None if there is none, and its status."""
     if settings.daemon.pump == "off":
-        return PumpStatus("off", 'the configuration says [daemon] pump = "off"')
+        return None, PumpStatus("off", 'the configuration says [daemon] pump = "off"')
     if settings.sink != "drm":
-        return PumpStatus("off", 'the pump serves flips of sink = "drm" only')
-    library, reason = open_library()
-    return PumpStatus("on", "") if library is not None else PumpStatus("missing", escape(reason))
+        return None, PumpStatus("off", 'the pump serves flips of sink = "drm" only')
+    pump, reason = open_pump(calls)
+    if pump is None:
+        _log.info("no pump: Python serves all flips, which takes more CPU time", reason=reason)
+        return None, PumpStatus("missing", escape(reason))
+    return pump, PumpStatus("on", "")
 
 
 def _metrics(settings: Settings, commands: Commands) -> Metrics | None:

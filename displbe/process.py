@@ -84,7 +84,7 @@ def _daemon(arguments: argparse.Namespace) -> int:
     else:
         with only_one():
             exempt_from_gc()
-            trio.run(serve, daemon, arguments.config)
+            trio.run(serve, daemon, arguments.config, clock=daemon.lag)
     return OK
 
 

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-__all__ = ["FLAGS", "LIBRARY", "CompileError", "build", "command", "declare", "platform_of", "refresh", "version"]
+__all__ = ["FLAGS", "LIBRARY", "CompileError", "build", "build_if_wanted", "command", "declare", "platform_of"]
 
 TREE: Final = Path(__file__).resolve().parents[1]
 SOURCE: Final = "displbe/pump/pump.c"
@@ -87,18 +87,21 @@ def build(output: Path) -> None:
         made.replace(output)
 
 
-def refresh() -> str:
-    """Build the library in this tree, as DISPLBE_PUMP says. Return why there is none now; empty: there is one. Raises CompileError."""
+def build_if_wanted(output: Path) -> str:
+    """Build the library into a file as DISPLBE_PUMP says. Return why it was not built; empty: it was. Raises CompileError.
+
+    If it was not built, the file is removed: a library of an earlier build may not fit.
+    """
     wanted = os.environ.get("DISPLBE_PUMP") or "auto"
     if wanted not in ("auto", "off", "require"):
         raise CompileError(f'DISPLBE_PUMP={wanted}: it must be "auto", "off" or "require"')
-    LIBRARY.unlink(missing_ok=True)
+    output.unlink(missing_ok=True)
     if wanted == "off":
         return "DISPLBE_PUMP=off"
-    compiler = shlex.split(os.environ.get("CC") or "cc")
-    if wanted == "auto" and shutil.which(compiler[0]) is None:
-        return f"there is no C compiler ({compiler[0]}); DISPLBE_PUMP=require makes this an error"
-    build(LIBRARY)
+    (compiler, *_) = shlex.split(os.environ.get("CC") or "cc")
+    if wanted == "auto" and shutil.which(compiler) is None:
+        return f"there is no C compiler ({compiler}); DISPLBE_PUMP=require makes this an error"
+    build(output)
     return ""
 
 
@@ -131,7 +134,7 @@ def main() -> None:
             build(arguments.output)
             return
         declare()
-        missing = refresh()
+        missing = build_if_wanted(LIBRARY)
     except CompileError as error:
         sys.exit(f"compile_pump: {error}")
     print(f"no pump: {missing}" if missing else f"{LIBRARY.relative_to(TREE)}: {platform_of(LIBRARY)}")

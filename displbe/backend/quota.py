@@ -16,6 +16,7 @@ import msgspec
 import structlog
 import trio
 
+from displbe.pump.native import Bucket, Pump
 from displbe.resources import ProcessLimits
 from displbe.threads import DEFAULT_THREADS
 from displbe.wire.errors import Errno, RequestError
@@ -216,11 +217,16 @@ def _without_own(limit: int, own: int) -> int:
 class Quota:
     """The amounts that one guest holds of each kind that `Limits` limits, and its request rate."""
 
-    def __init__(self, limits: Limits, total: Total) -> None:
+    def __init__(self, limits: Limits, total: Total, pump: Pump | None = None) -> None:
         self.limits = limits
         self.used = dict.fromkeys(CHARGES, 0)
         rate = limits.requests_per_second
-        self.requests = TokenBucket(rate * REQUEST_BURST, rate, trio.current_time)
+        self.requests: TokenBucket | Bucket
+        """The request rate. With a pump, the pump takes from it, too."""
+        if pump is None:
+            self.requests = TokenBucket(rate * REQUEST_BURST, rate, _now())
+        else:
+            self.requests = Bucket(pump, rate * REQUEST_BURST, rate)
         self.threads = trio.CapacityLimiter(THREADS)
         self._total = total
 
@@ -249,14 +255,23 @@ class Quota:
             self._total.pools[name].add(self, amount * each)
 
 
+def _now() -> Callable[[], float]:
+    """Return a function that returns the time of trio's clock, in two calls less than trio.current_time where that is possible."""
+    try:
+        return trio.lowlevel.current_clock().current_time
+    except RuntimeError:  # not in a loop
+        return trio.current_time
+
+
 class Quotas:
     """The quotas of the guests that have a device of any kind."""
 
-    def __init__(self, limits: Limits, total: Total) -> None:
+    def __init__(self, limits: Limits, total: Total, pump: Pump | None = None) -> None:
         self.guests: dict[int, Quota] = {}
         self._devices: dict[int, int] = {}
         self.limits = limits
         self.total = total
+        self._pump = pump
 
     def enter(self, domid: int) -> Quota:
         """Count one more device of a guest, and return the guest's quota.
@@ -265,7 +280,7 @@ class Quotas:
         """
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
-            self.guests[domid] = quota = Quota(self.limits, self.total)
+            self.guests[domid] = quota = Quota(self.limits, self.total, self._pump)
             self.total.enter(quota)
             promised = sum(quota.limits.pages for quota in self.guests.values())
             if promised > self.total.limit:
@@ -298,6 +313,7 @@ class TokenBucket:
     def take(self, amount: float = 1) -> float:
         """Take `amount` tokens, even if there are too few. Return the seconds that the caller has to wait; 0: there were enough."""
         now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - amount
+        tokens = self._tokens + (now - self._then) * self._rate
+        self._tokens = tokens = (tokens if tokens < self._burst else self._burst) - amount
         self._then = now
-        return max(0.0, -self._tokens / self._rate)
+        return 0.0 if tokens >= 0 else -tokens / self._rate

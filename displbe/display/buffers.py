@@ -296,6 +296,8 @@ class Buffers:
 
     async def _detach(self, framebuffer: Framebuffer) -> None:
         # It is removed from the table first, so that no flip can use it any more.
+        for output in self._outputs:
+            output.interrupt()
         del self.framebuffers[framebuffer.cookie]
         try:
             with trio.CancelScope(shield=True):

@@ -35,6 +35,7 @@ from .buffers import Buffers
 from .events import FlipEvents
 from .requests import RequestRing, RingState, SlowRequest
 from .screen import Screen
+from .steady import PumpedConnector
 from .times import clock
 
 __all__ = ["Connector"]
@@ -64,6 +65,7 @@ class Connector:
         self._events = events
         self._edid = edid
         self._log = log
+        self._pumped: PumpedConnector | None = None
         self._refusals: Counter[tuple[str, str]] = Counter()
         self._error = ""
         """The request that was refused last, and the reason."""
@@ -80,9 +82,12 @@ class Connector:
         """Whether its requests are served."""
         return self.requests.state is not RingState.STOPPED
 
-    def start(self, ring: BackControlRing, channel: EventChannel) -> None:
-        """Serve the requests of this ring from now on."""
+    def start(self, ring: BackControlRing, channel: EventChannel, pumped: PumpedConnector | None = None) -> None:
+        """Serve the requests of this ring from now on. `pumped`: the pump serves steady flips."""
         self.requests.start(ring, channel)
+        self.requests.pumped = self._pumped = pumped
+        if pumped is not None:
+            self.screen.peek = pumped.peek
 
     async def run(self) -> None:
         """Serve slow requests and write delayed events, until cancelled."""
@@ -92,6 +97,8 @@ class Connector:
 
     def stop(self) -> None:
         """Stop using the shared pages: the connection has ended."""
+        if self._pumped is not None:
+            self._pumped.close()
         self.requests.stop()
         self._events.close()
 
@@ -140,6 +147,11 @@ class Connector:
 
     # The operator
 
+    def peek(self) -> None:
+        """Bring the counters and the trace up to date, which stand still while the pump serves the flips."""
+        if self._pumped is not None:
+            self._pumped.peek()
+
     def _trouble(self) -> str:
         """Return the reason for the last refused request, or for one that is not answered yet; empty if there is none."""
         if self.index == 0 and self._buffers.overdue:
@@ -153,6 +165,7 @@ class Connector:
 
     def status(self) -> status.ConnectorStatus:
         """Return the connector's status."""
+        self.peek()
         requests, screen, events = self.requests, self.screen, self._events
         output = screen.output
         return status.ConnectorStatus(

@@ -16,6 +16,7 @@ from displbe.backend.quota import Quota, TokenBucket
 from displbe.backend.release import shielded_stack
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, TraceHeader
+from displbe.pump.native import Bucket
 from displbe.sinks.base import Claimant, CopyMemory, DeviceConnector, Output, OutputUnavailable, Sink
 from displbe.wire.errors import FrontendBroken, RequestError
 from displbe.wire.ring import BackControlRing, BackEventPage
@@ -30,6 +31,7 @@ from .edid import answer_edid
 from .events import FlipEvents
 from .published import RING_KEYS, PublishedConnector, read_be_alloc, read_connectors, read_device_connectors, read_rings
 from .screen import Screen, modeset_limit
+from .steady import PumpedConnector
 from .trace import Trace, trace_lines
 
 __all__ = ["DisplayDevice", "DisplayDriver"]
@@ -272,7 +274,12 @@ class DisplayDevice:
         stack.callback(connector.stop)  # also if the connection is refused before it is served
         display.connectors.append(connector)
         channel = self._bind(rings.req_port, connector.requests.notified, stack)
-        connector.start(ring, channel)
+        pump, bucket = self._sink.pump, self._quota.requests
+        pumped = None
+        if pump is not None and isinstance(bucket, Bucket):
+            pages, channels = (ring_page, event_page), (channel, event_channel)
+            pumped = PumpedConnector(pump, bucket, connector.requests, ring, screen, events, pages, channels)
+        connector.start(ring, channel, pumped)
 
     def _map(self, ref: int, stack: AsyncExitStack) -> Page:
         page = self._hypervisor.map_page(self._nodes.domid, ref, writable=True)
@@ -289,6 +296,7 @@ class DisplayDevice:
         epoch = Trace.epoch()
         guest = self._nodes.name or f"domain{self._nodes.domid}"
         for connector in connectors:
+            connector.peek()
             last = list(trace_lines(connector.requests.trace.records(LOGGED), epoch))
             self._nodes.log.warning("last requests", connector=connector.name, requests=last)
         pieces = (

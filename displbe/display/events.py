@@ -51,13 +51,14 @@ class FlipEvents:
         self.times = FlipTimes()
         self.delayed = 0
         """The number of events that had to wait for room."""
-        self._page = page
+        self.page = page
+        self.next_id = 0
+        self.begun = 0.0
+        """When the newest flip began, in seconds of CLOCK_MONOTONIC."""
         self._channel = channel
         self._broken = broken
-        self._next_id = 0
         self._cookie = 0
         """The framebuffer of the delayed event."""
-        self._begun = 0.0
         self._wanted = trio.Event()
 
     @property
@@ -70,7 +71,7 @@ class FlipEvents:
         if self.state is not _NONE:
             raise RequestError(Errno.EBUSY, "a page flip is under way")
         self.state = _DUE
-        self._begun = clock()
+        self.begun = clock()
 
     def cancel(self) -> None:
         """End a flip without an event: the output has refused it."""
@@ -100,14 +101,14 @@ class FlipEvents:
     def _write(self, cookie: int) -> bool:
         """Write the event. Return False when there is no room for it."""
         try:
-            if not self._page.space():
+            if not self.page.space():
                 return False
         except FrontendBroken as broken:
             self._broken(broken)
             return True
-        self._page.put(encode_event(self._next_id, cookie))
-        self._next_id += 1
+        self.page.put(encode_event(self.next_id, cookie))
+        self.next_id += 1
         self.state = _NONE
         self._channel.notify()
-        self.times.add(self._begun)
+        self.times.add(self.begun)
         return True

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import trio
 
@@ -27,7 +27,7 @@ from displbe.xen.port import EventChannel
 
 from .trace import Trace
 
-__all__ = ["RequestRing", "RingState", "SlowRequest"]
+__all__ = ["Owner", "RequestRing", "RingState", "SlowRequest"]
 
 SLOW_COST: Final = 8
 """The number of requests that a slow request counts as in the guest's limit."""
@@ -54,6 +54,19 @@ class RingState(enum.Enum):
 _IDLE: Final = RingState.IDLE
 
 
+class Owner(Protocol):
+    """What may serve the ring's steady flips in Python's place (display/steady.py)."""
+
+    def take(self) -> None:
+        """Make Python the owner of the connector. Does nothing if it is."""
+
+    def give(self) -> None:
+        """Make the pump the owner of the connector if it is in its steady state now. Does nothing if it is not."""
+
+    def peek(self) -> None:
+        """Update Python's counters and indices, which stand still while the pump is the owner."""
+
+
 class RequestRing:
     """One connector's request ring.
 
@@ -61,7 +74,7 @@ class RequestRing:
     that does the work. It raises RequestError or SinkError to refuse the request; `refuse` turns the exception into the status. `broken`
     is called with the reason when the device has to end.
 
-    It has sixteen attributes: three of them are counters for the operator.
+    It has seventeen attributes: three of them are counters for the operator.
     """
 
     def __init__(
@@ -77,6 +90,8 @@ class RequestRing:
         """The ring is not looked at before this time, in seconds of trio's clock. 0: it is looked at when the guest notifies."""
         self.trace = Trace()
         self.spurious = SpuriousEvents()
+        self.pumped: Owner | None = None
+        """What serves steady flips; None: Python does."""
         self.rescued = 0
         """The number of requests that were found without a notification."""
         self.throttled = 0.0
@@ -116,6 +131,8 @@ class RequestRing:
         if self.state is not RingState.IDLE or self.not_before:
             self._seen_waiting = None
             return
+        if self.pumped is not None:
+            self.pumped.peek()
         waiting = self._ring.next_waiting()
         if waiting is not None and waiting == self._seen_waiting:
             self.rescued += 1
@@ -152,7 +169,9 @@ class RequestRing:
     def _look(self, *, notified: bool) -> bool:
         if self.state is not _IDLE or self.not_before:
             return False
-        ring, quota = self._ring, self._quota
+        ring, quota, pumped = self._ring, self._quota, self.pumped
+        if pumped is not None:
+            pumped.take()
         try:
             for turn in range(quota.limits.requests_per_turn):
                 slot = ring.take()
@@ -163,6 +182,8 @@ class RequestRing:
                     if notified and turn == 0 and (pause := self.spurious.add()):
                         self._look_later(pause)
                     else:
+                        if pumped is not None:
+                            pumped.give()
                         self._channel.rearm()
                     return False
                 if self.spurious.in_a_row:
@@ -176,7 +197,9 @@ class RequestRing:
                 except (OSError, MemoryError) as error:
                     answer = self._refuse(request, _out_of(error))
                 if isinstance(answer, int):
-                    self._respond(request, answer)
+                    self.trace.answer(answer, 0)
+                    if ring.respond(encode_response(request.id, request.operation, answer, 0)):
+                        self._channel.notify()
                     wait = quota.requests.take()
                     if not wait:
                         continue
@@ -210,7 +233,7 @@ class RequestRing:
         self.not_before = trio.current_time() + seconds
         self._wanted.set()
 
-    def _respond(self, request: Request, status: int, edid_size: int = 0) -> None:
+    def _respond(self, request: Request, status: int, edid_size: int) -> None:
         self.trace.answer(status, edid_size)
         if self._ring.respond(encode_response(request.id, request.operation, status, edid_size)):
             self._channel.notify()

@@ -7,6 +7,7 @@ modes and flipping as if the screen were on, and does not notice.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -14,7 +15,7 @@ import trio
 
 from displbe.backend.quota import TokenBucket
 from displbe.ops.text import escape
-from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError
+from displbe.sinks.base import Geometry, Output, Part, SinkBuffer, SinkError, SteadyScreen
 from displbe.sinks.flip import Flip, FlipClock
 from displbe.wire.displif import SetConfig
 from displbe.wire.errors import Errno, RequestError
@@ -90,13 +91,15 @@ class Screen:
         """The shape of the framebuffer that the output shows. A flip to another shape is a mode change. None: the next flip is a mode
         change. The framebuffer itself may be gone; the output stays on and accepts flips.
         """
-        self._newest = 0
+        self.newest = 0
         """The cookie of the framebuffer that is shown, or that the flip under way will show."""
         self._blanked_flip = Flip(clock, events.complete, late=LATE)
         """The flip of a guest whose screen is blanked."""
         self._modesets = modesets
         self._switching = trio.Lock()
         """Held while the output is switched on, reconfigured or switched off."""
+        self.peek: Callable[[], None] = lambda: None
+        """Called before `newest` is used while the pump may serve the flips."""
         output.flipped = events.complete
         output.charge = self._charge
 
@@ -115,10 +118,32 @@ class Screen:
 
     async def picture(self) -> tuple[Geometry, PrivateMemory]:
         """Return a copy of what the guest shows, also of a blanked screen. The caller closes it. Raises RequestError, HypervisorError."""
+        self.peek()
         if self._config is None:
             raise RequestError(Errno.EINVAL, "the connector is off")
-        part = self._part(self._config_of(self._newest))
-        return await self._buffers.picture(self._newest, part)
+        part = self._part(self._config_of(self.newest))
+        return await self._buffers.picture(self.newest, part)
+
+    # The pump
+
+    def steady(self) -> SteadyScreen | None:
+        """Return what the pump needs to serve the flips; None: it cannot serve them now."""
+        if self.state is not _ON or self._shape is None or self._switching.locked():
+            return None
+        buffers = {
+            cookie: buffer
+            for cookie, framebuffer in self._buffers.framebuffers.items()
+            if framebuffer.geometry == self._shape and (buffer := framebuffer.sink_buffers[self._index]) is not None
+        }
+        return self.output.steady(buffers)
+
+    def flipped_to(self, cookie: int) -> SinkBuffer | None:
+        """Take note that the pump has flipped to this framebuffer. Return its buffer of the output; None: it is gone."""
+        framebuffer = self._buffers.framebuffers.get(cookie)
+        if framebuffer is None:
+            return None
+        self.newest = cookie
+        return framebuffer.sink_buffers[self._index]
 
     # Flips
 
@@ -127,20 +152,20 @@ class Screen:
 
         Raises RequestError, SinkError.
         """
-        framebuffer = self._framebuffer(cookie)
+        framebuffer = self._buffers.framebuffers.get(cookie) or self._framebuffer(cookie)
         if self.state is not _ON:
             self._flip_unseen(framebuffer)
-        elif framebuffer.geometry != self._shape:
+        elif framebuffer.geometry is not self._shape and framebuffer.geometry != self._shape:
             return False
         else:
-            sink_buffer = self._sink_buffer(framebuffer)
+            sink_buffer = framebuffer.sink_buffers[self._index] or self._sink_buffer(framebuffer)
             self._events.begin()
             try:
                 self.output.flip(sink_buffer, cookie)
             except SinkError:
                 self._events.cancel()
                 raise
-        self._newest = cookie
+        self.newest = cookie
         return True
 
     def _flip_unseen(self, framebuffer: Framebuffer) -> None:
@@ -185,7 +210,7 @@ class Screen:
         await self._wait_for_turn()
         async with self._switching:
             await self._show(config)
-            self._newest = config.fb_cookie
+            self.newest = config.fb_cookie
             if not self.is_blanked:
                 self.state = ScreenState.ON
 
@@ -223,6 +248,7 @@ class Screen:
     async def blank(self) -> None:
         """Switch the output off until `unblank`. The guest does not notice. Do nothing after `close`."""
         async with self._switching:
+            self.output.interrupt()
             if self.state is not ScreenState.CLOSED and not self.is_blanked:
                 self.state = ScreenState.BLANKED
                 await self.output.disable()
@@ -241,7 +267,7 @@ class Screen:
                 self._blanked_flip.end_at_refresh()
                 raise
             try:
-                while self._newest != shown:  # the guest has flipped meanwhile
+                while self.newest != shown:  # the guest has flipped meanwhile
                     shown = await self._show_newest(RequestError, SinkError)
             finally:
                 self.state = ScreenState.OFF if self._config is None else ScreenState.ON
@@ -250,6 +276,7 @@ class Screen:
     async def close(self) -> None:
         """Stop using the output: it is about to be released. Waits for a command of the operator that uses it."""
         async with self._switching:
+            self.output.interrupt()
             if self.state is ScreenState.ON:  # the output is switched off: the guest's next mode change waits for that
                 self._modesets.take()
             self.state = ScreenState.CLOSED
@@ -258,7 +285,7 @@ class Screen:
         """Show the newest framebuffer on the output, and return its cookie. After a tolerated error (the framebuffer may be gone), the
         guest's next flip is a mode change and shows its framebuffer.
         """
-        newest = self._newest
+        newest = self.newest
         try:
             if self._config is not None:
                 await self._show(self._config_of(newest))

@@ -22,49 +22,50 @@ clock: Final = time.monotonic
 
 
 class FlipTimes:
-    """The last flips of one connector over one connection."""
+    """The last flips of one connector over one connection. The pump writes into the arrays, too."""
 
     def __init__(self) -> None:
         self.count = 0
         self.total = 0.0
-        self._buckets = [0] * BUCKETS
+        self.buckets = array("Q", bytes(8 * BUCKETS))
         self._since = clock()
-        self._shown = array("d", bytes(8 * KEPT))
-        self._took = array("d", bytes(8 * KEPT))
+        self.shown = array("d", bytes(8 * KEPT))
+        self.took = array("d", bytes(8 * KEPT))
 
     def close(self) -> None:
         """Free the memory. No more flips come."""
         self.count = 0
-        self._shown = self._took = array("d")
+        self.shown = self.took = array("d")
 
     def add(self, begun: float) -> None:
         """Add a flip that is shown now and was requested at `begun`, in seconds of `clock`."""
-        if not self._shown:
+        if not self.shown:
             return
         now = clock()
         took = now - begun
         at = self.count & _MASK
         self.count += 1
-        self._shown[at] = now
-        self._took[at] = took
+        self.shown[at] = now
+        self.took[at] = took
         self.total += took
         # Quarters of a millisecond; each bucket has twice the width of the one before.
-        self._buckets[min(int(took * 4000).bit_length(), BUCKETS - 1)] += 1
+        bucket = int(took * 4000).bit_length()
+        self.buckets[bucket if bucket < BUCKETS else BUCKETS - 1] += 1
 
     def _rate(self, now: float, seconds: float) -> float:
         """Return the flips per second during the last `seconds`, or since the oldest flip that is kept."""
         kept = range(max(0, self.count - KEPT), self.count)
-        start = max(now - seconds, self._since if kept.start == 0 else self._shown[kept.start & _MASK])
-        found = bisect_left(kept, start, key=lambda index: self._shown[index & _MASK])
+        start = max(now - seconds, self._since if kept.start == 0 else self.shown[kept.start & _MASK])
+        found = bisect_left(kept, start, key=lambda index: self.shown[index & _MASK])
         return (len(kept) - found) / max(now - start, 0.001)
 
     def status(self, *, pending: bool) -> FlipsStatus:
         """Return the status of the flips. `pending`: a flip is under way."""
         now = clock()
         first, end = max(0, self.count - SAMPLE) & _MASK, self.count & _MASK
-        took = sorted(self._took[first:end] if first <= end else self._took[first:] + self._took[:end])
+        took = sorted(self.took[first:end] if first <= end else self.took[first:] + self.took[:end])
         latency = Latency(took[len(took) // 2], took[len(took) * 99 // 100], took[-1]) if took else None
-        age = now - self._shown[(self.count - 1) & _MASK] if self.count else None
+        age = now - self.shown[(self.count - 1) & _MASK] if self.count else None
         return FlipsStatus(
             shown=self.count,
             age=age,
@@ -73,5 +74,5 @@ class FlipTimes:
             latency=latency,
             pending=pending,
             total_latency=self.total,
-            buckets=tuple(self._buckets),
+            buckets=tuple(self.buckets),
         )

@@ -39,28 +39,29 @@ class Trace:
 
     def __init__(self) -> None:
         self.count = 0
-        self._records = bytearray(KEPT * _SIZE)
+        self.memory = bytearray(KEPT * _SIZE)
+        """The records; the pump writes them, too."""
         self._at = 0
 
     def request(self, slot: bytes) -> None:
         """Record a request that has been read."""
         self._at = at = (self.count & _MASK) * _SIZE
         self.count += 1
-        _pack_request(self._records, at, clock(), 0.0, 0, 0, slot)
+        _pack_request(self.memory, at, clock(), 0.0, 0, 0, slot)
 
     def answer(self, status: int, edid_sz: int) -> None:
         """Record the response to the request that was read last."""
-        _pack_answer(self._records, self._at + 8, clock(), status, edid_sz)
+        _pack_answer(self.memory, self._at + 8, clock(), status, edid_sz)
 
     def close(self) -> None:
         """Free the memory. No more requests come."""
         self.count = 0
-        self._records = bytearray()
+        self.memory = bytearray()
 
     def records(self, last: int = KEPT) -> bytes:
         """Return the last records, the oldest first (`RECORD`)."""
         end = (self.count & _MASK or min(self.count, KEPT)) * _SIZE
-        whole = self._records[end:] + self._records[:end] if self.count > KEPT else self._records[:end]
+        whole = self.memory[end:] + self.memory[:end] if self.count > KEPT else self.memory[:end]
         return bytes(whole[-last * _SIZE :])
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Final
@@ -14,45 +15,76 @@ PERIOD: Final = 1.0
 """Seconds of one period. The longest lag of each period is kept."""
 MEMORY: Final = 60.0
 """Seconds for which it is kept."""
+SHORT: Final = 1e-3
+"""Seconds of a turn that is no lag. Turns without a pause between them count as one until they have lasted so long together."""
+_now: Final = time.monotonic
 
 
-class LoopLag(trio.abc.Instrument):
-    """Keeps the longest of two kinds of lag.
+class LoopLag(trio.abc.Clock):
+    """The clock of the loop, which keeps the longest of two kinds of lag. Its time is CLOCK_MONOTONIC in seconds.
 
     One is the time of a turn of the loop, from one wait for I/O to the next: an event that arrives meanwhile waits until the turn ends.
-    The other is the delay with which a sleeping task wakes up, which the machine adds. This costs two reads of the clock for each turn.
+    The other is the delay with which the loop wakes up for a deadline, which the machine adds.
+
+    The loop asks its clock before each wait that is not over at once (`deadline_to_sleep_time`), and after each wait, before it runs any
+    task (`current_time`). So measuring costs no call: an instrument of trio's would take eight for each turn. No lag is known of a loop
+    that runs on another clock.
     """
 
     def __init__(self) -> None:
-        self._turn_began = 0.0
+        self._turn_began = _now()
+        self._deadline = math.inf
+        """When the wait under way should end at the latest."""
+        self._is_waiting = False
+        """Whether the loop waits for I/O, as far as the clock has been told."""
         self._longest = 0.0
         """The longest lag of the present period, in seconds."""
-        self._before: deque[float] = deque(maxlen=int(MEMORY / PERIOD))
-        """The longest lags of the earlier periods, in seconds."""
+        self._period_ends = 0.0
+        self._before: deque[tuple[float, float]] = deque()
+        """The ends of earlier periods, and their longest lags in seconds."""
 
-    def after_io_wait(self, timeout: float) -> None:
-        """Begin a turn (trio.abc.Instrument)."""
-        self._turn_began = time.perf_counter()
+    def start_clock(self) -> None:
+        """Begin the first turn (trio.abc.Clock)."""
+        self._turn_began = _now()
 
-    def before_io_wait(self, timeout: float) -> None:
-        """End a turn (trio.abc.Instrument)."""
-        took = time.perf_counter() - self._turn_began
-        if took > self._longest:
-            self._longest = took
+    def current_time(self) -> float:
+        """Return the time (trio.abc.Clock). The first call after a wait begins a turn."""
+        now = _now()
+        if self._is_waiting:
+            self._is_waiting = False
+            self._turn_began = now
+            if now - self._deadline > self._longest:
+                self._add(now - self._deadline, now)
+        elif now - self._turn_began > SHORT and not trio.lowlevel.in_trio_task():
+            # The loop itself asks: a wait is over that was none, because tasks were ready to run.
+            self._add(now - self._turn_began, now)
+            self._turn_began = now
+        return now
 
-    async def run(self) -> None:
-        """Measure until cancelled."""
-        self._turn_began = time.perf_counter()
-        trio.lowlevel.add_instrument(self)
-        try:
-            while True:
-                due = trio.current_time() + PERIOD
-                await trio.sleep_until(due)
-                self._before.append(max(self._longest, trio.current_time() - due))
-                self._longest = 0.0
-        finally:
-            trio.lowlevel.remove_instrument(self)
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """Return the seconds until the next deadline (trio.abc.Clock). This ends a turn."""
+        now = _now()
+        took = now - self._turn_began
+        if took > self._longest or now >= self._period_ends:
+            self._add(took, now)
+        self._is_waiting = True
+        self._deadline = deadline
+        return deadline - now
+
+    def _add(self, lag: float, now: float) -> None:
+        """Add a lag to the present period; begin a new period if that one is over."""
+        if now >= self._period_ends:
+            self._before.append((self._period_ends, self._longest))
+            self._longest, self._period_ends = 0.0, now + PERIOD
+            self._forget(now)
+        self._longest = max(self._longest, lag)
+
+    def _forget(self, now: float) -> None:
+        while self._before and self._before[0][0] <= now - MEMORY:
+            self._before.popleft()
 
     def worst(self) -> float:
         """Return the longest lag of the last minute, in seconds."""
-        return max(self._longest, *self._before, 0.0)
+        now = _now()
+        self._forget(now)
+        return max(self._longest if now < self._period_ends + MEMORY else 0.0, *(lag for _, lag in self._before), 0.0)

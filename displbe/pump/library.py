@@ -1,4 +1,4 @@
-"""Opens the compiled pump, `_pump.so`, which packaging/compile_pump.py builds. An installation may lack it: then Python serves all flips."""
+"""Opens the compiled pump, `_pump.so` (packaging/compile_pump.py). In an installation without it, Python serves all flips."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from displbe import __version__
 
-from ._pump_abi import ffi
+from . import _pump_abi
 
 __all__ = ["LIBRARY", "describe", "ffi", "open_library"]
 
+ffi: Final[Any] = _pump_abi.ffi
 LIBRARY: Final = Path(__file__).with_name("_pump.so")
 
 
@@ -22,12 +23,12 @@ def open_library(path: Path = LIBRARY) -> tuple[Any, str]:
     if not path.exists():
         return None, f"there is no {path}: displbe was built without a C compiler, or with DISPLBE_PUMP=off"
     try:
-        library = ffi.dlopen(str(path))
-        version = ffi.string(library.pump_version()).decode(errors="replace")
-    except (OSError, AttributeError) as error:
+        library: Any = ffi.dlopen(str(path))
+        told: Any = ffi.string(library.pump_version())
+    except (OSError, ffi.error) as error:
         why = str(error).removeprefix(f"cannot load library '{path}': ")
         return None, f"{path} is damaged, or for another kind of machine ({why}): install displbe again"
-    if version != __version__:
+    if (version := told.decode(errors="replace")) != __version__:
         return None, f"{path} is of displbe {version}, and this is displbe {__version__}: install displbe again"
     return library, ""
 

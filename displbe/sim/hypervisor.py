@@ -11,12 +11,15 @@ import errno
 import itertools
 import mmap
 import os
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
+from displbe.pump.library import ffi
+from displbe.pump.native import Pump, SystemCalls
 from displbe.threads import run_in_thread_or_here
 from displbe.xen.barriers import SharedMemory, libatomic
 from displbe.xen.evtchn import Channel, ChannelTable
@@ -136,17 +139,20 @@ class Domain:
         if self.pending[port]:
             os.eventfd_write(self.upcall, 1)
 
-    def take_fired(self) -> list[int]:
-        """Mask the pending unmasked ports and return them."""
+    def take_fired(self, room: int = PORTS) -> list[int]:
+        """Mask pending unmasked ports, at most `room`, and return them."""
         try:
             os.eventfd_read(self.upcall)
         except BlockingIOError:
             return []
         pending, masked = self.pending, self.masked
         raw = bytes(pending)
-        ports = []
+        ports: list[int] = []
         port = raw.find(1)
         while port >= 0:
+            if len(ports) == room:
+                os.eventfd_write(self.upcall, 1)
+                break
             if not masked[port]:
                 masked[port] = 1
                 pending[port] = 0
@@ -180,7 +186,7 @@ class SimChannels(ChannelTable):
         self._domain = domain
 
     def _fired(self) -> Iterable[int]:
-        return self._domain.take_fired()
+        return self._domain.take_fired() if self.pump is None else self.pump.fired_ports()
 
     def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
         """Bind another domain's unbound port. Raises HypervisorError EINVAL."""
@@ -293,6 +299,39 @@ class SimHypervisor:
         self.store = XenStore(str(xen.server.socket_of(domain.domid)))
         self.channels = SimChannels(xen, domain, self.ledger)
         self._xen = xen
+
+    def use_pump(self, pump: Pump) -> None:
+        self.channels.pump = pump
+
+    def system_calls(self, commit: Callable[[int, Any], int]) -> SystemCalls:
+        """Return the pump's system calls on this machine; `commit` is that of a model of cards. Other files than the event channels' are
+        read as they are.
+        """
+        domain, channels = self.domain, self.channels
+
+        def read(fd: int, data: Any, size: int) -> int:
+            memory = ffi.buffer(data, size)
+            if fd == channels.fd:
+                ports = domain.take_fired(size // 4)
+                raw = struct.pack(f"={len(ports)}I", *ports)
+                memory[: len(raw)] = raw
+                return len(raw) or -errno.EAGAIN
+            try:
+                return os.readv(fd, [memory])
+            except OSError as error:
+                return -(error.errno or errno.EIO)
+
+        def rearm(fd: int, port: int) -> int:
+            domain.unmask(port)
+            return 0
+
+        def notify(fd: int, port: int) -> int:
+            peer = domain.peers.get(port)
+            if peer is not None:
+                peer[0].raise_port(peer[1])
+            return 0
+
+        return SystemCalls(read, rearm, notify, commit)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 import trio
 
+from displbe.pump.native import Copier, Pump
 from displbe.wire.errors import Errno, RequestError
 from displbe.wire.pgdir import pages_of
 from displbe.xen.memory import Memory
@@ -35,6 +36,8 @@ __all__ = [
     "Sink",
     "SinkBuffer",
     "SinkError",
+    "SteadyFlips",
+    "SteadyScreen",
     "memory_of",
 ]
 
@@ -156,6 +159,44 @@ class CopyMemory:
         return uncharge
 
 
+class SteadyScreen(msgspec.Struct):
+    """What the pump needs to serve an output's flips. Addresses are of memory that stays until `Output.take_back`."""
+
+    card: int
+    """The card's file."""
+    atomic: int
+    """The address of the flip's drm_mode_atomic, which the output has filled in."""
+    value: int
+    """The address of the framebuffer's id in it."""
+    framebuffers: Mapping[int, tuple[int, int]]
+    """The guest's cookie -> the id of the card's framebuffer, and in copy mode the address of the first pixel to be copied."""
+    copier: Copier | None = None
+    """What copies the frames; None: they are not copied."""
+    serial: int = 0
+    """The serial number of the newest flip."""
+    is_pending: bool = False
+    """Whether that flip is under way."""
+    late: float = 0.0
+    """Seconds after which a flip ends although the card has not reported it."""
+    still: float = 0.0
+    """Seconds without a flip after which Python wants the output back."""
+
+
+class SteadyFlips(msgspec.Struct):
+    """What the pump has done with an output."""
+
+    serial: int
+    """The serial number of the newest flip."""
+    shown: int
+    """Flips whose frames the screen has shown."""
+    token: int | None
+    """The token of the flip under way; None: none is."""
+    age: float
+    """Seconds since the newest flip began."""
+    newest: SinkBuffer | None
+    """The buffer that was flipped to last; None: it is gone."""
+
+
 class Allocation(abc.ABC):
     """Memory that an output has allocated, as a dma-buf. The output shows it without a copy."""
 
@@ -197,6 +238,21 @@ class Output(abc.ABC):
         """Called for each mode change that the guest causes without `enable`, for example by removing what is shown. It charges the guest
         and returns the seconds that the change has to wait. The claimant sets this.
         """
+
+        self.interrupt: Callable[[], None] = lambda: None
+        """Called before the output changes while the pump may serve its flips: `take_back` has been called when it returns. The claimant
+        sets this.
+        """
+
+    def steady(self, buffers: Mapping[int, SinkBuffer]) -> SteadyScreen | None:
+        """Return what the pump needs to flip between these buffers, by the guest's cookies; None: the pump cannot serve this output now."""
+        return None
+
+    def hand_over(self) -> None:  # noqa: B027
+        """Leave the flips to the pump, with the flip under way: what `steady` has returned is used now."""
+
+    def take_back(self, flips: SteadyFlips) -> None:  # noqa: B027
+        """Serve the flips again, after `hand_over`."""
 
     @abc.abstractmethod
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
@@ -253,6 +309,9 @@ class Sink(abc.ABC):
 
     wants_shared: bool = False
     """Whether another process maps guests' pages where possible (GuestBuffer.shm_fd). This process then need not map them."""
+
+    pump: Pump | None = None
+    """What serves steady flips of outputs that have `steady`; set before `run`. None: the sinks do."""
 
     seats: Seats | None = None
     """The input events of the compositor's seats for guests' surfaces; None: the sink has no seats."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import structlog
 import trio
 
+from displbe.pump.native import Copier, Pump
 from displbe.threads import run_in_thread_or_here, start_thread
 
 __all__ = ["CopyThread"]
@@ -22,9 +26,15 @@ Job = Callable[[], None]
 
 
 class CopyThread:
-    """The copying thread of one output. Raises NoThread. Methods are called in the event loop unless they say otherwise."""
+    """The copying thread of one output. Raises NoThread, PumpError. Methods are called in the event loop unless they say otherwise.
 
-    def __init__(self, name: str) -> None:
+    With a pump, steady frames are copied by a `copier` in this thread, without the interpreter: after all jobs that were given before
+    them, and before all that are given after them. `report` is called in the thread with what it has copied, before the next job.
+    """
+
+    def __init__(self, name: str, pump: Pump | None = None) -> None:
+        self.copier = Copier(pump) if pump is not None else None
+        self.report: Callable[[Any], None] = lambda copied: None
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._given = 0
         self._done = 0
@@ -38,7 +48,7 @@ class CopyThread:
     def _work(self) -> None:
         while True:
             try:
-                job = self._jobs.get(timeout=self._pause)
+                job = self._next_job()
             except queue.Empty:
                 self._try(self._look_around)
                 continue
@@ -46,6 +56,27 @@ class CopyThread:
                 return
             self._try(job)
             self._done += 1
+
+    def _next_job(self) -> Job | None:
+        """Wait for the next job, and copy steady frames meanwhile. Raises queue.Empty when there was neither for the pause."""
+        if self.copier is None:
+            return self._jobs.get(timeout=self._pause)
+        while True:
+            copied, has_timed_out = self.copier.wait(self._pause)
+            if copied.frames:
+                self._try(partial(self.report, copied))
+            with suppress(queue.Empty):
+                job = self._jobs.get_nowait()
+                if not self._jobs.empty():
+                    self.copier.poke()  # a steady frame may have come between this job and the next one
+                return job
+            if has_timed_out:
+                raise queue.Empty
+
+    def _put(self, job: Job | None) -> None:
+        self._jobs.put(job)
+        if self.copier is not None:
+            self.copier.poke()
 
     def _try(self, job: Job) -> None:
         """Run a job. An exception must not end the thread: all later flips would wait for it."""
@@ -62,7 +93,7 @@ class CopyThread:
     def do(self, job: Job) -> None:
         """Run a job in the thread, after all jobs given before. The job must not raise; it reports to the loop with `tell`."""
         self._given += 1
-        self._jobs.put(job)
+        self._put(job)
 
     def tell(self, call: Callable[[], None]) -> None:
         """Call `call` in the event loop. Jobs use this method, in the thread."""
@@ -78,8 +109,8 @@ class CopyThread:
 
     @property
     def resting(self) -> bool:
-        """Whether all jobs given so far are done."""
-        return self._given == self._done
+        """Whether all jobs given so far are done, and all steady frames are copied."""
+        return self._given == self._done and (self.copier is None or self.copier.resting)
 
     async def idle(self) -> None:
         """End the watch. Return when all jobs given so far are done."""
@@ -100,5 +131,5 @@ class CopyThread:
     async def close(self) -> None:
         """End the thread after all jobs given so far."""
         self._is_ending = True
-        self._jobs.put(None)
+        self._put(None)
         await run_in_thread_or_here(self._thread.join)

@@ -79,7 +79,8 @@ class Flip:
         """When the clock ends the flip under way, in seconds of trio's clock."""
         self._clock = clock
         self._ended = ended
-        self._limit = late
+        self.limit = late
+        """Seconds until a flip is late."""
         self._on_late = on_late
         self._token = 0
 
@@ -87,10 +88,13 @@ class Flip:
         """Begin a flip and return its serial number. The caller has waited for the end of the previous flip."""
         self._token = token
         self.state = _WAITING
-        self.began = now = trio.current_time()
-        self.ends_by = now + self._limit
+        self.began = now = self._clock.now()
+        self.ends_by = now + self.limit
         self.serial += 1
-        self._clock.add(self)
+        clock = self._clock
+        clock.active.add(self)
+        if clock.is_parked:
+            clock.start(now)
         return self.serial
 
     def renew(self) -> int:
@@ -98,8 +102,27 @@ class Flip:
         self.serial += 1
         if self.state is not _NONE:
             self.state = _WAITING
-            self.ends_by = self.began + self._limit
+            self.ends_by = self.began + self.limit
         return self.serial
+
+    def hand_over(self) -> None:
+        """Leave the flip under way, if there is one, to the pump. `take_back` follows."""
+        self.state = _NONE
+
+    def take_back(self, serial: int, shown: int, token: int | None, age: float) -> None:
+        """Serve flips again: `serial` is that of the newest flip, which began `age` seconds ago, `shown` the number of flips that the
+        screen has shown meanwhile; `token` is that of the flip under way, None: there is none.
+        """
+        self.serial = serial
+        self.shown += shown
+        self.began = self._clock.now() - age
+        if token is not None:
+            self._token = token
+            self.state = _WAITING
+            self.ends_by = self.began + self.limit
+            self._clock.active.add(self)
+            if self._clock.is_parked:
+                self._clock.start(self.began)
 
     def on_shown(self, serial: int) -> None:
         """End this flip: the screen shows its frame. A report about an earlier flip changes nothing."""
@@ -117,19 +140,18 @@ class Flip:
         """End the flip under way, if there is one."""
         if self.state is not _NONE:
             self.state = _NONE
-            self._clock.discard(self)
             self._ended(self._token)
 
     def end_at_refresh(self) -> None:
         """Let the clock end the flip under way, if there is one, when the next refresh would be."""
         if self.state is _WAITING:
             self.state = _TIMED
-            self.ends_by = (trio.current_time() // self.period + 1) * self.period
-            self._clock.wake()
+            self.ends_by = (self._clock.now() // self.period + 1) * self.period
+            self._clock.look_at(self.ends_by)
 
     def check(self, now: float) -> None:
-        """End the flip under way if its time has come. For the clock."""
-        if now < self.ends_by:
+        """End the flip under way, if there is one and its time has come. For the clock."""
+        if now < self.ends_by or self.state is _NONE:
             return
         try:
             if self.state is _WAITING:
@@ -146,43 +168,44 @@ class FlipClock:
     """
 
     def __init__(self) -> None:
-        self._under_way: set[Flip] = set()
-        self._wanted = trio.Event()
-        self._parked = True
-        """Whether no flip was under way at the last look. The next flip then wakes the clock."""
+        self.now: Callable[[], float] = trio.current_time
+        """Returns the time, in seconds of trio's clock."""
+        self.active: set[Flip] = set()
+        """The flips that have begun since the last look, or were under way then."""
+        self.is_parked = True
+        """Whether no flip has begun since the last look: none is looked for. The next one starts the clock."""
+        self._sleep = trio.CancelScope()
+        """Lasts until the next look at the flips; its deadline can be changed without waking the clock's task."""
 
-    def add(self, flip: Flip) -> None:
-        """Add a flip that begins."""
-        self._under_way.add(flip)
-        if self._parked:
-            self._parked = False
-            self._wanted.set()
+    def start(self, now: float) -> None:
+        """Look for late flips from now on."""
+        self.is_parked = False
+        self._sleep.deadline = now + LATE_CHECK
 
-    def discard(self, flip: Flip) -> None:
-        """Remove a flip that has ended."""
-        self._under_way.discard(flip)
-
-    def wake(self) -> None:
-        """Look at the flips again: one of them ends earlier than it did at the last look."""
-        self._wanted.set()
+    def look_at(self, when: float) -> None:
+        """Look at the flips at this time, or earlier."""
+        if when < self._sleep.deadline:
+            self._sleep.deadline = when
 
     async def run(self) -> None:
         """End flips whose time has come, until cancelled."""
+        self.now = trio.lowlevel.current_clock().current_time  # two calls less than trio.current_time
         while True:
-            with trio.move_on_at(self._next_look()):
-                await self._wanted.wait()
-            self._wanted = trio.Event()
-            now = trio.current_time()
-            for flip in list(self._under_way):
+            with trio.CancelScope(deadline=self._next_look()) as self._sleep:
+                await trio.sleep_forever()
+            now = self.now()
+            active, self.active = self.active, set()
+            for flip in active:
                 try:
                     flip.check(now)
                 except Exception:  # an error in one output must not stop the clock of all
                     _log.exception("cannot end a flip")
+            self.active.update(flip for flip in active if flip.state is not _NONE)
 
     def _next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock."""
-        if not self._under_way:
-            self._parked = True
+        if not self.active:
+            self.is_parked = True
             return math.inf
-        timed = (flip.ends_by for flip in self._under_way if flip.state is _TIMED)
-        return min(trio.current_time() + LATE_CHECK, *timed, math.inf)
+        timed = [flip.ends_by for flip in self.active if flip.state is _TIMED]
+        return min(self.now() + LATE_CHECK, *timed, math.inf)

@@ -18,6 +18,8 @@ from typing import Final
 import structlog
 import trio
 
+from displbe.pump.native import Pump
+
 from .port import HypervisorError, Ledger
 
 __all__ = ["Channel", "ChannelTable", "EventChannels"]
@@ -43,6 +45,7 @@ class Channel(abc.ABC):
 
     def __init__(self, port: int, fired: Callable[[], bool], table: ChannelTable) -> None:
         self.port = port
+        self.fd = table.fd
         self.fired = fired
         self._table = table
 
@@ -77,13 +80,15 @@ class ChannelTable(abc.ABC):
     """
 
     def __init__(self, fd: int, ledger: Ledger) -> None:
-        self._fd = fd
+        self.fd = fd
+        self.pump: Pump | None = None
+        """What reads the file and serves some of the ports; set before `run`. None: `run` reads it."""
         self._channels: dict[int, Channel] = {}
         self._ledger = ledger
 
     @abc.abstractmethod
     def _fired(self) -> Iterable[int]:
-        """Return the ports that fired since the last call; possibly none."""
+        """Return the ports that fired since the last call and that the pump has not served; possibly none."""
 
     @abc.abstractmethod
     def _unbind(self, port: int) -> None: ...
@@ -92,12 +97,16 @@ class ChannelTable(abc.ABC):
         """Call the callbacks of ports that fire, until cancelled. Ports with work left take turns with the ports that fire next."""
         channels = self._channels
         busy: list[Channel] = []
+        fd = self.fd
+        if self.pump is not None:
+            fd = self.pump.ports_fd
+            self.pump.watch_ports(self.fd)
         while True:
             if busy:
                 await trio.lowlevel.checkpoint()
                 busy = [channel for channel in busy if channel.call()]
             else:
-                await trio.lowlevel.wait_readable(self._fd)
+                await trio.lowlevel.wait_readable(fd)
             for port in self._fired():
                 channel = channels.get(port)
                 if channel is not None and channel.call():
@@ -118,7 +127,9 @@ class ChannelTable(abc.ABC):
         """Close all ports and the file."""
         for port in list(self._channels):
             self._channels[port].close()
-        os.close(self._fd)
+        if self.pump is not None:
+            self.pump.unwatch(self.fd)
+        os.close(self.fd)
 
 
 class EventChannels(ChannelTable):
@@ -130,7 +141,7 @@ class EventChannels(ChannelTable):
 
     def _fired(self) -> Iterable[int]:
         try:
-            fired = [port for (port,) in _PORT.iter_unpack(os.read(self._fd, 1024))]
+            fired = self._read() if self.pump is None else self.pump.fired_ports()
             self._failures = 0
             return fired
         except BlockingIOError:
@@ -143,9 +154,12 @@ class EventChannels(ChannelTable):
                     raise
             return list(self._channels)
 
+    def _read(self) -> list[int]:
+        return [port for (port,) in _PORT.iter_unpack(os.read(self.fd, 1024))]
+
     def _reset(self) -> bool:
         try:
-            fcntl.ioctl(self._fd, RESET)
+            fcntl.ioctl(self.fd, RESET)
         except OSError:
             return False
         return True
@@ -153,25 +167,24 @@ class EventChannels(ChannelTable):
     def bind(self, domid: int, remote_port: int, fired: Callable[[], bool]) -> Channel:
         """Bind another domain's unbound port. Raises HypervisorError."""
         try:
-            port = fcntl.ioctl(self._fd, BIND_INTERDOMAIN, bytearray(_PAIR.pack(domid, remote_port)))
+            port = fcntl.ioctl(self.fd, BIND_INTERDOMAIN, bytearray(_PAIR.pack(domid, remote_port)))
         except OSError as error:
             reason = f"cannot bind event channel {remote_port} of domain {domid}: {error.strerror}"
             if error.errno == errno.EPERM:
                 reason += " (Xen's XSM policy, for example SILO, forbids channels between these two domains)"
             raise HypervisorError(error.errno or errno.EIO, reason) from error
-        channel = _Evtchn(self._fd, port, fired, self)
+        channel = _Evtchn(port, fired, self)
         self.add(channel)
         return channel
 
     def _unbind(self, port: int) -> None:
         with contextlib.suppress(OSError):  # it is unbound already, or will be when the file is closed
-            fcntl.ioctl(self._fd, UNBIND, bytearray(_PORT.pack(port)))
+            fcntl.ioctl(self.fd, UNBIND, bytearray(_PORT.pack(port)))
 
 
 class _Evtchn(Channel):
-    def __init__(self, fd: int, port: int, fired: Callable[[], bool], table: ChannelTable) -> None:
+    def __init__(self, port: int, fired: Callable[[], bool], table: ChannelTable) -> None:
         super().__init__(port, fired, table)
-        self._fd = fd
         self._packed = _PORT.pack(port)
         self._argument = bytearray(self._packed)
 
@@ -179,8 +192,8 @@ class _Evtchn(Channel):
         with contextlib.suppress(
             OSError
         ):  # the guest may have closed its end; the device's task learns that from XenStore
-            fcntl.ioctl(self._fd, NOTIFY, self._argument)
+            fcntl.ioctl(self.fd, NOTIFY, self._argument)
 
     def rearm(self) -> None:
         with contextlib.suppress(OSError):  # the port stays masked; the rescue poll finds its requests
-            os.write(self._fd, self._packed)
+            os.write(self.fd, self._packed)

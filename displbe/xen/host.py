@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from displbe.pump.native import Pump
 from displbe.threads import run_in_thread_or_here
 
 from . import gntdev, paths, store
@@ -44,6 +45,10 @@ class Host:
                 f"{error.filename}: {error.strerror}; displbe needs the kernel's xen_gntdev and xen_evtchn"
             ) from error
         self.abilities = _probe(self._gntdev)
+
+    def use_pump(self, pump: Pump) -> None:
+        """port.Hypervisor.use_pump"""
+        self._channels.pump = pump
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """port.Hypervisor.run. Raises NoXen when XenStore cannot be reached."""

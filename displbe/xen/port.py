@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import trio
 
+from displbe.pump.native import Pump
 from displbe.wire.errors import Errno, from_host
 from displbe.wire.ring import SharedPage
 
@@ -126,6 +127,8 @@ class EventChannel(Protocol):
     """One bound port. The reading task calls its callback when the other end notifies, and not again until `rearm`."""
 
     port: int
+    fd: int
+    """The file that it was bound by."""
 
     def notify(self) -> None:
         """Notify the other end. There is no error when it has closed its port."""
@@ -139,6 +142,10 @@ class EventChannel(Protocol):
 
 class Page(SharedPage, Protocol):
     """One mapped page of another domain."""
+
+    @property
+    def address(self) -> Any:
+        """Its address (`char *`)."""
 
     def close(self) -> None:
         """Unmap."""
@@ -204,6 +211,9 @@ class Hypervisor(Protocol):
 
     @property
     def ledger(self) -> Ledger: ...
+
+    def use_pump(self, pump: Pump) -> None:
+        """Let the pump read the event channels. Called before `run`."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve event channels and XenStore; started once both are connected. Ends by cancellation or error only."""

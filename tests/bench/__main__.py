@@ -30,7 +30,7 @@ from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from displbe.sinks import registry
 from displbe.xen.port import Ledger
 
-from . import isolation, keys, operator, steps
+from . import isolation, keys, operator, pump, steps
 from .guest import Flipper, GuestProcess
 from .output import BenchSink
 from .reference import PlainLoop
@@ -176,6 +176,8 @@ def main() -> int:
         good &= keys.report(Path(folder))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         good &= isolation.run(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+        good &= pump.run(Path(folder))
     with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
         good &= operator.report(Path(folder))
     return 0 if good else 1

@@ -209,6 +209,8 @@ class _Page:
         self._choices = choices
         self.loads = 0
 
+    words = None
+
     def load(self, offset: int) -> int:
         self.loads += 1
         value = self._choices.number(1)

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import trio
@@ -69,13 +69,22 @@ class Stage:
         input: InputSettings | None = None,
         sink: Literal["headless", "drm"] = "headless",
         good_output: str = "good",
+        commit: Callable[[int, Any], int] | None = None,
+        pump: Literal["auto", "off"] = "auto",
     ) -> AsyncIterator[Stage]:
         """Run a stage. At the end the good guest must still flip, and after it no resource may be held.
 
         `settings` is the configuration of the hostile guest, whose name is "hostile". The good guest is on `good_output`.
         """
         async with World.running(
-            folder, refresh=REFRESH, limits=limits, outputs=outputs, input=input, sink=sink
+            folder,
+            refresh=REFRESH,
+            limits=limits,
+            outputs=outputs,
+            input=input,
+            sink=sink,
+            commit=commit,
+            pump=pump,
         ) as world:
             if settings is not None:
                 await world.stop_daemon()

@@ -5,24 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytest
 import trio
 from hostile.rows import row
 from hostile.stage import REFRESH, Stage, attach, config, create, raw_buffer, status
+from scenario.cards import card_machine
 from scenario.world import spec, until
-from unit.drm_model import Board, ModelDevice, no_monitor
+from unit.drm_model import Board, ModelDevice
 
 from displbe.sim.guest import Guest
-from displbe.sim.hypervisor import SimBuffer, SimHypervisor
-from displbe.sinks.drm import hotplug
-from displbe.sinks.drm import sink as sink_module
 from displbe.wire.displif import FbDetach, PageFlip
 from displbe.wire.xenbus import State
-from displbe.xen.port import Abilities
 
 BURST, RATE = 8, 2.0
 """The default of `modesets-per-second`, and its burst."""
@@ -30,50 +26,21 @@ BAD, GOOD = "Virtual-1", "Virtual-2"
 FBS = 0x2000, 0x2040
 
 
-async def _dmabuf(buffer: SimBuffer) -> int:
-    """Return the memory of the guest's domain in place of a dma-buf; the model's card only looks at its inode."""
-    await trio.lowlevel.checkpoint()
-    return buffer._grants[0].memfd
-
-
 @contextlib.asynccontextmanager
-async def card_stage(folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Stage, ModelDevice]]:
+async def card_stage(
+    folder: Path, patch: pytest.MonkeyPatch, pump: Literal["auto", "off"]
+) -> AsyncIterator[tuple[Stage, ModelDevice]]:
     """Run a stage on the model of a card, which scans out guests' pages."""
     board = Board(connectors=2)
-    devices = folder / "dri"
-    devices.mkdir()
-    (devices / "card0").touch()
-    on_board = partial(sink_module.DrmSink, open_device=board.open, devices=devices, seat=lambda: None)
-    patch.setattr(sink_module, "DrmSink", on_board)
-    patch.setattr(hotplug, "_monitor", no_monitor)
-    patch.setattr(SimBuffer, "dmabuf", _dmabuf)
-    made, mapped = SimHypervisor.__init__, SimHypervisor.map_buffer
-
-    def make(self: SimHypervisor, *arguments: Any) -> None:
-        made(self, *arguments)
-        self.abilities = Abilities(True, self.abilities.dmabuf_import, self.abilities.reason)
-
-    async def map_buffer(self: SimHypervisor, *arguments: Any, dmabuf: bool, **keys: Any) -> SimBuffer:
-        return await mapped(self, *arguments, dmabuf=False, **keys)
-
-    patch.setattr(SimHypervisor, "__init__", make)
-    patch.setattr(SimHypervisor, "map_buffer", map_buffer)
-
-    async def refresh() -> None:
-        while True:
-            await trio.sleep(1 / REFRESH)
-            if board.card is not None:
-                board.card.vblank()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(refresh)
-        async with Stage.set(folder, sink="drm", good_output=GOOD) as stage:
-            card = board.card
-            assert card is not None
-            assert stage.world.daemon.sink.claimed(GOOD).path == "zero copy"  # type: ignore[union-attr]
-            yield stage, card
-            assert card.removed_shown == 0
-        nursery.cancel_scope.cancel()
+    async with (
+        card_machine(folder, patch, board, REFRESH),
+        Stage.set(folder, sink="drm", good_output=GOOD, commit=board.commit, pump=pump) as stage,
+    ):
+        card = board.card
+        assert card is not None
+        assert stage.world.daemon.sink.claimed(GOOD).path == "zero copy"  # type: ignore[union-attr]
+        yield stage, card
+        assert card.removed_shown == 0
 
 
 async def _lit(bad: Guest) -> None:
@@ -83,13 +50,14 @@ async def _lit(bad: Guest) -> None:
         assert await status(connector, request) == 0
 
 
+@pytest.mark.parametrize("pump", ["auto", "off"])
 @row(
     "FB_ATTACH, PG_FLIP and FB_DETACH of what is shown, on a card, again as soon as the response comes",
     "0, and each flip has its event; displbe covers the screen before it removes a frame, so that the kernel locks no other screen for"
     " that; the guest's next frame is shown eight times at once, then two times a second",
 )
-async def test_d9_removing_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with card_stage(tmp_path, monkeypatch) as (stage, card), stage.bad(spec(BAD)) as bad:
+async def test_d9_removing_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pump: Literal["auto", "off"]) -> None:
+    async with card_stage(tmp_path, monkeypatch, pump) as (stage, card), stage.bad(spec(BAD)) as bad:
         connector, output = bad.display.connectors[0], stage.world.daemon.sink.claimed(BAD)
         await _lit(bad)
         modesets, begun, lit = card.modesets, trio.current_time(), 0
@@ -109,12 +77,15 @@ async def test_d9_removing_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         await stage.still_flips(20)
 
 
+@pytest.mark.parametrize("pump", ["auto", "off"])
 @row(
     "the guest connects, shows a frame and closes, on a card, again as soon as it may",
     "what it shows, and the end of each connection, count in the same limit: two mode changes a second",
 )
-async def test_d9_connecting_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with card_stage(tmp_path, monkeypatch) as (stage, card), stage.bad(spec(BAD)) as bad:
+async def test_d9_connecting_storm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pump: Literal["auto", "off"]
+) -> None:
+    async with card_stage(tmp_path, monkeypatch, pump) as (stage, card), stage.bad(spec(BAD)) as bad:
         modesets, begun = card.modesets, trio.current_time()
         for _ in range(5):
             await _lit(bad)

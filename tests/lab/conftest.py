@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from lab.vm import LabError, Machine, reference_picture, tarball
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = REPOSITORY / "out" / "lab"
 TREE = "/root/displbe-tree"
+PUMP = "displbe/pump/_pump.so"
 LINES = pytest.StashKey[list[str]]()
 
 
@@ -39,10 +44,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def project() -> bytes:
-    """Return the part of this project that Dom0 needs as a tar file: the package, and the tests that run on any machine."""
+    """Return the part of this project that Dom0 needs as a tar file: the package, with the pump, and the tests that run on any machine."""
     tests = [path.relative_to(REPOSITORY) for path in sorted((REPOSITORY / "tests").iterdir()) if path.name != "lab"]
     present = [name for name in ("pyproject.toml", "displbe", "configs", "protocol") if (REPOSITORY / name).exists()]
-    return tarball(REPOSITORY, [*present, *map(str, tests)])
+    return tarball(REPOSITORY, [*present, *map(str, tests)], {PUMP: pump()})
+
+
+def pump() -> bytes:
+    """Return the compiled pump for Dom0's architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "pump.so"
+        command = [sys.executable, str(REPOSITORY / "packaging/compile_pump.py"), "--output", str(library)]
+        subprocess.run(command, env={**os.environ, "CC": "aarch64-linux-gnu-gcc"}, check=True)
+        return library.read_bytes()
 
 
 @pytest.fixture(scope="session")

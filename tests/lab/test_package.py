@@ -67,7 +67,7 @@ def package(machine: Machine) -> Iterator[None]:
     assert spec.loader is not None
     module = sys.modules["deb"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    machine.put("/tmp/displbe.deb", module.built().read_bytes())
+    machine.put("/tmp/displbe.deb", module.built("arm64").read_bytes())
     machine.check("systemd-sysusers")
     if machine.run("test -e /run/udev/control").code != 0:
         machine.check("/usr/lib/systemd/systemd-udevd --daemon")
@@ -121,11 +121,14 @@ def ready(service: Service) -> bool:
 
 
 def test_files(machine: Machine, package: None) -> None:
-    """The package's files are installed, the programs use Debian's Python, and a user without rights can read version and manual pages."""
+    """The package's files are installed, the programs use Debian's Python, the pump can be loaded, and a user without rights can read
+    version and manual pages.
+    """
     machine.check("dpkg -V displbe")
     assert machine.check("head -n 1 /usr/bin/displbe").split() == ["#!", "/usr/bin/python3"]
     as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
-    assert machine.check(f"cd /; {as_nobody} /usr/bin/displbe --version").startswith("displbe ")
+    said = machine.check(f"cd /; {as_nobody} /usr/bin/displbe --version")
+    assert re.fullmatch(r"displbe [\d.]+ \(pump: compiled\)\n", said)
     assert machine.check(f"cd /; {as_nobody} /usr/bin/displbectl --version").startswith("displbectl ")
     machine.check(
         "busybox zcat /usr/share/man/man8/displbe.8.gz /usr/share/man/man1/displbectl.1.gz | grep -q 'SH OPTIONS'"
@@ -208,7 +211,7 @@ def test_only_one(machine: Machine, service: Service) -> None:
 
 
 def test_picture(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
-    """The service shows a guest's picture without a copy, and displbectl reports that."""
+    """The service shows a guest's picture without a copy, the pump serves its flips, and displbectl reports both."""
     connector = next(iter(machine.connectors()))
     machine.create("still", guest_config("still", screens(connector)))
     try:
@@ -217,6 +220,7 @@ def test_picture(machine: Machine, service: Service, reference: Callable[..., Pi
         told = machine.check("displbectl status")
         assert re.search(r"^guest still, domain \d+$", told, re.M)
         assert "path      zero copy" in told
+        assert re.search(r"^  pump +on$", told, re.M)
     finally:
         machine.destroy("still")
     no_zombie(machine)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import trio
 from conformance.world import descriptors
@@ -20,6 +20,7 @@ from displbe.daemon import Daemon
 from displbe.display.device import DisplayDevice
 from displbe.input.settings import InputSettings
 from displbe.ops.settings import ControlSettings, LogSettings
+from displbe.pump.settings import DaemonSettings
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
 from displbe.sim.input import InputFrontend
@@ -54,13 +55,21 @@ async def until(what: Callable[[], object], timeout: float = 30.0) -> None:
 class World:
     """A machine with a daemon on it."""
 
-    def __init__(self, xen: Xen, nursery: trio.Nursery, settings: Settings, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        xen: Xen,
+        nursery: trio.Nursery,
+        settings: Settings,
+        folder: Path | None = None,
+        commit: Callable[[int, Any], int] | None = None,
+    ) -> None:
         self.xen = xen
         self.tools = Toolstack(xen.server)
         self.folder = folder
         """The runtime directory, which outlives a daemon."""
         self.settings = settings
         self.nodes = SimNodes()
+        self._commit = commit
         self._nursery = nursery
         self._grants: list[Grant] = []
 
@@ -77,11 +86,16 @@ class World:
         traces: str = "auto",
         input: InputSettings | None = None,
         sink: Literal["headless", "drm"] = "headless",
+        commit: Callable[[int, Any], int] | None = None,
+        pump: Literal["auto", "off"] = "auto",
     ) -> AsyncIterator[World]:
-        """Run a world. At its end, all guests must be gone, and none of their resources may be held."""
+        """Run a world. At its end, all guests must be gone, and none of their resources may be held. `commit` is that of the model of the
+        card that the pump uses.
+        """
         screens = HeadlessSettings(outputs=outputs or [], refresh=refresh)
         settings = Settings(
             sink=sink,
+            daemon=DaemonSettings(pump=pump),
             headless=screens,
             limits=limits or Limits(),
             guest=guests or {},
@@ -90,7 +104,7 @@ class World:
             control=ControlSettings(socket=str(folder / "control")),
         )
         async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
-            world = cls(xen, nursery, settings, folder)
+            world = cls(xen, nursery, settings, folder, commit)
             await world.start_daemon()
             yield world
             await world.settled()
@@ -104,7 +118,8 @@ class World:
         """Start a daemon, the first one or after the last one has ended."""
         hypervisor = self.xen.hypervisor(0)
         self.hypervisor: SimHypervisor = hypervisor
-        self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes, runtime=self.folder)
+        calls = hypervisor.system_calls(self._commit) if self._commit is not None else None
+        self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes, runtime=self.folder, calls=calls)
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         await self._nursery.start(self._run_daemon)

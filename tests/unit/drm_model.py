@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 from memory_watch import heavy
 
+from displbe.pump.library import ffi
 from displbe.sinks.base import Geometry
 from displbe.sinks.drm import uapi
 from displbe.sinks.drm.device import DrmDevice
@@ -136,6 +137,8 @@ class Board:
         """Called with each new device, to set the state in which displbe finds it."""
         self.vanished: set[int] = set()
         """Indices of connectors that are still listed, but do not exist any more."""
+        self.pumped = 0
+        """Commits that the pump has made."""
         self.slow = 0.0
         """Seconds of sleep after each step of an import, so that other threads run in between."""
 
@@ -179,6 +182,16 @@ class Board:
             if card.fd >= 0:
                 card.vblank()
 
+    def commit(self, fd: int, argument: Any) -> int:
+        """Make an atomic commit for the pump (`pump_calls.commit`)."""
+        card = next((card for card in self.cards if card.fd == fd), None)
+        if card is None:
+            return -errno.EBADF
+        ask = uapi.drm_mode_atomic.from_address(int(ffi.cast("uintptr_t", argument)))
+        failed = card.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, ask)
+        self.pumped += not failed
+        return -failed
+
     def fault(self, kind: str) -> int:
         """Return the errno with which an operation fails now; 0: it does not."""
         return self.faults[kind].pop(0) if self.faults.get(kind) else 0
@@ -220,7 +233,7 @@ class ModelDevice(DrmDevice):
         self._next = 100
         self._memory = os.memfd_create("model")
         self._end: Any = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._handlers: dict[int, Callable[[Any], int]] = {
             getattr(uapi, name): getattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
             for name in vars(uapi)
@@ -242,6 +255,11 @@ class ModelDevice(DrmDevice):
         fd = ours.detach()
         self.board.opened(fd, self.opener)
         return fd
+
+    @property
+    def event_end(self) -> int:
+        """The file that events of the card are written to."""
+        return int(self._end.fileno())
 
     def add_path(self, index: int) -> None:
         """Give a connector its PATH property."""
@@ -280,6 +298,10 @@ class ModelDevice(DrmDevice):
 
     def vblank(self) -> None:
         """Refresh the screens: the frames of pending flips are shown."""
+        with self._lock:
+            self._show_pending()
+
+    def _show_pending(self) -> None:
         for crtc, user_data in list(self.pending.items()):
             del self.pending[crtc]
             self.leaving.pop(crtc, None)

@@ -1,24 +1,31 @@
-"""The loop's lag: every turn is measured, also one between two samples."""
+"""The loop's lag: every turn is measured, whenever the lag is read."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.lowlevel
 
 from displbe.ops import lag
 from displbe.ops.lag import LoopLag
 
 
-async def test_one_long_turn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def run(measured: LoopLag, body: Callable[[], Awaitable[None]]) -> None:
+    """Run a body in a loop of its own, whose lag is measured."""
+    trio.run(body, clock=measured)
+
+
+def test_one_long_turn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long turn is reported, whenever the lag is read, until it is a minute old."""
     monkeypatch.setattr(lag, "PERIOD", 0.5)
     monkeypatch.setattr(lag, "MEMORY", 1.0)
     measured = LoopLag()
     assert measured.worst() == 0
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(measured.run)
+
+    async def body() -> None:
         await trio.sleep(0.02)
         time.sleep(0.1)  # noqa: ASYNC251
         await trio.sleep(0.02)
@@ -26,26 +33,66 @@ async def test_one_long_turn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         with trio.fail_after(30):
             while measured.worst() >= 0.1:
                 await trio.sleep(0.1)
-        nursery.cancel_scope.cancel()
+
+    run(measured, body)
 
 
-async def test_waiting_is_not_being_late() -> None:
+def test_a_long_turn_is_forgotten_by_a_loop_that_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing wakes the loop to forget: the lag is a minute's also when nothing has happened since."""
+    monkeypatch.setattr(lag, "PERIOD", 0.1)
+    monkeypatch.setattr(lag, "MEMORY", 0.2)
     measured = LoopLag()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(measured.run)
+
+    async def body() -> None:
+        await trio.sleep(0.01)
+        time.sleep(0.1)  # noqa: ASYNC251
+        await trio.sleep(0.01)
+        assert measured.worst() >= 0.1
+        time.sleep(0.5)  # noqa: ASYNC251
+        assert measured.worst() == 0
+
+    run(measured, body)
+
+
+def test_waiting_is_not_being_late() -> None:
+    measured = LoopLag()
+
+    async def body() -> None:
         await trio.sleep(0.01)
         turns = measured.worst()
         await trio.sleep(2 * turns + 0.3)
         assert measured.worst() < 2 * turns + 0.3
-        nursery.cancel_scope.cancel()
-        await trio.lowlevel.checkpoint()
+
+    run(measured, body)
 
 
-async def test_it_is_measured_no_more() -> None:
+@pytest.mark.parametrize("asks", [False, True], ids=["silent", "asking for the time"])
+def test_turns_without_a_pause_are_turns(*, asks: bool) -> None:
+    """A task that is always ready keeps the loop from sleeping, not from looking for events."""
     measured = LoopLag()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(measured.run)
+
+    async def body() -> None:
         await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
-    with pytest.raises(KeyError):
-        trio.lowlevel.remove_instrument(measured)
+        for _ in range(100):
+            time.sleep(0.005)  # noqa: ASYNC251
+            if asks:
+                trio.current_time()
+            await trio.lowlevel.checkpoint()
+        await trio.sleep(0.001)
+
+    run(measured, body)
+    assert 0.005 <= measured.worst() < 0.3
+
+
+def test_a_late_wake_up_is_seen() -> None:
+    """The loop wakes up too late for a deadline, as when the machine has no time for it."""
+    measured = LoopLag()
+
+    async def body() -> None:
+        await trio.sleep(0.01)
+        measured._deadline -= 0.2
+        measured._is_waiting = True
+        trio.current_time()
+
+    run(measured, body)
+    assert measured.worst() >= 0.2

@@ -71,6 +71,7 @@ class Rig:
     # port.EventChannel
 
     port = 1
+    fd = -1
 
     def notify(self) -> None:
         """The guest is notified."""

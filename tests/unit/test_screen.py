@@ -44,6 +44,7 @@ class FakeOutput:
     def __init__(self) -> None:
         self.flipped: Any = None
         self.charge: Any = None
+        self.interrupt = lambda: None
         self.shown: object = None
         """The sink buffer that is on the screen; None: it is dark."""
         self.waiting: tuple[object, int] | None = None

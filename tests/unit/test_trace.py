@@ -32,7 +32,7 @@ def test_the_last_requests_and_their_answers(requests: list[tuple[bytes, Answer]
             if answer is not None:
                 kept.answer(*answer)
         records = list(RECORD.iter_unpack(kept.records(last)))
-        size = len(kept._records)
+        size = len(kept.memory)
     assert size == 8 * RECORD.size
     assert kept.count == len(requests)
     assert [record[4] for record in records] == [slot for slot, _ in requests[-8:][-last:]]
@@ -47,7 +47,7 @@ def test_it_never_grows() -> None:
     for number in range(KEPT + 5):
         kept.request(number.to_bytes(64, "little"))
         kept.answer(0, 0)
-    assert len(kept._records) == KEPT * RECORD.size
+    assert len(kept.memory) == KEPT * RECORD.size
     slots = [int.from_bytes(record[4], "little") for record in RECORD.iter_unpack(kept.records())]
     assert slots == list(range(5, KEPT + 5))
 

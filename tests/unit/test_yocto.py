@@ -69,6 +69,14 @@ def test_pyxs_may_be_left_out() -> None:
     assert " python3-pyxs,\n" in depends
 
 
+def test_the_pump_is_compiled() -> None:
+    """With bitbake's compiler, which must be there: the recipe does not turn it off, and is not for all architectures."""
+    text = recipe()[1]
+    assert 'export DISPLBE_PUMP = "require"\n' in text
+    assert "allarch" not in text
+    assert "INHIBIT_DEFAULT_DEPS" not in text
+
+
 def test_groups() -> None:
     """Those of the unit, and the user's own."""
     (unit,) = re.findall(r"^SupplementaryGroups=(.*)$", (TREE / "systemd/displbe.service").read_text(), re.M)

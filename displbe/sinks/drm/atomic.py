@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from array import array
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ class Atomic:
     def __init__(
         self, device: DrmDevice, changes: Mapping[tuple[str, int], Mapping[str, int]], connector: str = ""
     ) -> None:
-        self._device = device
+        self.device = device
         self._connector = connector
         objects = sorted(changes, key=lambda key: key[1])
         pairs = [(object_, name) for object_ in objects for name in changes[object_]]
@@ -104,12 +105,16 @@ class Atomic:
         """Change a value."""
         self._values[slot] = value
 
+    def addresses(self, slot: int) -> tuple[int, int]:
+        """Return the address of the commit's drm_mode_atomic, and that of a value in it (`slot`). They are good as long as this object."""
+        return ctypes.addressof(self._argument), self._values.buffer_info()[0] + self._values.itemsize * slot
+
     def commit(self, operation: str, flags: int, user_data: int = 0) -> None:
         """Commit. Raises DrmError. Waits for the hardware unless NONBLOCK or TEST_ONLY is among the flags."""
         argument = self._argument
         argument.flags = flags
         argument.user_data = user_data
-        number = self._device.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, argument)
+        number = self.device.try_ioctl(uapi.DRM_IOCTL_MODE_ATOMIC, argument)
         if number:
             raise drm_error(operation, number, self._connector)
 

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
+from displbe.pump.native import Pump
 from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
@@ -82,7 +83,7 @@ class Card:
     this one. `why_leave` returns why an output may not stay on its connector (None: the connector is gone); empty: it
     may stay.
 
-    It has fifteen attributes: three of them are what it was handed.
+    It has sixteen attributes: four of them are what it was handed.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Card:
         open_device: Callable[[str, FileOpener], DrmDevice],
         attach_waiting: Callable[[Card], None],
         why_leave: Callable[[Card, DrmOutput, CardConnector | None], str],
+        pump: Pump | None = None,
     ) -> None:
         self.device = device
         self.connectors: list[CardConnector] = []
@@ -105,6 +107,7 @@ class Card:
         self._open_device = open_device
         self._attach_waiting = attach_waiting
         self._why_leave = why_leave
+        self._pump = pump
         self._log: Any = structlog.get_logger("displbe.drm").bind(card=device.name)
         self._say = SparseLog(self._log)
         self._look_wanted = trio.Event()
@@ -122,11 +125,12 @@ class Card:
         open_device: Callable[[str, FileOpener], DrmDevice],
         attach_waiting: Callable[[Card], None],
         why_leave: Callable[[Card, DrmOutput, CardConnector | None], str],
+        pump: Pump | None = None,
     ) -> Self:
         """Open a card and look at it, in a worker thread. Raises DrmError, OSError."""
         device = open_device(path, opener)
         try:
-            card = cls(device, settings, open_device, attach_waiting, why_leave)
+            card = cls(device, settings, open_device, attach_waiting, why_leave, pump)
             card._first_look()
         except BaseException:
             device.close()
@@ -273,17 +277,26 @@ class Card:
 
     async def _read_events(self) -> None:
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self.device.fd)
-                self.device.read_events(self._on_shown)
+            if self._pump is None:
+                while True:
+                    await trio.lowlevel.wait_readable(self.device.fd)
+                    self.device.read_events(self._on_shown)
+            self._pump.watch_card(self.device.fd, self._on_shown, self._cannot_read)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._pump.unwatch(self.device.fd)
         except OSError as error:
-            self._log.warning("cannot read the card's events: it is closed", reason=error.strerror)
-            self.state = CardState.GONE
-            self.look()
+            self._cannot_read(error)
         except Exception:
             self._log.exception("reading the card's events failed: it is closed and opened again")
             self.state = CardState.GONE
             self.look()
+
+    def _cannot_read(self, error: OSError) -> None:
+        self._log.warning("cannot read the card's events: it is closed", reason=error.strerror)
+        self.state = CardState.GONE
+        self.look()
 
     def _on_shown(self, serial: int) -> None:
         output = self.outputs.get(serial // SERIALS)
@@ -359,7 +372,9 @@ class Card:
             return None
         try:
             if device.ask_for_master() is Mastership.MASTER:
-                card = Card(device, self._settings, self._open_device, self._attach_waiting, self._why_leave)
+                card = Card(
+                    device, self._settings, self._open_device, self._attach_waiting, self._why_leave, self._pump
+                )
                 card._first_look()
                 return card
         except DrmError as error:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
+from displbe.pump.library import ffi
+from displbe.sinks.base import SteadyScreen
 from displbe.sinks.convert import pixel_size, turn_frame
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import FrameRows, copy_frame, same_frame
@@ -52,6 +55,23 @@ class CopyTarget:
         self._upright = buffers.private(self._width * self._pixel_size * rows.rows) if is_turned else None
         """A frame in the dumb buffers' format, before it is turned. It is private: a card's memory is slow to read."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the pixels are copied as they are."""
+        return not self._converted and self._upright is None
+
+    def steady(self, loans: ExitStack) -> Any:
+        """Return a `struct pump_copy *` of what is copied where; `loans` has the memory. Raises Unmapped, ValueError."""
+        rows = self.rows
+        copy = ffi.new("struct pump_copy *", {"back": 1, "row": rows.row, "rows": rows.rows, "stride": rows.stride})
+        copy.target_stride = self.buffers.back.pitch
+        for index, buffer in enumerate((self.buffers.front, self.buffers.back)):
+            view = loans.enter_context(buffer.memory.borrow())
+            placed = FrameRows(rows.fourcc, self._offset, buffer.pitch, rows.row, rows.rows)
+            copy.target[index] = _pointer(_address(view, placed))
+            copy.fb[index] = buffer.fb
+        return copy
+
     def copy(self, memory: Memory) -> None:
         """Copy the guest's frame into the dumb buffer that is not on the screen. Raises DrmError if the guest has taken it back."""
         self._copy(self.rows, memory)
@@ -71,6 +91,17 @@ class CopyTarget:
                 copy_frame(rows, view, frame, stride, converted=self._converted, into=self._into)
             with upright.borrow() as frame, back.memory.borrow() as whole, whole[self._offset :] as target:
                 turn_frame(target, back.pitch, frame, self._width, rows.rows, self._pixel_size, self._turn)
+
+
+def _address(view: memoryview, rows: FrameRows) -> int:
+    """Return the address of the first pixel of rows in a view. Raises ValueError if they are not all in it."""
+    if rows.start + rows.stride * (rows.rows - 1) + rows.row > len(view):
+        raise ValueError("image is larger than its memory")
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(view))) + rows.start
+
+
+def _pointer(address: int) -> Any:
+    return ffi.cast("void *", address)
 
 
 def copy_into(
@@ -128,6 +159,10 @@ class CopiedScanout:
         """Whether the screen shows the pixels in `_seen`."""
         self._flipped_at = float("-inf")
         """When the guest last flipped, in seconds of time.monotonic()."""
+        self._steady: dict[int, DrmBuffer] = {}
+        """The buffers that the copier shows, by the guest's cookies."""
+        self._loans = ExitStack()
+        """Their memory."""
 
     def can_show(self, buffer: DrmBuffer) -> bool:
         """Return whether this buffer's pages are mapped."""
@@ -141,6 +176,39 @@ class CopiedScanout:
         """Show another frame; the card's event carries the serial number."""
         self._thread.do(partial(self._show, buffer, serial))
 
+    def steady(self, buffers: Mapping[int, DrmBuffer]) -> SteadyScreen | None:
+        """Return what the pump needs to show copies of these buffers; None: a copy is under way, or it is not plain.
+
+        The memory is borrowed until `take_back`.
+        """
+        copier, target = self._thread.copier, self._target
+        if copier is None or not target.is_plain or not self._thread.resting:
+            return None
+        atomic, value = self._flip.addresses(self._slot)
+        with ExitStack() as loans:
+            try:
+                pixels = {
+                    cookie: (0, _address(loans.enter_context(buffer.memory.borrow()), target.rows))
+                    for cookie, buffer in buffers.items()
+                    if buffer.memory is not None
+                }
+                copy = target.steady(loans)
+            except (Unmapped, ValueError):
+                return None
+            copy.atomic, copy.fb_value, copy.card = _pointer(atomic), _pointer(value), self._flip.device.fd
+            copy.late = LATE
+            copier.set(copy)
+            self._steady = dict(buffers)
+            self._thread.report = self._report
+            self._loans.close()
+            self._loans = loans.pop_all()
+        return SteadyScreen(self._flip.device.fd, atomic, value, pixels, copier)
+
+    def take_back(self) -> None:
+        """Copy frames by `flip` again. The memory of the steady frames is given back when the last one is copied."""
+        loans, self._loans = self._loans, ExitStack()
+        self._thread.do(loans.close)
+
     def watch(self, buffer: DrmBuffer, rate: float) -> None:
         """Also show what the guest draws into this frame without flipping; look at most `rate` times a second."""
         self._frame = buffer
@@ -151,6 +219,19 @@ class CopiedScanout:
         return time.monotonic() - self._flipped_at
 
     # In the copying thread
+
+    def _report(self, copied: Any) -> None:
+        """Take note of what the copier has done."""
+        self.copied += copied.frames
+        self.copy_seconds += copied.seconds
+        self._flipped_at = copied.flipped_at
+        self._frame = self._steady.get(copied.cookie)
+        self._seen_shown = False
+        if (copied.frames - bool(copied.error)) % 2:
+            self.buffers.swap()
+        if copied.error:
+            error = drm_error("flip", copied.error)
+            self._thread.tell(partial(self._failed, error, copied.serial))
 
     def _forget_frame(self) -> None:
         self._frame = None

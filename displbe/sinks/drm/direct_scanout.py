@@ -9,12 +9,13 @@ pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import trio
 
+from displbe.sinks.base import SteadyScreen
 from displbe.sinks.redraw import RedrawWatch
 
 from . import uapi
@@ -50,6 +51,8 @@ class DirectScanout:
         self._failed = failed
         self._stopped = False
         self._serial = 0
+        self._is_retrying = False
+        """Whether a commit that the kernel has refused with EBUSY is tried again."""
         self._watching = trio.CancelScope()
 
     def stop(self) -> None:
@@ -64,27 +67,42 @@ class DirectScanout:
     def flip(self, buffer: DrmBuffer, serial: int) -> None:
         """Show another frame; the card's event carries the serial number."""
         self._serial = serial
+        self._is_retrying = False
         self._flip.set(self._slot, buffer.fb)
         try:
             self._flip.commit("flip", FLIP, serial)
         except Busy:
             # The kernel has not finished the last commit, although its event has come.
+            self._is_retrying = True
             self._start_soon(self._retry, serial)
         except DrmError as error:
             self._failed(error, serial)
 
     async def _retry(self, serial: int) -> None:
-        while True:
-            await trio.sleep(BUSY_RETRY)
-            if self._stopped or self._serial != serial:
-                return
-            try:
-                self._flip.commit("flip", FLIP, serial)
-            except Busy:
-                continue
-            except DrmError as error:
-                self._failed(error, serial)
-            return
+        while await self._is_still_busy(serial):
+            pass
+
+    async def _is_still_busy(self, serial: int) -> bool:
+        """Try once more to commit this flip. Return whether the card is still busy."""
+        await trio.sleep(BUSY_RETRY)
+        if self._stopped or self._serial != serial:
+            return False
+        try:
+            self._flip.commit("flip", FLIP, serial)
+        except Busy:
+            return True
+        except DrmError as error:
+            self._failed(error, serial)
+        self._is_retrying = False
+        return False
+
+    def steady(self, buffers: Mapping[int, DrmBuffer]) -> SteadyScreen | None:
+        """Return what the pump needs to flip between these buffers; None: a flip has not been committed yet."""
+        if self._is_retrying:
+            return None
+        atomic, value = self._flip.addresses(self._slot)
+        framebuffers = {cookie: (buffer.fb, 0) for cookie, buffer in buffers.items() if self.can_show(buffer)}
+        return SteadyScreen(self._flip.device.fd, atomic, value, framebuffers)
 
     def watch(self, rate: float) -> None:
         """While the guest does not flip, tell the card `rate` times a second that the frame may have changed."""

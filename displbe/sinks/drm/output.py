@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
@@ -27,9 +27,11 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
-from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError
+from displbe.pump.native import Pump
+from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError, SteadyFlips, SteadyScreen
 from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.flip import Flip, FlipClock, FlipState
+from displbe.sinks.redraw import STILL
 from displbe.sinks.tasks import Tasks
 from displbe.sinks.turn import Turn
 from displbe.threads import run_in_thread_or_here
@@ -77,6 +79,8 @@ SEARCH_TIME: Final = 1.5
 """Maximum seconds for trying further modes and CRTCs. The guest waits for the answer to its SET_CONFIG; Linux's frontend waits 3 s."""
 BETTER: Final = 15.0
 """Seconds between two tests whether a better mode, which the card has refused, is possible now."""
+PAUSED: Final = 1.0
+"""Seconds without a flip after which the pump gives a screen back that needs no watch: then the card's looks look at it again."""
 FLIP_POLL: Final = 0.001
 """Seconds between two looks whether a flip has ended."""
 
@@ -139,9 +143,9 @@ class _Dark(msgspec.Struct):
 class DrmOutput(Output):
     """A claimed connector. It outlives its card: `attach_card` and `detach_card` say when there is one.
 
-    `clock` and `tasks` are the sink's. `released` is called when the guest gives the output back.
+    `clock`, `tasks` and `pump` are the sink's. `released` is called when the guest gives the output back.
 
-    It has sixteen attributes of its own, because it also keeps what outlives the card; the others are the contract's
+    It has eighteen attributes of its own, because it also keeps what outlives the card; the others are the contract's
     (`name`, `path`, `reason`, `flipped`, `charge`, `copies`).
     """
 
@@ -153,6 +157,7 @@ class DrmOutput(Output):
         clock: FlipClock,
         tasks: Tasks,
         released: Callable[[], None],
+        pump: Pump | None = None,
     ) -> None:
         name = binding.name
         super().__init__(name)
@@ -164,6 +169,9 @@ class DrmOutput(Output):
         self._settings = settings
         self._tasks = tasks
         self._released = released
+        self._pump = pump
+        self._is_pumped = False
+        """Whether the pump serves the flips."""
         self._log: Any = structlog.get_logger("displbe.drm").bind(connector=name)
         self._warn = SparseLog(self._log)
         self._framebuffers = FramebufferSet(name, settings.zero_copy, self._warn)
@@ -394,6 +402,8 @@ class DrmOutput(Output):
 
         A failure makes the screen dark; the next call tries again.
         """
+        if self._is_pumped and self._link is not None and connector is self._link.connector and not self._obstacle():
+            return  # flips have been shown in the last second
         async with self._card_lock:
             link, wanted = self._link, self._wanted
             if link is None:
@@ -594,7 +604,7 @@ class DrmOutput(Output):
                 self._set_lit(mode, buffer, note)
                 return
         await framebuffers.map_alike(buffer)
-        self._copy_thread = self._copy_thread or start_copy_thread(self.name)
+        self._copy_thread = self._copy_thread or start_copy_thread(self.name, self._pump)
         mode = await in_worker(partial(scanout.switch_on, buffer, part, where, copy=True))
         if refusal is not None:  # the copy is shown, so the refusal was about this buffer and not about the screen
             framebuffers.refuse(buffer, refusal, lasting=refusal.refuses_frame)
@@ -655,6 +665,7 @@ class DrmOutput(Output):
 
     def _stop_scanout(self) -> None:
         """Stop putting frames onto the screen. The caller sets the state."""
+        self.interrupt()
         lit, self._lit = self._lit, None
         self._dark.covered = None
         self.path = ""
@@ -695,7 +706,8 @@ class DrmOutput(Output):
             lit.scanout.watch(rate)
 
     async def _quiet(self) -> None:
-        """Return when no copy is under way and the frame on the screen is not watched."""
+        """Return when no copy is under way, the frame on the screen is not watched, and the pump does not serve the flips."""
+        self.interrupt()
         if self._lit is not None and isinstance(self._lit.scanout, DirectScanout):
             self._lit.scanout.unwatch()
         if self._copy_thread is not None:
@@ -732,6 +744,7 @@ class DrmOutput(Output):
 
     def _on_failed(self, error: DrmError, serial: int) -> None:
         """Go dark, because a frame could not be shown, until the card lights the screen again. The guest is not told."""
+        self.interrupt()
         lit, wanted = self._lit, self._wanted
         if lit is None or wanted is None or (serial and serial != self._flip.serial):
             return
@@ -747,7 +760,46 @@ class DrmOutput(Output):
 
     def on_shown(self, serial: int) -> None:
         """End the flip with this serial number: the card's event says that its frame is on the screen."""
+        self.interrupt()
         self._flip.on_shown(serial)
+
+    # The pump
+
+    def steady(self, buffers: Mapping[int, SinkBuffer]) -> SteadyScreen | None:
+        lit, wanted, flip = self._lit, self._wanted, self._flip
+        if lit is None or wanted is None or wanted.buffer is None or flip.state is FlipState.TIMED:
+            return None
+        if self._card_lock.locked():  # something changes
+            return None
+        usable = {
+            cookie: buffer
+            for cookie, buffer in buffers.items()
+            if isinstance(buffer, DrmBuffer) and not buffer.closed and lit.scanout.can_show(buffer)
+        }
+        steady = lit.scanout.steady(usable)
+        if steady is not None:
+            steady.serial, steady.is_pending = flip.serial, flip.state is not FlipState.NONE
+            steady.late, steady.still = flip.limit, STILL if lit.mode.must_be_told else PAUSED
+        return steady
+
+    def hand_over(self) -> None:
+        self._is_pumped = True
+        self._flip.hand_over()
+        if self._lit is not None and isinstance(self._lit.scanout, DirectScanout):
+            self._lit.scanout.unwatch()
+
+    def take_back(self, flips: SteadyFlips) -> None:
+        self._is_pumped = False
+        self._flip.take_back(flips.serial, flips.shown, flips.token, flips.age)
+        lit, wanted = self._lit, self._wanted
+        if wanted is not None and wanted.buffer is not None and isinstance(flips.newest, DrmBuffer):
+            wanted.buffer = flips.newest
+        if lit is None:
+            return
+        if isinstance(lit.scanout, CopiedScanout):
+            lit.scanout.take_back()
+        else:
+            self._watch()
 
     def _since_flip(self) -> float:
         return trio.current_time() - self._flip.began

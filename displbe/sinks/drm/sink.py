@@ -66,7 +66,9 @@ class DrmSink(Sink):
         self._finder = CardFinder(
             devices,
             settings.device,
-            lambda path: Card.open(path, opener, settings, open_device, self._attach_waiting, self._why_leave),
+            lambda path: Card.open(
+                path, opener, settings, open_device, self._attach_waiting, self._why_leave, self.pump
+            ),
         )
         self._cards: dict[str, Card] = {}
         """By path."""
@@ -199,7 +201,7 @@ class DrmSink(Sink):
         key, self._next_key = self._next_key, self._next_key + 1
         released = partial(self._give_back, key)
         binding = self._bindings.get(name) or Binding(name)
-        output = DrmOutput(binding, key, self._settings, self._clock, self._tasks, released)
+        output = DrmOutput(binding, key, self._settings, self._clock, self._tasks, released, self.pump)
         found = self._choose(output)
         if found is None and not self._may_come(binding):
             there = [describe(connector) for card in self._open_cards() for connector in card.connectors]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from displbe.pump.native import Pump, PumpError
 from displbe.sinks.copy_thread import CopyThread
 from displbe.threads import NoThread, run_in_thread
 
@@ -23,9 +24,9 @@ async def in_worker(work: Callable[..., T], *arguments: object) -> T:
         raise NoResources(error) from error
 
 
-def start_copy_thread(name: str) -> CopyThread:
+def start_copy_thread(name: str, pump: Pump | None) -> CopyThread:
     """Return a new copying thread. Raises NoResources."""
     try:
-        return CopyThread(name)
-    except NoThread as error:
+        return CopyThread(name, pump)
+    except (NoThread, PumpError) as error:
         raise NoResources(error) from error

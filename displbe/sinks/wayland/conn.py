@@ -1,4 +1,4 @@
-"""One connection to a compositor. This is the only module that uses pywayland, and it hides pywayland's pitfalls:
+"""One connection to a compositor. Only this module and `frame_requests` use pywayland. They hide its pitfalls:
 
 * The interpreter crashes at exit while a display is connected: call `aclose` in a `finally` block.
 * pywayland prints an exception of an event handler and goes on. `on` keeps the first one, which ends the connection.
@@ -6,6 +6,7 @@
 * Each proxy is a reference cycle. The cycle is broken when the proxy goes, so that a flip leaves nothing for the garbage collector.
 * pywayland gives a proxy that arrives with an event to an arbitrary display of the process: `adopt` corrects that.
 * An event can name an object that displbe has destroyed, or an unknown one. Its handler then gets None.
+* An event costs twenty calls even if it has no arguments. `ignoring_arguments` makes the handlers of such events.
 * Older versions of libwayland end the connection when the socket is full: senders of many requests check `keeps_up` first.
 """
 
@@ -15,9 +16,9 @@ import dataclasses
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 from pywayland import ffi, lib
@@ -38,7 +39,17 @@ from .protocol import (
     xdg_shell,
 )
 
-__all__ = ["CompositorLost", "Connection", "Global", "ProtocolError", "Proxy", "connect", "words"]
+__all__ = [
+    "CompositorLost",
+    "Connection",
+    "Expected",
+    "Global",
+    "ProtocolError",
+    "Proxy",
+    "connect",
+    "ignoring_arguments",
+    "words",
+]
 
 Proxy = Any
 """An object in the compositor; its methods are the protocol's requests."""
@@ -105,6 +116,35 @@ def words(array: bytes) -> tuple[int, ...]:
     return tuple(word for (word,) in _WORD.iter_unpack(data[: len(data) // _WORD.size * _WORD.size]))
 
 
+class _Unread:
+    """Takes the place of pywayland's Message, and converts no argument."""
+
+    @staticmethod
+    def c_to_arguments(_: object) -> tuple[()]:
+        return ()
+
+
+class _Handlers(list[Callable[..., None] | None]):
+    """Takes the place of pywayland's Dispatcher: the handlers by opcode. `messages` is what it asks for the arguments."""
+
+    messages: Final = (_Unread,) * 8
+
+
+def ignoring_arguments(handlers: Iterable[Callable[[Any], None] | None]) -> Any:
+    """Return a dispatcher whose handlers, by opcode, are called with their object only; None: the event is ignored.
+
+    Handlers must not raise: `Connection.fail` takes their exceptions.
+    """
+    return _Handlers(handlers)
+
+
+class Expected(Protocol):
+    """A report that the compositor has been asked for, whose object is none of pywayland's."""
+
+    def close(self) -> None:
+        """Forget the object: the connection ends."""
+
+
 def connect(path: str) -> Connection:
     """Connect to a compositor's socket. Raises OSError when there is none, or when it accepts no connection now."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -125,11 +165,15 @@ class Connection:
             self._display.connect()
         except ValueError as error:
             raise OSError(errno.ENOMEM, "libwayland cannot use the connection") from error
+        self._ptr = self._display._ptr
+        """libwayland's wl_display; None: it is gone."""
         self._error: BaseException | None = None
         """The first exception of an event handler."""
         self._blocked = trio.Event()
         """Set while requests wait because the socket is full."""
         self._kept: dict[int, Proxy] = {}
+        self.expected: set[Expected] = set()
+        """Reports of frames that have not come."""
         self._on_appeared: Callable[[Global], None] = _ignore
         self._on_removed: Callable[[Global], None] = _ignore
         self._globals: dict[int, Global] = {}
@@ -167,17 +211,18 @@ class Connection:
             self.lost.set()
 
     async def _read(self) -> None:
-        fd = self._display.get_fd()
+        fd, ptr = self._display.get_fd(), self._ptr
         while True:
             await trio.lowlevel.wait_readable(fd)
-            try:
-                self._display.read()
-                self._display.dispatch(block=False)
-            except RuntimeError as error:
-                raise self._cause() from error
+            while lib.wl_display_prepare_read(ptr) != 0:  # there are events to dispatch
+                if lib.wl_display_dispatch_pending(ptr) < 0:
+                    raise self._cause()
+            if lib.wl_display_read_events(ptr) < 0 or lib.wl_display_dispatch_pending(ptr) < 0:
+                raise self._cause()
             if self._error is not None:
                 raise self._error
-            self.flush()
+            if lib.wl_display_flush(ptr) < 0 and ffi.errno == errno.EAGAIN:
+                self._blocked.set()
 
     def _cause(self) -> CompositorLost:
         """Return why the connection has ended. libwayland has written the compositor's message to stderr."""
@@ -189,7 +234,7 @@ class Connection:
 
     def flush(self) -> None:
         """Send the requests made so far. Those that do not fit into the socket are sent later."""
-        if not self.lost.is_set() and self._display.flush() < 0 and ffi.errno == errno.EAGAIN:
+        if self._ptr is not None and lib.wl_display_flush(self._ptr) < 0 and ffi.errno == errno.EAGAIN:
             self._blocked.set()  # the reader finds other errors
 
     async def _flush_when_writable(self) -> None:
@@ -253,7 +298,10 @@ class Connection:
     async def aclose(self) -> None:
         """Disconnect. No object of this connection may be used afterwards."""
         self.lost.set()
+        while self.expected:
+            self.expected.pop().close()
         kept, self._kept = self._kept, {}
+        self._ptr = None
         self._display.disconnect()
         for proxy in kept.values():
             _break_cycle(proxy)
@@ -309,14 +357,22 @@ class Connection:
 
     def on(self, proxy: Proxy, event: str, handler: Callable[..., None]) -> None:
         """Call a handler with an event's arguments, without the object that sent it."""
+        events = proxy.interface.events
+        opcode = [message.name for message in events].index(event)
+        if not (isinstance(proxy.dispatcher, _Handlers) or any(message.arguments for message in events)):
+            proxy.dispatcher = ignoring_arguments([None] * len(events))  # wl_buffer.release comes with each frame
 
         def handle(_: Proxy, *arguments: Any) -> None:
             try:
                 handler(*arguments)
             except BaseException as error:
-                self._error = self._error or error
+                self.fail(error)
 
-        proxy.dispatcher[event] = handle
+        proxy.dispatcher[opcode] = handle
+
+    def fail(self, error: BaseException) -> None:
+        """End the connection with an exception of an event handler, if it is the first."""
+        self._error = self._error or error
 
     def drop(self, proxy: Proxy) -> None:
         """Forget an object that the compositor has destroyed already (callbacks, presentation feedback)."""
@@ -341,7 +397,7 @@ class Connection:
     @property
     def objects(self) -> int:
         """The number of objects held."""
-        return len(self._kept)
+        return len(self._kept) + len(self.expected)
 
 
 def _break_cycle(proxy: Proxy) -> None:

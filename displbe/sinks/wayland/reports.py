@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .conn import Proxy
+from .frame_requests import Report, ReportKind
 from .link import Link
 
 __all__ = ["NO_FLIP", "FrameReports"]
@@ -14,16 +15,6 @@ NO_FLIP: Final = -1
 """The serial number of no flip."""
 MOST_CALLBACKS: Final = 8
 """Frame callbacks that a surface has at most. A compositor that does not draw the surface keeps them all."""
-
-
-class _Commit:
-    """A commit of a frame. `sender` (presentation feedback or a frame callback) reports on it."""
-
-    def __init__(self, serial: int, sender: Proxy) -> None:
-        self.serial = serial
-        """The serial number of its flip."""
-        self.sender = sender
-        self.reported = False
 
 
 class FrameReports:
@@ -36,27 +27,29 @@ class FrameReports:
     def __init__(
         self, link: Link, surface: Proxy, shown: Callable[[int, bool], None], discarded: Callable[[int], None]
     ) -> None:
-        self._conn = link.conn
-        self._presentation = link.presentation
-        self._surface = surface
+        conn = self._conn = link.conn
         self._shown = shown
         self._discarded = discarded
-        self._newest: _Commit | None = None
-        self._callbacks: dict[Proxy, _Commit] = {}
+        self.newest: Report | None = None
+        """The report on the newest commit."""
+        self._feedback = (
+            ReportKind.feedback(conn, link.presentation, surface, self._on_shown, self._on_discarded)
+            if link.presentation is not None
+            else None
+        )
+        self._frame = ReportKind.frame(conn, surface, self._on_done)
+        self._callbacks: dict[Report, None] = {}
         """Frame callbacks that are not done. The compositor destroys them without an event when it destroys the surface."""
 
     @property
     def is_pending(self) -> bool:
         """Whether the compositor has not reported on the newest commit."""
-        return self._newest is not None and not self._newest.reported
+        return self.newest is not None and not self.newest.reported
 
     def request(self, serial: int, *, hidden: bool) -> None:
         """Request a report of the next commit, for a frame of the flip with this serial number."""
-        conn = self._conn
-        if self._presentation is not None:
-            commit = self._newest = _Commit(serial, conn.keep(self._presentation.feedback(self._surface)))
-            conn.on(commit.sender, "presented", lambda *_: self._on_shown(commit))
-            conn.on(commit.sender, "discarded", lambda: self._on_discarded(commit))
+        if self._feedback is not None:
+            self.newest = self._feedback.request(serial)
         elif hidden or len(self._callbacks) >= MOST_CALLBACKS:
             self.request_visible(serial)
         else:
@@ -67,41 +60,56 @@ class FrameReports:
 
         A hidden surface gets all its frame callbacks at once when it is seen: one is enough.
         """
-        pending = next(iter(self._callbacks.values()), None)
+        pending = next(iter(self._callbacks), None)
         if pending is None:
             self._request_callback(serial)
             return True
         pending.serial, pending.reported = serial, False
-        self._newest = pending
+        self.newest = pending
         return False
 
     def _request_callback(self, serial: int) -> None:
-        commit = self._newest = _Commit(serial, self._conn.keep(self._surface.frame()))
-        self._callbacks[commit.sender] = commit
-        self._conn.on(commit.sender, "done", lambda _: self._on_shown(commit))
+        self.newest = self._frame.request(serial)
+        self._callbacks[self.newest] = None
 
     def forget(self) -> None:
         """Take note that the newest commit has no frame of the guest. The report on the one before still shows that the compositor
         keeps up, and whether the surface is visible.
         """
-        if self._newest is not None:
-            self._newest.serial = NO_FLIP
+        if self.newest is not None:
+            self.newest.serial = NO_FLIP
 
-    def _on_shown(self, commit: _Commit) -> None:
-        commit.reported = True
-        self._callbacks.pop(commit.sender, None)
-        self._conn.drop(commit.sender)
-        self._shown(commit.serial, commit is self._newest)
+    def _on_done(self, report: Report) -> None:
+        """wl_callback.done: the frame is on the screen."""
+        self._callbacks.pop(report, None)
+        self._on_shown(report)
 
-    def _on_discarded(self, commit: _Commit) -> None:
+    def _on_shown(self, report: Report) -> None:
+        """The frame is on the screen (wp_presentation_feedback.presented)."""
+        report.reported = True
+        serial, is_newest = report.serial, report is self.newest
+        try:
+            report.end()
+            self._shown(serial, is_newest)
+        except BaseException as error:
+            self._conn.fail(error)
+
+    def _on_discarded(self, report: Report) -> None:
         """wp_presentation_feedback.discarded: the frame is not visible, or a later commit has replaced it, which has its own report."""
-        commit.reported = True
-        self._conn.drop(commit.sender)
-        if commit is self._newest:
-            self._discarded(commit.serial)
+        report.reported = True
+        serial, is_newest = report.serial, report is self.newest
+        try:
+            report.end()
+            if is_newest:
+                self._discarded(serial)
+        except BaseException as error:
+            self._conn.fail(error)
 
     def close(self) -> None:
         """Drop the frame callbacks: the surface is destroyed. Presentation feedback still arrives, as `discarded`."""
-        self._newest = None
+        self.newest = None
         while self._callbacks:
-            self._conn.drop(self._callbacks.popitem()[0])
+            self._callbacks.popitem()[0].end()
+        self._frame.close()
+        if self._feedback is not None:
+            self._feedback.close()

@@ -14,15 +14,13 @@ from .buffers import WaylandBuffer
 from .conn import Proxy
 from .copies import CopyFrame
 from .extensions import SurfaceExtensions, SurfaceOptions
+from .frame_requests import FrameRequests
 from .link import Link
 from .reports import NO_FLIP, FrameReports
 from .role import Role, RoleOptions, choose_role
 from .sync_gate import SyncGate
 
-__all__ = ["SurfaceState", "WaylandSurface"]
-
-_ALL: Final = 2**31 - 1
-"""A width and height that no buffer exceeds: the whole surface is damaged."""
+__all__ = ["Prospect", "SurfaceState", "WaylandSurface"]
 
 
 class SurfaceState(enum.Enum):
@@ -48,8 +46,26 @@ class SurfaceState(enum.Enum):
     """The compositor says that the surface is not visible (xdg_toplevel.state). The clock ends flips until it says otherwise."""
 
 
+class Prospect(enum.Enum):
+    """What can be expected of the compositor when the surface is given a frame."""
+
+    REPORTS = "reports"
+    """A report: the surface is visible, and the compositor has reported on all frames."""
+    BUSY = "busy"
+    """A report, but the compositor has not reported on the newest commit yet."""
+    UNSEEN = "unseen"
+    """No report: the surface is not visible."""
+
+
 # Constants, because Python 3.11 spends half a microsecond on each `SurfaceState.NAME`.
 _INVISIBLE: Final = (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
+_WAITING: Final = (SurfaceState.UNSEEN, SurfaceState.HIDDEN)
+_CONFIGURING: Final = SurfaceState.CONFIGURING
+_UNREPORTED: Final = SurfaceState.UNSEEN
+_SHOWN: Final = SurfaceState.SHOWN
+_REPORTS: Final = Prospect.REPORTS
+_BUSY: Final = Prospect.BUSY
+_UNSEEN: Final = Prospect.UNSEEN
 
 
 class WaylandSurface:
@@ -59,7 +75,7 @@ class WaylandSurface:
     next. `gate` keeps frames back while the compositor does not keep up. `configured` is called when the compositor has configured the
     surface, `closing` when the user closes the window, `changed` when the guest's frames become visible or are not visible any more.
 
-    It has twenty attributes: the surface, what belongs to it on this connection, and what the flip under way waits for.
+    It has twenty-one attributes: the surface, what belongs to it on this connection, and what the flip under way waits for.
     """
 
     def __init__(
@@ -89,6 +105,7 @@ class WaylandSurface:
         """The objects of optional protocols, while there is a wl_surface."""
         self._placed_for: tuple[Part, Geometry | None] | None = None
         """The part and the framebuffer (None: a copy of the part) for which size and viewport are computed; None: compute them again."""
+        self._requests: FrameRequests | None = None
         self._reports: FrameReports | None = None
         self._black: BlackFrame | None = None
         self._flip = flip
@@ -120,6 +137,16 @@ class WaylandSurface:
         """Whether a frame of the guest is on the screen: the compositor has reported one, and the surface has been visible since."""
         return self._on_screen != NO_FLIP and self.state not in _INVISIBLE
 
+    def prospect(self) -> Prospect | None:
+        """Return what can be expected of the compositor if the surface is given a frame now; None: it may not be given one."""
+        state, reports = self.state, self._reports
+        if reports is None or state is _CONFIGURING:
+            return None
+        if state in _INVISIBLE:
+            return _UNSEEN
+        newest = reports.newest
+        return _REPORTS if newest is None or newest.reported else _BUSY
+
     @property
     def is_unreported(self) -> bool:
         """Whether the compositor has not reported on the newest commit."""
@@ -134,6 +161,7 @@ class WaylandSurface:
         surface = self.proxy = conn.keep(link.compositor.create_surface())
         extensions = self.extensions = SurfaceExtensions(link, surface, more, self._on_scale)
         self._link = link
+        self._requests = FrameRequests(surface)
         self._reports = FrameReports(link, surface, self._on_shown, self._on_discarded)
         self._black = BlackFrame(link, scalable=extensions.scalable)
         self.role = role(link, surface, options, extensions.scalable, self._on_role_configured, self._on_closing)
@@ -149,6 +177,11 @@ class WaylandSurface:
         """Fill this output of the compositor from now on. None: the output is gone."""
         if self.role is not None:
             self.role.move(wl_output)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Be black in this size (width and height in pixels): the window has another connector, whose guest is not connected yet."""
+        self.natural = size
+        self.blacken()
 
     def close(self, state: SurfaceState | None = None) -> None:
         """Destroy the wl_surface, if there is one: the compositor takes its frame off the screen.
@@ -179,7 +212,7 @@ class WaylandSurface:
     def _forget(self, state: SurfaceState | None) -> None:
         if state is not None or self.state is not SurfaceState.DISMISSED:
             self.state = state or SurfaceState.CLOSED
-        self.proxy = self.role = self._link = self.extensions = self._reports = None
+        self.proxy = self.role = self._link = self.extensions = self._requests = self._reports = None
         self.attached = self._unreleased = self._placed_for = None
         self._on_screen = NO_FLIP
 
@@ -236,17 +269,17 @@ class WaylandSurface:
 
         This sends nothing that makes a shell map, raise or focus the window.
         """
-        link, surface, role, reports, black = self._link, self.proxy, self.role, self._reports, self._black
-        extensions = self.extensions
-        if link is None or role is None or reports is None or black is None or extensions is None or not self.is_ready:
+        link, role, extensions, black = self._link, self.role, self.extensions, self._black
+        requests, reports = self._requests, self._reports
+        if link is None or role is None or extensions is None or black is None or not self.is_ready:
             return
+        assert requests is not None
+        assert reports is not None
         self.size = role.size_for(*self.natural)
         frame = black.frame(*self.natural)
         extensions.place(None, frame.size, self.size)
         self._placed_for = None
-        surface.attach(frame.wl, 0, 0)
-        surface.damage_buffer(0, 0, _ALL, _ALL)
-        surface.commit()
+        requests.commit(frame.wl)
         black.on_committed()
         link.conn.flush()
         reports.forget()
@@ -257,18 +290,17 @@ class WaylandSurface:
 
     def commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
         """Commit a frame of the flip with this serial number; it shows this part of the guest's framebuffer."""
-        link, surface, reports = self._link, self.proxy, self._reports
+        link, requests, reports = self._link, self._requests, self._reports
         assert link is not None
+        assert requests is not None
         assert reports is not None
         placed_for = part, frame.geometry if isinstance(frame, WaylandBuffer) else None
         if placed_for != self._placed_for:
             self._place(frame, part)
             self._placed_for = placed_for
-        surface.attach(frame.wl, 0, 0)
-        surface.damage_buffer(0, 0, _ALL, _ALL)
-        is_visible = self.is_visible
+        is_visible = self.state not in _INVISIBLE
         reports.request(serial, hidden=not is_visible)
-        surface.commit()
+        requests.commit(frame.wl)
         link.conn.flush()
         black = self._black
         if black is not None:
@@ -278,7 +310,7 @@ class WaylandSurface:
             self._unreleased = before
         frame.held = True
         if is_visible:
-            self.state = SurfaceState.UNSEEN
+            self.state = _UNREPORTED
 
     def _place(self, frame: WaylandBuffer | CopyFrame, part: Part) -> None:
         """Choose the surface's size for this part of the guest's framebuffer, and fit the frame into it."""
@@ -292,15 +324,16 @@ class WaylandSurface:
     def _on_shown(self, serial: int, newest: bool) -> None:
         """Take note that a frame of the flip with this serial number is on the screen. `newest`: it is that of the newest commit."""
         self.shown += 1
-        if self.attached is None:  # the surface has been made black since; but it is visible
-            if self.state is SurfaceState.HIDDEN:
+        attached, state = self.attached, self.state
+        if attached is None:  # the surface has been made black since; but it is visible
+            if state is SurfaceState.HIDDEN:
                 self.state = SurfaceState.BLACK
             return
-        was_presented = self.is_presented
-        if self.state in (SurfaceState.UNSEEN, SurfaceState.HIDDEN):
-            self.state = SurfaceState.SHOWN if newest else SurfaceState.UNSEEN
-        if newest and isinstance(self.attached, WaylandBuffer):
-            self.attached.on_drawn()
+        was_presented = self._on_screen != NO_FLIP and state not in _INVISIBLE
+        if state in _WAITING:
+            self.state = _SHOWN if newest else _UNREPORTED
+        if newest and isinstance(attached, WaylandBuffer) and (attached.is_dmabuf or not attached.drawn):
+            attached.on_drawn()
         if serial != NO_FLIP:  # otherwise it is a frame from before the surface was black
             self._on_screen = serial
         if not was_presented and self.is_presented:

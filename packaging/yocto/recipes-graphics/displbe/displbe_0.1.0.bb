@@ -8,7 +8,9 @@ inherit externalsrc python_hatchling systemd useradd
 EXTERNALSRC = "${@os.path.abspath(os.path.join(d.getVar('THISDIR'), '../../../..'))}"
 
 # hatch_build.py generates modules for Wayland protocols from their XML, and with cffi modules for C functions from their declarations.
+# It also compiles the pump with ${CC}, ${CFLAGS} and ${LDFLAGS}, so the package is for one architecture; without a compiler the build fails.
 DEPENDS += "wayland-protocols pkgconfig-native python3-cffi-native"
+export DISPLBE_PUMP = "require"
 
 RDEPENDS:${PN} = " \
     libatomic \
