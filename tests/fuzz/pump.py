@@ -1,8 +1,8 @@
 """The compiled pump beside Python, which is its specification: two backends of the same guest, of which one has the pump.
 
 Both get the same script: what the guest writes into its pages and whether it notifies, the card's events, and the card's answers to
-commits. After each step everything that the guest, the card or the operator can see must be the same, but for times. Where the pump leaves a step
-to Python, it must have changed nothing before.
+commits. After each step everything that the guest, the card or the operator can see must be the same, but for times. Where the pump
+leaves a step to Python, it must have changed nothing before.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Backend:
     name = "fake"
     path = reason = ""
     port = PORT
+    fd = FILE
 
     def __init__(self, start: int, unread: int, next_id: int) -> None:
         self.ring, self.events = (SharedMemory(memoryview(bytearray(PAGE_SIZE))) for _ in range(2))
@@ -116,11 +117,11 @@ class Backend:
             self.ring.store(offset, start)
         self.events.store(IN_CONS, start)
         page = BackEventPage(self.events)
-        page._in_prod = (start + unread) & U32
+        page.in_prod = (start + unread) & U32
         self.flip_events = FlipEvents(
             page, cast("Any", SimpleNamespace(notify=lambda: self.calls.append(("event",)))), self._break
         )
-        self.flip_events._next_id = next_id
+        self.flip_events.next_id = next_id
         self.screen = self._screen(clock)
         quota = Quota(Limits(), Total(1 << 20, 1))
         self.tokens = quota.requests = TokenBucket(BURST, RATE, trio.current_time)
@@ -217,11 +218,11 @@ class Backend:
     def state(self) -> dict[str, object]:
         """Return all that must be the same with and without the pump."""
         requests, events, times = self.requests, self.flip_events, self.flip_events.times
-        records = [RECORD.unpack_from(requests.trace._records, n * RECORD.size) for n in range(requests.trace.count)]
+        records = [RECORD.unpack_from(requests.trace.memory, n * RECORD.size) for n in range(requests.trace.count)]
         return {
             "ring": self.ring.copy(0, PAGE_SIZE),
             "events": self.events.copy(0, PAGE_SIZE),
-            "indices": (self.back._req_cons, self.back._rsp_prod, events._page._in_prod, events._next_id),
+            "indices": (self.back._req_cons, self.back._rsp_prod, events.page.in_prod, events.next_id),
             "states": (
                 requests.state,
                 events.state,
@@ -229,9 +230,9 @@ class Backend:
                 self.screen.state,
                 bool(requests.not_before),
             ),
-            "flips": (self.flip_state.serial, self.flip_state.shown, self.screen._newest, times.count),
+            "flips": (self.flip_state.serial, self.flip_state.shown, self.screen.newest, times.count),
             "pending": self.flip_state._token if events.state is EventState.DUE else None,
-            "times": (sum(times._buckets), [taken > 0 for taken in times._took[:200]]),
+            "times": (sum(times.buckets), [taken > 0 for taken in times.took[:200]]),
             "trace": [(status, edid, slot, read > 0, done > 0) for read, done, status, edid, slot in records],
             "tokens": round(self.tokens._tokens, 2),
             "spurious": (requests.spurious.total, requests.spurious.in_a_row),
@@ -260,7 +261,6 @@ class Pumped(Backend):
         self._bucket = _new("struct pump_bucket *", {"burst": BURST, "rate": RATE})
         self._atomic = _new("struct pump_atomic *")
         self._value = _new("uint64_t *")
-        self._buckets = _new("uint64_t[16]")
         self._framebuffers = _new("struct pump_framebuffer[]", [{"cookie": c, "fb": fb} for c, fb in FBS.items()])
         times = self.flip_events.times
         self._c = _new(
@@ -273,10 +273,10 @@ class Pumped(Backend):
                 "framebuffers": self._framebuffers,
                 "framebuffer_count": len(FBS),
                 "bucket": self._bucket,
-                "trace": ffi.from_buffer("uint8_t[]", self.requests.trace._records),
-                "shown_at": ffi.from_buffer("double[]", times._shown),
-                "took": ffi.from_buffer("double[]", times._took),
-                "buckets": self._buckets,
+                "trace": ffi.from_buffer("uint8_t[]", self.requests.trace.memory),
+                "shown_at": ffi.from_buffer("double[]", times.shown),
+                "took": ffi.from_buffer("double[]", times.took),
+                "buckets": ffi.from_buffer("uint64_t[]", times.buckets),
                 "late": 2.0,
                 "port": PORT,
                 "event_port": EVENT_PORT,
@@ -319,11 +319,10 @@ class Pumped(Backend):
             return False
         c.state = pending
         c.req_cons, c.rsp_prod = self.back._req_cons, self.back._rsp_prod
-        c.in_prod, c.next_id = events._page._in_prod, events._next_id
-        c.serial, c.token, c.latest, c.begun = flip.serial, flip._token, self.screen._newest, events._begun
+        c.in_prod, c.next_id = events.page.in_prod, events.next_id
+        c.serial, c.token, c.latest, c.begun = flip.serial, flip._token, self.screen.newest, events.begun
         c.traced, c.counted, c.total = requests.trace.count, events.times.count, events.times.total
         c.flips = c.shown = 0
-        self._buckets[0:16] = events.times._buckets
         self._bucket.tokens, self._bucket.then = self.tokens._tokens, time.monotonic()
         return True
 
@@ -331,15 +330,14 @@ class Pumped(Backend):
         """Make Python the owner again."""
         requests, events, flip, c = self.requests, self.flip_events, self.flip_state, self._c
         self.back._req_cons, self.back._rsp_prod = c.req_cons, c.rsp_prod
-        events._page._in_prod, events._next_id = c.in_prod, c.next_id
+        events.page.in_prod, events.next_id = c.in_prod, c.next_id
         events.state = EventState.DUE if c.state else EventState.NONE
-        events._begun = c.begun
+        events.begun = c.begun
         flip.state = FlipState.WAITING if c.state else FlipState.NONE
         flip.serial, flip._token = c.serial, c.token
         flip.shown += c.shown
-        self.screen._newest = c.latest
+        self.screen.newest = c.latest
         requests.trace.count, events.times.count, events.times.total = c.traced, c.counted, c.total
-        events.times._buckets = list(self._buckets)
         self.tokens._tokens = self._bucket.tokens
         if c.flips:
             requests.spurious.reset()
@@ -359,9 +357,9 @@ class Pumped(Backend):
     def _frozen(self) -> object:
         pages = self.ring.copy(0, PAGE_SIZE), self.events.copy(0, PAGE_SIZE)
         tables = (
-            bytes(self.requests.trace._records),
-            bytes(self.flip_events.times._shown),
-            bytes(ffi.buffer(self._buckets)),
+            bytes(self.requests.trace.memory),
+            bytes(self.flip_events.times.shown),
+            bytes(self.flip_events.times.buckets),
         )
         return pages, tables, bytes(ffi.buffer(self._c)), bytes(ffi.buffer(self._bucket)), list(self.calls)
 
@@ -410,7 +408,7 @@ async def _script(choices: Choices, pumped: Pumped, plain: Backend) -> None:
                     each.ring.store(RSP_EVENT, near)
             case 8:
                 left = choices.below(EVENT_SLOTS + 1) if choices.below(3) == 0 else 0
-                index = (plain.flip_events._page._in_prod - left) & U32 if choices.below(60) else choices.number(4)
+                index = (plain.flip_events.page.in_prod - left) & U32 if choices.below(60) else choices.number(4)
                 for each in both:
                     each.events.store(IN_CONS, index)
             case 9:
