@@ -260,7 +260,7 @@ int pump_request(struct pump *p, struct pump_connector *c)
 /* The frame of the flip under way is on the screen: write its event. Return 0 if that is for Python. */
 int pump_shown(struct pump *p, struct pump_connector *c)
 {
-	double t, took;
+	double t, took, quarters;
 	int bucket = 0;
 
 	if (c->state != PUMP_PENDING || !has_room(c))
@@ -273,7 +273,8 @@ int pump_shown(struct pump *p, struct pump_connector *c)
 	c->shown_at[c->counted % TIMES] = t;
 	c->took[c->counted++ % TIMES] = took;
 	c->total += took;
-	for (double limit = 1; took * 4000 >= limit && bucket < BUCKETS - 1; limit *= 2)
+	quarters = took * 4000;  /* of a millisecond */
+	for (double limit = 1; quarters >= limit && bucket < BUCKETS - 1; limit *= 2)
 		bucket++;
 	c->buckets[bucket]++;
 	c->shown++;

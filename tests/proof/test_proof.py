@@ -20,6 +20,7 @@ SMALL: Final = "CONNECTORS = 2, WATCHES = 2, PORTS = 2, EVENTS = 2, QUEUE = 8,"
 """Tables small enough for all of their states to be looked at. The pump's sizes come from these names only."""
 REACHABLE: Final = "reachable: "
 PAGE: Final = {name: f"guest_{name}" for name in ("load", "store", "read_slot", "write_slot")}
+CLOCK: Final = {"now": "any_now"}
 HAND: Final = {"hand": "any_hand"}
 
 
@@ -34,22 +35,23 @@ class Proof(msgspec.Struct, frozen=True):
 
 PROOFS: Final = {
     "accesses": Proof(options=("--pointer-overflow-check",)),
-    "serve": Proof(PAGE, options=("--pointer-overflow-check",)),
-    "request": Proof(PAGE),
-    "shown": Proof(PAGE, unwind=17),
+    "serve": Proof({**PAGE, **CLOCK}, options=("--pointer-overflow-check",)),
+    "request": Proof({**PAGE, **CLOCK}),
+    "shown": Proof({**PAGE, **CLOCK}, unwind=17),
     "hand": Proof(),
     "ports": Proof({**HAND, "pump_request": "any_request"}),
     "card": Proof({**HAND, "serve_flip_event": "any_flip_event"}),
     "flip_event": Proof({**HAND, "pump_shown": "any_request"}),
-    "times": Proof(HAND, options=("--conversion-check",)),
+    "times": Proof({**HAND, **CLOCK}, options=("--conversion-check",)),
     "run": Proof(
         {"serve_times": "any_times", "serve_ports": "any_file", "serve_card": "any_file"}, loops={"wait_for_room.0": 3}
     ),
     "messages": Proof(),
     "take": Proof(),
     "watch": Proof(),
-    "copy": Proof(),
-    "after": Proof(options=("--conversion-check",)),
+    "copy": Proof(CLOCK),
+    "now": Proof(options=("--conversion-check",)),
+    "after": Proof(CLOCK, options=("--conversion-check",)),
 }
 
 WITHOUT: Final = {
@@ -115,7 +117,13 @@ def failed(properties: list[Property]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", PROOFS)
+LONG: Final = ("shown", "copy")
+"""Proofs that take more than ten seconds."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in PROOFS]
+)
 def test_proved(name: str, tmp_path: Path) -> None:
     properties = check(tmp_path, name)
     assert not failed(properties)
