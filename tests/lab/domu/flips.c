@@ -131,9 +131,12 @@ static void connect_devices(int devices, int connectors)
     }
 }
 
+/* The cookie of one of a screen's two buffers, and of its framebuffer. The screens of a device share its cookies. */
+static uint32_t cookie(const struct screen *s, uint32_t number) { return 0x100 + 2 * (uint32_t)(s - screens) + (number & 1); }
+
 static void flip(struct screen *s)
 {
-    uint32_t fields[] = { 0x200 + (s->sent & 1), 0 };
+    uint32_t fields[] = { cookie(s, s->sent), 0 };
     s->asked = ns();
     request(s, 0x15, fields, 2);
 }
@@ -141,11 +144,11 @@ static void flip(struct screen *s)
 static void light(struct screen *s, unsigned width, unsigned height)
 {
     for (uint32_t i = 0; i < 2; i++) {
-        create_dbuf(s, 0x100 + i, width, height, grant_buffer((width * height * 4 + 4095) / 4096));
-        uint32_t attach[] = { 0x100 + i, 0, 0x200 + i, 0, width, height, 0x34325258 /* XR24 */ };
+        create_dbuf(s, cookie(s, i), width, height, grant_buffer((width * height * 4 + 4095) / 4096));
+        uint32_t attach[] = { cookie(s, i), 0, cookie(s, i), 0, width, height, 0x34325258 /* XR24 */ };
         must(s, 0x12, attach, 7);
     }
-    uint32_t show[] = { 0x200, 0, 0, 0, width, height, 32 };
+    uint32_t show[] = { cookie(s, 0), 0, 0, 0, width, height, 32 };
     must(s, 0x14, show, 7);
 }
 
