@@ -270,7 +270,7 @@ int pump_shown(struct pump *p, struct pump_connector *c)
 	c->shown_at[c->counted % TIMES] = t;
 	c->took[c->counted++ % TIMES] = took;
 	c->total += took;
-	for (double quarters = took * 4000; quarters >= 1 && bucket < BUCKETS - 1; quarters /= 2)
+	for (double limit = 1; took * 4000 >= limit && bucket < BUCKETS - 1; limit *= 2)
 		bucket++;
 	c->buckets[bucket]++;
 	c->shown++;

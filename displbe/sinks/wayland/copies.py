@@ -159,6 +159,11 @@ class FrameCopying:
         self._thread.do(partial(self._copy, self._thread, pool, buffer.memory, frame, serial))
         return True
 
+    def do(self, job: Callable[[CopyThread], None]) -> None:
+        """Run a job in the thread, after the copies that were started. Raises NoThread."""
+        self._thread = self._thread or CopyThread(self._name)
+        self._thread.do(partial(job, self._thread))
+
     def _copy(self, thread: CopyThread, pool: CopyPool, memory: Memory, frame: CopyFrame, serial: int) -> None:
         """Copy a frame. Runs in the thread."""
         try:

@@ -70,7 +70,8 @@ class WaylandOutput(Output):
         """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
         self._reported = (False, "off")
         """Whether the log says that the guest's picture is on the screen, and why it is not."""
-        self._digest = FrameDigest()
+        self._digest = FrameDigest(self._on_redrawn)
+        self._redraw: RedrawWatch | None = None
         self._watching = trio.CancelScope()
         window.attach(self)
 
@@ -328,21 +329,22 @@ class WaylandOutput(Output):
     async def watch(self, rate: float) -> None:
         """Show what the guest draws without flipping, looking at most `rate` times a second, until the output is released."""
         with self._watching:
-            await RedrawWatch(rate, self._since_flip).run(self._show_redrawn)
+            self._redraw = RedrawWatch(rate, self._since_flip)
+            await self._redraw.run(self._look)
 
     def _since_flip(self) -> float:
         return trio.current_time() - self._flip.began
 
-    async def _show_redrawn(self) -> bool:
-        """Show the frame again if the guest has drawn into it; return whether it has."""
-        surface = self.surface
-        if surface.attached is None or surface.state is SurfaceState.HIDDEN:
+    async def _look(self) -> bool:
+        """Look whether the guest has drawn into the frame that is shown; `_on_redrawn` follows if it has."""
+        if self.surface.attached is None or self.surface.state is SurfaceState.HIDDEN:
             self._digest.forget()
-            return False
-        if surface.is_unreported:
-            return False
-        serial = self._flip.serial
-        if not await self._digest.changed(self._current, serial) or serial != self._flip.serial:
-            return False
-        self.show()
-        return True
+        elif not self.surface.is_unreported:
+            await self._digest.look(self._copying, self._current, self._flip.serial)
+        return False
+
+    def _on_redrawn(self, serial: int) -> None:
+        """Show the frame again: the guest has drawn into it."""
+        if self._redraw is not None and serial == self._flip.serial and self.surface.attached is not None:
+            self._redraw.hurry()
+            self.show()

@@ -275,16 +275,26 @@ class Painter:
         while True:
             watching = self._frame is not None and self.visible
             self._is_drawing = False
-            with trio.move_on_after(self._watch.pause if watching else float("inf")):
+            with trio.move_on_at(self._watch.next_look() if watching else float("inf")):
                 await self._wanted.wait()
             wanted = self._wanted.is_set()
-            if not wanted and not self._watch.is_due():
+            if not wanted and (not self._watch.is_due() or self._is_looking()):
                 continue
             self._wanted = trio.Event()
             self._is_drawing = True
             await self._steady.finished()
             changed = await self._update()
             self._watch.looked(redrawn=wanted or changed)
+
+    def _is_looking(self) -> bool:
+        """Let the thread look whether the guest has drawn without flipping. Return False if this task has to look."""
+        window, frame, part = self._window, self._frame, self._part
+        if window is None or frame is None or part is None or window.server is not self._desktop.server:
+            return False
+        if not self._steady.look(window, frame.memory, frame.geometry, part, self.wake):
+            return False
+        self._watch.looked(redrawn=False)
+        return True
 
     async def _update(self) -> bool:
         """Bring the window up to date. Return whether its content has changed."""

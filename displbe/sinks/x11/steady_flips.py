@@ -60,11 +60,10 @@ class SteadyFlips:
         """Begin to show a frame. Return False if this flip is not steady: the task has to show it."""
         if self.state is not _IDLE or not window.suits(geometry, part):
             return False
-        if self._thread is None:
-            try:
-                self._thread = CopyThread(self._name)
-            except NoThread:
-                return False
+        try:
+            self._thread = self._thread or CopyThread(self._name)
+        except NoThread:
+            return False
         self.state, self._window, self.began = SteadyState.COPYING, window, now
         self._thread.do(partial(self._copy, self._thread, window, memory, geometry, part, serial))
         return True
@@ -98,18 +97,48 @@ class SteadyFlips:
         self.state = _IDLE
         self._read(serial)
 
+    def look(self, window: Window, memory: Memory, geometry: Geometry, part: Part, redrawn: Callable[[], None]) -> bool:
+        """Look whether the guest has drawn into the frame that is shown; `redrawn` is called if it has.
+
+        A frame that has not changed does not wake the loop. Return False if the task has to look.
+        """
+        if self.state is not _IDLE or not window.suits(geometry, part):
+            return False
+        try:
+            thread = self._thread = self._thread or CopyThread(self._name)
+        except NoThread:
+            return False
+        thread.do(partial(self._look, thread, window, memory, geometry, part, redrawn))
+        return True
+
+    @staticmethod
+    def _look(
+        thread: CopyThread,
+        window: Window,
+        memory: Memory,
+        geometry: Geometry,
+        part: Part,
+        redrawn: Callable[[], None],
+    ) -> None:
+        """Look at a frame. Runs in the thread."""
+        try:
+            if not window.has(memory, geometry, part):
+                thread.tell(redrawn)
+        except Unmapped:  # the guest has taken the frame back
+            pass
+
     async def copied(self) -> None:
         """Return when the thread reads no frame."""
-        if self._thread is not None:
+        if self._thread is None or self._thread.resting:
+            await trio.lowlevel.checkpoint()
+        else:
             await self._thread.idle()
 
     async def finished(self) -> None:
         """Return when nothing is under way. No flip may begin meanwhile."""
-        if self.state is _IDLE or self._window is None:
-            await trio.lowlevel.checkpoint()
-            return
         await self.copied()
-        await self._window.is_read()
+        if self.state is not _IDLE and self._window is not None:
+            await self._window.is_read()
 
     async def close(self) -> None:
         """End the thread."""

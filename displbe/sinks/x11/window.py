@@ -168,6 +168,8 @@ class Window:
     Input events go to `seat`. `on_visibility` is called when the window becomes visible, and when it no longer is. The window fills the
     monitor of the name `monitor`, if it is not empty. Methods raise xcffib.XcffibException when the connection is lost, unless they say
     otherwise.
+
+    It has eighteen attributes: the window, what belongs to it on this connection, and two requests that are prepared.
     """
 
     def __init__(
@@ -336,6 +338,13 @@ class Window:
             copy_frame(*frame)
         canvas.empty = False
         return True
+
+    def has(self, memory: Memory, geometry: Geometry, part: Part) -> bool:
+        """Return whether the shared memory has a frame's pixels, as they are now. Runs in a thread, if `suits`. Raises Unmapped."""
+        canvas = self._canvas
+        assert canvas is not None
+        with memory.borrow() as view, canvas.memory.borrow() as target:
+            return not canvas.empty and same_frame(frame_rows(geometry, part), view, target, canvas.stride)
 
     async def put(self) -> None:
         """Show the frame that `copy` has copied. Return when the server has read it, or is lost."""
