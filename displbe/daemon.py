@@ -234,7 +234,10 @@ def _pump(settings: Settings, calls: SystemCalls | None) -> tuple[Pump | None, P
     if settings.sink != "drm":
         return None, PumpStatus("off", 'the pump serves flips of sink = "drm" only')
     pump, reason = open_pump(calls)
-    return pump, PumpStatus("on", "") if pump is not None else PumpStatus("missing", escape(reason))
+    if pump is None:
+        _log.info("no pump: Python serves all flips, which takes more CPU time", reason=reason)
+        return None, PumpStatus("missing", escape(reason))
+    return pump, PumpStatus("on", "")
 
 
 def _metrics(settings: Settings, commands: Commands) -> Metrics | None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from displbe import __version__
+from displbe.lean_imports import import_lean
 from displbe.xen import stale_devices
 
 __all__ = ["main", "parser"]
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stale_devices.close_stale_displays()
     gc.disable()  # importing creates no garbage
     try:
+        import_lean()
         from displbe import process
 
         return process.run(arguments)

@@ -7,9 +7,17 @@ from hypothesis import settings
 from logs import as_in_tests
 from memory_watch import MemoryWatch, watched
 
+from displbe.sinks import window_queue
+
 settings.register_profile("displbe", deadline=None)
 settings.load_profile("displbe")
 as_in_tests()
+
+
+@pytest.fixture
+def no_window_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the window of a removed connector close at once, as if its guest had not come back in time."""
+    monkeypatch.setattr(window_queue, "KEPT", 0.0)
 
 
 @pytest.fixture(autouse=True)

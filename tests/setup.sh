@@ -33,4 +33,5 @@ fi
 "$PYTHON" -m venv .venv
 .venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
 .venv/bin/python -m pip install -q --group test --group check --group pack -e '.[headless,drm,wayland,x11,input,metrics,check]'
+.venv/bin/displbe --version
 touch .venv/ready

@@ -224,7 +224,7 @@ class Quota:
         self.requests: TokenBucket | Bucket
         """The request rate. With a pump, the pump takes from it, too."""
         if pump is None:
-            self.requests = TokenBucket(rate * REQUEST_BURST, rate, trio.current_time)
+            self.requests = TokenBucket(rate * REQUEST_BURST, rate, _now())
         else:
             self.requests = Bucket(pump, rate * REQUEST_BURST, rate)
         self.threads = trio.CapacityLimiter(THREADS)
@@ -253,6 +253,14 @@ class Quota:
         self.used[kind] += amount
         for name, each in CHARGES[kind].items():
             self._total.pools[name].add(self, amount * each)
+
+
+def _now() -> Callable[[], float]:
+    """Return a function that returns the time of trio's clock, in two calls less than trio.current_time where that is possible."""
+    try:
+        return trio.lowlevel.current_clock().current_time
+    except RuntimeError:  # not in a loop
+        return trio.current_time
 
 
 class Quotas:
@@ -306,6 +314,7 @@ class TokenBucket:
     def take(self, amount: float = 1) -> float:
         """Take `amount` tokens, even if there are too few. Return the seconds that the caller has to wait; 0: there were enough."""
         now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate) - amount
+        tokens = self._tokens + (now - self._then) * self._rate
+        self._tokens = tokens = (tokens if tokens < self._burst else self._burst) - amount
         self._then = now
-        return max(0.0, -self._tokens / self._rate)
+        return 0.0 if tokens >= 0 else -tokens / self._rate

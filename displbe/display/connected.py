@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import trio
 
 from displbe.sinks.flip import FlipClock
+from displbe.whole_seconds import next_second
 from displbe.wire.errors import FrontendBroken
 
 from .connector import Connector
 
 __all__ = ["ConnectedDisplay"]
-
-RESCUE: Final = 0.25
-"""Seconds between two looks at the rings without a notification; the guest waits 3 s for a response."""
 
 
 class ConnectedDisplay:
@@ -55,8 +52,11 @@ class ConnectedDisplay:
             await connector.screen.close()
 
     async def _rescue(self) -> None:
-        """Look regularly for requests whose notification was lost. There should be none; each one is counted and logged."""
+        """Look once a second for requests whose notification was lost. There should be none; each one is counted and logged.
+
+        The second look after a request finds it. The guest waits 3 s for the response.
+        """
         while True:
-            await trio.sleep(RESCUE)
+            await trio.sleep_until(next_second())
             for connector in self.connectors:
                 connector.requests.rescue()

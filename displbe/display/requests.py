@@ -197,7 +197,9 @@ class RequestRing:
                 except (OSError, MemoryError) as error:
                     answer = self._refuse(request, _out_of(error))
                 if isinstance(answer, int):
-                    self._respond(request, answer)
+                    self.trace.answer(answer, 0)
+                    if ring.respond(encode_response(request.id, request.operation, answer, 0)):
+                        self._channel.notify()
                     wait = quota.requests.take()
                     if not wait:
                         continue
@@ -231,7 +233,7 @@ class RequestRing:
         self.not_before = trio.current_time() + seconds
         self._wanted.set()
 
-    def _respond(self, request: Request, status: int, edid_size: int = 0) -> None:
+    def _respond(self, request: Request, status: int, edid_size: int) -> None:
         self.trace.answer(status, edid_size)
         if self._ring.respond(encode_response(request.id, request.operation, status, edid_size)):
             self._channel.notify()

@@ -152,13 +152,13 @@ class Screen:
 
         Raises RequestError, SinkError.
         """
-        framebuffer = self._framebuffer(cookie)
+        framebuffer = self._buffers.framebuffers.get(cookie) or self._framebuffer(cookie)
         if self.state is not _ON:
             self._flip_unseen(framebuffer)
-        elif framebuffer.geometry != self._shape:
+        elif framebuffer.geometry is not self._shape and framebuffer.geometry != self._shape:
             return False
         else:
-            sink_buffer = self._sink_buffer(framebuffer)
+            sink_buffer = framebuffer.sink_buffers[self._index] or self._sink_buffer(framebuffer)
             self._events.begin()
             try:
                 self.output.flip(sink_buffer, cookie)

@@ -49,7 +49,8 @@ class FlipTimes:
         self.took[at] = took
         self.total += took
         # Quarters of a millisecond; each bucket has twice the width of the one before.
-        self.buckets[min(int(took * 4000).bit_length(), BUCKETS - 1)] += 1
+        bucket = int(took * 4000).bit_length()
+        self.buckets[bucket if bucket < BUCKETS else BUCKETS - 1] += 1
 
     def _rate(self, now: float, seconds: float) -> float:
         """Return the flips per second during the last `seconds`, or since the oldest flip that is kept."""

@@ -107,7 +107,11 @@ class Pump:
             self.library.pump_stop(self.handle)
             with trio.CancelScope(shield=True):
                 await run_in_thread_or_here(thread.join)
-            ffi.release(self.handle)  # closes its files
+            self.close()
+
+    def close(self) -> None:
+        """Close the pump's files. It must not be used any more."""
+        ffi.release(self.handle)
 
     async def _dispatch(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         fd = self.library.pump_fd(self.handle, self.library.PUMP_REST)

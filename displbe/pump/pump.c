@@ -260,7 +260,7 @@ int pump_request(struct pump *p, struct pump_connector *c)
 /* The frame of the flip under way is on the screen: write its event. Return 0 if that is for Python. */
 int pump_shown(struct pump *p, struct pump_connector *c)
 {
-	double t, took;
+	double t, took, quarters;
 	int bucket = 0;
 
 	if (c->state != PUMP_PENDING || !has_room(c))
@@ -273,7 +273,8 @@ int pump_shown(struct pump *p, struct pump_connector *c)
 	c->shown_at[c->counted % TIMES] = t;
 	c->took[c->counted++ % TIMES] = took;
 	c->total += took;
-	for (double quarters = took * 4000; quarters >= 1 && bucket < BUCKETS - 1; quarters /= 2)
+	quarters = took * 4000;  /* of a millisecond */
+	for (double limit = 1; quarters >= limit && bucket < BUCKETS - 1; limit *= 2)
 		bucket++;
 	c->buckets[bucket]++;
 	c->shown++;
@@ -321,15 +322,29 @@ static void forget(struct pump *p, struct watch *w)
 	w->fd = -1;
 }
 
-static void serve_ports(struct pump *p, struct watch *w)
+static void fail(struct pump *p, struct watch *w, enum pump_queue queue, int error)
+{
+	hand(p, queue, (struct pump_message){ .kind = PUMP_FAILED, .fd = w->fd, .error = error });
+	forget(p, w);
+}
+
+/* Return the bytes read; 0: none for now. A file that has nothing to read but an error or its end would wake the thread for ever. */
+static long read_file(struct pump *p, const struct watch *w, uint32_t events, void *data, unsigned long size)
+{
+	long got = p->calls.read(w->fd, data, size);
+
+	if (got == -EINTR || (got == -EAGAIN && !(events & (EPOLLERR | EPOLLHUP))))
+		return 0;
+	return got == 0 ? -ENODEV : got == -EAGAIN ? -EIO : got;
+}
+
+static void serve_ports(struct pump *p, struct watch *w, uint32_t events)
 {
 	uint32_t ports[PORTS];
-	long got = p->calls.read(w->fd, ports, sizeof ports);
+	long got = read_file(p, w, events, ports, sizeof ports);
 
-	if (got < 0 && got != -EAGAIN) {
-		hand(p, PUMP_PORTS, (struct pump_message){ .kind = PUMP_FAILED, .fd = w->fd, .error = (int)-got });
-		forget(p, w);
-	}
+	if (got < 0)
+		fail(p, w, PUMP_PORTS, (int)-got);
 	for (long i = 0; i < got / (long)sizeof *ports && i < PORTS; i++) {
 		struct pump_connector *found = 0;
 
@@ -352,14 +367,12 @@ static void serve_flip_event(struct pump *p, int card, uint64_t serial)
 	hand(p, PUMP_REST, (struct pump_message){ .kind = PUMP_SHOWN, .fd = card, .value = serial });
 }
 
-static void serve_card(struct pump *p, struct watch *w)
+static void serve_card(struct pump *p, struct watch *w, uint32_t events)
 {
 	uint8_t data[PORTS * FLIP_EVENT];
-	long got = p->calls.read(w->fd, data, sizeof data);
-	int error = got == 0 ? ENODEV : got < 0 ? (int)-got : 0;
+	long got = read_file(p, w, events, data, sizeof data);
+	int error = got < 0 ? (int)-got : 0;
 
-	if (error == EAGAIN)
-		return;
 	for (long at = 0; got - at >= DRM_EVENT;) {
 		uint32_t kind, size;
 		uint64_t serial;
@@ -376,10 +389,8 @@ static void serve_card(struct pump *p, struct watch *w)
 		}
 		at += size;
 	}
-	if (error) {
-		hand(p, PUMP_REST, (struct pump_message){ .kind = PUMP_FAILED, .fd = w->fd, .error = error });
-		forget(p, w);
-	}
+	if (error)
+		fail(p, w, PUMP_REST, error);
 }
 
 /* Tell Python of flips that are late and screens that stand still, once for each flip. Return the milliseconds to the next of them. */
@@ -414,12 +425,12 @@ static void serve_file(struct pump *p, const struct epoll_event *event)
 		return;
 	}
 	wait_for_room(p);
-	if (w->fd < 0 || w->turn != turn)  /* it has been unwatched meanwhile */
+	if (p->stopping || w->fd < 0 || w->turn != turn)  /* there may be no room; it has been unwatched meanwhile */
 		return;
 	if (w->is_card)
-		serve_card(p, w);
+		serve_card(p, w, event->events);
 	else
-		serve_ports(p, w);
+		serve_ports(p, w, event->events);
 }
 
 void pump_run(struct pump *p)
@@ -427,8 +438,7 @@ void pump_run(struct pump *p)
 	struct epoll_event events[EVENTS];
 
 	pthread_mutex_lock(&p->lock);
-	while (!p->stopping) {
-		wait_for_room(p);
+	for (wait_for_room(p); !p->stopping; wait_for_room(p)) {
 		int wait = serve_times(p);
 
 		pthread_mutex_unlock(&p->lock);
@@ -568,7 +578,7 @@ int pump_give(struct pump *p, struct pump_connector *c)
 void pump_take(struct pump *p, struct pump_connector *c)
 {
 	pthread_mutex_lock(&p->lock);
-	for (uint32_t i = 0; i < p->count; i++)
+	for (uint32_t i = p->count; i-- > 0;)
 		if (p->connectors[i] == c)
 			p->connectors[i] = p->connectors[--p->count];
 	pthread_mutex_unlock(&p->lock);
@@ -698,7 +708,7 @@ static int do_job(struct pump_copier *k)
 
 static struct timespec after(double seconds)
 {
-	double t = now() + seconds;
+	double t = now() + (seconds < 86400 ? seconds : 86400);
 	struct timespec at = { (time_t)t, (long)((t - (double)(time_t)t) * 1e9) };
 
 	return at;

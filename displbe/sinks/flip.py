@@ -45,7 +45,7 @@ _TIMED: Final = FlipState.TIMED
 
 
 def _nothing() -> None:
-    """Do nothing: the default of `on_late`."""
+    """Do nothing."""
 
 
 class Flip:
@@ -77,6 +77,8 @@ class Flip:
         """Flips that ended because the screen reported nothing in time."""
         self.ends_by = math.inf
         """When the clock ends the flip under way, in seconds of trio's clock."""
+        self.on_rest: Callable[[], None] = _nothing
+        """Called when no flip has begun for LATE_CHECK, and none is under way. The owner may set this."""
         self._clock = clock
         self._ended = ended
         self.limit = late
@@ -91,7 +93,10 @@ class Flip:
         self.began = now = self._clock.now()
         self.ends_by = now + self.limit
         self.serial += 1
-        self._clock.add(self)
+        clock = self._clock
+        clock.active.add(self)
+        if clock.is_parked:
+            clock.start(now)
         return self.serial
 
     def renew(self) -> int:
@@ -105,7 +110,6 @@ class Flip:
     def hand_over(self) -> None:
         """Leave the flip under way, if there is one, to the pump. `take_back` follows."""
         self.state = _NONE
-        self._clock.discard(self)
 
     def take_back(self, serial: int, shown: int, token: int | None, age: float) -> None:
         """Serve flips again: `serial` is that of the newest flip, which began `age` seconds ago, `shown` the number of flips that the
@@ -118,7 +122,9 @@ class Flip:
             self._token = token
             self.state = _WAITING
             self.ends_by = self.began + self.limit
-            self._clock.add(self)
+            self._clock.active.add(self)
+            if self._clock.is_parked:
+                self._clock.start(self.began)
 
     def on_shown(self, serial: int) -> None:
         """End this flip: the screen shows its frame. A report about an earlier flip changes nothing."""
@@ -136,7 +142,6 @@ class Flip:
         """End the flip under way, if there is one."""
         if self.state is not _NONE:
             self.state = _NONE
-            self._clock.discard(self)
             self._ended(self._token)
 
     def end_at_refresh(self) -> None:
@@ -147,8 +152,8 @@ class Flip:
             self._clock.look_at(self.ends_by)
 
     def check(self, now: float) -> None:
-        """End the flip under way if its time has come. For the clock."""
-        if now < self.ends_by:
+        """End the flip under way, if there is one and its time has come. For the clock."""
+        if now < self.ends_by or self.state is _NONE:
             return
         try:
             if self.state is _WAITING:
@@ -167,19 +172,17 @@ class FlipClock:
     def __init__(self) -> None:
         self.now: Callable[[], float] = trio.current_time
         """Returns the time, in seconds of trio's clock."""
-        self._under_way: set[Flip] = set()
+        self.active: set[Flip] = set()
+        """The flips that are under way, or have begun in the last LATE_CHECK seconds, and some that have rested since the last look."""
+        self.is_parked = True
+        """Whether no flip has begun since the last look: none is looked for. The next one starts the clock."""
         self._sleep = trio.CancelScope()
         """Lasts until the next look at the flips; its deadline can be changed without waking the clock's task."""
 
-    def add(self, flip: Flip) -> None:
-        """Add a flip that begins."""
-        self._under_way.add(flip)
-        if self._sleep.deadline == math.inf:  # no flip was under way at the last look
-            self._sleep.deadline = flip.began + LATE_CHECK
-
-    def discard(self, flip: Flip) -> None:
-        """Remove a flip that has ended."""
-        self._under_way.discard(flip)
+    def start(self, now: float) -> None:
+        """Look for late flips from now on."""
+        self.is_parked = False
+        self._sleep.deadline = now + LATE_CHECK
 
     def look_at(self, when: float) -> None:
         """Look at the flips at this time, or earlier."""
@@ -197,15 +200,19 @@ class FlipClock:
     def _check(self) -> None:
         """End flips whose time has come."""
         now = self.now()
-        for flip in list(self._under_way):
+        for flip in list(self.active):
             try:
                 flip.check(now)
+                if flip.state is _NONE and now - flip.began >= LATE_CHECK:
+                    self.active.discard(flip)
+                    flip.on_rest()
             except Exception:  # an error in one output must not stop the clock of all
                 _log.exception("cannot end a flip")
 
     def _next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock."""
-        if not self._under_way:
+        if not self.active:
+            self.is_parked = True
             return math.inf
-        timed = [flip.ends_by for flip in self._under_way if flip.state is _TIMED]
+        timed = [flip.ends_by for flip in self.active if flip.state is _TIMED]
         return min(self.now() + LATE_CHECK, *timed, math.inf)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from PIL import Image
+from typing import TYPE_CHECKING, Final
 
 from displbe.wire.formats import fourcc
 
 from .base import Geometry, Part
 from .convert import YUYV
 from .frame_copy import copy_frame, frame_rows
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["image"]
 
@@ -29,6 +30,8 @@ _RAW_MODES: Final[dict[int, tuple[str, str]]] = {
 
 def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
     """Return a private copy of a part's pixels. All formats of wire.formats are supported."""
+    from PIL import Image  # late: it takes 2 MiB, and few daemons ever make a picture
+
     rows = frame_rows(shape, part)
     data = memoryview(bytearray(rows.size))
     copy_frame(rows, view, data, rows.row)
@@ -42,6 +45,8 @@ def image(view: memoryview, shape: Geometry, part: Part) -> Image.Image:
 
 def _from_yuyv(data: memoryview, width: int, height: int) -> Image.Image:
     """Convert YUYV: two pixels share Cb and Cr. The protocol names no matrix and no range, so DRM's default applies: BT.601, limited."""
+    from PIL import Image
+
     luma, colour = Image.frombytes("LA", (width, height), data).split()
     even = width + width % 2
     chroma = colour.crop((0, 0, even, height)).tobytes()

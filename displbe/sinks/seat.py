@@ -263,6 +263,16 @@ class WindowListeners:
         """Whether the guest takes the keys of this window."""
         return self.guest is not GuestPresence.AWAY and self._seats.takes_keyboard(*self._key)
 
+    def moved(self, domid: int, connector: str) -> None:
+        """Belong to this guest's connector from now on, which has taken over the window. Everything that is held down counts as released
+        for the former guest. The new one gets no events before `attach`.
+        """
+        self.detach()
+        self._seats.forget(self, *self._key)
+        self._key = domid, connector
+        self._seats.remember(self, domid, connector)
+        self.on_change()
+
     def close(self) -> None:
         """Forget the window: its output is given back."""
         self._seats.forget(self, *self._key)
@@ -348,8 +358,13 @@ class Seats:
 
     def window(self, domid: int, connector: str) -> WindowListeners:
         """Return the listeners to the window of this guest's connector, for the sink that shows it."""
-        made = self._windows[domid, connector] = WindowListeners(self, domid, connector)
+        made = WindowListeners(self, domid, connector)
+        self.remember(made, domid, connector)
         return made
+
+    def remember(self, window: WindowListeners, domid: int, connector: str) -> None:
+        """Tell a window about the listeners of this guest's connector from now on."""
+        self._windows[domid, connector] = window
 
     def forget(self, window: WindowListeners, domid: int, connector: str) -> None:
         """Forget a window, unless another one has taken its place."""

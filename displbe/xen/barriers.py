@@ -8,6 +8,8 @@ final check.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from ._libatomic import ffi
@@ -54,6 +56,10 @@ class SharedMemory:
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._words = memory.cast("I")
+        self.words = self._words if ORDERED else None
+        """SharedPage.words"""
+        self.fence: Callable[[], None] = partial(_fence, SEQ_CST)
+        """Issues a full barrier."""
         # A plain address, which does not keep the buffer alive: the owner unmaps it after `forget`.
         self._base: Any = ffi.cast("char *", ffi.from_buffer(memory))
 
@@ -81,10 +87,6 @@ class SharedMemory:
             self._words[offset >> 2] = value
         else:
             _store(self._base + offset, value, RELEASE)
-
-    def fence(self) -> None:
-        """Issue a full barrier."""
-        _fence(SEQ_CST)
 
     def copy(self, offset: int, size: int) -> bytes:
         """Return a private copy of `size` bytes."""

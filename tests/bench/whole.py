@@ -3,6 +3,7 @@
 With DISPLBE_BENCH_GUEST=1 a guest of 1920x1080 runs in the same process; it writes to the standard output when it has flipped.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import contextlib
@@ -10,6 +11,10 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+
+from displbe.lean_imports import import_lean
+
+import_lean()  # before anything else, as the daemon does it
 
 import trio
 

@@ -42,6 +42,8 @@ class _Page:
         self._choices = choices
         self.written = 0
 
+    words = None
+
     def load(self, offset: int) -> int:
         """Return a value that an honest guest might write, most often."""
         kind = self._choices.number(1)

@@ -90,7 +90,8 @@ async def test_d13_windows(
 
 @row(
     "the same when the user has closed the guest's window",
-    "the window stays closed, until the operator opens it (`displbectl reopen`) or the guest's next device",
+    "the window stays closed, until the operator opens it (`displbectl reopen`), or the toolstack creates another device "
+    "for the guest later",
 )
 async def test_d13_closed_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with windows(tmp_path, monkeypatch) as (world, compositor):
@@ -118,9 +119,50 @@ async def test_d13_closed_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             await until(lambda: len(compositor.clients) == 2 and compositor.client.surfaces)
 
 
+@row(
+    "the guest reboots itself in a loop (xl removes its devices and creates them again, for a new domain), also after the user has closed "
+    "its window",
+    "the window stays for 10 s, black and without input, and the new domain takes it over as it is; a closed one stays closed",
+)
+async def test_d13_reboots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with (
+        windows(tmp_path, monkeypatch) as (world, compositor),
+        world.guest(GOOD, spec("good", *WINDOW_SIZE)) as good,
+    ):
+        await screen(good)
+        await until(lambda: compositor.clients and compositor.client.surfaces)
+        for domid in range(10, 16):
+            async with world.booted(domid, spec("bad", *WINDOW_SIZE), name="bad") as bad:
+                await until(bad.display.connected.is_set)
+                await until(lambda: len(compositor.clients) == 2)
+                theirs = compositor.clients[1]
+                if domid <= 12:
+                    await until(lambda: theirs.surfaces)  # noqa: B023
+                    (surface,) = theirs.surfaces.values()
+                    await screen(bad)
+                    await until(lambda: surface.shown is not None and not surface.shown.is_black)  # noqa: B023
+                else:
+                    await screen(bad)
+                    assert theirs.surfaces == {}
+                if domid == 12:
+                    theirs.event(surface.toplevel, "close")
+                    await until(lambda: not theirs.surfaces)  # noqa: B023
+        asked = [asked[:2] for asked in theirs.asked].count
+        assert asked(("wl_compositor", "create_surface")) == asked(("xdg_surface", "get_toplevel")) == 1
+        assert len(compositor.clients) == 2
+        sink = world.daemon.sink
+        assert isinstance(sink, WaylandSink)
+        assert {claimant.name for claimant in sink.clients} == {"", "bad"}
+
+
+async def never(frontend: Frontend) -> None:
+    """Do not connect: the guest's driver is not loaded."""
+    await trio.sleep_forever()
+
+
 async def test_a_window_is_there_before_its_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is black, in the connector's resolution, and goes with the device."""
-    monkeypatch.setattr(Frontend, "_publish", trio.sleep_forever)
+    monkeypatch.setattr(Frontend, "_publish", never)
     async with windows(tmp_path, monkeypatch) as (world, compositor):
         async with world.booted(BAD, spec("bad", *WINDOW_SIZE)):
             await until(lambda: compositor.clients and compositor.client.surfaces)

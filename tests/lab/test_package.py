@@ -211,7 +211,7 @@ def test_only_one(machine: Machine, service: Service) -> None:
 
 
 def test_picture(machine: Machine, service: Service, reference: Callable[..., Picture]) -> None:
-    """The service shows a guest's picture without a copy, and displbectl reports that."""
+    """The service shows a guest's picture without a copy, the pump serves its flips, and displbectl reports both."""
     connector = next(iter(machine.connectors()))
     machine.create("still", guest_config("still", screens(connector)))
     try:
@@ -220,6 +220,7 @@ def test_picture(machine: Machine, service: Service, reference: Callable[..., Pi
         told = machine.check("displbectl status")
         assert re.search(r"^guest still, domain \d+$", told, re.M)
         assert "path      zero copy" in told
+        assert re.search(r"^  pump +on$", told, re.M)
     finally:
         machine.destroy("still")
     no_zombie(machine)

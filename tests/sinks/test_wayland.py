@@ -18,7 +18,7 @@ from memory_watch import MemoryWatch
 from sinks.compositor import CORE, FakeCompositor, Surface
 from sinks.compositor import Client as FakeClient
 
-from displbe.sinks import redraw
+from displbe.sinks import redraw, window_queue
 from displbe.sinks.base import Claimant, DeviceConnector, Geometry, OutputUnavailable, Part, SinkError
 from displbe.sinks.frame_copy import FrameRows, frame_checksum
 from displbe.sinks.wayland import client as client_module
@@ -207,9 +207,9 @@ async def staged(compositor: FakeCompositor | None = None, **settings: Any) -> A
                 await output.release()
         for claimant, name in list(stage.connectors):
             stage.remove(name, claimant)
-        assert sink.clients == {}
         compositor.crash()
         nursery.cancel_scope.cancel()
+    assert sink.clients == {}
     stage.close()
     assert os.listdir("/proc/self/fd") == before
 
@@ -420,6 +420,7 @@ async def test_a_compositor_that_draws_dmabufs_ends_for_another_reason(monkeypat
         assert (first.state, buffer.state) == (BufferState.DMABUF, BufferState.SHM)
 
 
+@pytest.mark.usefixtures("no_window_is_kept")
 async def test_two_guests_with_dmabufs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of one guest does not destroy another guest's buffers, although pywayland assigns a proxy to an arbitrary connection."""
     monkeypatch.setattr(dmabuf_feedback, "gpu_that_does_dma", lambda device: "")
@@ -1098,6 +1099,7 @@ async def test_the_black_frame_without_a_viewporter() -> None:
 # Shells
 
 
+@pytest.mark.usefixtures("no_window_is_kept")
 async def test_a_surfaces_states() -> None:
     """A surface passes through its states in this order."""
     compositor = FakeCompositor({**CORE, "xdg_wm_base": 6})
@@ -1138,6 +1140,7 @@ async def test_a_surfaces_states() -> None:
         await output.disable()
         states = [surface.state]
         stage.remove()
+        await until(lambda: surface.state is not SurfaceState.BLACK)
         states.append(surface.state)
         assert states == [SurfaceState.BLACK, SurfaceState.CLOSED]
 
@@ -1367,6 +1370,152 @@ async def test_no_shell_for_it() -> None:
         await stage.flip(output, buffer, 1)
 
 
+# A guest that reboots itself
+
+
+def reborn(claimant: Claimant) -> Claimant:
+    """Return the guest after a reboot: a new domain of the same name."""
+    return Claimant(claimant.domid + 1, claimant.name)
+
+
+async def test_a_guest_that_reboots_keeps_its_windows() -> None:
+    """The windows of both connectors, with their surfaces, on the same connection. They are black until the guest is back."""
+    async with staged() as stage:
+        guest, names = GUEST, ("DP-1", "DP-2")
+        for name in names:
+            stage.add(name)
+        await stage.connected()
+        client = stage.compositor.client
+        await until(lambda: len(client.surfaces) == 2 and all(each.shown for each in client.surfaces.values()))
+        surfaces, titles = dict(client.surfaces), [each.title for each in client.surfaces.values()]
+        asked = client.asked[:]
+        for _ in range(3):
+            output = stage.claim("DP-1", guest)
+            buffer = await stage.attach(output, colour=b"\1\2\3\0")
+            await output.enable(buffer, WHOLE)
+            await on_screen(output)
+            await buffer.aclose()
+            await output.release()
+            for name in names:
+                stage.remove(name, guest)
+            guest = reborn(guest)
+            await connection_of(output).sync()
+            assert all(each.shown is not None and each.shown.is_black for each in client.surfaces.values())
+            for name in reversed(names):
+                stage.add(name, guest)
+            assert list(stage.sink.clients) == [guest]
+            assert stage.sink.clients[guest].claimant == guest
+        assert client.surfaces == surfaces
+        assert [each.title for each in client.surfaces.values()] == titles
+        assert {name for _, name, *_ in client.asked[len(asked) :]} <= {
+            *("attach", "damage_buffer", "commit", "frame", "feedback", "sync", "destroy"),
+            *("create_pool", "create_buffer", "set_source", "set_destination"),
+        }
+
+
+async def test_a_window_takes_the_size_of_the_new_connector() -> None:
+    async with staged() as stage:
+        stage.add()
+        await stage.connected()
+        await until(lambda: stage.compositor.client.surfaces and stage.surface.shown)
+        surface = stage.surface
+        stage.remove()
+        larger = DeviceConnector(reborn(GUEST), 0, 0, "HDMI-A-1", 2 * WIDTH, 3 * HEIGHT)
+        stage.sink.connector_added(larger)
+        stage.connectors[larger.claimant, larger.name] = larger
+        await until(lambda: surface.size == (2 * WIDTH, 3 * HEIGHT))
+        assert stage.surface is surface
+
+
+async def test_a_guest_that_does_not_come_back_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its window closes, and its connection ends. A guest that comes later has new ones."""
+    monkeypatch.setattr(window_queue, "KEPT", 0.1)
+    async with staged() as stage:
+        stage.add()
+        await stage.connected()
+        client = stage.compositor.client
+        await until(lambda: client.surfaces)
+        stage.remove()
+        assert client.surfaces != {}
+        await until(lambda: client.closed)
+        assert stage.sink.clients == {}
+        stage.add(claimant=reborn(GUEST))
+        await stage.connected(reborn(GUEST))
+        await until(lambda: stage.compositor.client.surfaces)
+        assert len(stage.compositor.clients) == 2
+
+
+@pytest.mark.parametrize("other", [Claimant(2, "other"), Claimant(2, "")], ids=["another guest", "without a name"])
+async def test_a_kept_window_is_no_other_guests(other: Claimant) -> None:
+    """Another guest's connector of the same name gets the place at once, with a window of its own on its own connection."""
+    async with staged() as stage:
+        stage.add()
+        await stage.connected()
+        client = stage.compositor.client
+        await until(lambda: client.surfaces)
+        stage.remove()
+        stage.add(claimant=other)
+        await stage.connected(other)
+        await until(lambda: client.closed)
+        assert list(stage.sink.clients) == [other]
+        assert len(stage.compositor.clients) == 2
+
+
+async def test_a_guest_whose_old_domain_has_a_window_still() -> None:
+    """Two domains never share a connection, even if they have had the same name. The new domain's second window is a new one then."""
+    async with staged() as stage:
+        new = reborn(GUEST)
+        for name in ("DP-1", "DP-2"):
+            stage.add(name)
+        await stage.connected()
+        stage.remove("DP-1")
+        stage.add("DP-3", new)
+        await stage.connected(new)
+        stage.remove("DP-2")
+        stage.add("DP-1", new)
+        assert set(stage.sink.clients[new].windows) == {"DP-3", "DP-1"}
+        assert set(stage.sink.clients[GUEST].windows) == {"DP-2"}
+        stage.add("DP-2", new)
+        assert list(stage.sink.clients) == [new]
+
+
+async def test_a_new_window_of_a_guest_that_has_rebooted_shares_its_connection() -> None:
+    async with staged() as stage:
+        new = reborn(GUEST)
+        stage.add("DP-1")
+        await stage.connected()
+        stage.remove("DP-1")
+        stage.add("DP-2", new)
+        stage.add("DP-1", new)
+        assert set(stage.sink.clients[new].windows) == {"DP-2", "DP-1"}
+        await until(lambda: len(stage.compositor.client.surfaces) == 2)
+        assert len(stage.compositor.clients) == 1
+
+
+async def test_a_compositor_that_restarts_while_a_guest_reboots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's window opens on the new one, as those of all guests do, unless its user had closed it."""
+    monkeypatch.setattr(client_module, "SEARCH", 0.01)
+    async with staged(on_close="detach") as stage:
+        stage.add("DP-1")
+        stage.add("DP-2")
+        await stage.connected()
+        await until(lambda: len(stage.compositor.client.surfaces) == 2)
+        closed = next(each for each in stage.compositor.client.surfaces.values() if "DP-2" in each.title)
+        stage.compositor.client.event(closed.toplevel, "close")
+        await until(lambda: len(stage.compositor.client.surfaces) == 1)
+        stage.remove("DP-1")
+        stage.remove("DP-2")
+        stage.compositor.crash()
+        stage.compositor.there = True
+        await until(lambda: len(stage.compositor.clients) == 2 and stage.compositor.client.surfaces)
+        new = reborn(GUEST)
+        stage.add("DP-1", new)
+        stage.add("DP-2", new)
+        await connection_of(stage.claim("DP-1", new)).sync()
+        assert "DP-1" in stage.surface.title
+        await stage.sink.clients[new].outputs["DP-1"].release()
+
+
 # The connection
 
 
@@ -1493,6 +1642,7 @@ async def test_a_connection_that_cannot_be_made_is_tried_again(monkeypatch: pyte
     ]
 
 
+@pytest.mark.usefixtures("no_window_is_kept")
 async def test_outputs_that_come_and_go_beside_another_leave_nothing() -> None:
     async with staged(refresh=30.0) as stage:
         await stage.lit()
@@ -1620,6 +1770,6 @@ async def test_frames_of_many_shapes_are_freed_off_the_loop(memory_watch: Memory
             await on_screen(output)
         copying = output._copying
         await copying.finished()
-        assert copying._old_pools == []
+        assert copying.old_pools == []
         frames = [place for place in memory_watch.open.values() if place.startswith("sinks/wayland/copies.py")]
         assert len(frames) == 3, "those of the present shape"

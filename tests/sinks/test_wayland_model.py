@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sinks.compositor import CORE, DESKTOP, FakeCompositor
 from sinks.test_wayland import GUEST, WHOLE, WIDTH, Stage, connection_of, on_screen, staged, until
 
-from displbe.sinks.base import Part, SinkError
+from displbe.sinks.base import Claimant, Part, SinkError
 from displbe.sinks.flip import FlipState
 from displbe.sinks.wayland import client as client_module
 from displbe.sinks.wayland import output as output_module
@@ -46,6 +46,7 @@ WORDS = [
     "close",
     "reopen",
     "reconnect",
+    "reboot",
     "hide",
     "see",
     "keep",
@@ -73,6 +74,8 @@ class Play:
         self.compositor = stage.compositor
         self.output = output
         self.buffers: list[WaylandBuffer] = []
+        self.guest = GUEST
+        """The guest's present domain."""
         self.token = 0
         self.reopened = 0
         """How often the operator has opened the window again."""
@@ -112,14 +115,22 @@ class Play:
                         if surface.toplevel:
                             client.event(surface.toplevel, "close")
             case "reopen":
-                self.stage.sink.reopen(self.stage.connectors[GUEST, "HDMI-A-1"])
+                self.stage.sink.reopen(self.stage.connectors[self.guest, "HDMI-A-1"])
                 self.reopened += 1
             case "reconnect":
                 for one in self.buffers:
                     await one.aclose()
                 self.buffers.clear()
                 await self.output.release()
-                self.output = self.stage.claim()
+                self.output = self.stage.claim(claimant=self.guest)
+            case "reboot":
+                for one in self.buffers:
+                    await one.aclose()
+                self.buffers.clear()
+                await self.output.release()
+                self.stage.remove(claimant=self.guest)
+                self.guest = Claimant(self.guest.domid + 1, self.guest.name)
+                self.output = self.stage.claim(claimant=self.guest)
             case "crash":
                 self.compositor.crash()
                 self.compositor.there = True
@@ -181,7 +192,7 @@ class Play:
         with trio.fail_after(5):
             while True:  # the compositor may just have crashed, or the user closed the window
                 try:
-                    await self.stage.connected()
+                    await self.stage.connected(self.guest)
                     await connection_of(self.output).sync()
                     break
                 except CompositorLost:

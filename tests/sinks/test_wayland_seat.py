@@ -437,6 +437,44 @@ async def test_input_for_a_guest_that_is_away_goes_nowhere() -> None:
         ]
 
 
+async def test_a_window_that_moves_to_the_guest_after_its_reboot() -> None:
+    """What is held down is released for the old domain. Until the new one is connected, nothing gets the input; then the new one gets the
+    input of the window that has kept the focus, and is not told of presses from before.
+    """
+    async with seated() as seat:
+        await focus_everything(seat)
+        seats = seat.stage.sink.seats
+        assert seats is not None
+        again = Claimant(2, GUEST.name)
+        heard: list[SeatEvent] = []
+        with seats.listening(again.domid, "HDMI-A-1", heard.append):
+            (output,) = seat.stage.sink.clients[GUEST].outputs.values()
+            for buffer in list(seat.stage.buffers):
+                await buffer.aclose()
+            await output.release()
+            assert seat.take() == LEFT
+            conn = seat.conn
+            for there in ("kept", "moved"):
+                if there == "kept":
+                    seat.stage.remove()
+                else:
+                    seat.stage.add(claimant=again)
+                seat.client.event(seat.client.device("wl_keyboard"), "key", 2, 0, 30, 1)
+                seat.client.event(seat.client.device("wl_pointer"), "button", 3, 0, 0x110, 1)
+                seat.client.event(seat.client.device("wl_pointer"), "frame")
+                await conn.sync()
+                assert (seat.take(), heard) == ([], [])
+            seat.stage.claim(claimant=again)
+            seat.client.event(seat.client.device("wl_keyboard"), "key", 4, 0, 30, 0)
+            seat.client.event(seat.client.device("wl_keyboard"), "key", 5, 0, 31, 1)
+            await conn.sync()
+            assert KeyboardKey(30, True) not in heard
+            assert heard.pop() == KeyboardKey(31, True)
+            await seat.stage.sink.clients[again].outputs["HDMI-A-1"].release()
+            assert heard.pop() == KeyboardLeave()
+            assert seat.take() == []
+
+
 async def test_a_compositor_that_goes_has_taken_the_focus_along() -> None:
     async with seated() as seat:
         await focus_everything(seat)

@@ -361,6 +361,29 @@ class Imported:
         await trio.lowlevel.checkpoint()
 
 
+async def test_a_guest_that_reboots_keeps_its_window(folder: Path) -> None:
+    """Its surface stays the same, black between the guest's pictures, and shows the pictures of the new domain."""
+    async with weston(folder) as compositor:
+        shown = WaylandSettings(display=str(compositor.socket), refresh=0.0)
+        async with Xen(folder / "xen").running() as xen, trio.open_nursery() as nursery:
+            daemon = Daemon(Settings(sink="wayland", wayland=shown), xen.hypervisor(0))
+            await nursery.start(daemon.run)
+            surfaces = set()
+            for domid in (1, 2, 3):
+                async with Guest.booted(xen, domid, ConnectorSpec("headless", *SIZE), name="guest") as guest:
+                    with trio.fail_after(10):
+                        await guest.display.connected.wait()
+                    player = Player(daemon, guest, "headless")
+                    await player.show()
+                    await player.on_screen()
+                    await expect(compositor, player.picture())
+                    surfaces.add(player.output.surface.proxy)
+                    assert player.client.connections == 1
+                await expect(compositor, Image.new("RGB", SIZE))
+            assert len(surfaces) == 1
+            nursery.cancel_scope.cancel()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/udmabuf") or version() < 14, reason="needs /dev/udmabuf and Weston 14")
 async def test_a_dmabuf(folder: Path) -> None:
     """Weston's GL renderer imports a dma-buf and shows it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,9 @@ async def test_keyboard_and_pointer(folder: Path) -> None:
                 await _used(guest, user)
 
 
-async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
-    """The user types into the window of one guest. Whatever another guest does with its screen, each key goes to the first."""
+@contextlib.asynccontextmanager
+async def _desktop(folder: Path) -> AsyncIterator[tuple[Xen, User, int]]:
+    """Run a daemon whose guests are windows of Weston. Return the user of the X server on which Weston runs, and Weston's window there."""
     async with contextlib.AsyncExitStack() as stack:
         user = stack.enter_context(User.of(server := stack.enter_context(Xvfb.running())))
         compositor = await stack.enter_async_context(weston(folder, display=server.display))
@@ -61,48 +63,81 @@ async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
-            async with contextlib.AsyncExitStack() as running:
-                guests: list[Guest] = []
-                for domid, name in (
-                    (1, "attacker"),
-                    (2, "victim"),
-                ):  # the compositor focuses the window that it maps last
-                    connector, vkb = ConnectorSpec(name, *WINDOW_SIZE), {"unique-id": f"K:{name}"}
-                    guests.append(await running.enter_async_context(Guest.booted(xen, domid, connector, vkb=vkb)))
-                    await both_connected(guests[-1])
-                    await screen(guests[-1])
-                await _typed_to(guests[1], guests[0], user, window)
+            yield xen, user, window
             nursery.cancel_scope.cancel()
 
 
-async def _typed_to(victim: Guest, attacker: Guest, user: User, window: int) -> None:
+@contextlib.asynccontextmanager
+async def _shown(xen: Xen, domid: int, name: str) -> AsyncIterator[Guest]:
+    """Run a guest with a screen and a keyboard, which shows a picture."""
+    connector, vkb = ConnectorSpec(name, *WINDOW_SIZE), {"unique-id": f"K:{name}"}
+    async with Guest.booted(xen, domid, connector, vkb=vkb, name=name) as guest:
+        await both_connected(guest)
+        await screen(guest)
+        yield guest
 
+
+async def test_a_guest_cannot_take_the_keyboard(folder: Path) -> None:
+    """The user types into the window of one guest. Whatever another guest does with its screen, each key goes to the first."""
+    async with (
+        _desktop(folder) as (xen, user, window),
+        _shown(xen, 1, "attacker") as attacker,
+        _shown(xen, 2, "victim") as victim,  # the compositor focuses the window that it maps last
+    ):
+        await _focused(victim, user, window)
+        attacker.input.events.clear()
+        await _typed(victim, user)
+        for attack in ATTACKS:
+            await attack(attacker)
+            dbuf, fb, buffer = await screen(attacker)
+            await trio.sleep(0.3)  # until the compositor has drawn
+            await _typed(victim, user)
+            await attacker.display.hide(0)
+            await attacker.display.destroy_framebuffer(dbuf, fb, buffer)
+        assert attacker.input.events == []
+
+
+async def test_a_guest_that_reboots_cannot_take_the_keyboard(folder: Path) -> None:
+    """The user types into the window of one guest. However often another guest reboots itself, each key goes to the first."""
+    reboots = trio.Event()
+
+    async def run_attacker(xen: Xen, *, task_status: trio.TaskStatus[None]) -> None:
+        async with _shown(xen, 1, "attacker"):
+            task_status.started()
+            await reboots.wait()
+
+    async with _desktop(folder) as (xen, user, window), trio.open_nursery() as nursery:
+        await nursery.start(run_attacker, xen)
+        async with _shown(xen, 2, "victim") as victim:
+            await _focused(victim, user, window)
+            reboots.set()
+            await until(lambda: not nursery.child_tasks)
+            for domid in range(3, 6):
+                await _typed(victim, user)
+                async with _shown(xen, domid, "attacker") as attacker:
+                    await trio.sleep(0.3)  # until the compositor has drawn
+                    await _typed(victim, user)
+                    assert attacker.input.events == []
+
+
+async def _focused(guest: Guest, user: User, window: int) -> None:
+    """Wait until the guest's window has the keyboard."""
     with trio.fail_after(30):
-        while victim.input.pressed != {KEY_A}:
+        while guest.input.pressed != {KEY_A}:
             user.key(KEY_A, False)
             user.focus(window)  # repeated, because the compositor maps the windows after a while
             user.key(KEY_A, True)
             await trio.sleep(0.5)
     user.key(KEY_A, False)
-    await until(lambda: not victim.input.pressed)
-    attacker.input.events.clear()
+    await until(lambda: not guest.input.pressed)
 
-    async def typed() -> None:
-        """Press and release a key: the victim gets it."""
-        user.key(KEY_A, True)
-        await until(lambda: victim.input.pressed == {KEY_A})
-        user.key(KEY_A, False)
-        await until(lambda: not victim.input.pressed)
 
-    await typed()
-    for attack in ATTACKS:
-        await attack(attacker)
-        dbuf, fb, buffer = await screen(attacker)
-        await trio.sleep(0.3)  # until the compositor has drawn
-        await typed()
-        await attacker.display.hide(0)
-        await attacker.display.destroy_framebuffer(dbuf, fb, buffer)
-    assert attacker.input.events == []
+async def _typed(guest: Guest, user: User) -> None:
+    """Press and release a key: the guest gets it."""
+    user.key(KEY_A, True)
+    await until(lambda: guest.input.pressed == {KEY_A})
+    user.key(KEY_A, False)
+    await until(lambda: not guest.input.pressed)
 
 
 async def _used(guest: Guest, user: User) -> None:

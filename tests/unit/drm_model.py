@@ -261,6 +261,11 @@ class ModelDevice(DrmDevice):
         self.board.opened(fd, self.opener)
         return fd
 
+    @property
+    def event_end(self) -> int:
+        """The file that events of the card are written to."""
+        return int(self._end.fileno())
+
     def add_path(self, index: int) -> None:
         """Give a connector its PATH property."""
         blob = self._new()

@@ -34,6 +34,8 @@ NONE, ACQUIRE, RELEASE, FENCE = Weakness
 class Scratch:
     """A page for the constructors, whose accesses are not part of a program."""
 
+    words = None
+
     def load(self, offset: int) -> int:
         return 0
 
@@ -208,13 +210,13 @@ def test_without_the_barrier_it_does_not(rule: str, weakness: Weakness, thread: 
 class Recorder(Scratch):
     """A page that records its accesses."""
 
-    def __init__(self, words: dict[int, int]) -> None:
-        self.words = words
+    def __init__(self, values: dict[int, int]) -> None:
+        self.values = values
         self.accesses: list[tuple[str, int]] = []
 
     def load(self, offset: int) -> int:
         self.accesses.append(("load", offset))
-        return self.words.get(offset, 0)
+        return self.values.get(offset, 0)
 
     def store(self, offset: int, value: int) -> None:
         self.accesses.append(("store", offset))
@@ -313,6 +315,7 @@ def test_each_access_has_its_barrier(monkeypatch: pytest.MonkeyPatch, ordered: b
     assert memory.load(8) == 0xFFFFFFFE
     memory.fence()
     # <stdatomic.h>: memory_order_acquire 2, memory_order_release 3, memory_order_seq_cst 5
+    assert (memory.words is not None) is ordered
     assert calls == ([("_fence", 5)] if ordered else [("_store", 3), ("_load", 2), ("_fence", 5)])
 
 

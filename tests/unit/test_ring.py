@@ -56,6 +56,8 @@ class PlainPage:
         self.copies: Counter[tuple[int, int]] = Counter()
         self.meanwhile: Callable[[], None] = lambda: None
 
+    words = None
+
     def load(self, offset: int) -> int:
         self.meanwhile()
         self.loads[offset] += 1

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -212,7 +213,7 @@ def test_what_stays_for_good_is_not_looked_through_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(process, "serve", serve)
     monkeypatch.setattr(process, "only_one", contextlib.nullcontext)
     monkeypatch.setattr("displbe.xen.host.Host", lambda path: None)
-    monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments, **more: None)
+    monkeypatch.setattr("displbe.daemon.Daemon", lambda *arguments, **more: SimpleNamespace(lag=None))
     path = tmp_path / "displbe.toml"
     path.write_text("sink = 'headless'\n")
     try:
@@ -241,3 +242,23 @@ async def test_signals_end_the_daemon_in_order(tmp_path: Path) -> None:
             os.kill(os.getpid(), number)
             with trio.fail_after(3):
                 await ended.wait()
+
+
+def test_nothing_is_imported_that_is_not_needed() -> None:
+    """TLS, asynchronous loggers and pretty tracebacks take ten MiB. They can still be imported afterwards, and are the real ones."""
+    code = """
+from displbe.lean_imports import import_lean
+import_lean()
+import sys
+import displbe.process, displbe.daemon, displbe.xen.host
+from displbe.sinks import drm, headless
+import displbe.sinks.drm.sink, displbe.sinks.headless.sink
+found = {'asyncio', 'ssl', 'hmac', '_hashlib', 'idna', 'rich', 'PIL', 'cffi', 'evdev', 'pywayland', 'xcffib', 'prometheus_client'}
+print(*sorted(found & set(sys.modules)))
+import ssl, trio
+assert ssl.MemoryBIO is trio._ssl._stdlib_ssl.MemoryBIO
+import asyncio
+asyncio.run(asyncio.sleep(0))
+"""
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("\n", "", 0)

@@ -24,9 +24,29 @@ def test_tables_fit_a_terminal(lines: Any, status: Status) -> None:
         assert line.isprintable()
 
 
-def test_the_protocols_example_is_a_status() -> None:
-    """protocol/control.md shows every field of the status."""
+def protocols_example() -> str:
+    """Return the example in protocol/control.md."""
     text = (Path(__file__).parents[2] / "protocol" / "control.md").read_text("utf-8")
     (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    return str(example)
+
+
+def test_the_protocols_example_is_a_status() -> None:
+    """protocol/control.md shows every field of the status."""
+    example = protocols_example()
     status = msgspec.json.decode(example, type=Status, strict=True)
     assert json.loads(msgspec.json.encode(status)) == json.loads(example)
+
+
+def test_the_pump() -> None:
+    """A line says whether the pump runs, with the reason if not. A status of an older daemon, without the field, has no line."""
+    document = json.loads(protocols_example())
+    for pump, line in (
+        ({"state": "on", "reason": ""}, "  pump      on"),
+        ({"state": "off", "reason": "not wanted"}, "  pump      off: not wanted"),
+        ({"state": "missing", "reason": "no file"}, "  pump      missing: no file"),
+    ):
+        status = msgspec.convert(document | {"pump": pump}, Status)
+        assert [each for each in status_lines(status) if "pump" in each] == [line]
+    del document["pump"]
+    assert not [each for each in status_lines(msgspec.convert(document, Status)) if "pump" in each]

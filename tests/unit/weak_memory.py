@@ -62,6 +62,8 @@ class _Page:
             return result
         raise _Next(access)
 
+    words = None
+
     def load(self, offset: int) -> int:
         return int(self._access(Access("load", offset)))
 

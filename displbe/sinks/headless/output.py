@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
-from PIL import Image
 
 from displbe.shortage import shortage
 from displbe.sinks.base import Allocation, Geometry, Output, Part, SinkBuffer, SinkError, memory_of
@@ -24,6 +23,9 @@ from displbe.xen.memory import PAGE_SIZE, Mapping, Memory
 from displbe.xen.port import GuestBuffer
 
 from .settings import HeadlessSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["HeadlessOutput"]
 

@@ -30,6 +30,7 @@ from .link import Link
 from .settings import WaylandSettings
 
 __all__ = [
+    "ACCEPTED",
     "BufferState",
     "DmabufHistory",
     "ImportHistory",
@@ -82,7 +83,8 @@ class BufferState(enum.Enum):
     """The guest takes the buffer back."""
 
 
-_ACCEPTED: Final = (BufferState.SHM, BufferState.DMABUF, BufferState.COPY)
+ACCEPTED: Final = (BufferState.SHM, BufferState.DMABUF, BufferState.COPY)
+"""The states in which the surface can be given frames of a buffer."""
 
 
 class DmabufHistory:
@@ -182,7 +184,7 @@ class WaylandBuffer(SinkBuffer):
     @property
     def is_accepted(self) -> bool:
         """Whether the surface can be given frames of this buffer."""
-        return self.state in _ACCEPTED
+        return self.state in ACCEPTED
 
     def shows_all(self, part: Part) -> bool:
         """Return whether a part is the whole framebuffer."""

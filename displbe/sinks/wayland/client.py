@@ -68,9 +68,9 @@ class Client:
         """The windows that the guest has claimed: it is connected."""
         self.connections = 0
         """The number of connections made so far."""
-        self._log: Any = structlog.get_logger("displbe.wayland").bind(domid=claimant.domid, guest=claimant.name)
+        self._log = self._bind_log()
         self._say = SparseLog(self._log)
-        self._tasks = Tasks(self._log)
+        self._tasks = Tasks(structlog.get_logger("displbe.wayland").bind(guest=claimant.name or claimant.domid))
         self._imports = BufferImports(settings, ImportHistory(dmabufs))
         self._guest = WaylandGuest(claimant, settings, self._imports, clock, seats, self._tasks)
         self._path = path
@@ -83,7 +83,16 @@ class Client:
         """The connection, while there is one."""
         return self._imports.link
 
+    def _bind_log(self) -> Any:
+        return structlog.get_logger("displbe.wayland").bind(domid=self.claimant.domid, guest=self.claimant.name)
+
     # Windows and outputs
+
+    def move(self, claimant: Claimant) -> None:
+        """Be this claimant's client from now on: the guest has rebooted, and its new domain takes over the windows one by one."""
+        self.claimant = self._guest.claimant = claimant
+        self._log = self._bind_log()
+        self._say = SparseLog(self._log)
 
     def add(self, connector: DeviceConnector) -> None:
         """Open a window for a connector, now or when there is a compositor."""

@@ -221,7 +221,8 @@ class Connection:
                 raise self._cause()
             if self._error is not None:
                 raise self._error
-            self.flush()
+            if lib.wl_display_flush(ptr) < 0 and ffi.errno == errno.EAGAIN:
+                self._blocked.set()
 
     def _cause(self) -> CompositorLost:
         """Return why the connection has ended. libwayland has written the compositor's message to stderr."""

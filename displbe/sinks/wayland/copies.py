@@ -126,7 +126,8 @@ class FrameCopying:
     ) -> None:
         self._name = name
         self._pool: CopyPool | None = None
-        self._old_pools: list[CopyPool] = []
+        self.old_pools: list[CopyPool] = []
+        """Pools of earlier shapes."""
         self._thread: CopyThread | None = None
         self._frame_waits = False
         """Whether a frame waits to be copied because the compositor holds the whole pool."""
@@ -148,7 +149,7 @@ class FrameCopying:
             if not self._thread.resting:
                 return False
             if pool is not None:
-                self._old_pools.append(pool)
+                self.old_pools.append(pool)
                 self._pool = None
             pool = self._pool = CopyPool(link, buffer.geometry, part, copies, self._on_released)
         frame = pool.take()
@@ -157,6 +158,11 @@ class FrameCopying:
             return True
         self._thread.do(partial(self._copy, self._thread, pool, buffer.memory, frame, serial))
         return True
+
+    def do(self, job: Callable[[CopyThread], None]) -> None:
+        """Run a job in the thread, after the copies that were started. Raises NoThread."""
+        self._thread = self._thread or CopyThread(self._name)
+        self._thread.do(partial(job, self._thread))
 
     def _copy(self, thread: CopyThread, pool: CopyPool, memory: Memory, frame: CopyFrame, serial: int) -> None:
         """Copy a frame. Runs in the thread."""
@@ -186,23 +192,18 @@ class FrameCopying:
         if self._thread is not None:
             await self._thread.idle()
 
-    @property
-    def has_old_pools(self) -> bool:
-        """Whether there are pools of earlier shapes."""
-        return bool(self._old_pools)
-
     def close_old_pools(self) -> None:
         """Destroy the pools of earlier shapes: the surface has another frame now."""
-        while self._old_pools:
+        while self.old_pools:
             assert self._thread is not None  # it is started with the first pool
-            pool = self._old_pools.pop()
+            pool = self.old_pools.pop()
             pool.destroy()
             self._thread.do(pool.unmap)
 
     def close_pools(self) -> None:
         """Destroy all pools. No copy may be under way."""
         if self._pool is not None:
-            self._old_pools.append(self._pool)
+            self.old_pools.append(self._pool)
         self._pool, self._frame_waits = None, False
         self.close_old_pools()
 

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import trio
 
 from displbe.sinks.base import Geometry, Part, SinkError
+from displbe.sinks.copy_thread import CopyThread
 from displbe.sinks.frame_copy import frame_checksum, frame_rows
-from displbe.threads import run_in_thread
 from displbe.xen.memory import Memory, Unmapped
 
 from .buffers import WaylandBuffer
+from .copies import FrameCopying
 
 __all__ = ["FrameDigest"]
 
 
 class FrameDigest:
-    """Notices changes of a guest's frame, by a checksum that a thread computes."""
+    """Notices changes of a guest's frame, by a checksum that the output's copying thread computes. `changed` is called with the serial
+    number of the frame's flip. A frame that has not changed does not wake the loop.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[int], None]) -> None:
         self.reading = trio.Lock()
         """Held while a thread reads a guest's pages, and while the pages are taken back."""
         self._digest: tuple[WaylandBuffer, int, int] | None = None
+        """The frame that was seen last: its buffer, the serial number of its flip, its checksum."""
+        self._changed = changed
 
-    async def changed(self, buffer: WaylandBuffer | None, serial: int) -> bool:
-        """Return whether a frame of the flip with this serial number has changed since the last call.
+    async def look(self, copying: FrameCopying, buffer: WaylandBuffer | None, serial: int) -> None:
+        """Look whether a frame of the flip with this serial number has changed since the last look.
 
         The first frame after a flip counts as changed: the guest may have drawn since it was committed.
         """
         async with self.reading:
             if buffer is None or not buffer.is_accepted:
-                return False
+                return
             try:
                 memory = await buffer.map()
-                digest = (buffer, serial, await run_in_thread(_checksum, buffer.geometry, memory))
-            except (SinkError, OSError, Unmapped):  # the guest takes the buffer back, or the machine is overloaded
-                return False
+                copying.do(partial(self._look, buffer, memory, serial))
+            except (SinkError, OSError):  # the guest takes the buffer back, or the machine is overloaded
+                return
+
+    def _look(self, buffer: WaylandBuffer, memory: Memory, serial: int, thread: CopyThread) -> None:
+        """Look at a frame. Runs in the thread."""
+        try:
+            digest = (buffer, serial, _checksum(buffer.geometry, memory))
+        except Unmapped:
+            return
         before, self._digest = self._digest, digest
-        return digest != before
+        if digest != before:
+            thread.tell(partial(self._changed, serial))
 
     def forget(self) -> None:
         """Count the next frame as changed."""

@@ -36,7 +36,7 @@ _FEEDBACK: Final = _opcode(presentation_time.WpPresentation, "feedback")
 
 
 class FrameRequests:
-    """The requests of a wl_surface for a frame. Raises TypeError when the surface or the buffer has been destroyed."""
+    """The requests of a wl_surface for a frame."""
 
     def __init__(self, surface: Proxy) -> None:
         self._surface = surface
@@ -45,16 +45,13 @@ class FrameRequests:
         self._damage[2].i = self._damage[3].i = _WHOLE
         self._none = ffi.new(_ARGUMENTS, 1)
 
-    def attach(self, wl_buffer: Proxy) -> None:
-        """Attach a buffer, all of which has changed."""
+    def commit(self, wl_buffer: Proxy) -> None:
+        """Attach a buffer, all of which has changed, and commit. Raises TypeError when the surface or the buffer has been destroyed."""
         surface = self._surface._ptr
         self._attach[0].o = ffi.cast(_OBJECT, wl_buffer._ptr)
         lib.wl_proxy_marshal_array(surface, _ATTACH, self._attach)
         lib.wl_proxy_marshal_array(surface, _DAMAGE, self._damage)
-
-    def commit(self) -> None:
-        """Commit."""
-        lib.wl_proxy_marshal_array(self._surface._ptr, _COMMIT, self._none)
+        lib.wl_proxy_marshal_array(surface, _COMMIT, self._none)
 
 
 class Report:
@@ -67,41 +64,31 @@ class Report:
         self.dispatcher = kind.handlers
         """Read by pywayland, which finds this object by the handle."""
         self._kind = kind
-        self._handle = ffi.new_handle(self)
-        self._ptr: Any = None
+        self.handle: Any = ffi.new_handle(self)
+        self.ptr: Any = None
         """The wl_proxy, while a report is expected."""
-
-    def request(self, serial: int) -> None:
-        """Request a report on the next commit."""
-        self.serial, self.reported = serial, False
-        self._ptr = ptr = self._kind.make()
-        lib.wl_proxy_add_dispatcher(ptr, lib.dispatcher_func, self._handle, ffi.NULL)
-        self._kind.conn.expected.add(self)
 
     def end(self) -> None:
         """Take note that the report has come, or never will. The object is kept for later commits, unless the surface is gone."""
-        self._forget()
-        if self._kind.spare is None:
-            self.close()
-        else:
-            self._kind.spare.append(self)
-
-    def _forget(self) -> None:
-        """Destroy the wl_proxy. The compositor has destroyed its object, or the connection ends."""
-        ptr, self._ptr = self._ptr, None
+        ptr, self.ptr = self.ptr, None
         if ptr is not None:
             self._kind.conn.expected.discard(self)
             lib.wl_proxy_destroy(ptr)
+        if self._kind.spare is None:
+            self.handle = None  # a reference cycle
+        else:
+            self._kind.spare.append(self)
 
     def close(self) -> None:
         """Forget the report for good: the connection or the surface is gone."""
-        self._forget()
-        self._handle = None  # a reference cycle
+        self._kind.spare = None
+        self.end()
 
 
 class ReportKind:
-    """One kind of reports on a surface's commits: presentation feedback or frame callbacks. `handlers` are called by event, with the report;
-    an exception of theirs ends the connection.
+    """One kind of reports on a surface's commits: presentation feedback or frame callbacks.
+
+    `handlers` are called by event, with the report. They must not raise: `Connection.fail` takes their exceptions.
     """
 
     def __init__(
@@ -144,19 +131,15 @@ class ReportKind:
         """wl_surface.frame"""
         return cls(conn, surface, _FRAME, ffi.new(_ARGUMENTS, 1), wayland.WlCallback, {"done": done})
 
-    def make(self) -> Any:
-        """Make the wl_proxy of a report."""
-        made = lib.wl_proxy_marshal_array_constructor(
-            self._factory._ptr, self._opcode, self._arguments, self._interface
-        )
-        if made == ffi.NULL:
-            raise RuntimeError("libwayland has no memory for an object")
-        return made
-
     def request(self, serial: int) -> Report:
         """Request a report on the next commit, which shows a frame of the flip with this serial number."""
         report = self.spare.pop() if self.spare else Report(self)
-        report.request(serial)
+        ptr = lib.wl_proxy_marshal_array_constructor(self._factory._ptr, self._opcode, self._arguments, self._interface)
+        if ptr == ffi.NULL:
+            raise RuntimeError("libwayland has no memory for an object")
+        lib.wl_proxy_add_dispatcher(ptr, lib.dispatcher_func, report.handle, ffi.NULL)
+        report.serial, report.reported, report.ptr = serial, False, ptr
+        self.conn.expected.add(report)
         return report
 
     def close(self) -> None:

@@ -25,12 +25,13 @@ from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc_name
 from displbe.xen.port import GuestBuffer
 
-from .buffers import BufferState, WaylandBuffer, can_copy
+from .buffers import ACCEPTED, BufferState, WaylandBuffer, can_copy
 from .copies import CopyFrame, CopyPool, FrameCopying
 from .frame_digest import FrameDigest
 from .guest import WaylandGuest
 from .link import Link
-from .surface import SurfaceState
+from .surface import Prospect, SurfaceState
+from .sync_gate import GateState
 from .window import WaylandWindow
 
 __all__ = ["WaylandOutput"]
@@ -39,12 +40,20 @@ ATTACH_PATIENCE: Final = 1.0
 """Maximum seconds that a guest's request waits for the compositor to accept its buffer. The guest expects the response within 3 s."""
 SHORT: Final = 1.0
 """Seconds after which copying is tried again when there was no memory, file or thread for it."""
+# Looked up once, for the path of every flip: access to an enum's member costs more than a call in Python 3.11.
+_COPY: Final = BufferState.COPY
+_OPEN: Final = GateState.OPEN
+_REPORTS: Final = Prospect.REPORTS
+_UNSEEN: Final = Prospect.UNSEEN
 RELEASE_PATIENCE: Final = 4.0
 """Maximum seconds that a guest's request waits for the compositor to release its pages. The guest itself gives up after 3 s."""
 
 
 class WaylandOutput(Output):
-    """A claimed window. `given_back` is called when the guest has given it back."""
+    """A claimed window. `given_back` is called when the guest has given it back.
+
+    It has sixteen attributes: the window, what the guest shows, and what copies it and looks at it.
+    """
 
     def __init__(self, guest: WaylandGuest, window: WaylandWindow, given_back: Callable[[WaylandOutput], None]) -> None:
         super().__init__(window.connector.name)
@@ -64,7 +73,8 @@ class WaylandOutput(Output):
         """Why the frame cannot be copied: there is no memory, file or thread for it. It is tried again."""
         self._reported = (False, "off")
         """Whether the log says that the guest's picture is on the screen, and why it is not."""
-        self._digest = FrameDigest()
+        self._digest = FrameDigest(self._on_redrawn)
+        self._redraw: RedrawWatch | None = None
         self._watching = trio.CancelScope()
         window.attach(self)
 
@@ -250,33 +260,30 @@ class WaylandOutput(Output):
         if not self.show():
             self._flip.end_at_refresh()
 
-    def on_flipped(self, token: int) -> None:
-        """Tell the guest that its flip has ended."""
-        self.flipped(token)
-
     def show(self) -> bool:
         """Give the surface the current frame. Return False if that is impossible now, or the surface is not visible."""
         link, surface, buffer, part = self._guest.link, self.surface, self._current, self._part
-        if link is None or buffer is None or part is None:
+        if link is None or buffer is None or part is None or buffer.state not in ACCEPTED:
             return False
-        if not surface.is_ready or not buffer.is_accepted:
+        prospect = surface.prospect()
+        if prospect is None:
             return False
-        is_visible = surface.is_visible
-        reported = is_visible and not surface.is_unreported
-        if surface.gate.passes(link.conn, reported=reported):
-            if buffer.state is BufferState.COPY:
+        reported, gate = prospect is _REPORTS, surface.gate
+        if (reported and gate.state is _OPEN) or gate.passes(link.conn, reported=reported):
+            if buffer.state is _COPY:
                 if not self._copy(link, buffer, part):
                     return False
             else:
                 self._commit(buffer, part, self._flip.serial)
             if not reported:
-                surface.gate.sync(link.conn)
-        return is_visible
+                gate.sync(link.conn)
+        return prospect is not _UNSEEN
 
     def _commit(self, frame: WaylandBuffer | CopyFrame, part: Part, serial: int) -> None:
         """Commit a frame of the flip with this serial number."""
         self.surface.commit(frame, part, serial)
-        self._copying.close_old_pools()
+        if self._copying.old_pools:
+            self._copying.close_old_pools()
         self._obstacle = ""
 
     # Copying
@@ -293,7 +300,7 @@ class WaylandOutput(Output):
             if not self._copying.is_short:
                 self._copying.is_short = True
                 self._guest.tasks.start_soon(self._try_copying_again)
-            if self._copying.has_old_pools:
+            if self._copying.old_pools:
                 with suppress(OSError):  # no memory or file for the black frame: the copy stays
                     self.surface.blacken()
                     self._copying.close_old_pools()
@@ -325,21 +332,23 @@ class WaylandOutput(Output):
     async def watch(self, rate: float) -> None:
         """Show what the guest draws without flipping, looking at most `rate` times a second, until the output is released."""
         with self._watching:
-            await RedrawWatch(rate, self._since_flip).run(self._show_redrawn)
+            self._redraw = RedrawWatch(rate, self._since_flip, waits_for_rest=True)
+            self._flip.on_rest = self._redraw.rest
+            await self._redraw.run(self._look)
 
     def _since_flip(self) -> float:
         return trio.current_time() - self._flip.began
 
-    async def _show_redrawn(self) -> bool:
-        """Show the frame again if the guest has drawn into it; return whether it has."""
-        surface = self.surface
-        if surface.attached is None or surface.state is SurfaceState.HIDDEN:
+    async def _look(self) -> bool:
+        """Look whether the guest has drawn into the frame that is shown; `_on_redrawn` follows if it has."""
+        if self.surface.attached is None or self.surface.state is SurfaceState.HIDDEN:
             self._digest.forget()
-            return False
-        if surface.is_unreported:
-            return False
-        serial = self._flip.serial
-        if not await self._digest.changed(self._current, serial) or serial != self._flip.serial:
-            return False
-        self.show()
-        return True
+        elif not self.surface.is_unreported:
+            await self._digest.look(self._copying, self._current, self._flip.serial)
+        return False
+
+    def _on_redrawn(self, serial: int) -> None:
+        """Show the frame again: the guest has drawn into it."""
+        if self._redraw is not None and serial == self._flip.serial and self.surface.attached is not None:
+            self._redraw.hurry()
+            self.show()

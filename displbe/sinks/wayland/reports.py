@@ -30,7 +30,8 @@ class FrameReports:
         conn = self._conn = link.conn
         self._shown = shown
         self._discarded = discarded
-        self._newest: Report | None = None
+        self.newest: Report | None = None
+        """The report on the newest commit."""
         self._feedback = (
             ReportKind.feedback(conn, link.presentation, surface, self._on_shown, self._on_discarded)
             if link.presentation is not None
@@ -43,12 +44,12 @@ class FrameReports:
     @property
     def is_pending(self) -> bool:
         """Whether the compositor has not reported on the newest commit."""
-        return self._newest is not None and not self._newest.reported
+        return self.newest is not None and not self.newest.reported
 
     def request(self, serial: int, *, hidden: bool) -> None:
         """Request a report of the next commit, for a frame of the flip with this serial number."""
         if self._feedback is not None:
-            self._newest = self._feedback.request(serial)
+            self.newest = self._feedback.request(serial)
         elif hidden or len(self._callbacks) >= MOST_CALLBACKS:
             self.request_visible(serial)
         else:
@@ -64,19 +65,19 @@ class FrameReports:
             self._request_callback(serial)
             return True
         pending.serial, pending.reported = serial, False
-        self._newest = pending
+        self.newest = pending
         return False
 
     def _request_callback(self, serial: int) -> None:
-        self._newest = self._frame.request(serial)
-        self._callbacks[self._newest] = None
+        self.newest = self._frame.request(serial)
+        self._callbacks[self.newest] = None
 
     def forget(self) -> None:
         """Take note that the newest commit has no frame of the guest. The report on the one before still shows that the compositor
         keeps up, and whether the surface is visible.
         """
-        if self._newest is not None:
-            self._newest.serial = NO_FLIP
+        if self.newest is not None:
+            self.newest.serial = NO_FLIP
 
     def _on_done(self, report: Report) -> None:
         """wl_callback.done: the frame is on the screen."""
@@ -86,7 +87,7 @@ class FrameReports:
     def _on_shown(self, report: Report) -> None:
         """The frame is on the screen (wp_presentation_feedback.presented)."""
         report.reported = True
-        serial, is_newest = report.serial, report is self._newest
+        serial, is_newest = report.serial, report is self.newest
         try:
             report.end()
             self._shown(serial, is_newest)
@@ -96,7 +97,7 @@ class FrameReports:
     def _on_discarded(self, report: Report) -> None:
         """wp_presentation_feedback.discarded: the frame is not visible, or a later commit has replaced it, which has its own report."""
         report.reported = True
-        serial, is_newest = report.serial, report is self._newest
+        serial, is_newest = report.serial, report is self.newest
         try:
             report.end()
             if is_newest:
@@ -106,7 +107,7 @@ class FrameReports:
 
     def close(self) -> None:
         """Drop the frame callbacks: the surface is destroyed. Presentation feedback still arrives, as `discarded`."""
-        self._newest = None
+        self.newest = None
         while self._callbacks:
             self._callbacks.popitem()[0].end()
         self._frame.close()

@@ -56,6 +56,7 @@ class WaylandSink(Sink):
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
+            nursery.start_soon(self._queue.run)
             try:
                 await self._clock.run()
             finally:
@@ -89,16 +90,36 @@ class WaylandSink(Sink):
 
     def reopen(self, connector: DeviceConnector) -> None:
         self._queue.check_open(connector)
-        self.clients[connector.claimant].windows[connector.name].reopen()
+        self._client_of(connector).windows[connector.name].reopen()
 
-    def _open(self, connector: DeviceConnector) -> None:
-        """Open a connector's window; connect its guest to the compositor if this is the guest's first window."""
-        client = self.clients.get(connector.claimant)
-        if client is not None:
+    def _open(self, connector: DeviceConnector, before: DeviceConnector | None) -> None:
+        """Give a connector a window: that of the removed connector `before`, if there is one, or a new one."""
+        claimant = connector.claimant
+        client = self.clients.get(claimant) or self._left_client(claimant, before) or self._new_client(claimant)
+        if before is None:
             client.add(connector)
-            return
-        client = self.clients[connector.claimant] = Client(
-            connector.claimant,
+        elif before.name in client.windows:
+            client.windows[before.name].move(connector)
+        else:  # another window of the guest is on a connection of its own already, and a window cannot change its connection
+            self._close(before)
+            client.add(connector)
+
+    def _left_client(self, claimant: Claimant, before: DeviceConnector | None) -> Client | None:
+        """Return the client of the guest's former domain, for the new domain; None: there is none, or that domain still has a window."""
+        for client in self.clients.values():
+            connectors = (window.connector for window in client.windows.values())
+            left = all(each == before or self._queue.is_kept(each) for each in connectors)
+            if left and client.claimant.name == claimant.name != "":
+                del self.clients[client.claimant]
+                self.clients[claimant] = client
+                client.move(claimant)
+                return client
+        return None
+
+    def _new_client(self, claimant: Claimant) -> Client:
+        """Return a new client for a guest, which connects to the compositor."""
+        client = self.clients[claimant] = Client(
+            claimant,
             self.settings,
             self._path,
             self._gone,
@@ -107,12 +128,16 @@ class WaylandSink(Sink):
             dmabufs=self._dmabufs,
             opened=self._opened,
         )
-        client.add(connector)
         if self._nursery is not None:
             self._nursery.start_soon(client.run)
+        return client
+
+    def _client_of(self, connector: DeviceConnector) -> Client:
+        """Return the client that has a connector's window. No two windows have connectors of one name."""
+        return next(client for client in self.clients.values() if connector.name in client.windows)
 
     def _close(self, connector: DeviceConnector) -> None:
-        self.clients[connector.claimant].remove(connector)
+        self._client_of(connector).remove(connector)
 
     async def _settle(self, domid: int, connector: str) -> bool:
         """Wait for two answers of the compositor to wl_display.sync (Seats)."""
@@ -147,7 +172,7 @@ class WaylandSink(Sink):
         connector = self._queue.find(name, claimant.domid)
         if self.claimed(name) is not None:
             raise OutputUnavailable(f"connector {name} is taken by another device of this guest")
-        return self.clients[connector.claimant].claim(name)
+        return self._client_of(connector).claim(name)
 
     def _gone(self, client: Client) -> None:
         if self.clients.get(client.claimant) is client:

@@ -20,7 +20,7 @@ from .reports import NO_FLIP, FrameReports
 from .role import Role, RoleOptions, choose_role
 from .sync_gate import SyncGate
 
-__all__ = ["SurfaceState", "WaylandSurface"]
+__all__ = ["Prospect", "SurfaceState", "WaylandSurface"]
 
 
 class SurfaceState(enum.Enum):
@@ -46,8 +46,26 @@ class SurfaceState(enum.Enum):
     """The compositor says that the surface is not visible (xdg_toplevel.state). The clock ends flips until it says otherwise."""
 
 
+class Prospect(enum.Enum):
+    """What can be expected of the compositor when the surface is given a frame."""
+
+    REPORTS = "reports"
+    """A report: the surface is visible, and the compositor has reported on all frames."""
+    BUSY = "busy"
+    """A report, but the compositor has not reported on the newest commit yet."""
+    UNSEEN = "unseen"
+    """No report: the surface is not visible."""
+
+
 # Constants, because Python 3.11 spends half a microsecond on each `SurfaceState.NAME`.
 _INVISIBLE: Final = (SurfaceState.HIDDEN, SurfaceState.SUSPENDED)
+_WAITING: Final = (SurfaceState.UNSEEN, SurfaceState.HIDDEN)
+_CONFIGURING: Final = SurfaceState.CONFIGURING
+_UNREPORTED: Final = SurfaceState.UNSEEN
+_SHOWN: Final = SurfaceState.SHOWN
+_REPORTS: Final = Prospect.REPORTS
+_BUSY: Final = Prospect.BUSY
+_UNSEEN: Final = Prospect.UNSEEN
 
 
 class WaylandSurface:
@@ -119,6 +137,16 @@ class WaylandSurface:
         """Whether a frame of the guest is on the screen: the compositor has reported one, and the surface has been visible since."""
         return self._on_screen != NO_FLIP and self.state not in _INVISIBLE
 
+    def prospect(self) -> Prospect | None:
+        """Return what can be expected of the compositor if the surface is given a frame now; None: it may not be given one."""
+        state, reports = self.state, self._reports
+        if reports is None or state is _CONFIGURING:
+            return None
+        if state in _INVISIBLE:
+            return _UNSEEN
+        newest = reports.newest
+        return _REPORTS if newest is None or newest.reported else _BUSY
+
     @property
     def is_unreported(self) -> bool:
         """Whether the compositor has not reported on the newest commit."""
@@ -149,6 +177,11 @@ class WaylandSurface:
         """Fill this output of the compositor from now on. None: the output is gone."""
         if self.role is not None:
             self.role.move(wl_output)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Be black in this size (width and height in pixels): the window has another connector, whose guest is not connected yet."""
+        self.natural = size
+        self.blacken()
 
     def close(self, state: SurfaceState | None = None) -> None:
         """Destroy the wl_surface, if there is one: the compositor takes its frame off the screen.
@@ -246,8 +279,7 @@ class WaylandSurface:
         frame = black.frame(*self.natural)
         extensions.place(None, frame.size, self.size)
         self._placed_for = None
-        requests.attach(frame.wl)
-        requests.commit()
+        requests.commit(frame.wl)
         black.on_committed()
         link.conn.flush()
         reports.forget()
@@ -266,10 +298,9 @@ class WaylandSurface:
         if placed_for != self._placed_for:
             self._place(frame, part)
             self._placed_for = placed_for
-        requests.attach(frame.wl)
         is_visible = self.state not in _INVISIBLE
         reports.request(serial, hidden=not is_visible)
-        requests.commit()
+        requests.commit(frame.wl)
         link.conn.flush()
         black = self._black
         if black is not None:
@@ -279,7 +310,7 @@ class WaylandSurface:
             self._unreleased = before
         frame.held = True
         if is_visible:
-            self.state = SurfaceState.UNSEEN
+            self.state = _UNREPORTED
 
     def _place(self, frame: WaylandBuffer | CopyFrame, part: Part) -> None:
         """Choose the surface's size for this part of the guest's framebuffer, and fit the frame into it."""
@@ -293,15 +324,16 @@ class WaylandSurface:
     def _on_shown(self, serial: int, newest: bool) -> None:
         """Take note that a frame of the flip with this serial number is on the screen. `newest`: it is that of the newest commit."""
         self.shown += 1
-        if self.attached is None:  # the surface has been made black since; but it is visible
-            if self.state is SurfaceState.HIDDEN:
+        attached, state = self.attached, self.state
+        if attached is None:  # the surface has been made black since; but it is visible
+            if state is SurfaceState.HIDDEN:
                 self.state = SurfaceState.BLACK
             return
-        was_presented = self.is_presented
-        if self.state in (SurfaceState.UNSEEN, SurfaceState.HIDDEN):
-            self.state = SurfaceState.SHOWN if newest else SurfaceState.UNSEEN
-        if newest and isinstance(self.attached, WaylandBuffer):
-            self.attached.on_drawn()
+        was_presented = self._on_screen != NO_FLIP and state not in _INVISIBLE
+        if state in _WAITING:
+            self.state = _SHOWN if newest else _UNREPORTED
+        if newest and isinstance(attached, WaylandBuffer) and (attached.is_dmabuf or not attached.drawn):
+            attached.on_drawn()
         if serial != NO_FLIP:  # otherwise it is a frame from before the surface was black
             self._on_screen = serial
         if not was_presented and self.is_presented:

@@ -1,12 +1,13 @@
 """The window of one connector of a guest's device: its surface, which is black while the guest shows nothing.
 
-The window lives as long as the device, which the toolstack creates and removes. Compositors focus a window that they map; therefore
-nothing that the guest does opens or closes it. The user may close the window; the operator opens it again.
+The window lives as long as the device, which the toolstack creates and removes, and over the guest's reboots (sinks.window_queue).
+Compositors focus a window that they map; therefore nothing that the guest does opens or closes it. The user may close the window; the
+operator opens it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import structlog
@@ -45,8 +46,8 @@ class Contents(Protocol):
     def show(self) -> bool:
         """Give the surface the guest's current frame, if there is one and the surface may be given it."""
 
-    def on_flipped(self, token: int) -> None:
-        """Take note that a flip has ended."""
+    flipped: Callable[[int], None]
+    """Called with the token of a flip that has ended."""
 
     def on_changed(self) -> None:
         """Take note that the guest's frames have become visible, or are not visible any more."""
@@ -74,9 +75,20 @@ class WaylandWindow:
         self._guest = guest
         self._contents: Contents | None = None
         """The frames of the connected guest; None: no guest is connected to this window."""
-        self._log: Any = structlog.get_logger("displbe.wayland").bind(
-            connector=connector.name, domid=connector.claimant.domid
-        )
+        self._log = self._bind_log()
+
+    def _bind_log(self) -> Any:
+        connector = self.connector
+        return structlog.get_logger("displbe.wayland").bind(connector=connector.name, domid=connector.claimant.domid)
+
+    def move(self, connector: DeviceConnector) -> None:
+        """Belong to this connector, which the toolstack has created after the window's own one was gone: the guest has rebooted. The window
+        stays where it is, or closed if its user has closed it, and is black in the new connector's size.
+        """
+        self.connector = connector
+        self._log = self._bind_log()
+        self.seat.moved(connector.claimant.domid, connector.name)
+        self.surface.resize((connector.width, connector.height))
 
     # The guest's connection
 
@@ -233,7 +245,7 @@ class WaylandWindow:
 
     def _on_flipped(self, token: int) -> None:
         if self._contents is not None:
-            self._contents.on_flipped(token)
+            self._contents.flipped(token)
 
     def _on_late(self) -> None:
         self.surface.on_late()

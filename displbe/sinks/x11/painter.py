@@ -1,14 +1,16 @@
 """The task that keeps a connector's window on the X server, and copies the guest's frames into it. It always copies the newest frame, once
 the server has read the previous one.
 
-The window lives as long as the guest's device, which the toolstack creates and removes. It is black while the guest shows nothing. Window
-managers focus and raise a window that is mapped; therefore nothing that the guest does maps it.
+The window lives as long as the guest's device, which the toolstack creates and removes, and over the guest's reboots (sinks.window_queue).
+It is black while the guest shows nothing. Window managers focus and raise a window that is mapped; therefore nothing that the guest does
+maps it.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -22,6 +24,7 @@ from displbe.threads import run_in_thread
 from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
+from .steady_flips import SteadyFlips
 from .window import Window, WindowState
 
 __all__ = ["Frame", "Painter", "Viewer", "WindowWish"]
@@ -85,7 +88,7 @@ class Painter:
 
     The window fills the monitor that `[x11.outputs]` names for the connector.
 
-    It has seventeen attributes: the window, the guest's frame in it, the obstacle for the output's `reason`, and the task.
+    It has nineteen attributes: the window, the guest's frame in it, the obstacle for the output's `reason`, and the task.
     """
 
     def __init__(self, desktop: Desktop, connector: DeviceConnector) -> None:
@@ -110,7 +113,10 @@ class Painter:
         """The part of the frames that is shown; None: the screen is off."""
         self._serial: int | None = None
         """The serial number of the newest flip, until `on_read` has been called for it."""
-        self._watch = RedrawWatch(FASTEST_LOOK)
+        self._steady = SteadyFlips(connector.name, self._on_steady)
+        self._watch = RedrawWatch(FASTEST_LOOK, self._since_steady)
+        self._is_drawing = True
+        """Whether the task uses the window."""
         self._wanted = trio.Event()
         self._wanted.set()  # there may be a server already
         self._copying = trio.Lock()
@@ -131,6 +137,15 @@ class Painter:
         """Stay black: the guest's connection has ended."""
         self._viewer = None
         self._seat.detach()
+
+    def move(self, connector: DeviceConnector) -> None:
+        """Keep the window for this connector, which the toolstack has created after the window's own one was gone: the guest has rebooted.
+        The window stays where it is, or closed if its user has taken it away, and is black in the new connector's size.
+        """
+        self._connector = connector
+        self._size = connector.width, connector.height
+        self._seat.moved(connector.claimant.domid, connector.name)
+        self._tell_window(partial(Window.resize, picture=self._size))
 
     @property
     def visible(self) -> bool:
@@ -159,7 +174,27 @@ class Painter:
         """Show another frame."""
         self._frame, self._serial = frame, serial
         self.newest_serial = serial
-        self.wake()
+        window, part = self._window, self._part
+        if (
+            self._is_drawing
+            or window is None
+            or part is None
+            or self._wanted.is_set()
+            or self.obstacle
+            or window.server is not self._desktop.server
+            or not self._steady.start(window, frame.memory, frame.geometry, part, serial, self._desktop.clock.now())
+        ):
+            self.wake()
+
+    def _on_steady(self, serial: int) -> None:
+        """The server has read the frame of this flip, or has it already."""
+        if self._serial == serial:
+            self._serial = None
+        if self._viewer is not None:
+            self._viewer.on_read(serial)
+
+    def _since_steady(self) -> float:
+        return self._desktop.clock.now() - self._steady.began
 
     def blank(self) -> None:
         """Make the window black."""
@@ -204,6 +239,7 @@ class Painter:
         """Return when no worker thread reads a frame."""
         async with self._copying:
             pass
+        await self._steady.copied()
 
     def stop(self) -> None:
         """End `run`, now or as soon as it starts: the device is gone."""
@@ -229,19 +265,36 @@ class Painter:
             with self._scope:
                 await self._draw()
         finally:
-            if self._window is not None:
-                with trio.CancelScope(shield=True):
+            self._is_drawing = True
+            with trio.CancelScope(shield=True):
+                await self._steady.close()
+                if self._window is not None:
                     await self._window.close()
 
     async def _draw(self) -> None:
         while True:
             watching = self._frame is not None and self.visible
-            with trio.move_on_after(self._watch.pause if watching else float("inf")):
+            self._is_drawing = False
+            with trio.move_on_at(self._watch.next_look() if watching else float("inf")):
                 await self._wanted.wait()
             wanted = self._wanted.is_set()
+            if not wanted and (not self._watch.is_due() or self._is_looking()):
+                continue
             self._wanted = trio.Event()
+            self._is_drawing = True
+            await self._steady.finished()
             changed = await self._update()
             self._watch.looked(redrawn=wanted or changed)
+
+    def _is_looking(self) -> bool:
+        """Let the thread look whether the guest has drawn without flipping. Return False if this task has to look."""
+        window, frame, part = self._window, self._frame, self._part
+        if window is None or frame is None or part is None or window.server is not self._desktop.server:
+            return False
+        if not self._steady.look(window, frame.memory, frame.geometry, part, self.wake):
+            return False
+        self._watch.looked(redrawn=False)
+        return True
 
     async def _update(self) -> bool:
         """Bring the window up to date. Return whether its content has changed."""

@@ -31,7 +31,7 @@ from displbe.wire.formats import fourcc
 from .monitors import Monitor, read_monitors
 from .screen_saver import ScreenSaver
 
-__all__ = ["Event", "PixelFormat", "Server", "ServerLost", "ServerUnreachable"]
+__all__ = ["Event", "PixelFormat", "PreparedRequest", "Server", "ServerLost", "ServerUnreachable"]
 
 Event = Any
 """An event of xcffib."""
@@ -113,6 +113,28 @@ class PixelFormat(msgspec.Struct, frozen=True):
     """The id of RENDER's PictFormat."""
 
 
+class PreparedRequest:
+    """A request without an answer that is sent again and again. xcffib packs a request anew each time, in forty calls."""
+
+    def __init__(self, extension: Any, opcode: int, body: bytes) -> None:
+        self._send = extension.conn.send_request
+        assert len(body) % 4 == 0
+        self._size = len(body)
+        self._body = xcffib.ffi.new("char[]", body)
+        # libxcb uses the two elements before those that it is handed, and may change those that it sends.
+        self._parts = xcffib.ffi.new("struct iovec[3]")
+        self._vector = self._parts + 2
+        self._request = xcffib.ffi.new("xcb_protocol_request_t *")
+        self._request.count, self._request.ext = 1, extension.c_key
+        self._request.opcode, self._request.isvoid = opcode, True
+
+    def send(self) -> None:
+        """Queue the request. Raises xcffib.XcffibException when the connection is lost."""
+        self._vector.iov_base = self._body
+        self._vector.iov_len = self._size
+        self._send(0, self._vector, self._request)
+
+
 class Server:
     """A connection to the X server `display`, written as in DISPLAY; empty: the one that DISPLAY names.
 
@@ -139,6 +161,8 @@ class Server:
         """Set when there may be other monitors. X11Sink reads them again."""
         self.screen_saver = ScreenSaver(None)
         self._waiting = trio.CancelScope()
+        self._checks_answers = False
+        """Whether `serve` looks after a while whether the expected answers have come."""
         self._say = SparseLog(_log)
         try:
             self.connection = xcffib.connect(display or None)
@@ -251,8 +275,20 @@ class Server:
         self.core.SendEvent(False, self.screen.root, mask, _client_message(window, kind, words))
 
     def flush(self) -> None:
-        """Let `serve` send the queued requests soon. Only `serve` sends them, because libxcb may read events while it writes."""
+        """Let `serve` send the queued requests soon, and dispatch the events that libxcb may read while it writes."""
         self._waiting.cancel()
+
+    def send(self) -> None:
+        """Send the queued requests now, and dispatch the events that have arrived. For callers that no event has called.
+
+        Raises xcffib.XcffibException when the connection is lost.
+        """
+        while True:
+            self.connection.flush()
+            event = self._next_event()
+            if event is None:
+                return
+            self._dispatch(event)
 
     async def round_trip(self) -> None:
         """Wait until the server has processed our requests, and its events up to then have been dispatched.
@@ -276,7 +312,11 @@ class Server:
 
     def expect_answer(self, to: object) -> None:
         """Count the server as lost if `answered` is not called for this within `HANG` seconds."""
-        self._unanswered.setdefault(to, trio.current_time())
+        now = trio.current_time()
+        self._unanswered.setdefault(to, now)
+        if not self._checks_answers:
+            self._checks_answers = True
+            self._waiting.deadline = now + HANG
 
     def answered(self, to: object) -> None:
         """Stop expecting this answer: it has come, or is no longer needed."""
@@ -285,20 +325,21 @@ class Server:
     async def serve(self) -> None:
         """Send requests and dispatch events until the connection is lost. Raises ServerLost."""
         while True:
-            try:
-                self._waiting = trio.CancelScope(deadline=trio.current_time() + HANG / 5)
-                self.connection.flush()
-                event = self._next_event()
-                while event is not None:
-                    self._dispatch(event)
-                    self.flush()  # the requests that the handler has queued
-                    event = self._next_event()
-            except xcffib.XcffibException as error:
-                raise ServerLost(str(error)) from error
-            with self._waiting:
-                await trio.lowlevel.wait_readable(self.fd)
-            if trio.current_time() - min(self._unanswered.values(), default=float("inf")) > HANG:
-                raise ServerLost("the server does not answer")
+            with trio.CancelScope(deadline=self._check_answers()) as self._waiting:
+                while True:
+                    try:
+                        self.send()
+                    except xcffib.XcffibException as error:
+                        raise ServerLost(str(error)) from error
+                    await trio.lowlevel.wait_readable(self.fd)
+
+    def _check_answers(self) -> float:
+        """Return when to look again whether the server answers, in seconds of trio's clock. Raises ServerLost if it does not."""
+        oldest = min(self._unanswered.values(), default=float("inf"))
+        if trio.current_time() - oldest > HANG:
+            raise ServerLost("the server does not answer")
+        self._checks_answers = bool(self._unanswered)
+        return oldest + HANG
 
     def _next_event(self) -> Event | None:
         """Return the next event that has arrived, or None. Errors of requests and unknown events are logged and skipped."""

@@ -61,6 +61,7 @@ class X11Sink(Sink):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desktop.clock.run)
             await nursery.start(self._tasks.run)
+            nursery.start_soon(self._queue.run)
             task_status.started()
             await self._keep_connected()
 
@@ -161,7 +162,11 @@ class X11Sink(Sink):
         self._queue.check_open(connector)
         self.painters[connector.name].reopen()
 
-    def _open(self, connector: DeviceConnector) -> None:
+    def _open(self, connector: DeviceConnector, before: DeviceConnector | None) -> None:
+        """Give a connector a window: that of the removed connector `before`, which has the same name, if there is one; or a new one."""
+        if before is not None:
+            self.painters[connector.name].move(connector)
+            return
         painter = self.painters[connector.name] = Painter(self.desktop, connector)
         self._tasks.start_soon(painter.run)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -28,7 +29,7 @@ from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, close_in_thread
 from .cursor import WindowCursor
 from .keyboard_grab import KeyboardGrab
 from .placement import WindowPlacement
-from .server import Event, PixelFormat, Server
+from .server import Event, PixelFormat, PreparedRequest, Server
 from .settings import X11Settings
 from .window_input import Area, WindowInput
 
@@ -48,6 +49,12 @@ EVENTS: Final = (
     | x.EventMask.EnterWindow
     | x.EventMask.LeaveWindow
 )
+PUT_IMAGE: Final = struct.Struct("=xx2xIIHHHHHHhhBBBxII")
+OPCODE_PUT_IMAGE: Final = 3
+"""MIT-SHM's PutImage (shm.xml of xcb-proto)."""
+COMPOSITE: Final = struct.Struct("=xx2xB3xIIIhhhhhhHH")
+OPCODE_COMPOSITE: Final = 8
+"""RENDER's Composite (render.xml of xcb-proto)."""
 ICONIC_STATE: Final = 3
 """IconicState of WM_CHANGE_STATE (ICCCM 4.1.4)."""
 MAX_FIXED: Final = 0x7FFFFFFF
@@ -71,6 +78,8 @@ class WindowState(enum.Enum):
     """The connection to the server is lost, and the window with it."""
 
 
+# Looked up once, for the path of every flip: access to an enum's member costs more than a call in Python 3.11.
+_VISIBLE: Final = WindowState.VISIBLE
 _GONE: Final = (WindowState.DESTROYED, WindowState.LOST)
 
 
@@ -119,6 +128,9 @@ class _Canvas:
             undo.pop_all()
         server.on_read[self.segment] = on_read
         self.pixmap, self.gc, self.picture = server.new_id(), server.new_id(), server.new_id()
+        whole = (width, height, 0, 0, width, height, 0, 0)
+        body = PUT_IMAGE.pack(self.pixmap, self.gc, *whole, kind.depth, x.ImageFormat.ZPixmap, True, self.segment, 0)
+        self._put_image = PreparedRequest(server.shm, OPCODE_PUT_IMAGE, body)
         server.core.CreatePixmap(kind.depth, self.pixmap, window, width, height)
         server.core.CreateGC(self.gc, self.pixmap, 0, [])
         # Pixels outside the picture repeat those at its edge; otherwise interpolation would darken the edges.
@@ -129,11 +141,7 @@ class _Canvas:
 
     def put(self) -> None:
         """Let the server copy the shared memory into the pixmap. The server reports when it has read the memory."""
-        kind, width, height = self.shape
-        whole = (width, height, 0, 0, width, height, 0, 0)
-        self._server.shm.PutImage(
-            self.pixmap, self.gc, *whole, kind.depth, x.ImageFormat.ZPixmap, True, self.segment, 0
-        )
+        self._put_image.send()
 
     async def free(self) -> None:
         """Free the resources here and on the server."""
@@ -160,6 +168,8 @@ class Window:
     Input events go to `seat`. `on_visibility` is called when the window becomes visible, and when it no longer is. The window fills the
     monitor of the name `monitor`, if it is not empty. Methods raise xcffib.XcffibException when the connection is lost, unless they say
     otherwise.
+
+    It has eighteen attributes: the window, what belongs to it on this connection, and two requests that are prepared.
     """
 
     def __init__(
@@ -183,9 +193,15 @@ class Window:
         """The resources for the current frames; None: the window is black."""
         self._scaled_for: object = None
         """The canvas and the size on the screen for which the picture's transform is set."""
+        self._composite: PreparedRequest | None = None
+        """The request that draws the pixmap into the window."""
         self._read = trio.Event()
         """Set when the server has read the last frame that was put, or is lost, and before the first frame."""
         self._read.set()
+        self._when_read: Callable[[], None] | None = None
+        """Called at the same time."""
+        self._drawn_for: object = None
+        """The canvas and the window's size for which `_composite` is prepared."""
         self._log = _log.bind(window=title)
         self.id = server.new_id()
         self._picture = server.new_id()
@@ -285,10 +301,28 @@ class Window:
                 raise
             if before is not None:
                 await before.free()
-            if (part.width, part.height) != self._placement.picture:
-                self._placement.resize((part.width, part.height))
+            self._fit(part.width, part.height)
             self.follow_seat()
         return True
+
+    def resize(self, picture: tuple[int, int]) -> None:
+        """Take the size of a picture (width and height in pixels) that there is not yet."""
+        if not self.is_gone:
+            self._fit(*picture)
+            self.server.flush()
+
+    def _fit(self, width: int, height: int) -> None:
+        """Ask for the size of the picture, unless that has been done: the user may have chosen another size since."""
+        if (width, height) != self._placement.picture:
+            self._placement.resize((width, height))
+
+    def suits(self, geometry: Geometry, part: Part) -> bool:
+        """Return whether a frame can be copied now, without `prepare`: the window is visible, and the server has read the last one."""
+        canvas = self._canvas
+        if canvas is None or self.state is not _VISIBLE or not self._read.is_set():
+            return False
+        kind, width, height = canvas.shape
+        return self.server.formats.get(geometry.fourcc) is kind and width == part.width and height == part.height
 
     def copy(self, memory: Memory, geometry: Geometry, part: Part) -> bool:
         """Copy a frame into the shared memory. Return False if it is there already. Runs in a worker thread; sends no request.
@@ -305,14 +339,34 @@ class Window:
         canvas.empty = False
         return True
 
+    def has(self, memory: Memory, geometry: Geometry, part: Part) -> bool:
+        """Return whether the shared memory has a frame's pixels, as they are now. Runs in a thread, if `suits`. Raises Unmapped."""
+        canvas = self._canvas
+        assert canvas is not None
+        with memory.borrow() as view, canvas.memory.borrow() as target:
+            return not canvas.empty and same_frame(frame_rows(geometry, part), view, target, canvas.stride)
+
     async def put(self) -> None:
         """Show the frame that `copy` has copied. Return when the server has read it, or is lost."""
+        self._put()
+        self.server.flush()
+        await self._read.wait()
+
+    def put_then(self, read: Callable[[], None]) -> None:
+        """Show the frame that `copy` has copied, and call `read` when the server has read it, or is lost. Not for handlers of events."""
+        self._put()
+        self._when_read = read
+        self.server.send()
+
+    def _put(self) -> None:
         assert self._canvas is not None
         self._read = trio.Event()
         self._canvas.put()
         self._draw()
         self.server.expect_answer(self)
-        self.server.flush()
+
+    async def is_read(self) -> None:
+        """Return when the server has read the last frame that was put, or is lost."""
         await self._read.wait()
 
     async def blank(self) -> None:
@@ -357,6 +411,13 @@ class Window:
         canvas = self._canvas
         if canvas is None or canvas.empty or self.is_gone:
             return
+        if self._composite is None or self._drawn_for != (canvas, self.size):
+            self._composite = self._scale_to_window(canvas)
+            self._drawn_for = canvas, self.size
+        self._composite.send()
+
+    def _scale_to_window(self, canvas: _Canvas) -> PreparedRequest:
+        """Scale the picture to the window. Return the request that draws it."""
         left, top, width, height = self._area()
         picture, scaled = canvas.picture, (width, height) != canvas.shape[1:]
         if self._scaled_for != (canvas, width, height):
@@ -371,8 +432,8 @@ class Window:
             if scaled:
                 self.server.set_bilinear(picture)
             self.server.core.ClearArea(False, self.id, 0, 0, 0, 0)
-        source = xcffib.render.PictOp.Src
-        self.server.render.Composite(source, picture, 0, self._picture, 0, 0, 0, 0, left, top, width, height)
+        body = COMPOSITE.pack(xcffib.render.PictOp.Src, picture, 0, self._picture, *(0,) * 4, left, top, width, height)
+        return PreparedRequest(self.server.render, OPCODE_COMPOSITE, body)
 
     # Events
 
@@ -404,6 +465,9 @@ class Window:
     def _on_read(self) -> None:
         self.server.answered(self)
         self._read.set()
+        read, self._when_read = self._when_read, None
+        if read is not None:
+            read()
 
     def _handle_message(self, event: Event) -> None:
         atoms = self.server.atoms

@@ -36,6 +36,7 @@ from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.sinks.headless.sink import HeadlessSink
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.wayland.sink import WaylandSink
+from displbe.sinks.window_queue import KEPT
 
 from . import virtual
 from .actor import Actor
@@ -313,6 +314,7 @@ class _Run:
                     await trio.sleep(0.1)
             if str(world.hypervisor.ledger) != quiet:
                 raise WrongBehaviour(f"held after the others have gone: {world.hypervisor.ledger}, and before: {quiet}")
+            await trio.sleep(KEPT + 1)  # then the windows of guests that do not come back are closed
             counts.append(objects())
         for kind in [kind for kind in counts[-1] if kind.startswith(RESERVED)]:
             del counts[-1][kind]

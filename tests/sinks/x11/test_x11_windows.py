@@ -16,6 +16,8 @@ from sinks.x11.xvfb import Manager, User, Xvfb
 
 from displbe.backend.quota import Limits
 from displbe.sim.guest import Frontend, Guest
+from displbe.sinks import window_queue
+from displbe.sinks.seat import KeyboardKey, KeyboardLeave, SeatEvent
 from displbe.sinks.x11.output import OutputState
 from displbe.sinks.x11.painter import WindowWish
 
@@ -58,11 +60,16 @@ async def test_a_guest_moves_no_window(
         await until(lambda: black(user) or size_of(user, window) != WINDOW_SIZE)
 
 
+async def never(frontend: Frontend) -> None:
+    """Do not connect: the guest's driver is not loaded."""
+    await trio.sleep_forever()
+
+
 async def test_a_window_is_there_before_its_guest(
     worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is black, in the connector's resolution, and goes with the device."""
-    monkeypatch.setattr(Frontend, "_publish", trio.sleep_forever)
+    monkeypatch.setattr(Frontend, "_publish", never)
     async with worlds(xvfb.display) as world:
         async with world.booted(1, spec("bad", *WINDOW_SIZE)):
             await until(user.windows)
@@ -109,6 +116,120 @@ async def test_a_window_that_its_user_has_taken_away_stays_away(worlds: Worlds, 
             async with world.booted(1, spec("bad", *WINDOW_SIZE)):
                 await until(user.windows)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_guest_that_reboots_moves_no_window(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """The window stays where it is below another one, which keeps the focus; it is black between the guest's pictures."""
+    async with worlds(xvfb.display, limits=LIMITS) as world:
+        window = other = 0
+        white = Image.new("RGB", WINDOW_SIZE, (255, 255, 255))
+        for domid in range(1, 5):
+            async with world.booted(domid, spec("bad", *WINDOW_SIZE), name="bad") as guest:
+                await until(guest.display.connected.is_set)
+                await until(user.windows)
+                if not window:
+                    (window,) = user.windows()
+                    other = user.connection.generate_id()
+                    user.core.CreateWindow(
+                        0, other, user.root, 500, 400, 50, 50, 0, x.WindowClass.InputOutput, 0, 0, []
+                    )
+                    user.core.MapWindow(other)
+                    user.core.SetInputFocus(x.InputFocus.Parent, other, 0)
+                    user.core.ChangeWindowAttributes(user.root, x.CW.EventMask, [x.EventMask.SubstructureNotify])
+                    user.done()
+                    while user.connection.poll_for_event() is not None:
+                        pass
+                await screen(guest)
+                await until(lambda: user.picture().crop((0, 0, *WINDOW_SIZE)).tobytes() == white.tobytes())
+                assert sink_of(world).painters["bad"]._connector.claimant.domid == domid
+            await until(lambda: not world.daemon.displays.devices)
+            await until(lambda: black(user))
+            assert sink_of(world).outputs == {}
+        user.done()
+        assert user.connection.poll_for_event() is None, "nothing has happened to any window"
+        assert user.windows() == [window, other], "from the lowest to the highest"
+        assert user.core.GetInputFocus().reply().focus == other
+        user.core.DestroyWindow(other)
+        user.done()
+
+
+async def test_keys_for_a_guest_that_reboots(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    """A key that is down when the guest goes is released for it, and not pressed for its new domain. Nothing gets the keys between."""
+    async with worlds(xvfb.display, limits=LIMITS) as world:
+        seats = sink_of(world).seats
+        heard: dict[int, list[SeatEvent]] = {1: [], 2: []}
+        with seats.listening(1, "bad", heard[1].append), seats.listening(2, "bad", heard[2].append):
+            async with world.booted(1, spec("bad", *WINDOW_SIZE), name="bad") as guest:
+                await until(guest.display.connected.is_set)
+                await until(user.windows)
+                await until(lambda: sink_of(world).painters["bad"].visible)
+                user.focus(user.windows()[0])
+                user.key(30, True)
+                await until(lambda: KeyboardKey(30, True) in heard[1])
+            assert heard[1][-1] == KeyboardLeave()
+            heard[1].clear()
+            user.key(30, False)
+            user.key(31, True)
+            user.key(31, False)
+            user.key(32, True)
+            async with world.booted(2, spec("bad", *WINDOW_SIZE), name="bad") as guest:
+                await until(guest.display.connected.is_set)
+                user.key(32, False)
+                user.key(33, True)
+                await until(lambda: KeyboardKey(33, True) in heard[2])
+                assert not any(event == KeyboardKey(code, True) for event in heard[2] for code in (30, 31, 32))
+                user.key(33, False)
+                await until(lambda: heard[2][-1] == KeyboardKey(33, False))
+        assert heard[1] == []
+        user.focus(1)  # PointerRoot
+
+
+async def test_a_window_takes_the_size_of_the_new_connector(worlds: Worlds, xvfb: Xvfb, user: User) -> None:
+    async with worlds(xvfb.display) as world:
+        async with world.booted(1, spec("bad", *WINDOW_SIZE), name="bad"):
+            await until(user.windows)
+            (window,) = user.windows()
+        async with world.booted(2, spec("bad", 100, 50), name="bad"):
+            await until(lambda: size_of(user, window) == (100, 50))
+            assert user.windows() == [window]
+
+
+async def test_a_guest_that_does_not_come_back_in_time(
+    worlds: Worlds, xvfb: Xvfb, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its window closes. Another guest's connector of the same name gets the place at once."""
+    async with worlds(xvfb.display) as world:
+        async with world.booted(1, spec("bad", *WINDOW_SIZE), name="bad"):
+            await until(user.windows)
+            (window,) = user.windows()
+        async with world.booted(2, spec("bad", *WINDOW_SIZE), name="other"):
+            await until(lambda: user.windows() not in ([], [window]))
+            assert window not in user.windows()
+            monkeypatch.setattr(window_queue, "KEPT", 0.1)
+        await until(lambda: not user.windows())
+        assert sink_of(world).painters == {}
+
+
+@pytest.mark.parametrize("how", ["detach", "destroy"])
+async def test_a_window_that_its_user_has_taken_away_stays_away_over_a_reboot(worlds: Worlds, how: str) -> None:
+    with Xvfb.running() as server, User.of(server) as user:
+        async with worlds(server.display, limits=LIMITS, on_close="detach") as world:
+            async with world.booted(1, spec("bad", *WINDOW_SIZE), name="bad") as guest:
+                await until(guest.display.connected.is_set)
+                await until(user.windows)
+                if how == "destroy":
+                    user.core.DestroyWindow(user.windows()[0])
+                    user.done()
+                else:
+                    user.message(user.windows()[0], "WM_DELETE_WINDOW")
+                await until(lambda: sink_of(world).painters["bad"].wish is WindowWish.TAKEN_AWAY)
+            async with world.booted(2, spec("bad", *WINDOW_SIZE), name="bad") as guest:
+                await until(guest.display.connected.is_set)
+                await screen(guest)
+                assert user.windows() == []
+                assert "displbectl reopen bad" in output_of(world, "bad").reason
+                reopen(world, 2)
+                await until(lambda: output_of(world, "bad").state is OutputState.SHOWN)
 
 
 async def test_a_window_that_was_closed_stays_closed_on_the_next_server(worlds: Worlds) -> None:

@@ -1,0 +1,14 @@
+"""The times of periodic work. All of it that comes once a second comes at the same time, so that it wakes the processor once."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+__all__ = ["next_second"]
+
+
+def next_second(after: float = 0.0) -> float:
+    """Return the next time that is a whole number of seconds of trio's clock, and more than `after` seconds away."""
+    return math.floor(trio.current_time() + after) + 1.0

@@ -1,0 +1,196 @@
+"""The cost of a flip and its delays, in a machine that counts instructions: the figures do not depend on the host, so they are assertions.
+
+Instructions are not time: there are no cache misses, so that a copy looks cheaper here than it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+from lab.backend import TREE, Backend, backend, no_zombie, screens
+from lab.conftest import OUT, project
+from lab.counted import Window, bare, bare_pid, flipping_guest, install, window
+from lab.vm import Machine, guest_config
+from lab.weston import SOCKET, weston
+
+FLIPS: Final = 600
+OUTPUTS: Final = 4
+FAST: Final = "Virtual-6"
+"""The second connector of the second card. Its screen has 240 refreshes per second."""
+PATHS: Final = {"zero copy": ("zero-copy", "require"), "copy": ("copy", "off")}
+"""A path -> the bare backend's word for it, and displbe's `[drm] zero-copy`."""
+
+# The limits. Figures of one revision differ by less than 1 %.
+PUMPED: Final = {"zero copy": 1.3, "copy": 1.3}
+"""displbe's CPU time per flip with the pump, at most, as a multiple of the bare backend's."""
+IN_PYTHON: Final = {"zero copy": 8.0, "copy": 1.4}
+"""The same without the pump."""
+WAYLAND: Final = {"1024x768": 2.0, "1920x1080": 2.0}
+"""displbe's CPU time per flip in milliseconds as a window of Weston, which maps the guest's own pages."""
+MORE: Final = 1000.0
+"""Microseconds that displbe's latest flip may be later than the bare backend's latest flip."""
+PROPORTION: Final = 1.1
+"""CPU time per flip with four screens at most, as a multiple of that with one screen."""
+
+
+@pytest.fixture(scope="module")
+def computer() -> Iterator[Machine]:
+    """Xen and Dom0 on a clock of counted instructions, a card with four screens, and one with a fast screen."""
+    boot = f"video={FAST}:1024x768@240"
+    with Machine(out=OUT / "counted", counted=True, gpus=("gpu0", "gpu1"), outputs=OUTPUTS, bootargs=boot) as running:
+        running.put_tree(project(), TREE)
+        install(running)
+        assert names(running, "gpu1")[1] == FAST
+        for name in (*names(running)[1:], FAST):
+            running.check(f"echo on >/sys/class/drm/card?-{name}/status")  # QEMU has no monitor for it
+        running.check("mkdir -p /run/displbe")
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _guests(computer: Machine) -> Iterator[None]:
+    """Destroy all guests, and check that none of their pages are left."""
+    yield
+    for name in ("one", "two"):
+        computer.destroy(name)
+    no_zombie(computer)
+
+
+def names(machine: Machine, gpu: str = "gpu0") -> list[str]:
+    """Return the names of a card's connectors. Unlike Machine.connectors this does not undo that a connector is forced on."""
+    card = machine.card(gpu).name
+    listed = machine.check(f"cd /sys/class/drm; ls -d {card}-* | sort -V").split()
+    return [name.removeprefix(f"{card}-") for name in listed]
+
+
+def config(path: str, pump: str = "auto") -> str:
+    """Return displbe's configuration."""
+    return (
+        f'sink = "drm"\n[daemon]\npump = "{pump}"\n[control]\nsocket = "/run/displbe/control"\n'
+        f'[drm]\nzero-copy = "{PATHS[path][1]}"\n'
+    )
+
+
+@contextlib.contextmanager
+def bare_guest(machine: Machine, path: str, devices: list[list[str]], gpu: str = "gpu0") -> Iterator[tuple[int, int]]:
+    """Let a guest flip that the bare backend serves. Yield the guest's domid and the backend's process id."""
+    with bare(machine, machine.card(gpu).name, PATHS[path][0], len(devices)):
+        domid = flipping_guest(machine, "one", devices)
+        yield domid, bare_pid(machine)
+    machine.destroy("one")
+
+
+@pytest.fixture(scope="module")
+def yardstick(computer: Machine) -> dict[str, Window]:
+    """Measure the bare backend, with one screen, on each path."""
+    measured = {}
+    for path in PATHS:
+        with bare_guest(computer, path, [names(computer)[:1]]) as guest:
+            measured[path] = window(computer, *guest, f"bare-{PATHS[path][0]}", FLIPS)
+    return measured
+
+
+@pytest.fixture(scope="module")
+def loaded(computer: Machine) -> Window:
+    """Measure the bare backend while programs of Dom0 compete with it for the only processor."""
+    with bare_guest(computer, "zero copy", [names(computer)[:1]]) as guest, programs(computer):
+        return window(computer, *guest, "bare-loaded", FLIPS)
+
+
+@contextlib.contextmanager
+def programs(machine: Machine) -> Iterator[None]:
+    """Run displbectl status again and again while the block lasts. Without a running displbe it fails, after most of its work."""
+    command = f"cd {TREE}; while :; do python3 -m displbe.ctl --socket /run/displbe/control status; done"
+    group = machine.start(command)
+    try:
+        yield
+    finally:
+        machine.stop(group, "KILL")
+
+
+@pytest.mark.parametrize("pump", ["auto", "off"])
+@pytest.mark.parametrize("path", PATHS)
+def test_cost(computer: Machine, yardstick: dict[str, Window], path: str, pump: str) -> None:
+    """A flip costs at most so many times the bare backend's system calls, and none is later than its latest."""
+    with backend(computer, config(path, pump)) as displbe:
+        domid = flipping_guest(computer, "one", [names(computer)[:1]])
+        found = window(computer, domid, displbe.pid, f"pump-{pump}-{PATHS[path][0]}", FLIPS)
+        computer.destroy("one")
+        assert displbe.events("output on")[-1]["path"] == path
+    ratio = found.cpu / yardstick[path].cpu
+    print(f"{path}, pump = {pump}: {ratio:.2f} times the bare backend's CPU time")
+    assert ratio <= (PUMPED if pump == "auto" else IN_PYTHON)[path]
+    assert found.late[-1] <= yardstick[path].late[-1] + MORE
+
+
+def disturbed(machine: Machine, displbe: Backend, domid: int, name: str, loaded: Window) -> None:
+    """Measure a window during which something else goes on. No flip may be later than the bare backend's with other work on the machine."""
+    found = window(machine, domid, displbe.pid, name, FLIPS)
+    assert found.late[-1] <= loaded.late[-1] + MORE, name
+
+
+def connections(displbe: Backend) -> int:
+    """Return the number of connections that guests have made."""
+    return sum(line["to"] == "connected" for line in displbe.events("state"))
+
+
+def test_undisturbed(computer: Machine, loaded: Window) -> None:
+    """No flip is late while displbectl status runs in a loop, while a neighbour floods its ring, and while it creates large buffers."""
+    second = names(computer, "gpu1")[0]
+    with backend(computer, config("zero copy")) as displbe:
+        domid = flipping_guest(computer, "one", [names(computer)[:1]])
+        with programs(computer):
+            disturbed(computer, displbe, domid, "status", loaded)
+        storm = "do=flood:600 initcall_blacklist=xen_drv_init"
+        computer.create("two", guest_config("hostile", screens(second), extra=storm))
+        computer.wait_for(lambda: connections(displbe) == 2, 30, why="the neighbour")
+        disturbed(computer, displbe, domid, "storm", loaded)
+        computer.destroy("two")
+        large = "do=create:3840x2160 initcall_blacklist=xen_drv_init xen_gntalloc.limit=65536"
+        computer.create("two", guest_config("flips", screens(second), extra=large))
+        computer.wait_console("two", "flips: created 2", 60)
+        disturbed(computer, displbe, domid, "buffers", loaded)
+
+
+def test_four_screens(computer: Machine, yardstick: dict[str, Window]) -> None:
+    """Four screens cost four times one screen, and no flip is late."""
+    devices = [names(computer)[:2], names(computer)[2:]]
+    with bare_guest(computer, "zero copy", devices) as guest:
+        plain = window(computer, *guest, "bare-four", FLIPS // 2)
+    with backend(computer, config("zero copy")) as displbe:
+        domid = flipping_guest(computer, "one", [names(computer)[:1]])
+        single = window(computer, domid, displbe.pid, "one", FLIPS // 2)
+        computer.destroy("one")
+        domid = flipping_guest(computer, "one", devices)
+        found = window(computer, domid, displbe.pid, "four", FLIPS // 2)
+    print(f"four screens: {found.cpu / single.cpu:.2f} times the CPU time per flip of one screen")
+    assert found.cpu <= PROPORTION * single.cpu
+    assert found.late[-1] <= plain.late[-1] + MORE
+
+
+def test_fast_screen(computer: Machine) -> None:
+    """No flip of a screen with 240 refreshes per second is late."""
+    with bare_guest(computer, "zero copy", [[FAST]], "gpu1") as guest:
+        plain = window(computer, *guest, "bare-240", FLIPS, "gpu1")
+    with backend(computer, config("zero copy")) as displbe:
+        domid = flipping_guest(computer, "one", [[FAST]])
+        found = window(computer, domid, displbe.pid, "240", FLIPS, "gpu1")
+        computer.destroy("one")
+    assert plain.rate > 239
+    assert found.rate > 239
+    assert found.late[-1] <= plain.late[-1] + MORE
+
+
+def test_weston(computer: Machine) -> None:
+    """The cost of a flip of a window, whose pages Weston maps itself, is the same for each size."""
+    with weston(computer, mode="1920x1080"):
+        settings = f'sink = "wayland"\n[wayland]\ndisplay = "{SOCKET}"\ntrust-compositor = true\nscale = "none"\n'
+        for mode, most in WAYLAND.items():
+            with backend(computer, settings) as displbe:
+                domid = flipping_guest(computer, "one", [names(computer)[:1]], mode)
+                found = window(computer, domid, displbe.pid, f"weston-{mode}", FLIPS // 4)
+                computer.destroy("one")
+                assert found.cpu <= most

@@ -1,0 +1,139 @@
+"""The pump, proved by a model checker: pump_proof.c says what of it, and for which guests and cards.
+
+A proof that is true for the wrong reason, because an assumption excludes what happens, proves nothing. So each proof has paths that must
+be reachable, and must fail when a check is taken out of the pump.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pytest
+from proof.cbmc import Model, Property, tools
+
+HERE: Final = Path(__file__).parent
+PUMP: Final = HERE.parents[1] / "displbe/pump"
+SIZES: Final = "CONNECTORS = 64, WATCHES = 32, PORTS = 64, EVENTS = 16, QUEUE = 512,"
+SMALL: Final = "CONNECTORS = 2, WATCHES = 2, PORTS = 2, EVENTS = 2, QUEUE = 8,"
+"""Tables small enough for all of their states to be looked at. The pump's sizes come from these names only."""
+REACHABLE: Final = "reachable: "
+PAGE: Final = {name: f"guest_{name}" for name in ("load", "store", "read_slot", "write_slot")}
+CLOCK: Final = {"now": "any_now"}
+HAND: Final = {"hand": "any_hand"}
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """How one function of pump_proof.c is checked. Calls that are replaced are proved by themselves."""
+
+    replaced: dict[str, str] = {}
+    unwind: int = 9
+    loops: dict[str, int] = {}
+    options: tuple[str, ...] = ()
+
+
+PROOFS: Final = {
+    "accesses": Proof(options=("--pointer-overflow-check",)),
+    "serve": Proof({**PAGE, **CLOCK}, options=("--pointer-overflow-check",)),
+    "request": Proof({**PAGE, **CLOCK}),
+    "shown": Proof({**PAGE, **CLOCK}, unwind=17),
+    "hand": Proof(),
+    "ports": Proof({**HAND, "pump_request": "any_request"}),
+    "card": Proof({**HAND, "serve_flip_event": "any_flip_event"}),
+    "flip_event": Proof({**HAND, "pump_shown": "any_request"}),
+    "times": Proof({**HAND, **CLOCK}, options=("--conversion-check",)),
+    "run": Proof(
+        {"serve_times": "any_times", "serve_ports": "any_file", "serve_card": "any_file"}, loops={"wait_for_room.0": 3}
+    ),
+    "messages": Proof(),
+    "take": Proof(),
+    "watch": Proof(),
+    "copy": Proof(CLOCK),
+    "now": Proof(options=("--conversion-check",)),
+    "after": Proof(CLOCK, options=("--conversion-check",)),
+}
+
+WITHOUT: Final = {
+    "the slot of a request": ("serve", "c->req_cons & (REQUEST_SLOTS - 1), slot", "c->req_cons, slot"),
+    "the slot of a response": ("serve", "c->rsp_prod & (REQUEST_SLOTS - 1), resp", "c->rsp_prod, resp"),
+    "the slot of an event": ("shown", "c->in_prod % EVENT_SLOTS", "c->in_prod & EVENT_SLOTS"),
+    "room for an event": ("shown", "load(c->events, IN_CONS) < EVENT_SLOTS", "load(c->events, IN_CONS) <= EVENT_SLOTS"),
+    "the number of framebuffers": ("serve", "i < c->framebuffer_count", "i <= c->framebuffer_count"),
+    "a private copy": ("serve", "find(c, slot[1])", "find(c, *(const volatile uint64_t *)(c->ring + HEADER + 8))"),
+    "one request": ("serve", "load(c->ring, REQ_PROD) == c->req_cons + 1", "load(c->ring, REQ_PROD) != c->req_cons"),
+    "the status": ("serve", "{ slot[0] & 0xFFFFFF }", "{ slot[0] }"),
+    "the notification": ("serve", "return load(c->ring, RSP_EVENT) ==", "return load(c->ring, RSP_EVENT) !="),
+    "nothing changed": (
+        "serve",
+        "tokens = filled(c->bucket, t) - 1;",
+        "tokens = filled(c->bucket, t) - 1; c->told = 0;",
+    ),
+    "the slot of a record": ("serve", "c->traced++ % TRACED * RECORD", "c->traced++ * RECORD"),
+    "arming": ("request", "store(c->ring, REQ_EVENT, c->req_cons + 1)", "store(c->ring, REQ_EVENT, c->req_cons)"),
+    "the slot of a time": ("shown", "c->shown_at[c->counted % TIMES]", "c->shown_at[c->counted]"),
+    "the last bucket": ("shown", " && bucket < BUCKETS - 1", ""),
+    "the smallest event": ("card", "size < DRM_EVENT || size > got", "size > got"),
+    "the largest event": ("card", "size < DRM_EVENT || size > got - at", "size < DRM_EVENT"),
+    "the size of a flip's event": ("card", "kind == FLIP_COMPLETE && size >= FLIP_EVENT", "kind == FLIP_COMPLETE"),
+    "room for a failure": ("card", "ROOM = QUEUE - PORTS - CONNECTORS - 1", "ROOM = QUEUE - PORTS"),
+    "room for ports": ("ports", "ROOM = QUEUE - PORTS - CONNECTORS - 1", "ROOM = QUEUE - 1"),
+    "room for times": ("times", "ROOM = QUEUE - PORTS - CONNECTORS - 1", "ROOM = QUEUE - 1"),
+    "the longest wait": ("times", "next - t > 86400 ? -1 : ", ""),
+    "room at the end": ("run", "if (p->stopping || w->fd < 0", "if (w->fd < 0"),
+    "an unwatched file": ("run", "w->fd < 0 || ", ""),
+    "room for messages": ("messages", "count = q->count < (uint32_t)room", "count = q->count > (uint32_t)room"),
+    "every entry": ("take", "i = p->count; i-- > 0;", "i = 0; i < p->count; i++"),
+    "every connector's place": ("take", "room = p->count < CONNECTORS", "room = 1"),
+    "the last row": ("copy", "y < copy->rows", "y <= copy->rows"),
+    "the end of the last row": ("copy", "copy->stride * (copy->rows - 1) + copy->row", "copy->stride * copy->rows"),
+    "the longest time": ("after", "(seconds < 86400 ? seconds : 86400)", "seconds"),
+}
+"""What a changed pump lacks, the proof that must fail, and the change."""
+
+
+def check(folder: Path, name: str, *changes: tuple[str, str]) -> list[Property]:
+    """Return the properties of a proof, of a pump with these changes."""
+    source = (PUMP / "pump.c").read_text()
+    for old, new in ((SIZES, SMALL), *changes):
+        assert source.count(old) == 1, f"pump.c has changed: {old!r} is in it {source.count(old)} times"
+        source = source.replace(old, new)
+    (folder / "changed.c").write_text(source)
+    model = Model.compiled(
+        tools(),
+        folder / "pump.gb",
+        *('-DPUMP_VERSION="0"', f'-DPUMP_C="{folder}/changed.c"', "-I", PUMP, HERE / "pump_proof.c"),
+    )
+    proof = PROOFS[name]
+    return model.check(f"prove_{name}", proof.replaced, proof.unwind, proof.loops, proof.options)
+
+
+def failed(properties: list[Property]) -> list[str]:
+    """Return what is not proved."""
+    return [
+        f"{each.name}: {each.description}"
+        for each in properties
+        if not each.holds and not each.description.startswith(REACHABLE)
+    ]
+
+
+LONG: Final = ("shown", "copy")
+"""Proofs that take more than ten seconds."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in PROOFS]
+)
+def test_proved(name: str, tmp_path: Path) -> None:
+    properties = check(tmp_path, name)
+    assert not failed(properties)
+    paths = [each for each in properties if each.description.startswith(REACHABLE)]
+    assert paths
+    assert not [path.description for path in paths if path.holds], "these paths are excluded by the assumptions"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lacking", WITHOUT)
+def test_not_proved_without(lacking: str, tmp_path: Path) -> None:
+    name, old, new = WITHOUT[lacking]
+    assert failed(check(tmp_path, name, (old, new)))
