@@ -351,9 +351,11 @@ class Pumped(Backend):
         await super().refill()
 
     def state(self) -> dict[str, object]:
+        was_given = self._pumped.is_given
         self.interrupt()
         state = super().state()
-        self._pumped.give()
+        if was_given:
+            self._pumped.give()
         return state
 
     def left(self) -> float:
@@ -366,6 +368,14 @@ class Pumped(Backend):
 
 def _address(pointer: Any) -> int:
     return int(ffi.cast("uintptr_t", pointer))
+
+
+def _difference(pumped: object, plain: object) -> str:
+    if isinstance(pumped, bytes) and isinstance(plain, bytes):
+        places = [n for n, (one, other) in enumerate(zip(pumped, plain, strict=True)) if one != other]
+        first = slice(places[0] & ~3, (places[0] & ~3) + 8)
+        return f"bytes {places[:8]} differ, the pump {pumped[first].hex(' ')}, Python {plain[first].hex(' ')}"
+    return f"the pump {pumped!r}, Python {plain!r}"
 
 
 async def _script(choices: Choices, pumped: Pumped, plain: Backend) -> None:
@@ -422,7 +432,7 @@ async def _script(choices: Choices, pumped: Pumped, plain: Backend) -> None:
             continue
         wanted, got = plain.state(), pumped.state()
         for name, value in wanted.items():
-            assert got[name] == value, f"{name}: the pump {got[name]!r}, Python {value!r}"
+            assert got[name] == value, f"{name}: {_difference(got[name], value)}"
 
 
 def drive(library: Any, data: bytes) -> int:
