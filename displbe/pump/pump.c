@@ -79,9 +79,12 @@ static double now(void)
 
 static long real_read(int fd, void *data, unsigned long size)
 {
-	long got = read(fd, data, size);
+	long got;
 
-	return got < 0 ? -errno : got;
+	while ((got = read(fd, data, size)) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return got;
 }
 
 static int real_rearm(int fd, uint32_t port)
@@ -630,6 +633,13 @@ void pump_copier_set(struct pump_copier *k, const struct pump_copy *copy)
 {
 	pthread_mutex_lock(&k->lock);
 	k->copy = *copy;
+	pthread_mutex_unlock(&k->lock);
+}
+
+void pump_copier_swap(struct pump_copier *k)
+{
+	pthread_mutex_lock(&k->lock);
+	k->copy.back ^= 1;
 	pthread_mutex_unlock(&k->lock);
 }
 
