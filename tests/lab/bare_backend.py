@@ -60,6 +60,8 @@ def main() -> None:
             xenstore("write", f"{BACKEND}/{domid}/{number}/state", "4")
         print("bare: connected", flush=True)
         bare.wait()
+    for domid, number in found:
+        xenstore("write", f"{BACKEND}/{domid}/{number}/state", "6")  # the toolstack waits for it
 
 
 main()

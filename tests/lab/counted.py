@@ -16,16 +16,12 @@ from pathlib import Path
 
 from lab.vm import Machine, guest_config
 
-__all__ = ["PERIOD", "REFRESH", "Window", "bare", "flipping_guest", "install", "screens_of", "window"]
+__all__ = ["Window", "bare", "flipping_guest", "install", "screens_of", "window"]
 
 HERE = Path(__file__).resolve().parent
 BARE = HERE.parent / "bench" / "bare.c"
 # Not static: memcpy must be that of Dom0's C library, which displbe uses, too.
 COMPILE = ("aarch64-linux-gnu-gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
-REFRESH = 60.0
-"""Refreshes per second of virtio-gpu's screens (vblank timer of drm_crtc_vblank_helper) in the modes of this lab."""
-PERIOD = 16_666_666
-"""The period of such a screen in ns."""
 NO_DRIVER = "initcall_blacklist=xen_drv_init xen_gntalloc.limit=65536"
 """Keeps the guest's own driver away, and allows its program to grant whole frames."""
 
@@ -64,6 +60,7 @@ def install(machine: Machine) -> None:
     machine.check("chmod 755 /root/bare")
     for script in ("bare_backend.py", "flip_window.py"):
         machine.put(f"/root/{script}", (HERE / script).read_text())
+    machine.check("sync; echo 0 >/proc/sys/vm/dirty_writeback_centisecs")  # writing to the disk would make flips late
 
 
 def screens_of(devices: Sequence[Sequence[str]], mode: str) -> str:
@@ -72,25 +69,24 @@ def screens_of(devices: Sequence[Sequence[str]], mode: str) -> str:
     return "vdispl=[" + ",".join(f"'backend=0,be-alloc=0,connectors={entry}'" for entry in entries) + "]"
 
 
-def flipping_guest(
-    machine: Machine, name: str, devices: Sequence[Sequence[str]], mode: str = "1024x768", period: int = PERIOD
-) -> int:
+def flipping_guest(machine: Machine, name: str, devices: Sequence[Sequence[str]], mode: str = "1024x768") -> int:
     """Create a guest that flips on all connectors of its devices as fast as the screens allow. Return its domid."""
-    todo = f"do={mode}:{len(devices)}:{len(devices[0])}:{period}"
+    todo = f"do={mode}:{len(devices)}:{len(devices[0])}"
     machine.create(name, guest_config("flips", screens_of(devices, mode), extra=f"{todo} {NO_DRIVER}"))
     machine.wait_console(name, "flips: flipping", 60)
     return int(machine.check(f"xl domid {name}"))
 
 
-def window(machine: Machine, domid: int, pid: int, name: str, flips: int) -> Window:
-    """Measure this number of flips on each screen of a guest, served by the process `pid`. Print the result."""
-    said = json.loads(machine.check(f"python3 /root/flip_window.py {domid} {pid} {name} {flips}", 300))
+def window(machine: Machine, domid: int, pid: int, name: str, flips: int, gpu: str = "gpu0") -> Window:
+    """Measure this number of flips on each screen of a guest, and print the result. They are on one card and served by `pid`."""
+    card = machine.card(gpu).name.removeprefix("card")
+    said = json.loads(machine.check(f"python3 /root/flip_window.py {domid} {pid} {name} {flips} {card}", 300))
     count = flips * said["screens"]
     found = Window(
         count,
         said["cpu_ms"] / count,
         said["waits"] / count,
-        1000 * said["intervals"] / said["screens"] / said["ms"],
+        1000 * said["intervals"] / said["ms"],
         tuple(said["response"]),
         tuple(said["late"]),
     )
@@ -100,14 +96,21 @@ def window(machine: Machine, domid: int, pid: int, name: str, flips: int) -> Win
 
 @contextlib.contextmanager
 def bare(machine: Machine, card: str, path: str, devices: int = 1) -> Iterator[None]:
-    """Run the bare backend while the block lasts. It connects when so many devices of guests are there. `path`: zero-copy or copy."""
+    """Run the bare backend while the block lasts. It ends before its guest does.
+
+    It connects when so many devices of guests are there. `path`: zero-copy or copy.
+    """
     log = "/var/log/bare.log"
     machine.run(f"rm -f {log} /run/bare.pid")
     group = machine.start(f"python3 /root/bare_backend.py /root/bare {card} {path} {devices}", log)
     try:
         yield
     finally:
-        machine.stop(group, "KILL")
+        machine.run("kill -KILL $(cat /run/bare.pid)")
+        try:
+            machine.wait_for(lambda: not machine.running(group), 20, why="the end of the bare backend")
+        finally:
+            machine.run(f"kill -KILL -- -{group}")
 
 
 def bare_pid(machine: Machine) -> int:

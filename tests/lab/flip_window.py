@@ -1,15 +1,18 @@
 """Runs in Dom0: lets a guest (domu/flips.c) measure a number of flips, and counts the CPU time of the backend meanwhile.
 
-The arguments are the guest's domid, the backend's process id, the window's name, and the number of flips of each screen. The output is
-JSON: `cpu_ms` of all threads of the process, `waits` of all of them, and what the guest has measured.
+The arguments are the guest's domid, the backend's process id, the window's name, the number of flips of each screen, and the card's number
+in /sys/kernel/debug/dri. All lit screens of the card must have the same mode. The output is JSON: `cpu_ms` and `waits` of all threads of
+the process, and what the guest has measured.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CPUCLOCK_SCHED = 2
 
@@ -25,14 +28,25 @@ def switches(pid: int) -> int:
     return sum(int(line.split()[1]) for line in text.stdout.splitlines() if line.startswith("voluntary_"))
 
 
+def period_ns(card: str) -> int:
+    """Return the refresh period of a card's first CRTC that is on, as the kernel computes it (drm_calc_timestamping_constants)."""
+    state = Path(f"/sys/kernel/debug/dri/{card}/state").read_text()
+    # drm_crtc_atomic_print_state, DRM_MODE_FMT: "name": refresh clock, 4 horizontal and 4 vertical values; totals come last.
+    modes = re.findall(
+        r"\tactive=1\n(?:\t.*\n)*?\tmode: \"[^\"]*\": \d+ (\d+) \d+ \d+ \d+ (\d+) \d+ \d+ \d+ (\d+) ", state
+    )
+    clock, across, down = map(int, modes[0])
+    return across * down * 1_000_000 // clock
+
+
 def main() -> None:
     """Measure one window."""
-    domid, pid, name, count = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    domid, pid, name, count, card = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
     data = f"/local/domain/{domid}/data"
     watch = subprocess.Popen(["xenstore-watch", f"{data}/flips"], stdout=subprocess.PIPE, text=True)
     assert watch.stdout is not None
     watch.stdout.readline()  # each watch fires once when it is set
-    subprocess.run(["xenstore-write", f"{data}/go", f"{name} {count}"], check=True)
+    subprocess.run(["xenstore-write", f"{data}/go", f"{name} {count} {period_ns(card)}"], check=True)
     watch.stdout.readline()
     before, waited = cpu_ns(pid), switches(pid)
     watch.stdout.readline()

@@ -1,13 +1,14 @@
 /* A guest's program that flips as fast as its screens allow, and measures: a vdispl frontend of its own, so that it sees each response and
  * each event.
  *
- *   flips SIZE DEVICES CONNECTORS PERIOD    flip on all connectors of so many devices; PERIOD is that of the screens, in ns
- *   flips create SIZE                       connect, then create and destroy a buffer of this size, again and again
+ *   flips SIZE DEVICES CONNECTORS    flip on all connectors of so many devices
+ *   flips create SIZE                connect, then create and destroy a buffer of this size, again and again
  *
- * `flips` flips without an end. When XenStore's data/go changes to a window's name and a count, it writes "begin" and the name to data/flips,
- * measures this number of flips of each screen, and writes "end", the name and the results. Times are in microseconds: p50, p99 and
- * maximum of all screens' flips. `response`: from the notification to the response. `late`: of the event, behind the earliest
- * event of the window in its period, reckoned from the refresh that follows the event before. A flip that misses its refresh is late by PERIOD. */
+ * `flips` flips without an end. When XenStore's data/go changes to a window's name, a number of flips and the screens' period in ns, it
+ * writes "begin" and the name to data/flips, measures this number of flips of each screen, writes "end" and the name, and then the
+ * results to data/results. Times are in microseconds: p50, p99 and maximum of all screens' flips. `response`: from the notification to the
+ * response. `late`: of the event, behind the window's earliest event in its period, reckoned from the refresh that follows the event
+ * before; a flip that misses its refresh is late by a period. */
 #include "frontend.h"
 
 enum { SCREENS = 8, MOST = 4096, SKIPPED = 30 };
@@ -93,36 +94,49 @@ static void publish(const char *of, const char *key, unsigned value)
     set(name, value);
 }
 
-/* Connect all connectors of a device. */
-static void connect_device(int device, int connectors)
+static void choose_device(int device)
 {
     char key[64];
     snprintf(front, sizeof front, "device/vdispl/%d", device);
     snprintf(key, sizeof key, "%s/backend", front);
     if (xs(XS_READ, key, 0, backend, sizeof backend) < 0) die("no backend");
-    set("state", 1);
-    if (wait_backend(2, 0, 30) < 0) die("the backend does not wait");
-    for (int i = 0; i < connectors; i++) {
-        struct screen *s = &screens[screen_count++];
-        snprintf(s->path, sizeof s->path, "%.20s/%d", front, i);
-        s->ring = grant();
-        s->events = grant();
-        s->ring.memory[1] = s->ring.memory[3] = 1; /* req_event, rsp_event */
-        s->ring_port = offer();
-        s->events_port = offer();
-        publish(s->path, "req-ring-ref", s->ring.ref);
-        publish(s->path, "req-event-channel", s->ring_port);
-        publish(s->path, "evt-ring-ref", s->events.ref);
-        publish(s->path, "evt-event-channel", s->events_port);
-    }
-    set("state", 3);
-    if (wait_backend(4, 0, 30) < 0) die("not connected");
-    set("state", 4);
 }
+
+/* Connect all devices; each is published before the first is waited for, since the bare backend serves all of them or none. */
+static void connect_devices(int devices, int connectors)
+{
+    for (int device = 0; device < devices; device++) {
+        choose_device(device);
+        set("state", 1);
+        if (wait_backend(2, 0, 30) < 0) die("the backend does not wait");
+        for (int i = 0; i < connectors; i++) {
+            struct screen *s = &screens[screen_count++];
+            snprintf(s->path, sizeof s->path, "%.20s/%d", front, i);
+            s->ring = grant();
+            s->events = grant();
+            s->ring.memory[1] = s->ring.memory[3] = 1; /* req_event, rsp_event */
+            s->ring_port = offer();
+            s->events_port = offer();
+            publish(s->path, "req-ring-ref", s->ring.ref);
+            publish(s->path, "req-event-channel", s->ring_port);
+            publish(s->path, "evt-ring-ref", s->events.ref);
+            publish(s->path, "evt-event-channel", s->events_port);
+        }
+        set("state", 3);
+    }
+    for (int device = 0; device < devices; device++) {
+        choose_device(device);
+        if (wait_backend(4, 0, 30) < 0) die("not connected");
+        set("state", 4);
+    }
+}
+
+/* The cookie of one of a screen's two buffers, and of its framebuffer. The screens of a device share its cookies. */
+static uint32_t cookie(const struct screen *s, uint32_t number) { return 0x100 + 2 * (uint32_t)(s - screens) + (number & 1); }
 
 static void flip(struct screen *s)
 {
-    uint32_t fields[] = { 0x200 + (s->sent & 1), 0 };
+    uint32_t fields[] = { cookie(s, s->sent), 0 };
     s->asked = ns();
     request(s, 0x15, fields, 2);
 }
@@ -130,11 +144,11 @@ static void flip(struct screen *s)
 static void light(struct screen *s, unsigned width, unsigned height)
 {
     for (uint32_t i = 0; i < 2; i++) {
-        create_dbuf(s, 0x100 + i, width, height, grant_buffer((width * height * 4 + 4095) / 4096));
-        uint32_t attach[] = { 0x100 + i, 0, 0x200 + i, 0, width, height, 0x34325258 /* XR24 */ };
+        create_dbuf(s, cookie(s, i), width, height, grant_buffer((width * height * 4 + 4095) / 4096));
+        uint32_t attach[] = { cookie(s, i), 0, cookie(s, i), 0, width, height, 0x34325258 /* XR24 */ };
         must(s, 0x12, attach, 7);
     }
-    uint32_t show[] = { 0x200, 0, 0, 0, width, height, 32 };
+    uint32_t show[] = { cookie(s, 0), 0, 0, 0, width, height, 32 };
     must(s, 0x14, show, 7);
 }
 
@@ -172,26 +186,25 @@ static void report(const char *name, unsigned count, int64_t period)
 {
     static int64_t responses[SCREENS * MOST], late[SCREENS * MOST];
     char text[300] = "";
-    unsigned most = 0, n = count - SKIPPED - 1;
-    int64_t began = INT64_MAX, ended = 0;
+    unsigned n = count - SKIPPED - 1;
+    int64_t time = 0;
     for (int i = 0; i < screen_count; i++) {
         struct screen *s = &screens[i];
         memcpy(responses + i * n, s->response + SKIPPED + 1, n * sizeof *responses);
         lateness(late + i * n, s->event + SKIPPED, n, period);
-        if (s->event[SKIPPED] < began) began = s->event[SKIPPED];
-        if (s->event[count - 1] > ended) ended = s->event[count - 1];
-        if (s->begun > most) most = s->begun;
+        time += s->event[count - 1] - s->event[SKIPPED];
     }
-    sprintf(text, "end %s screens %d intervals %u ms %.1f", name, screen_count, n * screen_count, (ended - began) / 1e6);
+    sprintf(text, "end %s screens %d intervals %u ms %.1f", name, screen_count, n * screen_count, time / 1e6);
     quantiles(text, "response", responses, n * screen_count);
     quantiles(text, "late", late, n * screen_count);
     xs(XS_WRITE, "data/results", text, 0, 0);
 }
 
-static void run(int64_t period)
+static void run(void)
 {
     char name[64] = "", text[80];
     unsigned count = 0;
+    long long period = 0;
     xs(XS_WATCH, "data/go", "go", 0, 0);
     xs(XS_WRITE, "data/flips", "flipping", 0, 0);
     for (int i = 0; i < screen_count; i++) flip(&screens[i]);
@@ -200,7 +213,7 @@ static void run(int64_t period)
         if (poll(waits, 2, 5000) <= 0) { errno = ETIMEDOUT; die("no flip has ended"); }
         if (waits[1].revents & POLLIN) {
             get_message(0, 0);
-            if (!count && xs(XS_READ, "data/go", 0, text, sizeof text) == 0 && sscanf(text, "%63s %u", name, &count) == 2) {
+            if (!count && xs(XS_READ, "data/go", 0, text, sizeof text) == 0 && sscanf(text, "%63s %u %lld", name, &count, &period) == 3) {
                 for (int i = 0; i < screen_count; i++) screens[i].begun = 0;
                 snprintf(text, sizeof text, "begin %s", name);
                 xs(XS_WRITE, "data/flips", text, 0, 0);
@@ -252,7 +265,7 @@ int main(int count, char **words)
 {
     unsigned width = 0, height = 0;
     int creating = count == 3 && !strcmp(words[1], "create");
-    if (count != 5 && !creating) return 2;
+    if (count != 4 && !creating) return 2;
     if (sscanf(words[creating ? 2 : 1], "%ux%u", &width, &height) != 2) return 2;
     xenbus = open("/dev/xen/xenbus", O_RDWR);
     gntalloc = open("/dev/xen/gntalloc", O_RDWR);
@@ -260,11 +273,11 @@ int main(int count, char **words)
     if (xenbus < 0 || gntalloc < 0 || evtchn < 0) die("open");
     setvbuf(stdout, 0, _IOLBF, 0);
     if (creating) {
-        connect_device(0, 1);
+        connect_devices(1, 1);
         create_again(width, height);
     }
-    for (int device = 0; device < atoi(words[2]); device++) connect_device(device, atoi(words[3]));
+    connect_devices(atoi(words[2]), atoi(words[3]));
     for (int i = 0; i < screen_count; i++) light(&screens[i], width, height);
     puts("flips: flipping");
-    run(atoll(words[4]));
+    run();
 }

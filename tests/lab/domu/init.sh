@@ -9,7 +9,7 @@ done
 mode=${mode:-1024x768}
 echo "guest: up"
 tries=0
-while [ "$guest" != hostile ] && [ "$guest" != idle ] && [ "$guest" != input ] && [ "$guest" != flips ] && [ "$guest" != spin ] && [ ! -e /dev/dri/card0 ] && [ $tries -lt 300 ]; do usleep 100000; tries=$((tries+1)); done
+while [ "$guest" != hostile ] && [ "$guest" != idle ] && [ "$guest" != input ] && [ "$guest" != flips ] && [ ! -e /dev/dri/card0 ] && [ $tries -lt 300 ]; do usleep 100000; tries=$((tries+1)); done
 show() { (sleep "$1"; echo) | modetest -M xendrm-du -s "$2" $3; }
 case $guest in
     still) echo "guest: drawing"; show ${seconds:-600} Virtual-1:$mode "" ;;
@@ -29,7 +29,6 @@ case $guest in
     flips)  # do=ARGUMENT:ARGUMENT…: in place of the kernel's own driver, as above
         IFS=:
         flips $todo ;;
-    spin) echo "guest: spinning"; while :; do :; done ;;
     input)  # do=print, do=sum, do=reboot: what programs read from the input devices
         how=print; [ "$todo" = sum ] && how=sum
         until events $how; do :; done  # again when a device has gone
