@@ -111,6 +111,7 @@ async def running(
 @pytest.fixture
 async def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pump: Pump, path: str) -> AsyncIterator[Machine]:
     """A machine with a card of two connectors."""
+    monkeypatch.setattr("displbe.sinks.drm.hotplug.POLL", 0.5)  # tests need not wait long for a monitor to be noticed
     async with running(tmp_path, monkeypatch, pump, path) as machine:
         yield machine
 
