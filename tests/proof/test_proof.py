@@ -64,6 +64,16 @@ WITHOUT: Final = {
     "one request": ("serve", "load(c->ring, REQ_PROD) == c->req_cons + 1", "load(c->ring, REQ_PROD) != c->req_cons"),
     "the status": ("serve", "{ slot[0] & 0xFFFFFF }", "{ slot[0] }"),
     "the notification": ("serve", "return load(c->ring, RSP_EVENT) ==", "return load(c->ring, RSP_EVENT) !="),
+    "a fence": (
+        "serve",
+        "__atomic_thread_fence(__ATOMIC_SEQ_CST);\n\treturn load(c->ring, RSP",
+        "return load(c->ring, RSP",
+    ),
+    "a response before its index": (
+        "serve",
+        "write_slot(c->ring, c->rsp_prod & (REQUEST_SLOTS - 1), response);\n\tstore(c->ring, RSP_PROD, ++c->rsp_prod);",
+        "store(c->ring, RSP_PROD, ++c->rsp_prod);\n\twrite_slot(c->ring, (c->rsp_prod - 1) & 31, response);",
+    ),
     "nothing changed": (
         "serve",
         "tokens = filled(c->bucket, t) - 1;",
@@ -76,7 +86,7 @@ WITHOUT: Final = {
     "the smallest event": ("card", "size < DRM_EVENT || size > got", "size > got"),
     "the largest event": ("card", "size < DRM_EVENT || size > got - at", "size < DRM_EVENT"),
     "the size of a flip's event": ("card", "kind == FLIP_COMPLETE && size >= FLIP_EVENT", "kind == FLIP_COMPLETE"),
-    "room for a failure": ("card", "ROOM = QUEUE - PORTS - CONNECTORS - 1", "ROOM = QUEUE - PORTS"),
+    "room for events": ("card", "ROOM = QUEUE - PORTS - CONNECTORS - 1", "ROOM = QUEUE - 1"),
     "room for ports": ("ports", "ROOM = QUEUE - PORTS - CONNECTORS - 1", "ROOM = QUEUE - 1"),
     "room for times": ("times", "ROOM = QUEUE - PORTS - CONNECTORS - 1", "ROOM = QUEUE - 1"),
     "the longest wait": ("times", "next - t > 86400 ? -1 : ", ""),
