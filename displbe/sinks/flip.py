@@ -195,15 +195,19 @@ class FlipClock:
         while True:
             with trio.CancelScope(deadline=self._next_look()) as self._sleep:
                 await trio.sleep_forever()
-            now = self.now()
-            for flip in list(self.active):
-                try:
-                    flip.check(now)
-                    if flip.state is _NONE and now - flip.began >= LATE_CHECK:
-                        self.active.discard(flip)
-                        flip.on_rest()
-                except Exception:  # an error in one output must not stop the clock of all
-                    _log.exception("cannot end a flip")
+            self._check()
+
+    def _check(self) -> None:
+        """End flips whose time has come."""
+        now = self.now()
+        for flip in list(self.active):
+            try:
+                flip.check(now)
+                if flip.state is _NONE and now - flip.began >= LATE_CHECK:
+                    self.active.discard(flip)
+                    flip.on_rest()
+            except Exception:  # an error in one output must not stop the clock of all
+                _log.exception("cannot end a flip")
 
     def _next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock."""
