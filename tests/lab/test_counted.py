@@ -13,7 +13,7 @@ import pytest
 from lab.backend import TREE, Backend, backend, no_zombie, screens
 from lab.conftest import OUT, project
 from lab.counted import Window, bare, bare_pid, flipping_guest, install, window
-from lab.vm import Machine, guest_config
+from lab.vm import LabError, Machine, guest_config
 from lab.weston import SOCKET, weston
 
 FLIPS: Final = 600
@@ -50,7 +50,11 @@ def computer() -> Iterator[Machine]:
         for name in (*names(running)[1:], FAST):
             running.check(f"echo on >/sys/class/drm/card?-{name}/status")  # QEMU has no monitor for it
         running.check("mkdir -p /run/displbe")
-        yield running
+        try:
+            yield running
+        finally:
+            with contextlib.suppress(LabError):
+                running.keep_logs()
 
 
 @pytest.fixture(autouse=True)
