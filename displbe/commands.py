@@ -64,7 +64,8 @@ class Commands:
         self._quotas = quotas
         self._input_focus = focus
         self._lag = lag
-        self._pump = pump
+        self.pump = pump
+        """Whether the pump runs."""
         self._begun = time.monotonic()
 
     def table(self) -> Mapping[str, Callable[[Request], Awaitable[Answer]]]:
@@ -100,7 +101,7 @@ class Commands:
             guests=tuple(guests),
             threads=Usage(threading.active_count(), total.process.threads),
             copies=Usage(total.pools["memory"].used, total.pools["memory"].limit),
-            pump=self._pump,
+            pump=self.pump,
         )
 
     async def _guest(self, domid: int, quota: Quota) -> GuestStatus:

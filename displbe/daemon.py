@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,7 +39,7 @@ from displbe.resources import ProcessLimits, process_limits
 from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import Sink
 from displbe.sinks.registry import MissingPackage, make_sink, mappings
-from displbe.threads import run_in_thread
+from displbe.threads import NoThread, run_in_thread
 from displbe.xen.port import Hypervisor
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Daemon:
         `started` is called after the first look at XenStore.
         """
         self._log_abilities()
-        async with self.pump.running() if self.pump is not None else nullcontext(), trio.open_nursery() as nursery:
+        async with self._pumping(), trio.open_nursery() as nursery:
             services = await nursery.start(self._services)
             try:
                 async with trio.open_nursery() as guests:
@@ -133,6 +134,20 @@ class Daemon:
             finally:
                 services.cancel()
         _log.info("displbe ends")
+
+    @asynccontextmanager
+    async def _pumping(self) -> AsyncIterator[None]:
+        """Run the pump during the block, if there is one. If no thread can be started for it, Python serves all flips."""
+        async with AsyncExitStack() as stack:
+            if self.pump is not None:
+                try:
+                    await stack.enter_async_context(self.pump.running())
+                except NoThread as error:
+                    _log.warning("the pump does not run: Python serves all flips", reason=str(error))
+                    self.pump = self.sink.pump = self.quotas.pump = None
+                    self.hypervisor.use_pump(None)
+                    self.commands.pump = PumpStatus("missing", escape(str(error)))
+            yield
 
     async def _services(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         """Run XenStore, event channels and screens. They outlive the guests' tasks, which need them to close their devices."""

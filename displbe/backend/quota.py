@@ -271,7 +271,8 @@ class Quotas:
         self._devices: dict[int, int] = {}
         self.limits = limits
         self.total = total
-        self._pump = pump
+        self.pump = pump
+        """What serves steady flips, and takes from the guests' request rates; None: nothing else does."""
 
     def enter(self, domid: int) -> Quota:
         """Count one more device of a guest, and return the guest's quota.
@@ -280,7 +281,7 @@ class Quotas:
         """
         self._devices[domid] = self._devices.get(domid, 0) + 1
         if domid not in self.guests:
-            self.guests[domid] = quota = Quota(self.limits, self.total, self._pump)
+            self.guests[domid] = quota = Quota(self.limits, self.total, self.pump)
             self.total.enter(quota)
             promised = sum(quota.limits.pages for quota in self.guests.values())
             if promised > self.total.limit:

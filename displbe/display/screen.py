@@ -127,7 +127,7 @@ class Screen:
     # The pump
 
     def steady(self) -> SteadyScreen | None:
-        """Return what the pump needs to serve the flips; None: it cannot serve them now."""
+        """Return what the pump needs to serve the flips, which are handed over then; None: it cannot serve them now."""
         if self.state is not _ON or self._shape is None or self._switching.locked():
             return None
         buffers = {
@@ -135,7 +135,7 @@ class Screen:
             for cookie, framebuffer in self._buffers.framebuffers.items()
             if framebuffer.geometry == self._shape and (buffer := framebuffer.sink_buffers[self._index]) is not None
         }
-        return self.output.steady(buffers)
+        return self.output.steady(buffers, is_pending=self._events.is_pending)
 
     def flipped_to(self, cookie: int) -> SinkBuffer | None:
         """Take note that the pump has flipped to this framebuffer. Return its buffer of the output; None: it is gone."""

@@ -81,12 +81,11 @@ class PumpedConnector:
 
     def give(self) -> None:
         """Make the pump the owner if the connector is in its steady state."""
-        events, age = self._events, clock() - self._events.begun
-        if self.is_given or events.state not in (EventState.NONE, EventState.DUE):
+        if self.is_given or self._events.state not in (EventState.NONE, EventState.DUE):
             return
         req_cons, rsp_prod = self._ring.indices
         steady = self._screen.steady() if req_cons == rsp_prod else None
-        if steady is None or steady.is_pending != (events.state is EventState.DUE) or age > steady.still:
+        if steady is None:
             return
         self._fill(steady)
         self._screen.output.hand_over()
@@ -104,7 +103,7 @@ class PumpedConnector:
         table = [(cookie, fb, 0, ffi.cast("uint8_t *", pixels)) for cookie, (fb, pixels) in steady.framebuffers.items()]
         self._table = ffi.new("struct pump_framebuffer[]", table)
         struct.framebuffers, struct.framebuffer_count = self._table, len(table)
-        struct.state = library.PUMP_PENDING if steady.is_pending else library.PUMP_IDLE
+        struct.state = library.PUMP_PENDING if events.is_pending else library.PUMP_IDLE
         struct.token = self._screen.newest
         struct.req_cons, struct.rsp_prod = self._ring.indices
         struct.in_prod, struct.next_id, struct.begun = events.page.in_prod, events.next_id, events.begun

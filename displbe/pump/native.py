@@ -239,6 +239,10 @@ class Copier:
         """Set what is copied (`struct pump_copy *`). The copier rests."""
         self._library.pump_copier_set(self.handle, copy)
 
+    def swap(self) -> None:
+        """Take note that Python has shown the dumb buffer that the next frame would have been copied into."""
+        self._library.pump_copier_swap(self.handle)
+
 
 def open_pump(calls: SystemCalls | None = None) -> tuple[Pump | None, str]:
     """Return a pump and an empty text; or None, and the reason why there is none.

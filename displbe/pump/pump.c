@@ -79,9 +79,12 @@ static double now(void)
 
 static long real_read(int fd, void *data, unsigned long size)
 {
-	long got = read(fd, data, size);
+	long got;
 
-	return got < 0 ? -errno : got;
+	while ((got = read(fd, data, size)) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return got;
 }
 
 static int real_rearm(int fd, uint32_t port)
@@ -257,7 +260,7 @@ int pump_request(struct pump *p, struct pump_connector *c)
 /* The frame of the flip under way is on the screen: write its event. Return 0 if that is for Python. */
 int pump_shown(struct pump *p, struct pump_connector *c)
 {
-	double t, took;
+	double t, took, quarters;
 	int bucket = 0;
 
 	if (c->state != PUMP_PENDING || !has_room(c))
@@ -270,7 +273,8 @@ int pump_shown(struct pump *p, struct pump_connector *c)
 	c->shown_at[c->counted % TIMES] = t;
 	c->took[c->counted++ % TIMES] = took;
 	c->total += took;
-	for (double limit = 1; took * 4000 >= limit && bucket < BUCKETS - 1; limit *= 2)
+	quarters = took * 4000;  /* of a millisecond */
+	for (double limit = 1; quarters >= limit && bucket < BUCKETS - 1; limit *= 2)
 		bucket++;
 	c->buckets[bucket]++;
 	c->shown++;
@@ -629,6 +633,13 @@ void pump_copier_set(struct pump_copier *k, const struct pump_copy *copy)
 {
 	pthread_mutex_lock(&k->lock);
 	k->copy = *copy;
+	pthread_mutex_unlock(&k->lock);
+}
+
+void pump_copier_swap(struct pump_copier *k)
+{
+	pthread_mutex_lock(&k->lock);
+	k->copy.back ^= 1;
 	pthread_mutex_unlock(&k->lock);
 }
 

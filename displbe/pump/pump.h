@@ -119,6 +119,7 @@ int pump_shown(struct pump *p, struct pump_connector *c);            /* for test
 struct pump_copier *pump_copier_new(const struct pump_calls *calls);
 void pump_copier_free(struct pump_copier *k);
 void pump_copier_set(struct pump_copier *k, const struct pump_copy *copy);
+void pump_copier_swap(struct pump_copier *k);                        /* Python has shown `back` */
 int pump_copier_wait(struct pump_copier *k, double seconds, struct pump_copied *copied); /* below 0: no limit */
 void pump_copier_poke(struct pump_copier *k);
 int pump_copier_resting(struct pump_copier *k);                      /* whether no frame waits or is being copied */

@@ -300,7 +300,7 @@ class SimHypervisor:
         self.channels = SimChannels(xen, domain, self.ledger)
         self._xen = xen
 
-    def use_pump(self, pump: Pump) -> None:
+    def use_pump(self, pump: Pump | None) -> None:
         self.channels.pump = pump
 
     def system_calls(self, commit: Callable[[int, Any], int]) -> SystemCalls:

@@ -174,8 +174,6 @@ class SteadyScreen(msgspec.Struct):
     """What copies the frames; None: they are not copied."""
     serial: int = 0
     """The serial number of the newest flip."""
-    is_pending: bool = False
-    """Whether that flip is under way."""
     late: float = 0.0
     """Seconds after which a flip ends although the card has not reported it."""
     still: float = 0.0
@@ -244,8 +242,11 @@ class Output(abc.ABC):
         sets this.
         """
 
-    def steady(self, buffers: Mapping[int, SinkBuffer]) -> SteadyScreen | None:
-        """Return what the pump needs to flip between these buffers, by the guest's cookies; None: the pump cannot serve this output now."""
+    def steady(self, buffers: Mapping[int, SinkBuffer], *, is_pending: bool) -> SteadyScreen | None:
+        """Return what the pump needs to flip between these buffers, by the guest's cookies; None: the pump cannot serve this output now.
+
+        `is_pending`: the claimant waits for the end of a flip. `hand_over` follows unless None is returned.
+        """
         return None
 
     def hand_over(self) -> None:  # noqa: B027

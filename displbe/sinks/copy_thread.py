@@ -8,8 +8,9 @@ wake the loop either.
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,8 @@ class CopyThread:
         """Whether `close` has been called: the thread does no more jobs than those given before."""
         self._look: Callable[[], float] | None = None
         self._pause: float | None = None
+        self._looking = threading.Lock()
+        """Held while `_look` is called."""
         self._loop = trio.lowlevel.current_trio_token()
         self._thread = start_thread(f"copy {name}", self._work)
 
@@ -87,8 +90,9 @@ class CopyThread:
             _log.exception("copying a frame failed")
 
     def _look_around(self) -> None:
-        if self._look is not None:
-            self._pause = self._look()
+        with self._looking:
+            if self._look is not None:
+                self._pause = self._look()
 
     def do(self, job: Job) -> None:
         """Run a job in the thread, after all jobs given before. The job must not raise; it reports to the loop with `tell`."""
@@ -106,6 +110,16 @@ class CopyThread:
             self._look, self._pause = look, pause
 
         self.do(begin)
+
+    @contextmanager
+    def paused(self) -> Iterator[bool]:
+        """Keep the thread from a look during the block. The value says whether it rests; it does not while it looks."""
+        is_held = self._looking.acquire(blocking=False)
+        try:
+            yield is_held and self.resting
+        finally:
+            if is_held:
+                self._looking.release()
 
     @property
     def resting(self) -> bool:

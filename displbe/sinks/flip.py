@@ -45,7 +45,7 @@ _TIMED: Final = FlipState.TIMED
 
 
 def _nothing() -> None:
-    """Do nothing: the default of `on_late`."""
+    """Do nothing."""
 
 
 class Flip:
@@ -77,6 +77,8 @@ class Flip:
         """Flips that ended because the screen reported nothing in time."""
         self.ends_by = math.inf
         """When the clock ends the flip under way, in seconds of trio's clock."""
+        self.on_rest: Callable[[], None] = _nothing
+        """Called when no flip has begun for LATE_CHECK, and none is under way. The owner may set this."""
         self._clock = clock
         self._ended = ended
         self.limit = late
@@ -171,7 +173,7 @@ class FlipClock:
         self.now: Callable[[], float] = trio.current_time
         """Returns the time, in seconds of trio's clock."""
         self.active: set[Flip] = set()
-        """The flips that have begun since the last look, or were under way then."""
+        """The flips that are under way, or have begun in the last LATE_CHECK seconds, and some that have rested since the last look."""
         self.is_parked = True
         """Whether no flip has begun since the last look: none is looked for. The next one starts the clock."""
         self._sleep = trio.CancelScope()
@@ -193,14 +195,19 @@ class FlipClock:
         while True:
             with trio.CancelScope(deadline=self._next_look()) as self._sleep:
                 await trio.sleep_forever()
-            now = self.now()
-            active, self.active = self.active, set()
-            for flip in active:
-                try:
-                    flip.check(now)
-                except Exception:  # an error in one output must not stop the clock of all
-                    _log.exception("cannot end a flip")
-            self.active.update(flip for flip in active if flip.state is not _NONE)
+            self._check()
+
+    def _check(self) -> None:
+        """End flips whose time has come."""
+        now = self.now()
+        for flip in list(self.active):
+            try:
+                flip.check(now)
+                if flip.state is _NONE and now - flip.began >= LATE_CHECK:
+                    self.active.discard(flip)
+                    flip.on_rest()
+            except Exception:  # an error in one output must not stop the clock of all
+                _log.exception("cannot end a flip")
 
     def _next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock."""

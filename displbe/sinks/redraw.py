@@ -34,18 +34,29 @@ _LATER_BACKOFF: Final = 1.05
 class RedrawWatch:
     """Says when to look at the frame on the screen: at most `rate` times a second, less often while nothing changes.
 
-    `since_flip` returns the seconds since the guest's last flip. Without it, flips do not delay looks.
+    `since_flip` returns the seconds since the guest's last flip. Without it, flips do not delay looks. `waits_for_rest`: `rest` is called
+    when the guest has not flipped for a while, and the watch need not wake up to find that out.
     """
 
-    def __init__(self, rate: float, since_flip: Callable[[], float] = lambda: math.inf) -> None:
+    def __init__(
+        self, rate: float, since_flip: Callable[[], float] = lambda: math.inf, *, waits_for_rest: bool = False
+    ) -> None:
         self.pause = self._shortest = 1 / rate
         """Seconds until the next look."""
         self._since_flip = since_flip
+        self._waits_for_rest = waits_for_rest
+        self._waits = False
+        """Whether `rest` ends the sleep, because the guest flips."""
         self._sleep = trio.CancelScope()
 
     def next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock. The longest pause ends together with other periodic work."""
         return next_second(SLOWEST - 1) if self.pause == SLOWEST else trio.current_time() + self.pause
+
+    def rest(self) -> None:
+        """Take note that the guest has not flipped for a while. With `waits_for_rest`, nothing else wakes the watch while it flips."""
+        if self._waits:
+            self._sleep.deadline = trio.current_time() + max(0.0, STILL - self._since_flip())
 
     def is_due(self) -> bool:
         """Return whether to look now, `pause` seconds after the last look. If False, `pause` becomes the time that is left."""
@@ -71,7 +82,9 @@ class RedrawWatch:
         called later if it has.
         """
         while True:
-            with trio.CancelScope(deadline=self.next_look()) as self._sleep:
+            with trio.CancelScope(deadline=math.inf if self._waits else self.next_look()) as self._sleep:
                 await trio.sleep_forever()
-            if self.is_due():
+            due = self.is_due()
+            self._waits = self._waits_for_rest and not due
+            if due:
                 self.looked(redrawn=await look())

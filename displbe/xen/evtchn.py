@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 import trio
 
-from displbe.pump.native import Pump
+from displbe.pump.native import Pump, PumpError
 
 from .port import HypervisorError, Ledger
 
@@ -97,10 +97,7 @@ class ChannelTable(abc.ABC):
         """Call the callbacks of ports that fire, until cancelled. Ports with work left take turns with the ports that fire next."""
         channels = self._channels
         busy: list[Channel] = []
-        fd = self.fd
-        if self.pump is not None:
-            fd = self.pump.ports_fd
-            self.pump.watch_ports(self.fd)
+        fd = self._watched()
         while True:
             if busy:
                 await trio.lowlevel.checkpoint()
@@ -111,6 +108,16 @@ class ChannelTable(abc.ABC):
                 channel = channels.get(port)
                 if channel is not None and channel.call():
                     busy.append(channel)
+
+    def _watched(self) -> int:
+        """Let the pump read the file if there is one and it can. Return the file that is readable when ports have fired."""
+        if self.pump is not None:
+            try:
+                self.pump.watch_ports(self.fd)
+            except PumpError as error:
+                _log.warning("the event channels are read without the pump", reason=error.strerror)
+                self.pump = None
+        return self.fd if self.pump is None else self.pump.ports_fd
 
     def add(self, channel: Channel) -> None:
         """Add a port that has been bound."""
@@ -146,6 +153,8 @@ class EventChannels(ChannelTable):
             return fired
         except BlockingIOError:
             return ()
+        except PumpError:
+            raise  # the pump does not read the file any more
         except OSError as error:
             # EFBIG: the kernel's ring of fired ports was full and some are lost. For any error, all ports count as fired.
             if not (error.errno == errno.EFBIG and self._reset()):

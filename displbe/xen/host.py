@@ -46,7 +46,7 @@ class Host:
             ) from error
         self.abilities = _probe(self._gntdev)
 
-    def use_pump(self, pump: Pump) -> None:
+    def use_pump(self, pump: Pump | None) -> None:
         """port.Hypervisor.use_pump"""
         self._channels.pump = pump
 

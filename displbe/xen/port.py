@@ -212,8 +212,8 @@ class Hypervisor(Protocol):
     @property
     def ledger(self) -> Ledger: ...
 
-    def use_pump(self, pump: Pump) -> None:
-        """Let the pump read the event channels. Called before `run`."""
+    def use_pump(self, pump: Pump | None) -> None:
+        """Let the pump read the event channels; None: they are read here. Called before `run`."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve event channels and XenStore; started once both are connected. Ends by cancellation or error only."""

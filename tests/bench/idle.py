@@ -99,7 +99,7 @@ async def wakeups(place: calls.Place, seconds: float = SECONDS) -> dict[str, flo
 
 def report(*wanted: str) -> bool:
     """Print the wake-ups. False: there are more than allowed."""
-    quick, redraw._LATER_BACKOFF = redraw._LATER_BACKOFF, 1.25  # type: ignore[misc]  # half a minute in a second
+    quick, redraw._LATER_BACKOFF = redraw._LATER_BACKOFF, 10.0  # type: ignore[misc]  # the half minute at once
     good = True
     print(f"\nwake-ups a second while the picture stands still, over {SECONDS} s")
     try:

@@ -26,7 +26,7 @@ START: Final = 1.5
 """Seconds that a guided target needs to start."""
 NAMES: Final = (
     *("requests", "decode", "directory", "rings", "store", "keys"),
-    *("page", "vkbd", "unique_id", "evdev", "keymap", "config"),
+    *("page", "vkbd", "unique_id", "evdev", "keymap", "config", "pump"),
 )
 """Return all targets. They are imported late."""
 SESSION: Final = 4000

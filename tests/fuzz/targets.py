@@ -19,7 +19,7 @@ from displbe.wire.pgdir import REFS_PER_PAGE, DirectoryReader, DirectoryWriter
 from displbe.wire.ring import PAGE_SIZE, BackControlRing, BackEventPage
 from displbe.wire.xenbus import parse_state
 
-from . import configuration, inputs
+from . import configuration, inputs, pump
 from .choices import Choices
 from .rig import Machine, Rig, fake_nodes
 
@@ -337,6 +337,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "keys": keys,
     **inputs.TARGETS,
     **configuration.TARGETS,
+    **pump.TARGETS,
 }
 
 SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
@@ -355,4 +356,5 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
     ),
     **inputs.SEEDS,
     **configuration.SEEDS,
+    **pump.SEEDS,
 }

@@ -8,19 +8,28 @@ from pathlib import Path
 import pytest
 from hostile.rows import ROWS
 from hostile.stage import Stage
-from scenario.world import descriptors
+from scenario.cards import Screens
 
 RESULTS = pytest.StashKey[dict[str, dict[str, str]]]()
 """Name of a row's test function -> name of each of its parametrized tests -> result."""
 
 
+ON_A_CARD = ("test_a_rings", "test_b_directory", "test_c_geometry", "test_d_lifetime", "test_shared_limits")
+"""Modules whose rows also run on a card whose flips the pump serves."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the screens of a row: those of the headless sink, and where the row is about screens also those of a card with the pump."""
+    if "screens" in metafunc.fixturenames:
+        on_a_card = metafunc.module.__name__.rpartition(".")[2] in ON_A_CARD
+        metafunc.parametrize("screens", ["headless", "pump"] if on_a_card else ["headless"])
+
+
 @pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screens: Screens) -> AsyncIterator[Stage]:
     """A world in which a good guest flips, for a hostile guest. Afterwards no further file may be open."""
-    before = descriptors()
-    async with Stage.set(tmp_path) as stage:
+    async with Stage.on(screens, tmp_path, monkeypatch) as stage:
         yield stage
-    assert descriptors() == before
 
 
 @pytest.fixture

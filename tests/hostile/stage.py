@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+import pytest
 import trio
-from scenario.world import World, exchange, flip_on, spec, until
+from scenario.cards import Screens, board_of_any_size, card_machine
+from scenario.world import World, descriptors, exchange, flip_on, spec, until
 
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.input.settings import InputSettings
 from displbe.sim.guest import DisplayBuffer, FrontConnector, Guest
 from displbe.sim.toolstack import ConnectorSpec
+from displbe.sinks.drm.output import DrmOutput
 from displbe.wire.displif import DbufCreate, FbAttach, Request, SetConfig, decode_response
 from displbe.wire.formats import fourcc
 from displbe.wire.ring import PAGE_SIZE
@@ -96,6 +99,48 @@ class Stage:
                 yield stage
                 await stage.still_flips()
                 await until(lambda: stage.ledger == stage.quiet)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def on(
+        cls,
+        screens: Screens,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        *,
+        settings: GuestSettings | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Stage]:
+        """Run a stage on such screens (`set`). On a card, the good guest's last flips must have been the pump's. Afterwards no further file
+        may be open.
+        """
+        before = descriptors()
+        if screens == "headless":
+            async with cls.set(folder, settings=settings, **options) as stage:
+                yield stage
+        else:
+            board = board_of_any_size()
+            async with (
+                card_machine(folder, patch, board, REFRESH),
+                cls.set(folder, settings=settings, sink="drm", commit=board.commit, **options) as stage,
+            ):
+                yield stage
+                pumped = board.pumped
+                await stage.still_flips(20)
+                assert board.pumped > pumped, "the pump serves the good guest's flips"
+            board.cards.clear()
+        del stage
+        assert descriptors() == before
+
+    def shows(self, name: str, *colour: int) -> bool:
+        """Return whether an output shows a picture, which has this colour (red, green, blue) near its corner. The model of a card has no
+        colours: there, whether the screen is on.
+        """
+        output = self.world.daemon.sink.claimed(name)
+        if isinstance(output, DrmOutput):
+            return bool(output._lit or output._dark.covered)
+        picture = self.world.output(name).picture()
+        return picture is not None and (not colour or picture.getpixel((5, 5)) == colour)
 
     @property
     def ledger(self) -> Ledger:

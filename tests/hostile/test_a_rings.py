@@ -12,6 +12,7 @@ import pytest
 import trio
 from hostile.rows import row
 from hostile.stage import BAD, EVENTS, GOOD, Stage, attach, config, create, forked, page_of, raw_buffer, status
+from scenario.cards import Screens
 from scenario.world import spec, until
 
 from displbe.backend.quota import REQUEST_BURST, Limits
@@ -72,7 +73,7 @@ async def test_a1_impossible_request_index(stage: Stage) -> None:
 
 
 @row("another vCPU rewrites slots while displbe parses them", "displbe answers one consistent copy of each request")
-async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screens: Screens) -> None:
     # The statuses of each operation with these fields, or with cookies 0 when a copy still has the bytes of an old response.
     expected = {
         0x10: {-Errno.EINVAL},
@@ -82,7 +83,7 @@ async def test_a2_slot_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         0x15: {-Errno.ENOENT},
         0xEE: {-Errno.EOPNOTSUPP},
     }
-    async with Stage.set(tmp_path, limits=UNHURRIED) as stage, stage.bad() as bad:
+    async with Stage.on(screens, tmp_path, monkeypatch, limits=UNHURRIED) as stage, stage.bad() as bad:
         variants = [
             encode_request(request)
             for request in (

@@ -171,7 +171,7 @@ async def test_b7_read_only_directory(stage: Stage) -> None:
 
 @pytest.fixture
 async def allowed(tmp_path: Path) -> AsyncIterator[Stage]:
-    """A stage on which the hostile guest may use be-alloc."""
+    """A stage on which the hostile guest may use be-alloc. The model of a card has no pages that Xen could grant."""
     before = descriptors()
     async with Stage.set(tmp_path, settings=GuestSettings(be_alloc=True)) as stage:
         yield stage

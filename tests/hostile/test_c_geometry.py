@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from hostile.rows import row
 from hostile.stage import Stage, attach, config, create, raw_buffer, status
+from scenario.cards import Screens
 from scenario.world import descriptors, spec, until
 
 from displbe.backend.guests import GuestSettings
 from displbe.backend.quota import Limits
 from displbe.sim.guest import Guest
-from displbe.sinks.base import SinkError
+from displbe.sinks.base import Output, SinkError
+from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.headless.output import HeadlessOutput
 from displbe.wire.displif import REQ_ALLOC, DbufDestroy, FbDetach, PageFlip, decode_response, encode_request
 from displbe.wire.errors import Errno
@@ -78,7 +80,7 @@ async def test_c3_offset(stage: Stage) -> None:
 
 @pytest.fixture
 async def allowed(tmp_path: Path) -> AsyncIterator[Stage]:
-    """A stage on which the hostile guest may use be-alloc."""
+    """A stage on which the hostile guest may use be-alloc. The model of a card has no pages that Xen could grant."""
     before = descriptors()
     async with Stage.set(tmp_path, settings=GuestSettings(be_alloc=True)) as stage:
         yield stage
@@ -146,9 +148,7 @@ async def test_c6_cookie_in_use(stage: Stage) -> None:
         other.free()
         buffer.pixels[:] = b"\0\0\xff\0" * (64 * 48)
         assert await status(connector, config(FB)) == 0
-        picture = stage.world.output("bad").picture()
-        assert picture is not None
-        assert picture.getpixel((63, 47)) == (255, 0, 0)
+        assert stage.shows("bad", 255, 0, 0)
 
 
 @row("FB_ATTACH to a buffer that does not exist", "ENOENT")
@@ -184,9 +184,9 @@ async def test_c9_unknown_formats(stage: Stage) -> None:
 @row(
     "more buffers, framebuffers or pages than the quota", "ENOSPC; everything that the guest already has keeps working"
 )
-async def test_c10_too_many(tmp_path: Path) -> None:
+async def test_c10_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screens: Screens) -> None:
     limits = Limits(pages=40, buffers=8, framebuffers=12)
-    async with Stage.set(tmp_path, limits=limits) as stage, stage.bad() as bad:
+    async with Stage.on(screens, tmp_path, monkeypatch, limits=limits) as stage, stage.bad() as bad:
         connector = bad.display.connectors[0]
         small, large = raw_buffer(bad, 4096), raw_buffer(bad, 40 * 4096)
         tiny = {"width": 1, "height": 1}
@@ -210,8 +210,9 @@ async def test_c10_too_many(tmp_path: Path) -> None:
     "create, attach and destroy a buffer of one pixel, a thousand times, with the ring always full",
     "served; the memory in use does not grow",
 )
-async def test_c10_storm(tmp_path: Path) -> None:
-    async with Stage.set(tmp_path, limits=Limits(requests_per_second=1e9)) as stage, stage.bad() as bad:
+async def test_c10_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screens: Screens) -> None:
+    unhurried = Limits(requests_per_second=1e9)
+    async with Stage.on(screens, tmp_path, monkeypatch, limits=unhurried) as stage, stage.bad() as bad:
         connector = bad.display.connectors[0]
         buffer = raw_buffer(bad, 4096)
         connector.channel.fired = lambda: False
@@ -277,15 +278,16 @@ async def test_c12_allocate_everything(allowed: Stage) -> None:
     "sizes and strides that the output cannot show",
     "EINVAL, with the reason of the output in the log; 0 if another output of the device can show them",
 )
-async def test_c13_what_the_output_cannot(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = HeadlessOutput.attach
+async def test_c13_what_the_output_cannot(stage: Stage, monkeypatch: pytest.MonkeyPatch, screens: Screens) -> None:
+    kind: type[Output] = HeadlessOutput if screens == "headless" else DrmOutput
+    real = kind.attach
 
-    async def picky(self: HeadlessOutput, *arguments: object) -> object:
+    async def picky(self: Output, *arguments: object) -> object:
         if self.name == "bad":
             raise SinkError(Errno.EINVAL, "a stride that this card cannot scan out")
         return await real(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(HeadlessOutput, "attach", picky)
+    monkeypatch.setattr(kind, "attach", picky)
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
         assert await status(connector, create(raw_buffer(bad))) == 0

@@ -16,6 +16,7 @@ from scenario.world import spec, until
 from displbe.ops.control import CommandError
 from displbe.ops.control import Request as OpsRequest
 from displbe.sim.guest import DisplayBuffer, FrontConnector, Frontend, Guest
+from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.frame_copy import copy_frame
 from displbe.wire.displif import DbufDestroy, FbDetach, PageFlip, Request, SetConfig, encode_request
 from displbe.wire.errors import Errno
@@ -33,6 +34,12 @@ async def showing(guest: Guest, index: int = 0) -> DisplayBuffer:
         assert await status(first, request) == 0
     assert await status(guest.display.connectors[index], config(FB)) == 0
     return buffer
+
+
+def _shown(stage: Stage) -> object:
+    """Return what the bad guest's output shows."""
+    output = stage.world.daemon.sink.claimed("bad")
+    return output._lit if isinstance(output, DrmOutput) else stage.world.output("bad")._shown
 
 
 async def at_once(connector: FrontConnector, *requests: Request) -> list[int]:
@@ -58,7 +65,9 @@ async def test_d1_destroy_with_framebuffers(stage: Stage) -> None:
         buffer = await showing(bad)
         assert await at_once(connector, PageFlip(0, FB2), DbufDestroy(0, COOKIE)) == [0, 0]
         buffer.free()
-        assert stage.held == {"connectors": 1}
+        held = dict(stage.held)
+        held.pop("copy_pages", 0)  # on a card, a frame of displbe's covers the screen
+        assert held == {"connectors": 1}
         await until(lambda: connector.flips_done == [FB2])
         assert await status(connector, PageFlip(0, FB)) == -Errno.ENOENT
 
@@ -128,9 +137,7 @@ async def test_d3_detach_what_is_shown(stage: Stage) -> None:
         await until(lambda: connector.flips_done == [FB2])
         assert await status(connector, DbufDestroy(0, COOKIE)) == 0
         buffer.pixels[:] = b"\0\0\xff\0" * (64 * 48)
-        picture = stage.world.output("bad").picture()
-        assert picture is not None
-        assert picture.getpixel((5, 5)) == (0, 255, 0)
+        assert stage.shows("bad", 0, 255, 0)
         buffer.free()
         other = raw_buffer(bad)
         assert await status(connector, create(other)) == 0
@@ -298,7 +305,7 @@ async def test_d10_impossible_configuration(stage: Stage) -> None:
     async with stage.bad() as bad:
         connector = bad.display.connectors[0]
         await showing(bad)
-        shown = stage.world.output("bad")._shown
+        shown = _shown(stage)
         huge = 0xFFFFFFFF
         for x, y, width, height in (
             (0, 0, 0, 0),
@@ -315,7 +322,7 @@ async def test_d10_impossible_configuration(stage: Stage) -> None:
         for change in ({"x": 1}, {"y": 1}, {"width": 64}, {"height": 48}, {"bpp": 32}):
             assert await status(connector, msgspec.structs.replace(OFF, **change)) == -Errno.EINVAL
         assert await status(connector, config(0xBAD)) == -Errno.ENOENT
-        assert stage.world.output("bad")._shown is shown
+        assert _shown(stage) is shown
         assert await status(connector, PageFlip(0, FB2)) == 0
 
 
@@ -336,7 +343,7 @@ async def test_d11_drawing_while_shown(stage: Stage) -> None:
         with forked(draw):
             for count in range(50):
                 await connector.flip((FB, FB2)[count % 2])
-                assert stage.world.output("bad").picture() is not None
+                assert stage.shows("bad")
 
 
 @row(
@@ -375,6 +382,4 @@ async def test_d12_paused(stage: Stage) -> None:
         connector.ring.put(encode_request(PageFlip(0, FB2)))
         connector.channel.notify()
         await stage.still_flips(50)
-        picture = stage.world.output("bad").picture()
-        assert picture is not None
-        assert picture.getpixel((0, 0)) == (0, 0, 255)
+        assert stage.shows("bad", 0, 0, 255)

@@ -7,6 +7,20 @@
  * All pointers, indices, shifts, divisions and signed sums are checked by cbmc itself, and that each loop ends. An assertion that begins
  * with "reachable" must fail: it shows that the assumptions do not exclude the path.
  */
+#include <stdint.h>
+
+/* The accesses of shared pages in their order, as hexadecimal digits. tests/unit/test_barriers.py shows of the same orders in Python that
+ * they are right in a weakly ordered memory.
+ */
+enum { LOAD = 1, READ, WRITE, STORE, FENCE };
+static uint64_t order;
+
+static void fence(void)
+{
+	order = order << 4 | FENCE;
+}
+
+#define __atomic_thread_fence(how) fence()
 #include PUMP_C
 
 #define CHECK(condition) __CPROVER_assert(condition, #condition)
@@ -28,19 +42,22 @@ struct pump_copy nondet_copy(void);
 
 /* The machine */
 
-static int last_second;
-
 int clock_gettime(clockid_t clock, struct timespec *t)
 {
-	int second = nondet_int();
-
-	(void)clock;
-	ASSUME(second >= last_second);
-	last_second = second;
-	t->tv_sec = second;
-	t->tv_nsec = nondet_long();
-	ASSUME(t->tv_nsec >= 0 && t->tv_nsec < 1000000000);
+	t->tv_sec = nondet_int();
+	t->tv_nsec = nondet_int();
+	ASSUME(t->tv_sec >= 0 && t->tv_nsec >= 0 && t->tv_nsec < 1000000000);
 	return 0;
+}
+
+/* What now() returns (prove_now), in order of time. */
+double any_now(void)
+{
+	static double last;
+	double t = nondet_double();
+
+	ASSUME(t >= last && t <= 1LL << 32);
+	return last = t;
 }
 
 ssize_t read(int fd, void *data, size_t size)
@@ -115,6 +132,7 @@ uint32_t guest_load(const volatile uint8_t *page, uint32_t offset)
 	CHECK(page == guest.ring || page == guest.events);
 	CHECK(offset % 4 == 0 && offset <= PAGE - 4);
 	CHECK(loads < 3);
+	order = order << 4 | LOAD;
 	return loaded[loads++] = nondet_u32();
 }
 
@@ -123,6 +141,7 @@ void guest_store(volatile uint8_t *page, uint32_t offset, uint32_t value)
 	CHECK(page == guest.ring || page == guest.events);
 	CHECK(offset % 4 == 0 && offset <= PAGE - 4);
 	CHECK(words_written < 2);
+	order = order << 4 | STORE;
 	word[words_written].page = page;
 	word[words_written].offset = offset;
 	word[words_written++].value = value;
@@ -132,6 +151,7 @@ void guest_read_slot(const volatile uint8_t *page, uint32_t index, uint64_t word
 {
 	CHECK(page == guest.ring);
 	CHECK(index < REQUEST_SLOTS);
+	order = order << 4 | READ;
 	for (int i = 0; i < SLOT / 8; i++)
 		words[i] = nondet_u64();
 }
@@ -141,6 +161,7 @@ void guest_write_slot(volatile uint8_t *page, uint32_t index, const uint64_t wor
 	CHECK(page == guest.ring || page == guest.events);
 	CHECK(index < (page == guest.ring ? REQUEST_SLOTS : EVENT_SLOTS));
 	slots_written++;
+	order = order << 4 | WRITE;
 	slot.page = page;
 	slot.index = index;
 	for (int i = 0; i < SLOT / 8; i++)
@@ -184,7 +205,7 @@ static int any_commit(int fd, void *argument)
 	return nondet_int();
 }
 
-/* A connector as Python gives it (displbe/pump/native.py): these are the assumptions. */
+/* A connector as Python gives it (display/steady.py): these are the assumptions. display/trace.py and times.py have the tables' sizes. */
 static void any_guest(void)
 {
 	static struct pump_framebuffer framebuffers[FRAMEBUFFERS];
@@ -260,6 +281,7 @@ void prove_serve(void)
 	CHECK(words_written == 1 && word[0].page == guest.ring && word[0].offset == RSP_PROD && word[0].value == guest.rsp_prod);
 	CHECK((slot.words[0] & ~0xFFFFULL) == PG_FLIP << 16);
 	CHECK(!slot.words[1] && !slot.words[2] && !slot.words[3] && !slot.words[4] && !slot.words[5] && !slot.words[6] && !slot.words[7]);
+	CHECK(order == 0x123451);
 	CHECK(guest.copier ? committed == 0 : committed == 1 && atomic.user_data == guest.serial);
 	CHECK(!(guest.bucket->tokens < 0));
 	REACHABLE("a flip is served");
@@ -277,6 +299,7 @@ void prove_request(void)
 	if (pump_request(&pump, &guest)) {
 		CHECK(rearmed == 1 && words_written == 2);
 		CHECK(word[1].page == guest.ring && word[1].offset == REQ_EVENT && word[1].value == (uint32_t)(guest.req_cons + 1));
+		CHECK(order == 0x123451451);
 		REACHABLE("the port is armed");
 	} else {
 		CHECK(!rearmed);
@@ -301,6 +324,7 @@ void prove_shown(void)
 	CHECK(guest.in_prod == (uint32_t)(before.in_prod + 1) && guest.next_id == before.next_id + 1);
 	CHECK(slots_written == 1 && slot.page == guest.events && slot.index == before.in_prod % EVENT_SLOTS);
 	CHECK(words_written == 1 && word[0].page == guest.events && word[0].offset == IN_PROD && word[0].value == guest.in_prod);
+	CHECK(order == 0x134);
 	CHECK(slot.words[0] == (before.next_id & 0xFFFF) && slot.words[1] == before.token);
 	CHECK(!slot.words[2] && !slot.words[3] && !slot.words[4] && !slot.words[5] && !slot.words[6] && !slot.words[7]);
 	REACHABLE("an event is written");
@@ -508,7 +532,9 @@ void prove_watch(void)
 	CHECK(pump.watches[k].fd != fd);
 }
 
-/* Copy mode. The assumptions are what Python computes: both buffers of the card and the guest's pages hold all rows. */
+/* Copy mode. The assumptions are what sinks/drm/copied_scanout.py checks (_address): both buffers of the card and the guest's hold all
+ * rows. display/screen.py refuses a part of no rows.
+ */
 static int any_busy_commit(int fd, void *argument)
 {
 	static int busy;
@@ -526,7 +552,7 @@ void prove_copy(void)
 
 	k.copy = nondet_copy();
 	ASSUME(k.copy.rows >= 1 && k.copy.rows <= ROWS && k.copy.row <= 1 << 20);
-	ASSUME(k.copy.row <= k.copy.stride && k.copy.stride <= 1ULL << 31 && k.copy.row <= k.copy.target_stride && k.copy.target_stride <= 1ULL << 31);
+	ASSUME(k.copy.stride <= 1ULL << 31 && k.copy.target_stride <= 1ULL << 31);
 	ASSUME(size == k.copy.target_stride * (k.copy.rows - 1) + k.copy.row);
 	ASSUME(guest_size == k.copy.stride * (k.copy.rows - 1) + k.copy.row);
 	k.copy.target[0] = malloc(size);
@@ -539,6 +565,14 @@ void prove_copy(void)
 	show_copy(&k, &job, nondet_u64(), &seconds);
 	CHECK(atomic.flags == FLIP_FLAGS && fb_value == k.copy.fb[k.copy.back & 1]);
 	REACHABLE("a frame is copied");
+}
+
+void prove_now(void)
+{
+	double t = now();
+
+	CHECK(t >= 0 && t <= 1LL << 32);
+	REACHABLE("a time");
 }
 
 void prove_after(void)

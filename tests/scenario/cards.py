@@ -3,27 +3,86 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import pytest
 import trio
 from unit.drm_model import Board, no_monitor
 
 from displbe.sim.hypervisor import SimBuffer, SimHypervisor
+from displbe.sinks.base import NOBODY, Claimant, OutputUnavailable
 from displbe.sinks.drm import hotplug
 from displbe.sinks.drm import sink as sink_module
+from displbe.sinks.drm.output import DrmOutput
+from displbe.sinks.drm.sink import DrmSink
 from displbe.xen.port import Abilities
 
-__all__ = ["card_machine"]
+from .world import REFRESH, World, descriptors
+
+__all__ = ["SCREENS", "Screens", "board_of_any_size", "card_machine", "check_pumped", "world_on"]
+
+Screens = Literal["headless", "pump", "card"]
+SCREENS: Final[tuple[Screens, ...]] = ("headless", "pump", "card")
+"""What a guest's screens are in a test: the headless sink's, a card's whose flips the pump serves, or a card's without the pump."""
+FEW: Final = 12
+"""Flips of which some must have been the pump's."""
+
+
+class _NamingSink(DrmSink):
+    """A DRM sink in which each new name of an output stands for the next connector of the model."""
+
+    def __init__(self, *arguments: Any, **keys: Any) -> None:
+        super().__init__(*arguments, **keys)
+        self._connectors: dict[str, str] = {}
+
+    def claim(self, name: str, width: int, height: int, claimant: Claimant = NOBODY) -> DrmOutput:
+        if self.claimed(name) is not None:
+            raise OutputUnavailable(f"connector {name} is taken by another guest")
+        if not name.startswith("Virtual-"):
+            connector = self._connectors.setdefault(name, f"Virtual-{len(self._connectors) + 1}")
+            output = super().claim(connector, width, height, claimant)
+            output.name = name
+        else:
+            output = super().claim(name, width, height, claimant)
+        assert isinstance(output, DrmOutput)
+        return output
 
 
 async def _dmabuf(buffer: SimBuffer) -> int:
     """Return the memory of the guest's domain in place of a dma-buf; the model's card only looks at its inode."""
     await trio.lowlevel.checkpoint()
     return buffer._grants[0].memfd
+
+
+def board_of_any_size(connectors: int = 10) -> Board:
+    """Return a board that shows pictures of all sizes that the scenarios have."""
+    board = Board(connectors, [(64, 48), (128, 48), (1920, 1080), (3840, 2160)])
+    board.can_leave_free = True
+    return board
+
+
+@contextlib.contextmanager
+def _shining(board: Board, refresh: float) -> Iterator[None]:
+    """Refresh the screens, in a thread: a card does not wait for displbe's event loop."""
+    ended = threading.Event()
+
+    def shine() -> None:
+        while not ended.is_set():
+            time.sleep(1 / refresh)
+            board.vblank()
+
+    thread = threading.Thread(target=shine)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextlib.asynccontextmanager
@@ -34,10 +93,11 @@ async def card_machine(
     devices = folder / "dri"
     devices.mkdir()
     (devices / "card0").touch()
-    on_board = partial(sink_module.DrmSink, open_device=board.open, devices=devices, seat=lambda: None)
+    on_board = partial(_NamingSink, open_device=board.open, devices=devices, seat=lambda: None)
     patch.setattr(sink_module, "DrmSink", on_board)
     patch.setattr(hotplug, "_monitor", no_monitor)
-    patch.setattr(SimBuffer, "dmabuf", _dmabuf)
+    if dmabufs:
+        patch.setattr(SimBuffer, "dmabuf", _dmabuf)
     made, mapped = SimHypervisor.__init__, SimHypervisor.map_buffer
 
     def make(self: SimHypervisor, *arguments: Any) -> None:
@@ -49,13 +109,37 @@ async def card_machine(
 
     patch.setattr(SimHypervisor, "__init__", make)
     patch.setattr(SimHypervisor, "map_buffer", map_buffer)
-
-    async def shine() -> None:
-        while True:
-            await trio.sleep(1 / refresh)
-            board.vblank()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(shine)
+    with _shining(board, refresh):
         yield
-        nursery.cancel_scope.cancel()
+    await trio.lowlevel.checkpoint()
+
+
+def check_pumped(board: Board, screens: Screens) -> None:
+    """Check that flips were served by what should serve them."""
+    if screens == "card":
+        assert board.pumped == 0
+    elif board.flips >= FEW:
+        assert board.pumped > 0, "the pump served nothing"
+
+
+@contextlib.asynccontextmanager
+async def world_on(
+    screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH, **options: Any
+) -> AsyncIterator[World]:
+    """Run a world on such screens (`World.running`). At the end, no further file may be open."""
+    before = descriptors()
+    if screens == "headless":
+        async with World.running(folder, refresh=refresh, **options) as world:
+            yield world
+    else:
+        board = board_of_any_size()
+        pump: Literal["auto", "off"] = "auto" if screens == "pump" else "off"
+        async with (
+            card_machine(folder, patch, board, refresh),
+            World.running(folder, sink="drm", commit=board.commit, pump=pump, **options) as world,
+        ):
+            yield world
+        check_pumped(board, screens)
+        board.cards.clear()
+    del world
+    assert descriptors() == before

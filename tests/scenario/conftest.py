@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import pytest
-from scenario.world import World, descriptors
+from scenario.cards import SCREENS, Screens, world_on
+from scenario.world import World
+
+ON_A_CARD: Final = ("test_flips", "test_isolation", "test_lifecycle", "test_operator", "test_refusals", "test_requests")
+"""Modules whose scenarios also run on a card, with the pump and without it, except those marked `headless`."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the screens of a scenario."""
+    if "screens" in metafunc.fixturenames:
+        on_a_card = metafunc.module.__name__.rpartition(".")[2] in ON_A_CARD
+        is_marked = metafunc.definition.get_closest_marker("headless") is not None
+        metafunc.parametrize("screens", SCREENS if on_a_card and not is_marked else ["headless"])
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A simulated Xen with a daemon. At the end, no resource may be held and no further file be open."""
-    before = descriptors()
-    async with World.running(tmp_path) as world:
+async def world(screens: Screens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A simulated Xen with a daemon. At the end, no resource may be held and no further file be open. On a card with the pump, the pump
+    must have served flips, if there were some.
+    """
+    async with world_on(screens, tmp_path, monkeypatch) as world:
         yield world
-    assert descriptors() == before

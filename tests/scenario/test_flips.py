@@ -102,6 +102,7 @@ async def test_a_guest_that_does_not_read_its_events(world: World) -> None:
         assert len(connector.flips_done) == connector._next_event_id == 2 * EVENT_SLOTS + 2
 
 
+@pytest.mark.headless
 async def test_one_connectors_full_event_page_does_not_affect_another(world: World) -> None:
     async with world.guest(1, spec("left"), spec("right")) as guest:
         left, right = guest.display.connectors
@@ -147,6 +148,7 @@ async def test_a_framebuffer_that_goes_while_it_is_flipped_to(tmp_path: Path) ->
         await connector.flip(fbs[0])
 
 
+@pytest.mark.headless
 async def test_a_shown_framebuffer_may_be_detached_and_followed_by_another(world: World) -> None:
     """The connector stays on when the guest detaches the framebuffer on it, as Linux may after a failed flip (xen_drm_front_kms.c)."""
     async with showing(world) as (guest, connector, fbs):
@@ -158,6 +160,7 @@ async def test_a_shown_framebuffer_may_be_detached_and_followed_by_another(world
         assert await flip(connector, fbs[1]) == -Errno.EINVAL
 
 
+@pytest.mark.headless
 @pytest.mark.parametrize(("width", "height", "format"), [(128, 48, "XR24"), (64, 48, "RG16"), (32, 24, "XR24")])
 async def test_a_flip_to_another_shape(world: World, width: int, height: int, format: str) -> None:
     """A flip may go to a framebuffer of another size or format: Linux sends such flips within a mode (display_update)."""
@@ -177,6 +180,7 @@ async def test_a_flip_to_another_shape(world: World, width: int, height: int, fo
         assert connector._next_event_id == 4
 
 
+@pytest.mark.headless
 async def test_a_flip_to_another_shape_that_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with showing(world) as (guest, connector, fbs):
         _, small, _ = await guest.display.create_framebuffer(32, 24)

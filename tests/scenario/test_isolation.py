@@ -89,6 +89,7 @@ async def test_a_shut_off_device_stays_so_until_its_guest_moves(world: World) ->
         assert "impossible request index" in (world.error(1) or "")
 
 
+@pytest.mark.headless
 async def test_a_storm_of_notifications_and_of_bad_requests(world: World) -> None:
     async with neighbours(world) as (bad, times):
         connector = bad.display.connectors[0]
@@ -109,6 +110,7 @@ async def test_a_storm_of_notifications_and_of_bad_requests(world: World) -> Non
         connector._on_response()
 
 
+@pytest.mark.headless
 @pytest.mark.parametrize("slow", [False, True])
 async def test_a_bug_ends_only_its_device(world: World, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
     """An exception while a guest's request is served, at once or by the connector's task, ends that device only."""

@@ -85,6 +85,7 @@ async def test_status_without_guests(world: World) -> None:
     assert "serving 0 guests" in await ctl(world, "top", "--count", "1")
 
 
+@pytest.mark.headless
 async def test_status(world: World) -> None:
     async with world.booted(1, spec(), spec("DP-1", 1920, 1080), name="cock\x1b[2Jpit") as guest:
         await connected(guest)
@@ -117,6 +118,7 @@ async def test_status(world: World) -> None:
     assert "switched off by the guest" in text
 
 
+@pytest.mark.headless
 async def test_why_a_screen_is_black(world: World) -> None:
     async with world.guest(1), world.booted(2, spec()):
         await until(lambda: world.error(2))
@@ -331,6 +333,7 @@ async def test_a_guest_without_screenshots(tmp_path: Path) -> None:
         assert "allows no screenshots" in await ctl(world, "screenshot", "1", str(tmp_path / "shot.png"), code=1)
 
 
+@pytest.mark.headless
 async def test_blank_and_unblank(world: World) -> None:
     async with world.guest(1) as guest:
         async with flip_on(guest) as times:
@@ -368,6 +371,7 @@ async def test_reopen(world: World) -> None:
         assert opened == ["HDMI-A-1", "DP-1", "DP-1"]
 
 
+@pytest.mark.headless
 async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
     """While a screen is blanked, the guest may set modes, switch the screen off and detach framebuffers."""
     async with world.guest(1) as guest:
@@ -396,6 +400,7 @@ async def test_blanked_while_the_guest_changes_its_mind(world: World) -> None:
         assert world.output()._shown is not None
 
 
+@pytest.mark.headless
 async def test_a_guest_cannot_undo_a_blank(world: World) -> None:
     """A blanked screen stays blanked when the guest reconnects or reboots, and while the guest is away."""
     output = "HDMI-A-1"
@@ -477,6 +482,7 @@ async def after_a_refresh() -> None:
     await trio.sleep_until((trio.current_time() // period + 1) * period)
 
 
+@pytest.mark.headless
 @pytest.mark.parametrize("gone", [False, True])
 async def test_a_flip_while_the_screen_is_switched_on(
     world: World, monkeypatch: pytest.MonkeyPatch, gone: bool
@@ -562,6 +568,7 @@ async def test_kick_while_connecting(world: World, monkeypatch: pytest.MonkeyPat
                     await trio.sleep(0.01)
 
 
+@pytest.mark.headless
 async def test_a_refused_connection_does_not_act_on_the_screen_of_the_next_guest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -654,6 +661,7 @@ async def test_no_daemon(world: World, tmp_path: Path) -> None:
     assert b"displbe does not run here" in done.stderr
 
 
+@pytest.mark.headless
 async def test_clients_that_flood_wait_for_the_guests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight clients send requests without end and do not read. All together get no more answers than allowed, and there is about one
     flip for each answer.

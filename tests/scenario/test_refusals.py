@@ -139,6 +139,7 @@ async def test_refused_and_repaired(tmp_path: Path, case: str) -> None:
             await connects(world, guest)
 
 
+@pytest.mark.headless
 async def test_a_connector_that_another_guest_has(world: World) -> None:
     async with world.guest(2) as other:
         with capture_logs() as logs:

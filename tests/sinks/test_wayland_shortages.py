@@ -8,14 +8,15 @@ import threading
 from typing import Any
 
 import pytest
-import trio
 from copy_account import CopyAccount
 from sinks.test_wayland import HEIGHT, WHOLE, WIDTH, on_screen, staged, until
 
+from displbe.sinks import copy_thread
 from displbe.sinks.base import Part
 from displbe.sinks.wayland import conn, copies
 from displbe.sinks.wayland import output as output_module
 from displbe.sinks.wayland.buffers import BufferState
+from displbe.threads import NoThread, start_thread
 from displbe.xen.memory import Mapping
 
 POOL = copies.FRAMES * -(-WIDTH * 4 * HEIGHT // 4096)
@@ -135,18 +136,18 @@ async def test_a_file_that_cannot_be_sent_is_not_sent(monkeypatch: pytest.Monkey
 
 async def test_no_thread_for_a_look_at_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that draws without flipping is looked at again when threads can be started again."""
-    real = trio.to_thread.run_sync
+    real = start_thread
     refused = 0
 
-    async def run_sync(*arguments: Any, **names: Any) -> Any:
+    def start(*arguments: Any) -> Any:
         nonlocal refused
         if refused < 5:
             refused += 1
-            raise RuntimeError("can't start new thread")
-        return await real(*arguments, **names)
+            raise NoThread
+        return real(*arguments)
 
     async with staged(refresh=100.0) as stage:
-        monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+        monkeypatch.setattr(copy_thread, "start_thread", start)
         output, first, _ = await stage.lit()
         await until(lambda: refused == 5)
         pages: Any = first.pages

@@ -139,6 +139,8 @@ class Board:
         """Indices of connectors that are still listed, but do not exist any more."""
         self.pumped = 0
         """Commits that the pump has made."""
+        self.flips = 0
+        """Commits that ask for an event."""
         self.slow = 0.0
         """Seconds of sleep after each step of an import, so that other threads run in between."""
 
@@ -178,9 +180,8 @@ class Board:
 
     def vblank(self) -> None:
         """Refresh the screens of all cards that are open."""
-        for card in self.cards:
-            if card.fd >= 0:
-                card.vblank()
+        for card in list(self.cards):
+            card.vblank()
 
     def commit(self, fd: int, argument: Any) -> int:
         """Make an atomic commit for the pump (`pump_calls.commit`)."""
@@ -228,6 +229,10 @@ class ModelDevice(DrmDevice):
         """Commits that may change a mode."""
         self.removed_shown = 0
         """Framebuffers that were removed while they were on a plane, or before the flip that replaced them had ended."""
+        self.drawn_on_screen = 0
+        """Flips to a copy that was on the screen already, so that the screen has shown how it was drawn."""
+        self.reports = True
+        """Whether the card reports flips."""
         self.leaving: dict[int, int] = {}
         """CRTC -> framebuffer that leaves the screen at the end of the pending flip."""
         self._next = 100
@@ -274,9 +279,10 @@ class ModelDevice(DrmDevice):
         return self.board.bus_path
 
     def close(self) -> None:
-        super().close()
-        self.master = False
-        self._end.close()
+        with self._lock:
+            super().close()
+            self.master = False
+            self._end.close()
         os.close(self._memory)
 
     def try_ioctl(self, number: int, argument: Any) -> int:
@@ -297,16 +303,17 @@ class ModelDevice(DrmDevice):
     # For tests
 
     def vblank(self) -> None:
-        """Refresh the screens: the frames of pending flips are shown."""
+        """Refresh the screens: the frames of pending flips are shown. Runs in any thread."""
         with self._lock:
-            self._show_pending()
+            if self.fd >= 0:
+                self._show_pending()
 
     def _show_pending(self) -> None:
         for crtc, user_data in list(self.pending.items()):
             del self.pending[crtc]
             self.leaving.pop(crtc, None)
             event = uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, user_data, 0, 0, 0, crtc)
-            if user_data and self.fd >= 0:
+            if user_data and self.fd >= 0 and self.reports:
                 self._end.send(event)
 
     def take_master(self) -> None:
@@ -534,10 +541,13 @@ class ModelDevice(DrmDevice):
         if failed or test:
             return failed
         self.commits += 1
+        self.board.flips += bool(event)
         self.modesets += bool(ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET)
         for identity, values in self.objects.items() if event else ():
             if identity >= PLANE and values["FB_ID"] not in (0, after[identity]["FB_ID"]):
                 self.leaving[values["CRTC_ID"]] = values["FB_ID"]
+            elif identity >= PLANE and values["CRTC_ID"] in touched and not self.fbs[values["FB_ID"]].pages:
+                self.drawn_on_screen += 1
         self.objects = after
         for crtc in touched if event else ():
             self.pending[crtc] = ask.user_data

@@ -2,6 +2,8 @@
 
 Each rule of ring.h that needs a barrier is a pair of programs. With all barriers, every outcome keeps the rule; without the barrier of the
 rule, some outcome breaks it. The second half is the proof that the model would notice.
+
+The compiled pump makes the same accesses in the same order: tests/proof proves that, and looks for the barriers in its instructions.
 """
 
 from __future__ import annotations

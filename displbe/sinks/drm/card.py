@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
-from displbe.pump.native import Pump
+from displbe.pump.native import Pump, PumpError
 from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
@@ -277,21 +277,29 @@ class Card:
 
     async def _read_events(self) -> None:
         try:
-            if self._pump is None:
-                while True:
-                    await trio.lowlevel.wait_readable(self.device.fd)
-                    self.device.read_events(self._on_shown)
-            self._pump.watch_card(self.device.fd, self._on_shown, self._cannot_read)
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._pump.unwatch(self.device.fd)
+            if self._pump is not None and self._watch(self._pump):
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._pump.unwatch(self.device.fd)
+            while True:
+                await trio.lowlevel.wait_readable(self.device.fd)
+                self.device.read_events(self._on_shown)
         except OSError as error:
             self._cannot_read(error)
         except Exception:
             self._log.exception("reading the card's events failed: it is closed and opened again")
             self.state = CardState.GONE
             self.look()
+
+    def _watch(self, pump: Pump) -> bool:
+        """Let the pump read the card's events. Return False if it cannot: then they are read here, and end the pump's flips, too."""
+        try:
+            pump.watch_card(self.device.fd, self._on_shown, self._cannot_read)
+        except PumpError as error:
+            self._log.warning("the card's events are read without the pump", reason=error.strerror)
+            return False
+        return True
 
     def _cannot_read(self, error: OSError) -> None:
         self._log.warning("cannot read the card's events: it is closed", reason=error.strerror)

@@ -182,10 +182,12 @@ class CopiedScanout:
         The memory is borrowed until `take_back`.
         """
         copier, target = self._thread.copier, self._target
-        if copier is None or not target.is_plain or not self._thread.resting:
+        if copier is None or not target.is_plain:
             return None
         atomic, value = self._flip.addresses(self._slot)
-        with ExitStack() as loans:
+        with self._thread.paused() as is_resting, ExitStack() as loans:
+            if not is_resting:
+                return None
             try:
                 pixels = {
                     cookie: (0, _address(loans.enter_context(buffer.memory.borrow()), target.rows))
@@ -265,6 +267,8 @@ class CopiedScanout:
                     raise
             time.sleep(BUSY_RETRY)
         self.buffers.swap()
+        if self._thread.copier is not None:
+            self._thread.copier.swap()
 
     def _look(self, redraw: RedrawWatch) -> float:
         """Show what the guest has drawn without flipping, if it has. Return the seconds until the next look."""

@@ -128,6 +128,11 @@ class _LitScreen(msgspec.Struct):
     test_at: float = 0.0
     """When to test whether the wanted mode is possible, in seconds of trio's clock."""
 
+    @property
+    def may_improve(self) -> bool:
+        """Whether it is time to test that."""
+        return bool(self.note) and trio.current_time() >= self.test_at
+
 
 class _Dark(msgspec.Struct):
     """When and how a screen that is not lit is lit again."""
@@ -397,13 +402,20 @@ class DrmOutput(Output):
         modes = (link.connector.modes or FALLBACK_MODES) if self.can_be_lit(link.connector) else ()
         return upright(modes, link.scanout.turn)
 
+    def _is_pumped_well(self, connector: CardConnector) -> bool:
+        """Whether the pump has shown flips in the last second, and a look has nothing to find out."""
+        link, lit = self._link, self._lit
+        if not self._is_pumped or link is None or lit is None or lit.may_improve:
+            return False
+        return connector is link.connector and not self._obstacle()
+
     async def reconcile(self, connector: CardConnector) -> None:
         """Make the screen show the guest's frame, if it does not; `connector` is the connector as last probed.
 
         A failure makes the screen dark; the next call tries again.
         """
-        if self._is_pumped and self._link is not None and connector is self._link.connector and not self._obstacle():
-            return  # flips have been shown in the last second
+        if self._is_pumped_well(connector):
+            return
         async with self._card_lock:
             link, wanted = self._link, self._wanted
             if link is None:
@@ -471,7 +483,7 @@ class DrmOutput(Output):
 
         Another screen that shared the bandwidth may have been switched off. The screen does not notice the test.
         """
-        if not lit.note or trio.current_time() < lit.test_at:
+        if not lit.may_improve:
             return False
         lit.test_at = trio.current_time() + BETTER
         wanted = placements(self._modes(link), part.width, part.height, self._settings.scale)[0].mode
@@ -765,9 +777,14 @@ class DrmOutput(Output):
 
     # The pump
 
-    def steady(self, buffers: Mapping[int, SinkBuffer]) -> SteadyScreen | None:
+    def steady(self, buffers: Mapping[int, SinkBuffer], *, is_pending: bool) -> SteadyScreen | None:
         lit, wanted, flip = self._lit, self._wanted, self._flip
-        if lit is None or wanted is None or wanted.buffer is None or flip.state is FlipState.TIMED:
+        if lit is None or wanted is None or wanted.buffer is None:
+            return None
+        if flip.state is not (FlipState.WAITING if is_pending else FlipState.NONE):
+            return None
+        still = STILL if lit.mode.must_be_told else PAUSED
+        if self._since_flip() > still:
             return None
         if self._card_lock.locked():  # something changes
             return None
@@ -778,8 +795,7 @@ class DrmOutput(Output):
         }
         steady = lit.scanout.steady(usable)
         if steady is not None:
-            steady.serial, steady.is_pending = flip.serial, flip.state is not FlipState.NONE
-            steady.late, steady.still = flip.limit, STILL if lit.mode.must_be_told else PAUSED
+            steady.serial, steady.late, steady.still = flip.serial, flip.limit, still
         return steady
 
     def hand_over(self) -> None:

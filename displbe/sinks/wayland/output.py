@@ -50,7 +50,10 @@ RELEASE_PATIENCE: Final = 4.0
 
 
 class WaylandOutput(Output):
-    """A claimed window. `given_back` is called when the guest has given it back."""
+    """A claimed window. `given_back` is called when the guest has given it back.
+
+    It has sixteen attributes: the window, what the guest shows, and what copies it and looks at it.
+    """
 
     def __init__(self, guest: WaylandGuest, window: WaylandWindow, given_back: Callable[[WaylandOutput], None]) -> None:
         super().__init__(window.connector.name)
@@ -329,7 +332,8 @@ class WaylandOutput(Output):
     async def watch(self, rate: float) -> None:
         """Show what the guest draws without flipping, looking at most `rate` times a second, until the output is released."""
         with self._watching:
-            self._redraw = RedrawWatch(rate, self._since_flip)
+            self._redraw = RedrawWatch(rate, self._since_flip, waits_for_rest=True)
+            self._flip.on_rest = self._redraw.rest
             await self._redraw.run(self._look)
 
     def _since_flip(self) -> float:

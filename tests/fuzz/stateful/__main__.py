@@ -53,6 +53,7 @@ def child(options: argparse.Namespace) -> int:
             took = time.monotonic() - begun
             print(
                 f"done {seed} on {summary.sink}: {summary.actions} actions, {summary.flips} flips of the good guest,"
+                f" {summary.pumped} flips by the pump,"
                 f" {summary.steps} steps (at most {summary.peak}), {summary.seconds:.0f} s in {took:.1f} s",
                 flush=True,
             )

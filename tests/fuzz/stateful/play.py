@@ -26,6 +26,7 @@ from displbe.input.focus import RESERVATION
 from displbe.input.settings import InputSettings
 from displbe.ops.service_manager import ServiceManager
 from displbe.ops.settings import ControlSettings, LogSettings, MetricsSettings
+from displbe.pump.settings import DaemonSettings
 from displbe.sim.hypervisor import Xen
 from displbe.sinks.base import Sink
 from displbe.sinks.drm import hotplug
@@ -45,6 +46,7 @@ from .guests import HostileGuest
 from .journal import Journal
 from .neighbours import Neighbour
 from .operator import BusyOperator, ask
+from .pump import LoopPump
 from .toolstack import CarelessToolstack
 from .virtual import Steps, Threads
 from .watch import Log, Manager, Watch, files, objects, settled
@@ -65,6 +67,8 @@ END: Final = 15.0
 GROWTH: Final = 6
 """Objects of one type by which the second epoch may differ from the first."""
 
+WITH_PUMP: Final = 0.8
+"""The probability of the pump in a run on a card."""
 IDLE: Final = 1000
 """Steps of all tasks in 0.2 s without guests. Most of them are those of the metrics' file, every 5 s."""
 RESERVED: Final = ("displbe.input.focus.", "displbe.input.bindings.", "displbe.input.evdev.lookup.")
@@ -87,6 +91,8 @@ class Summary(msgspec.Struct):
     """The counts of a run that found nothing."""
 
     sink: str
+    pumped: int = 0
+    """Flips of all guests that the pump has served."""
     actions: int = 0
     flips: int = 0
     steps: int = 0
@@ -140,6 +146,7 @@ class _Run:
         self.compositor = FakeCompositor()
         self.board = Board(4)
         self.nodes = SimNodes()
+        self.pump: LoopPump | None = None
 
     def chance(self, name: str) -> random.Random:
         """Return the random numbers of one actor. Those of the others do not change when it is left out."""
@@ -162,6 +169,7 @@ class _Run:
                 interval=5,
             ),
             log=LogSettings(traces=""),
+            daemon=DaemonSettings(pump="auto" if self.chance("pump").random() < WITH_PUMP else "off"),
             input=InputSettings(devices=["*"]),
         )
 
@@ -221,7 +229,10 @@ class _Run:
             self.compositor.nursery = nursery
             await nursery.start(manager.listen)
             world = World(xen, self.folder, self.settings(), self.faults, self.journal)
-            daemon = world.make_daemon(ServiceManager(manager.environment), self.folder, self.nodes)
+            if world.settings.daemon.pump == "auto" and self.sink_name == "drm":
+                self.pump = LoopPump(world.hypervisor, self.board)
+            with patch("displbe.daemon.open_pump", lambda calls: (self.pump, "")):
+                daemon = world.make_daemon(ServiceManager(manager.environment), self.folder, self.nodes)
             scope, ended = trio.CancelScope(), trio.Event()
 
             async def serve(*, task_status: trio.TaskStatus[None]) -> None:
@@ -369,6 +380,7 @@ def play(options: Options, folder: Path, journal: Path) -> Summary:
     finally:
         run.journal.close()
     run.summary.actions, run.summary.steps = run.journal.count, run.steps.count
+    run.summary.pumped = run.pump.flips if run.pump is not None else 0
     return run.summary
 
 

@@ -14,6 +14,7 @@ import contextlib
 import queue
 import random
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,8 +25,12 @@ import outcome
 import trio
 import trio.testing
 
+from displbe.pump.library import ffi
+from displbe.pump.native import Copier
 from displbe.sinks import copy_thread
 from displbe.threads import NoThread
+
+from .pump import LoopPump
 
 __all__ = ["Steps", "Threads", "run", "simulated"]
 
@@ -101,16 +106,26 @@ class _Jobs(queue.SimpleQueue["Callable[[], None] | None"]):
         self.wanted.set()
 
 
+def _address(copier: Copier) -> int:
+    return int(ffi.cast("uintptr_t", copier.handle))
+
+
 class CopyThread(copy_thread.CopyThread):
     """The copying thread of one output, as a task."""
 
     threads: Threads
     _jobs: _Jobs
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pump: LoopPump | None = None) -> None:
         if self.threads._fails():
             raise NoThread
+        self.copier = Copier(pump) if pump is not None else None
+        self.report = lambda copied: None
+        self._pump = pump
+        self._looking = threading.Lock()
         self._jobs = _Jobs()
+        if pump is not None and self.copier is not None:
+            pump.copies[_address(self.copier)] = self._copy
         self._given = self._done = 0
         self._is_ending = False
         self._look: Callable[[], float] | None = None
@@ -119,16 +134,36 @@ class CopyThread(copy_thread.CopyThread):
         self._loop = trio.lowlevel.current_trio_token()
         trio.lowlevel.spawn_system_task(self._run)
 
+    def _copy(self) -> None:
+        """Take note that a steady frame waits to be copied."""
+        self._jobs.wanted.set()
+
+    def _copy_steady(self) -> None:
+        """Copy the steady frame that waits (CopyThread._next_job)."""
+        if self.copier is None or self._pump is None:
+            return
+        self._pump.is_copying = True
+        copied, _ = self.copier.wait(0.0)
+        self._pump.is_copying = False
+        if copied.frames:
+            self.report(copied)
+
     async def _run(self) -> None:
         self.threads.running += 1
         try:
             while True:
+                if self.copier is not None and not self.copier.resting:
+                    await self.threads.rest()
+                    self._copy_steady()
+                    continue
                 if self._jobs.empty():
                     self._jobs.wanted = trio.Event()
                     with trio.move_on_after(1e9 if self._pause is None else self._pause) as waiting:
                         await self._jobs.wanted.wait()
                     if waiting.cancelled_caught:
                         self._look_around()
+                        continue
+                    if self._jobs.empty():  # a steady frame
                         continue
                 await self.threads.rest()
                 job = self._jobs.get_nowait()
@@ -139,6 +174,8 @@ class CopyThread(copy_thread.CopyThread):
                 await self.threads.rest()
         finally:
             self.threads.running -= 1
+            if self._pump is not None and self.copier is not None:
+                del self._pump.copies[_address(self.copier)]
             self._ended.set()
 
     async def idle(self) -> None:
