@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from displbe import __version__
-from displbe.lean_imports import import_lean
 from displbe.xen import stale_devices
 
 __all__ = ["main", "parser"]
@@ -64,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stale_devices.close_stale_displays()
     gc.disable()  # importing creates no garbage
     try:
+        from displbe.lean_imports import import_lean
+
         import_lean()
         from displbe import process
 

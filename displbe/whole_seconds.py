@@ -6,7 +6,12 @@ import math
 
 import trio
 
-__all__ = ["next_second"]
+__all__ = ["next_multiple", "next_second"]
+
+
+def next_multiple(period: float) -> float:
+    """Return the next time that is a multiple of `period`, in seconds of trio's clock. A period is a part or a multiple of a second."""
+    return (trio.current_time() // period + 1.0) * period
 
 
 def next_second(after: float = 0.0) -> float:

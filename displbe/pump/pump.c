@@ -333,7 +333,7 @@ static long read_file(struct pump *p, const struct watch *w, uint32_t events, vo
 {
 	long got = p->calls.read(w->fd, data, size);
 
-	if (got == -EINTR || (got == -EAGAIN && !(events & (EPOLLERR | EPOLLHUP))))
+	if (got == -EAGAIN && !(events & (EPOLLERR | EPOLLHUP)))
 		return 0;
 	return got == 0 ? -ENODEV : got == -EAGAIN ? -EIO : got;
 }

@@ -280,14 +280,13 @@ class Pumped(Backend):
 
     # base.Output
 
-    def steady(self, buffers: Mapping[int, object]) -> SteadyScreen | None:
-        if self.flip_state.state is FlipState.TIMED:
+    def steady(self, buffers: Mapping[int, object], *, is_pending: bool) -> SteadyScreen | None:
+        if self.flip_state.state is not (FlipState.WAITING if is_pending else FlipState.NONE):
             return None
         steady = SteadyScreen(
             CARD, _address(self._atomic), _address(self._value), {c: (FBS[c], 0) for c in buffers if c in FBS}
         )
-        steady.serial, steady.is_pending = self.flip_state.serial, self.flip_state.state is not FlipState.NONE
-        steady.late, steady.still = 2.0, 1e9
+        steady.serial, steady.late, steady.still = self.flip_state.serial, 2.0, 1e9
         return steady
 
     def hand_over(self) -> None:

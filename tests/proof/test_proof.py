@@ -127,8 +127,8 @@ def failed(properties: list[Property]) -> list[str]:
     ]
 
 
-LONG: Final = ("shown", "copy")
-"""Proofs that take more than ten seconds."""
+LONG: Final = ("shown", "run", "times", "copy", "after")
+"""Proofs that take more than five seconds."""
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ async def running(
 @pytest.fixture
 async def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pump: Pump, path: str) -> AsyncIterator[Machine]:
     """A machine with a card of two connectors."""
+    monkeypatch.setattr("displbe.sinks.drm.hotplug.POLL", 0.5)  # tests need not wait long for a monitor to be noticed
     async with running(tmp_path, monkeypatch, pump, path) as machine:
         yield machine
 
@@ -280,6 +281,27 @@ async def test_monitors_and_cards_come_and_go(machine: Machine) -> None:
         machine.board.present = True
         await machine.lit()
         await machine.flips_go_on(times)
+
+
+async def test_a_better_mode_becomes_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pump: Pump, path: str
+) -> None:
+    """A screen in a lesser mode than was wanted is tested for the wanted one, though its flips never rest."""
+    board = Board(connectors=2)
+    monitor = board.monitors[0]
+    assert monitor is not None
+    monitor.modes = [(64, 48, 100), (64, 48, 60)]
+    board.refuses = lambda crtc, mode: errno.ENOSPC if mode.vrefresh == 100 else 0
+    monkeypatch.setattr("displbe.sinks.drm.output.BETTER", 0.3)
+    monkeypatch.setattr("displbe.sinks.drm.hotplug.POLL", 1000.0)  # a new probe would also find the mode
+    async with running(tmp_path, monkeypatch, pump, path, board) as machine, flipping(machine) as (_, times):
+        assert "60" in machine.output().reason
+        board.refuses = lambda crtc, mode: 0
+        await until(lambda: "60" not in machine.output().reason, timeout=8)
+        await machine.flips_go_on(times)
+        lit = machine.output()._lit
+        assert lit is not None
+        assert lit.mode.placement.mode.refresh == 100
 
 
 # Requests and commands while flips go on

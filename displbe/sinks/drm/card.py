@@ -20,6 +20,7 @@ from displbe.pump.native import Pump, PumpError
 from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
+from displbe.whole_seconds import next_multiple
 
 from .atomic import Pipe
 from .binding import describe
@@ -318,9 +319,15 @@ class Card:
 
     async def _keep_looking(self) -> None:
         """Look after the card until it is to be closed."""
+        looked = -PAUSE
         while True:
-            with trio.move_on_after(PERIOD):
+            with trio.move_on_at(next_multiple(PERIOD)) as waiting:
                 await self._look_wanted.wait()
+            if waiting.cancelled_caught and self._is_steady():
+                continue
+            if trio.current_time() < looked + PAUSE:
+                await trio.sleep_until(looked + PAUSE)
+            looked = trio.current_time()
             self._look_wanted = trio.Event()
             if self.state is CardState.GONE or self.device.gone():
                 self.state = CardState.GONE
@@ -335,7 +342,17 @@ class Card:
             if self._probing is not Probing.DONE:
                 await self._probe()
             await self._reconcile()
-            await trio.sleep(PAUSE)
+
+    def _is_steady(self) -> bool:
+        """Return whether the pump has served a flip on each output in the last second.
+
+        Each of these commits has shown that the card is there, that displbe is its master, and that the picture is displbe's.
+        """
+        steady = (
+            (connector := self._connector_of(output)) is not None and output.is_pumped_well(connector)
+            for output in self.outputs.values()
+        )
+        return bool(self.outputs) and self._probing is Probing.DONE and all(steady)
 
     def _update_mastership(self) -> None:
         before, self.mastership = self.mastership, self.device.ask_for_master()

@@ -402,7 +402,7 @@ class DrmOutput(Output):
         modes = (link.connector.modes or FALLBACK_MODES) if self.can_be_lit(link.connector) else ()
         return upright(modes, link.scanout.turn)
 
-    def _is_pumped_well(self, connector: CardConnector) -> bool:
+    def is_pumped_well(self, connector: CardConnector) -> bool:
         """Whether the pump has shown flips in the last second, and a look has nothing to find out."""
         link, lit = self._link, self._lit
         if not self._is_pumped or link is None or lit is None or lit.may_improve:
@@ -414,7 +414,7 @@ class DrmOutput(Output):
 
         A failure makes the screen dark; the next call tries again.
         """
-        if self._is_pumped_well(connector):
+        if self.is_pumped_well(connector):
             return
         async with self._card_lock:
             link, wanted = self._link, self._wanted
