@@ -33,7 +33,7 @@ typedef uint32_t grant_ref_t;
 enum { DBUF_CREATE = 0x10, FB_ATTACH = 0x12, SET_CONFIG = 0x14, PG_FLIP = 0x15 };   /* displif.h, XENDISPL_OP_* */
 enum { SLOT = 64, RING_SLOTS = 32, EVENT_SLOTS = 63 };                              /* after a header of one slot */
 enum { REQ_PROD = 0, REQ_EVENT = 4, RSP_PROD = 8, RSP_EVENT = 12, IN_PROD = 4 };    /* bytes in the headers */
-enum { SCREENS = 8, THINGS = 8 };
+enum { SCREENS = 8, THINGS = 32 };
 
 struct request {
     uint16_t id;
@@ -46,8 +46,8 @@ struct request {
     };
 };
 
-struct buffer { uint64_t cookie; uint32_t handle, pitch; void *memory; };
-struct frame { uint64_t cookie; uint32_t fb, width, height; const struct buffer *buffer; };
+struct buffer { uint64_t cookie; uint32_t domid, handle, pitch; void *memory; };
+struct frame { uint64_t cookie; uint32_t domid, fb, width, height; const struct buffer *buffer; };
 struct dumb { uint32_t fb; void *memory; };
 
 struct screen {
@@ -56,9 +56,6 @@ struct screen {
     uint32_t connector, crtc, plane, fb_property;
     struct drm_mode_modeinfo modes[64];
     uint32_t mode_count;
-    struct buffer buffers[THINGS];
-    struct frame frames[THINGS];
-    unsigned buffer_count, frame_count;
     uint64_t pending; /* the framebuffer whose event the guest waits for */
     /* Copy mode. */
     struct dumb dumb[2];
@@ -71,7 +68,9 @@ struct screen {
 
 static int card, gntdev, evtchn, copying;
 static struct screen screens[SCREENS];
-static unsigned screen_count;
+static struct buffer buffers[THINGS]; /* a guest's cookies differ, also those of its devices */
+static struct frame frames[THINGS];
+static unsigned screen_count, buffer_count, frame_count;
 
 static int check(int result, const char *what)
 {
@@ -229,7 +228,8 @@ static void *copier(void *argument)
 static void create(struct screen *s, const struct request *r)
 {
     uint32_t count = (r->create.size + 4095) / 4096, *refs = directory(s->domid, r->create.directory, count);
-    struct buffer *buffer = &s->buffers[s->buffer_count++];
+    struct buffer *buffer = &buffers[buffer_count++];
+    buffer->domid = s->domid;
     buffer->cookie = r->create.dbuf;
     buffer->pitch = r->create.width * 4;
     if (copying) {
@@ -250,18 +250,18 @@ static void create(struct screen *s, const struct request *r)
 
 static void attach(struct screen *s, const struct request *r)
 {
-    struct frame *frame = &s->frames[s->frame_count++];
-    *frame = (struct frame){.cookie = r->attach.fb, .width = r->attach.width, .height = r->attach.height};
-    for (unsigned i = 0; i < s->buffer_count; i++)
-        if (s->buffers[i].cookie == r->attach.dbuf) frame->buffer = &s->buffers[i];
+    struct frame *frame = &frames[frame_count++];
+    *frame = (struct frame){.cookie = r->attach.fb, .domid = s->domid, .width = r->attach.width, .height = r->attach.height};
+    for (unsigned i = 0; i < buffer_count; i++)
+        if (buffers[i].domid == s->domid && buffers[i].cookie == r->attach.dbuf) frame->buffer = &buffers[i];
     if (!copying)
         frame->fb = add_framebuffer(frame->buffer->handle, frame->width, frame->height, frame->buffer->pitch, r->attach.format);
 }
 
 static const struct frame *frame_of(const struct screen *s, uint64_t cookie)
 {
-    const struct frame *frame = s->frames;
-    while (frame->cookie != cookie)
+    const struct frame *frame = frames;
+    while (frame->cookie != cookie || frame->domid != s->domid)
         frame++;
     return frame;
 }

@@ -14,7 +14,8 @@
 enum { SCREENS = 8, MOST = 4096, SKIPPED = 30 };
 
 struct screen {
-    char path[32]; /* device/vdispl/D/C */
+    char path[32];         /* device/vdispl/D/C */
+    struct screen *first;  /* connector 0 of the device, whose ring takes the requests for buffers */
     struct page ring, events;
     uint32_t ring_port, events_port, sent, answered, seen;
     int64_t asked;              /* when the last flip was sent */
@@ -111,6 +112,7 @@ static void connect_devices(int devices, int connectors)
         if (wait_backend(2, 0, 30) < 0) die("the backend does not wait");
         for (int i = 0; i < connectors; i++) {
             struct screen *s = &screens[screen_count++];
+            s->first = s - i;
             snprintf(s->path, sizeof s->path, "%.20s/%d", front, i);
             s->ring = grant();
             s->events = grant();
@@ -144,9 +146,9 @@ static void flip(struct screen *s)
 static void light(struct screen *s, unsigned width, unsigned height)
 {
     for (uint32_t i = 0; i < 2; i++) {
-        create_dbuf(s, cookie(s, i), width, height, grant_buffer((width * height * 4 + 4095) / 4096));
+        create_dbuf(s->first, cookie(s, i), width, height, grant_buffer((width * height * 4 + 4095) / 4096));
         uint32_t attach[] = { cookie(s, i), 0, cookie(s, i), 0, width, height, 0x34325258 /* XR24 */ };
-        must(s, 0x12, attach, 7);
+        must(s->first, 0x12, attach, 7);
     }
     uint32_t show[] = { cookie(s, 0), 0, 0, 0, width, height, 32 };
     must(s, 0x14, show, 7);
