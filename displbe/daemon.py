@@ -71,7 +71,7 @@ class Daemon:
         self.hypervisor = hypervisor
         sink_settings = getattr(settings, settings.sink)
         self.sink: Sink = make_sink(settings.sink, sink_settings)
-        self.pump, pump_status = _pump(settings, calls)
+        self.pump, pump_status = _pump(settings, hypervisor, calls)
         if self.pump is not None:
             self.sink.pump = self.pump
             hypervisor.use_pump(self.pump)
@@ -227,13 +227,13 @@ class Daemon:
         )
 
 
-def _pump(settings: Settings, calls: SystemCalls | None) -> tuple[Pump | None, PumpStatus]:
+def _pump(settings: Settings, hypervisor: Hypervisor, calls: SystemCalls | None) -> tuple[Pump | None, PumpStatus]:
     """Return the pump, None if there is none, and its status."""
     if settings.daemon.pump == "off":
         return None, PumpStatus("off", 'the configuration says [daemon] pump = "off"')
     if settings.sink != "drm":
         return None, PumpStatus("off", 'the pump serves flips of sink = "drm" only')
-    pump, reason = open_pump(calls)
+    pump, reason = open_pump(calls or hypervisor.system_calls())
     if pump is None:
         _log.info("no pump: Python serves all flips, which takes more CPU time", reason=reason)
         return None, PumpStatus("missing", escape(reason))

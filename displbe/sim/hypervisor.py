@@ -289,6 +289,11 @@ class SimBuffer:
                 self._ledger.buffer_pages -= len(self._grants)
 
 
+def _no_card(fd: int, argument: Any) -> int:
+    """Refuse a commit: a simulated machine has no cards of its own."""
+    return -errno.ENODEV
+
+
 class SimHypervisor:
     """The simulated Xen as one domain sees it (port.Hypervisor)."""
 
@@ -303,7 +308,7 @@ class SimHypervisor:
     def use_pump(self, pump: Pump | None) -> None:
         self.channels.pump = pump
 
-    def system_calls(self, commit: Callable[[int, Any], int]) -> SystemCalls:
+    def system_calls(self, commit: Callable[[int, Any], int] = _no_card) -> SystemCalls:
         """Return the pump's system calls on this machine; `commit` is that of a model of cards. Other files than the event channels' are
         read as they are.
         """

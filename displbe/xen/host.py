@@ -46,6 +46,9 @@ class Host:
             ) from error
         self.abilities = _probe(self._gntdev)
 
+    def system_calls(self) -> None:
+        """port.Hypervisor.system_calls"""
+
     def use_pump(self, pump: Pump | None) -> None:
         """port.Hypervisor.use_pump"""
         self._channels.pump = pump

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
-from displbe.pump.native import Pump
+from displbe.pump.native import Pump, SystemCalls
 from displbe.wire.errors import Errno, from_host
 from displbe.wire.ring import SharedPage
 
@@ -211,6 +211,9 @@ class Hypervisor(Protocol):
 
     @property
     def ledger(self) -> Ledger: ...
+
+    def system_calls(self) -> SystemCalls | None:
+        """Return the system calls by which the pump reaches this hypervisor; None: the pump's own."""
 
     def use_pump(self, pump: Pump | None) -> None:
         """Let the pump read the event channels; None: they are read here. Called before `run`."""
