@@ -55,10 +55,7 @@ async def _drm(folder: Path) -> AsyncIterator[Settings]:
 
 SINKS: Final[dict[str, tuple[calls.Place, float]]] = {
     "headless": (calls.SINKS["headless"][0], 2.0),
-    "drm": (
-        _drm,
-        7.0,
-    ),  # once a second the sink asks the card, in a worker thread, whether it still shows the guest's frame
+    "drm": (_drm, 2.0),
     "wayland": (calls.SINKS["wayland"][0], 2.0),
     "wayland-copy": (calls.SINKS["wayland-copy"][0], 2.0),
     "x11": (calls.SINKS["x11"][0], 2.0),

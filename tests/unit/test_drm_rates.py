@@ -37,6 +37,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.pause = 0.0
+        self.copier = None
         self.look: Callable[[], float] = lambda: 0.0
 
     def watch(self, look: Callable[[], float], pause: float) -> None:

@@ -1,7 +1,8 @@
 """A card and its outputs: opening it, DRM mastership, probing its connectors, its events, and closing it.
 
 A card *looks* once a second, and whenever it is told that something may have changed: it checks that its file is the
-right one, probes the connectors if necessary, and makes each output show what its guest wants.
+right one, probes the connectors if necessary, and makes each output show what its guest wants. Once all of them do, it
+asks less often whether they still do.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ __all__ = ["Card", "CardState", "Probing"]
 
 PERIOD: Final = 1.0
 """Maximum seconds between two looks."""
+THOROUGH: Final = 10
+"""While displbe is DRM master and all outputs show what their guests want, the card is asked at each tenth look only whether they still do.
+Only a program that is DRM master between two looks, and not at any, can have changed that.
+"""
 PAUSE: Final = 0.1
 """Minimum seconds between two looks: events come in bursts, and each of a series of failing flips asks for a look."""
 TAKEN_AWAY: Final = 2.0
@@ -319,7 +324,7 @@ class Card:
 
     async def _keep_looking(self) -> None:
         """Look after the card until it is to be closed."""
-        looked = -PAUSE
+        looked, quiet_looks = -PAUSE, 0
         while True:
             with trio.move_on_at(next_multiple(PERIOD)) as waiting:
                 await self._look_wanted.wait()
@@ -339,9 +344,17 @@ class Card:
                 self.state = better
                 self._log.info(better.value)
                 return
+            quiet_looks = quiet_looks + 1 if waiting.cancelled_caught and self._is_settled() else 0
+            if quiet_looks % THOROUGH:
+                continue
             if self._probing is not Probing.DONE:
                 await self._probe()
             await self._reconcile()
+
+    def _is_settled(self) -> bool:
+        """Return whether nothing is left to be done, as far as the last look has seen."""
+        is_known = self.mastership is Mastership.MASTER and self._probing is Probing.DONE
+        return is_known and all(output.is_settled for output in self.outputs.values())
 
     def _is_steady(self) -> bool:
         """Return whether the pump has served a flip on each output in the last second.

@@ -402,6 +402,11 @@ class DrmOutput(Output):
         modes = (link.connector.modes or FALLBACK_MODES) if self.can_be_lit(link.connector) else ()
         return upright(modes, link.scanout.turn)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the screen shows what the guest wants, in the mode that is wanted for it."""
+        return self._wanted is None or (self._lit is not None and not self._lit.note)
+
     def is_pumped_well(self, connector: CardConnector) -> bool:
         """Whether the pump has shown flips in the last second, and a look has nothing to find out."""
         link, lit = self._link, self._lit
