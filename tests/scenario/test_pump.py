@@ -178,6 +178,24 @@ async def test_a_flip_that_the_card_does_not_report(machine: Machine) -> None:
         assert output.state is ScreenState.LIT
 
 
+async def test_a_mode_change_while_a_flip_is_under_way(machine: Machine) -> None:
+    """The flip's event names the flip's framebuffer, not that of the SET_CONFIG that came meanwhile."""
+    async with machine.world.guest(1, spec(CONNECTOR)) as guest:
+        first, second = [(await guest.display.create_framebuffer(64, 48))[1] for _ in range(2)]
+        await guest.display.show(0, first, 64, 48)
+        connector, card = guest.display.connectors[0], machine.board.card
+        assert card is not None
+        for _ in range(10):
+            await connector.flip(first)
+        card.reports = False
+        await connector.order(PageFlip(0, first))
+        await guest.display.show(0, second, 64, 48)
+        assert len(connector.flips_done) == 10
+        card.reports = True
+        await until(lambda: len(connector.flips_done) == 11)
+        assert connector.flips_done[-1] == first
+
+
 @pytest.mark.parametrize("path", ["zero copy"])
 async def test_a_card_that_must_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pump: Pump, path: str) -> None:
     """While the guest does not flip, the card is told at the refresh rate; then flips go on."""
