@@ -32,6 +32,7 @@ from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 from displbe.wire.ring import EVENT_SLOTS
 from displbe.wire.xenbus import State
+from displbe.xen.evtchn import ChannelTable
 
 CONNECTOR, OTHER = "Virtual-1", "Virtual-2"
 REFRESH = 500.0
@@ -527,6 +528,25 @@ async def test_a_guest_dies_under_flips(machine: Machine, delay: float) -> None:
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
         await machine.world.settled()
+
+
+async def test_a_connector_is_taken_back_before_its_ports_are_unbound(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that, the pump would notify a port that Xen may give to another guest."""
+    closed, served = ChannelTable.closed, list[bool]()
+
+    def unbind(self: ChannelTable, port: int) -> None:
+        if self is machine.world.hypervisor.channels:
+            served.append(connector.is_served)
+        closed(self, port)
+
+    async with machine.world.guest(1, spec(CONNECTOR)) as guest, flip_on(guest) as times:
+        await machine.flips_go_on(times)
+        connector = machine.connector()
+        monkeypatch.setattr(ChannelTable, "closed", unbind)
+    await machine.world.settled()
+    assert served == [False, False]
 
 
 async def test_the_daemon_ends_and_comes_back_under_flips(machine: Machine) -> None:
