@@ -91,7 +91,11 @@ COPY_MUTANTS: Final = {
         "job->pixels + y * copy->row, copy->row)",
     ),
     "the target's stride": ("to + y * copy->target_stride", "to + y * copy->stride"),
-    "part of the last row": ("copy->stride * (copy->rows - 1) + copy->row", "copy->stride * (copy->rows - 1)"),
+    "the last row": ("job->pixels, copy->row * copy->rows", "job->pixels, copy->row * (copy->rows - 1)"),
+    "a copy of the gaps": (
+        "memcpy(to + y * copy->target_stride, job->pixels + y * copy->stride, copy->row);",
+        "memcpy(to + y * copy->target_stride, job->pixels + y * copy->stride, y + 1 < copy->rows ? copy->stride : copy->row);",
+    ),
     "the front buffer": ("uint8_t *to = copy->target[copy->back & 1];", "uint8_t *to = copy->target[1 ^ copy->back];"),
     "the front framebuffer": ("copy->fb[copy->back & 1];", "copy->fb[1 ^ copy->back];"),
     "a swap after an error": ("} else {\n\t\tk->copy.back ^= 1;", "}\n\t{\n\t\tk->copy.back ^= 1;"),
@@ -162,5 +166,5 @@ def test_frames_are_copied_as_in_python(library: Any, sides: tuple[int, int, int
 def test_a_fault_of_the_copying_is_found(fault: str, tmp_path: Path) -> None:
     mutant = compile_pump(tmp_path / "pump.so", COPY_MUTANTS[fault])
     with pytest.raises(AssertionError):  # noqa: PT012 - one of the frames shows it
-        for gap, target_gap in ((1, 1), (1, 2), (0, 3)):
+        for gap, target_gap in ((0, 0), (1, 1), (1, 2), (0, 3)):
             copy_frames(mutant, 8, gap, target_gap, 4, [0, errno.EACCES, 0])
