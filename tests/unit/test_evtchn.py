@@ -8,12 +8,15 @@ import socket
 from collections.abc import AsyncIterator
 from functools import partial
 from struct import iter_unpack, pack, unpack
+from typing import Any
 
 import pytest
 import structlog
 import trio
 import trio.testing
 
+from displbe.pump.library import ffi
+from displbe.pump.native import SystemCalls, open_pump
 from displbe.xen import evtchn
 from displbe.xen.evtchn import Channel, EventChannels
 from displbe.xen.port import HypervisorError, Ledger
@@ -128,6 +131,59 @@ async def test_fired_ports_that_the_kernel_lost(kernel: Kernel, monkeypatch: pyt
         assert fired == [7, 8, 8]
         nursery.cancel_scope.cancel()
     channels.close()
+
+
+@pytest.mark.parametrize("refuses", [0, errno.ENOMEM])
+async def test_fired_ports_that_the_pump_could_not_read(kernel: Kernel, refuses: int) -> None:
+    """All ports count as fired, and the pump goes on reading; it is too often unable to, and the daemon ends."""
+    fired, errors = list[int](), [errno.EFBIG]
+
+    def read(fd: int, data: Any, size: int) -> int:
+        if errors:
+            return -errors.pop()
+        try:
+            return os.readv(fd, [ffi.buffer(data, size)])
+        except BlockingIOError:
+            return -errno.EAGAIN
+
+    def note(remote: int) -> bool:
+        fired.append(remote)
+        return False
+
+    pump, reason = open_pump(SystemCalls(read, lambda *_: 0, lambda *_: 0, lambda *_: 0))
+    if pump is None:
+        pytest.skip(reason)
+    channels = EventChannels(Ledger())
+    channels.pump = pump
+    for remote in (7, 8):
+        channels.bind(3, remote, partial(note, remote))
+    kernel.refuses = refuses
+    async with pump.running(), trio.open_nursery() as nursery:
+        scope: trio.CancelScope = await nursery.start(_run, channels)
+        kernel.fire(41)
+        with trio.fail_after(5):
+            while fired != [7, 8, 7]:
+                await trio.sleep(0.001)
+        assert kernel.asked[-1] == (evtchn.RESET, ())
+        kernel.fire(42)
+        with trio.fail_after(5):
+            while fired != [7, 8, 7, 8]:
+                await trio.sleep(0.001)
+        errors += [errno.EIO] * 2 * evtchn.READ_TRIES
+        kernel.fire(42)
+        with trio.fail_after(5):
+            while not scope.cancel_called:
+                await trio.sleep(0.001)
+        channels.close()
+
+
+async def _run(channels: EventChannels, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """Run them until they cannot be read."""
+    scope = trio.CancelScope()
+    task_status.started(scope)
+    with pytest.raises(OSError, match="Input/output error"):
+        await channels.run()
+    scope.cancel()
 
 
 @pytest.mark.parametrize(
