@@ -354,7 +354,10 @@ class Card:
     def _is_settled(self) -> bool:
         """Return whether nothing is left to be done, as far as the last look has seen."""
         is_known = self.mastership is Mastership.MASTER and self._probing is Probing.DONE
-        return is_known and all(output.is_settled for output in self.outputs.values())
+        return is_known and all(
+            output.is_settled and not self._why_leave(self, output, self._connector_of(output))
+            for output in self.outputs.values()
+        )
 
     def _is_steady(self) -> bool:
         """Return whether the pump has served a flip on each output in the last second.
