@@ -20,6 +20,7 @@ FLIPS: Final = 600
 OUTPUTS: Final = 4
 FAST: Final = "Virtual-6"
 """The second connector of the second card. Its screen has 240 refreshes per second."""
+STATUS: Final = "python3 -m displbe.ctl --socket /run/displbe/control status"
 PATHS: Final = {"zero copy": ("zero-copy", "require"), "copy": ("copy", "off")}
 """A path -> the bare backend's word for it, and displbe's `[drm] zero-copy`."""
 
@@ -122,8 +123,7 @@ def programs(machine: Machine) -> Iterator[None]:
 
     It has the lowest priority, because there is only one processor.
     """
-    command = f"cd {TREE}; while :; do nice -n 19 python3 -m displbe.ctl --socket /run/displbe/control status; done"
-    group = machine.start(command)
+    group = machine.start(f"cd {TREE}; while :; do nice -n 19 {STATUS}; done")
     try:
         yield
     finally:
@@ -157,6 +157,7 @@ def test_undisturbed(computer: Machine, loaded: Window) -> None:
     second = names(computer, "gpu1")[0]
     with backend(computer, config("zero copy")) as displbe:
         domid = flipping_guest(computer, "one", [names(computer)[:1]])
+        computer.check(f"cd {TREE}; {STATUS}")
         with programs(computer):
             found = [window(computer, domid, displbe.pid, "status", FLIPS)]
         storm = "do=flood:600 initcall_blacklist=xen_drv_init"
