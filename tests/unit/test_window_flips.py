@@ -11,8 +11,8 @@ import trio
 
 from displbe.sinks import copy_thread
 from displbe.sinks.base import Geometry, Part
-from displbe.sinks.x11.steady_flips import SteadyFlips, SteadyState
 from displbe.sinks.x11.window import Window
+from displbe.sinks.x11.window_flips import WindowFlips, WindowFlipState
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import Memory
 
@@ -63,13 +63,13 @@ async def test_a_copied_frame_whose_report_is_on_its_way(ending: bool, monkeypat
     monkeypatch.setattr(copy_thread, "run_in_thread_or_here", join_here)
     for _ in range(20):
         window = SlowWindow()
-        flips = SteadyFlips("test", lambda serial: None)
+        flips = WindowFlips("test", lambda serial: None)
         assert flips.start(cast("Window", window), cast("Memory", None), GEOMETRY, PART, 1, trio.current_time())
         assert flips._thread is not None
         while not flips._thread.resting:
             time.sleep(0.001)  # noqa: ASYNC251  # the loop hears nothing meanwhile
         if not ending:
             await flips.finished()
-            assert (flips.state, window.puts) == (SteadyState.IDLE, 1)
+            assert (flips.state, window.puts) == (WindowFlipState.IDLE, 1)
         await flips.close()
-        assert flips.state is not SteadyState.COPYING
+        assert flips.state is not WindowFlipState.COPYING

@@ -23,10 +23,10 @@ from displbe.xen.memory import Memory, Unmapped
 
 from .window import Window
 
-__all__ = ["SteadyFlips", "SteadyState"]
+__all__ = ["WindowFlipState", "WindowFlips"]
 
 
-class SteadyState(enum.Enum):
+class WindowFlipState(enum.Enum):
     """What is under way."""
 
     IDLE = "idle"
@@ -37,17 +37,17 @@ class SteadyState(enum.Enum):
     """The server has been told to read the frame."""
 
 
-_IDLE: Final = SteadyState.IDLE
+_IDLE: Final = WindowFlipState.IDLE
 
 
-class SteadyFlips:
+class WindowFlips:
     """The steady flips of one window. `read` is called with the flip's serial number when the server has read its frame, or has it already.
 
     `name` names the thread.
     """
 
     def __init__(self, name: str, read: Callable[[int], None], log: Any = None) -> None:
-        self.state = SteadyState.IDLE
+        self.state = WindowFlipState.IDLE
         self.began = -math.inf
         """When the newest one began, in seconds of trio's clock."""
         self._name = name
@@ -64,7 +64,7 @@ class SteadyFlips:
             self._thread = self._thread or CopyThread(self._name)
         except NoThread:
             return False
-        self.state, self._window, self.began = SteadyState.COPYING, window, now
+        self.state, self._window, self.began = WindowFlipState.COPYING, window, now
         self._thread.do(partial(self._copy, self._thread, window, memory, geometry, part, serial))
         return True
 
@@ -82,7 +82,7 @@ class SteadyFlips:
 
     def _on_copied(self, window: Window, serial: int, changed: bool | None) -> None:
         if changed and not window.is_gone:
-            self.state = SteadyState.READING
+            self.state = WindowFlipState.READING
             try:
                 window.put_then(partial(self._on_read, serial))
             except xcffib.XcffibException as error:  # Server.serve is about to report it
@@ -143,7 +143,7 @@ class SteadyFlips:
 
     async def _heard(self) -> None:
         """Return when the loop has heard of the copy that the thread has made."""
-        while self.state is SteadyState.COPYING:
+        while self.state is WindowFlipState.COPYING:
             await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
