@@ -100,7 +100,8 @@ class PumpedConnector:
     def _fill(self, steady: SteadyScreen) -> None:
         """Bring the pump's view of the connector up to date."""
         struct, library, events, times = self._struct, self._pump.library, self._events, self._events.times
-        struct.card, struct.serial, struct.late, struct.still = steady.card, steady.serial, steady.late, steady.still
+        struct.card, struct.serial, struct.token = steady.card, steady.serial, steady.token
+        struct.late, struct.still = steady.late, steady.still
         struct.atomic = ffi.cast("struct pump_atomic *", steady.atomic)
         struct.fb_value = ffi.cast("uint64_t *", steady.value)
         struct.copier = steady.copier.handle if steady.copier is not None else ffi.NULL
@@ -108,7 +109,6 @@ class PumpedConnector:
         self._table = ffi.new("struct pump_framebuffer[]", table)
         struct.framebuffers, struct.framebuffer_count = self._table, len(table)
         struct.state = library.PUMP_PENDING if events.is_pending else library.PUMP_IDLE
-        struct.token = self._screen.newest
         struct.req_cons, struct.rsp_prod = self._ring.indices
         struct.in_prod, struct.next_id, struct.begun = events.page.in_prod, events.next_id, events.begun
         struct.traced, struct.counted, struct.total = self._requests.trace.count, times.count, times.total
