@@ -137,10 +137,17 @@ class SteadyFlips:
     async def finished(self) -> None:
         """Return when nothing is under way. No flip may begin meanwhile."""
         await self.copied()
+        await self._heard()
         if self.state is not _IDLE and self._window is not None:
             await self._window.is_read()
 
+    async def _heard(self) -> None:
+        """Return when the loop has heard of the copy that the thread has made."""
+        while self.state is SteadyState.COPYING:
+            await trio.lowlevel.checkpoint()
+
     async def close(self) -> None:
-        """End the thread."""
+        """End the thread. Its last frame may be with the server still."""
         if self._thread is not None:
             await self._thread.close()
+            await self._heard()
