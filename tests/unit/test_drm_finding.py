@@ -743,6 +743,26 @@ async def test_a_follower_goes_home(tmp_path: Path) -> None:
         await screen.close()
 
 
+async def test_a_follower_goes_home_to_another_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves a card that has nothing else to do, although only the other card has noticed the monitor."""
+    boards = {"card0": Board(), "card1": Board()}
+    boards["card0"].monitors[0] = Monitor([(64, 48)], DELL)
+    boards["card1"].monitors[0], boards["card1"].numbers[0] = None, 5
+    boards["card1"].sysfs_path = "/sys/devices/other"
+    async with running_cards(boards, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        boards["card0"].monitors[0], boards["card1"].monitors[0] = None, Monitor([(64, 48)], DELL)
+        await until(partial(is_on, screen, "card1/Virtual-5"))
+        monkeypatch.setattr(hotplug, "POLL", 1000.0)
+        monkeypatch.setattr(card_module, "THOROUGH", 1000)
+        await trio.sleep(0.2)  # both cards have nothing to do
+        boards["card0"].monitors[0] = Monitor([(64, 48)], LG)
+        next(card for card in made._cards.values() if card.device.name == "card0").look(probe=True)
+        await until(partial(is_on, screen, "card0/Virtual-1"))
+        await screen.close()
+
+
 async def test_one_of_two_cards_goes(tmp_path: Path) -> None:
     """A guest whose card is gone is told so, although another card is there; it is shown when the card is back."""
     boards = {"card0": Board(), "card1": Board()}

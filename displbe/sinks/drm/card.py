@@ -355,7 +355,10 @@ class Card:
     def _is_settled(self) -> bool:
         """Return whether nothing is left to be done, as far as the last look has seen."""
         is_known = self.mastership is Mastership.MASTER and self._probing is Probing.DONE
-        return is_known and all(output.is_settled for output in self.outputs.values())
+        return is_known and all(
+            output.is_settled and not self._why_leave(self, output, self._connector_of(output))
+            for output in self.outputs.values()
+        )
 
     def _is_unneeded(self) -> bool:
         """Return whether the next look can wait: no output is on the card, or the pump serves them all. Claims and errors ask for one."""
