@@ -25,8 +25,10 @@ PATHS: Final = {"zero copy": ("zero-copy", "require"), "copy": ("copy", "off")}
 
 # The limits. Figures of one revision differ by less than 1 %.
 PUMPED: Final = {"zero copy": 1.3, "copy": 1.3}
-"""displbe's CPU time per flip with the pump, at most, as a multiple of the bare backend's. Without copies, 1.24 has been measured: the trace,
-the times, the request rate and the locks. Each wake-up of the event loop in a second would add 0.1.
+"""displbe's CPU time per flip with the pump, at most, as a multiple of the bare backend's.
+
+Without copies, 1.24 has been measured: the trace, the times, the request rate and the locks. A wake-up of the event loop in each second
+would add 0.1.
 """
 IN_PYTHON: Final = {"zero copy": 11.0, "copy": 1.8}
 """The same without the pump."""
