@@ -271,14 +271,17 @@ class DisplayDevice:
         edid = partial(answer_edid, self._hypervisor, domid, output, published.name, *resolution)
         log = self._nodes.log.bind(connector=published.name)
         connector = Connector(index, screen, buffers, events, edid, self._quota, log, display.broken)
-        stack.callback(connector.stop)  # also if the connection is refused before it is served
         display.connectors.append(connector)
         channel = self._bind(rings.req_port, connector.requests.notified, stack)
+        # Before the ports are unbound: the pump notifies them. Also if the connection is refused before it is served.
+        stack.callback(connector.stop)
         pump, bucket = self._sink.pump, self._quota.requests
         pumped = None
         if pump is not None and isinstance(bucket, Bucket):
             pages, channels = (ring_page, event_page), (channel, event_channel)
-            pumped = PumpedConnector(pump, bucket, connector.requests, ring, screen, events, pages, channels)
+            pumped = PumpedConnector(
+                pump, bucket, connector.requests, ring, screen, events, pages, channels, display.taken
+            )
         connector.start(ring, channel, pumped)
 
     def _map(self, ref: int, stack: AsyncExitStack) -> Page:

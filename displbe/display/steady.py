@@ -9,6 +9,7 @@ The pump behaves as the Python code does that serves flips otherwise: requests.p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from displbe.pump.library import ffi
@@ -28,7 +29,8 @@ __all__ = ["PumpedConnector"]
 class PumpedConnector:
     """A connector that the pump may serve: its ring, its event page, and its screen. It begins as Python's.
 
-    `pages` and `channels` are those of the ring and of the events. They outlive this object's `close`.
+    `pages` and `channels` are those of the ring and of the events. They outlive this object's `close`. `taken` is called when Python is the
+    owner again.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class PumpedConnector:
         events: FlipEvents,
         pages: tuple[Page, Page],
         channels: tuple[EventChannel, EventChannel],
+        taken: Callable[[], None],
     ) -> None:
         self.is_given = False
         """Whether the pump owns the connector."""
         self._pump = pump
+        self._taken = taken
         self._requests = requests
         self._ring = ring
         self._screen = screen
@@ -96,7 +100,8 @@ class PumpedConnector:
     def _fill(self, steady: SteadyScreen) -> None:
         """Bring the pump's view of the connector up to date."""
         struct, library, events, times = self._struct, self._pump.library, self._events, self._events.times
-        struct.card, struct.serial, struct.late, struct.still = steady.card, steady.serial, steady.late, steady.still
+        struct.card, struct.serial, struct.token = steady.card, steady.serial, steady.token
+        struct.late, struct.still = steady.late, steady.still
         struct.atomic = ffi.cast("struct pump_atomic *", steady.atomic)
         struct.fb_value = ffi.cast("uint64_t *", steady.value)
         struct.copier = steady.copier.handle if steady.copier is not None else ffi.NULL
@@ -104,7 +109,6 @@ class PumpedConnector:
         self._table = ffi.new("struct pump_framebuffer[]", table)
         struct.framebuffers, struct.framebuffer_count = self._table, len(table)
         struct.state = library.PUMP_PENDING if events.is_pending else library.PUMP_IDLE
-        struct.token = self._screen.newest
         struct.req_cons, struct.rsp_prod = self._ring.indices
         struct.in_prod, struct.next_id, struct.begun = events.page.in_prod, events.next_id, events.begun
         struct.traced, struct.counted, struct.total = self._requests.trace.count, times.count, times.total
@@ -115,6 +119,7 @@ class PumpedConnector:
         if self.is_given:
             self._pump.take(self._struct)
             self._return_to_python()
+            self._taken()
 
     def _return_to_python(self) -> None:
         struct = self._struct

@@ -110,8 +110,9 @@ class Pump:
             self.close()
 
     def close(self) -> None:
-        """Close the pump's files. It must not be used any more."""
+        """Close the pump's files. It must not be used any more: then there is a TypeError."""
         ffi.release(self.handle)
+        self.handle = None  # C would use the memory that has been freed
 
     async def _dispatch(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         fd = self.library.pump_fd(self.handle, self.library.PUMP_REST)

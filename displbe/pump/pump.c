@@ -666,8 +666,8 @@ static int show_copy(struct pump_copier *k, const struct pump_framebuffer *job, 
 	double begun = now(), until;
 	int error;
 
-	if (copy->stride == copy->target_stride)
-		memcpy(to, job->pixels, copy->stride * (copy->rows - 1) + copy->row);
+	if (copy->stride == copy->row && copy->target_stride == copy->row)
+		memcpy(to, job->pixels, copy->row * copy->rows);
 	else
 		for (uint64_t y = 0; y < copy->rows; y++)
 			memcpy(to + y * copy->target_stride, job->pixels + y * copy->stride, copy->row);

@@ -174,6 +174,8 @@ class SteadyScreen(msgspec.Struct):
     """What copies the frames; None: they are not copied."""
     serial: int = 0
     """The serial number of the newest flip."""
+    token: int = 0
+    """Its token, which the event of the flip under way has. A SET_CONFIG may have shown another framebuffer since that flip."""
     late: float = 0.0
     """Seconds after which a flip ends although the card has not reported it."""
     still: float = 0.0

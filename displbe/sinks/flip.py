@@ -84,11 +84,12 @@ class Flip:
         self.limit = late
         """Seconds until a flip is late."""
         self._on_late = on_late
-        self._token = 0
+        self.token = 0
+        """What `ended` is called with: the newest flip's."""
 
     def begin(self, token: int) -> int:
         """Begin a flip and return its serial number. The caller has waited for the end of the previous flip."""
-        self._token = token
+        self.token = token
         self.state = _WAITING
         self.began = now = self._clock.now()
         self.ends_by = now + self.limit
@@ -119,7 +120,7 @@ class Flip:
         self.shown += shown
         self.began = self._clock.now() - age
         if token is not None:
-            self._token = token
+            self.token = token
             self.state = _WAITING
             self.ends_by = self.began + self.limit
             self._clock.active.add(self)
@@ -142,7 +143,7 @@ class Flip:
         """End the flip under way, if there is one."""
         if self.state is not _NONE:
             self.state = _NONE
-            self._ended(self._token)
+            self._ended(self.token)
 
     def end_at_refresh(self) -> None:
         """Let the clock end the flip under way, if there is one, when the next refresh would be."""

@@ -211,15 +211,15 @@ async def close_in_thread(close: Callable[[float], bool], threads: trio.Capacity
 
 
 def copy_rows(to: memoryview, to_stride: int, of: memoryview, of_stride: int, row: int, rows: int) -> None:
-    """Copy an image of `rows` rows of `row` bytes without holding the GIL; in one call when both strides are the same.
+    """Copy an image of `rows` rows of `row` bytes without holding the GIL; in one call when there are no gaps between rows.
 
-    Strides are in bytes. Raises ValueError when either side is too small.
+    Gaps keep their bytes: they may be borders of the picture. Strides are in bytes. Raises ValueError when either side is too small.
     """
     _check_rows(to, to_stride, of, of_stride, row, rows)
     target = _ffi.cast("char *", _ffi.from_buffer(to))
     source = _ffi.cast("char *", _ffi.from_buffer(of))
-    if to_stride == of_stride:
-        _libc.memcpy(target, source, to_stride * (rows - 1) + row)
+    if to_stride == of_stride == row:
+        _libc.memcpy(target, source, row * rows)
         return
     for _ in range(rows):
         _libc.memcpy(target, source, row)

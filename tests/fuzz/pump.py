@@ -238,7 +238,7 @@ class Backend:
                 bool(requests.not_before),
             ),
             "flips": (self.flip_state.serial, self.flip_state.shown, self.screen.newest, times.count),
-            "pending": self.flip_state._token if events.state is EventState.DUE else None,
+            "pending": self.flip_state.token if events.state is EventState.DUE else None,
             "times": (sum(times.buckets), [taken > 0 for taken in times.took[:200]]),
             "trace": [(status, edid, slot, read > 0, done > 0) for read, done, status, edid, slot in records],
             "tokens": round(self.left(), 2),
@@ -274,6 +274,7 @@ class Pumped(Backend):
             self.flip_events,
             cast("Any", pages),
             cast("Any", channels),
+            lambda: None,
         )
         self._c = self._pumped._struct
         self.connector.start(self.back, self, self._pumped)
@@ -286,7 +287,7 @@ class Pumped(Backend):
         steady = SteadyScreen(
             CARD, _address(self._atomic), _address(self._value), {c: (FBS[c], 0) for c in buffers if c in FBS}
         )
-        steady.serial, steady.late, steady.still = self.flip_state.serial, 2.0, 1e9
+        steady.serial, steady.token, steady.late, steady.still = self.flip_state.serial, self.flip_state.token, 2.0, 1e9
         return steady
 
     def hand_over(self) -> None:

@@ -96,7 +96,11 @@ WITHOUT: Final = {
     "every entry": ("take", "i = p->count; i-- > 0;", "i = 0; i < p->count; i++"),
     "every connector's place": ("take", "room = p->count < CONNECTORS", "room = 1"),
     "the last row": ("copy", "y < copy->rows", "y <= copy->rows"),
-    "the end of the last row": ("copy", "copy->stride * (copy->rows - 1) + copy->row", "copy->stride * copy->rows"),
+    "the end of the last row": (
+        "copy",
+        "job->pixels, copy->row * copy->rows",
+        "job->pixels, copy->row * (copy->rows + 1)",
+    ),
     "the longest time": ("after", "(seconds < 86400 ? seconds : 86400)", "seconds"),
 }
 """What a changed pump lacks, the proof that must fail, and the change."""

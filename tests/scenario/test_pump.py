@@ -32,6 +32,7 @@ from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 from displbe.wire.ring import EVENT_SLOTS
 from displbe.wire.xenbus import State
+from displbe.xen.evtchn import ChannelTable
 
 CONNECTOR, OTHER = "Virtual-1", "Virtual-2"
 REFRESH = 500.0
@@ -176,6 +177,24 @@ async def test_a_flip_that_the_card_does_not_report(machine: Machine) -> None:
         await machine.flips_go_on(times)
         assert output._flip.late >= 1
         assert output.state is ScreenState.LIT
+
+
+async def test_a_mode_change_while_a_flip_is_under_way(machine: Machine) -> None:
+    """The flip's event names the flip's framebuffer, not that of the SET_CONFIG that came meanwhile."""
+    async with machine.world.guest(1, spec(CONNECTOR)) as guest:
+        first, second = [(await guest.display.create_framebuffer(64, 48))[1] for _ in range(2)]
+        await guest.display.show(0, first, 64, 48)
+        connector, card = guest.display.connectors[0], machine.board.card
+        assert card is not None
+        for _ in range(10):
+            await connector.flip(first)
+        card.reports = False
+        await connector.order(PageFlip(0, first))
+        await guest.display.show(0, second, 64, 48)
+        assert len(connector.flips_done) == 10
+        card.reports = True
+        await until(lambda: len(connector.flips_done) == 11)
+        assert connector.flips_done[-1] == first
 
 
 @pytest.mark.parametrize("path", ["zero copy"])
@@ -511,6 +530,25 @@ async def test_a_guest_dies_under_flips(machine: Machine, delay: float) -> None:
         await machine.world.settled()
 
 
+async def test_a_connector_is_taken_back_before_its_ports_are_unbound(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that, the pump would notify a port that Xen may give to another guest."""
+    closed, served = ChannelTable.closed, list[bool]()
+
+    def unbind(self: ChannelTable, port: int) -> None:
+        if self is machine.world.hypervisor.channels:
+            served.append(connector.is_served)
+        closed(self, port)
+
+    async with machine.world.guest(1, spec(CONNECTOR)) as guest, flip_on(guest) as times:
+        await machine.flips_go_on(times)
+        connector = machine.connector()
+        monkeypatch.setattr(ChannelTable, "closed", unbind)
+    await machine.world.settled()
+    assert served == [False, False]
+
+
 async def test_the_daemon_ends_and_comes_back_under_flips(machine: Machine) -> None:
     world = machine.world
     for end in (world.stop_daemon, world.kill_daemon):
@@ -676,3 +714,30 @@ async def _flips_of_a_process(connector: FrontConnector, fb: int, notify: Callab
             time.sleep(0.3)  # noqa: ASYNC251 - this is what is tested
             counts.append(events.load(IN_PROD) - before)
     return counts
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps of tasks that look after cards and rings once a second."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """As trio.abc.Instrument's."""
+        self.count += task.name.endswith(("._rescue", "Tasks._guarded"))
+
+
+async def test_nothing_is_looked_after_while_the_pump_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the card nor the rings are looked at each second; the rings are again as soon as Python is the owner again."""
+    monkeypatch.setattr("displbe.sinks.drm.hotplug.POLL", 1000.0)
+    steps = Steps()
+    async with running(tmp_path, monkeypatch, "auto", "zero copy") as machine, flipping(machine) as (_, times):
+        await trio.sleep(1.1)  # the looks that were due
+        await machine.flips_go_on(times)
+        trio.lowlevel.add_instrument(steps)
+        await trio.sleep(3.1)
+        assert steps.count <= 2, "six without the pump; the card is looked at in each tenth second"
+        before = steps.count
+        machine.output().interrupt()
+        await until(lambda: steps.count > before, 2)
+        trio.lowlevel.remove_instrument(steps)

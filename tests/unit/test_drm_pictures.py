@@ -276,6 +276,21 @@ async def test_borders_of_an_odd_width(tmp_path: Path) -> None:
         await screen.close()
 
 
+async def test_borders_beside_a_part_of_a_framebuffer_as_wide_as_the_screen(tmp_path: Path) -> None:
+    """What the framebuffer has beside the part, another screen's picture, is not copied into the borders."""
+    board = Board(modes=[(WIDTH, HEIGHT)])
+    board.can_scale = False
+    async with running(board, tmp_path, refresh=0, zero_copy="off") as made:
+        screen = Screen(made, pages=[Pages(WIDTH, HEIGHT, fourcc("XR24")) for _ in range(2)])
+        first, part = screen.pages[0], Part(0, 0, WIDTH - 4, HEIGHT - 2)
+        first.memory[:] = bytes(7 * at & 0xFF for at in range(first.size))
+        await screen.show(part)
+        assert board.card is not None
+        wanted = placed(guest_picture(first, part), 2, 1, WIDTH, HEIGHT)
+        assert same(panel_picture(board, board.card, screen), wanted, 0.01)
+        await screen.close()
+
+
 @pytest.mark.parametrize("code", ["XR24", "YUYV"])
 async def test_the_frame_that_covers_is_black(tmp_path: Path, code: str) -> None:
     """A removed frame is followed by black, in the format of the frame."""

@@ -16,7 +16,7 @@ from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.ops.settings import ControlSettings
 from displbe.ops.status import PumpStatus
-from displbe.pump import library
+from displbe.pump import library, native
 from displbe.pump.library import describe, open_library
 from displbe.pump.settings import DaemonSettings
 from displbe.sim.hypervisor import Xen
@@ -237,3 +237,17 @@ async def test_the_status_of_a_pump(tmp_path: Path) -> None:
         assert (await daemon.commands.status()).pump == PumpStatus("on", "")
         assert daemon.pump is not None
         daemon.pump.close()
+
+
+def test_a_closed_pump_is_not_used() -> None:
+    """C would read memory that has been freed."""
+    pump, _ = native.open_pump()
+    if pump is None:
+        pytest.skip("the pump is not compiled")
+    bucket = native.Bucket(pump, 1, 1)
+    assert bucket.take() == 0
+    pump.close()
+    with pytest.raises(TypeError):
+        bucket.take()
+    with pytest.raises(TypeError):
+        pump.unwatch(0)

@@ -800,7 +800,7 @@ class DrmOutput(Output):
         }
         steady = lit.scanout.steady(usable)
         if steady is not None:
-            steady.serial, steady.late, steady.still = flip.serial, flip.limit, still
+            steady.serial, steady.token, steady.late, steady.still = flip.serial, flip.token, flip.limit, still
         return steady
 
     def hand_over(self) -> None:

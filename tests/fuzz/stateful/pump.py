@@ -64,7 +64,7 @@ class LoopPump(Pump):
             yield
         finally:
             scope.cancel()
-            ffi.release(self.handle)
+            self.close()
         await trio.lowlevel.checkpoint()
 
     # Files
