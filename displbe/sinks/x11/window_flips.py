@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import trio
@@ -46,7 +46,7 @@ class WindowFlips:
     `name` names the thread.
     """
 
-    def __init__(self, name: str, read: Callable[[int], None], log: Any = None) -> None:
+    def __init__(self, name: str, read: Callable[[int], None]) -> None:
         self.state = WindowFlipState.IDLE
         self.began = -math.inf
         """When the newest one began, in seconds of trio's clock."""
@@ -54,7 +54,7 @@ class WindowFlips:
         self._read = read
         self._thread: CopyThread | None = None
         self._window: Window | None = None
-        self._log = log or structlog.get_logger("displbe.x11")
+        self._log = structlog.get_logger("displbe.x11")
 
     def start(self, window: Window, memory: Memory, geometry: Geometry, part: Part, serial: int, now: float) -> bool:
         """Begin to show a frame. Return False if this flip is not steady: the task has to show it."""
