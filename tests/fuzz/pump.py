@@ -49,7 +49,8 @@ ONE, TWO, SMALL, FOREIGN, UNKNOWN = 0x1000, 0x1040, 0x1080, 0x10C0, (1 << 64) - 
 COOKIES: Final = (*(ONE, TWO) * 14, SMALL, FOREIGN, UNKNOWN, 0)
 """Cookies: two of one shape, a smaller one, one that this output cannot show, two that there are not."""
 FBS: Final = {ONE: 41, TWO: 42}
-BURST: Final = 9.0
+BURST: Final = 17.0
+"""Tokens of a guest. They are enough for two slow requests, so that the pump serves the flip that was under way at a SET_CONFIG."""
 RATE: Final = 0.001
 """So slow that the tokens of a script are those that it began with, and those that it fills in."""
 FILE, PORT, EVENT_PORT, CARD = 70, 7, 8, 71
@@ -173,7 +174,6 @@ class Backend:
     # base.Output
 
     async def enable(self, buffer: object, part: Part) -> None:
-        self.flip_state.end()
         self.calls.append(("mode", buffer))
 
     async def disable(self) -> None:
