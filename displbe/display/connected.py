@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import trio
@@ -23,6 +24,8 @@ class ConnectedDisplay:
         self.clock = FlipClock()
         """Ends the flips of blanked screens."""
         self._shut_off = shut_off
+        self._rest = trio.CancelScope()
+        """Lasts until the next look for lost notifications."""
         self._failed = trio.Event()
         self._reason = FrontendBroken("")
 
@@ -54,9 +57,17 @@ class ConnectedDisplay:
     async def _rescue(self) -> None:
         """Look once a second for requests whose notification was lost. There should be none; each one is counted and logged.
 
-        The second look after a request finds it. The guest waits 3 s for the response.
+        The second look after a request finds it. The guest waits 3 s for the response. While the pump serves all connectors, there is
+        nothing to look for: it gives a connector back whose guest does not flip.
         """
         while True:
-            await trio.sleep_until(next_second())
+            is_pumped = all(connector.is_pumped for connector in self.connectors)
+            with trio.CancelScope(deadline=math.inf if is_pumped else next_second()) as self._rest:
+                await trio.sleep_forever()
             for connector in self.connectors:
                 connector.requests.rescue()
+
+    def taken(self) -> None:
+        """Take note that Python serves a connector again."""
+        if self._rest.deadline == math.inf:
+            self._rest.deadline = next_second()

@@ -82,6 +82,11 @@ class Connector:
         """Whether its requests are served."""
         return self.requests.state is not RingState.STOPPED
 
+    @property
+    def is_pumped(self) -> bool:
+        """Whether the pump serves its flips now."""
+        return self._pumped is not None and self._pumped.is_given
+
     def start(self, ring: BackControlRing, channel: EventChannel, pumped: PumpedConnector | None = None) -> None:
         """Serve the requests of this ring from now on. `pumped`: the pump serves steady flips."""
         self.requests.start(ring, channel)

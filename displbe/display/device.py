@@ -279,7 +279,9 @@ class DisplayDevice:
         pumped = None
         if pump is not None and isinstance(bucket, Bucket):
             pages, channels = (ring_page, event_page), (channel, event_channel)
-            pumped = PumpedConnector(pump, bucket, connector.requests, ring, screen, events, pages, channels)
+            pumped = PumpedConnector(
+                pump, bucket, connector.requests, ring, screen, events, pages, channels, display.taken
+            )
         connector.start(ring, channel, pumped)
 
     def _map(self, ref: int, stack: AsyncExitStack) -> Page:

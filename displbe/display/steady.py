@@ -9,6 +9,7 @@ The pump behaves as the Python code does that serves flips otherwise: requests.p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from displbe.pump.library import ffi
@@ -28,7 +29,8 @@ __all__ = ["PumpedConnector"]
 class PumpedConnector:
     """A connector that the pump may serve: its ring, its event page, and its screen. It begins as Python's.
 
-    `pages` and `channels` are those of the ring and of the events. They outlive this object's `close`.
+    `pages` and `channels` are those of the ring and of the events. They outlive this object's `close`. `taken` is called when Python is the
+    owner again.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class PumpedConnector:
         events: FlipEvents,
         pages: tuple[Page, Page],
         channels: tuple[EventChannel, EventChannel],
+        taken: Callable[[], None],
     ) -> None:
         self.is_given = False
         """Whether the pump owns the connector."""
         self._pump = pump
+        self._taken = taken
         self._requests = requests
         self._ring = ring
         self._screen = screen
@@ -115,6 +119,7 @@ class PumpedConnector:
         if self.is_given:
             self._pump.take(self._struct)
             self._return_to_python()
+            self._taken()
 
     def _return_to_python(self) -> None:
         struct = self._struct

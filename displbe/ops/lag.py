@@ -53,8 +53,9 @@ class LoopLag(trio.abc.Clock):
         if self._is_waiting:
             self._is_waiting = False
             self._turn_began = now
-            if now - self._deadline > self._longest:
-                self._add(now - self._deadline, now)
+            late = now - self._deadline
+            if late > self._longest or (late > 0 and now >= self._period_ends):
+                self._add(late, now)
         elif now - self._turn_began > SHORT and not trio.lowlevel.in_trio_task():
             # The loop itself asks: a wait is over that was none, because tasks were ready to run.
             self._add(now - self._turn_began, now)

@@ -274,6 +274,7 @@ class Pumped(Backend):
             self.flip_events,
             cast("Any", pages),
             cast("Any", channels),
+            lambda: None,
         )
         self._c = self._pumped._struct
         self.connector.start(self.back, self, self._pumped)

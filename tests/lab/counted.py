@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lab.vm import Machine, guest_config
 
-__all__ = ["Window", "bare", "flipping_guest", "install", "screens_of", "window"]
+__all__ = ["Window", "bare", "bare_pid", "flipping_guest", "install", "window"]
 
 HERE = Path(__file__).resolve().parent
 BARE = HERE.parent / "bench" / "bare.c"
@@ -115,4 +115,4 @@ def bare(machine: Machine, card: str, path: str, devices: int = 1) -> Iterator[N
 
 def bare_pid(machine: Machine) -> int:
     """Return the bare backend's process id. It has one when the guest is connected."""
-    return int(machine.check("cat /run/bare.pid || cat /var/log/bare.log"))
+    return int(machine.check("cat /run/bare.pid"))

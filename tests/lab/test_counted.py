@@ -20,19 +20,24 @@ FLIPS: Final = 600
 OUTPUTS: Final = 4
 FAST: Final = "Virtual-6"
 """The second connector of the second card. Its screen has 240 refreshes per second."""
+STATUS: Final = "python3 -m displbe.ctl --socket /run/displbe/control status"
 PATHS: Final = {"zero copy": ("zero-copy", "require"), "copy": ("copy", "off")}
 """A path -> the bare backend's word for it, and displbe's `[drm] zero-copy`."""
 
 # The limits. Figures of one revision differ by less than 1 %.
-PUMPED: Final = {"zero copy": 1.7, "copy": 1.3}
-"""displbe's CPU time per flip with the pump, at most, as a multiple of the bare backend's. The goal is 1.3 for both.
+PUMPED: Final = {"zero copy": 1.3, "copy": 1.3}
+"""displbe's CPU time per flip with the pump, at most, as a multiple of the bare backend's.
 
-The pump's own thread takes 1.0 of it without copies. The rest are wake-ups of the event loop, some three a second, of a millisecond each.
+Without copies, 1.24 has been measured: the trace, the times, the request rate and the locks. A wake-up of the event loop in each second
+would add 0.1.
 """
 IN_PYTHON: Final = {"zero copy": 11.0, "copy": 1.8}
 """The same without the pump."""
 WAYLAND: Final = {"1024x768": 1.6, "1920x1080": 1.6}
-"""displbe's CPU time per flip in milliseconds as a window of Weston, which maps the guest's own pages."""
+"""displbe's CPU time per flip in milliseconds as a window of Weston, which maps the guest's own pages.
+
+The goals are a half of displ_be's, which copies, at 1024x768 (1.05 of 2.10), and a fifth at 1920x1080.
+"""
 MORE: Final = 3000.0
 """Microseconds that displbe's latest flip with the pump may be later than the bare backend's latest flip. The goal is 1000.
 
@@ -119,8 +124,7 @@ def programs(machine: Machine) -> Iterator[None]:
 
     It has the lowest priority, because there is only one processor.
     """
-    command = f"cd {TREE}; while :; do nice -n 19 python3 -m displbe.ctl --socket /run/displbe/control status; done"
-    group = machine.start(command)
+    group = machine.start(f"cd {TREE}; while :; do nice -n 19 {STATUS}; done")
     try:
         yield
     finally:
@@ -154,6 +158,7 @@ def test_undisturbed(computer: Machine, loaded: Window) -> None:
     second = names(computer, "gpu1")[0]
     with backend(computer, config("zero copy")) as displbe:
         domid = flipping_guest(computer, "one", [names(computer)[:1]])
+        computer.check(f"cd {TREE}; {STATUS}")
         with programs(computer):
             found = [window(computer, domid, displbe.pid, "status", FLIPS)]
         storm = "do=flood:600 initcall_blacklist=xen_drv_init"

@@ -714,3 +714,30 @@ async def _flips_of_a_process(connector: FrontConnector, fb: int, notify: Callab
             time.sleep(0.3)  # noqa: ASYNC251 - this is what is tested
             counts.append(events.load(IN_PROD) - before)
     return counts
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps of tasks that look after cards and rings once a second."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """As trio.abc.Instrument's."""
+        self.count += task.name.endswith(("._rescue", "Tasks._guarded"))
+
+
+async def test_nothing_is_looked_after_while_the_pump_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the card nor the rings are looked at each second; the rings are again as soon as Python is the owner again."""
+    monkeypatch.setattr("displbe.sinks.drm.hotplug.POLL", 1000.0)
+    steps = Steps()
+    async with running(tmp_path, monkeypatch, "auto", "zero copy") as machine, flipping(machine) as (_, times):
+        await trio.sleep(1.1)  # the looks that were due
+        await machine.flips_go_on(times)
+        trio.lowlevel.add_instrument(steps)
+        await trio.sleep(3.1)
+        assert steps.count <= 2, "six without the pump; the card is looked at in each tenth second"
+        before = steps.count
+        machine.output().interrupt()
+        await until(lambda: steps.count > before, 2)
+        trio.lowlevel.remove_instrument(steps)

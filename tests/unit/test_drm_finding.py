@@ -21,6 +21,7 @@ from unit.test_drm_model import Screen, _quick, note_at_close, running, until  #
 
 from displbe.sinks.base import OutputUnavailable, Part, SinkError
 from displbe.sinks.drm import bus_path, hotplug, output, sink, uapi
+from displbe.sinks.drm import card as card_module
 from displbe.sinks.drm.binding import Binding
 from displbe.sinks.drm.device import DrmDevice, Mode
 from displbe.sinks.drm.edid_name import edid_name
@@ -641,7 +642,7 @@ async def test_a_monitor_that_is_not_there_yet(tmp_path: Path) -> None:
         await screen.close()
 
 
-async def test_two_guests_for_one_monitor(tmp_path: Path) -> None:
+async def test_two_guests_for_one_monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second guest that names a monitor's connector waits, dark, and says why; it is shown when the first one goes."""
     board = Board()
     board.monitors[0] = Monitor([(64, 48)], DELL)
@@ -657,6 +658,9 @@ async def test_two_guests_for_one_monitor(tmp_path: Path) -> None:
         board.monitors[0] = Monitor([(64, 48)], DELL)
         await until(lambda: second.is_dark("connector Virtual-1 is taken by another guest"))
         await until(lambda: lit(first))
+        monkeypatch.setattr(hotplug, "POLL", 1000.0)
+        monkeypatch.setattr(card_module, "THOROUGH", 1000)
+        await trio.sleep(0.2)  # the card has nothing to do, and is looked at no more
         await first.close()
         await until(lambda: lit(second))
         await second.close()
@@ -736,6 +740,26 @@ async def test_a_follower_goes_home(tmp_path: Path) -> None:
         modesets = board.card.modesets
         await trio.sleep(0.1)
         assert board.card.modesets == modesets
+        await screen.close()
+
+
+async def test_a_follower_goes_home_to_another_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves a card that has nothing else to do, although only the other card has noticed the monitor."""
+    boards = {"card0": Board(), "card1": Board()}
+    boards["card0"].monitors[0] = Monitor([(64, 48)], DELL)
+    boards["card1"].monitors[0], boards["card1"].numbers[0] = None, 5
+    boards["card1"].sysfs_path = "/sys/devices/other"
+    async with running_cards(boards, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        boards["card0"].monitors[0], boards["card1"].monitors[0] = None, Monitor([(64, 48)], DELL)
+        await until(partial(is_on, screen, "card1/Virtual-5"))
+        monkeypatch.setattr(hotplug, "POLL", 1000.0)
+        monkeypatch.setattr(card_module, "THOROUGH", 1000)
+        await trio.sleep(0.2)  # both cards have nothing to do
+        boards["card0"].monitors[0] = Monitor([(64, 48)], LG)
+        next(card for card in made._cards.values() if card.device.name == "card0").look(probe=True)
+        await until(partial(is_on, screen, "card0/Virtual-1"))
         await screen.close()
 
 

@@ -96,3 +96,22 @@ def test_a_late_wake_up_is_seen() -> None:
 
     run(measured, body)
     assert measured.worst() >= 0.2
+
+
+def test_a_late_wake_up_after_a_pause_is_seen_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if an earlier period had a longer lag, which is forgotten first."""
+    monkeypatch.setattr(lag, "PERIOD", 0.05)
+    monkeypatch.setattr(lag, "MEMORY", 1.0)
+    measured = LoopLag()
+
+    async def body() -> None:
+        await trio.sleep(0.01)
+        time.sleep(0.4)  # noqa: ASYNC251
+        await trio.sleep(0.7)
+        measured._deadline -= 0.2
+        measured._is_waiting = True
+        trio.current_time()
+        await trio.sleep(0.6)
+        assert 0.2 <= measured.worst() < 0.4
+
+    run(measured, body)

@@ -40,7 +40,8 @@ PERIOD: Final = 1.0
 """Maximum seconds between two looks."""
 THOROUGH: Final = 10
 """While displbe is DRM master and all outputs show what their guests want, the card is asked at each tenth look only whether they still do.
-Only a program that is DRM master between two looks, and not at any, can have changed that.
+Only a program that is DRM master between two looks, and not at any, can have changed that. A card on which no guest shows anything, or the
+pump serves all flips, is looked at in each tenth period only.
 """
 PAUSE: Final = 0.1
 """Minimum seconds between two looks: events come in bursts, and each of a series of failing flips asks for a look."""
@@ -326,7 +327,7 @@ class Card:
         """Look after the card until it is to be closed."""
         looked, quiet_looks = -PAUSE, 0
         while True:
-            with trio.move_on_at(next_multiple(PERIOD)) as waiting:
+            with trio.move_on_at(next_multiple(PERIOD * THOROUGH if self._is_unneeded() else PERIOD)) as waiting:
                 await self._look_wanted.wait()
             if waiting.cancelled_caught and self._is_steady():
                 continue
@@ -354,7 +355,14 @@ class Card:
     def _is_settled(self) -> bool:
         """Return whether nothing is left to be done, as far as the last look has seen."""
         is_known = self.mastership is Mastership.MASTER and self._probing is Probing.DONE
-        return is_known and all(output.is_settled for output in self.outputs.values())
+        return is_known and all(
+            output.is_settled and not self._why_leave(self, output, self._connector_of(output))
+            for output in self.outputs.values()
+        )
+
+    def _is_unneeded(self) -> bool:
+        """Return whether the next look can wait: no output is on the card, or the pump serves them all. Claims and errors ask for one."""
+        return self._probing is Probing.DONE and (not self.outputs or self._is_steady())
 
     def _is_steady(self) -> bool:
         """Return whether the pump has served a flip on each output in the last second.

@@ -325,10 +325,11 @@ class DrmSink(Sink):
         return Turn.NONE
 
     def _give_back(self, key: int) -> None:
-        """Forget an output that its guest has given back."""
+        """Forget an output that its guest has given back. Another one may wait for its connector or its CRTC."""
         del self.outputs[key]
         for card in self._cards.values():
-            card.outputs.pop(key, None)
+            if card.outputs.pop(key, None) is not None:
+                card.look()
 
 
 def _names(card: Card, connector: CardConnector) -> set[str]:

@@ -24,8 +24,8 @@ from displbe.threads import run_in_thread
 from displbe.xen.memory import Memory, Unmapped
 
 from .desktop import Desktop
-from .steady_flips import SteadyFlips
 from .window import Window, WindowState
+from .window_flips import WindowFlips
 
 __all__ = ["Frame", "Painter", "Viewer", "WindowWish"]
 
@@ -113,7 +113,7 @@ class Painter:
         """The part of the frames that is shown; None: the screen is off."""
         self._serial: int | None = None
         """The serial number of the newest flip, until `on_read` has been called for it."""
-        self._steady = SteadyFlips(connector.name, self._on_steady)
+        self._steady = WindowFlips(connector.name, self._on_steady)
         self._watch = RedrawWatch(FASTEST_LOOK, self._since_steady)
         self._is_drawing = True
         """Whether the task uses the window."""

@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import trio
@@ -23,10 +23,10 @@ from displbe.xen.memory import Memory, Unmapped
 
 from .window import Window
 
-__all__ = ["SteadyFlips", "SteadyState"]
+__all__ = ["WindowFlipState", "WindowFlips"]
 
 
-class SteadyState(enum.Enum):
+class WindowFlipState(enum.Enum):
     """What is under way."""
 
     IDLE = "idle"
@@ -37,24 +37,24 @@ class SteadyState(enum.Enum):
     """The server has been told to read the frame."""
 
 
-_IDLE: Final = SteadyState.IDLE
+_IDLE: Final = WindowFlipState.IDLE
 
 
-class SteadyFlips:
+class WindowFlips:
     """The steady flips of one window. `read` is called with the flip's serial number when the server has read its frame, or has it already.
 
     `name` names the thread.
     """
 
-    def __init__(self, name: str, read: Callable[[int], None], log: Any = None) -> None:
-        self.state = SteadyState.IDLE
+    def __init__(self, name: str, read: Callable[[int], None]) -> None:
+        self.state = WindowFlipState.IDLE
         self.began = -math.inf
         """When the newest one began, in seconds of trio's clock."""
         self._name = name
         self._read = read
         self._thread: CopyThread | None = None
         self._window: Window | None = None
-        self._log = log or structlog.get_logger("displbe.x11")
+        self._log = structlog.get_logger("displbe.x11")
 
     def start(self, window: Window, memory: Memory, geometry: Geometry, part: Part, serial: int, now: float) -> bool:
         """Begin to show a frame. Return False if this flip is not steady: the task has to show it."""
@@ -64,7 +64,7 @@ class SteadyFlips:
             self._thread = self._thread or CopyThread(self._name)
         except NoThread:
             return False
-        self.state, self._window, self.began = SteadyState.COPYING, window, now
+        self.state, self._window, self.began = WindowFlipState.COPYING, window, now
         self._thread.do(partial(self._copy, self._thread, window, memory, geometry, part, serial))
         return True
 
@@ -82,7 +82,7 @@ class SteadyFlips:
 
     def _on_copied(self, window: Window, serial: int, changed: bool | None) -> None:
         if changed and not window.is_gone:
-            self.state = SteadyState.READING
+            self.state = WindowFlipState.READING
             try:
                 window.put_then(partial(self._on_read, serial))
             except xcffib.XcffibException as error:  # Server.serve is about to report it
@@ -137,10 +137,17 @@ class SteadyFlips:
     async def finished(self) -> None:
         """Return when nothing is under way. No flip may begin meanwhile."""
         await self.copied()
+        await self._heard()
         if self.state is not _IDLE and self._window is not None:
             await self._window.is_read()
 
+    async def _heard(self) -> None:
+        """Return when the loop has heard of the copy that the thread has made."""
+        while self.state is WindowFlipState.COPYING:
+            await trio.lowlevel.checkpoint()
+
     async def close(self) -> None:
-        """End the thread."""
+        """End the thread. Its last frame may be with the server still."""
         if self._thread is not None:
             await self._thread.close()
+            await self._heard()
