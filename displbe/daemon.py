@@ -163,9 +163,11 @@ class Daemon:
                 task_status.started(scope)
 
     async def _feed_watchdog(self) -> None:
-        """Feed systemd's watchdog from the loop that serves the rings. When the loop hangs, the watchdog fires."""
+        """Feed systemd's watchdog from the loop that serves the rings. When the loop or the pump hangs, the watchdog fires."""
         while True:
             await trio.sleep(self._service_manager.watchdog_interval or math.inf)
+            if self.pump is not None:
+                self.pump.wait_for_step()
             self._service_manager.notify("WATCHDOG=1")
 
     async def _notify_status(self) -> None:

@@ -202,6 +202,10 @@ class Pump:
         """Make Python the owner of a connector again. Waits for a flip that the pump is serving at the moment."""
         self.library.pump_take(self.handle, connector)
 
+    def wait_for_step(self) -> None:
+        """Return when the pump's thread is between two steps: never, if it hangs in a driver."""
+        self.library.pump_take(self.handle, ffi.NULL)
+
     def peek(self, connector: Any, copy: Any) -> None:
         """Copy a connector's struct as it is between two steps of the pump."""
         self.library.pump_peek(self.handle, connector, copy)

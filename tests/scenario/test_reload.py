@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from displbe.input.evdev.capabilities import Capabilities
 from displbe.input.event_codes import EV_KEY
 from displbe.ops.service_manager import ServiceManager
 from displbe.ops.settings import ControlSettings
+from displbe.pump.native import SystemCalls, open_pump
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sinks.headless.settings import HeadlessSettings
@@ -118,6 +120,44 @@ async def test_the_watchdog_is_fed_by_the_loop_that_serves(tmp_path: Path) -> No
         heard()
         await trio.sleep(0.1)
         assert heard() == []
+
+
+async def test_the_watchdog_is_not_fed_while_the_pump_hangs(tmp_path: Path) -> None:
+    """A card's driver may never return from a commit. While the pump serves all flips, nothing else would notice that."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        fed: list[bool] = []
+
+        def heard() -> bool:
+            count = 0
+            try:
+                while True:
+                    count += b"WATCHDOG=1" in ear.recv(4096)
+            except BlockingIOError:
+                return count > 0
+
+        def hang(fd: int, data: Any, size: int) -> int:
+            time.sleep(0.1)
+            heard()
+            time.sleep(0.2)
+            fed.append(heard())
+            return -errno.EIO
+
+        pump, reason = open_pump(SystemCalls(hang, lambda *_: 0, lambda *_: 0, lambda *_: 0))
+        if pump is None:
+            pytest.skip(reason)
+        health = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"})
+        async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
+            daemon = Daemon(Settings(sink="headless", control=ControlSettings(socket="")), xen.hypervisor(0), health)
+            daemon.pump = pump
+            await nursery.start(daemon.run)
+            await until(heard)
+            file = os.eventfd(1)
+            pump.watch_ports(file)
+            await until(lambda: fed == [False])
+            await until(heard)
+            nursery.cancel_scope.cancel()
+        os.close(file)
 
 
 def said(lines: list[Any]) -> dict[str, Any]:
