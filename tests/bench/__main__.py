@@ -27,13 +27,12 @@ from displbe.ops.lag import LoopLag
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import FrontConnector
 from displbe.sim.hypervisor import SimChannels, Xen
-from displbe.sinks import registry
 from displbe.xen.port import Ledger
 
 from . import calls, idle, isolation, keys, operator, pump, steps
 from .calls import boot, connect
 from .guest import Flipper, GuestProcess
-from .output import BenchSink
+from .output import bench_sink
 from .reference import PlainLoop
 
 ROUNDS: Final = 9
@@ -81,8 +80,7 @@ def plain_backend(xen: Xen) -> tuple[PlainLoop, Flipper]:
 async def measure(folder: Path) -> tuple[Side, Side]:
     """The daemon and the plain loop."""
     daemon_side, plain_side = Side("displbe"), Side("plain loop")
-    registry.SINKS["headless"] = (BenchSink.__module__, BenchSink.__name__, ())
-    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+    async with bench_sink(), Xen(folder).running() as xen, trio.open_nursery() as nursery:
         await nursery.start(
             Daemon(Settings(sink="headless", control=ControlSettings(socket="")), xen.hypervisor(0)).run
         )

@@ -34,13 +34,12 @@ from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
-from displbe.sinks import registry
 from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.sinks.wayland.settings import WaylandSettings
 from displbe.sinks.x11.settings import X11Settings
 
 from .guest import Flipper, GuestProcess
-from .output import BenchSink
+from .output import bench_sink
 
 __all__ = ["SINKS", "Cost", "Counting", "boot", "connect", "flip_cost", "report"]
 
@@ -149,12 +148,8 @@ Place = Callable[[Path], AbstractAsyncContextManager[Settings]]
 @asynccontextmanager
 async def _card(folder: Path) -> AsyncIterator[Settings]:
     """A screen that is a pipe: the cost of everything but the sink (output.py)."""
-    before = registry.SINKS["headless"]
-    registry.SINKS["headless"] = (BenchSink.__module__, BenchSink.__name__, ())
-    try:
+    async with bench_sink():
         yield Settings(sink="headless", control=_NO_CONTROL)
-    finally:
-        registry.SINKS["headless"] = before
 
 
 @asynccontextmanager

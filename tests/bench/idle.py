@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 import structlog
 import trio
@@ -28,6 +29,7 @@ from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec
 from displbe.sinks import redraw, registry
+from displbe.sinks.drm import hotplug
 from displbe.sinks.drm.settings import DrmSettings
 
 from . import calls, steps
@@ -45,12 +47,11 @@ async def _drm(folder: Path) -> AsyncIterator[Settings]:
     """A card that is a model. It is switched on, and has nothing to tell."""
     (folder / "card0").touch()
     steps._board = Board(modes=[SIZE])  # type: ignore[misc]
-    before = registry.SINKS["drm"]
-    registry.SINKS["drm"] = (steps.__name__, "_ModelSink", ())
-    try:
+    with (
+        patch.dict(registry.SINKS, {"drm": (steps.__name__, "_ModelSink", ())}),
+        patch.object(hotplug, "POLL", 1000.0),  # a kernel reports monitors by events, which the model has not
+    ):
         yield Settings(sink="drm", drm=DrmSettings(device=str(folder / "card0")), control=ControlSettings(socket=""))
-    finally:
-        registry.SINKS["drm"] = before
 
 
 SINKS: Final[dict[str, tuple[calls.Place, float]]] = {

@@ -22,10 +22,9 @@ from displbe.ops.log import RateLimit
 from displbe.sim.guest import DisplayBuffer, Guest
 from displbe.sim.hypervisor import Xen
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
-from displbe.sinks import registry
 
 from .neighbours import FLOODS, Flooder, Prober, Process
-from .output import BenchSink
+from .output import bench_sink
 
 __all__ = ["run"]
 
@@ -104,9 +103,8 @@ class Case:
 
 async def measure(folder: Path) -> list[Case]:
     """Measure all cases."""
-    registry.SINKS["headless"] = (BenchSink.__module__, BenchSink.__name__, ())
     cases = [Case(name) for name in FLOODS]
-    async with Xen(folder).running() as xen, trio.open_nursery() as nursery:
+    async with bench_sink(), Xen(folder).running() as xen, trio.open_nursery() as nursery:
         await nursery.start(Daemon(Settings(sink="headless"), xen.hypervisor(0)).run)
         prober, flooder = await guests(xen, nursery)
         with (

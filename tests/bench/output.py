@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from struct import Struct
 from typing import Any, Final
+from unittest.mock import patch
 
 import trio
 
+from displbe.sinks import registry
 from displbe.sinks.base import NOBODY, Allocation, Claimant, Geometry, Output, Part, Sink, SinkBuffer
 from displbe.xen.port import GuestBuffer
 
-__all__ = ["EVENT", "BenchSink"]
+__all__ = ["EVENT", "BenchSink", "bench_sink"]
 
 EVENT: Final = Struct("<IIQIIII")
 """struct drm_event_vblank: type, length, the commit's user data, time, sequence, CRTC."""
@@ -78,3 +82,10 @@ class BenchSink(Sink):
 
     def claimed(self, name: str) -> Output | None:
         return next((output for output in self._outputs if output.name == name), None)
+
+
+@asynccontextmanager
+async def bench_sink() -> AsyncIterator[None]:
+    """Put this sink in the place of the headless one."""
+    with patch.dict(registry.SINKS, {"headless": (BenchSink.__module__, BenchSink.__name__, ())}):
+        yield

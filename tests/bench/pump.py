@@ -40,6 +40,7 @@ from displbe.pump.settings import DaemonSettings
 from displbe.sim.guest import DisplayBuffer, FrontConnector, Guest
 from displbe.sim.hypervisor import Domain, SimChannels, Xen
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
+from displbe.sinks import registry
 from displbe.wire.displif import PageFlip, encode_request
 from displbe.xen.port import Ledger
 
@@ -269,6 +270,9 @@ async def measure(folder: Path, works: set[str]) -> dict[str, tuple[Late, Late]]
     settings = Settings(sink="drm", daemon=DaemonSettings(pump="auto"), control=ControlSettings(socket=""))
     times: dict[str, tuple[array[float], array[float]]] = {}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            registry.SINKS, "drm", ("displbe.sinks.drm.sink", "DrmSink", ())
+        )  # other measurements leave their own there
         async with (
             card_machine(folder, patch, board, HERTZ),
             Xen(folder).running() as xen,
