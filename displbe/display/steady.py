@@ -53,7 +53,7 @@ class PumpedConnector:
         self._ring = ring
         self._screen = screen
         self._events = events
-        self._struct = struct = pump.add(self.take, self.take)
+        self._struct = struct = pump.add(self.take, self._still)
         self._copy = ffi.new("struct pump_connector *")
         struct.ring, struct.events = (ffi.cast("uint8_t *", page.address) for page in pages)
         struct.evtchn, struct.port, struct.event_port = channels[0].fd, channels[0].port, channels[1].port
@@ -120,6 +120,11 @@ class PumpedConnector:
             self._pump.take(self._struct)
             self._return_to_python()
             self._taken()
+
+    def _still(self) -> None:
+        """Make Python the owner of a connector whose guest has not flipped for a while: perhaps it has, and its notification was lost."""
+        self.take()
+        self._requests.rescue()
 
     def _return_to_python(self) -> None:
         struct = self._struct
