@@ -200,6 +200,7 @@ class Card:
             )
         )
         self.outputs[output.key] = output
+        self.look()  # while there were no outputs, it was not looked at often
 
     def output_on(self, connector: CardConnector) -> DrmOutput | None:
         """Return the output that is on a connector."""
@@ -362,7 +363,8 @@ class Card:
 
     def _is_unneeded(self) -> bool:
         """Return whether the next look can wait: no output is on the card, or the pump serves them all. Claims and errors ask for one."""
-        return self._probing is Probing.DONE and (not self.outputs or self._is_steady())
+        is_settled = all(output.is_settled for output in self.outputs.values())
+        return self._probing is Probing.DONE and is_settled and (not self.outputs or self._is_steady())
 
     def _is_steady(self) -> bool:
         """Return whether the pump has served a flip on each output in the last second.
