@@ -36,7 +36,7 @@ from . import calls, steps
 
 __all__ = ["report", "wakeups"]
 
-SECONDS: Final = 10
+SECONDS: Final = 6
 SIZE: Final = (320, 240)
 SETTLE: Final = 4.0
 """Seconds until the first flips, messages and mode changes are over."""

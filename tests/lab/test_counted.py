@@ -16,7 +16,7 @@ from lab.counted import Window, bare, bare_pid, flipping_guest, install, window
 from lab.vm import LabError, Machine, guest_config
 from lab.weston import SOCKET, weston
 
-FLIPS: Final = 600
+FLIPS: Final = 300
 OUTPUTS: Final = 4
 FAST: Final = "Virtual-6"
 """The second connector of the second card. Its screen has 240 refreshes per second."""

@@ -568,7 +568,7 @@ async def test_the_daemon_ends_and_comes_back_under_flips(machine: Machine) -> N
                 await machine.flips_go_on(times)
 
 
-@pytest.mark.parametrize("connections", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("connections", [12, pytest.param(60, marks=pytest.mark.slow)])
 async def test_a_guest_that_connects_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, connections: int
 ) -> None:
