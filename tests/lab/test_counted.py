@@ -45,7 +45,9 @@ It is a turn of the event loop: on the only processor the pump's thread waits fo
 """
 TICK: Final = 10_000.0
 """Microseconds of a tick of Dom0's kernel. On the only processor a thread that computes, such as the event loop, is preempted by a tick
-only: each one can delay a flip that long."""
+only: each one can delay a flip that long. The bare backend's flips are up to two ticks late beside programs that compute."""
+DISTURBED: Final = {"status": 2, "storm": 1, "buffers": 3}
+"""What goes on meanwhile -> the ticks by which 99 of 100 flips may be late. Mapping a large buffer takes ticks in the kernel."""
 PROPORTION: Final = 1.1
 """CPU time per flip with four screens at most, as a multiple of that with one screen."""
 
@@ -152,25 +154,28 @@ def connections(displbe: Backend) -> int:
 
 
 def test_undisturbed(computer: Machine, loaded: Window) -> None:
-    """No flip is much later than the bare backend's on a busy processor, while displbectl status runs in a loop, while a neighbour floods
-    its ring, and while it creates large buffers.
+    """Flips are late by a few ticks at most, as the bare backend's are on a busy processor, while displbectl status runs in a loop, while a
+    neighbour floods its ring, and while it creates large buffers.
     """
     second = names(computer, "gpu1")[0]
     with backend(computer, config("zero copy")) as displbe:
         domid = flipping_guest(computer, "one", [names(computer)[:1]])
         computer.check(f"cd {TREE}; {STATUS}")
         with programs(computer):
-            found = [window(computer, domid, displbe.pid, "status", FLIPS)]
+            found = {"status": window(computer, domid, displbe.pid, "status", FLIPS)}
         storm = "do=flood:600 initcall_blacklist=xen_drv_init"
         computer.create("two", guest_config("hostile", screens(second), extra=storm))
         computer.wait_for(lambda: connections(displbe) == 2, 30, why="the neighbour")
-        found.append(window(computer, domid, displbe.pid, "storm", FLIPS))
+        found["storm"] = window(computer, domid, displbe.pid, "storm", FLIPS)
         computer.destroy("two")
         large = "do=create:3840x2160 initcall_blacklist=xen_drv_init xen_gntalloc.limit=65536"
         computer.create("two", guest_config("flips", screens(second), extra=large))
         computer.wait_console("two", "flips: created 2", 60)
-        found.append(window(computer, domid, displbe.pid, "buffers", FLIPS))
-    assert max(one.late[-1] for one in found) <= loaded.late[-1] + TICK + MORE
+        found["buffers"] = window(computer, domid, displbe.pid, "buffers", FLIPS)
+    assert loaded.late[1] <= DISTURBED["status"] * TICK + MORE
+    for name, ticks in DISTURBED.items():
+        assert found[name].late[1] <= ticks * TICK + MORE, name
+        assert found[name].rate >= 50, name
 
 
 def test_four_screens(computer: Machine, yardstick: dict[str, Window]) -> None:
