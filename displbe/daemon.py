@@ -34,7 +34,7 @@ from displbe.ops.service_manager import ServiceManager
 from displbe.ops.status import PumpStatus
 from displbe.ops.text import escape
 from displbe.ops.traces import TraceFiles, directory_of
-from displbe.pump.native import Pump, SystemCalls, open_pump
+from displbe.pump.native import Pump, open_pump
 from displbe.resources import ProcessLimits, process_limits
 from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import Sink
@@ -63,15 +63,12 @@ class Daemon:
         nodes: DeviceNodes | None = None,
         runtime: Path | None = None,
         limits: ProcessLimits | None = None,
-        calls: SystemCalls | None = None,
     ) -> None:
-        """`runtime` is a directory for files that the next daemon reads; None: nothing is kept. `limits` are those of this process. `calls`
-        are the pump's system calls on a simulated machine.
-        """
+        """`runtime` is a directory for files that the next daemon reads; None: nothing is kept. `limits` are those of this process."""
         self.hypervisor = hypervisor
         sink_settings = getattr(settings, settings.sink)
         self.sink: Sink = make_sink(settings.sink, sink_settings)
-        self.pump, pump_status = _pump(settings, hypervisor, calls)
+        self.pump, pump_status = _pump(settings, hypervisor)
         if self.pump is not None:
             self.sink.pump = self.pump
             hypervisor.use_pump(self.pump)
@@ -229,13 +226,13 @@ class Daemon:
         )
 
 
-def _pump(settings: Settings, hypervisor: Hypervisor, calls: SystemCalls | None) -> tuple[Pump | None, PumpStatus]:
+def _pump(settings: Settings, hypervisor: Hypervisor) -> tuple[Pump | None, PumpStatus]:
     """Return the pump, None if there is none, and its status."""
     if settings.daemon.pump == "off":
         return None, PumpStatus("off", 'the configuration says [daemon] pump = "off"')
     if settings.sink != "drm":
         return None, PumpStatus("off", 'the pump serves flips of sink = "drm" only')
-    pump, reason = open_pump(calls or hypervisor.system_calls())
+    pump, reason = open_pump(hypervisor.system_calls())
     if pump is None:
         _log.info("no pump: Python serves all flips, which takes more CPU time", reason=reason)
         return None, PumpStatus("missing", escape(reason))

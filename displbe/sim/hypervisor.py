@@ -304,14 +304,14 @@ class SimHypervisor:
         self.store = XenStore(str(xen.server.socket_of(domain.domid)))
         self.channels = SimChannels(xen, domain, self.ledger)
         self._xen = xen
+        self.commit: Callable[[int, Any], int] = _no_card
+        """Makes the pump's commits. A model of cards may take its place, before `system_calls`."""
 
     def use_pump(self, pump: Pump | None) -> None:
         self.channels.pump = pump
 
-    def system_calls(self, commit: Callable[[int, Any], int] = _no_card) -> SystemCalls:
-        """Return the pump's system calls on this machine; `commit` is that of a model of cards. Other files than the event channels' are
-        read as they are.
-        """
+    def system_calls(self) -> SystemCalls:
+        """Return the pump's system calls on this machine. Other files than the event channels' are read as they are."""
         domain, channels = self.domain, self.channels
 
         def read(fd: int, data: Any, size: int) -> int:
@@ -336,7 +336,7 @@ class SimHypervisor:
                 peer[0].raise_port(peer[1])
             return 0
 
-        return SystemCalls(read, rearm, notify, commit)
+        return SystemCalls(read, rearm, notify, self.commit)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         try:

@@ -283,7 +283,8 @@ async def measure(folder: Path, works: set[str]) -> dict[str, tuple[Late, Late]]
             trio.open_nursery() as nursery,
         ):
             hypervisor = xen.hypervisor(0)
-            daemon = Daemon(settings, hypervisor, calls=machine)  # type: ignore[arg-type]
+            patch.setattr(hypervisor, "system_calls", lambda: machine)
+            daemon = Daemon(settings, hypervisor)
             machine.library.machine_own(hypervisor.channels.fd)
             machine.domain(0, xen.domains[0])
             await nursery.start(daemon.run)

@@ -118,8 +118,9 @@ class World:
         """Start a daemon, the first one or after the last one has ended."""
         hypervisor = self.xen.hypervisor(0)
         self.hypervisor: SimHypervisor = hypervisor
-        calls = hypervisor.system_calls(self._commit) if self._commit is not None else None
-        self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes, runtime=self.folder, calls=calls)
+        if self._commit is not None:
+            hypervisor.commit = self._commit
+        self.daemon = Daemon(self.settings, hypervisor, nodes=self.nodes, runtime=self.folder)
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         await self._nursery.start(self._run_daemon)

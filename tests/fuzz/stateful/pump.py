@@ -18,7 +18,7 @@ from unit.drm_model import Board
 
 from displbe.display.times import clock
 from displbe.pump.library import ffi, open_library
-from displbe.pump.native import Pump, SystemCalls
+from displbe.pump.native import Pump
 from displbe.sim.hypervisor import SimHypervisor
 
 __all__ = ["LoopPump"]
@@ -46,8 +46,8 @@ class LoopPump(Pump):
         self._owned: dict[int, tuple[Any, float]] = {}
         """The connectors, with the time of the last flip, by number."""
         self._readers: dict[int, trio.CancelScope] = {}
-        calls = hypervisor.system_calls(self._commit)
-        super().__init__(library, SystemCalls(calls.read, calls.rearm, calls.notify, self._commit))
+        hypervisor.commit = self._commit
+        super().__init__(library, hypervisor.system_calls())
 
     def _commit(self, fd: int, argument: Any) -> int:
         failed = self._board.commit(fd, argument)
