@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from displbe.sinks.flip import FlipClock
-from displbe.whole_seconds import next_second
+from displbe.whole_seconds import next_multiple
 from displbe.wire.errors import FrontendBroken
 
 from .connector import Connector
@@ -62,7 +62,7 @@ class ConnectedDisplay:
         """
         while True:
             is_pumped = all(connector.is_pumped for connector in self.connectors)
-            with trio.CancelScope(deadline=math.inf if is_pumped else next_second()) as self._rest:
+            with trio.CancelScope(deadline=math.inf if is_pumped else next_multiple()) as self._rest:
                 await trio.sleep_forever()
             for connector in self.connectors:
                 connector.requests.rescue()
@@ -70,4 +70,4 @@ class ConnectedDisplay:
     def taken(self) -> None:
         """Take note that Python serves a connector again."""
         if self._rest.deadline == math.inf:
-            self._rest.deadline = next_second()
+            self._rest.deadline = next_multiple()
