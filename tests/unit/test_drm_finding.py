@@ -669,12 +669,18 @@ async def test_two_guests_for_one_monitor(tmp_path: Path, monkeypatch: pytest.Mo
 # Cards
 
 
-async def test_a_monitor_on_the_other_card(tmp_path: Path) -> None:
-    """A guest follows its monitor to another card and back. A guest that names the connector there has precedence."""
+def monitor_and_other_card() -> dict[str, Board]:
+    """Return a card with a monitor, and another one whose connector, Virtual-5, has none."""
     boards = {"card0": Board(), "card1": Board()}
     boards["card0"].monitors[0] = Monitor([(64, 48)], DELL)
     boards["card1"].monitors[0], boards["card1"].numbers[0] = None, 5
     boards["card1"].sysfs_path = "/sys/devices/other"
+    return boards
+
+
+async def test_a_monitor_on_the_other_card(tmp_path: Path) -> None:
+    """A guest follows its monitor to another card and back. A guest that names the connector there has precedence."""
+    boards = monitor_and_other_card()
     async with running_cards(boards, tmp_path) as made:
         screen = Screen(made)
         await screen.show()
@@ -745,10 +751,7 @@ async def test_a_follower_goes_home(tmp_path: Path) -> None:
 
 async def test_a_follower_goes_home_to_another_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves a card that has nothing else to do, although only the other card has noticed the monitor."""
-    boards = {"card0": Board(), "card1": Board()}
-    boards["card0"].monitors[0] = Monitor([(64, 48)], DELL)
-    boards["card1"].monitors[0], boards["card1"].numbers[0] = None, 5
-    boards["card1"].sysfs_path = "/sys/devices/other"
+    boards = monitor_and_other_card()
     async with running_cards(boards, tmp_path) as made:
         screen = Screen(made)
         await screen.show()

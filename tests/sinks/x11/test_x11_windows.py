@@ -29,6 +29,19 @@ def black(user: User) -> bool:
     return user.picture().crop((0, 0, *WINDOW_SIZE)).getcolors() == [(WINDOW_SIZE[0] * WINDOW_SIZE[1], (0, 0, 0))]
 
 
+def focused_window(user: User, left: int, top: int) -> int:
+    """Open another program's window, which has the focus, and listen to changes of windows from now on. Return it."""
+    window: int = user.connection.generate_id()
+    user.core.CreateWindow(0, window, user.root, left, top, 50, 50, 0, x.WindowClass.InputOutput, 0, 0, [])
+    user.core.MapWindow(window)
+    user.core.SetInputFocus(x.InputFocus.Parent, window, 0)
+    user.core.ChangeWindowAttributes(user.root, x.CW.EventMask, [x.EventMask.SubstructureNotify])
+    user.done()
+    while user.connection.poll_for_event() is not None:
+        pass
+    return window
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 async def test_a_guest_moves_no_window(
     worlds: Worlds, xvfb: Xvfb, user: User, attack: Callable[[Guest], Awaitable[None]]
@@ -40,14 +53,7 @@ async def test_a_guest_moves_no_window(
     ):
         await until(user.windows)
         (window,) = user.windows()
-        other = user.connection.generate_id()
-        user.core.CreateWindow(0, other, user.root, 0, 0, 50, 50, 0, x.WindowClass.InputOutput, 0, 0, [])
-        user.core.MapWindow(other)
-        user.core.SetInputFocus(x.InputFocus.Parent, other, 0)
-        user.core.ChangeWindowAttributes(user.root, x.CW.EventMask, [x.EventMask.SubstructureNotify])
-        user.done()
-        while user.connection.poll_for_event() is not None:
-            pass
+        other = focused_window(user, 0, 0)
         await attack(guest)
         user.done()
         kinds = set()
@@ -129,16 +135,7 @@ async def test_a_guest_that_reboots_moves_no_window(worlds: Worlds, xvfb: Xvfb, 
                 await until(user.windows)
                 if not window:
                     (window,) = user.windows()
-                    other = user.connection.generate_id()
-                    user.core.CreateWindow(
-                        0, other, user.root, 500, 400, 50, 50, 0, x.WindowClass.InputOutput, 0, 0, []
-                    )
-                    user.core.MapWindow(other)
-                    user.core.SetInputFocus(x.InputFocus.Parent, other, 0)
-                    user.core.ChangeWindowAttributes(user.root, x.CW.EventMask, [x.EventMask.SubstructureNotify])
-                    user.done()
-                    while user.connection.poll_for_event() is not None:
-                        pass
+                    other = focused_window(user, 500, 400)
                 await screen(guest)
                 await until(lambda: user.picture().crop((0, 0, *WINDOW_SIZE)).tobytes() == white.tobytes())
                 assert sink_of(world).painters["bad"]._connector.claimant.domid == domid
