@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check unit lint bench fuzz fuzz-short lab figures wheel deb man clean
+.PHONY: demo test check unit lint bench fuzz fuzz-short lab wheel deb man clean
 
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
@@ -41,14 +41,10 @@ bench: .venv/ready
 	$(BIN)/python -m tests.bench.windows
 	$(BIN)/python -m tests.bench.converting
 
-# The speed of an emulated machine depends on the load of its host: a test that fails runs once more, and the output shows both runs.
-LAB := $(BIN)/python -m pytest -q -s -o faulthandler_timeout=0
+# Two emulated machines at a time: a machine has one processor, and its clock counts instructions. A module's tests share a machine. Only
+# the disk's answers come by the host's clock: a test that fails runs once more, and the output shows both runs.
 lab: .venv/ready
-	$(LAB) --reruns 1 --durations 15 tests/lab
-
-# Only on an otherwise idle machine: a measurement that misses its target is a failure.
-figures: .venv/ready
-	$(LAB) --hold -m figure tests/lab
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -o faulthandler_timeout=0 --reruns 1 --durations 15 tests/lab
 
 .venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml \
 		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h displbe/pump/*.[ch]) packaging/compile_pump.py

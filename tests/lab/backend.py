@@ -54,7 +54,7 @@ class Backend:
 
     def log(self) -> list[dict[str, object]]:
         """Return all lines of its log."""
-        text = self.machine.run(f"cat {LOG}").output
+        text = self.machine.get(LOG).decode(errors="replace")
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     def events(self, event: str) -> list[dict[str, object]]:
@@ -93,7 +93,7 @@ def backend(machine: Machine, config: str, prefix: str = "") -> Iterator[Backend
     def ready() -> bool:
         if machine.run("test -e /run/displbe.exit").code == 0:
             raise LabError(f"displbe did not start:\n{machine.run(f'cat {LOG}').output}")
-        return '"event": "ready"' in machine.run(f"cat {LOG}").output
+        return b'"event": "ready"' in machine.get(LOG)
 
     try:
         machine.wait_for(ready, 60, why="displbe's readiness")

@@ -1,9 +1,10 @@
-"""Tests inside the emulated Xen: `pytest tests/lab`. The machine boots once; Dom0 has a copy of this project in `TREE`."""
+"""Tests inside the emulated Xen: `pytest tests/lab`. The machine boots for each module; Dom0 has a copy of this project in `TREE`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab.figures import Figures
+from lab.figures import PROPERTY, Figure, figure_of
 from lab.pictures import Picture
 from lab.vm import LabError, Machine, reference_picture, tarball
 
@@ -19,15 +20,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = REPOSITORY / "out" / "lab"
 TREE = "/root/displbe-tree"
 PUMP = "displbe/pump/_pump.so"
-LINES = pytest.StashKey[list[str]]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--hold", action="store_true", help="fail where a figure is not good")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[LINES] = []
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -36,11 +28,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"\n{report.longreprtext}")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[LINES]:
-        terminalreporter.section("figures")
-    for line in config.stash[LINES]:
-        terminalreporter.line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what the tests have measured."""
+    terminalreporter.section("figures")
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for kind, text in report.user_properties if report.when == "call" else ():
+            if kind == PROPERTY:
+                terminalreporter.line(f"{report.nodeid.rpartition('/')[2]}: {text}")
 
 
 def project() -> bytes:
@@ -59,12 +53,18 @@ def pump() -> bytes:
         return library.read_bytes()
 
 
-@pytest.fixture(scope="session")
-def machine() -> Iterator[Machine]:
-    """Xen and Dom0, booted once for all lab tests. The pictures and, at the end, the logs are written to `out/lab`."""
-    for old in (*OUT.glob("*.png"), *OUT.glob("*.log")):
-        old.unlink()
-    with Machine(out=OUT, gpus=("gpu0", "gpu1")) as running:
+@pytest.fixture(scope="module")
+def out(request: pytest.FixtureRequest) -> Path:
+    """The folder for a module's pictures and logs, without those of an earlier run."""
+    folder = OUT / request.path.stem.removeprefix("test_")
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(out: Path) -> Iterator[Machine]:
+    """Xen and Dom0 with two cards, booted for each module. The pictures and, at the end, the logs are written to `out`."""
+    with Machine(out=out, gpus=("gpu0", "gpu1")) as running:
         running.put_tree(project(), TREE)
         try:
             yield running
@@ -74,22 +74,20 @@ def machine() -> Iterator[Machine]:
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Figures:
-    """The figures of this test."""
-    return Figures(
-        f"{request.path.stem}::{request.node.name}", request.config.getoption("--hold"), request.config.stash[LINES]
-    )
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """`figure(text)` takes down what the test has measured."""
+    return figure_of(request.node)
 
 
-@pytest.fixture(scope="session")
-def reference(machine: Machine) -> Callable[..., Picture]:
+@pytest.fixture(scope="module")
+def reference(machine: Machine, out: Path) -> Callable[..., Picture]:
     """`reference(mode, pattern)` returns modetest's picture. Dom0 draws it at the first call; its card must be free then."""
     drawn: dict[tuple[str, str], Picture] = {}
 
     def picture(mode: str = "1024x768", pattern: str = "smpte") -> Picture:
         if (mode, pattern) not in drawn:
             drawn[mode, pattern] = reference_picture(machine, mode, pattern)
-            drawn[mode, pattern].save(OUT / f"reference-{pattern}-{mode}.png")
+            drawn[mode, pattern].save(out / f"reference-{pattern}-{mode}.png")
         return drawn[mode, pattern]
 
     return picture

@@ -78,11 +78,11 @@ def flipping_guest(machine: Machine, name: str, devices: Sequence[Sequence[str]]
 
 
 def window(machine: Machine, domid: int, pid: int, name: str, flips: int, gpu: str = "gpu0") -> Window:
-    """Measure this number of flips on each screen of a guest, and print the result. They are on one card and served by `pid`."""
+    """Measure this number of flips on each screen of a guest. They are on one card and served by `pid`."""
     card = machine.card(gpu).name.removeprefix("card")
     said = json.loads(machine.check(f"python3 /root/flip_window.py {domid} {pid} {name} {flips} {card}", 300))
     count = flips * said["screens"]
-    found = Window(
+    return Window(
         count,
         said["cpu_ms"] / count,
         said["waits"] / count,
@@ -90,8 +90,6 @@ def window(machine: Machine, domid: int, pid: int, name: str, flips: int, gpu: s
         tuple(said["response"]),
         tuple(said["late"]),
     )
-    print(f"\n{name}: {found}")
-    return found
 
 
 @contextlib.contextmanager

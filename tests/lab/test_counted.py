@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
 from lab.backend import TREE, Backend, backend, no_zombie, screens
-from lab.conftest import OUT, project
+from lab.conftest import project
 from lab.counted import Window, bare, bare_pid, flipping_guest, install, window
+from lab.figures import Figure
 from lab.vm import LabError, Machine, guest_config
 from lab.weston import SOCKET, weston
 
@@ -53,10 +55,10 @@ PROPORTION: Final = 1.1
 
 
 @pytest.fixture(scope="module")
-def computer() -> Iterator[Machine]:
+def computer(out: Path) -> Iterator[Machine]:
     """Xen and Dom0 on a clock of counted instructions, a card with four screens, and one with a fast screen."""
     boot = f"video={FAST}:1024x768@240"
-    with Machine(out=OUT / "counted", counted=True, gpus=("gpu0", "gpu1"), outputs=OUTPUTS, bootargs=boot) as running:
+    with Machine(out=out, gpus=("gpu0", "gpu1"), outputs=OUTPUTS, bootargs=boot) as running:
         running.put_tree(project(), TREE)
         install(running)
         assert names(running, "gpu1")[1] == FAST
@@ -135,7 +137,7 @@ def programs(machine: Machine) -> Iterator[None]:
 
 @pytest.mark.parametrize("pump", ["auto", "off"])
 @pytest.mark.parametrize("path", PATHS)
-def test_cost(computer: Machine, yardstick: dict[str, Window], path: str, pump: str) -> None:
+def test_cost(computer: Machine, yardstick: dict[str, Window], path: str, pump: str, figure: Figure) -> None:
     """A flip costs at most so many times the bare backend's. With the pump, none is much later than the bare backend's latest flip."""
     with backend(computer, config(path, pump)) as displbe:
         domid = flipping_guest(computer, "one", [names(computer)[:1]])
@@ -143,7 +145,7 @@ def test_cost(computer: Machine, yardstick: dict[str, Window], path: str, pump: 
         computer.destroy("one")
         assert displbe.events("output on")[-1]["path"] == path
     ratio = found.cpu / yardstick[path].cpu
-    print(f"{path}, pump = {pump}: {ratio:.2f} times the bare backend's CPU time")
+    figure(f"{path}, pump = {pump}: {found}; {ratio:.2f} times the bare backend's CPU time: {yardstick[path]}")
     assert ratio <= (PUMPED if pump == "auto" else IN_PYTHON)[path]
     assert found.late[-1] <= yardstick[path].late[-1] + MORE
 
@@ -153,7 +155,7 @@ def connections(displbe: Backend) -> int:
     return sum(line["to"] == "connected" for line in displbe.events("state"))
 
 
-def test_undisturbed(computer: Machine, loaded: Window) -> None:
+def test_undisturbed(computer: Machine, loaded: Window, figure: Figure) -> None:
     """Flips are late by a few ticks at most, as the bare backend's are on a busy processor, while displbectl status runs in a loop, while a
     neighbour floods its ring, and while it creates large buffers.
     """
@@ -173,12 +175,14 @@ def test_undisturbed(computer: Machine, loaded: Window) -> None:
         computer.wait_console("two", "flips: created 2", 60)
         found["buffers"] = window(computer, domid, displbe.pid, "buffers", FLIPS)
     assert loaded.late[1] <= DISTURBED["status"] * TICK + MORE
+    figure(f"the bare backend beside status: {loaded}")
     for name, ticks in DISTURBED.items():
+        figure(f"beside {name}: {found[name]}")
         assert found[name].late[1] <= ticks * TICK + MORE, name
         assert found[name].rate >= 50, name
 
 
-def test_four_screens(computer: Machine, yardstick: dict[str, Window]) -> None:
+def test_four_screens(computer: Machine, figure: Figure) -> None:
     """Four screens cost four times one screen, and no flip is late."""
     devices = [names(computer)[:2], names(computer)[2:]]
     with bare_guest(computer, "zero copy", devices) as guest:
@@ -189,12 +193,12 @@ def test_four_screens(computer: Machine, yardstick: dict[str, Window]) -> None:
         computer.destroy("one")
         domid = flipping_guest(computer, "one", devices)
         found = window(computer, domid, displbe.pid, "four", FLIPS // 2)
-    print(f"four screens: {found.cpu / single.cpu:.2f} times the CPU time per flip of one screen")
+    figure(f"{found}; {found.cpu / single.cpu:.2f} times the CPU time per flip of one screen; bare backend: {plain}")
     assert found.cpu <= PROPORTION * single.cpu
     assert found.late[-1] <= plain.late[-1] + MORE
 
 
-def test_fast_screen(computer: Machine) -> None:
+def test_fast_screen(computer: Machine, figure: Figure) -> None:
     """No flip of a screen with 240 refreshes per second is late."""
     with bare_guest(computer, "zero copy", [[FAST]], "gpu1") as guest:
         plain = window(computer, *guest, "bare-240", FLIPS, "gpu1")
@@ -202,12 +206,13 @@ def test_fast_screen(computer: Machine) -> None:
         domid = flipping_guest(computer, "one", [[FAST]])
         found = window(computer, domid, displbe.pid, "240", FLIPS, "gpu1")
         computer.destroy("one")
+    figure(f"{found}; bare backend: {plain}")
     assert plain.rate > 239
     assert found.rate > 239
     assert found.late[-1] <= plain.late[-1] + MORE
 
 
-def test_weston(computer: Machine) -> None:
+def test_weston(computer: Machine, figure: Figure) -> None:
     """The cost of a flip of a window, whose pages Weston maps itself, is the same for each size."""
     with weston(computer, mode="1920x1080"):
         settings = f'sink = "wayland"\n[wayland]\ndisplay = "{SOCKET}"\ntrust-compositor = true\nscale = "none"\n'
@@ -216,4 +221,5 @@ def test_weston(computer: Machine) -> None:
                 domid = flipping_guest(computer, "one", [names(computer)[:1]], mode)
                 found = window(computer, domid, displbe.pid, f"weston-{mode}", FLIPS // 4)
                 computer.destroy("one")
+                figure(f"{mode}: {found}")
                 assert found.cpu <= most

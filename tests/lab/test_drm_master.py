@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -99,7 +98,7 @@ def test_other_master(machine: Machine, reference: Callable[..., Picture], name:
         if seat:
             return  # a program takes the card from a session manager's client through the session manager: test_seat
         drop_master(machine, displbe.pid, 5)
-        time.sleep(1)
+        machine.sleep(1)
         with modetest(machine, name, "plain") as end_again:
             machine.expect_picture(plain, "other-master-again", timeout=10)
             taken = "another program is DRM master now: waiting for it to end"
@@ -148,13 +147,13 @@ def test_seat(machine: Machine, reference: Callable[..., Picture], name: str, pr
             wait_event(displbe, "the seat is another session's", count=turn)
             with modetest(machine, name, "plain") as end:
                 machine.expect_picture(plain, f"seat-away-{turn}", timeout=10)
-                time.sleep(2)
+                machine.sleep(2)
                 assert machine.screendump() == plain
                 end()
             machine.check("python3 /tmp/switch.py 1")
-            began = time.monotonic()
+            began = machine.clock
             machine.expect_picture(wanted, f"seat-back-{turn}", timeout=10)
-            print(f"\nthe picture is back after {time.monotonic() - began:.1f} s")
+            print(f"\nthe picture is back after {machine.clock - began:.1f} s")
         assert len(displbe.events("the seat is another session's")) == 2
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lab.backend import TREE, backend, screens
-from lab.conftest import OUT, project
+from lab.conftest import project
 from lab.pictures import drawn
 from lab.test_drm import config
 from lab.vm import Machine, guest_config
@@ -15,10 +16,10 @@ DEVICES = {"bochs-drm": "bochs-display", "cirrus-qemu": "cirrus-vga"}
 
 
 @pytest.fixture(scope="module")
-def computer() -> Iterator[Machine]:
+def computer(out: Path) -> Iterator[Machine]:
     """Xen and Dom0 with both cards."""
     devices = [f"{device},id={driver},romfile=" for driver, device in DEVICES.items()]
-    with Machine(out=OUT / "pci", devices=devices) as running:
+    with Machine(out=out, devices=devices) as running:
         running.put_tree(project(), TREE)
         yield running
 

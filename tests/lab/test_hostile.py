@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from statistics import median
 
 import pytest
 from lab.backend import Backend, Held, backend, no_zombie, screens
-from lab.figures import Figures
+from lab.figures import Figure
 from lab.flips import flips
 from lab.pictures import Picture
 from lab.vkms import Vkms, vkms
@@ -20,8 +19,9 @@ sink = "drm"
 [limits]
 reconnects-per-second = 1000.0
 """
-CYCLES = 500
-"""The number of connections, on all screens together."""
+ROUNDS = 3
+CYCLES = 168
+"""The number of connections of a round, on all screens together."""
 EINVAL = 22
 
 
@@ -71,9 +71,8 @@ def hostile(machine: Machine, todo: str, timeout: float, *connectors: str) -> li
     return lines
 
 
-@pytest.mark.figure
 def test_beside_a_good_guest(
-    machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture], figures: Figures
+    machine: Machine, displbe: Backend, idle: Held, pictures: tuple[Picture, Picture], figure: Figure
 ) -> None:
     """A guest sends floods, impossible indices, forged names, and states as fast as XenStore accepts them: the other guest flips on."""
     first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
@@ -99,33 +98,33 @@ def test_beside_a_good_guest(
         assert reason in said, "the log gives the operator the reason"
     stormy = flips(machine, "good")[len(quiet) :]
     assert len(stormy) > 2
-    print(
+    figure(
         f"the other guest: {median(quiet):.1f} flips/s before, {median(stormy):.1f} during, {min(stormy):.1f} at worst"
     )
-    # Three guests' processors share the emulator's two. tests/bench measures the responses to a neighbour.
-    figures.note("at least 20 flips/s beside it", median(stormy), median(stormy) >= 20)
+    assert median(stormy) >= 20  # three guests' processors share the only one
     assert "timed-out" not in machine.console("good")
     assert machine.screendump(name="good-beside-hostile") in pictures
     assert not displbe.events("device failed; it is started anew")
     assert not displbe.events("a request waited without a notification")
 
 
-def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle: Held) -> None:
+def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle: Held, figure: Figure) -> None:
     """After 500 connections on four screens at once, memory and held resources are as before. Every fourth connection leaves a buffer and a
     framebuffer behind (a dma-buf on two of the screens).
     """
     names = [next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1")] + list(card.connectors)
-    memory = 0
-    for times in (15, CYCLES // len(names)):
-        begun = time.monotonic()
-        lines = hostile(machine, f"cycle:{times}:{len(names)}", 60 + 3 * CYCLES, *names)
-        assert lines == [f"cycle: {times * len(names)} times"]
-        seconds = time.monotonic() - begun
+    memory, grown, seconds = displbe.memory(), [], 0.0
+    for _ in range(ROUNDS):
+        begun = machine.clock
+        lines = hostile(machine, f"cycle:{CYCLES // len(names)}:{len(names)}", 60 + 3 * CYCLES, *names)
+        assert lines == [f"cycle: {CYCLES} times"]
+        seconds += machine.clock - begun
         machine.destroy("hostile")
         machine.wait_for(lambda: displbe.held() == idle, 30, why="everything released")
-        grown, memory = displbe.memory() - memory, displbe.memory()
-    print(f"{CYCLES} connections in {seconds:.0f} s: {grown} kB more resident memory; {idle}")
-    assert grown < 2048  # 4 kB a connection: garbage not collected yet, and memory that the allocator keeps
+        before, memory = memory, displbe.memory()
+        grown.append(memory - before)
+    figure(f"{ROUNDS * CYCLES} connections in {seconds:.0f} s, with {grown} kB more resident memory; held: {idle}")
+    assert grown[-1] < 512  # the first ones fill what the allocator keeps
 
 
 def test_destroyed_while_connecting(machine: Machine, displbe: Backend, idle: Held) -> None:
@@ -133,7 +132,7 @@ def test_destroyed_while_connecting(machine: Machine, displbe: Backend, idle: He
     for turn in range(6):
         start(machine, "cycle:1000")
         machine.wait_console("hostile", "guest: up", 60)
-        time.sleep(1 + 0.17 * turn)
+        machine.sleep(1 + 0.17 * turn)
         machine.destroy("hostile")
         machine.wait_for(lambda: displbe.held() == idle, 30, why="everything released")
     assert hostile(machine, "cycle:1", 60) == ["cycle: 1 times"]
@@ -157,9 +156,9 @@ def test_paused(machine: Machine, displbe: Backend, idle: Held, pictures: tuple[
     machine.create("good", guest_config("flip", screens(first)))
     machine.wait_console("good", "freq:", 60, count=3)
     machine.check("xl pause good")
-    time.sleep(1)
+    machine.sleep(1)
     held, cpu, frame = displbe.held(), sum(displbe.cpu_seconds()), machine.screendump()
-    time.sleep(5)
+    machine.sleep(5)
     assert frame in pictures
     assert machine.screendump(name="paused") == frame
     assert displbe.held() == held

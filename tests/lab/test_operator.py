@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,7 +116,7 @@ def test_blank(machine: Machine, displbe: Backend, guest: str) -> None:
     machine.wait_for(lambda: unlike(machine.screendump()), 10, why="a dark monitor")
     for _ in range(5):
         assert unlike(machine.screendump(name="operator-blank"))
-        time.sleep(0.3)
+        machine.sleep(0.3)
     machine.wait_for(
         lambda: connector(machine)["flips"]["shown"] > before["flips"]["shown"] + 30, 20, why="flips while dark"
     )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lab.backend import TREE, backend, no_zombie, screens
-from lab.conftest import OUT, project
+from lab.conftest import project
 from lab.test_conformance import conformance
 from lab.test_hostile import CONFIG, hostile
 from lab.vm import Machine, guest_config, reference_picture
 
 
 @pytest.fixture(scope="module")
-def computer() -> Iterator[Machine]:
+def computer(out: Path) -> Iterator[Machine]:
     """Xen and Dom0 with oxenstored."""
-    with Machine(out=OUT / "oxenstored", gpus=("gpu0", "gpu1"), bootargs="lab.store=oxenstored") as running:
+    with Machine(out=out, gpus=("gpu0", "gpu1"), bootargs="lab.store=oxenstored") as running:
         assert "oxenstored" in running.check("ps -e -o comm")
         running.put_tree(project(), TREE)
         yield running

@@ -1,6 +1,9 @@
 """Boots the lab, Xen and Dom0 inside qemu-system-aarch64, and controls it: commands, files, guests, pictures of screens.
 
 The remote end in Dom0 (`dom0/remote.py`) executes one request at a time. A command that must run beside others is started with `start`.
+
+The machine has one processor. Its clock counts instructions, 4 ns each, and skips the time in which it is idle; between requests it stands
+still. So the time of Xen, Dom0 and the guests, and each figure, does not depend on what else the host does. Only a disk's answers do.
 To try things by hand: `python3 tests/lab/vm.py` boots the lab and runs each line of its stdin in Dom0.
 """
 
@@ -32,10 +35,13 @@ from lab.pictures import Picture
 
 __all__ = ["Card", "LabError", "Machine", "Result", "guest_config", "reference_picture", "tarball"]
 
-SLOWER: Final = 2.5
-"""The factor by which time limits are multiplied. The limits are written for a host that does nothing else."""
-ANSWER_MARGIN: Final = 60.0
-"""Seconds beyond a command's own time limit until Dom0 counts as lost."""
+SLOWER: Final = 10
+"""The factor by which time limits are multiplied in the machine. Its one processor is slow, and its clock runs on while a disk's answer is
+waited for."""
+SAME: Final = "quiet nokaslr norandmaps"
+"""Arguments of all kernels. A program that lies at the same addresses each time is translated once by the emulator."""
+PATIENCE: Final = 600.0
+"""Seconds of the host's time that one request may take until Dom0 counts as lost."""
 
 
 class LabError(Exception):
@@ -87,14 +93,12 @@ class Machine:
     xenargs: str = ""
     memory: int = 2048
     dom0_memory: int = 1024
-    counted: bool = False
-    """Whether the machine has one processor whose clock counts instructions, 4 ns each, and skips the time in which it is idle. The time of
-    Xen, Dom0 and the guests, and so each figure, does then not depend on the host's other work. Only the host's answers do: a disk's, and
-    the next request to Dom0, before which any time may pass in the machine."""
-    patience: float = 180
-    """Seconds that the boot may take."""
+    patience: float = 300
+    """Seconds of the host's time that the boot may take."""
 
     boot_seconds: float = field(default=0, init=False)
+    clock: float = field(default=0, init=False)
+    """Seconds of Dom0's CLOCK_MONOTONIC at the end of the last request."""
     _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False, repr=False)
     _lost: bool = field(default=False, init=False, repr=False)
 
@@ -112,6 +116,7 @@ class Machine:
         except BaseException:
             self._closing.close()
             raise
+        self.qmp("stop")
         self.boot_seconds = time.monotonic() - begun
         return self
 
@@ -130,10 +135,8 @@ class Machine:
     # Commands and files in Dom0
 
     def run(self, command: str, timeout: float = 60) -> Result:
-        """Run a bash command in Dom0. It ends after `timeout` seconds of Dom0's clock, or of the host's if Dom0's is counted."""
-        timeout *= SLOWER
-        within = 1000 * timeout if self.counted else timeout  # the clock runs on while a disk's answer is waited for
-        fields, output = self._ask(timeout + ANSWER_MARGIN, do="run", command=command, timeout=within)
+        """Run a bash command in Dom0, for at most `timeout` seconds (times SLOWER)."""
+        fields, output = self._ask(do="run", command=command, timeout=SLOWER * timeout)
         return Result(int(fields["code"]), output.decode(errors="replace"), float(fields["seconds"]))
 
     def check(self, command: str, timeout: float = 60) -> str:
@@ -159,11 +162,11 @@ class Machine:
 
     def put(self, path: str, data: bytes | str) -> None:
         """Write a file in Dom0. Its folder is created."""
-        self._ask(ANSWER_MARGIN, data.encode() if isinstance(data, str) else data, do="put", path=path)
+        self._ask(data.encode() if isinstance(data, str) else data, do="put", path=path)
 
     def get(self, path: str) -> bytes:
         """Read a file of Dom0."""
-        return self._ask(ANSWER_MARGIN, do="get", path=path)[1]
+        return self._ask(do="get", path=path)[1]
 
     def put_tree(self, tar: bytes, under: str) -> None:
         """Unpack a tar file into a folder of Dom0. The folder is created."""
@@ -172,24 +175,25 @@ class Machine:
         place = shlex.quote(under)
         self.check(f"mkdir -p {place} && busybox tar -xf {packed} -C {place}; code=$?; rm {packed}; exit $code")
 
+    def sleep(self, seconds: float) -> None:
+        """Let the machine run for so long. It stands still between requests."""
+        self._ask(do="sleep", seconds=seconds)
+
     def wait_for(
         self, what: str | Callable[[], object], timeout: float = 60, *, every: float = 0.3, why: str = ""
     ) -> None:
         """Wait until a command in Dom0 succeeds, or a function here returns true. Raises LabError."""
         timeout *= SLOWER
-        until = time.monotonic() + timeout
         said = ""
-        while True:
-            if callable(what):
-                done = bool(what())
-            else:
-                result = self.run(what)
-                done, said = result.code == 0, result.output[-2000:]
-            if done:
-                return
-            if time.monotonic() > until:
-                raise LabError(f"waited {timeout:g} s in vain for {why or what}\n{said}")
-            time.sleep(every)
+        if callable(what):
+            until = self.clock + timeout
+            while not (done := bool(what())) and self.clock < until:
+                self.sleep(every)
+        else:
+            fields, output = self._ask(do="wait", command=what, every=every, timeout=timeout)
+            done, said = fields["code"] == 0, output.decode(errors="replace")[-2000:]
+        if not done:
+            raise LabError(f"waited {timeout:g} s in vain for {why or what}\n{said}")
 
     # Guests
 
@@ -212,17 +216,20 @@ class Machine:
 
     def console(self, name: str) -> str:
         """Return the text that a guest has written to its console since it was created."""
-        return self.run(f"cat /var/log/xen/guest-{name}.log 2>/dev/null").output.replace("\r\n", "\n")
+        return self._console(name, "", 0, 0)[1]
 
     def wait_console(self, name: str, text: str, timeout: float = 60, count: int = 1) -> str:
         """Wait until a guest's console contains a text `count` times. Return the console's text. Raises LabError."""
         timeout *= SLOWER
-        until = time.monotonic() + timeout
-        while (seen := self.console(name)).count(text) < count:
-            if time.monotonic() > until:
-                raise LabError(f"guest {name} did not write {text!r} in {timeout:g} s; its console:\n{seen[-4000:]}")
-            time.sleep(0.5)
+        found, seen = self._console(name, text, count, timeout)
+        if not found:
+            raise LabError(f"guest {name} did not write {text!r} in {timeout:g} s; its console:\n{seen[-4000:]}")
         return seen
+
+    def _console(self, name: str, text: str, count: int, timeout: float) -> tuple[bool, str]:
+        path = f"/var/log/xen/guest-{name}.log"
+        fields, seen = self._ask(do="wait text", path=path, text=text, count=count, timeout=timeout)
+        return bool(fields["found"]), seen.decode(errors="replace")
 
     # Screens
 
@@ -252,9 +259,9 @@ class Machine:
 
         The last picture is written to `out/NAME.png`; `NAME-wrong.png` marks wrong pixels.
         """
-        until = time.monotonic() + SLOWER * timeout
-        while (wrong := (seen := self.screendump(device)).differs(wanted)) > tolerated and time.monotonic() < until:
-            time.sleep(0.3)
+        until = self.clock + SLOWER * timeout
+        while (wrong := (seen := self.screendump(device)).differs(wanted)) > tolerated and self.clock < until:
+            self.sleep(0.3)
         if self.out is not None:
             seen.save(self.out / f"{name}.png")
         if wrong <= tolerated:
@@ -321,16 +328,14 @@ class Machine:
         self.qmp("qmp_capabilities")
 
     def _arguments(self, pieces: Pieces) -> Iterator[str]:
-        boot = f"console=hvc0 root=/dev/vda rw quiet vkms.create_default_dev=0 init=/init.dom0 {self.bootargs}".strip()
-        if self.counted:
-            boot += " nohz=off"  # the clock of an idle machine goes on by a tick at most, while a disk's answer is waited for
+        # nohz=off: the clock of an idle machine goes on by a tick at most while a disk's answer is waited for.
+        boot = (
+            f"console=hvc0 root=/dev/vda rw vkms.create_default_dev=0 init=/init.dom0 nohz=off {SAME} {self.bootargs}"
+        )
         xen = f"dom0_mem={self.dom0_memory}M console=dtuart dtuart=/pl011@9000000 noreboot {self.xenargs}".strip()
-        if self.counted:
-            # sleep=off: an idle machine goes on to its next timer at once. With sleep=on it would wait in the host's time, and a host that
-            # is late would make timers late. With more than one processor Xen does not boot so.
-            yield from ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=off")
-        else:
-            yield from ("-accel", "tcg,thread=multi", "-smp", "2")
+        # sleep=off: an idle machine goes on to its next timer at once. With sleep=on it would wait in the host's time, and a host that is
+        # late would make timers late. With more than one processor Xen does not boot so.
+        yield from ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=off")
         yield from ("-cpu", "cortex-a57", "-m", str(self.memory))
         yield from ("-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on")
         # gic-version=3: with 2, interrupts of virtio devices get lost.
@@ -399,20 +404,23 @@ class Machine:
             raise self._failure("QEMU's monitor does not answer")
         return dict(json.loads(line))
 
-    def _ask(self, patience: float, payload: bytes = b"", **fields: object) -> tuple[dict[str, Any], bytes]:
+    def _ask(self, payload: bytes = b"", **fields: object) -> tuple[dict[str, Any], bytes]:
         if self._lost:
             raise LabError("Dom0 was lost in an earlier request, which may still be under way")
         head = json.dumps({**fields, "size": len(payload)}).encode() + b"\n"
         doing = f"asking Dom0 to {fields['do']} {fields.get('path') or fields.get('command')}"
         self._lost = True  # until the answer has arrived
-        self._remote.settimeout(ANSWER_MARGIN)
+        self.qmp("cont")
+        self._remote.settimeout(PATIENCE)
         try:
             self._remote.sendall(head + payload)
         except OSError as error:
             self._alive(doing)
             raise self._failure(f"{doing}: {error}") from None
-        answer = self._answer(patience, doing)
+        answer = self._answer(PATIENCE, doing)
+        self.qmp("stop")
         self._lost = False
+        self.clock = float(answer[0]["clock"])
         if "error" in answer[0]:
             raise LabError(f"{doing}: {answer[0]['error']}")
         return answer
@@ -448,7 +456,7 @@ def guest_config(
     work: str = "still", lines: str = "", *, mode: str = "1024x768", seconds: int = 600, extra: str = ""
 ) -> str:
     """Return the xl configuration of the lab's guest. `work` is its task (see `domu/init.sh`), `lines` are further lines."""
-    boot = f"console=hvc0 quiet vkms.create_default_dev=0 guest={work} mode={mode} seconds={seconds} {extra}".strip()
+    boot = f"console=hvc0 vkms.create_default_dev=0 guest={work} mode={mode} seconds={seconds} {SAME} {extra}".strip()
     return (
         'type="pvh"\nkernel="/domu/vmlinuz"\nramdisk="/domu/initrd.img"\n'
         f"memory=192\nvcpus=1\nextra={json.dumps(boot)}\n{lines}\n"

@@ -32,11 +32,38 @@ def run(command: str, timeout: float) -> tuple[int, bytes, float]:
         os.close(out)
 
 
+def wait(command: str, every: float, timeout: float) -> tuple[int, bytes, float]:
+    """Run a command every so many seconds until it succeeds. Return the last try's exit code and output, and the seconds that all took."""
+    begun = time.monotonic()
+    while True:
+        left = begun + timeout - time.monotonic()
+        code, output, _ = run(command, max(left, every))
+        if code == 0 or left <= 0:
+            return code, output, time.monotonic() - begun
+        time.sleep(every)
+
+
+def wait_text(path: str, text: bytes, count: int, timeout: float) -> tuple[bool, bytes]:
+    """Wait until a file contains a text so many times. Return whether it does, and the file's content, with lines that end in \\n."""
+    until = time.monotonic() + timeout
+    while True:
+        late = time.monotonic() > until
+        try:
+            with open(path, "rb") as log:
+                found = log.read().replace(b"\r\n", b"\n")
+        except FileNotFoundError:
+            found = b""
+        if late or found.count(text) >= count:
+            return found.count(text) >= count, found
+        time.sleep(0.1)
+
+
 def main(path: str) -> None:
     port = os.open(path, os.O_RDWR)
     stream = os.fdopen(os.dup(port), "rb", buffering=65536)
 
     def answer(payload: bytes = b"", **fields: object) -> None:
+        fields["clock"] = time.monotonic()
         data = memoryview(json.dumps({**fields, "size": len(payload)}).encode() + b"\n" + payload)
         while data:
             data = data[os.write(port, data[:32768]) :]
@@ -57,6 +84,15 @@ def main(path: str) -> None:
             elif ask["do"] == "run":
                 code, output, seconds = run(ask["command"], ask["timeout"])
                 answer(output, code=code, seconds=seconds)
+            elif ask["do"] == "wait":
+                code, output, seconds = wait(ask["command"], ask["every"], ask["timeout"])
+                answer(output, code=code, seconds=seconds)
+            elif ask["do"] == "wait text":
+                found, content = wait_text(ask["path"], ask["text"].encode(), ask["count"], ask["timeout"])
+                answer(content, found=found)
+            elif ask["do"] == "sleep":
+                time.sleep(ask["seconds"])
+                answer()
             else:
                 return
         except OSError as error:
