@@ -9,6 +9,8 @@ from typing import Final
 
 import trio
 
+from displbe.readiness import LOOP, ReadyFiles, ServingClock
+
 __all__ = ["LoopLag"]
 
 PERIOD: Final = 1.0
@@ -20,7 +22,7 @@ SHORT: Final = 1e-3
 _now: Final = time.monotonic
 
 
-class LoopLag(trio.abc.Clock):
+class LoopLag(ServingClock):
     """The clock of the loop, which keeps the longest of two kinds of lag. Its time is CLOCK_MONOTONIC in seconds.
 
     One is the time of a turn of the loop, from one wait for I/O to the next: an event that arrives meanwhile waits until the turn ends.
@@ -37,6 +39,8 @@ class LoopLag(trio.abc.Clock):
         """When the wait under way should end at the latest."""
         self._is_waiting = False
         """Whether the loop waits for I/O, as far as the clock has been told."""
+        self._is_serving = False
+        """Whether served files' functions run, which may ask for the time."""
         self._longest = 0.0
         """The longest lag of the present period, in seconds."""
         self._period_ends = 0.0
@@ -45,32 +49,60 @@ class LoopLag(trio.abc.Clock):
 
     def start_clock(self) -> None:
         """Begin the first turn (trio.abc.Clock)."""
+        super().start_clock()
         self._turn_began = _now()
 
     def current_time(self) -> float:
         """Return the time (trio.abc.Clock). The first call after a wait begins a turn."""
         now = _now()
         if self._is_waiting:
-            self._is_waiting = False
-            self._turn_began = now
-            late = now - self._deadline
-            if late > self._longest or (late > 0 and now >= self._period_ends):
-                self._add(late, now)
-        elif now - self._turn_began > SHORT and not trio.lowlevel.in_trio_task():
+            self._begin_turn(now)
+        elif now - self._turn_began > SHORT and not self._is_serving and not trio.lowlevel.in_trio_task():
             # The loop itself asks: a wait is over that was none, because tasks were ready to run.
             self._add(now - self._turn_began, now)
             self._turn_began = now
+            if self.files is not None and self.files.is_used:
+                self._call(self.files, self.files.wait(0.0), now)
         return now
 
+    def _begin_turn(self, now: float) -> None:
+        self._is_waiting = False
+        self._turn_began = now
+        late = now - self._deadline
+        if late > self._longest or (late > 0 and now >= self._period_ends):
+            self._add(late, now)
+
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """Return the seconds until the next deadline (trio.abc.Clock). This ends a turn."""
+        """Return the seconds until the next deadline (trio.abc.Clock). This ends a turn.
+
+        If files are served, this waits, and returns 0 when there is something for the loop to do. Each time that it calls functions is a
+        turn.
+        """
+        files = self.files
+        while files is not None and files.is_used:
+            until = files.next_alarm(deadline)
+            ready = files.wait(until - self._end_turn(until))
+            now = _now()
+            self._begin_turn(now)
+            self._call(files, ready, now)
+            if LOOP in ready or (deadline := files.next_deadline()) <= now:
+                return 0.0
+        return deadline - self._end_turn(deadline)
+
+    def _call(self, files: ReadyFiles, ready: list[int], now: float) -> None:
+        self._is_serving = True
+        files.call(ready, now)
+        self._is_serving = False
+
+    def _end_turn(self, deadline: float) -> float:
+        """End a turn; `deadline` ends the wait that follows. Return the time."""
         now = _now()
         took = now - self._turn_began
         if took > self._longest or now >= self._period_ends:
             self._add(took, now)
         self._is_waiting = True
         self._deadline = deadline
-        return deadline - now
+        return now
 
     def _add(self, lag: float, now: float) -> None:
         """Add a lag to the present period; begin a new period if that one is over."""

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 import trio
 
+from displbe.readiness import serve
 from displbe.threads import run_in_thread_or_here, start_thread
 
 from .library import ffi, open_library
@@ -118,13 +119,15 @@ class Pump:
         fd = self.library.pump_fd(self.handle, self.library.PUMP_REST)
         with trio.CancelScope(shield=True) as scope:  # the last flips end while the connectors' tasks are cancelled
             task_status.started(scope)
-            while True:
-                await trio.lowlevel.wait_readable(fd)
-                for message in self._messages(self.library.PUMP_REST):
-                    try:
-                        self._deliver(message)
-                    except Exception:  # it costs this message; the other connectors go on
-                        _log.exception("cannot serve what the pump has handed over")
+            await serve(fd, self._on_readable)
+
+    def _on_readable(self) -> bool:
+        for message in self._messages(self.library.PUMP_REST):
+            try:
+                self._deliver(message)
+            except Exception:  # it costs this message; the other connectors go on
+                _log.exception("cannot serve what the pump has handed over")
+        return False
 
     def _messages(self, queue: int) -> list[Any]:
         count = self.library.pump_messages(self.handle, queue, self._room, ROOM)

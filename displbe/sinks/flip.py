@@ -20,6 +20,8 @@ from typing import Final
 import structlog
 import trio
 
+from displbe.readiness import Alarm
+
 __all__ = ["LATE_CHECK", "Flip", "FlipClock", "FlipState"]
 
 LATE_CHECK: Final = 0.25
@@ -177,29 +179,26 @@ class FlipClock:
         """The flips that are under way, or have begun in the last LATE_CHECK seconds, and some that have rested since the last look."""
         self.is_parked = True
         """Whether no flip has begun since the last look: none is looked for. The next one starts the clock."""
-        self._sleep = trio.CancelScope()
-        """Lasts until the next look at the flips; its deadline can be changed without waking the clock's task."""
+        self._alarm = Alarm()
+        """Rings at the next look at the flips."""
 
     def start(self, now: float) -> None:
         """Look for late flips from now on."""
         self.is_parked = False
-        self._sleep.deadline = now + LATE_CHECK
+        self._alarm.set(now + LATE_CHECK)
 
     def look_at(self, when: float) -> None:
         """Look at the flips at this time, or earlier."""
-        if when < self._sleep.deadline:
-            self._sleep.deadline = when
+        if when < self._alarm.rings_at:
+            self._alarm.set(when)
 
     async def run(self) -> None:
         """End flips whose time has come, until cancelled."""
         self.now = trio.lowlevel.current_clock().current_time  # two calls less than trio.current_time
-        while True:
-            with trio.CancelScope(deadline=self._next_look()) as self._sleep:
-                await trio.sleep_forever()
-            self._check()
+        await self._alarm.run(self._check)
 
-    def _check(self) -> None:
-        """End flips whose time has come."""
+    def _check(self) -> float:
+        """End flips whose time has come. Return the time of the next look."""
         now = self.now()
         for flip in list(self.active):
             try:
@@ -209,6 +208,7 @@ class FlipClock:
                     flip.on_rest()
             except Exception:  # an error in one output must not stop the clock of all
                 _log.exception("cannot end a flip")
+        return self._next_look()
 
     def _next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock."""

@@ -16,9 +16,9 @@ from struct import Struct
 from typing import Final
 
 import structlog
-import trio
 
 from displbe.pump.native import Pump, PumpError
+from displbe.readiness import serve
 
 from .port import HypervisorError, Ledger
 
@@ -84,6 +84,8 @@ class ChannelTable(abc.ABC):
         self.pump: Pump | None = None
         """What reads the file and serves some of the ports; set before `run`. None: `run` reads it."""
         self._channels: dict[int, Channel] = {}
+        self._busy: list[Channel] = []
+        """The channels whose callbacks have work left."""
         self._ledger = ledger
 
     @abc.abstractmethod
@@ -95,19 +97,17 @@ class ChannelTable(abc.ABC):
 
     async def run(self) -> None:
         """Call the callbacks of ports that fire, until cancelled. Ports with work left take turns with the ports that fire next."""
-        channels = self._channels
-        busy: list[Channel] = []
-        fd = self._watched()
-        while True:
-            if busy:
-                await trio.lowlevel.checkpoint()
-                busy = [channel for channel in busy if channel.call()]
-            else:
-                await trio.lowlevel.wait_readable(fd)
-            for port in self._fired():
-                channel = channels.get(port)
-                if channel is not None and channel.call():
-                    busy.append(channel)
+        await serve(self._watched(), self._serve)
+
+    def _serve(self) -> bool:
+        """Call the callbacks of the ports that have work left, and of those that have fired. Return whether one has work left."""
+        busy = [channel for channel in self._busy if channel.call()] if self._busy else []
+        for port in self._fired():
+            channel = self._channels.get(port)
+            if channel is not None and channel.call():
+                busy.append(channel)
+        self._busy = busy
+        return bool(busy)
 
     def _watched(self) -> int:
         """Let the pump read the file if there is one and it can. Return the file that is readable when ports have fired."""

@@ -180,11 +180,11 @@ async def _x11(folder: Path) -> AsyncIterator[Settings]:
 
 
 SINKS: Final[dict[str, tuple[Place, int]]] = {
-    "card": (_card, 178),
-    "headless": (_headless, 305),
-    "wayland": (_shared, 320),
-    "wayland-copy": (_copied, 495),
-    "x11": (_x11, 640),
+    "card": (_card, 158),
+    "headless": (_headless, 134),
+    "wayland": (_shared, 186),
+    "wayland-copy": (_copied, 342),
+    "x11": (_x11, 402),
 }
 """The sinks -> the context in which each runs, and the limit of the calls for a flip. Versions of Python and trio differ a little."""
 

@@ -10,6 +10,8 @@ import pytest
 from scenario.cards import SCREENS, Screens, world_on
 from scenario.world import World
 
+from displbe.ops.lag import LoopLag
+
 ON_A_CARD: Final = ("test_flips", "test_isolation", "test_lifecycle", "test_operator", "test_refusals", "test_requests")
 """Modules whose scenarios also run on a card, with the pump and without it, except those marked `headless`."""
 
@@ -20,6 +22,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         on_a_card = metafunc.module.__name__.rpartition(".")[2] in ON_A_CARD
         is_marked = metafunc.definition.get_closest_marker("headless") is not None
         metafunc.parametrize("screens", SCREENS if on_a_card and not is_marked else ["headless"])
+
+
+@pytest.fixture(autouse=True)
+def daemons_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let loops run on the daemon's own clock, which serves files and alarms itself."""
+    monkeypatch.setattr("trio._core._run.SystemClock", LoopLag)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import trio
 
 from displbe.ops.log import SparseLog
 from displbe.pump.native import Pump, PumpError
+from displbe.readiness import serve
 from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
@@ -290,15 +291,17 @@ class Card:
                     await trio.sleep_forever()
                 finally:
                     self._pump.unwatch(self.device.fd)
-            while True:
-                await trio.lowlevel.wait_readable(self.device.fd)
-                self.device.read_events(self._on_shown)
+            await serve(self.device.fd, self._on_readable)
         except OSError as error:
             self._cannot_read(error)
         except Exception:
             self._log.exception("reading the card's events failed: it is closed and opened again")
             self.state = CardState.GONE
             self.look()
+
+    def _on_readable(self) -> bool:
+        self.device.read_events(self._on_shown)
+        return False
 
     def _watch(self, pump: Pump) -> bool:
         """Let the pump read the card's events. Return False if it cannot: then they are read here, and end the pump's flips, too."""

@@ -26,6 +26,8 @@ from pywayland.client import Display
 from pywayland.protocol import wayland
 from pywayland.protocol_core import ArgumentType
 
+from displbe.readiness import serve
+
 from .protocol import (
     fractional_scale,
     idle_inhibit,
@@ -200,7 +202,7 @@ class Connection:
         self._on_appeared, self._on_removed = appeared, removed
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read)
+                nursery.start_soon(serve, self._display.get_fd(), self._on_readable)
                 nursery.start_soon(self._flush_when_writable)
                 self._registry = self.keep(self._display.get_registry())
                 self.on(self._registry, "global", self._on_global)
@@ -210,19 +212,19 @@ class Connection:
         finally:
             self.lost.set()
 
-    async def _read(self) -> None:
-        fd, ptr = self._display.get_fd(), self._ptr
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            while lib.wl_display_prepare_read(ptr) != 0:  # there are events to dispatch
-                if lib.wl_display_dispatch_pending(ptr) < 0:
-                    raise self._cause()
-            if lib.wl_display_read_events(ptr) < 0 or lib.wl_display_dispatch_pending(ptr) < 0:
+    def _on_readable(self) -> bool:
+        """Read and dispatch what has arrived. Nothing is left over. Raises CompositorLost, and an event handler's exception."""
+        ptr = self._ptr
+        while lib.wl_display_prepare_read(ptr) != 0:  # there are events to dispatch
+            if lib.wl_display_dispatch_pending(ptr) < 0:
                 raise self._cause()
-            if self._error is not None:
-                raise self._error
-            if lib.wl_display_flush(ptr) < 0 and ffi.errno == errno.EAGAIN:
-                self._blocked.set()
+        if lib.wl_display_read_events(ptr) < 0 or lib.wl_display_dispatch_pending(ptr) < 0:
+            raise self._cause()
+        if self._error is not None:
+            raise self._error
+        if lib.wl_display_flush(ptr) < 0 and ffi.errno == errno.EAGAIN:
+            self._blocked.set()
+        return False
 
     def _cause(self) -> CompositorLost:
         """Return why the connection has ended. libwayland has written the compositor's message to stderr."""

@@ -26,6 +26,7 @@ import xcffib.xproto as x
 from cffi import FFI
 
 from displbe.ops.log import SparseLog
+from displbe.readiness import serve
 from displbe.wire.formats import fourcc
 
 from .monitors import Monitor, read_monitors
@@ -326,12 +327,16 @@ class Server:
         """Send requests and dispatch events until the connection is lost. Raises ServerLost."""
         while True:
             with trio.CancelScope(deadline=self._check_answers()) as self._waiting:
-                while True:
-                    try:
-                        self.send()
-                    except xcffib.XcffibException as error:
-                        raise ServerLost(str(error)) from error
-                    await trio.lowlevel.wait_readable(self.fd)
+                self._on_readable()
+                await serve(self.fd, self._on_readable)
+
+    def _on_readable(self) -> bool:
+        """Dispatch what has arrived. Nothing is left over. Raises ServerLost."""
+        try:
+            self.send()
+        except xcffib.XcffibException as error:
+            raise ServerLost(str(error)) from error
+        return False
 
     def _check_answers(self) -> float:
         """Return when to look again whether the server answers, in seconds of trio's clock. Raises ServerLost if it does not."""
