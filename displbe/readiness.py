@@ -37,15 +37,20 @@ class Alarm:
 
     def __init__(self) -> None:
         self.rings_at = math.inf
-        """The next time, in seconds of trio's clock."""
+        """The next time, in seconds of trio's clock. Set it by `set`."""
         self._sleep: trio.CancelScope | None = None
         """What a waiting task sleeps in; None: no task waits."""
+        self._files: ReadyFiles | None = None
+        """What calls the function; None: a task."""
         self._ring: Callable[[], float] = _never
 
     def set(self, when: float) -> None:
         """Ring at this time instead."""
         self.rings_at = when
-        if self._sleep is not None:
+        if self._files is not None:
+            if when < self._files.alarm_at:
+                self._files.alarm_at = when
+        elif self._sleep is not None:
             self._sleep.deadline = when
 
     async def run(self, ring: Callable[[], float]) -> NoReturn:
@@ -59,7 +64,12 @@ class Alarm:
                 self.call()
         await trio.lowlevel.checkpoint_if_cancelled()
         files.add_alarm(self, trio.lowlevel.current_task())
-        await _sleep(lambda: files.remove_alarm(self))
+        self._files = files
+        self.set(self.rings_at)
+        try:
+            await _sleep(lambda: files.remove_alarm(self))
+        finally:
+            self._files = None
 
     def call(self) -> None:
         """Call the function now. A time that is set meanwhile counts if it is earlier."""
@@ -85,6 +95,10 @@ class ReadyFiles:
         self.served: dict[int, _Served] = {}
         self.alarms: dict[Alarm, trio.lowlevel.Task] = {}
         """The alarms, and the tasks that have called `run`."""
+        self.alarm_at = math.inf
+        """No alarm rings before this time."""
+        self.is_used = False
+        """Whether there is a file or an alarm to wait for."""
         self._again: list[int] = []
         """Files whose functions have work left."""
 
@@ -110,21 +124,19 @@ class ReadyFiles:
         del self.alarms[alarm]
         self._close_unused()
 
-    @property
-    def is_used(self) -> bool:
-        """Whether there is a file or an alarm to wait for."""
-        return self._epoll is not None
-
     def _open(self) -> select.epoll:
         if self._epoll is None:
             self._epoll = select.epoll()
             self._epoll.register(self._loop, select.EPOLLIN)
+            self.is_used = True
         return self._epoll
 
     def _close_unused(self) -> None:
         if self._epoll is not None and not self.served and not self.alarms:
             self._epoll.close()
             self._epoll = None
+            self.is_used = False
+            self.alarm_at = math.inf
             self._again.clear()
 
     def wait(self, timeout: float) -> list[int]:
@@ -161,25 +173,21 @@ class ReadyFiles:
                 continue
             if has_work_left and fd in self.served:
                 self._again.append(fd)
-        if self.next_alarm(math.inf) <= now:
+        if self.alarm_at <= now:
             self._ring(now)
 
     def _ring(self, now: float) -> None:
+        self.alarm_at = math.inf  # what rings sets it
         for alarm, task in list(self.alarms.items()):
             try:
                 if alarm.rings_at <= now:
                     alarm.call()
+                else:
+                    alarm.set(alarm.rings_at)
             except BaseException as error:
                 if alarm in self.alarms:
                     self.remove_alarm(alarm)
                     trio.lowlevel.reschedule(task, outcome.Error(error))
-
-    def next_alarm(self, deadline: float) -> float:
-        """Return the time of the next alarm, or a deadline that is earlier."""
-        for alarm in self.alarms:
-            if alarm.rings_at < deadline:
-                deadline = alarm.rings_at
-        return deadline
 
     def next_deadline(self) -> float:
         """Return when the loop's next task runs; -inf: now."""

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from displbe.readiness import LOOP, ReadyFiles, ServingClock
+from displbe.readiness import LOOP, ServingClock
 
 __all__ = ["LoopLag"]
 
@@ -62,7 +62,9 @@ class LoopLag(ServingClock):
             self._add(now - self._turn_began, now)
             self._turn_began = now
             if self.files is not None and self.files.is_used:
-                self._call(self.files, self.files.wait(0.0), now)
+                self._is_serving = True
+                self.files.call(self.files.wait(0.0), now)
+                self._is_serving = False
         return now
 
     def _begin_turn(self, now: float) -> None:
@@ -80,19 +82,15 @@ class LoopLag(ServingClock):
         """
         files = self.files
         while files is not None and files.is_used:
-            until = files.next_alarm(deadline)
+            until = files.alarm_at if files.alarm_at < deadline else deadline
             ready = files.wait(until - self._end_turn(until))
-            now = _now()
-            self._begin_turn(now)
-            self._call(files, ready, now)
+            self._begin_turn(now := _now())
+            self._is_serving = True
+            files.call(ready, now)
+            self._is_serving = False
             if LOOP in ready or (deadline := files.next_deadline()) <= now:
                 return 0.0
         return deadline - self._end_turn(deadline)
-
-    def _call(self, files: ReadyFiles, ready: list[int], now: float) -> None:
-        self._is_serving = True
-        files.call(ready, now)
-        self._is_serving = False
 
     def _end_turn(self, deadline: float) -> float:
         """End a turn; `deadline` ends the wait that follows. Return the time."""

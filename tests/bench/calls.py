@@ -182,7 +182,7 @@ async def _x11(folder: Path) -> AsyncIterator[Settings]:
 SINKS: Final[dict[str, tuple[Place, int]]] = {
     "card": (_card, 158),
     "headless": (_headless, 134),
-    "wayland": (_shared, 186),
+    "wayland": (_shared, 174),
     "wayland-copy": (_copied, 342),
     "x11": (_x11, 402),
 }
