@@ -37,8 +37,9 @@ would add 0.1.
 IN_PYTHON: Final = {"zero copy": 8.0, "copy": 1.6}
 """The same without the pump."""
 WAYLAND: Final = {"1024x768": 1.0, "1920x1080": 1.0}
-"""displbe's CPU time per flip in milliseconds as a window of Weston, which maps the guest's own pages. displ_be, which copies, takes 2.10 at
-1024x768; by the bare backend's copies, 4.8 at 1920x1080.
+"""displbe's CPU time per flip in milliseconds as a window of Weston, which maps the guest's own pages.
+
+displ_be, which copies, takes 2.10 at 1024x768, and about 4.8 at 1920x1080, by the cost of the bare backend's copies.
 """
 MORE: Final = 3000.0
 """Microseconds that displbe's latest flip with the pump may be later than the bare backend's latest flip. The goal is 1000.
