@@ -5,18 +5,15 @@ systemd is not Dom0's init here. It runs in namespaces of its own, and treats th
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from lab.backend import LOG, no_zombie, screens
+from lab.package import debian_package
 from lab.pictures import Picture
 from lab.vm import LabError, Machine, Result, guest_config
 
-TREE = Path(__file__).resolve().parents[2]
 BOOT = """
 mount --make-rprivate /
 mount -t proc proc /proc
@@ -62,12 +59,7 @@ class Service:
 @pytest.fixture(scope="module")
 def package(machine: Machine) -> Iterator[None]:
     """The package, installed by dpkg, with udev, the package's rules, and the groups that udev's package would have made."""
-    spec = importlib.util.spec_from_file_location("deb", TREE / "packaging" / "deb.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["deb"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    machine.put("/tmp/displbe.deb", module.built("arm64").read_bytes())
+    machine.put("/tmp/displbe.deb", debian_package("arm64"))
     machine.check("systemd-sysusers")
     if machine.run("test -e /run/udev/control").code != 0:
         machine.check("/usr/lib/systemd/systemd-udevd --daemon")

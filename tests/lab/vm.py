@@ -40,6 +40,10 @@ SLOWER: Final = 10
 waited for."""
 SAME: Final = "quiet nokaslr norandmaps"
 """Arguments of all kernels. A program that lies at the same addresses each time is translated once by the emulator."""
+# sleep=off: an idle machine goes on to its next timer at once. With sleep=on it would wait in the host's time, and a host that is
+# late would make timers late. With more than one processor Xen does not boot so.
+COUNTED: Final = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=off")
+"""QEMU's arguments for one processor whose clock counts instructions."""
 PATIENCE: Final = 600.0
 """Seconds of the host's time that one request may take until Dom0 counts as lost."""
 
@@ -103,16 +107,16 @@ class Machine:
     _lost: bool = field(default=False, init=False, repr=False)
 
     def __enter__(self) -> Machine:
-        pieces = self.pieces or build()
         with contextlib.ExitStack() as stack:
             self._work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="displbe-lab-")))
             self.serial = (self.out or self._work) / "serial.log"
             self.serial.parent.mkdir(parents=True, exist_ok=True)
+            command = [*self._command(), *self._common_arguments()]
             begun = time.monotonic()
-            self._boot(pieces, stack)
+            self._boot(command, stack)
             self._closing = stack.pop_all()
         try:
-            self._answer(self.patience, "booting Dom0")
+            self._until_ready()
         except BaseException:
             self._closing.close()
             raise
@@ -310,39 +314,45 @@ class Machine:
 
     # Implementation
 
-    def _boot(self, pieces: Pieces, stack: contextlib.ExitStack) -> None:
+    def _boot(self, command: Sequence[str], stack: contextlib.ExitStack) -> None:
         # setpriv: QEMU is killed when this process dies for any reason.
-        argv = ["setpriv", "--pdeathsig", "KILL"]
-        if not os.path.exists("/dev/udmabuf"):
-            argv += ["env", f"LD_PRELOAD={pieces.shim}"]
-        argv += ["qemu-system-aarch64", *self._arguments(pieces)]
+        argv = ["setpriv", "--pdeathsig", "KILL", *command]
         with open(self._work / "qemu.log", "wb") as said:
             nothing = subprocess.DEVNULL
             self._qemu = subprocess.Popen(argv, stdin=nothing, stdout=said, stderr=said, start_new_session=True)
         stack.callback(self._end_qemu)
+        self._remote = stack.enter_context(self._connect("remote.sock"))
         self._monitor = stack.enter_context(self._connect("qmp.sock"))
         self._monitor_text = stack.enter_context(self._monitor.makefile("rb"))
-        self._remote = stack.enter_context(self._connect("remote.sock"))
         self._pending = bytearray()
         self._monitor_line(30)
         self.qmp("qmp_capabilities")
 
-    def _arguments(self, pieces: Pieces) -> Iterator[str]:
+    def _until_ready(self) -> None:
+        """Wait until Dom0's remote end is there."""
+        self._answer(self.patience, "booting Dom0")
+
+    def _common_arguments(self) -> Iterator[str]:
+        yield from COUNTED
+        yield from ("-m", str(self.memory), "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none")
+        yield from ("-serial", f"file:{self.serial}")
+        yield from ("-qmp", f"unix:{self._work}/qmp.sock,server=on,wait=off")
+
+    def _command(self) -> Iterator[str]:
+        """The emulator, with the arguments that only this architecture has."""
+        pieces = self.pieces or build()
+        if not os.path.exists("/dev/udmabuf"):
+            yield from ("env", f"LD_PRELOAD={pieces.shim}")
+        yield "qemu-system-aarch64"
         # nohz=off: the clock of an idle machine goes on by a tick at most while a disk's answer is waited for.
         boot = (
             f"console=hvc0 root=/dev/vda rw vkms.create_default_dev=0 init=/init.dom0 nohz=off {SAME} {self.bootargs}"
         )
         xen = f"dom0_mem={self.dom0_memory}M console=dtuart dtuart=/pl011@9000000 noreboot {self.xenargs}".strip()
-        # sleep=off: an idle machine goes on to its next timer at once. With sleep=on it would wait in the host's time, and a host that is
-        # late would make timers late. With more than one processor Xen does not boot so.
-        yield from ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=off")
-        yield from ("-cpu", "cortex-a57", "-m", str(self.memory))
+        yield from ("-cpu", "cortex-a57")
         yield from ("-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on")
         # gic-version=3: with 2, interrupts of virtio devices get lost.
         yield from ("-machine", "virt,virtualization=on,gic-version=3,memory-backend=mem")
-        yield from ("-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none")
-        yield from ("-serial", f"file:{self.serial}")
-        yield from ("-qmp", f"unix:{self._work}/qmp.sock,server=on,wait=off")
         yield from ("-kernel", str(pieces.xen), "-append", xen)
         boot = boot.replace(",", ",,")
         yield from ("-device", f"guest-loader,addr=0x60000000,kernel={pieces.kernel},bootargs={boot}")
@@ -353,12 +363,16 @@ class Machine:
             # iommu_platform=on: without it the drivers hand the devices wrong addresses for foreign pages.
             yield from ("-device", f"virtio-blk-device,drive={disk},iommu_platform=on")
         yield from ("-device", "virtio-serial-device,iommu_platform=on")
-        yield from ("-chardev", f"socket,id=remote,path={self._work}/remote.sock,server=on,wait=off")
-        yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
+        yield from self._remote_port(wait=False)
         for name in reversed(self.gpus):
             yield from ("-device", f"virtio-gpu-device,id={name},max_outputs={self.outputs},iommu_platform=on,blob=on")
         for device in self.devices:
             yield from ("-device", device)
+
+    def _remote_port(self, wait: bool) -> Iterator[str]:
+        listen = f"server=on,wait={'on' if wait else 'off'}"
+        yield from ("-chardev", f"socket,id=remote,path={self._work}/remote.sock,{listen}")
+        yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
 
     def _connect(self, name: str) -> socket.socket:
         until = time.monotonic() + 30
@@ -453,13 +467,20 @@ class Machine:
 
 
 def guest_config(
-    work: str = "still", lines: str = "", *, mode: str = "1024x768", seconds: int = 600, extra: str = ""
+    work: str = "still",
+    lines: str = "",
+    *,
+    mode: str = "1024x768",
+    seconds: int = 600,
+    extra: str = "",
+    kind: str = "pvh",
+    memory: int = 192,
 ) -> str:
     """Return the xl configuration of the lab's guest. `work` is its task (see `domu/init.sh`), `lines` are further lines."""
     boot = f"console=hvc0 vkms.create_default_dev=0 guest={work} mode={mode} seconds={seconds} {SAME} {extra}".strip()
     return (
-        'type="pvh"\nkernel="/domu/vmlinuz"\nramdisk="/domu/initrd.img"\n'
-        f"memory=192\nvcpus=1\nextra={json.dumps(boot)}\n{lines}\n"
+        f'type="{kind}"\nkernel="/domu/vmlinuz"\nramdisk="/domu/initrd.img"\n'
+        f"memory={memory}\nvcpus=1\nextra={json.dumps(boot)}\n{lines}\n"
     )
 
 
@@ -514,9 +535,9 @@ def tarball(root: Path, names: Iterable[str], more: Mapping[str, bytes]) -> byte
     return packed.getvalue()
 
 
-def main() -> None:
+def main(kind: type[Machine] = Machine) -> None:
     out = Path(__file__).resolve().parents[2] / "out" / "lab"
-    with Machine(out=out) as machine:
+    with kind(out=out) as machine:
         print(f"ready after {machine.boot_seconds:.1f} s; serial console: {machine.serial}", flush=True)
         for line in sys.stdin:
             if line.startswith("screendump"):

@@ -1,0 +1,172 @@
+"""Builds what the x86 lab boots: Debian 13's own packages, installed as on a PC, with Debian's kernel, modules and initramfs.
+
+The root file system is installed natively: the packages' scripts run. The guests' kernel is Dom0's; their initramfs has Debian's modules.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lab.build import HERE, SUITE, XEN, Apt, cached, host_tools, log, only_one, run
+
+__all__ = ["Installed", "installed"]
+
+HOST_PACKAGES: Final = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "cpio": "cpio",
+    "gcc": "gcc",
+    "depmod": "kmod",
+}
+PACKAGES: Final = (
+    *(
+        "linux-image-amd64",
+        f"xen-hypervisor-{XEN}-amd64",
+        f"xen-utils-{XEN}",
+        "xenstore-utils",
+        "initramfs-tools",
+        "zstd",
+    ),
+    *("systemd-sysv", "udev", "dbus", "kmod", "procps", "busybox-static", "libdrm-tests", "python3"),
+    # What displbe's package depends on, and recommends: the machine has no network.
+    *("libatomic1", "python3-cffi", "python3-msgspec", "python3-pyxs", "python3-structlog", "python3-trio"),
+    *("libseat1", "python3-evdev", "python3-pil", "python3-pyudev"),
+)
+INITRAMFS: Final = "MODULES=list\n", "virtio_pci\nvirtio_blk\next4\n"
+"""The initramfs's configuration, and the modules that mount the root."""
+GUEST_MODULES: Final = ("drm_xen_front", "evdev")
+"""The guest's modules. xen-kbdfront and the console are built into Debian's kernel."""
+APPLETS: Final = (
+    "sh mount cat echo sleep ls poweroff reboot kill head tail grep dmesg true mkfifo usleep dd modprobe uname"
+)
+SIZE: Final = "1600M"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The files that the machine boots."""
+
+    xen: Path
+    kernel: Path
+    initrd: Path
+    disk: Path
+
+
+def installed() -> Installed:
+    """Return Debian with Xen and the lab's files, from the cache where it is there."""
+    host_tools(HOST_PACKAGES)
+    with only_one():
+        debian = cached("x86-debian", [PACKAGES, INITRAMFS, SUITE], install)
+        files = [(path.name, path.read_text()) for path in sources()]
+        made = cached("x86-disk", [debian.name, files, GUEST_MODULES, APPLETS], lambda made: build_disk(debian, made))
+    return Installed(*(made / name for name in ("xen", "vmlinuz", "initrd.img", "disk.img")))
+
+
+def sources() -> list[Path]:
+    """Return the lab's files for Dom0 and its guests."""
+    folders = (HERE / "x86", HERE / "domu")
+    return [HERE / "dom0/remote.py", *(p for folder in folders for p in sorted(folder.iterdir()) if p.is_file())]
+
+
+def install(made: Path) -> None:
+    """Install the packages as the folder `root`."""
+    log(f"installing {SUITE} for x86; some minutes, once")
+    # The initramfs is configured before the kernel's package makes it.
+    settings, modules = (made.parent / name for name in ("settings", "modules"))
+    for path, text in zip((settings, modules), INITRAMFS, strict=True):
+        path.write_text(text)
+    hooks = [
+        "--essential-hook=mkdir -p $1/etc/initramfs-tools/conf.d",
+        f"--essential-hook=copy-in {settings} /etc/initramfs-tools/conf.d",
+        f"--essential-hook=copy-in {modules} /etc/initramfs-tools",
+    ]
+    quiet = ["--aptopt=Apt::Install-Recommends false", "--dpkgopt=force-confold"]
+    include = f"--include={','.join(PACKAGES)}"
+    target = [SUITE, made / "root", Apt().source]
+    run(["mmdebstrap", "--architectures=amd64", "--variant=apt", *quiet, *hooks, include, *target])
+
+
+def build_disk(debian: Path, made: Path) -> None:
+    """Make the disk of a copy of Debian with the lab's files, and copy what is booted beside it."""
+    root = made.parent / "root"
+    run(["cp", "-a", debian / "root", root])
+    (root / "etc/fstab").write_text("/dev/vda / ext4 rw 0 0\n")
+    with open(root / "etc/default/xen", "a") as defaults:
+        defaults.write('XENCONSOLED_ARGS="--log=all --log-dir=/var/log/xen"\n')
+    shutil.copy(HERE / "dom0/remote.py", root / "remote.py")
+    units = root / "etc/systemd/system"
+    shutil.copy(HERE / "x86/lab.service", units)
+    (units / "multi-user.target.wants/lab.service").symlink_to("../lab.service")
+    (kernel,) = (root / "boot").glob("vmlinuz-*")
+    (initrd,) = (root / "boot").glob("initrd.img-*")
+    shutil.copy(kernel, made / "vmlinuz")
+    shutil.copy(initrd, made / "initrd.img")
+    (made / "xen").write_bytes(gzip.decompress((root / f"boot/xen-{XEN}-amd64.gz").read_bytes()))
+    guest = root / "domu"
+    guest.mkdir()
+    (guest / "vmlinuz").symlink_to(f"/boot/{kernel.name}")
+    (guest / "initrd.img").write_bytes(guest_initramfs(root, kernel.name.removeprefix("vmlinuz-"), made.parent))
+    for junk in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
+        shutil.rmtree(root / junk, ignore_errors=True)
+    run(["mke2fs", "-q", "-t", "ext4", "-d", root, made / "disk.img", SIZE])
+
+
+def guest_initramfs(root: Path, version: str, work: Path) -> bytes:
+    """Return the guest's initramfs: busybox, modetest, the lab's programs, and Debian's modules."""
+    tree = work / "initramfs"
+    for folder in ("bin", "proc", "sys", "dev", "lib", "lib64", "tmp"):
+        (tree / folder).mkdir(parents=True)
+    shutil.copy(root / "usr/bin/busybox", tree / "bin")
+    for applet in APPLETS.split():
+        (tree / "bin" / applet).symlink_to("busybox")
+    # libdrm's headers, without its package, are those of the other lab's compiler.
+    compile_x86 = [
+        "gcc",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-static",
+        "-idirafter",
+        "/usr/aarch64-linux-gnu/include",
+    ]
+    for source in sorted((HERE / "domu").glob("*.c")):
+        run([*compile_x86, "-o", tree / "bin" / source.stem, source])
+    shutil.copy(root / "usr/bin/modetest", tree / "bin")
+    library = root / "usr/lib/x86_64-linux-gnu"
+    for name in ("libdrm.so.2", "libc.so.6", "libm.so.6"):
+        shutil.copy((library / name).resolve(), tree / "lib" / name)
+    shutil.copy((library / "ld-linux-x86-64.so.2").resolve(), tree / "lib64" / "ld-linux-x86-64.so.2")
+    copy_modules(root, version, tree)
+    for source, name in ((HERE / "x86/init.sh", "init"), (HERE / "domu/init.sh", "work")):
+        shutil.copy(source, tree / name)
+        (tree / name).chmod(0o755)
+    listing = "\n".join(str(p.relative_to(tree)) for p in sorted(tree.rglob("*")))
+    cpio = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
+    packed = subprocess.run(cpio, input=listing.encode(), cwd=tree, capture_output=True, check=True).stdout
+    return gzip.compress(packed, mtime=0)
+
+
+def copy_modules(root: Path, version: str, tree: Path) -> None:
+    """Copy the guest's modules, with all that they depend on."""
+    folder = f"usr/lib/modules/{version}"
+    needed = {
+        line.split()[1]
+        for module in GUEST_MODULES
+        for line in run(["modprobe", "-d", root, "-S", version, "--show-depends", module]).splitlines()
+        if line.startswith("insmod ")
+    }
+    for name in needed:
+        inside = f"{folder}/{name.split(f'/modules/{version}/')[1]}"
+        target = tree / inside.removeprefix("usr/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / inside, target)
+    for name in ("modules.builtin", "modules.order"):
+        shutil.copy(root / folder / name, tree / "lib/modules" / version)
+    run(["depmod", "-b", tree, version])
