@@ -146,12 +146,18 @@ class GrantedPages:
     """A guest's buffer (port.GuestBuffer), made by `open`."""
 
     def __init__(
-        self, domid: int, refs: Sequence[int], ledger: Ledger, threads: trio.CapacityLimiter | None = None
+        self,
+        domid: int,
+        refs: Sequence[int],
+        ledger: Ledger,
+        threads: trio.CapacityLimiter | None = None,
+        no_export: str = "",
     ) -> None:
         self.domid = domid
         self.size = len(refs) * PAGE_SIZE
         self._refs = refs
         self._threads = threads
+        self._no_export = no_export
         self._ledger = ledger
         self._lock = trio.Lock()
         self._grants: _Grants | None = None
@@ -171,13 +177,14 @@ class GrantedPages:
         dmabuf: bool,
         shared: bool = False,
         threads: trio.CapacityLimiter | None = None,
+        no_export: str = "",
     ) -> GrantedPages:
         """Open a buffer and export it (`dmabuf`), test that it can be shared (`shared`), or map it.
 
-        Raises HypervisorError; nothing is held then.
+        `no_export` says why this host cannot export dma-bufs; empty: it can. Raises HypervisorError; nothing is held then.
         """
         try:
-            self = cls(domid, refs, ledger, threads)
+            self = cls(domid, refs, ledger, threads, no_export)
         except OSError as error:
             raise _refused("cannot open gntdev", error) from error
         try:
@@ -202,6 +209,8 @@ class GrantedPages:
         """Return a dma-buf of the pages; the fd belongs to this object. Raises HypervisorError."""
         async with self._lock:
             self._check_open()
+            if self._no_export:
+                raise HypervisorError(errno.EOPNOTSUPP, self._no_export)
             if self._dmabuf is None:
                 self._dmabuf = await self._off_loop("export", self._export)
             return self._dmabuf

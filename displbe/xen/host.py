@@ -86,7 +86,10 @@ class Host:
         threads: trio.CapacityLimiter | None = None,
     ) -> GrantedPages:
         """port.Hypervisor.map_buffer"""
-        return await GrantedPages.open(domid, refs, self.ledger, dmabuf=dmabuf, shared=shared, threads=threads)
+        no_export = "" if self.abilities.dmabuf_export else self.abilities.reason
+        return await GrantedPages.open(
+            domid, refs, self.ledger, dmabuf=dmabuf, shared=shared, threads=threads, no_export=no_export
+        )
 
     def share_dmabuf(
         self, domid: int, fd: int, pages: int, threads: trio.CapacityLimiter | None = None
