@@ -104,12 +104,21 @@ class ReadyFiles:
 
     def add(self, fd: int, ready: Ready, task: trio.lowlevel.Task) -> None:
         """Serve a file from now on. Raises OSError if it is served already, or has no readiness."""
-        self._open().register(fd, select.EPOLLIN)
+        try:
+            self._open().register(fd, select.EPOLLIN)
+        except OSError:
+            self._close_unused()
+            raise
         self.served[fd] = _Served(ready, task)
 
-    def remove(self, fd: int) -> None:
-        """Serve a file no more. It may have been closed."""
+    def remove(self, fd: int, task: trio.lowlevel.Task) -> None:
+        """Serve a task's file no more. It may have been closed, and another task may serve another file of the same number."""
+        served = self.served.get(fd)
+        if served is None or served.task is not task:
+            return
         del self.served[fd]
+        with suppress(ValueError):
+            self._again.remove(fd)
         with suppress(OSError):
             self._open().unregister(fd)
         self._close_unused()
@@ -126,9 +135,9 @@ class ReadyFiles:
 
     def _open(self) -> select.epoll:
         if self._epoll is None:
-            self._epoll = select.epoll()
-            self._epoll.register(self._loop, select.EPOLLIN)
-            self.is_used = True
+            epoll = select.epoll()
+            epoll.register(self._loop, select.EPOLLIN)  # this may fail: the kernel limits each user's watches
+            self._epoll, self.is_used = epoll, True
         return self._epoll
 
     def _close_unused(self) -> None:
@@ -168,7 +177,7 @@ class ReadyFiles:
                 has_work_left = served.ready()
             except BaseException as error:
                 if self.served.get(fd) is served:  # else its task has been cancelled
-                    self.remove(fd)
+                    self.remove(fd, served.task)
                     trio.lowlevel.reschedule(served.task, outcome.Error(error))
                 continue
             if has_work_left and fd in self.served:
@@ -179,6 +188,8 @@ class ReadyFiles:
     def _ring(self, now: float) -> None:
         self.alarm_at = math.inf  # what rings sets it
         for alarm, task in list(self.alarms.items()):
+            if alarm not in self.alarms:
+                continue  # another function has ended it
             try:
                 if alarm.rings_at <= now:
                     alarm.call()
@@ -238,5 +249,6 @@ async def serve(fd: int, ready: Ready) -> NoReturn:
             while ready():
                 await trio.lowlevel.checkpoint()
     await trio.lowlevel.checkpoint_if_cancelled()
-    files.add(fd, ready, trio.lowlevel.current_task())
-    await _sleep(lambda: files.remove(fd))
+    task = trio.lowlevel.current_task()
+    files.add(fd, ready, task)
+    await _sleep(lambda: files.remove(fd, task))
