@@ -127,11 +127,6 @@ class Machine:
         """Switch the computer off. Its disk is a throw-away copy, so nothing needs to be shut down first."""
         self._closing.close()
 
-    @property
-    def pid(self) -> int:
-        """The emulator's process."""
-        return self._qemu.pid
-
     # Commands and files in Dom0
 
     def run(self, command: str, timeout: float = 60) -> Result:
