@@ -151,10 +151,10 @@ class ReadyFiles:
     def wait(self, timeout: float) -> list[int]:
         """Wait until a file is readable, for at most so many seconds. Return the files to be looked at now; LOOP stands for the loop's own.
 
-        Something must be used.
+        Something must be used. While a task is in trio's wait_all_tasks_blocked, this does not wait.
         """
         assert self._epoll is not None
-        if self._again:
+        if self._again or self._runner.waiting_for_idle:
             timeout = 0.0
         found = self._epoll.poll(timeout if 0 < timeout < LONGEST else (0 if timeout <= 0 else LONGEST))
         loop = self._loop
@@ -200,6 +200,10 @@ class ReadyFiles:
                     self.remove_alarm(alarm)
                     trio.lowlevel.reschedule(task, outcome.Error(error))
 
+    def is_idle_awaited(self) -> bool:
+        """Whether a task is in trio's wait_all_tasks_blocked: the loop then waits for its own files only, for a short time."""
+        return bool(self._runner.waiting_for_idle)
+
     def next_deadline(self) -> float:
         """Return when the loop's next task runs; -inf: now."""
         return -math.inf if self._again or self._runner.runq else self._runner.deadlines.next_deadline()
@@ -216,7 +220,8 @@ class ServingClock(trio.abc.Clock):
         # trio documents none of these. Without them, displbe is slower.
         runner = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)
         epoll = getattr(getattr(runner, "io_manager", None), "_epoll", None)
-        knows = isinstance(epoll, select.epoll) and hasattr(runner, "runq") and hasattr(runner, "deadlines")
+        used = "runq", "deadlines", "waiting_for_idle"
+        knows = isinstance(epoll, select.epoll) and all(hasattr(runner, name) for name in used)
         self.files = ReadyFiles(runner) if knows else None
 
 

@@ -90,6 +90,8 @@ class LoopLag(ServingClock):
             self._is_serving = False
             if LOOP in ready or (deadline := files.next_deadline()) <= now:
                 return 0.0
+            if not ready and files.is_idle_awaited():
+                break
         return deadline - self._end_turn(deadline)
 
     def _end_turn(self, deadline: float) -> float:

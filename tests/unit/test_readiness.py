@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,6 +157,25 @@ def test_tasks_run_beside_files_that_are_always_readable(run: Run, pipe: tuple[i
     for end in other:
         os.close(end)
     assert time.monotonic() - begun >= 0.05
+
+
+def test_a_loop_whose_tasks_all_wait_is_idle(run: Run, pipe: tuple[int, int]) -> None:
+    """trio.testing.wait_all_tasks_blocked returns, though a file is served and an alarm set; not before what is ready has been done."""
+    seen: list[bytes] = []
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            alarm = Alarm()
+            alarm.set(trio.current_time() + 60)
+            nursery.start_soon(alarm.run, lambda: 0.0)
+            nursery.start_soon(serve, pipe[0], lambda: reader(pipe[0], seen))
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            os.write(pipe[1], b"x")
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            assert seen == [b"x"]
+            nursery.cancel_scope.cancel()
+
+    run(body)
 
 
 def test_an_exception_is_raised_in_the_task_that_serves(run: Run, pipe: tuple[int, int]) -> None:
