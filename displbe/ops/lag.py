@@ -101,7 +101,7 @@ class LoopLag(ServingClock):
         if took > self._longest or now >= self._period_ends:
             self._add(took, now)
         self._is_waiting = True
-        self._deadline = deadline
+        self._deadline = deadline if deadline > now else now  # a time that was past when it was set makes nothing late
         return now
 
     def _add(self, lag: float, now: float) -> None:
