@@ -218,11 +218,18 @@ class ServingClock(trio.abc.Clock):
     def start_clock(self) -> None:
         """Begin (trio.abc.Clock)."""
         # trio documents none of these. Without them, displbe is slower.
-        runner = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)
-        epoll = getattr(getattr(runner, "io_manager", None), "_epoll", None)
+        runner = _attribute(trio, "_core", "_run", "GLOBAL_RUN_CONTEXT", "runner")
+        epoll = _attribute(runner, "io_manager", "_epoll")
         used = "runq", "deadlines", "waiting_for_idle"
         knows = isinstance(epoll, select.epoll) and all(hasattr(runner, name) for name in used)
         self.files = ReadyFiles(runner) if knows else None
+
+
+def _attribute(thing: object, *names: str) -> Any:
+    """Return an attribute of an attribute …; None: there is none."""
+    for name in names:
+        thing = getattr(thing, name, None)
+    return thing
 
 
 def _files() -> ReadyFiles | None:

@@ -16,6 +16,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from displbe import readiness
 from displbe.ops.lag import LoopLag
 from displbe.readiness import Alarm, ServingClock, serve
 
@@ -65,6 +66,21 @@ def test_the_daemons_clock_serves() -> None:
         clock = trio.lowlevel.current_clock()
         assert isinstance(clock, ServingClock)
         assert clock.files is not None
+
+    trio.run(body, clock=LoopLag())
+
+
+def test_another_trio(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+    """A trio whose loop is made otherwise is slower, no more."""
+    monkeypatch.setattr(readiness, "_attribute", lambda *_: None)
+
+    async def body() -> None:
+        def ready() -> bool:
+            raise LookupError(os.read(pipe[0], 1))
+
+        os.write(pipe[1], b"x")
+        with pytest.raises(LookupError):
+            await serve(pipe[0], ready)
 
     trio.run(body, clock=LoopLag())
 
