@@ -44,7 +44,7 @@ bench: .venv/ready
 # Two emulated machines at a time: a machine has one processor, and its clock counts instructions. A module's tests share a machine. Only
 # the disk's answers come by the host's clock: a test that fails runs once more, and the output shows both runs.
 lab: .venv/ready
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -o faulthandler_timeout=0 --reruns 1 --durations 15 tests/lab
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -o faulthandler_timeout=0 --reruns 1 --durations 15 tests/lab
 
 .venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml \
 		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h displbe/pump/*.[ch]) packaging/compile_pump.py

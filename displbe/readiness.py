@@ -104,12 +104,21 @@ class ReadyFiles:
 
     def add(self, fd: int, ready: Ready, task: trio.lowlevel.Task) -> None:
         """Serve a file from now on. Raises OSError if it is served already, or has no readiness."""
-        self._open().register(fd, select.EPOLLIN)
+        try:
+            self._open().register(fd, select.EPOLLIN)
+        except OSError:
+            self._close_unused()
+            raise
         self.served[fd] = _Served(ready, task)
 
-    def remove(self, fd: int) -> None:
-        """Serve a file no more. It may have been closed."""
+    def remove(self, fd: int, task: trio.lowlevel.Task) -> None:
+        """Serve a task's file no more. It may have been closed, and another task may serve another file of the same number."""
+        served = self.served.get(fd)
+        if served is None or served.task is not task:
+            return
         del self.served[fd]
+        with suppress(ValueError):
+            self._again.remove(fd)
         with suppress(OSError):
             self._open().unregister(fd)
         self._close_unused()
@@ -126,9 +135,9 @@ class ReadyFiles:
 
     def _open(self) -> select.epoll:
         if self._epoll is None:
-            self._epoll = select.epoll()
-            self._epoll.register(self._loop, select.EPOLLIN)
-            self.is_used = True
+            epoll = select.epoll()
+            epoll.register(self._loop, select.EPOLLIN)  # this may fail: the kernel limits each user's watches
+            self._epoll, self.is_used = epoll, True
         return self._epoll
 
     def _close_unused(self) -> None:
@@ -142,10 +151,10 @@ class ReadyFiles:
     def wait(self, timeout: float) -> list[int]:
         """Wait until a file is readable, for at most so many seconds. Return the files to be looked at now; LOOP stands for the loop's own.
 
-        Something must be used.
+        Something must be used. While a task is in trio's wait_all_tasks_blocked, this does not wait.
         """
         assert self._epoll is not None
-        if self._again:
+        if self._again or self._runner.waiting_for_idle:
             timeout = 0.0
         found = self._epoll.poll(timeout if 0 < timeout < LONGEST else (0 if timeout <= 0 else LONGEST))
         loop = self._loop
@@ -168,7 +177,7 @@ class ReadyFiles:
                 has_work_left = served.ready()
             except BaseException as error:
                 if self.served.get(fd) is served:  # else its task has been cancelled
-                    self.remove(fd)
+                    self.remove(fd, served.task)
                     trio.lowlevel.reschedule(served.task, outcome.Error(error))
                 continue
             if has_work_left and fd in self.served:
@@ -179,6 +188,8 @@ class ReadyFiles:
     def _ring(self, now: float) -> None:
         self.alarm_at = math.inf  # what rings sets it
         for alarm, task in list(self.alarms.items()):
+            if alarm not in self.alarms:
+                continue  # another function has ended it
             try:
                 if alarm.rings_at <= now:
                     alarm.call()
@@ -188,6 +199,10 @@ class ReadyFiles:
                 if alarm in self.alarms:
                     self.remove_alarm(alarm)
                     trio.lowlevel.reschedule(task, outcome.Error(error))
+
+    def is_idle_awaited(self) -> bool:
+        """Whether a task is in trio's wait_all_tasks_blocked: the loop then waits for its own files only, for a short time."""
+        return bool(self._runner.waiting_for_idle)
 
     def next_deadline(self) -> float:
         """Return when the loop's next task runs; -inf: now."""
@@ -203,10 +218,18 @@ class ServingClock(trio.abc.Clock):
     def start_clock(self) -> None:
         """Begin (trio.abc.Clock)."""
         # trio documents none of these. Without them, displbe is slower.
-        runner = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)
-        epoll = getattr(getattr(runner, "io_manager", None), "_epoll", None)
-        knows = isinstance(epoll, select.epoll) and hasattr(runner, "runq") and hasattr(runner, "deadlines")
+        runner = _attribute(trio, "_core", "_run", "GLOBAL_RUN_CONTEXT", "runner")
+        epoll = _attribute(runner, "io_manager", "_epoll")
+        used = "runq", "deadlines", "waiting_for_idle"
+        knows = isinstance(epoll, select.epoll) and all(hasattr(runner, name) for name in used)
         self.files = ReadyFiles(runner) if knows else None
+
+
+def _attribute(thing: object, *names: str) -> Any:
+    """Return an attribute of an attribute …; None: there is none."""
+    for name in names:
+        thing = getattr(thing, name, None)
+    return thing
 
 
 def _files() -> ReadyFiles | None:
@@ -238,5 +261,6 @@ async def serve(fd: int, ready: Ready) -> NoReturn:
             while ready():
                 await trio.lowlevel.checkpoint()
     await trio.lowlevel.checkpoint_if_cancelled()
-    files.add(fd, ready, trio.lowlevel.current_task())
-    await _sleep(lambda: files.remove(fd))
+    task = trio.lowlevel.current_task()
+    files.add(fd, ready, task)
+    await _sleep(lambda: files.remove(fd, task))

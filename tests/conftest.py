@@ -7,6 +7,7 @@ from hypothesis import settings
 from logs import as_in_tests
 from memory_watch import MemoryWatch, watched
 
+from displbe.ops.lag import LoopLag
 from displbe.sinks import window_queue
 
 settings.register_profile("displbe", deadline=None)
@@ -18,6 +19,12 @@ as_in_tests()
 def no_window_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the window of a removed connector close at once, as if its guest had not come back in time."""
     monkeypatch.setattr(window_queue, "KEPT", 0.0)
+
+
+@pytest.fixture
+def daemons_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let loops run on the daemon's own clock, which serves files and alarms itself."""
+    monkeypatch.setattr("trio._core._run.SystemClock", LoopLag)
 
 
 @pytest.fixture(autouse=True)

@@ -90,6 +90,8 @@ class LoopLag(ServingClock):
             self._is_serving = False
             if LOOP in ready or (deadline := files.next_deadline()) <= now:
                 return 0.0
+            if not ready and files.is_idle_awaited():
+                break
         return deadline - self._end_turn(deadline)
 
     def _end_turn(self, deadline: float) -> float:
@@ -99,7 +101,7 @@ class LoopLag(ServingClock):
         if took > self._longest or now >= self._period_ends:
             self._add(took, now)
         self._is_waiting = True
-        self._deadline = deadline
+        self._deadline = deadline if deadline > now else now  # a time that was past when it was set makes nothing late
         return now
 
     def _add(self, lag: float, now: float) -> None:

@@ -135,7 +135,10 @@ REPORTS: Final[dict[str, Callable[[Path], bool]]] = {
 
 
 def within_limits(report: Callable[[Path], bool]) -> bool:
-    """Measure until the limits are kept, TRIES times at most: what else the machine does makes a figure larger, never smaller."""
+    """Measure until the limits are kept, TRIES times at most.
+
+    The machine's other work makes most figures larger. Where it disturbs a yardstick, it makes a ratio smaller.
+    """
     for _ in range(TRIES):
         with tempfile.TemporaryDirectory(prefix="displbe-bench-") as folder:
             if report(Path(folder)):

@@ -28,6 +28,7 @@ from displbe.input.evdev.capabilities import Capabilities, InputEvent, Snapshot
 from displbe.input.evdev.device import MIN_READ_INTERVAL
 from displbe.input.evdev.nodes import read_events
 from displbe.input.settings import InputSettings
+from displbe.ops.lag import LoopLag
 from displbe.ops.settings import ControlSettings
 from displbe.sim.guest import Guest
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
@@ -256,7 +257,7 @@ async def _measure(folder: Path) -> list[tuple[list[float], list[float]]]:
 
 def report(folder: Path) -> bool:
     """Print the table; return whether the daemon is fast enough."""
-    sides = trio.run(_measure, folder)
+    sides = trio.run(_measure, folder, clock=LoopLag())
     ratios = [ours / bare for ours, bare in zip(sides[0][0], sides[1][0], strict=True)]
     ratio = statistics.median(ratios)
     print(f"A key from its device to the guest's page [µs], {ROUNDS} rounds of {KEYS} events")

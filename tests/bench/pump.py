@@ -36,6 +36,7 @@ from unit.drm_model import Board
 
 from displbe.config import Settings
 from displbe.daemon import Daemon
+from displbe.ops.lag import LoopLag
 from displbe.ops.settings import ControlSettings
 from displbe.pump.library import ffi
 from displbe.pump.settings import DaemonSettings
@@ -346,7 +347,7 @@ def _late(times: array[float]) -> Late:
 def report(folder: Path) -> bool:
     """Print the table. False: what the interpreter does makes flips late."""
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    found = trio.run(measure, folder)
+    found = trio.run(measure, folder, clock=LoopLag())
     print(f"\nFlips at {HERTZ} Hz, {ROUNDS * (FLIPS - WARM)} of each [µs]; request to response, and refresh to event")
     print(f"{'':42}{'median':>8}{'p99':>8}{'p99.9':>8}{'max':>8}{'median':>8}{'p99':>8}{'p99.9':>8}{'max':>8}")
     good = True

@@ -25,6 +25,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("screens", ["headless", "pump"] if on_a_card else ["headless"])
 
 
+@pytest.fixture(autouse=True)
+def _on_the_daemons_clock(daemons_clock: None) -> None: ...
+
+
 @pytest.fixture
 async def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screens: Screens) -> AsyncIterator[Stage]:
     """A world in which a good guest flips, for a hostile guest. Afterwards no further file may be open."""

@@ -20,6 +20,22 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = REPOSITORY / "out" / "lab"
 TREE = "/root/displbe-tree"
 PUMP = "displbe/pump/_pump.so"
+LONGEST = (
+    "test_hostile",
+    "test_counted",
+    "test_weston",
+    "test_display",
+    "test_input",
+    "test_drm_unbind",
+    "test_package",
+)
+"""Modules that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest, so that two machines end at about the same time."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

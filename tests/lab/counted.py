@@ -10,13 +10,13 @@ import contextlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.vm import Machine, guest_config
 
-__all__ = ["Window", "bare", "bare_pid", "flipping_guest", "install", "window"]
+__all__ = ["Window", "bare", "bare_pid", "flipping_guest", "flipping_guests", "install", "window"]
 
 HERE = Path(__file__).resolve().parent
 BARE = HERE.parent / "bench" / "bare.c"
@@ -71,10 +71,19 @@ def screens_of(devices: Sequence[Sequence[str]], mode: str) -> str:
 
 def flipping_guest(machine: Machine, name: str, devices: Sequence[Sequence[str]], mode: str = "1024x768") -> int:
     """Create a guest that flips on all connectors of its devices as fast as the screens allow. Return its domid."""
-    todo = f"do={mode}:{len(devices)}:{len(devices[0])}"
-    machine.create(name, guest_config("flips", screens_of(devices, mode), extra=f"{todo} {NO_DRIVER}"))
-    machine.wait_console(name, "flips: flipping", 60)
-    return int(machine.check(f"xl domid {name}"))
+    return flipping_guests(machine, {name: devices}, mode)[0]
+
+
+def flipping_guests(
+    machine: Machine, guests: Mapping[str, Sequence[Sequence[str]]], mode: str = "1024x768"
+) -> list[int]:
+    """Create guests, each with its devices, and wait until all of them flip. Return their domids."""
+    for name, devices in guests.items():
+        todo = f"do={mode}:{len(devices)}:{len(devices[0])}"
+        machine.create(name, guest_config("flips", screens_of(devices, mode), extra=f"{todo} {NO_DRIVER}"))
+    for name in guests:
+        machine.wait_console(name, "flips: flipping", 60)
+    return [int(machine.check(f"xl domid {name}")) for name in guests]
 
 
 def window(machine: Machine, domid: int, pid: int, name: str, flips: int, gpu: str = "gpu0") -> Window:

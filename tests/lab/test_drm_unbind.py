@@ -55,7 +55,7 @@ def unbind_and_bind(computer: Machine, figure: Figure) -> None:
         print(computer.run(tasks).output)
         hanging = use(computer, displbe)
         figure(f"a card hangs: {hanging:.3f} of a CPU, {whole:.3f} before")
-        assert hanging < 2 * whole
+        assert hanging < min(2 * whole, 0.8)
         bind = computer.run(f"timeout 20 bash -c 'echo {device} > {driver}/bind'", 40)
         print(f"bind: {bind}")
         wait_event(displbe, "output on", 10, 2, connector=names[0])

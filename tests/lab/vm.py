@@ -131,11 +131,6 @@ class Machine:
         """Switch the computer off. Its disk is a throw-away copy, so nothing needs to be shut down first."""
         self._closing.close()
 
-    @property
-    def pid(self) -> int:
-        """The emulator's process."""
-        return self._qemu.pid
-
     # Commands and files in Dom0
 
     def run(self, command: str, timeout: float = 60) -> Result:
@@ -145,10 +140,20 @@ class Machine:
 
     def check(self, command: str, timeout: float = 60) -> str:
         """Run a command in Dom0 that must succeed. Return its output. Raises LabError."""
+        return self._done(command, timeout).output
+
+    def timed(self, command: str, timeout: float = 60) -> float:
+        """Run a command in Dom0 that must succeed. Return the seconds from its start to its end. Raises LabError.
+
+        A difference of `clock` has the time before the command too, in which the host stops the machine and lets it go on.
+        """
+        return self._done(command, timeout).seconds
+
+    def _done(self, command: str, timeout: float) -> Result:
         done = self.run(command, timeout)
         if done.code != 0:
             raise LabError(f"in Dom0: {command}: exit {done.code} after {done.seconds:.1f} s\n{done.output[-6000:]}")
-        return done.output
+        return done
 
     def start(self, command: str, log: str = "/dev/null") -> int:
         """Start a bash command that runs beside the others, with its output in a file. Return the id of its process group."""

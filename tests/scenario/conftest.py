@@ -10,8 +10,6 @@ import pytest
 from scenario.cards import SCREENS, Screens, world_on
 from scenario.world import World
 
-from displbe.ops.lag import LoopLag
-
 ON_A_CARD: Final = ("test_flips", "test_isolation", "test_lifecycle", "test_operator", "test_refusals", "test_requests")
 """Modules whose scenarios also run on a card, with the pump and without it, except those marked `headless`."""
 
@@ -25,9 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def daemons_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let loops run on the daemon's own clock, which serves files and alarms itself."""
-    monkeypatch.setattr("trio._core._run.SystemClock", LoopLag)
+def _on_the_daemons_clock(daemons_clock: None) -> None: ...
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import trio.lowlevel
 
 from displbe.ops import lag
 from displbe.ops.lag import LoopLag
+from displbe.readiness import Alarm
 
 
 def run(measured: LoopLag, body: Callable[[], Awaitable[None]]) -> None:
@@ -82,6 +83,31 @@ def test_turns_without_a_pause_are_turns(*, asks: bool) -> None:
 
     run(measured, body)
     assert 0.005 <= measured.worst() < 0.3
+
+
+@pytest.mark.parametrize("serves", [False, True], ids=["a task's deadline", "an alarm"])
+def test_a_time_that_is_past_when_it_is_set_is_no_lag(*, serves: bool) -> None:
+    """As of a flip that began long ago, when the clock of late flips starts again."""
+    measured = LoopLag()
+
+    async def body() -> None:
+        alarm = Alarm()
+        async with trio.open_nursery() as nursery:
+            if serves:
+                nursery.start_soon(alarm.run, lambda: float("inf"))
+            with trio.CancelScope() as scope:
+
+                async def set_both() -> None:
+                    alarm.set(trio.current_time() - 100)
+                    await trio.sleep(0.01)
+                    scope.deadline = trio.current_time() - 100
+
+                nursery.start_soon(set_both)
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+
+    run(measured, body)
+    assert measured.worst() < 50
 
 
 def test_a_late_wake_up_is_seen() -> None:

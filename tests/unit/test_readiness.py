@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from displbe import readiness
 from displbe.ops.lag import LoopLag
 from displbe.readiness import Alarm, ServingClock, serve
 
@@ -50,6 +54,11 @@ def pipe() -> Iterator[tuple[int, int]]:
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
 
+def reader(fd: int, seen: list[bytes]) -> bool:
+    seen.append(os.read(fd, 100))
+    return False
+
+
 def test_the_daemons_clock_serves() -> None:
     """With the installed trio, no task waits."""
 
@@ -57,6 +66,21 @@ def test_the_daemons_clock_serves() -> None:
         clock = trio.lowlevel.current_clock()
         assert isinstance(clock, ServingClock)
         assert clock.files is not None
+
+    trio.run(body, clock=LoopLag())
+
+
+def test_another_trio(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]) -> None:
+    """A trio whose loop is made otherwise is slower, no more."""
+    monkeypatch.setattr(readiness, "_attribute", lambda *_: None)
+
+    async def body() -> None:
+        def ready() -> bool:
+            raise LookupError(os.read(pipe[0], 1))
+
+        os.write(pipe[1], b"x")
+        with pytest.raises(LookupError):
+            await serve(pipe[0], ready)
 
     trio.run(body, clock=LoopLag())
 
@@ -151,6 +175,25 @@ def test_tasks_run_beside_files_that_are_always_readable(run: Run, pipe: tuple[i
     assert time.monotonic() - begun >= 0.05
 
 
+def test_a_loop_whose_tasks_all_wait_is_idle(run: Run, pipe: tuple[int, int]) -> None:
+    """trio.testing.wait_all_tasks_blocked returns, though a file is served and an alarm set; not before what is ready has been done."""
+    seen: list[bytes] = []
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            alarm = Alarm()
+            alarm.set(trio.current_time() + 60)
+            nursery.start_soon(alarm.run, lambda: 0.0)
+            nursery.start_soon(serve, pipe[0], lambda: reader(pipe[0], seen))
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            os.write(pipe[1], b"x")
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            assert seen == [b"x"]
+            nursery.cancel_scope.cancel()
+
+    run(body)
+
+
 def test_an_exception_is_raised_in_the_task_that_serves(run: Run, pipe: tuple[int, int]) -> None:
     def ready() -> bool:
         raise LookupError(os.read(pipe[0], 100))
@@ -194,6 +237,70 @@ def test_a_function_may_start_tasks_and_end_others(run: Run, pipe: tuple[int, in
     assert done == ["started"]
 
 
+def test_a_file_that_was_closed_and_one_that_got_its_number() -> None:
+    """The end of the closed file's task ends nothing else."""
+    seen: list[bytes] = []
+
+    async def body() -> None:
+        old, new, other = trio.CancelScope(), trio.CancelScope(), os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        number = os.dup(other[0])
+
+        async def task(scope: trio.CancelScope, ready: Callable[[], bool]) -> None:
+            with scope:
+                await serve(number, ready)
+
+        async with trio.open_nursery() as nursery:
+            closed = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            os.dup2(closed[0], number, inheritable=False)
+            os.close(closed[0])
+            nursery.start_soon(task, old, lambda: False)
+            await trio.sleep(0.01)
+            os.dup2(other[0], number, inheritable=False)  # closes the other pipe
+            nursery.start_soon(task, new, lambda: reader(number, seen))
+            await trio.sleep(0.01)
+            old.cancel()
+            await trio.sleep(0.01)
+            os.write(other[1], b"x")
+            await trio.sleep(0.01)
+            new.cancel()
+        for end in (number, *other, closed[1]):
+            os.close(end)
+
+    trio.run(body, clock=LoopLag())
+    assert seen == [b"x"]
+
+
+def test_no_epoll_file_is_left_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    """A file without readiness, and a kernel that allows no further watch, cost the caller an OSError, and later callers nothing."""
+    seen: list[bytes] = []
+
+    class Full:
+        def register(self, fd: int, events: int) -> None:
+            raise OSError(errno.ENOSPC, "the user has too many watches")
+
+    async def body() -> None:
+        with (tmp_path / "file").open("w") as file, pytest.raises(PermissionError):
+            await serve(file.fileno(), lambda: False)
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, ServingClock)
+        assert clock.files is not None
+        assert not clock.files.is_used
+        with monkeypatch.context() as patch:
+            patch.setattr("displbe.readiness.select.epoll", Full)
+            with pytest.raises(OSError, match="watches"):
+                await serve(pipe[0], lambda: False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, pipe[0], lambda: reader(pipe[0], seen))
+            os.write(pipe[1], b"x")
+            await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+
+    trio.run(body, clock=LoopLag())
+    assert seen == [b"x"]
+
+
 def test_a_cancelled_task_serves_nothing(run: Run, pipe: tuple[int, int]) -> None:
     async def body() -> None:
         with trio.CancelScope() as scope:
@@ -228,6 +335,35 @@ def test_a_function_that_ends_its_own_task(run: Run, pipe: tuple[int, int], *, f
         await trio.sleep(0.01)
 
     run(body)
+
+
+def test_an_alarm_that_another_has_ended_does_not_ring(run: Run) -> None:
+    """Two alarms ring at the same time. The first one's function cancels the other's task."""
+    rung: list[int] = []
+
+    async def body() -> None:
+        scopes = [trio.CancelScope(), trio.CancelScope()]
+        when = trio.current_time() + 0.01
+
+        async def task(number: int) -> None:
+            def ring() -> float:
+                rung.append(number)
+                scopes[1 - number].cancel()
+                return float("inf")
+
+            alarm = Alarm()
+            alarm.set(when)
+            with scopes[number]:
+                await alarm.run(ring)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task, 0)
+            nursery.start_soon(task, 1)
+            await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+
+    run(body)
+    assert len(rung) == 1
 
 
 def test_an_alarm_rings_at_its_times(run: Run) -> None:
