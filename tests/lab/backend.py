@@ -27,11 +27,11 @@ class Held:
     dmabufs: int
 
     @classmethod
-    def by(cls, machine: Machine, pid: int) -> Held:
-        """Count the resources that a process holds."""
+    def by(cls, machine: Machine, pid: int, program: str = "python3") -> Held:
+        """Count the resources that a process holds. The kernel names event channels after the program."""
         counted = machine.check(
             f"ls /proc/{pid}/fd | wc -l; grep -c xen/gntdev /proc/{pid}/maps;"
-            " grep -c evtchn:python3 /proc/interrupts; grep -c xen_gntdev /sys/kernel/debug/dma_buf/bufinfo; true"
+            f" grep -c evtchn:{program} /proc/interrupts; grep -c xen_gntdev /sys/kernel/debug/dma_buf/bufinfo; true"
         )
         return cls(*map(int, counted.split()))
 

@@ -6,6 +6,7 @@ Dom0 is PV, so gntdev cannot export dma-bufs, and each frame is copied. The gues
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +16,25 @@ from lab.backend import Held, no_zombie, screens
 from lab.figures import Figure
 from lab.package import debian_package
 from lab.pictures import Picture
-from lab.vm import LabError, Machine, guest_config, reference_picture
+from lab.vm import LabError, Machine, Result, guest_config, reference_picture
 from lab.x86 import X86
 
-KINDS = ("pv", "pvh")
 MEMORY = 256
 """MB of a guest. Debian's kernel needs more than the other lab's."""
-CONFIG = "/etc/displbe/displbe.toml"
+WHY = "this kernel is built without CONFIG_XEN_GNTDEV_DMABUF"
+COPIED = {
+    "this is a PV domain: each frame is copied",
+    "the kernel has no CONFIG_XEN_GNTDEV_DMABUF: each frame is copied, and there is no be-alloc",
+    "the kernel has no CONFIG_XEN_GRANT_DMA_ALLOC: there is no be-alloc",
+    "gntdev does not support dma-bufs: each frame is copied",
+}
+"""The check's warnings on stock Debian. There are no others."""
+NAME = "debian"
 
 
 @pytest.fixture(scope="module")
 def machine(out: Path) -> Iterator[Machine]:
+    """Xen, with Debian as Dom0."""
     with X86(out=out) as running:
         try:
             yield running
@@ -43,12 +52,92 @@ def smpte(machine: Machine) -> Picture:
 
 @pytest.fixture(scope="module")
 def package(machine: Machine, smpte: Picture) -> None:
-    """The package, installed."""
+    """The package, installed as in README.md."""
     machine.put("/root/displbe.deb", debian_package("amd64"))
-    machine.check("cd /root && apt-get install -y ./displbe.deb", 120)
+    machine.check("cd /root && DEBIAN_FRONTEND=noninteractive apt install -y ./displbe.deb", 120)
 
 
 @pytest.fixture(scope="module")
-def service(machine: Machine, package: None) -> None:
-    """The running service, as the package starts it."""
+def before(machine: Machine, package: None) -> Result:
+    """The check between the installation and the first start."""
+    return machine.run("displbectl check", 120)
+
+
+@pytest.fixture(scope="module")
+def service(machine: Machine, before: Result) -> None:
+    """The service, started as in README.md. The unit and the configuration are the package's."""
     machine.check("systemctl enable --now displbe", 120)
+
+
+def held(machine: Machine) -> Held:
+    """Return what displbe holds now."""
+    return Held.by(machine, int(machine.check("systemctl show --value -p MainPID displbe")), "displbe")
+
+
+@pytest.fixture
+def idle(machine: Machine, service: None) -> Iterator[Held]:
+    """The resources that displbe holds without guests. After the test, without its guest, it must hold the same again."""
+    without = held(machine)
+    yield without
+    machine.destroy(NAME)
+    machine.wait_for(lambda: held(machine) == without, 20, why=f"everything released: {held(machine)} != {without}")
+    no_zombie(machine)
+
+
+def events(machine: Machine, event: str) -> list[dict[str, object]]:
+    """Return the lines of displbe's journal with this event."""
+    lines = machine.check("journalctl -u displbe -o cat").splitlines()
+    return [line for text in lines if text.startswith("{") and (line := json.loads(text))["event"] == event]
+
+
+def warnings(said: Result) -> set[str]:
+    """Return the warnings of a check, which must not have found errors."""
+    print(said.output)
+    assert said.code == 0
+    return set(re.findall(r"^warning (.*)$", said.output, re.M))
+
+
+def test_devices(machine: Machine, package: None) -> None:
+    """apt has installed the package's files, and by its rules udev has given Xen's devices to its group."""
+    machine.check("dpkg -V displbe")
+    listed = machine.check("stat -c '%n %G %a' /dev/xen/{gntdev,evtchn,xenbus,privcmd} /dev/dri/card0")
+    assert listed.splitlines() == [
+        *(f"/dev/xen/{name} displbe-xen 660" for name in ("gntdev", "evtchn", "xenbus")),
+        "/dev/xen/privcmd root 600",
+        "/dev/dri/card0 video 660",
+    ]
+
+
+def test_check(machine: Machine, before: Result, service: None) -> None:
+    """Before the first start, displbectl warns that displbe does not run, and that frames are copied; afterwards, only of the latter."""
+    (silent,) = warnings(before) - COPIED
+    assert "displbe does not run here" in silent
+    assert warnings(before) > COPIED
+    assert warnings(machine.run("displbectl check", 120)) == COPIED
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_guest(machine: Machine, idle: Held, smpte: Picture, kind: str, figure: Figure) -> None:
+    """The monitor shows the picture of a guest with Debian's kernel, and again after `xl reboot`. Status and log say why it is copied.
+
+    A guest that is destroyed while it draws leaves nothing.
+    """
+    connector = next(iter(machine.connectors()))
+    created = machine.clock
+    machine.create(NAME, guest_config("still", screens(connector), kind=kind, memory=MEMORY))
+    machine.wait_console(NAME, "guest: drawing", 60)
+    machine.expect_picture(smpte, kind)
+    figure(f"{kind}: the picture was there {machine.clock - created:.0f} s after xl create")
+    told = machine.check("displbectl status")
+    (machine.out / f"{kind}-status.txt").write_text(told) if machine.out else None
+    assert f"because: {WHY}" in told
+    assert f"path copy: {WHY}" in " ".join(told.split())
+    assert events(machine, "displbe starts")[-1]["reason"] == WHY
+    assert events(machine, "frames are copied")[-1]["reason"] == WHY
+    shown = events(machine, "output on")
+    assert (shown[-1]["path"], shown[-1]["reason"]) == ("copy", WHY)
+    machine.check(f"xl reboot {NAME}")
+    machine.wait_console(NAME, "guest: drawing", 120, count=2)
+    machine.expect_picture(smpte, f"{kind}-rebooted")
+    assert len(events(machine, "output on")) == len(shown) + 1
+    assert held(machine) != idle

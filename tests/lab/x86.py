@@ -61,8 +61,8 @@ class X86(Machine):
 
 def arguments(pieces: Installed) -> Iterator[str]:
     """The emulator's arguments that do not depend on the run."""
-    # smap to pks: with them, a PV Dom0 ends early under emulation. rdtscp: the emulator reports it to Xen as rdtsc, and a PVH guest that uses
-    # it stands still ("Insn mismatch").
+    # smap to pks: with them, a PV Dom0 ends early under emulation. rdtscp: the emulator reports it to Xen as rdtsc, and a PVH guest that
+    # uses it stands still ("Insn mismatch").
     yield from ("-M", "pc", "-cpu", "max,-smap,-smep,-la57,-pku,-pks,-rdtscp", "-vga", "none")
     yield from ("-kernel", str(pieces.xen))
     yield from ("-append", "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M noreboot")

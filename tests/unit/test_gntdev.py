@@ -366,6 +366,22 @@ def test_what_the_host_offers(devices: Kernel, tmp_path: Any) -> None:
     os.close(machine._gntdev)
 
 
+async def test_the_reason_for_no_dmabuf(devices: Kernel, tmp_path: Any) -> None:
+    """A buffer on a host that cannot export dma-bufs gives the host's reason, without asking the kernel."""
+    devices.failures[gntdev.DMABUF_IMP_RELEASE].append(errno.ENOTTY)
+    machine = host.Host(str(tmp_path / "nowhere"))
+    buffer = await machine.map_buffer(GUEST, [1, 2], dmabuf=False)
+    with pytest.raises(HypervisorError, match="CONFIG_XEN_GNTDEV_DMABUF") as refused:
+        await buffer.dmabuf()
+    assert refused.value.code == errno.EOPNOTSUPP
+    assert gntdev.DMABUF_EXP_FROM_REFS not in [number for number, _ in devices.asked]
+    assert (await buffer.map()).size == 2 * PAGE_SIZE
+    await buffer.aclose()
+    assert machine.ledger == Ledger()
+    machine._channels.close()
+    os.close(machine._gntdev)
+
+
 def test_no_devices(kernel: Kernel, tmp_path: Any) -> None:
     kernel.open_fails = errno.ENOENT
     with pytest.raises(host.NoXen, match="xen_gntdev"):
