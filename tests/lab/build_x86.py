@@ -88,8 +88,8 @@ def install(made: Path) -> None:
     ]
     quiet = ["--aptopt=Apt::Install-Recommends false", "--dpkgopt=force-confold"]
     include = f"--include={','.join(PACKAGES)}"
-    target = [SUITE, made / "root", Apt().source]
-    run(["mmdebstrap", "--architectures=amd64", "--variant=apt", *quiet, *hooks, include, *target])
+    command = ["mmdebstrap", "--architectures=amd64", "--variant=apt", *quiet, *hooks, include]
+    run([*command, SUITE, made / "root", Apt().source])
 
 
 def build_disk(debian: Path, made: Path) -> None:

@@ -27,6 +27,7 @@ LONGEST = (
     "test_display",
     "test_input",
     "test_drm_unbind",
+    "test_x86",
     "test_package",
 )
 """Modules that take minutes, the longest first."""

@@ -43,6 +43,8 @@ class X86(Machine):
     def _until_ready(self) -> None:
         if self.boot_from:
             super()._until_ready()
+        while self.qmp("query-status")["status"] == "inmigrate":
+            time.sleep(0.05)
 
     def _command(self) -> Iterator[str]:
         yield "qemu-system-x86_64"
