@@ -143,3 +143,17 @@ def test_guest(machine: Machine, idle: Held, smpte: Picture, kind: str, figure: 
     machine.expect_picture(smpte, f"{kind}-rebooted")
     assert len(events(machine, "output on")) == len(shown) + 1
     assert held(machine) != idle
+
+
+def test_attached(machine: Machine, idle: Held, smpte: Picture) -> None:
+    """`xl vdispl-attach` gives a running PV guest a screen, here on the second card, and `xl vdispl-detach` takes it away."""
+    connector = next(iter(machine.connectors("gpu1")))
+    gone = len(events(machine, "device gone"))
+    machine.create(NAME, guest_config("twice", kind="pv", memory=MEMORY))
+    machine.wait_console(NAME, "guest: up", 60)
+    machine.check(f"xl vdispl-attach {NAME} backend=0 be-alloc=0 connectors={connector}:1024x768")
+    machine.wait_console(NAME, "guest: drawing", 60)
+    machine.expect_picture(smpte, "attached", "gpu1")
+    machine.check(f"xl vdispl-detach {NAME} 0")
+    assert len(events(machine, "device gone")) == gone + 1
+    assert held(machine) == idle
