@@ -1,6 +1,7 @@
 """Builds what the x86 lab boots: Debian 13's own packages, installed as on a PC, with Debian's kernel, modules and initramfs.
 
-The root file system is installed natively: the packages' scripts run. The guests' kernel is Dom0's; their initramfs has Debian's modules.
+The root file system is installed natively, on amd64: the packages' scripts run. The guests' kernel is Dom0's; their initramfs has
+Debian's modules.
 """
 
 from __future__ import annotations

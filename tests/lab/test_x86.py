@@ -31,7 +31,6 @@ COPIED = {
 """The check's warnings on stock Debian."""
 MASTER = {f"card{number}: another program is DRM master, possibly a running displbe" for number in (0, 1)}
 """Its warnings while displbe runs."""
-NAME = "debian"
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +77,11 @@ def held(machine: Machine) -> Held:
 
 @pytest.fixture
 def idle(machine: Machine, service: None) -> Iterator[Held]:
-    """The resources that displbe holds without guests. After the test, without its guest, it must hold the same again."""
+    """The resources that displbe holds without guests. After the test, without its guests, it must hold the same again."""
     without = held(machine)
     yield without
-    machine.destroy(NAME)
+    for name in ("pv", "pvh"):
+        machine.destroy(name)
     machine.wait_for(lambda: held(machine) == without, 20, why=f"everything released: {held(machine)} != {without}")
     no_zombie(machine)
 
@@ -118,42 +118,59 @@ def test_check(machine: Machine, before: Result, service: None) -> None:
     assert warnings(machine.run("displbectl check", 120)) == COPIED | MASTER
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
-def test_guest(machine: Machine, idle: Held, smpte: Picture, kind: str, figure: Figure) -> None:
-    """The monitor shows the picture of a guest with Debian's kernel, and again after `xl reboot`. Status and log say why it is copied.
+def told_to_be_copied(machine: Machine, name: str) -> None:
+    """Assert that status and log say that the one screen on is copied, and why."""
+    told = machine.check("displbectl status")
+    if machine.out:
+        (machine.out / f"{name}-status.txt").write_text(told)
+    assert f"because: {WHY}" in told
+    assert f"path copy: {WHY}" in " ".join(told.split())
+    assert events(machine, "frames are copied")[-1]["reason"] == WHY
+    shown = events(machine, "output on")[-1]
+    assert (shown["path"], shown["reason"]) == ("copy", WHY)
+
+
+def test_pv(machine: Machine, idle: Held, smpte: Picture, figure: Figure) -> None:
+    """The monitor shows the picture of a PV guest with Debian's kernel, and again after `xl reboot`. Status and log say why it is copied.
 
     A guest that is destroyed while it draws leaves nothing.
     """
     connector = next(iter(machine.connectors()))
     created = machine.clock
-    machine.create(NAME, guest_config("still", screens(connector), kind=kind, memory=MEMORY))
-    machine.wait_console(NAME, "guest: drawing", 60)
-    machine.expect_picture(smpte, kind)
-    figure(f"{kind}: the picture was there {machine.clock - created:.0f} s after xl create")
-    told = machine.check("displbectl status")
-    (machine.out / f"{kind}-status.txt").write_text(told) if machine.out else None
-    assert f"because: {WHY}" in told
-    assert f"path copy: {WHY}" in " ".join(told.split())
+    machine.create("pv", guest_config("still", screens(connector), kind="pv", memory=MEMORY))
+    machine.wait_console("pv", "guest: drawing", 60)
+    machine.expect_picture(smpte, "pv")
+    figure(f"the picture was there {machine.clock - created:.0f} s after xl create")
+    told_to_be_copied(machine, "pv")
     assert events(machine, "displbe starts")[-1]["reason"] == WHY
-    assert events(machine, "frames are copied")[-1]["reason"] == WHY
-    shown = events(machine, "output on")
-    assert (shown[-1]["path"], shown[-1]["reason"]) == ("copy", WHY)
-    machine.check(f"xl reboot {NAME}")
-    machine.wait_console(NAME, "guest: drawing", 120, count=2)
-    machine.expect_picture(smpte, f"{kind}-rebooted")
-    assert len(events(machine, "output on")) == len(shown) + 1
+    shown = len(events(machine, "output on"))
+    machine.check("xl reboot pv")
+    machine.wait_console("pv", "guest: drawing", 120, count=2)
+    machine.expect_picture(smpte, "pv-rebooted")
+    assert len(events(machine, "output on")) == shown + 1
     assert held(machine) != idle
 
 
-def test_attached(machine: Machine, idle: Held, smpte: Picture) -> None:
-    """`xl vdispl-attach` gives a running PV guest a screen, here on the second card, and `xl vdispl-detach` takes it away."""
-    connector = next(iter(machine.connectors("gpu1")))
-    gone = len(events(machine, "device gone"))
-    machine.create(NAME, guest_config("twice", kind="pv", memory=MEMORY))
-    machine.wait_console(NAME, "guest: up", 60)
-    machine.check(f"xl vdispl-attach {NAME} backend=0 be-alloc=0 connectors={connector}:1024x768")
-    machine.wait_console(NAME, "guest: drawing", 60)
+def test_pvh_and_attached(machine: Machine, idle: Held, smpte: Picture, figure: Figure) -> None:
+    """A PVH guest is shown in the same way. Beside it, `xl vdispl-attach` gives a running PV guest a screen, on the second card.
+
+    `xl vdispl-detach` takes the one screen away, and leaves the other.
+    """
+    first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
+    created = machine.clock
+    machine.create("pvh", guest_config("still", screens(first), kind="pvh", memory=MEMORY))
+    machine.wait_console("pvh", "guest: drawing", 60)
+    machine.expect_picture(smpte, "pvh")
+    figure(f"the picture was there {machine.clock - created:.0f} s after xl create")
+    told_to_be_copied(machine, "pvh")
+    alone, gone = held(machine), len(events(machine, "device gone"))
+    machine.create("pv", guest_config("twice", kind="pv", memory=MEMORY))
+    machine.wait_console("pv", "guest: up", 60)
+    machine.check(f"xl vdispl-attach pv backend=0 be-alloc=0 connectors={second}:1024x768")
+    machine.wait_console("pv", "guest: drawing", 60)
     machine.expect_picture(smpte, "attached", "gpu1")
-    machine.check(f"xl vdispl-detach {NAME} 0")
+    machine.expect_picture(smpte, "beside-attached", "gpu0")
+    machine.check("xl vdispl-detach pv 0")
     assert len(events(machine, "device gone")) == gone + 1
-    assert held(machine) == idle
+    assert held(machine) == alone
+    machine.expect_picture(smpte, "after-detached", "gpu0")

@@ -28,7 +28,10 @@ GPUS: Final = {"gpu0": 0x10, "gpu1": 0x11}
 
 @dataclass
 class X86(Machine):
-    """The emulated PC, as it was after its boot. Dom0's card0 is gpu0."""
+    """The emulated PC, as it was after its boot. Dom0's card0 is gpu0.
+
+    The state fits this one machine: other cards, devices, disks, arguments and sizes of memory are not possible.
+    """
 
     gpus: Sequence[str] = tuple(GPUS)
     boot_from: Installed | None = None
@@ -43,6 +46,7 @@ class X86(Machine):
     def _until_ready(self) -> None:
         if self.boot_from:
             super()._until_ready()
+        # A machine that is stopped and continued while it reads its state does not answer.
         while self.qmp("query-status")["status"] == "inmigrate":
             time.sleep(0.05)
 
@@ -80,7 +84,9 @@ def booted() -> tuple[Installed, Path]:
     pieces = installed()
     version = run(["qemu-system-x86_64", "--version"]).splitlines()[0]
     with only_one():
-        made = cached("x86-booted", [version, *COUNTED, *arguments(pieces)], lambda made: boot(pieces, made))
+        made = cached(
+            "x86-booted", [version, *COUNTED, X86.memory, *arguments(pieces)], lambda made: boot(pieces, made)
+        )
     return replace(pieces, disk=made / "disk.img"), made / "state"
 
 
