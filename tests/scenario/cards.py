@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +13,7 @@ from typing import Any, Final, Literal
 
 import pytest
 import trio
+from memory_watch import content
 from unit.drm_model import Board, no_monitor
 
 from displbe.sim.hypervisor import SimBuffer, SimHypervisor
@@ -53,10 +55,26 @@ class _NamingSink(DrmSink):
         return output
 
 
-async def _dmabuf(buffer: SimBuffer) -> int:
-    """Return the memory of the guest's domain in place of a dma-buf; the model's card only looks at its inode."""
-    await trio.lowlevel.checkpoint()
-    return buffer._grants[0].memfd
+def _export_dmabufs(board: Board, patch: pytest.MonkeyPatch) -> None:
+    """Give each buffer of a guest a file in place of a dma-buf. The model's card looks at its inode, and reads the guest's pages."""
+    closing, files = SimBuffer.aclose, dict[SimBuffer, int]()
+
+    async def dmabuf(buffer: SimBuffer) -> int:
+        memory = await buffer.map()
+        if buffer not in files:
+            files[buffer] = os.memfd_create("dma-buf")
+            board.contents[os.fstat(files[buffer]).st_ino] = partial(content, memory, 0, buffer.size)
+        return files[buffer]
+
+    async def aclose(buffer: SimBuffer) -> None:
+        file = files.pop(buffer, None)
+        if file is not None:
+            del board.contents[os.fstat(file).st_ino]
+            os.close(file)
+        await closing(buffer)
+
+    patch.setattr(SimBuffer, "dmabuf", dmabuf)
+    patch.setattr(SimBuffer, "aclose", aclose)
 
 
 def board_of_any_size(connectors: int = 10) -> Board:
@@ -97,7 +115,7 @@ async def card_machine(
     patch.setattr(sink_module, "DrmSink", on_board)
     patch.setattr(hotplug, "_monitor", no_monitor)
     if dmabufs:
-        patch.setattr(SimBuffer, "dmabuf", _dmabuf)
+        _export_dmabufs(board, patch)
     made, mapped = SimHypervisor.__init__, SimHypervisor.map_buffer
 
     def make(self: SimHypervisor, *arguments: Any) -> None:

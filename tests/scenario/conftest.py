@@ -12,7 +12,10 @@ from scenario.world import World
 
 from displbe.ops.lag import LoopLag
 
-ON_A_CARD: Final = ("test_flips", "test_isolation", "test_lifecycle", "test_operator", "test_refusals", "test_requests")
+ON_A_CARD: Final = (
+    *("test_borrowed_memory", "test_flips", "test_isolation", "test_lifecycle", "test_operator", "test_options"),
+    *("test_pictures", "test_refusals", "test_reload", "test_requests"),
+)
 """Modules whose scenarios also run on a card, with the pump and without it, except those marked `headless`."""
 
 

@@ -50,7 +50,7 @@ async def test_be_alloc(tmp_path: Path) -> None:
             await connector.order(FbAttach(0, 1, 2, 64, 48, fourcc("XR24")))
             await connector.order(SetConfig(0, 2, 0, 0, 64, 48, 32))
             await connector.flip(2)
-            shown = world.output().picture()
+            shown = world.picture()
             assert shown is not None
             assert shown.tobytes() == b"".join(picture[n : n + 3][::-1] for n in range(0, len(picture), 4))
             del pixels
@@ -71,10 +71,10 @@ async def test_the_configuration_chooses_the_outputs(tmp_path: Path) -> None:
         _, fb, buffer = await guest.display.create_framebuffer(64, 48)
         buffer.pixels[:] = b"\x01\x02\x03\0" * (64 * 48)
         await guest.display.show(1, fb, 64, 48)
-        shown = world.output("DP-1").picture()
+        shown = world.picture("DP-1")
         assert shown is not None
         assert shown.tobytes() == b"\x03\x02\x01" * (64 * 48)
-        assert world.output("DP-2").picture() is None
+        assert world.picture("DP-2") is None
 
 
 async def test_a_name_that_the_guest_wrote_is_not_used(tmp_path: Path) -> None:

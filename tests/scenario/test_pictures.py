@@ -61,7 +61,7 @@ def draw(buffer: DisplayBuffer, name: str, picture: list[list[Colour]], stride: 
 
 def assert_shown(world: World, name: str, picture: list[list[Colour]], output: str = "HDMI-A-1") -> None:
     """Check that the output shows this picture. If the depths differ, components may differ by 1 because of rounding."""
-    image = world.output(output).picture()
+    image = world.picture(output)
     assert image is not None
     assert (image.mode, image.size) == ("RGB", (len(picture[0]), len(picture)))
     wanted = bytes(part for row in picture for colour in row for part in shown(name, colour))
@@ -96,7 +96,7 @@ async def test_yuyv(world: World) -> None:
         dbuf, fb, buffer = await guest.display.create_framebuffer(4, 3, "YUYV")
         buffer.pixels[:24] = bytes((81, 90, 81, 240, 235, 128, 235, 128)) * 3
         await guest.display.show(0, fb, 4, 3, 16)
-        image = world.output().picture()
+        image = world.picture()
         assert image is not None
         for x, colour in enumerate(((255, 0, 0), (255, 0, 0), (255, 255, 255), (255, 255, 255))):
             got = image.getpixel((x, 2))
