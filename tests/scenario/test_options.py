@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from scenario.cards import Screens, world_on
 from scenario.world import World, exchange, spec, until
 
 from displbe.backend.guests import GuestSettings
@@ -29,10 +31,10 @@ async def test_an_edid_is_made_where_no_monitor_has_one(world: World) -> None:
             buffer.free()
 
 
-async def test_be_alloc(tmp_path: Path) -> None:
+async def test_be_alloc(screens: Screens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With be-alloc, the guest draws into memory of the backend."""
     async with (
-        World.running(tmp_path, guests={"painter": GuestSettings(be_alloc=True)}) as world,
+        world_on(screens, tmp_path, monkeypatch, guests={"painter": GuestSettings(be_alloc=True)}) as world,
         world.booted(1, spec()) as guest,
     ):
         world.tools.write("/local/domain/1/name", "painter", [("n", 0), ("r", 1)])
@@ -60,10 +62,12 @@ async def test_be_alloc(tmp_path: Path) -> None:
             assert world.held(1) == {"connectors": 1}
 
 
-async def test_the_configuration_chooses_the_outputs(tmp_path: Path) -> None:
+async def test_the_configuration_chooses_the_outputs(
+    screens: Screens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guests = {"painter": GuestSettings(connectors=["DP-2", "DP-1"])}
     async with (
-        World.running(tmp_path, outputs=["DP-1", "DP-2"], guests=guests) as world,
+        world_on(screens, tmp_path, monkeypatch, outputs=["DP-1", "DP-2"], guests=guests) as world,
         world.booted(1, spec("anything"), spec("else")) as guest,
     ):
         world.tools.write("/local/domain/1/name", "painter", [("n", 0), ("r", 1)])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from scenario.cards import Screens, world_on
 from scenario.devices import SimDevice
 from scenario.world import World, flip_on, spec, until
 
@@ -169,7 +170,8 @@ def said(lines: list[Any]) -> dict[str, Any]:
 async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
     config = tmp_path / "displbe.toml"
     path = world.settings.control.socket
-    same = f"sink = 'headless'\n[control]\nsocket = '{path}'\n[headless]\nrefresh = 1000\n"
+    sink, pump = world.settings.sink, world.settings.daemon.pump
+    same = f"sink = '{sink}'\n[daemon]\npump = '{pump}'\n[control]\nsocket = '{path}'\n[headless]\nrefresh = 1000\n"
     config.write_text(same)
     with structlog.testing.capture_logs() as lines:
         await world.daemon.reload(str(config))
@@ -180,7 +182,7 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
         "takes_a_restart": [],
     }
     more = (
-        same.replace("1000", "60").replace("headless'\n", "drm'\n", 1) + "[limits]\npages = 5\n[input]\nfocus = 'a'\n"
+        same.replace("1000", "60").replace(f"'{sink}'", "'wayland'") + "[limits]\npages = 5\n[input]\nfocus = 'a'\n"
     )
     config.write_text(more + "[guest.a]\nconnectors = ['DP-1']\n[log]\nlevel = 'info'\n")
     for applied in (["guest.a", "input.focus", "limits.pages"], []):  # changes that take a restart are logged each time

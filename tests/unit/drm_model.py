@@ -72,24 +72,24 @@ class Described(msgspec.Struct):
 
 
 class DumbMemory:
-    """The card's memory of a dumb buffer. It is freed when no handle and no framebuffer refers to it any more."""
+    """The card's memory of a dumb buffer, in a file. The file is closed when no handle and no framebuffer refers to it any more."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.fd = os.memfd_create("dumb")
-        os.ftruncate(self.fd, size)
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
     def __del__(self) -> None:
         os.close(self.fd)
 
-    @property
-    def inode(self) -> int:
-        """The inode of its dma-buf."""
-        return os.fstat(self.fd).st_ino
+    @classmethod
+    def make(cls, size: int) -> DumbMemory:
+        """Return new memory."""
+        made = cls(os.memfd_create("dumb"))
+        os.ftruncate(made.fd, size)
+        return made
 
     def read(self) -> bytes:
         """Return its content."""
-        return os.pread(self.fd, self.size, 0)
+        return os.pread(self.fd, os.fstat(self.fd).st_size, 0)
 
 
 class Framebuffer(msgspec.Struct):
@@ -168,7 +168,7 @@ class Board:
         self.flips = 0
         """Commits that ask for an event."""
         self.contents: dict[int, Callable[[], bytes]] = {}
-        """The inode of a dma-buf -> returns what it contains, for `ModelDevice.picture`."""
+        """The inode of a guest's dma-buf -> returns what it contains, for `ModelDevice.picture`."""
         self.slow = 0.0
         """Seconds of sleep after each step of an import, so that other threads run in between."""
 
@@ -516,6 +516,8 @@ class ModelDevice(DrmDevice):
         # idr_alloc(): the lowest free number.
         pages = os.fstat(ask.fd).st_ino
         ask.handle = next((handle for handle, of in self.handles.items() if of == pages), 0) or self._new_handle(pages)
+        if os.fstat(ask.fd).st_size and ask.handle not in self._dumb:  # the dma-buf of a dumb buffer: a guest's is empty
+            self._dumb[ask.handle] = DumbMemory(os.dup(ask.fd))
         return 0
 
     def _new_handle(self, pages: int) -> int:
@@ -524,9 +526,7 @@ class ModelDevice(DrmDevice):
         return handle
 
     def _prime_handle_to_fd(self, ask: Any) -> int:
-        dumb = self._dumb[ask.handle]
-        self.board.contents[dumb.inode] = dumb.read
-        ask.fd = os.dup(dumb.fd)
+        ask.fd = os.dup(self._dumb[ask.handle].fd)
         return 0
 
     def _gem_close(self, ask: Any) -> int:
@@ -540,7 +540,7 @@ class ModelDevice(DrmDevice):
         ask.handle = self._new_handle(0)
         ask.pitch = ask.width * ask.bpp // 8
         ask.size = -(-ask.pitch * ask.height // 4096) * 4096
-        self._dumb[ask.handle] = DumbMemory(ask.size)
+        self._dumb[ask.handle] = DumbMemory.make(ask.size)
         return 0
 
     def _mode_map_dumb(self, ask: Any) -> int:
