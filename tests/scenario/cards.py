@@ -26,7 +26,16 @@ from displbe.xen.port import Abilities
 
 from .world import REFRESH, World, descriptors
 
-__all__ = ["SCREENS", "Screens", "board_of_any_size", "card_machine", "check_pumped", "world_on"]
+__all__ = [
+    "SCREENS",
+    "Screens",
+    "board_of_any_size",
+    "card_machine",
+    "check_pumped",
+    "machine_on",
+    "pump_of",
+    "world_on",
+]
 
 Screens = Literal["headless", "pump", "card"]
 SCREENS: Final[tuple[Screens, ...]] = ("headless", "pump", "card")
@@ -140,24 +149,37 @@ def check_pumped(board: Board, screens: Screens) -> None:
         assert board.pumped > 0, "the pump served nothing"
 
 
+def pump_of(screens: Screens) -> Literal["auto", "off"]:
+    """Return `[daemon] pump` for such screens."""
+    return "off" if screens == "card" else "auto"
+
+
+@contextlib.asynccontextmanager
+async def machine_on(
+    screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH
+) -> AsyncIterator[Board | None]:
+    """Put such screens into the machines of the block. At the end, flips must have been served by what should serve them."""
+    if screens == "headless":
+        yield None
+        return
+    board = board_of_any_size()
+    async with card_machine(folder, patch, board, refresh):
+        yield board
+    check_pumped(board, screens)
+    board.cards.clear()
+
+
 @contextlib.asynccontextmanager
 async def world_on(
     screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH, **options: Any
 ) -> AsyncIterator[World]:
     """Run a world on such screens (`World.running`). At the end, no further file may be open."""
     before = descriptors()
-    if screens == "headless":
-        async with World.running(folder, refresh=refresh, **options) as world:
+    async with machine_on(screens, folder, patch, refresh) as board:
+        card: dict[str, Any] = (
+            {} if board is None else {"sink": "drm", "commit": board.commit, "pump": pump_of(screens)}
+        )
+        async with World.running(folder, refresh=refresh, **card, **options) as world:
             yield world
-    else:
-        board = board_of_any_size()
-        pump: Literal["auto", "off"] = "auto" if screens == "pump" else "off"
-        async with (
-            card_machine(folder, patch, board, refresh),
-            World.running(folder, sink="drm", commit=board.commit, pump=pump, **options) as world,
-        ):
-            yield world
-        check_pumped(board, screens)
-        board.cards.clear()
     del world
     assert descriptors() == before

@@ -516,7 +516,9 @@ class ModelDevice(DrmDevice):
         # idr_alloc(): the lowest free number.
         pages = os.fstat(ask.fd).st_ino
         ask.handle = next((handle for handle, of in self.handles.items() if of == pages), 0) or self._new_handle(pages)
-        if os.fstat(ask.fd).st_size and ask.handle not in self._dumb:  # the dma-buf of a dumb buffer: a guest's is empty
+        if (
+            os.fstat(ask.fd).st_size and ask.handle not in self._dumb
+        ):  # the dma-buf of a dumb buffer: a guest's is empty
             self._dumb[ask.handle] = DumbMemory(os.dup(ask.fd))
         return 0
 
