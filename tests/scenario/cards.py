@@ -95,7 +95,10 @@ def board_of_any_size(connectors: int = 10) -> Board:
 
 @contextlib.contextmanager
 def _shining(board: Board, refresh: float) -> Iterator[None]:
-    """Refresh the screens, in a thread: a card does not wait for displbe's event loop."""
+    """Refresh the screens, in a thread: a card does not wait for displbe's event loop. `refresh` 0: the block calls `Board.vblank`."""
+    if not refresh:
+        yield
+        return
     ended = threading.Event()
 
     def shine() -> None:
@@ -116,7 +119,10 @@ def _shining(board: Board, refresh: float) -> Iterator[None]:
 async def card_machine(
     folder: Path, patch: pytest.MonkeyPatch, board: Board, refresh: float, *, dmabufs: bool = True
 ) -> AsyncIterator[None]:
-    """Put a board into the machines of the block, and refresh its screens `refresh` times a second. `dmabufs`: Xen exports dma-bufs."""
+    """Put a board into the machines of the block, and refresh its screens `refresh` times a second (0: never).
+
+    `dmabufs`: Xen exports dma-bufs.
+    """
     devices = folder / "dri"
     devices.mkdir()
     (devices / "card0").touch()
