@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from scenario.cards import board_of_any_size, card_machine
+from scenario.cards import board_of_any_size, card_machine, shining
 from unit.drm_model import Board
 
 from displbe.pump.native import Pump, open_pump
@@ -22,7 +22,9 @@ __all__ = ["CardMachine"]
 
 
 class CardMachine(Machine):
-    """Domains 0 and 1, a card, and the pump. Its screens do not refresh by themselves, and flips are not late before they do."""
+    """Domains 0 and 1, a card, and the pump. Its screens do not refresh by themselves, and flips are not late before they do;
+    nor does the pump give a screen back because its guest pauses.
+    """
 
     def __init__(self, board: Board) -> None:
         super().__init__()
@@ -33,6 +35,7 @@ class CardMachine(Machine):
         self.pump: Pump = pump
         self.sink.pump = pump
         self.host.use_pump(pump)
+        self._refreshing = contextlib.ExitStack()
 
     def _make_sink(self, refresh: float) -> Sink:
         return sink_module.DrmSink(DrmSettings())
@@ -43,7 +46,8 @@ class CardMachine(Machine):
         """Make such a machine, and run it."""
         board = board_of_any_size(connectors)
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("displbe.sinks.drm.output.LATE", 30.0)
+            for name in ("LATE", "PAUSED"):
+                patch.setattr(f"displbe.sinks.drm.output.{name}", 30.0)
             async with card_machine(Path(folder), patch, board, refresh=0):
                 machine = cls(board)
                 async with machine.pump.running():
@@ -51,8 +55,13 @@ class CardMachine(Machine):
                         async with machine.running():
                             yield machine
                     finally:
+                        machine._refreshing.close()
                         machine.close()  # while the pump is there
         board.cards.clear()
+
+    def refresh(self) -> None:
+        """Let the screens refresh by themselves from now on."""
+        self._refreshing.enter_context(shining(self.board, 1000.0))
 
     def vblank(self) -> None:
         self.board.vblank()

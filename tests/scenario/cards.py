@@ -34,6 +34,7 @@ __all__ = [
     "check_pumped",
     "machine_on",
     "pump_of",
+    "shining",
     "world_on",
 ]
 
@@ -94,7 +95,7 @@ def board_of_any_size(connectors: int = 10) -> Board:
 
 
 @contextlib.contextmanager
-def _shining(board: Board, refresh: float) -> Iterator[None]:
+def shining(board: Board, refresh: float) -> Iterator[None]:
     """Refresh the screens, in a thread: a card does not wait for displbe's event loop. `refresh` 0: the block calls `Board.vblank`."""
     if not refresh:
         yield
@@ -142,7 +143,7 @@ async def card_machine(
 
     patch.setattr(SimHypervisor, "__init__", make)
     patch.setattr(SimHypervisor, "map_buffer", map_buffer)
-    with _shining(board, refresh):
+    with shining(board, refresh):
         yield
     await trio.lowlevel.checkpoint()
 

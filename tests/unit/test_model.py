@@ -416,6 +416,12 @@ class PumpedDisplif(Displif):
         async with CardMachine.made(CONNECTORS) as machine:
             yield machine
 
+    def teardown(self) -> None:
+        """The end of the connection, which waits for flips under way."""
+        if hasattr(self, "rig"):
+            self.machine.refresh()
+        super().teardown()
+
     def waited(self) -> None:
         self.vblank()
 
@@ -442,8 +448,11 @@ class PumpedDisplif(Displif):
     @invariant()
     def shown(self) -> None:
         """Each screen is on the framebuffer that its guest has flipped to, or on a copy of one."""
-        if not hasattr(self, "rig"):
-            return
+        if hasattr(self, "rig"):
+            self.inside(self._check_screens)
+
+    async def _check_screens(self) -> None:
+        await trio.lowlevel.checkpoint()
         for screen, connector in zip(self.screens, self.rig.display.connectors, strict=True):
             output = connector.screen.output
             assert isinstance(output, DrmOutput)
@@ -452,10 +461,11 @@ class PumpedDisplif(Displif):
             assert isinstance(card, ModelDevice)
             shown = card.shown(output.pipe.crtc - CRTC)
             assert bool(shown) == (screen.shape is not None)
-            buffers = connector.screen._buffers.framebuffers
             if not screen.newest:
                 continue
-            buffer = buffers[screen.newest].sink_buffers[connector.index]
+            connector.screen.peek()
+            assert connector.screen.newest == screen.newest
+            buffer = connector.screen._buffers.framebuffers[screen.newest].sink_buffers[connector.index]
             assert isinstance(buffer, DrmBuffer)
             if output.path == "copy":
                 assert card.fbs[shown["FB_ID"]].dumb is not None
@@ -472,3 +482,11 @@ Displif.TestCase.settings = settings(max_examples=100, stateful_step_count=50, d
 TestDisplif = pytest.mark.slow(Displif.TestCase)
 PumpedDisplif.TestCase.settings = Displif.TestCase.settings
 TestPumpedDisplif = pytest.mark.slow(PumpedDisplif.TestCase)
+
+
+class FewPumpedDisplif(PumpedDisplif):
+    """A few examples of it, for each run of the tests."""
+
+
+FewPumpedDisplif.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+TestFewPumpedDisplif = FewPumpedDisplif.TestCase
