@@ -42,13 +42,13 @@ class CardMachine(Machine):
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def made(cls, connectors: int) -> AsyncIterator[CardMachine]:
-        """Make such a machine, and run it."""
+    async def made(cls, connectors: int, *, dmabufs: bool) -> AsyncIterator[CardMachine]:
+        """Make such a machine, and run it. Without `dmabufs`, frames are copied."""
         board = board_of_any_size(connectors)
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             for name in ("LATE", "PAUSED"):
                 patch.setattr(f"displbe.sinks.drm.output.{name}", 30.0)
-            async with card_machine(Path(folder), patch, board, refresh=0):
+            async with card_machine(Path(folder), patch, board, refresh=0, dmabufs=dmabufs):
                 machine = cls(board)
                 async with machine.pump.running():
                     try:

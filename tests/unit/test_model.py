@@ -88,10 +88,10 @@ class Screen:
 class Displif(RuleBasedStateMachine):
     """One connected device; each rule is one request with the answer that it must get."""
 
-    @initialize(allowed=st.booleans())
-    def connect(self, allowed: bool) -> None:
-        """A connection, in a thread of its own."""
-        self.allowed = allowed
+    @initialize(dmabufs=st.booleans())
+    def connect(self, dmabufs: bool) -> None:
+        """A connection, in a thread of its own. Without dma-bufs, a card's frames are copied; the headless sink has none anyway."""
+        self.dmabufs = dmabufs
         self.buffers: dict[int, Buffer] = {}
         self.framebuffers: dict[int, Framebuffer] = {}
         self.screens = [Screen() for _ in range(CONNECTORS)]
@@ -413,7 +413,7 @@ class PumpedDisplif(Displif):
 
     @asynccontextmanager
     async def _machine(self) -> AsyncIterator[Machine]:
-        async with CardMachine.made(CONNECTORS) as machine:
+        async with CardMachine.made(CONNECTORS, dmabufs=self.dmabufs) as machine:
             yield machine
 
     def teardown(self) -> None:
