@@ -163,14 +163,14 @@ def pump_of(screens: Screens) -> Literal["auto", "off"]:
 
 @contextlib.asynccontextmanager
 async def machine_on(
-    screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH
+    screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH, *, dmabufs: bool = True
 ) -> AsyncIterator[Board | None]:
-    """Put such screens into the machines of the block. At the end, flips must have been served by what should serve them."""
+    """Put such screens into the machines of the block (`card_machine`). At the end, what should serve flips must have served them."""
     if screens == "headless":
         yield None
         return
     board = board_of_any_size()
-    async with card_machine(folder, patch, board, refresh):
+    async with card_machine(folder, patch, board, refresh, dmabufs=dmabufs):
         yield board
     check_pumped(board, screens)
     board.cards.clear()
@@ -178,11 +178,17 @@ async def machine_on(
 
 @contextlib.asynccontextmanager
 async def world_on(
-    screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH, **options: Any
+    screens: Screens,
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    refresh: float = REFRESH,
+    *,
+    dmabufs: bool = True,
+    **options: Any,
 ) -> AsyncIterator[World]:
-    """Run a world on such screens (`World.running`). At the end, no further file may be open."""
+    """Run a world (`World.running`) on such screens (`machine_on`). At the end, no further file may be open."""
     before = descriptors()
-    async with machine_on(screens, folder, patch, refresh) as board:
+    async with machine_on(screens, folder, patch, refresh, dmabufs=dmabufs) as board:
         card: dict[str, Any] = (
             {} if board is None else {"sink": "drm", "commit": board.commit, "pump": pump_of(screens)}
         )

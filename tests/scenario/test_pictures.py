@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import trio
 from depths import DEPTHS
+from scenario.cards import Screens, world_on
 from scenario.world import World, spec
 
 from displbe.sim.guest import DisplayBuffer, Frontend, Guest, GuestFailure
@@ -200,6 +202,18 @@ async def test_a_flip_shows_the_other_buffer(world: World) -> None:
 
 async def test_guests_and_connectors_side_by_side(world: World) -> None:
     """Two guests with two connectors each flip at the same time; each output shows its own guest's picture."""
+    await side_by_side(world)
+
+
+@pytest.mark.parametrize("screens", ["pump", "card"])
+async def test_copied_frames_side_by_side(screens: Screens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on a card that cannot scan guests' pages out."""
+    async with world_on(screens, tmp_path, monkeypatch, dmabufs=False) as world:
+        await side_by_side(world)
+
+
+async def side_by_side(world: World) -> None:
+    """Let two guests with two connectors each flip. Check each fifth picture, and those at the end."""
     pictures: dict[str, list[list[Colour]]] = {}
 
     async def play(domid: int) -> None:
@@ -224,6 +238,8 @@ async def test_guests_and_connectors_side_by_side(world: World) -> None:
             draw(buffer, "XR24", [[(index, count, blue) for _, _, blue in row] for row in pictures[name]], width * 4)
             pictures[name] = [[(index, count, blue) for _, _, blue in row] for row in pictures[name]]
             await guest.display.connectors[index].flip(fb)
+            if count % 5 == 0:
+                assert_shown(world, "XR24", pictures[name], name)
         assert len(guest.display.connectors[index].flips_done) == 30
 
     ready = {domid: trio.Event() for domid in (1, 2)}
