@@ -213,7 +213,10 @@ async def test_copied_frames_side_by_side(screens: Screens, tmp_path: Path, monk
 
 
 async def side_by_side(world: World) -> None:
-    """Let two guests with two connectors each flip. Check each fifth picture, and those at the end."""
+    """Let two guests with two connectors each flip. The second ones' buffers are wider than their pictures.
+
+    Each fifth picture is compared, and those at the end.
+    """
     pictures: dict[str, list[list[Colour]]] = {}
 
     async def play(domid: int) -> None:
@@ -230,12 +233,15 @@ async def side_by_side(world: World) -> None:
 
     async def flip(guest: Guest, index: int, name: str) -> None:
         width, height = 40 + guest.domain.domid, 30
-        buffers = [await guest.display.create_framebuffer(width, height) for _ in range(2)]
-        await guest.display.show(index, buffers[0][1], width, height)
+        buffers = []
+        for _ in range(2):
+            dbuf, buffer, stride = await create(guest, "XR24", (width + 8 * index, height))
+            buffers.append((await attach(guest.display, dbuf, "XR24", width, height), buffer))
+        await guest.display.show(index, buffers[0][0], width, height)
         for count in range(1, 31):
-            _, fb, buffer = buffers[count % 2]
+            fb, buffer = buffers[count % 2]
             pictures[name] = random_picture("XR24", width, height)
-            draw(buffer, "XR24", [[(index, count, blue) for _, _, blue in row] for row in pictures[name]], width * 4)
+            draw(buffer, "XR24", [[(index, count, blue) for _, _, blue in row] for row in pictures[name]], stride)
             pictures[name] = [[(index, count, blue) for _, _, blue in row] for row in pictures[name]]
             await guest.display.connectors[index].flip(fb)
             if count % 5 == 0:
