@@ -315,6 +315,8 @@ class ModelDevice(DrmDevice):
             self.master = False
             self._end.close()
             self._dumb.clear()
+            for framebuffer in self.fbs.values():
+                framebuffer.dumb = None
 
     def try_ioctl(self, number: int, argument: Any) -> int:
         if self.fd < 0 or self.unplugged:
