@@ -25,7 +25,7 @@ CORPUS: Final = Path("out/fuzz")
 START: Final = 1.5
 """Seconds that a guided target needs to start."""
 NAMES: Final = (
-    *("requests", "decode", "directory", "rings", "store", "keys"),
+    *("requests", "card", "decode", "directory", "rings", "store", "keys"),
     *("page", "vkbd", "unique_id", "evdev", "keymap", "config", "pump"),
 )
 """Return all targets. They are imported late."""
@@ -35,6 +35,7 @@ SESSION: Final = 4000
 
 def targets() -> Any:
     """Return the module of the targets. It is imported late, so that atheris can instrument what it imports."""
+    sys.path.append(str(Path(__file__).parents[1]))  # for the model of a card
     return importlib.import_module(".targets", __package__)
 
 

@@ -18,7 +18,9 @@ from displbe.backend.guests import Guests, GuestSettings
 from displbe.backend.nodes import DeviceNodes
 from displbe.backend.quota import Limits, Quota, Total
 from displbe.display.device import DisplayDriver
+from displbe.pump.native import Pump
 from displbe.sim.hypervisor import Domain, SimHypervisor, Xen
+from displbe.sinks.base import Sink
 from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.sinks.headless.sink import HeadlessSink
 from displbe.wire.displif import PageFlipEvent, Response, decode_event, decode_response
@@ -120,7 +122,8 @@ class Machine:
         self.host_domain = self.xen.domains[0] = Domain(0)
         self.domain = self.xen.domains[GUEST] = Domain(GUEST)
         self.host = SimHypervisor(self.xen, self.host_domain)
-        self.sink = HeadlessSink(HeadlessSettings(refresh=refresh))
+        self.sink = self._make_sink(refresh)
+        self.pump: Pump | None = None
         first = self.domain.allocate(PAGES)
         data = [self.domain.grant(first + n, 0, writable=n % 2 == 0) for n in range(PAGES)]
         # Else a directory that be-alloc has filled could name the guest's rings.
@@ -128,6 +131,9 @@ class Machine:
         self._lists = (data, data[::2], [data[0]] * PAGES, [*data[:3], 0xDEAD], [0, 0, 0])
         self._pages = [self.domain.allocate(1) for _ in self._lists]
         self.directories = [self.domain.grant(page, 0) for page in self._pages]
+
+    def _make_sink(self, refresh: float) -> Sink:
+        return HeadlessSink(HeadlessSettings(refresh=refresh))
 
     def fill_directories(self) -> None:
         """Restore the directories: be-alloc writes into them."""
@@ -152,6 +158,7 @@ class Machine:
 
     def vblank(self) -> None:
         """Refresh every screen."""
+        assert isinstance(self.sink, HeadlessSink)
         for output in self.sink.outputs.values():
             output.refresh()
 
@@ -162,7 +169,7 @@ class Rig:
     def __init__(self, machine: Machine, fronts: list[Front], nodes: DeviceNodes) -> None:
         self.machine = machine
         self.fronts = fronts
-        self.quota = Quota(LIMITS, Total(1 << 20, 1))
+        self.quota = Quota(LIMITS, Total(1 << 20, 1), machine.pump)
         guests = Guests({"fuzz": GuestSettings(be_alloc=True)})
         self.display = DisplayDriver(machine.host, machine.sink, guests).open(nodes, self.quota)
         self.broken: FrontendBroken | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -111,8 +111,12 @@ def _right(
             return displif.GetEdid(number, 128, directories[0])
 
 
-async def drive(rig: Rig, slots: Iterator[bytes], limit: int = 1 << 62) -> int:
+async def drive(
+    rig: Rig, slots: Iterator[bytes], limit: int = 1 << 62, rounds: Sequence[int] = (32, 8), pause: float = 0.0
+) -> int:
     """Send requests over the rings; return the number of responses, each of which must have the id and operation of its request.
+
+    A round sends at most so many over each ring, and pauses for some seconds when they are answered.
 
     There must be one event for each accepted flip, in order, numbered without a gap.
     """
@@ -123,13 +127,15 @@ async def drive(rig: Rig, slots: Iterator[bytes], limit: int = 1 << 62) -> int:
         sent: list[list[bytes]] = []
         for index, front in enumerate(rig.fronts):
             # Most requests are for connector 0; each round fills a ring, or sends what is left.
-            batch = [slot for _, slot in zip(range(32 if index == 0 else 8), slots, strict=False)]
+            batch = [slot for _, slot in zip(range(rounds[index]), slots, strict=False)]
             for slot in batch:
                 front.put(slot)
             sent.append(batch)
         if not any(sent):
             break
         await rig.settle()
+        if pause:
+            await trio.sleep(pause)
         assert rig.broken is None, rig.broken
         for index, front in enumerate(rig.fronts):
             responses = front.take_responses()
@@ -156,6 +162,36 @@ def requests(data: bytes) -> None:
         async with machine.running(), Rig.connected(machine) as rig:
             await drive(rig, requests_of(Choices(data[:8192]), machine.directories))
         machine.close()
+
+    trio.run(main)
+
+
+def card(data: bytes) -> None:
+    """Fuzz the request path over a card whose flips the pump serves. Its frames are scanned out or copied. Most requests are flips, because
+    the pump serves them only while nothing else happens.
+    """
+    from .card_rig import CardMachine  # most targets need no card
+
+    choices = Choices(data[:512])
+    dmabufs = choices.below(2) == 0
+
+    def slots(directories: list[int]) -> Iterator[bytes]:
+        others = requests_of(choices, directories)
+        while not choices.over:
+            flip = displif.encode_request(displif.PageFlip(choices.number(2), FBS[choices.below(2)]))
+            yield flip if choices.below(8) else next(others, flip)
+
+    async def main() -> None:
+        async with CardMachine.made(2, dmabufs=dmabufs) as machine, Rig.connected(machine) as rig:
+            machine.refresh()
+            begin: list[displif.Request] = [
+                displif.DbufCreate(0, DBUFS[0], 64, 48, 32, 12288, 0, machine.directories[0], 0)
+            ]
+            begin += [displif.FbAttach(0, DBUFS[0], fb, 64, 48, CODES[2]) for fb in FBS[:2]]
+            show = displif.SetConfig(0, FBS[0], 0, 0, 64, 48, 32)
+            await drive(rig, map(displif.encode_request, begin), rounds=(32, 0))
+            await drive(rig, map(displif.encode_request, (show, show)), rounds=(1, 1))
+            await drive(rig, slots(machine.directories), rounds=(1, 1), pause=0.002)
 
     trio.run(main)
 
@@ -330,6 +366,7 @@ def keys(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "requests": requests,
+    "card": card,
     "decode": decode,
     "directory": directory,
     "rings": rings,
@@ -342,6 +379,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
 
 SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
     "requests": (bytes(range(256)) * 4, bytes((5, 0, 0, 0, 0, 0, 0, 0) * 64)),
+    "card": (bytes(range(256)) * 2, bytes((1, *range(255))) * 2),
     "decode": (bytes((1, 0, 0x10)), bytes((1, 0, 0x15))),
     "directory": (bytes(64),),
     "rings": (bytes((1, 1, 2, 3) * 40),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +13,7 @@ from typing import Any, Final, Literal
 
 import pytest
 import trio
+from memory_watch import content
 from unit.drm_model import Board, no_monitor
 
 from displbe.sim.hypervisor import SimBuffer, SimHypervisor
@@ -24,7 +26,17 @@ from displbe.xen.port import Abilities
 
 from .world import REFRESH, World, descriptors
 
-__all__ = ["SCREENS", "Screens", "board_of_any_size", "card_machine", "check_pumped", "world_on"]
+__all__ = [
+    "SCREENS",
+    "Screens",
+    "board_of_any_size",
+    "card_machine",
+    "check_pumped",
+    "machine_on",
+    "pump_of",
+    "shining",
+    "world_on",
+]
 
 Screens = Literal["headless", "pump", "card"]
 SCREENS: Final[tuple[Screens, ...]] = ("headless", "pump", "card")
@@ -53,10 +65,26 @@ class _NamingSink(DrmSink):
         return output
 
 
-async def _dmabuf(buffer: SimBuffer) -> int:
-    """Return the memory of the guest's domain in place of a dma-buf; the model's card only looks at its inode."""
-    await trio.lowlevel.checkpoint()
-    return buffer._grants[0].memfd
+def _export_dmabufs(board: Board, patch: pytest.MonkeyPatch) -> None:
+    """Give each buffer of a guest a file in place of a dma-buf. The model's card looks at its inode, and reads the guest's pages."""
+    closing, files = SimBuffer.aclose, dict[SimBuffer, int]()
+
+    async def dmabuf(buffer: SimBuffer) -> int:
+        memory = await buffer.map()
+        if buffer not in files:
+            files[buffer] = os.memfd_create("dma-buf")
+            board.contents[os.fstat(files[buffer]).st_ino] = partial(content, memory, 0, buffer.size)
+        return files[buffer]
+
+    async def aclose(buffer: SimBuffer) -> None:
+        file = files.pop(buffer, None)
+        if file is not None:
+            del board.contents[os.fstat(file).st_ino]
+            os.close(file)
+        await closing(buffer)
+
+    patch.setattr(SimBuffer, "dmabuf", dmabuf)
+    patch.setattr(SimBuffer, "aclose", aclose)
 
 
 def board_of_any_size(connectors: int = 10) -> Board:
@@ -67,8 +95,11 @@ def board_of_any_size(connectors: int = 10) -> Board:
 
 
 @contextlib.contextmanager
-def _shining(board: Board, refresh: float) -> Iterator[None]:
-    """Refresh the screens, in a thread: a card does not wait for displbe's event loop."""
+def shining(board: Board, refresh: float) -> Iterator[None]:
+    """Refresh the screens, in a thread: a card does not wait for displbe's event loop. `refresh` 0: the block calls `Board.vblank`."""
+    if not refresh:
+        yield
+        return
     ended = threading.Event()
 
     def shine() -> None:
@@ -89,7 +120,10 @@ def _shining(board: Board, refresh: float) -> Iterator[None]:
 async def card_machine(
     folder: Path, patch: pytest.MonkeyPatch, board: Board, refresh: float, *, dmabufs: bool = True
 ) -> AsyncIterator[None]:
-    """Put a board into the machines of the block, and refresh its screens `refresh` times a second. `dmabufs`: Xen exports dma-bufs."""
+    """Put a board into the machines of the block, and refresh its screens `refresh` times a second (0: never).
+
+    `dmabufs`: Xen exports dma-bufs.
+    """
     devices = folder / "dri"
     devices.mkdir()
     (devices / "card0").touch()
@@ -97,7 +131,7 @@ async def card_machine(
     patch.setattr(sink_module, "DrmSink", on_board)
     patch.setattr(hotplug, "_monitor", no_monitor)
     if dmabufs:
-        patch.setattr(SimBuffer, "dmabuf", _dmabuf)
+        _export_dmabufs(board, patch)
     made, mapped = SimHypervisor.__init__, SimHypervisor.map_buffer
 
     def make(self: SimHypervisor, *arguments: Any) -> None:
@@ -109,7 +143,7 @@ async def card_machine(
 
     patch.setattr(SimHypervisor, "__init__", make)
     patch.setattr(SimHypervisor, "map_buffer", map_buffer)
-    with _shining(board, refresh):
+    with shining(board, refresh):
         yield
     await trio.lowlevel.checkpoint()
 
@@ -122,24 +156,43 @@ def check_pumped(board: Board, screens: Screens) -> None:
         assert board.pumped > 0, "the pump served nothing"
 
 
+def pump_of(screens: Screens) -> Literal["auto", "off"]:
+    """Return `[daemon] pump` for such screens."""
+    return "off" if screens == "card" else "auto"
+
+
+@contextlib.asynccontextmanager
+async def machine_on(
+    screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH, *, dmabufs: bool = True
+) -> AsyncIterator[Board | None]:
+    """Put such screens into the machines of the block (`card_machine`). At the end, what should serve flips must have served them."""
+    if screens == "headless":
+        yield None
+        return
+    board = board_of_any_size()
+    async with card_machine(folder, patch, board, refresh, dmabufs=dmabufs):
+        yield board
+    check_pumped(board, screens)
+    board.cards.clear()
+
+
 @contextlib.asynccontextmanager
 async def world_on(
-    screens: Screens, folder: Path, patch: pytest.MonkeyPatch, refresh: float = REFRESH, **options: Any
+    screens: Screens,
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    refresh: float = REFRESH,
+    *,
+    dmabufs: bool = True,
+    **options: Any,
 ) -> AsyncIterator[World]:
-    """Run a world on such screens (`World.running`). At the end, no further file may be open."""
+    """Run a world (`World.running`) on such screens (`machine_on`). At the end, no further file may be open."""
     before = descriptors()
-    if screens == "headless":
-        async with World.running(folder, refresh=refresh, **options) as world:
+    async with machine_on(screens, folder, patch, refresh, dmabufs=dmabufs) as board:
+        card: dict[str, Any] = (
+            {} if board is None else {"sink": "drm", "commit": board.commit, "pump": pump_of(screens)}
+        )
+        async with World.running(folder, refresh=refresh, **card, **options) as world:
             yield world
-    else:
-        board = board_of_any_size()
-        pump: Literal["auto", "off"] = "auto" if screens == "pump" else "off"
-        async with (
-            card_machine(folder, patch, board, refresh),
-            World.running(folder, sink="drm", commit=board.commit, pump=pump, **options) as world,
-        ):
-            yield world
-        check_pumped(board, screens)
-        board.cards.clear()
     del world
     assert descriptors() == before

@@ -10,13 +10,26 @@ import pytest
 from scenario.cards import SCREENS, Screens, world_on
 from scenario.world import World
 
-ON_A_CARD: Final = ("test_flips", "test_isolation", "test_lifecycle", "test_operator", "test_refusals", "test_requests")
+ON_A_CARD: Final = {
+    "test_borrowed_memory",
+    "test_flips",
+    "test_host",
+    "test_isolation",
+    "test_lifecycle",
+    "test_operator",
+    "test_options",
+    "test_pictures",
+    "test_refusals",
+    "test_reload",
+    "test_requests",
+}
 """Modules whose scenarios also run on a card, with the pump and without it, except those marked `headless`."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the screens of a scenario."""
-    if "screens" in metafunc.fixturenames:
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "screens" in metafunc.fixturenames and not any(mark.args[0] == "screens" for mark in marks):
         on_a_card = metafunc.module.__name__.rpartition(".")[2] in ON_A_CARD
         is_marked = metafunc.definition.get_closest_marker("headless") is not None
         metafunc.parametrize("screens", SCREENS if on_a_card and not is_marked else ["headless"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
+from scenario.cards import Screens, machine_on
 
 from displbe.config import Settings
 from displbe.daemon import Daemon
@@ -24,11 +26,21 @@ class Waits(trio.abc.Instrument):
         self.count += timeout > 0
 
 
-async def test_a_still_picture_wakes_the_loop_twice_a_second_at_most(tmp_path: Path) -> None:
+@pytest.mark.parametrize("screens", ["headless", "pump"])
+async def test_a_still_picture_wakes_the_loop_twice_a_second_at_most(
+    screens: Screens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """tests/bench/idle.py measures all sinks, and their threads."""
-    settings = Settings(sink="headless", control=ControlSettings(socket=""))
-    async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
-        await nursery.start(Daemon(settings, xen.hypervisor(0)).run)
+    settings = Settings(sink="headless" if screens == "headless" else "drm", control=ControlSettings(socket=""))
+    async with (
+        machine_on(screens, tmp_path, monkeypatch) as board,
+        Xen(tmp_path).running() as xen,
+        trio.open_nursery() as nursery,
+    ):
+        hypervisor = xen.hypervisor(0)
+        if board is not None:
+            hypervisor.commit = board.commit
+        await nursery.start(Daemon(settings, hypervisor).run)
         async with Guest.booted(xen, 1, ConnectorSpec("HDMI-A-1", 64, 48)) as guest:
             await guest.display.connected.wait()
             _, framebuffer, _ = await guest.display.create_framebuffer(64, 48)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from scenario.cards import Screens, world_on
 from scenario.world import World, exchange, spec, until
 
 from displbe.backend.guests import GuestSettings
@@ -29,10 +31,10 @@ async def test_an_edid_is_made_where_no_monitor_has_one(world: World) -> None:
             buffer.free()
 
 
-async def test_be_alloc(tmp_path: Path) -> None:
+async def test_be_alloc(screens: Screens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With be-alloc, the guest draws into memory of the backend."""
     async with (
-        World.running(tmp_path, guests={"painter": GuestSettings(be_alloc=True)}) as world,
+        world_on(screens, tmp_path, monkeypatch, guests={"painter": GuestSettings(be_alloc=True)}) as world,
         world.booted(1, spec()) as guest,
     ):
         world.tools.write("/local/domain/1/name", "painter", [("n", 0), ("r", 1)])
@@ -50,7 +52,7 @@ async def test_be_alloc(tmp_path: Path) -> None:
             await connector.order(FbAttach(0, 1, 2, 64, 48, fourcc("XR24")))
             await connector.order(SetConfig(0, 2, 0, 0, 64, 48, 32))
             await connector.flip(2)
-            shown = world.output().picture()
+            shown = world.picture()
             assert shown is not None
             assert shown.tobytes() == b"".join(picture[n : n + 3][::-1] for n in range(0, len(picture), 4))
             del pixels
@@ -60,10 +62,12 @@ async def test_be_alloc(tmp_path: Path) -> None:
             assert world.held(1) == {"connectors": 1}
 
 
-async def test_the_configuration_chooses_the_outputs(tmp_path: Path) -> None:
+async def test_the_configuration_chooses_the_outputs(
+    screens: Screens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guests = {"painter": GuestSettings(connectors=["DP-2", "DP-1"])}
     async with (
-        World.running(tmp_path, outputs=["DP-1", "DP-2"], guests=guests) as world,
+        world_on(screens, tmp_path, monkeypatch, outputs=["DP-1", "DP-2"], guests=guests) as world,
         world.booted(1, spec("anything"), spec("else")) as guest,
     ):
         world.tools.write("/local/domain/1/name", "painter", [("n", 0), ("r", 1)])
@@ -71,10 +75,10 @@ async def test_the_configuration_chooses_the_outputs(tmp_path: Path) -> None:
         _, fb, buffer = await guest.display.create_framebuffer(64, 48)
         buffer.pixels[:] = b"\x01\x02\x03\0" * (64 * 48)
         await guest.display.show(1, fb, 64, 48)
-        shown = world.output("DP-1").picture()
+        shown = world.picture("DP-1")
         assert shown is not None
         assert shown.tobytes() == b"\x03\x02\x01" * (64 * 48)
-        assert world.output("DP-2").picture() is None
+        assert world.picture("DP-2") is None
 
 
 async def test_a_name_that_the_guest_wrote_is_not_used(tmp_path: Path) -> None:

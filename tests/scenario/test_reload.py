@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from scenario.cards import Screens, machine_on, pump_of
 from scenario.devices import SimDevice
 from scenario.world import World, flip_on, spec, until
 
@@ -65,12 +66,23 @@ async def manager(tmp_path: Path) -> AsyncIterator[Manager]:
         nursery.cancel_scope.cancel()
 
 
-async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_status_and_sighup(
+    screens: Screens, tmp_path: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(daemon, "STATUS_PERIOD", 0.02)
     config = tmp_path / "displbe.toml"
-    config.write_text("sink = 'headless'\n[control]\nsocket = ''\n")
-    async with Xen(tmp_path).running() as xen, trio.open_nursery() as nursery:
-        made = Daemon(load(str(config)), xen.hypervisor(0), ServiceManager({"NOTIFY_SOCKET": str(manager.path)}))
+    sink = "headless" if screens == "headless" else "drm"
+    same = f"sink = '{sink}'\n[daemon]\npump = '{pump_of(screens)}'\n[control]\nsocket = ''\n"
+    config.write_text(same)
+    async with (
+        machine_on(screens, tmp_path, monkeypatch) as board,
+        Xen(tmp_path).running() as xen,
+        trio.open_nursery() as nursery,
+    ):
+        hypervisor = xen.hypervisor(0)
+        if board is not None:
+            hypervisor.commit = board.commit
+        made = Daemon(load(str(config)), hypervisor, ServiceManager({"NOTIFY_SOCKET": str(manager.path)}))
         nursery.start_soon(process.serve, made, str(config))
         await until(lambda: "READY=1" in manager.heard)
         assert manager.last("STATUS").startswith("serving")
@@ -81,7 +93,7 @@ async def test_status_and_sighup(tmp_path: Path, manager: Manager, monkeypatch: 
             async with flip_on(guest) as times:
                 await until(lambda: len(times) > 3)
                 del manager.heard[:]
-                config.write_text("sink = 'headless'\n[control]\nsocket = ''\n[limits]\npages = 7\n")
+                config.write_text(f"{same}[limits]\npages = 7\n")
                 os.kill(os.getpid(), signal.SIGHUP)
                 await until(lambda: "READY=1" in manager.heard)
                 assert manager.heard.index("RELOADING=1") < manager.heard.index("READY=1")
@@ -169,7 +181,8 @@ def said(lines: list[Any]) -> dict[str, Any]:
 async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
     config = tmp_path / "displbe.toml"
     path = world.settings.control.socket
-    same = f"sink = 'headless'\n[control]\nsocket = '{path}'\n[headless]\nrefresh = 1000\n"
+    sink, pump = world.settings.sink, world.settings.daemon.pump
+    same = f"sink = '{sink}'\n[daemon]\npump = '{pump}'\n[control]\nsocket = '{path}'\n[headless]\nrefresh = 1000\n"
     config.write_text(same)
     with structlog.testing.capture_logs() as lines:
         await world.daemon.reload(str(config))
@@ -179,9 +192,7 @@ async def test_what_a_reload_changes(world: World, tmp_path: Path) -> None:
         "applied": [],
         "takes_a_restart": [],
     }
-    more = (
-        same.replace("1000", "60").replace("headless'\n", "drm'\n", 1) + "[limits]\npages = 5\n[input]\nfocus = 'a'\n"
-    )
+    more = same.replace("1000", "60").replace(f"'{sink}'", "'wayland'") + "[limits]\npages = 5\n[input]\nfocus = 'a'\n"
     config.write_text(more + "[guest.a]\nconnectors = ['DP-1']\n[log]\nlevel = 'info'\n")
     for applied in (["guest.a", "input.focus", "limits.pages"], []):  # changes that take a restart are logged each time
         with structlog.testing.capture_logs() as lines:

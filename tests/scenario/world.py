@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 
 import trio
 from conformance.world import descriptors
+from PIL import Image
+from unit.drm_model import ModelDevice
 
 from displbe.backend import device as backend_device
 from displbe.backend.device import Device
@@ -25,6 +27,7 @@ from displbe.sim.guest import FrontConnector, Guest
 from displbe.sim.hypervisor import Grant, SimHypervisor, Xen
 from displbe.sim.input import InputFrontend
 from displbe.sim.toolstack import ConnectorSpec, Toolstack
+from displbe.sinks.drm.output import DrmOutput
 from displbe.sinks.headless.output import HeadlessOutput
 from displbe.sinks.headless.settings import HeadlessSettings
 from displbe.wire.displif import MESSAGE_SIZE, Request, encode_request
@@ -158,6 +161,15 @@ class World:
         found = self.daemon.sink.claimed(name)
         assert isinstance(found, HeadlessOutput)
         return found
+
+    def picture(self, name: str = "HDMI-A-1") -> Image.Image | None:
+        """Return what a guest's screen shows; None: it is off."""
+        found = self.daemon.sink.claimed(name)
+        if not isinstance(found, DrmOutput):
+            return self.output(name).picture()
+        assert found.pipe is not None
+        assert isinstance(found.pipe.device, ModelDevice)
+        return found.pipe.device.picture(found.pipe.crtc)
 
     def device(self, domid: int) -> Device[DisplayDevice]:
         """Return a guest's device 0."""

@@ -13,12 +13,14 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from ctypes import c_uint32, c_uint64
 from typing import Any, Final
 
 import msgspec
 from memory_watch import heavy
+from PIL import Image
 
 from displbe.pump.library import ffi
 from displbe.sinks.base import Geometry
@@ -69,6 +71,27 @@ class Described(msgspec.Struct):
     """Whether the driver refuses any other value than `value`."""
 
 
+class DumbMemory:
+    """The card's memory of a dumb buffer, in a file. The file is closed when no handle and no framebuffer refers to it any more."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    @classmethod
+    def make(cls, size: int) -> DumbMemory:
+        """Return new memory."""
+        made = cls(os.memfd_create("dumb"))
+        os.ftruncate(made.fd, size)
+        return made
+
+    def read(self) -> bytes:
+        """Return its content."""
+        return os.pread(self.fd, os.fstat(self.fd).st_size, 0)
+
+
 class Framebuffer(msgspec.Struct):
     """A framebuffer made by ADDFB2."""
 
@@ -79,6 +102,9 @@ class Framebuffer(msgspec.Struct):
     """The inode of its dma-buf; 0: the card's own memory."""
     code: int = XR24
     """The DRM format."""
+    offset: int = 0
+    """Where its pixels begin in the memory, in bytes."""
+    dumb: DumbMemory | None = None
 
 
 class Monitor(msgspec.Struct):
@@ -141,6 +167,8 @@ class Board:
         """Commits that the pump has made."""
         self.flips = 0
         """Commits that ask for an event."""
+        self.contents: dict[int, Callable[[], bytes]] = {}
+        """The inode of a guest's dma-buf -> returns what it contains, for `ModelDevice.picture`."""
         self.slow = 0.0
         """Seconds of sleep after each step of an import, so that other threads run in between."""
 
@@ -236,7 +264,10 @@ class ModelDevice(DrmDevice):
         self.leaving: dict[int, int] = {}
         """CRTC -> framebuffer that leaves the screen at the end of the pending flip."""
         self._next = 100
-        self._memory = os.memfd_create("model")
+        self._dumb: dict[int, DumbMemory] = {}
+        """By handle."""
+        self._maps: weakref.WeakValueDictionary[int, DumbMemory] = weakref.WeakValueDictionary()
+        """By the offset for mmap."""
         self._end: Any = 0
         self._lock = threading.RLock()
         self._handlers: dict[int, Callable[[Any], int]] = {
@@ -283,7 +314,9 @@ class ModelDevice(DrmDevice):
             super().close()
             self.master = False
             self._end.close()
-        os.close(self._memory)
+            self._dumb.clear()
+            for framebuffer in self.fbs.values():
+                framebuffer.dumb = None
 
     def try_ioctl(self, number: int, argument: Any) -> int:
         if self.fd < 0 or self.unplugged:
@@ -298,7 +331,7 @@ class ModelDevice(DrmDevice):
         return failed
 
     def _map(self, offset: int, size: int, writable: bool) -> Mapping:
-        return Mapping(self._memory, [(offset, size)], writable=writable)
+        return Mapping(self._maps[offset].fd, [(0, size)], writable=writable)
 
     # For tests
 
@@ -333,6 +366,19 @@ class ModelDevice(DrmDevice):
     def shown(self, index: int = 0) -> dict[str, int]:
         """Return a primary plane's state; it is empty while its CRTC is off."""
         return self.objects[PLANE + index] if self.objects[CRTC + index]["ACTIVE"] else {}
+
+    def picture(self, crtc: int = CRTC) -> Image.Image | None:
+        """Return what a CRTC's screen shows; None: it is off."""
+        with self._lock:
+            plane = self.shown(crtc - CRTC)
+            if not plane or plane["FB_ID"] not in self.fbs:
+                return None
+            fb = self.fbs[plane["FB_ID"]]
+            data = fb.dumb.read() if fb.dumb is not None else self.board.contents[fb.pages]()
+        assert (fb.code, plane["rotation"]) == (XR24, 1)
+        whole = Image.frombytes("RGB", (fb.width, fb.height), data[fb.offset :], "raw", "BGRX", fb.pitch)
+        x, y, width, height = (plane[f"SRC_{name}"] >> 16 for name in "XYWH")
+        return whole.crop((x, y, x + width, y + height))
 
     # The kernel's side
 
@@ -472,6 +518,10 @@ class ModelDevice(DrmDevice):
         # idr_alloc(): the lowest free number.
         pages = os.fstat(ask.fd).st_ino
         ask.handle = next((handle for handle, of in self.handles.items() if of == pages), 0) or self._new_handle(pages)
+        if (
+            os.fstat(ask.fd).st_size and ask.handle not in self._dumb
+        ):  # the dma-buf of a dumb buffer: a guest's is empty
+            self._dumb[ask.handle] = DumbMemory(os.dup(ask.fd))
         return 0
 
     def _new_handle(self, pages: int) -> int:
@@ -480,10 +530,11 @@ class ModelDevice(DrmDevice):
         return handle
 
     def _prime_handle_to_fd(self, ask: Any) -> int:
-        ask.fd = os.memfd_create("exported")
+        ask.fd = os.dup(self._dumb[ask.handle].fd)
         return 0
 
     def _gem_close(self, ask: Any) -> int:
+        self._dumb.pop(ask.handle, None)
         return self.board.fault("close") or (0 if self.handles.pop(ask.handle, None) is not None else errno.EINVAL)
 
     def _mode_create_dumb(self, ask: Any) -> int:
@@ -493,11 +544,12 @@ class ModelDevice(DrmDevice):
         ask.handle = self._new_handle(0)
         ask.pitch = ask.width * ask.bpp // 8
         ask.size = -(-ask.pitch * ask.height // 4096) * 4096
+        self._dumb[ask.handle] = DumbMemory.make(ask.size)
         return 0
 
     def _mode_map_dumb(self, ask: Any) -> int:
-        ask.offset = os.fstat(self._memory).st_size
-        os.ftruncate(self._memory, ask.offset + (1 << 24))  # memory that is not touched costs nothing
+        ask.offset = self._new() << 32
+        self._maps[ask.offset] = self._dumb[ask.handle]
         return 0
 
     def _mode_addfb2(self, ask: Any) -> int:
@@ -505,7 +557,13 @@ class ModelDevice(DrmDevice):
             return errno.ENOENT
         ask.fb_id = self._new()
         self.fbs[ask.fb_id] = Framebuffer(
-            ask.width, ask.height, ask.pitches[0], self.handles[ask.handles[0]], ask.pixel_format
+            ask.width,
+            ask.height,
+            ask.pitches[0],
+            self.handles[ask.handles[0]],
+            ask.pixel_format,
+            ask.offsets[0],
+            self._dumb.get(ask.handles[0]),
         )
         return 0
 

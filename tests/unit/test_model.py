@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import msgspec
 import pytest
 import trio
+from fuzz.card_rig import CardMachine
 from fuzz.rig import LIMITS, Machine, Rig
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from unit.drm_model import CRTC, ModelDevice
 
+from displbe.sinks.drm.buffer import DrmBuffer
+from displbe.sinks.drm.output import DrmOutput
 from displbe.wire.displif import (
     REQ_ALLOC,
     DbufCreate,
@@ -68,6 +73,8 @@ class Screen:
     def __init__(self) -> None:
         self.shape: tuple[int, ...] | None = None
         self.pending: int | None = None
+        self.newest = 0
+        """The framebuffer that is shown, or that the flip under way will show; 0: none, or one that is gone."""
         self.events: list[PageFlipEvent] = []
         self.seen: list[PageFlipEvent] = []
 
@@ -81,10 +88,10 @@ class Screen:
 class Displif(RuleBasedStateMachine):
     """One connected device; each rule is one request with the answer that it must get."""
 
-    @initialize(allowed=st.booleans())
-    def connect(self, allowed: bool) -> None:
-        """A connection, in a thread of its own."""
-        self.allowed = allowed
+    @initialize(dmabufs=st.booleans())
+    def connect(self, dmabufs: bool) -> None:
+        """A connection, in a thread of its own. Without dma-bufs, a card's frames are copied; the headless sink has none anyway."""
+        self.dmabufs = dmabufs
         self.buffers: dict[int, Buffer] = {}
         self.framebuffers: dict[int, Framebuffer] = {}
         self.screens = [Screen() for _ in range(CONNECTORS)]
@@ -99,6 +106,10 @@ class Displif(RuleBasedStateMachine):
             self.attach(which, 1, CODES[0], True, 0)
         for where in range(CONNECTORS):
             self.show(where, 1)
+        self.begin()
+
+    def begin(self) -> None:
+        """What comes before the first rule."""
 
     def _run(self) -> None:
         try:
@@ -109,13 +120,18 @@ class Displif(RuleBasedStateMachine):
             self.up.set()
 
     async def _serve(self) -> None:
-        self.machine = Machine()
         self.token = trio.lowlevel.current_trio_token()
         self.over = trio.Event()
-        async with self.machine.running(screens=False), Rig.connected(self.machine, CONNECTORS) as self.rig:
+        async with self._machine() as self.machine, Rig.connected(self.machine, CONNECTORS) as self.rig:
             self.up.set()
             await self.over.wait()
-        self.machine.close()
+
+    @asynccontextmanager
+    async def _machine(self) -> AsyncIterator[Machine]:
+        machine = Machine()
+        async with machine.running(screens=False):
+            yield machine
+        machine.close()
 
     def teardown(self) -> None:
         """The end of the connection: Rig looks whether anything is still held."""
@@ -130,12 +146,12 @@ class Displif(RuleBasedStateMachine):
         """Run something where the device is served."""
         return trio.from_thread.run(work, *arguments, trio_token=self.token)
 
-    async def _exchange(self, where: int, request: Request) -> int:
+    async def _exchange(self, where: int, request: Request, waits: bool) -> int:
         self.machine.fill_directories()  # be-alloc has written into them
         front = self.rig.fronts[where]
         slot = (self.requests & 0xFFFF).to_bytes(2, "little") + encode_request(request)[2:]
         front.put(slot)
-        await self.rig.settle()
+        await self._settle(waits)
         assert self.rig.broken is None
         (answer,) = front.take_responses()
         assert (answer.id, answer.operation) == (self.requests & 0xFFFF, request.operation)
@@ -143,14 +159,22 @@ class Displif(RuleBasedStateMachine):
         await self._look()
         return answer.status
 
+    async def _settle(self, waits: bool) -> None:
+        await self.rig.settle()
+
     async def _look(self) -> None:
         await trio.lowlevel.checkpoint()
         for screen, front in zip(self.screens, self.rig.fronts, strict=True):
             screen.seen += front.take_events()
 
-    def expect(self, code: Errno | int, request: Request, where: int = 0) -> None:
-        """Send a request; this is its answer."""
-        assert self.inside(self._exchange, where, request) == -code
+    def expect(self, code: Errno | int, request: Request, where: int = 0, *, waits: bool = False) -> None:
+        """Send a request; this is its answer. `waits`: the response may wait until the screens have refreshed."""
+        assert self.inside(self._exchange, where, request, waits) == -code
+        if waits:
+            self.waited()
+
+    def waited(self) -> None:
+        """A request that may wait for the screens has been answered. The headless sink's requests never wait."""
 
     @staticmethod
     def one_of(there: dict[int, T], which: int) -> int:
@@ -188,7 +212,7 @@ class Displif(RuleBasedStateMachine):
     def destroy(self, which: int) -> None:
         """DBUF_DESTROY; its framebuffers go first."""
         cookie = self.one_of(self.buffers, which)
-        self.expect(0 if cookie in self.buffers else Errno.ENOENT, DbufDestroy(0, cookie))
+        self.expect(0 if cookie in self.buffers else Errno.ENOENT, DbufDestroy(0, cookie), waits=True)
         if self.buffers.pop(cookie, None) is not None:
             for fb in [fb for fb, framebuffer in self.framebuffers.items() if framebuffer.dbuf == cookie]:
                 self._forget(fb)
@@ -197,6 +221,8 @@ class Displif(RuleBasedStateMachine):
         for screen in self.screens:
             if screen.pending == fb:
                 screen.complete()
+            if screen.newest == fb:
+                screen.newest = 0
         del self.framebuffers[fb]
 
     # Framebuffers
@@ -228,7 +254,7 @@ class Displif(RuleBasedStateMachine):
     def detach(self, which: int) -> None:
         """FB_DETACH, of what is shown too."""
         fb = self.one_of(self.framebuffers, which)
-        self.expect(0 if fb in self.framebuffers else Errno.ENOENT, FbDetach(0, fb))
+        self.expect(0 if fb in self.framebuffers else Errno.ENOENT, FbDetach(0, fb), waits=True)
         if fb in self.framebuffers:
             self._forget(fb)
 
@@ -240,17 +266,18 @@ class Displif(RuleBasedStateMachine):
         fb = self.one_of(self.framebuffers, which)
         framebuffer = self.framebuffers.get(fb)
         width, height = framebuffer.shape[:2] if framebuffer else (64, 48)
-        self.expect(0 if framebuffer else Errno.ENOENT, SetConfig(0, fb, 0, 0, width, height, 32), where)
+        config = SetConfig(0, fb, 0, 0, width, height, 32)
+        self.expect(0 if framebuffer else Errno.ENOENT, config, where, waits=True)
         if framebuffer:
             self.screens[where].complete()
-            self.screens[where].shape = framebuffer.shape
+            self.screens[where].shape, self.screens[where].newest = framebuffer.shape, fb
 
     @rule(where=WHERE)
     def hide(self, where: int) -> None:
         """SET_CONFIG of nothing."""
-        self.expect(0, SetConfig(0, 0, 0, 0, 0, 0, 0), where)
+        self.expect(0, SetConfig(0, 0, 0, 0, 0, 0, 0), where, waits=True)
         self.screens[where].complete()
-        self.screens[where].shape = None
+        self.screens[where].shape, self.screens[where].newest = None, 0
 
     @rule(where=WHERE, several=st.lists(WHICH, min_size=1, max_size=4))
     def flip(self, where: int, several: list[int]) -> None:
@@ -267,9 +294,10 @@ class Displif(RuleBasedStateMachine):
             code = Errno.EINVAL
         elif screen.pending is not None:
             code = Errno.EBUSY
-        self.expect(code, PageFlip(0, fb), where)
+        is_reshaped = not code and framebuffer is not None and framebuffer.shape != screen.shape
+        self.expect(code, PageFlip(0, fb), where, waits=is_reshaped)
         if not code and framebuffer is not None:
-            screen.pending = fb
+            screen.pending = screen.newest = fb
             if framebuffer.shape != screen.shape:  # a mode change, shown at once
                 screen.shape = framebuffer.shape
                 screen.complete()
@@ -277,9 +305,9 @@ class Displif(RuleBasedStateMachine):
     @rule()
     def vblank(self) -> None:
         """The screens refresh."""
-        self.inside(self._vblank)
         for screen in self.screens:
             screen.complete()
+        self.inside(self._vblank)
 
     async def _vblank(self) -> None:
         self.machine.vblank()
@@ -339,6 +367,10 @@ class Displif(RuleBasedStateMachine):
         for request in (self._create(0x1000, (64, 48, 32)), FbDetach(0, 0x2000), DbufDestroy(0, 0x1000)):
             self.expect(Errno.EINVAL, request, 1)
 
+    def copied(self) -> int:
+        """Return the pages of copies of frames that are charged; the headless sink has none for pictures as small as these."""
+        return 0
+
     @invariant()
     def held(self) -> None:
         """What is held and charged is what there is."""
@@ -353,7 +385,7 @@ class Displif(RuleBasedStateMachine):
         assert self.rig.quota.used == {
             "pages": PAGES * theirs,
             "alloc_pages": PAGES * ours,
-            "copy_pages": 0,
+            "copy_pages": self.copied(),
             "buffers": len(self.buffers),
             "framebuffers": len(self.framebuffers),
             "connectors": CONNECTORS,
@@ -366,5 +398,95 @@ class Displif(RuleBasedStateMachine):
             assert screen.seen == screen.events
 
 
+class PumpedDisplif(Displif):
+    """The same over a card whose steady flips the pump serves. Its screens refresh when a rule says so, and while a request waits."""
+
+    machine: CardMachine
+
+    def begin(self) -> None:
+        for where in range(CONNECTORS):
+            before = self.machine.board.pumped
+            for which in (1, 0, 1):
+                self._flip(where, list(self.framebuffers)[which])
+                self.vblank()
+            assert self.machine.board.pumped == before + 2, "the first flip is Python's; the steady ones are the pump's"
+
+    @asynccontextmanager
+    async def _machine(self) -> AsyncIterator[Machine]:
+        async with CardMachine.made(CONNECTORS, dmabufs=self.dmabufs) as machine:
+            yield machine
+
+    def teardown(self) -> None:
+        """The end of the connection, which waits for flips under way."""
+        if hasattr(self, "rig"):
+            self.machine.refresh()
+        super().teardown()
+
+    def waited(self) -> None:
+        self.vblank()
+
+    async def _settle(self, waits: bool) -> None:
+        async with trio.open_nursery() as nursery:
+            if waits:
+                nursery.start_soon(self._refresh)
+            await self.rig.settle()
+            nursery.cancel_scope.cancel()
+
+    async def _refresh(self) -> None:
+        while True:
+            self.machine.vblank()
+            await trio.sleep(0.001)
+
+    async def _vblank(self) -> None:
+        self.machine.vblank()
+        with trio.move_on_after(5):
+            while any(len(screen.seen) < len(screen.events) for screen in self.screens):
+                await trio.sleep(0.001)
+                self.machine.vblank()  # a frame that a thread copies comes later
+                await self._look()
+
+    @invariant()
+    def shown(self) -> None:
+        """Each screen is on the framebuffer that its guest has flipped to, or on a copy of one."""
+        if hasattr(self, "rig"):
+            self.inside(self._check_screens)
+
+    async def _check_screens(self) -> None:
+        await trio.lowlevel.checkpoint()
+        for screen, connector in zip(self.screens, self.rig.display.connectors, strict=True):
+            output = connector.screen.output
+            assert isinstance(output, DrmOutput)
+            assert output.pipe is not None
+            card = output.pipe.device
+            assert isinstance(card, ModelDevice)
+            shown = card.shown(output.pipe.crtc - CRTC)
+            assert bool(shown) == (screen.shape is not None)
+            if not screen.newest:
+                continue
+            connector.screen.peek()
+            assert connector.screen.newest == screen.newest
+            buffer = connector.screen._buffers.framebuffers[screen.newest].sink_buffers[connector.index]
+            assert isinstance(buffer, DrmBuffer)
+            if output.path == "copy":
+                assert card.fbs[shown["FB_ID"]].dumb is not None
+            else:
+                assert shown["FB_ID"] == buffer.fb
+            assert screen.shape is not None
+            assert (shown["SRC_W"] >> 16, shown["SRC_H"] >> 16) == screen.shape[:2]
+
+    def copied(self) -> int:
+        return self.rig.quota.used["copy_pages"]
+
+
 Displif.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestDisplif = pytest.mark.slow(Displif.TestCase)
+PumpedDisplif.TestCase.settings = Displif.TestCase.settings
+TestPumpedDisplif = pytest.mark.slow(PumpedDisplif.TestCase)
+
+
+class FewPumpedDisplif(PumpedDisplif):
+    """A few examples of it, for each run of the tests."""
+
+
+FewPumpedDisplif.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+TestFewPumpedDisplif = FewPumpedDisplif.TestCase
