@@ -99,6 +99,8 @@ class ReadyFiles:
         """No alarm rings before this time."""
         self.is_used = False
         """Whether there is a file or an alarm to wait for."""
+        self.is_calling = False
+        """Whether functions run."""
         self._again: list[int] = []
         """Files whose functions have work left."""
 
@@ -169,6 +171,7 @@ class ReadyFiles:
 
         What a function raises is raised in the task that serves its file, or runs the alarm.
         """
+        self.is_calling = True
         for fd in files:
             served = self.served.get(fd)
             if served is None:
@@ -184,6 +187,7 @@ class ReadyFiles:
                 self._again.append(fd)
         if self.alarm_at <= now:
             self._ring(now)
+        self.is_calling = False
 
     def _ring(self, now: float) -> None:
         self.alarm_at = math.inf  # what rings sets it

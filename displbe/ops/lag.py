@@ -39,8 +39,6 @@ class LoopLag(ServingClock):
         """When the wait under way should end at the latest."""
         self._is_waiting = False
         """Whether the loop waits for I/O, as far as the clock has been told."""
-        self._is_serving = False
-        """Whether served files' functions run, which may ask for the time."""
         self._longest = 0.0
         """The longest lag of the present period, in seconds."""
         self._period_ends = 0.0
@@ -57,15 +55,18 @@ class LoopLag(ServingClock):
         now = _now()
         if self._is_waiting:
             self._begin_turn(now)
-        elif now - self._turn_began > SHORT and not self._is_serving and not trio.lowlevel.in_trio_task():
+        elif now - self._turn_began > SHORT and not self._is_calling and not trio.lowlevel.in_trio_task():
             # The loop itself asks: a wait is over that was none, because tasks were ready to run.
             self._add(now - self._turn_began, now)
             self._turn_began = now
             if self.files is not None and self.files.is_used:
-                self._is_serving = True
                 self.files.call(self.files.wait(0.0), now)
-                self._is_serving = False
         return now
+
+    @property
+    def _is_calling(self) -> bool:
+        """Whether functions of files and alarms run, which may ask for the time."""
+        return self.files is not None and self.files.is_calling
 
     def _begin_turn(self, now: float) -> None:
         self._is_waiting = False
@@ -85,9 +86,7 @@ class LoopLag(ServingClock):
             until = files.alarm_at if files.alarm_at < deadline else deadline
             ready = files.wait(until - self._end_turn(until))
             self._begin_turn(now := _now())
-            self._is_serving = True
             files.call(ready, now)
-            self._is_serving = False
             if LOOP in ready or (deadline := files.next_deadline()) <= now:
                 return 0.0
             if not ready and files.is_idle_awaited():

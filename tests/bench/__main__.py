@@ -121,11 +121,15 @@ def flip_cost() -> bool:
     return ratio <= AT_MOST
 
 
+def _wakeups(sink: str) -> Callable[[Path], bool]:
+    return lambda _: idle.report(sink)
+
+
 REPORTS: Final[dict[str, Callable[[Path], bool]]] = {
     "steps of the loop": steps.report,
     "CPU of a flip": lambda _: flip_cost(),
     "calls of a flip": lambda _: calls.report(),
-    "wake-ups": lambda _: idle.report(),
+    **{f"wake-ups, {sink}": _wakeups(sink) for sink in idle.SINKS},
     "keys": keys.report,
     "isolation": isolation.report,
     "the pump's delays": pump.report,

@@ -34,10 +34,9 @@ from displbe.sinks.drm.settings import DrmSettings
 
 from . import calls, steps
 
-__all__ = ["report", "wakeups"]
+__all__ = ["SINKS", "report", "wakeups"]
 
 SECONDS: Final = 6
-TRIES: Final = 3
 SIZE: Final = (320, 240)
 SETTLE: Final = 4.0
 """Seconds until the first flips, messages and mode changes are over."""
@@ -99,15 +98,6 @@ async def wakeups(place: calls.Place, seconds: float = SECONDS) -> dict[str, flo
     }
 
 
-def _least(place: calls.Place, most: float) -> dict[str, float]:
-    """Count until there are no more wake-ups than allowed, TRIES times at most; return the least. Other programs only add to them."""
-    found = trio.run(wakeups, place, clock=LoopLag())
-    for _ in range(TRIES - 1):
-        if sum(found.values()) > most:
-            found = min(found, trio.run(wakeups, place, clock=LoopLag()), key=lambda rates: sum(rates.values()))
-    return found
-
-
 def report(*wanted: str) -> bool:
     """Print the wake-ups. False: there are more than allowed."""
     quick, redraw._LATER_BACKOFF = redraw._LATER_BACKOFF, 10.0  # type: ignore[misc]  # the half minute at once
@@ -116,7 +106,7 @@ def report(*wanted: str) -> bool:
     try:
         for name in wanted or SINKS:
             place, most = SINKS[name]
-            found = _least(place, most)
+            found = trio.run(wakeups, place, clock=LoopLag())
             total = sum(found.values())
             good &= total <= most
             by_thread = ", ".join(f"{thread}: {rate:.1f}" for thread, rate in found.items())

@@ -16,7 +16,7 @@ import trio
 from memory_watch import content
 from unit.drm_model import Board, no_monitor
 
-from displbe.sim.hypervisor import SimBuffer, SimHypervisor
+from displbe.sim.hypervisor import SimBuffer, SimHypervisor, Xen
 from displbe.sinks.base import NOBODY, Claimant, OutputUnavailable
 from displbe.sinks.drm import hotplug
 from displbe.sinks.drm import sink as sink_module
@@ -32,6 +32,7 @@ __all__ = [
     "board_of_any_size",
     "card_machine",
     "check_pumped",
+    "hypervisor_on",
     "machine_on",
     "pump_of",
     "shining",
@@ -114,6 +115,14 @@ def shining(board: Board, refresh: float) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def hypervisor_on(xen: Xen, board: Board | None) -> SimHypervisor:
+    """Return Dom0's hypervisor, with the card on which the pump commits, if there is one."""
+    hypervisor = xen.hypervisor(0)
+    if board is not None:
+        hypervisor.commit = board.commit
+    return hypervisor
 
 
 @contextlib.asynccontextmanager

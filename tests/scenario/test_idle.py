@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from scenario.cards import Screens, machine_on
+from scenario.cards import Screens, hypervisor_on, machine_on
 
 from displbe.config import Settings
 from displbe.daemon import Daemon
@@ -37,10 +37,7 @@ async def test_a_still_picture_wakes_the_loop_twice_a_second_at_most(
         Xen(tmp_path).running() as xen,
         trio.open_nursery() as nursery,
     ):
-        hypervisor = xen.hypervisor(0)
-        if board is not None:
-            hypervisor.commit = board.commit
-        await nursery.start(Daemon(settings, hypervisor).run)
+        await nursery.start(Daemon(settings, hypervisor_on(xen, board)).run)
         async with Guest.booted(xen, 1, ConnectorSpec("HDMI-A-1", 64, 48)) as guest:
             await guest.display.connected.wait()
             _, framebuffer, _ = await guest.display.create_framebuffer(64, 48)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
-from scenario.cards import Screens, machine_on, pump_of
+from scenario.cards import Screens, hypervisor_on, machine_on, pump_of
 from scenario.devices import SimDevice
 from scenario.world import World, flip_on, spec, until
 
@@ -79,10 +79,9 @@ async def test_status_and_sighup(
         Xen(tmp_path).running() as xen,
         trio.open_nursery() as nursery,
     ):
-        hypervisor = xen.hypervisor(0)
-        if board is not None:
-            hypervisor.commit = board.commit
-        made = Daemon(load(str(config)), hypervisor, ServiceManager({"NOTIFY_SOCKET": str(manager.path)}))
+        made = Daemon(
+            load(str(config)), hypervisor_on(xen, board), ServiceManager({"NOTIFY_SOCKET": str(manager.path)})
+        )
         nursery.start_soon(process.serve, made, str(config))
         await until(lambda: "READY=1" in manager.heard)
         assert manager.last("STATUS").startswith("serving")

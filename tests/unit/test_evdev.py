@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
 from struct import Struct
 from types import SimpleNamespace
 from typing import Any, Final
@@ -29,15 +28,6 @@ from displbe.input.event_codes import (
 EVENT: Final = Struct("@llHHi")
 NODE: Final = "/dev/input/event0"
 ATTRIBUTES: Final = ("capabilities/key", "capabilities/rel", "capabilities/abs", "properties")
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe in place of a device node."""
-    ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 def test_events_are_read_together(pipe: tuple[int, int]) -> None:

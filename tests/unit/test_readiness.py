@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,14 +41,6 @@ def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None
             assert not clock.files.alarms
 
     return in_loop
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
