@@ -268,13 +268,18 @@ def build_guest(root: Path, kernel: Path, work: Path) -> None:
         shutil.copy((library / name).resolve(), initramfs / "lib" / name)
     shutil.copy(HERE / "domu" / "init.sh", initramfs / "init")
     (initramfs / "init").chmod(0o755)
-    listing = "\n".join(str(p.relative_to(initramfs)) for p in sorted(initramfs.rglob("*")))
-    cpio = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
-    packed = subprocess.run(cpio, input=listing.encode(), cwd=initramfs, capture_output=True, check=True).stdout
     domu = root / "domu"
     domu.mkdir()
-    (domu / "initrd.img").write_bytes(gzip.compress(packed, mtime=0))
+    (domu / "initrd.img").write_bytes(packed(initramfs))
     shutil.copy(kernel, domu / "vmlinuz")
+
+
+def packed(tree: Path) -> bytes:
+    """Return a folder as an initramfs."""
+    listing = "\n".join(str(p.relative_to(tree)) for p in sorted(tree.rglob("*")))
+    cpio = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
+    data = subprocess.run(cpio, input=listing.encode(), cwd=tree, capture_output=True, check=True).stdout
+    return gzip.compress(data, mtime=0)
 
 
 def domain_files() -> list[Path]:

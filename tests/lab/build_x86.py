@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.build import HERE, SUITE, XEN, Apt, cached, host_tools, log, only_one, run
+from lab.build import HERE, SUITE, XEN, Apt, cached, host_tools, log, only_one, packed, run
 
 __all__ = ["Installed", "installed"]
 
@@ -148,10 +147,7 @@ def guest_initramfs(root: Path, version: str, work: Path) -> bytes:
     for source, name in ((HERE / "x86/init.sh", "init"), (HERE / "domu/init.sh", "work")):
         shutil.copy(source, tree / name)
         (tree / name).chmod(0o755)
-    listing = "\n".join(str(p.relative_to(tree)) for p in sorted(tree.rglob("*")))
-    cpio = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
-    packed = subprocess.run(cpio, input=listing.encode(), cwd=tree, capture_output=True, check=True).stdout
-    return gzip.compress(packed, mtime=0)
+    return packed(tree)
 
 
 def copy_modules(root: Path, version: str, tree: Path) -> None:

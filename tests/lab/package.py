@@ -6,7 +6,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-__all__ = ["debian_package"]
+from lab.vm import Machine
+
+__all__ = ["check_devices", "debian_package"]
 
 TREE = Path(__file__).resolve().parents[2]
 
@@ -20,3 +22,13 @@ def debian_package(architecture: str) -> bytes:
     spec.loader.exec_module(module)
     path: Path = module.built(architecture)
     return path.read_bytes()
+
+
+def check_devices(machine: Machine) -> None:
+    """Assert that by the installed package's rules udev has given Xen's devices to its group, except privcmd, which only root may open."""
+    listed = machine.check("stat -c '%n %G %a' /dev/xen/{gntdev,evtchn,xenbus,privcmd} /dev/dri/card0")
+    assert listed.splitlines() == [
+        *(f"/dev/xen/{name} displbe-xen 660" for name in ("gntdev", "evtchn", "xenbus")),
+        "/dev/xen/privcmd root 600",
+        "/dev/dri/card0 video 660",
+    ]

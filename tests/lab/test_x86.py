@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from lab.backend import Held, no_zombie, screens
 from lab.figures import Figure
-from lab.package import debian_package
+from lab.package import check_devices, debian_package
 from lab.pictures import Picture
 from lab.vm import LabError, Machine, Result, guest_config, reference_picture
 from lab.x86 import X86
@@ -102,12 +102,7 @@ def warnings(said: Result) -> set[str]:
 def test_devices(machine: Machine, package: None) -> None:
     """apt has installed the package's files, and by its rules udev has given Xen's devices to its group."""
     machine.check("dpkg -V displbe")
-    listed = machine.check("stat -c '%n %G %a' /dev/xen/{gntdev,evtchn,xenbus,privcmd} /dev/dri/card0")
-    assert listed.splitlines() == [
-        *(f"/dev/xen/{name} displbe-xen 660" for name in ("gntdev", "evtchn", "xenbus")),
-        "/dev/xen/privcmd root 600",
-        "/dev/dri/card0 video 660",
-    ]
+    check_devices(machine)
 
 
 def test_check(machine: Machine, before: Result, service: None) -> None:
@@ -130,18 +125,23 @@ def told_to_be_copied(machine: Machine, name: str) -> None:
     assert (shown["path"], shown["reason"]) == ("copy", WHY)
 
 
+def show(machine: Machine, picture: Picture, kind: str, connector: str) -> str:
+    """Create a guest of a kind, named after it, and assert that its picture is shown, and copied. Return how long that took."""
+    created = machine.clock
+    machine.create(kind, guest_config("still", screens(connector), kind=kind, memory=MEMORY))
+    machine.wait_console(kind, "guest: drawing", 60)
+    machine.expect_picture(picture, kind)
+    took = f"the picture was there {machine.clock - created:.0f} s after xl create"
+    told_to_be_copied(machine, kind)
+    return took
+
+
 def test_pv(machine: Machine, idle: Held, smpte: Picture, figure: Figure) -> None:
     """The monitor shows the picture of a PV guest with Debian's kernel, and again after `xl reboot`. Status and log say why it is copied.
 
     A guest that is destroyed while it draws leaves nothing.
     """
-    connector = next(iter(machine.connectors()))
-    created = machine.clock
-    machine.create("pv", guest_config("still", screens(connector), kind="pv", memory=MEMORY))
-    machine.wait_console("pv", "guest: drawing", 60)
-    machine.expect_picture(smpte, "pv")
-    figure(f"the picture was there {machine.clock - created:.0f} s after xl create")
-    told_to_be_copied(machine, "pv")
+    figure(show(machine, smpte, "pv", next(iter(machine.connectors()))))
     assert events(machine, "displbe starts")[-1]["reason"] == WHY
     shown = len(events(machine, "output on"))
     machine.check("xl reboot pv")
@@ -157,12 +157,7 @@ def test_pvh_and_attached(machine: Machine, idle: Held, smpte: Picture, figure: 
     `xl vdispl-detach` takes the one screen away, and leaves the other.
     """
     first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
-    created = machine.clock
-    machine.create("pvh", guest_config("still", screens(first), kind="pvh", memory=MEMORY))
-    machine.wait_console("pvh", "guest: drawing", 60)
-    machine.expect_picture(smpte, "pvh")
-    figure(f"the picture was there {machine.clock - created:.0f} s after xl create")
-    told_to_be_copied(machine, "pvh")
+    figure(show(machine, smpte, "pvh", first))
     alone, gone = held(machine), len(events(machine, "device gone"))
     machine.create("pv", guest_config("twice", kind="pv", memory=MEMORY))
     machine.wait_console("pv", "guest: up", 60)
