@@ -203,8 +203,8 @@ def copy_tree(to: Path) -> None:
 
 def build(arguments: Sequence[str]) -> None:
     """Build the package into out/deb. Raises SystemExit, or CalledProcessError when a step fails; the step has printed the reason."""
-    host_tools({"mmdebstrap": "mmdebstrap", "readelf": "binutils"})
     with only_one():
+        host_tools({"mmdebstrap": "mmdebstrap", "readelf": "binutils"})
         apt = Apt()
         made_of = [apt.version("debhelper"), machine(), packages()]
         base = cached("deb", made_of, lambda made: make_root(made, apt.source)) / "root"

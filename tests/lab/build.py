@@ -91,7 +91,7 @@ def run(argv: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str]
 
 @contextlib.contextmanager
 def only_one() -> Iterator[None]:
-    """Two runs on one machine build one after the other."""
+    """Two runs on one machine build one after the other; apt fails where another one runs."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / ".lock", "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
@@ -293,8 +293,8 @@ def build() -> Pieces:
     A build that is asked for with all pieces in the cache asks no mirror: `index.json` remembers
     which of the mirror's versions went into them.
     """
-    host_tools()
     with only_one():
+        host_tools()
         texts = [HERE / "build.py", HERE / "kernel.config", HERE / "udmabuf_shim.c", *domain_files()]
         key = hashlib.sha256(b"\0".join(path.read_bytes() for path in texts)).hexdigest()
         index = CACHE / "index.json"

@@ -60,8 +60,8 @@ class Installed:
 
 def installed() -> Installed:
     """Return Debian with Xen and the lab's files, from the cache where it is there."""
-    host_tools(HOST_PACKAGES)
     with only_one():
+        host_tools(HOST_PACKAGES)
         debian = cached("x86-debian", [PACKAGES, INITRAMFS, SUITE], install)
         files = [(path.name, path.read_text()) for path in sources()]
         made = cached("x86-disk", [debian.name, files, GUEST_MODULES, APPLETS], lambda made: build_disk(debian, made))
