@@ -23,7 +23,8 @@ __all__ = ["CardMachine"]
 
 class CardMachine(Machine):
     """Domains 0 and 1, a card, and the pump. Its screens do not refresh by themselves, and flips are not late before they do;
-    nor does the pump give a screen back because its guest pauses.
+    nor does the pump give a screen back because its guest pauses. Still frames are not looked at: what has been drawn into them is
+    shown by a commit that waits for the screen, and on this model such a commit refreshes it.
     """
 
     def __init__(self, board: Board) -> None:
@@ -38,7 +39,7 @@ class CardMachine(Machine):
         self._refreshing = contextlib.ExitStack()
 
     def _make_sink(self, refresh: float) -> Sink:
-        return sink_module.DrmSink(DrmSettings())
+        return sink_module.DrmSink(DrmSettings(refresh=0))
 
     @classmethod
     @contextlib.asynccontextmanager
