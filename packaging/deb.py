@@ -201,13 +201,18 @@ def copy_tree(to: Path) -> None:
     shutil.copytree(to / "packaging/debian", to / "debian")
 
 
+def debian() -> Path:
+    """Return the root of the separate Debian, from the cache where it is there."""
+    host_tools({"mmdebstrap": "mmdebstrap", "readelf": "binutils"})
+    apt = Apt()
+    made_of = [apt.version("debhelper"), machine(), packages()]
+    return cached("deb", made_of, lambda made: make_root(made, apt.source)) / "root"
+
+
 def build(arguments: Sequence[str]) -> None:
     """Build the package into out/deb. Raises SystemExit, or CalledProcessError when a step fails; the step has printed the reason."""
-    with only_one():
-        host_tools({"mmdebstrap": "mmdebstrap", "readelf": "binutils"})
-        apt = Apt()
-        made_of = [apt.version("debhelper"), machine(), packages()]
-        base = cached("deb", made_of, lambda made: make_root(made, apt.source)) / "root"
+    with only_one("package"):
+        base = debian()
         with tempfile.TemporaryDirectory(prefix="displbe-deb-", dir=base / "tmp") as work:
             build_in(base, Path(work), arguments)
     print(*sorted(str(path.relative_to(TREE)) for path in OUT.glob("*.deb")))

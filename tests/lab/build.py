@@ -90,16 +90,24 @@ def run(argv: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str]
 
 
 @contextlib.contextmanager
-def only_one() -> Iterator[None]:
-    """Two runs on one machine build one after the other; apt fails where another one runs."""
+def only_one(what: str) -> Iterator[None]:
+    """Let one process at a time do something of this name: build a piece of one kind, or run apt, which fails beside another apt.
+
+    A block with the same name may not be inside.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / ".lock", "w") as f:
+    with open(CACHE / f".{what}.lock", "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
 
 def host_tools(wanted: Mapping[str, str] = HOST_PACKAGES) -> None:
     """Install the host programs that are missing (Debian, root): the packages, by program."""
+    with only_one("apt"):
+        install_tools(wanted)
+
+
+def install_tools(wanted: Mapping[str, str]) -> None:
     missing = [package for program, package in wanted.items() if shutil.which(program) is None]
     if not missing:
         return
@@ -137,10 +145,14 @@ class Apt:
             *("-o", f"Dir::State={self.home}/state", "-o", f"Dir::Cache={self.home}/cache"),
             *("-o", "APT::Architectures::=amd64", "-o", "APT::Architectures::=arm64"),
         ]
-        run(["apt-get", *self.options, "update", "-q"])
+        self._run("apt-get", "update", "-q")
+
+    def _run(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
+        with only_one("apt"):
+            return run([program, *self.options, *arguments], cwd=cwd)
 
     def version(self, package: str) -> str:
-        found = re.search(r"^Version: (\S+)", run(["apt-cache", *self.options, "show", package]), re.M)
+        found = re.search(r"^Version: (\S+)", self._run("apt-cache", "show", package), re.M)
         if found is None:
             raise SystemExit(f"lab: no package {package} in {SUITE}")
         return found[1]
@@ -148,13 +160,13 @@ class Apt:
     def fetch(self, package: str, into: Path) -> None:
         """Download a package and unpack it without installing anything."""
         into.mkdir(parents=True, exist_ok=True)
-        run(["apt-get", *self.options, "download", "-q", package], cwd=into)
+        self._run("apt-get", "download", "-q", package, cwd=into)
         (deb,) = into.glob("*.deb")
         run(["dpkg", "-x", deb, into])
         deb.unlink()
 
     def kernel_source(self) -> str:
-        listed = run(["apt-cache", *self.options, "search", "^linux-source-"])
+        listed = self._run("apt-cache", "search", "^linux-source-")
         found = re.findall(r"^linux-source-(\d+)\.(\d+) ", listed, re.M)
         versions = sorted((int(a), int(b)) for a, b in found)
         wanted = tuple(int(part) for part in KERNEL.split("."))
@@ -166,6 +178,13 @@ def cached(kind: str, ingredients: object, build: Callable[[Path], None]) -> Pat
     """The folder of what `build` makes from these ingredients; made once, kept whole or not at all."""
     digest = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
     done = CACHE / f"{kind}-{digest}"
+    with only_one(kind):
+        make_once(kind, done, build)
+    return done
+
+
+def make_once(kind: str, done: Path, build: Callable[[Path], None]) -> None:
+    """Make a folder of the cache, if it is not there. Others of its kind that nothing has used for long go."""
     if not done.exists():
         for old in CACHE.glob(f"{kind}-*"):
             if time.time() - old.stat().st_mtime > KEPT:
@@ -176,7 +195,6 @@ def cached(kind: str, ingredients: object, build: Callable[[Path], None]) -> Pat
             build(made)
             made.rename(done)
     os.utime(done)
-    return done
 
 
 def build_kernel(apt: Apt, source: str, made: Path) -> None:
@@ -293,8 +311,8 @@ def build() -> Pieces:
     A build that is asked for with all pieces in the cache asks no mirror: `index.json` remembers
     which of the mirror's versions went into them.
     """
-    with only_one():
-        host_tools()
+    host_tools()
+    with only_one("pieces"):
         texts = [HERE / "build.py", HERE / "kernel.config", HERE / "udmabuf_shim.c", *domain_files()]
         key = hashlib.sha256(b"\0".join(path.read_bytes() for path in texts)).hexdigest()
         index = CACHE / "index.json"

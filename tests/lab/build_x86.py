@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.build import HERE, SUITE, XEN, Apt, cached, host_tools, log, only_one, packed, run
+from lab.build import HERE, SUITE, XEN, Apt, cached, host_tools, log, packed, run
 
 __all__ = ["Installed", "installed"]
 
@@ -60,11 +60,10 @@ class Installed:
 
 def installed() -> Installed:
     """Return Debian with Xen and the lab's files, from the cache where it is there."""
-    with only_one():
-        host_tools(HOST_PACKAGES)
-        debian = cached("x86-debian", [PACKAGES, INITRAMFS, SUITE], install)
-        files = [(path.name, path.read_text()) for path in sources()]
-        made = cached("x86-disk", [debian.name, files, GUEST_MODULES, APPLETS], lambda made: build_disk(debian, made))
+    host_tools(HOST_PACKAGES)
+    debian = cached("x86-debian", [PACKAGES, INITRAMFS, SUITE], install)
+    files = [(path.name, path.read_text()) for path in sources()]
+    made = cached("x86-disk", [debian.name, files, GUEST_MODULES, APPLETS], lambda made: build_disk(debian, made))
     return Installed(*(made / name for name in ("xen", "vmlinuz", "initrd.img", "disk.img")))
 
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from lab.vm import Machine
 
-__all__ = ["check_devices", "debian_package"]
+__all__ = ["check_devices", "deb", "debian_package"]
 
 TREE = Path(__file__).resolve().parents[2]
 
 
-def debian_package(architecture: str) -> bytes:
-    """Return the package of this tree for an architecture. It is built if needed."""
+def deb() -> ModuleType:
+    """Return packaging/deb.py as a module."""
     spec = importlib.util.spec_from_file_location("deb", TREE / "packaging" / "deb.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules["deb"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    path: Path = module.built(architecture)
+    return module
+
+
+def debian_package(architecture: str) -> bytes:
+    """Return the package of this tree for an architecture. It is built if needed."""
+    path: Path = deb().built(architecture)
     return path.read_bytes()
 
 

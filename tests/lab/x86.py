@@ -16,7 +16,7 @@ from typing import Final
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.build import cached, log, only_one, run
+from lab.build import cached, log, run
 from lab.build_x86 import Installed, installed
 from lab.vm import COUNTED, SAME, Card, LabError, Machine, main
 
@@ -83,10 +83,8 @@ def booted() -> tuple[Installed, Path]:
     """Return what the machine was booted from, with its disk as it is now, and its state; from the cache where they are there."""
     pieces = installed()
     version = run(["qemu-system-x86_64", "--version"]).splitlines()[0]
-    with only_one():
-        made = cached(
-            "x86-booted", [version, *COUNTED, X86.memory, *arguments(pieces)], lambda made: boot(pieces, made)
-        )
+    made_of = [version, *COUNTED, X86.memory, *arguments(pieces)]
+    made = cached("x86-booted", made_of, lambda made: boot(pieces, made))
     return replace(pieces, disk=made / "disk.img"), made / "state"
 
 

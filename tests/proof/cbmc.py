@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from lab.build import SUITE, Apt, cached, log, only_one, run
+from lab.build import SUITE, Apt, cached, log, run
 
 __all__ = ["Model", "Property", "Tools", "tools"]
 
@@ -93,8 +93,7 @@ def tools() -> Tools:
         found = re.match(r"\d+", run(["cbmc", "--version"]))
         if found is not None and int(found[0]) >= OLDEST:
             return Tools((), "")
-    with only_one():
-        root = cached("cbmc", [SUITE, PACKAGES], _fetch)
+    root = cached("cbmc", [SUITE, PACKAGES], _fetch)
     (loader,) = [found for found in (root / "usr/lib").glob("*-linux-gnu/ld-linux*") if found.is_file()]
     return Tools((str(loader), "--library-path", f"{loader.parent}:{root / 'usr/lib'}"), f"{root}/usr/bin/")
 
