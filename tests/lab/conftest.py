@@ -10,10 +10,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from lab import tried as trials
 from lab.figures import PROPERTY, Figure, figure_of
 from lab.pictures import Picture
+from lab.tried import Tried
 from lab.vm import LabError, Machine, reference_picture, tarball
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -31,6 +34,10 @@ LONGEST = (
     "test_package",
 )
 """Modules that take minutes, the longest first."""
+SEEN: set[trials.Row] = set()
+"""What was tried in this run."""
+REMARKS: list[str] = []
+"""What is wrong with README.md's table."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,9 +47,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Print the failure of a test that is run again (pytest-rerunfailures)."""
+    """Print the failure of a test that is run again (pytest-rerunfailures), and take down what was tried."""
     if str(report.outcome) == "rerun":
         print(f"\n{report.longreprtext}")
+    if report.when == "call" and report.passed:
+        SEEN.update(
+            trials.Row(*cast("list[str]", row)) for kind, row in report.user_properties if kind == trials.PROPERTY
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Compare what was tried with README.md's table, or write the table. A difference is a failure."""
+    config = session.config
+    if hasattr(config, "workerinput") or exitstatus != 0:
+        return
+    is_whole = config.args == ["tests/lab"] and not config.option.keyword and not config.option.markexpr
+    if is_whole and trials.wanted_in_writing():
+        trials.write(SEEN)
+    errors, remarks = trials.compare(SEEN, is_whole=is_whole)
+    REMARKS.extend(errors + remarks)
+    if errors:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -52,6 +77,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for kind, text in report.user_properties if report.when == "call" else ():
             if kind == PROPERTY:
                 terminalreporter.line(f"{report.nodeid.rpartition('/')[2]}: {text}")
+    for text in REMARKS:
+        terminalreporter.line(text)
 
 
 def project() -> bytes:
@@ -94,6 +121,12 @@ def machine(out: Path) -> Iterator[Machine]:
 def figure(request: pytest.FixtureRequest) -> Figure:
     """`figure(text)` takes down what the test has measured."""
     return figure_of(request.node)
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Tried:
+    """`tried(machine, guest, connector, sink, way, result)` takes down what the test has shown, for README.md's table."""
+    return trials.taker_of(request.node)
 
 
 @pytest.fixture(scope="module")

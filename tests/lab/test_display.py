@@ -11,6 +11,7 @@ from lab.backend import Backend, Held, backend, no_zombie, screens
 from lab.figures import Figure
 from lab.flips import flips
 from lab.pictures import Picture
+from lab.tried import EXACT, Tried
 from lab.vm import Machine, guest_config
 
 ALLOWED = "".join(f"[guest.{name}]\nbe-alloc = true\n" for name in ("still", "flip", "again"))
@@ -59,12 +60,15 @@ def idle(machine: Machine, displbe: Backend) -> Iterator[Held]:
     no_zombie(machine)
 
 
-def test_picture(machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture]) -> None:
+def test_picture(
+    machine: Machine, displbe: Backend, idle: Held, path: str, pictures: tuple[Picture, Picture], tried: Tried
+) -> None:
     """The monitor shows the same picture for a guest's modetest as for Dom0's own."""
     machine.create("still", guest_config("still", screen(machine, path)))
     machine.wait_console("still", "guest: drawing", 60)
     machine.expect_picture(pictures[0], f"guest-still-{path.replace(' ', '-')}")
     assert displbe.events("output on")[-1]["path"] == path
+    tried(machine, "still", next(iter(machine.connectors())), "DRM", path, EXACT)
     if path == "zero copy":
         attached = machine.check("cat /sys/kernel/debug/dma_buf/bufinfo")
         (machine.out / "bufinfo.txt").write_text(attached) if machine.out else None

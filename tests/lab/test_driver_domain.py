@@ -14,6 +14,7 @@ from lab.backend import LOG, TREE
 from lab.conftest import project
 from lab.figures import Figure
 from lab.pictures import Picture, drawn
+from lab.tried import EXACT, Tried
 from lab.vm import SAME, SLOWER, LabError, Machine, guest_config
 from PIL import Image
 
@@ -120,7 +121,7 @@ def png(domd: DriverDomain, name: str) -> Picture:
         return Picture(rgb.width, rgb.height, rgb.tobytes())
 
 
-def test_picture_and_detach(machine: Machine, out: Path, domd: DriverDomain, figure: Figure) -> None:
+def test_picture_and_detach(machine: Machine, out: Path, domd: DriverDomain, figure: Figure, tried: Tried) -> None:
     """displbe shows a guest's picture, answers the toolstack's detach in time, and keeps nothing mapped."""
     idle = domd.held()
     try:
@@ -134,6 +135,7 @@ def test_picture_and_detach(machine: Machine, out: Path, domd: DriverDomain, fig
         seen = png(domd, "Virtual-1")
         seen.save(out / "driver-domain.png")
         assert seen.differs(drawn(1024, 768, 0)) == 0
+        tried(machine, "shown", "Virtual-1", "headless, in a driver domain", "copy", EXACT)
         machine.wait_for(lambda: domd.held() == idle, 30, why="everything released")
     finally:
         machine.destroy("shown")

@@ -10,6 +10,7 @@ from lab.backend import TREE, backend, screens
 from lab.conftest import project
 from lab.pictures import drawn
 from lab.test_drm import config
+from lab.tried import EXACT, Tried
 from lab.vm import Machine, guest_config
 
 DEVICES = {"bochs-drm": "bochs-display", "cirrus-qemu": "cirrus-vga"}
@@ -25,7 +26,7 @@ def computer(out: Path) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("driver", DEVICES)
-def test_copied_where_zero_copy_is_refused(computer: Machine, driver: str) -> None:
+def test_copied_where_zero_copy_is_refused(computer: Machine, driver: str, tried: Tried) -> None:
     """The driver cannot show a guest's dma-buf: one log line says why, and the picture is copied, also when the guest draws later."""
     find = "for c in /sys/class/drm/card?-*; do echo $(basename $(readlink $c/device/device/driver)) ${c#*card?-}; done"
     connector = dict(line.split() for line in computer.check(find).splitlines())[driver]
@@ -35,6 +36,7 @@ def test_copied_where_zero_copy_is_refused(computer: Machine, driver: str) -> No
             computer.wait_console("one", "draw: step 1", 90)
             if driver != "cirrus-qemu":  # an old VGA card, whose I/O ports do not work in this machine for any program
                 computer.expect_picture(drawn(800, 600, 1), driver, driver, timeout=15)
+                tried(computer, "one", connector, "DRM", "copy", EXACT)
         finally:
             computer.destroy("one")
         (why,) = displbe.events("frames are copied")

@@ -14,6 +14,7 @@ from lab.backend import TREE, Backend, Held, backend, no_zombie, screens
 from lab.figures import Figure
 from lab.flips import flips, goes_on
 from lab.pictures import Picture, drawn
+from lab.tried import EXACT, Tried
 from lab.vm import Machine, guest_config
 from lab.weston import SOCKET, Weston, weston
 
@@ -54,6 +55,13 @@ def way(displbe: Backend) -> str:
     return str(displbe.events("framebuffer attached")[-1]["way"])
 
 
+def note(tried: Tried, machine: Machine, displbe: Backend, how: str) -> None:
+    """Take down that the guest `one` was shown."""
+    (version,) = re.findall(r"^weston (\d+\.\d+)", machine.check("weston --version"))
+    shown = {"shm": "zero copy: shared pages"}.get(way(displbe), way(displbe))
+    tried(machine, "one", next(iter(machine.connectors())), f"Wayland: Weston {version}, {how}", shown, EXACT)
+
+
 def released(displbe: Backend, compositor: Weston, idle: Held) -> None:
     """Wait until neither displbe nor Weston holds anything of a guest's."""
     machine = displbe.machine
@@ -62,7 +70,7 @@ def released(displbe: Backend, compositor: Weston, idle: Held) -> None:
 
 
 @pytest.mark.parametrize("renderer", ["pixman", "gl"])
-def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: str) -> None:
+def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: str, tried: Tried) -> None:
     """The monitor shows the guest's picture, and Weston maps the guest's own pages.
 
     Weston also maps them when it draws with GL, because its GL is in software here, so that it must not get a dma-buf.
@@ -76,12 +84,13 @@ def test_picture(machine: Machine, pictures: tuple[Picture, Picture], renderer: 
         print("\n", displbe.events("framebuffer attached")[-1]["reason"])
         assert compositor.mappings() == 1
         assert compositor.imports() == 0
+        note(tried, machine, displbe, renderer)
         machine.destroy("one")
         released(displbe, compositor, idle)
         assert compositor.running
 
 
-def test_a_compositor_that_is_not_trusted(machine: Machine, pictures: tuple[Picture, Picture]) -> None:
+def test_a_compositor_that_is_not_trusted(machine: Machine, pictures: tuple[Picture, Picture], tried: Tried) -> None:
     """By default the compositor gets no file of gntdev: frames are copied. The reason is tried here: such a file in the hands of a program
     without any right maps and copies the guest's XenStore page, which is granted to Dom0 for another purpose.
     """
@@ -90,6 +99,7 @@ def test_a_compositor_that_is_not_trusted(machine: Machine, pictures: tuple[Pict
         machine.wait_console("one", "guest: drawing", 60)
         machine.expect_picture(pictures[0], "weston-not-trusted")
         assert way(displbe) == "copy"
+        note(tried, machine, displbe, "pixman, not trusted")
         assert "trust-compositor allows it" in str(displbe.events("framebuffer attached")[-1]["reason"])
         assert compositor.mappings() == 0
         assert "gntdev" not in machine.check(f"ls -l /proc/{compositor.pid}/fd")

@@ -16,6 +16,7 @@ from lab.backend import Held, no_zombie, screens
 from lab.figures import Figure
 from lab.package import check_devices, debian_package
 from lab.pictures import Picture
+from lab.tried import EXACT, Tried
 from lab.vm import LabError, Machine, Result, guest_config, reference_picture
 from lab.x86 import X86
 
@@ -125,7 +126,7 @@ def told_to_be_copied(machine: Machine, name: str) -> None:
     assert (shown["path"], shown["reason"]) == ("copy", WHY)
 
 
-def show(machine: Machine, picture: Picture, kind: str, connector: str) -> str:
+def show(machine: Machine, picture: Picture, kind: str, connector: str, tried: Tried) -> str:
     """Create a guest of a kind, named after it, and assert that its picture is shown, and copied. Return how long that took."""
     created = machine.clock
     machine.create(kind, guest_config("still", screens(connector), kind=kind, memory=MEMORY))
@@ -133,15 +134,16 @@ def show(machine: Machine, picture: Picture, kind: str, connector: str) -> str:
     machine.expect_picture(picture, kind)
     took = f"the picture was there {machine.clock - created:.0f} s after xl create"
     told_to_be_copied(machine, kind)
+    tried(machine, kind, connector, "DRM", "copy", EXACT)
     return took
 
 
-def test_pv(machine: Machine, idle: Held, smpte: Picture, figure: Figure) -> None:
+def test_pv(machine: Machine, idle: Held, smpte: Picture, figure: Figure, tried: Tried) -> None:
     """The monitor shows the picture of a PV guest with Debian's kernel, and again after `xl reboot`. Status and log say why it is copied.
 
     A guest that is destroyed while it draws leaves nothing.
     """
-    figure(show(machine, smpte, "pv", next(iter(machine.connectors()))))
+    figure(show(machine, smpte, "pv", next(iter(machine.connectors())), tried))
     assert events(machine, "displbe starts")[-1]["reason"] == WHY
     shown = len(events(machine, "output on"))
     machine.check("xl reboot pv")
@@ -151,13 +153,13 @@ def test_pv(machine: Machine, idle: Held, smpte: Picture, figure: Figure) -> Non
     assert held(machine) != idle
 
 
-def test_pvh_and_attached(machine: Machine, idle: Held, smpte: Picture, figure: Figure) -> None:
+def test_pvh_and_attached(machine: Machine, idle: Held, smpte: Picture, figure: Figure, tried: Tried) -> None:
     """A PVH guest is shown in the same way. Beside it, `xl vdispl-attach` gives a running PV guest a screen, on the second card.
 
     `xl vdispl-detach` takes the one screen away, and leaves the other.
     """
     first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
-    figure(show(machine, smpte, "pvh", first))
+    figure(show(machine, smpte, "pvh", first, tried))
     alone, gone = held(machine), len(events(machine, "device gone"))
     machine.create("pv", guest_config("twice", kind="pv", memory=MEMORY))
     machine.wait_console("pv", "guest: up", 60)
