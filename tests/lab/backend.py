@@ -29,11 +29,7 @@ class Held:
     @classmethod
     def by(cls, machine: Machine, pid: int, program: str = "python3") -> Held:
         """Count the resources that a process holds. The kernel names event channels after the program."""
-        counted = machine.check(
-            f"ls /proc/{pid}/fd | wc -l; grep -c xen/gntdev /proc/{pid}/maps;"
-            f" grep -c evtchn:{program} /proc/interrupts; grep -c xen_gntdev /sys/kernel/debug/dma_buf/bufinfo; true"
-        )
-        return cls(*map(int, counted.split()))
+        return cls(*machine.held(pid, program))
 
 
 class Backend:
@@ -45,7 +41,7 @@ class Backend:
     @property
     def pid(self) -> int:
         """The process id of the displbe that runs now."""
-        return int(self.machine.check("cat /run/displbe.pid"))
+        return int(self.machine.get("/run/displbe.pid"))
 
     def kill(self) -> datetime:
         """Kill displbe by `kill -9`. Return the time by Dom0's clock, in UTC like the times in the log."""

@@ -184,6 +184,10 @@ class Machine:
         place = shlex.quote(under)
         self.check(f"mkdir -p {place} && busybox tar -xf {packed} -C {place}; code=$?; rm {packed}; exit $code")
 
+    def held(self, pid: int, program: str) -> list[int]:
+        """Return what a process of Dom0 holds: open files, mappings of grants, event channels, dma-bufs."""
+        return list(map(int, self._ask(do="held", pid=pid, program=program)[0]["held"]))
+
     def sleep(self, seconds: float) -> None:
         """Let the machine run for so long. It stands still between requests."""
         self._ask(do="sleep", seconds=seconds)
@@ -211,11 +215,18 @@ class Machine:
         path = f"/root/guests/{name}.cfg"
         self.put(path, f"name={json.dumps(name)}\n{config}")
         self.check(f"rm -f /var/log/xen/guest-{name}.log && xl create {path}", timeout)
-        return int(self.check(f"xl domid {name}"))
+        domid = self.domid(name)
+        assert domid is not None
+        return domid
+
+    def domid(self, name: str) -> int | None:
+        """Return a domain's id. None: there is no domain of this name."""
+        domid = self._ask(do="domain", name=name)[0]["domid"]
+        return None if domid is None else int(domid)
 
     def exists(self, name: str) -> bool:
         """Return whether there is a guest of this name."""
-        return self.run(f"xl domid {name}").code == 0
+        return self.domid(name) is not None
 
     def destroy(self, name: str, timeout: float = 60) -> None:
         """Destroy a guest, if there is one of this name."""

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -58,6 +59,40 @@ def wait_text(path: str, text: bytes, count: int, timeout: float) -> tuple[bool,
         time.sleep(0.1)
 
 
+def xenstore(operation: int, path: str) -> list[str]:
+    """Return what XenStore has at a path, without a process (xs_wire.h): `operation` is XS_DIRECTORY or XS_READ."""
+    body = path.encode() + b"\0"
+    with open("/dev/xen/xenbus", "r+b", buffering=0) as device:
+        device.write(struct.pack("=4I", operation, 0, 0, len(body)) + body)
+        got, _, _, size = struct.unpack("=4I", device.read(16))
+        said = device.read(size).decode() if size else ""
+    return said.rstrip("\0").split("\0") if got == operation else []
+
+
+def domain(name: str) -> int | None:
+    """Return a domain's id. None: there is no domain of this name."""
+    for domid in xenstore(1, "/local/domain"):
+        if xenstore(2, f"/local/domain/{domid}/name") == [name]:
+            return int(domid)
+    return None
+
+
+def lines(path: str, text: str) -> int:
+    """Return how many lines of a file contain a text."""
+    with open(path) as file:
+        return sum(text in line for line in file)
+
+
+def held(pid: int, program: str) -> list[int]:
+    """Return what a process holds: open files, mappings of grants, event channels, dma-bufs."""
+    return [
+        len(os.listdir(f"/proc/{pid}/fd")),
+        lines(f"/proc/{pid}/maps", "xen/gntdev"),
+        lines("/proc/interrupts", f"evtchn:{program}"),
+        lines("/sys/kernel/debug/dma_buf/bufinfo", "xen_gntdev"),
+    ]
+
+
 def main(path: str) -> None:
     port = os.open(path, os.O_RDWR)
     stream = os.fdopen(os.dup(port), "rb", buffering=65536)
@@ -90,6 +125,10 @@ def main(path: str) -> None:
             elif ask["do"] == "wait text":
                 found, content = wait_text(ask["path"], ask["text"].encode(), ask["count"], ask["timeout"])
                 answer(content, found=found)
+            elif ask["do"] == "domain":
+                answer(domid=domain(ask["name"]))
+            elif ask["do"] == "held":
+                answer(held=held(ask["pid"], ask["program"]))
             elif ask["do"] == "sleep":
                 time.sleep(ask["seconds"])
                 answer()
