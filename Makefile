@@ -9,7 +9,7 @@ demo: .venv/ready
 
 # `make wheel` includes the quick tests. On a new machine the slow tests' kernel and disks are made beside them.
 test: lint
-	PYTHONPATH=tests setsid nice -n 10 $(BIN)/python -m lab.images & images=$$!; trap "kill -- -$$images 2>/dev/null" EXIT INT TERM; \
+	PYTHONPATH=tests $(BIN)/python -m lab.images & images=$$!; trap "kill -- -$$images 2>/dev/null" EXIT INT TERM; \
 	$(MAKE) fuzz-short bench wheel && wait $$images && $(MAKE) deb lab
 
 check: lint unit
