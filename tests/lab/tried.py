@@ -28,7 +28,9 @@ ASK: Final = r"""
 xl info | sed -n 's/^\(xen_major\|xen_minor\|machine\) *: //p' | tr '\n' ' '; echo
 uname -r
 sed -n 's/^type="\(.*\)"$/\1/p' /root/guests/{guest}.cfg
-for c in /sys/class/drm/card*-{connector}; do n=${{c#*card}}; cut -d' ' -f1 "/sys/kernel/debug/dri/${{n%%-*}}/name" 2>/dev/null || echo none; done
+card=$(echo /sys/class/drm/card*-{connector})
+card=${{card#*card}}
+cut -d' ' -f1 "/sys/kernel/debug/dri/${{card%%-*}}/name" 2>/dev/null || echo none
 """
 EXACT: Final = "every pixel is right"
 """A result."""
