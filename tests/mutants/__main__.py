@@ -51,7 +51,7 @@ class Outcome(enum.Enum):
     KILLED = "killed"
     """A test failed."""
     TIMEOUT = "killed by its time"
-    """The tests did not end."""
+    """The tests did not end, or one waited in vain: a busy machine can do that, too."""
     SURVIVED = "survived"
     """All tests passed."""
     UNSEEN = "not executed"
@@ -192,6 +192,8 @@ def judge(mutant: Mutant, tests: list[str], usual: float) -> tuple[Outcome, str]
     match process.returncode:
         case 0:
             return Outcome.SURVIVED, ""
+        case 1 if "TooSlowError" in by:
+            return Outcome.TIMEOUT, by
         case 1 | 2 | 3 | 4:  # 2 to 4: the tests' modules cannot be imported
             return Outcome.KILLED, by
         case other:

@@ -27,25 +27,38 @@ class Witnesses:
         """
         self._tree = tree
         self._known = known
+        self._imported: dict[str, set[str]] = {}
         self._data = CoverageData(str(recorded))
         self._data.read()
         self.seconds, self.failed = _times(tree, report)
 
     def of(self, fault: Fault) -> list[str]:
         """Return the tests that execute the fault's lines, those of quick files first. If none does, the lines may have been executed when
-        the module was imported: then all tests that execute anything of it.
+        the module was imported: then the tests of files that import it, and after them all others that execute anything of it.
         """
         lines = self._data.contexts_by_lineno(str(self._tree / fault.module))
         parsed = ast.parse((self._tree / fault.module).read_text())
         here = {context for line in _lines(parsed, fault) for context in lines.get(line, ())} - {NO_TEST}
-        if not here:
-            here = {context for contexts in lines.values() for context in contexts} - {NO_TEST}
-        tests = {context.partition("|")[0].partition("[")[0] for context in here}
-        return self._in_order(tests & self._known - self.failed)
+        if here:
+            return self._in_order(_tests(here))
+        close = {test for test in self._known if fault.module in self._imports(test.partition("::")[0])}
+        return self._in_order(close) + self._in_order(_tests({each for all in lines.values() for each in all}) - close)
+
+    def _imports(self, file: str) -> set[str]:
+        """Return the paths of the modules that a file of tests imports by name."""
+        if file not in self._imported:
+            nodes = list(ast.walk(ast.parse((self._tree / file).read_text())))
+            names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+            for node in nodes:
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            self._imported[file] = {name.replace(".", "/") + ".py" for name in names}
+        return self._imported[file]
 
     def _in_order(self, tests: set[str]) -> list[str]:
+        """Return the tests that exist and pass without a fault, file by file, the quickest file first."""
         files: defaultdict[str, list[str]] = defaultdict(list)
-        for test in sorted(tests):
+        for test in sorted(tests & self._known - self.failed):
             files[test.partition("::")[0]].append(test)
         quick = sorted(files.values(), key=lambda those: sum(self.seconds.get(test, 0.0) for test in those))
         return [test for those in quick for test in those]
@@ -62,6 +75,11 @@ def _lines(parsed: ast.Module, fault: Fault) -> set[int]:
             if node.lineno <= fault.start[0] <= last and (best is None or node.lineno >= best[0]):
                 best = node.lineno, last
     return found | (set(range(best[0], best[1] + 1)) if best else set())
+
+
+def _tests(contexts: set[str]) -> set[str]:
+    """Return the tests of these contexts of coverage."""
+    return {context.partition("|")[0].partition("[")[0] for context in contexts - {NO_TEST}}
 
 
 def _times(tree: Path, report: Path) -> tuple[dict[str, float], set[str]]:
