@@ -176,7 +176,15 @@ def judge(mutant: Mutant, tests: list[str], usual: float) -> tuple[Outcome, str]
     path.write_text(mutant.text)
     try:
         with pytest(
-            "-x", "-n", "0", "--no-header", "--tb=line", *tests, PYTHONDONTWRITEBYTECODE="1", COLUMNS="160"
+            "-x",
+            "-n",
+            "0",
+            "--hypothesis-profile=mutants",
+            "--no-header",
+            "--tb=line",
+            *tests,
+            PYTHONDONTWRITEBYTECODE="1",
+            COLUMNS="160",
         ) as process:
             resource.prlimit(process.pid, resource.RLIMIT_DATA, (LIMIT, LIMIT))
             try:

@@ -33,16 +33,18 @@ class Witnesses:
         self.seconds, self.failed = _times(tree, report)
 
     def of(self, fault: Fault) -> list[str]:
-        """Return the tests that execute the fault's lines, those of quick files first. If none does, the lines may have been executed when
-        the module was imported: then the tests of files that import it, and after them all others that execute anything of it.
+        """Return the tests that execute the fault's lines. Those of files that import the module come first: they are about it.
+
+        If none does, the lines may have been executed when the module was imported: then all tests that import the module or execute
+        anything of it.
         """
         lines = self._data.contexts_by_lineno(str(self._tree / fault.module))
         parsed = ast.parse((self._tree / fault.module).read_text())
-        here = {context for line in _lines(parsed, fault) for context in lines.get(line, ())} - {NO_TEST}
-        if here:
-            return self._in_order(_tests(here))
         close = {test for test in self._known if fault.module in self._imports(test.partition("::")[0])}
-        return self._in_order(close) + self._in_order(_tests({each for all in lines.values() for each in all}) - close)
+        tests = _tests({context for line in _lines(parsed, fault) for context in lines.get(line, ())})
+        if not tests:
+            tests = close | _tests({context for contexts in lines.values() for context in contexts})
+        return self._in_order(tests & close) + self._in_order(tests - close)
 
     def _imports(self, file: str) -> set[str]:
         """Return the paths of the modules that a file of tests imports by name."""
