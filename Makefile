@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check unit lint bench fuzz fuzz-short lab wheel deb man clean
+.PHONY: demo test check unit lint bench fuzz fuzz-short mutants lab wheel deb man clean
 
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
@@ -37,6 +37,18 @@ fuzz: .venv/ready
 fuzz-short: .venv/ready
 	$(BIN)/python -m tests.fuzz --seconds 30
 	$(STATEFUL) --seconds 30 --seed 3
+
+# Faults planted in wire/, xen/, display/ and backend/, half an hour of them after the quick tests have run once. It prints those that no
+# test notices, and fails if tests/mutants/equivalent.toml does not explain them. MUTANTS="--seed 2 --minutes 300" plants others, for longer.
+MUTANTS :=
+mutants: .venv/ready out/mutants/venv/ready
+	out/mutants/venv/bin/python -m tests.mutants $(MUTANTS)
+
+out/mutants/venv/ready: pyproject.toml
+	$(PYTHON) -m venv out/mutants/venv
+	out/mutants/venv/bin/python -m pip install -q --upgrade 'pip>=25.1'
+	out/mutants/venv/bin/python -m pip install -q --group mutants
+	touch $@
 
 bench: .venv/ready
 	$(BIN)/python -m tests.bench

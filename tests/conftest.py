@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from logs import as_in_tests
 from memory_watch import MemoryWatch, watched
 
@@ -11,6 +11,8 @@ from displbe.ops.lag import LoopLag
 from displbe.sinks import window_queue
 
 settings.register_profile("displbe", deadline=None)
+# For `make mutants`: that a test fails is enough, the smallest example takes minutes. And it fails each time, or never.
+settings.register_profile("mutants", deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
 settings.load_profile("displbe")
 as_in_tests()
 

@@ -74,6 +74,16 @@ WITHOUT: Final = {
         "write_slot(c->ring, c->rsp_prod & (REQUEST_SLOTS - 1), response);\n\tstore(c->ring, RSP_PROD, ++c->rsp_prod);",
         "store(c->ring, RSP_PROD, ++c->rsp_prod);\n\twrite_slot(c->ring, (c->rsp_prod - 1) & 31, response);",
     ),
+    "the last look's fence": (
+        "request",
+        "__atomic_thread_fence(__ATOMIC_SEQ_CST);\n\treturn load(c->ring, REQ",
+        "return load(c->ring, REQ",
+    ),
+    "an event before its index": (
+        "shown",
+        "write_slot(c->events, c->in_prod % EVENT_SLOTS, event);\n\tstore(c->events, IN_PROD, ++c->in_prod);",
+        "store(c->events, IN_PROD, ++c->in_prod);\n\twrite_slot(c->events, (c->in_prod - 1) % EVENT_SLOTS, event);",
+    ),
     "nothing changed": (
         "serve",
         "tokens = filled(c->bucket, t) - 1;",

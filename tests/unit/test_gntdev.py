@@ -37,6 +37,10 @@ class Kernel:
         """The errnos that the next calls of an ioctl fail with (0: success)."""
         self.unmappable: deque[int] = deque()
         """The same for mmap."""
+        self.first = PAGE_SIZE
+        """The first index that is given out. Linux's is 0, which could pass for no index at all."""
+        self.mapped: list[bool] = []
+        """Whether each mapping was writable."""
         self.open_fails = 0
 
     def open(self) -> int:
@@ -59,7 +63,7 @@ class Kernel:
         """MAP_GRANT_REF"""
         count = unpack_from("=I", argument)[0]
         assert len(argument) == 16 + 8 * count
-        index = PAGE_SIZE * (1 + sum(len(refs) for refs in self.reserved.values()))
+        index = self.first + PAGE_SIZE * sum(len(refs) for refs in self.reserved.values())
         self.reserved[index] = [unpack_from("=II", argument, 16 + 8 * n) for n in range(count)]
         argument[8:16] = index.to_bytes(8, "little")
 
@@ -108,6 +112,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     def mapping(fd: int, pieces: Sequence[tuple[int, int]], *, writable: bool) -> Mapping:
         if kernel.unmappable and (error := kernel.unmappable.popleft()):
             raise OSError(error, os.strerror(error))
+        kernel.mapped.append(writable)
         return Mapping(fd, pieces, writable=writable)
 
     monkeypatch.setattr(gntdev, "fcntl", kernel)
@@ -158,6 +163,13 @@ def test_a_page(kernel: Kernel, fd: int) -> None:
     assert ledger == Ledger()
 
 
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_page_is_mapped_as_it_is_asked_for(kernel: Kernel, fd: int, writable: bool) -> None:
+    """A guest may grant a page read-only, and cannot be asked for more then."""
+    map_page(fd, GUEST, 8, Ledger(), writable=writable).close()
+    assert kernel.mapped == [writable]
+
+
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOMEM, errno.EFAULT])
 def test_a_refused_page(kernel: Kernel, fd: int, error: int) -> None:
     ledger = Ledger()
@@ -186,10 +198,35 @@ async def test_a_buffer(kernel: Kernel) -> None:
     buffer = await opened([30, 10, 20], ledger)
     assert list(kernel.reserved.values()) == [[(GUEST, 30), (GUEST, 10), (GUEST, 20)]]
     assert (await buffer.map()).size == buffer.size == 3 * PAGE_SIZE
+    assert kernel.mapped == [False], "a guest's pixels are only read"
     assert ledger == Ledger(buffers=1, buffer_pages=3)
     await buffer.aclose()
     await buffer.aclose()
     assert ledger == Ledger()
+
+
+async def test_a_shared_buffer(kernel: Kernel) -> None:
+    """A compositor maps it writable, so this is tried, once. displbe itself reads it."""
+    kernel.first = 0
+    buffer = await GrantedPages.open(GUEST, [30, 10], Ledger(), dmabuf=False, shared=True)
+    assert (kernel.mapped, kernel.reserved) == ([True], {})
+    fd, offset = await buffer.shm_fd()
+    assert (kernel.mapped, kernel.reserved, offset) == ([True], {0: [(GUEST, 30), (GUEST, 10)]}, 0)
+    os.close(fd)
+    kernel.reserved.clear()
+    with (await buffer.map()).borrow() as view:
+        assert view.readonly
+    await buffer.aclose()
+
+
+async def test_a_shared_buffer_that_is_not_at_the_files_beginning(kernel: Kernel) -> None:
+    buffer = await GrantedPages.open(GUEST, [30, 10], Ledger(), dmabuf=False)
+    await buffer.map()
+    with pytest.raises(HypervisorError, match="not at offset 0"):
+        await buffer.shm_fd()
+    assert kernel.mapped == [False, True], "tried before the first use"
+    await buffer.aclose()
+    kernel.reserved.clear()
 
 
 @pytest.mark.parametrize("dmabuf", [False, True])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from displbe.input import event_codes
@@ -143,6 +143,8 @@ def test_an_event_while_the_frontend_is_looking() -> None:
     assert not back.push()
 
 
+@example(prod=0, ahead=IN_SLOTS)
+@example(prod=0, ahead=IN_SLOTS + 1)
 @given(prod=STARTS, ahead=st.integers(0, U32))
 def test_impossible_indices(prod: int, ahead: int) -> None:
     memory = page()
@@ -155,6 +157,8 @@ def test_impossible_indices(prod: int, ahead: int) -> None:
             BackKbdPage(memory)
 
 
+@example(sent=[OUT_SLOTS])
+@example(sent=[OUT_SLOTS + 1])
 @given(sent=st.lists(st.integers(0, 60), max_size=10))
 def test_what_the_frontend_sends_is_taken_away(sent: list[int]) -> None:
     memory = page()

@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from displbe.backend.quota import TokenBucket
 from displbe.display.buffers import Buffers, Framebuffer
 from displbe.display.events import EventState, FlipEvents
-from displbe.display.screen import LATE, MODESET_BURST, Screen, ScreenState, modeset_limit
+from displbe.display.screen import MODESET_BURST, Screen, ScreenState, modeset_limit
 from displbe.sinks.base import Geometry, Part, SinkError
 from displbe.sinks.flip import FlipClock
 from displbe.wire.displif import SetConfig, decode_event
@@ -261,12 +261,35 @@ async def test_a_screen_that_takes_long_to_be_switched_on(
     rig.output.ready = trio.Event()
     nursery.start_soon(rig.screen.unblank)
     await trio.testing.wait_all_tasks_blocked()
-    await trio.sleep(LATE + 0.3)
+    await trio.sleep(1)
+    assert rig.taken() == [], "it waits for the output, not for the timer of a blanked screen"
+    await trio.sleep(2)
     assert rig.taken() == [SMALL]
     rig.screen.flip(TWO)
     rig.output.ready.set()
     await trio.testing.wait_all_tasks_blocked()
     assert (rig.taken(), rig.output.shown, rig.screen.state) == ([TWO], TWO, ScreenState.ON)
+
+
+async def test_flips_while_the_newest_frame_is_being_shown(
+    rig: Rig, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Each time that the output is ready, the guest has flipped again. In the end its newest frame is shown."""
+    await rig.screen.configure(config(ONE))
+    await rig.screen.blank()
+    slow = rig.output.ready = trio.Event()
+    nursery.start_soon(rig.screen.unblank)
+    for cookie in (TWO, SMALL, ONE, TWO):
+        await trio.testing.wait_all_tasks_blocked()
+        rig.screen.flip(cookie)
+        await trio.sleep(3)
+        assert rig.taken() == [cookie]
+        ready, slow = slow, trio.Event()
+        rig.output.ready = slow
+        ready.set()
+    slow.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (rig.output.shown, rig.screen.state, rig.screen.shown()) == (TWO, ScreenState.ON, "64x64 XR24")
 
 
 async def test_an_operator_who_does_not_wait(rig: Rig, nursery: trio.Nursery) -> None:

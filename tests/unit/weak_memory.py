@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["Access", "Thread", "Weakness", "outcomes"]
+__all__ = ["Access", "Thread", "Weakness", "Words", "outcomes"]
 
 Value = int | bytes
 View = dict[int, int]
@@ -51,18 +51,30 @@ class _Next(BaseException):
         self.access = access
 
 
+class Words:
+    """SharedPage.words: plain accesses of a machine where each load acquires and each store releases."""
+
+    def __init__(self, page: Any) -> None:
+        self._page = page
+
+    def __getitem__(self, index: int) -> int:
+        return int(self._page.load(4 * index))
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._page.store(4 * index, value)
+
+
 class _Page:
     """wire.ring.SharedPage: gives each access its known result, then raises _Next."""
 
-    def __init__(self, results: Sequence[Value]) -> None:
+    def __init__(self, results: Sequence[Value], *, plain: bool) -> None:
         self._results = iter(results)
+        self.words = Words(self) if plain else None
 
     def _access(self, access: Access) -> Any:
         for result in self._results:
             return result
         raise _Next(access)
-
-    words = None
 
     def load(self, offset: int) -> int:
         return int(self._access(Access("load", offset)))
@@ -85,6 +97,8 @@ class Thread(msgspec.Struct, frozen=True):
 
     program: Callable[[Any], Any]
     weakness: Weakness = Weakness.NONE
+    plain: bool = False
+    """Whether its page has `words`."""
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -129,7 +143,7 @@ def outcomes(memory: bytes, *threads: Thread) -> set[tuple[Any, ...]]:
         ended = []
         for number, thread in enumerate(threads):
             try:
-                ended.append(thread.program(_Page(state.threads[number].results)))
+                ended.append(thread.program(_Page(state.threads[number].results, plain=thread.plain)))
             except _Next as next_one:
                 waiting.extend(_steps(state, number, thread.weakness, next_one.access, memory))
         if len(ended) == len(threads):
