@@ -6,6 +6,7 @@ nothing of it. When `take` has returned, the pump touches nothing of it any more
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -60,12 +61,12 @@ class Bucket:
     """A guest's request rate (backend.quota.TokenBucket), from which the pump takes, too: `burst` at once, then `rate` per second."""
 
     def __init__(self, pump: Pump, burst: float, rate: float) -> None:
-        self.struct = ffi.new("struct pump_bucket *", {"tokens": burst, "burst": burst, "rate": rate})
-        self._pump = pump
+        self.struct = ffi.new("struct pump_bucket *", {"empty_at": -math.inf, "burst": burst, "rate": rate})
+        self._library = pump.library
 
     def take(self, amount: float = 1) -> float:
         """Take `amount` tokens, even if there are too few. Return the seconds that the caller has to wait; 0: there were enough."""
-        wait: float = self._pump.library.pump_take_tokens(self._pump.handle, self.struct, amount)
+        wait: float = self._library.pump_take_tokens(self.struct, amount)
         return wait
 
 
@@ -210,8 +211,8 @@ class Pump:
         self.library.pump_take(self.handle, ffi.NULL)
 
     def peek(self, connector: Any, copy: Any) -> None:
-        """Copy a connector's struct as it is between two steps of the pump."""
-        self.library.pump_peek(self.handle, connector, copy)
+        """Copy what the pump changes of a connector, as it was after the last finished step. Neither waits for the other."""
+        self.library.pump_peek(connector, copy)
 
 
 class Copier:

@@ -13,6 +13,8 @@
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
+#include <semaphore.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -36,19 +38,22 @@ enum {
 	TRACED = 4096, RECORD = 88, TIMES = 8192, BUCKETS = 16,
 	/* drm_mode.h and drm.h: NONBLOCK | PAGE_FLIP_EVENT; the event; its size */
 	FLIP_FLAGS = 0x201, FLIP_COMPLETE = 2, DRM_EVENT = 8, FLIP_EVENT = 32,
+	/* Of a connector, what pump_peek reports */
+	REPORTED = offsetof(struct pump_connector, state), WORDS = (offsetof(struct pump_connector, edition) - REPORTED) / 4,
 };
 #define IOCTL_EVTCHN_NOTIFY 0x00044504UL
 #define IOCTL_MODE_ATOMIC 0xC03864BCUL
 
 _Static_assert(sizeof(struct pump_atomic) == 56, "struct drm_mode_atomic");
+_Static_assert(WORDS == 25, "the length of a report in pump.h");
+_Static_assert((QUEUE & (QUEUE - 1)) == 0, "the indices of a queue wrap around");
 
 struct watch { int fd, is_card; uint32_t turn; };
-struct queue { struct pump_message items[QUEUE]; uint32_t count; int fd; };
+struct queue { struct pump_message items[QUEUE]; uint32_t written, taken; int fd; }; /* `written` is the pump's, `taken` Python's */
 
 struct pump {
 	struct pump_calls calls;
-	pthread_mutex_t lock;       /* held while anything below, or a connector that is given, is used */
-	pthread_cond_t drained;     /* a queue has room again */
+	pthread_mutex_t lock;       /* held while anything below but the queues, or a connector that is given, is used */
 	struct pump_connector *connectors[CONNECTORS];
 	struct watch watches[WATCHES];
 	struct queue queues[2];     /* by enum pump_queue */
@@ -58,12 +63,11 @@ struct pump {
 
 struct pump_copier {
 	struct pump_calls calls;
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
 	struct pump_copy copy;
 	struct pump_copied copied;
 	struct pump_framebuffer job;
 	uint64_t serial;
+	sem_t wake;
 	int has_job, poked;
 };
 
@@ -184,11 +188,24 @@ static const struct pump_framebuffer *find(const struct pump_connector *c, uint6
 	return 0;
 }
 
-static double filled(const struct pump_bucket *b, double t)
+static int has_token(const struct pump_bucket *b, double t)
 {
-	double tokens = b->tokens + (t - b->then) * b->rate;
+	double empty_at;
 
-	return tokens < b->burst ? tokens : b->burst;
+	__atomic_load(&b->empty_at, &empty_at, __ATOMIC_RELAXED);
+	return b->burst >= 1 && (t - empty_at) * b->rate >= 1;
+}
+
+/* Take tokens, even if there are too few. Return when there are none any more. Relaxed: nothing else depends on their number. */
+static double take_tokens(struct pump_bucket *b, double t, double amount)
+{
+	double full = t - b->burst / b->rate, old, next;
+
+	__atomic_load(&b->empty_at, &old, __ATOMIC_RELAXED);
+	do
+		next = (old > full ? old : full) + amount / b->rate;
+	while (!__atomic_compare_exchange(&b->empty_at, &old, &next, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return next;
 }
 
 static void trace(struct pump_connector *c, const uint64_t slot[SLOT / 8], double t)
@@ -200,6 +217,20 @@ static void trace(struct pump_connector *c, const uint64_t slot[SLOT / 8], doubl
 	memcpy(record + 8, &answered, 8);
 	memset(record + 16, 0, 8);  /* status and size of the EDID */
 	memcpy(record + 24, slot, SLOT);
+}
+
+/* Report to pump_peek what the connector's owner has changed. There are two reports, so that the last one can be read while the next one is
+ * written: a reader that sees a word of the next but one also sees, by release and acquire, that its writing has begun.
+ */
+static void publish(struct pump_connector *c)
+{
+	uint32_t words[WORDS], edition = c->edition;
+
+	memcpy(words, (const uint8_t *)c + REPORTED, sizeof words);
+	__atomic_store_n(&c->edition, edition + 1, __ATOMIC_RELEASE);
+	for (int i = 0; i < WORDS; i++)
+		__atomic_store_n(&c->reports[(edition / 2 + 1) & 1][i], words[i], __ATOMIC_RELEASE);
+	__atomic_store_n(&c->edition, edition + 2, __ATOMIC_RELEASE);
 }
 
 static int copier_put(struct pump_copier *k, const struct pump_framebuffer *fb, uint64_t serial);
@@ -220,7 +251,7 @@ static int serve(struct pump *p, struct pump_connector *c)
 {
 	const struct pump_framebuffer *fb;
 	uint64_t slot[SLOT / 8];
-	double t, tokens;
+	double t;
 
 	if (c->state != PUMP_IDLE || !one_waits(c))
 		return 0;
@@ -229,11 +260,9 @@ static int serve(struct pump *p, struct pump_connector *c)
 	if ((slot[0] >> 16 & 0xFF) != PG_FLIP || !fb)
 		return 0;
 	t = now();
-	tokens = filled(c->bucket, t) - 1;
-	if (tokens < 0 || !show(p, c, fb))
+	if (!has_token(c->bucket, t) || !show(p, c, fb))
 		return 0;
-	c->bucket->tokens = tokens;
-	c->bucket->then = t;
+	take_tokens(c->bucket, t, 1);
 	c->req_cons++;
 	c->serial++;
 	c->flips++;
@@ -243,7 +272,10 @@ static int serve(struct pump *p, struct pump_connector *c)
 	c->state = PUMP_PENDING;
 	trace(c, slot, t);
 	uint64_t response[SLOT / 8] = { slot[0] & 0xFFFFFF };  /* id and operation; status 0 */
-	if (respond(c, response))
+	int wanted = respond(c, response);
+
+	publish(c);
+	if (wanted)
 		p->calls.notify(c->evtchn, c->port);
 	return 1;
 }
@@ -267,7 +299,6 @@ int pump_shown(struct pump *p, struct pump_connector *c)
 		return 0;
 	push_event(c);
 	c->state = PUMP_IDLE;
-	p->calls.notify(c->evtchn, c->event_port);
 	t = now();
 	took = t - c->begun;
 	c->shown_at[c->counted % TIMES] = t;
@@ -278,10 +309,12 @@ int pump_shown(struct pump *p, struct pump_connector *c)
 		bucket++;
 	c->buckets[bucket]++;
 	c->shown++;
+	publish(c);
+	p->calls.notify(c->evtchn, c->event_port);
 	return 1;
 }
 
-/* What is handed to Python. All of it under the lock. */
+/* What is handed to Python */
 
 static void signal_fd(int fd)
 {
@@ -303,29 +336,35 @@ static void hand(struct pump *p, enum pump_queue queue, struct pump_message mess
 {
 	struct queue *q = &p->queues[queue];
 
-	q->items[q->count++] = message;
+	q->items[q->written % QUEUE] = message;
+	__atomic_store_n(&q->written, q->written + 1, __ATOMIC_RELEASE);
 	signal_fd(q->fd);
 }
 
-/* Wait until everything that one file can bring has room. Python is far behind if this ever waits. */
+static uint32_t queued(const struct queue *q)
+{
+	return q->written - __atomic_load_n(&q->taken, __ATOMIC_ACQUIRE);
+}
+
+/* Wait until everything that one file can bring has room. Python is far behind if this ever waits, so nothing wakes it: it looks again. */
 static void wait_for_room(struct pump *p)
 {
-	while (!p->stopping && (p->queues[0].count > ROOM || p->queues[1].count > ROOM))
-		pthread_cond_wait(&p->drained, &p->lock);
+	while (!p->stopping && (queued(&p->queues[0]) > ROOM || queued(&p->queues[1]) > ROOM)) {
+		pthread_mutex_unlock(&p->lock);
+		usleep(1000);
+		pthread_mutex_lock(&p->lock);
+	}
 }
 
 /* Files */
 
-static void forget(struct pump *p, struct watch *w)
-{
-	epoll_ctl(p->epoll, EPOLL_CTL_DEL, w->fd, 0);
-	w->fd = -1;
-}
-
 static void fail(struct pump *p, struct watch *w, enum pump_queue queue, int error)
 {
-	hand(p, queue, (struct pump_message){ .kind = PUMP_FAILED, .fd = w->fd, .error = error });
-	forget(p, w);
+	struct pump_message message = { .kind = PUMP_FAILED, .fd = w->fd, .error = error };
+
+	epoll_ctl(p->epoll, EPOLL_CTL_DEL, w->fd, 0);
+	w->fd = -1;
+	hand(p, queue, message);  /* Python may watch the file again at once */
 }
 
 /* Return the bytes read; 0: none for now. A file that has nothing to read but an error or its end would wake the thread for ever. */
@@ -473,7 +512,6 @@ struct pump *pump_new(const struct pump_calls *calls)
 		return 0;
 	p->calls = calls ? *calls : REAL;
 	pthread_mutex_init(&p->lock, 0);
-	pthread_cond_init(&p->drained, 0);
 	for (int i = 0; i < WATCHES; i++)
 		p->watches[i].fd = -1;
 	p->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -497,7 +535,6 @@ void pump_free(struct pump *p)
 	for (int i = 0; i < 4; i++)
 		if (files[i] >= 0)
 			close(files[i]);
-	pthread_cond_destroy(&p->drained);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 }
@@ -506,7 +543,6 @@ void pump_stop(struct pump *p)
 {
 	pthread_mutex_lock(&p->lock);
 	p->stopping = 1;
-	pthread_cond_signal(&p->drained);
 	pthread_mutex_unlock(&p->lock);
 	signal_fd(p->wake);
 }
@@ -519,52 +555,62 @@ int pump_fd(const struct pump *p, enum pump_queue queue)
 int pump_messages(struct pump *p, enum pump_queue queue, struct pump_message *messages, int room)
 {
 	struct queue *q = &p->queues[queue];
-	uint32_t count;
+	uint32_t written, taken = q->taken;
+	int count = 0;
 
-	pthread_mutex_lock(&p->lock);
 	clear_fd(q->fd);
-	count = q->count < (uint32_t)room ? q->count : (uint32_t)room;
-	memcpy(messages, q->items, count * sizeof *messages);
-	q->count -= count;
-	memmove(q->items, q->items + count, q->count * sizeof *messages);
-	if (q->count)
+	written = __atomic_load_n(&q->written, __ATOMIC_ACQUIRE);
+	while (count < room && taken != written)
+		messages[count++] = q->items[taken++ % QUEUE];
+	__atomic_store_n(&q->taken, taken, __ATOMIC_RELEASE);
+	if (taken != written)
 		signal_fd(q->fd);
-	pthread_cond_signal(&p->drained);
-	pthread_mutex_unlock(&p->lock);
-	return (int)count;
+	return count;
 }
 
 int pump_watch(struct pump *p, int fd, int is_card)
 {
-	int error = -ENOSPC;
+	struct watch *w = 0;
+	uint64_t data = 0;
+	int error;
 
 	pthread_mutex_lock(&p->lock);
-	for (uint32_t i = 0; i < WATCHES && error == -ENOSPC; i++) {
-		struct watch *w = &p->watches[i];
-
-		if (w->fd >= 0)
-			continue;
-		error = watch_slot(p, fd, (uint64_t)++p->turn << 32 | i);
-		if (!error)
-			*w = (struct watch){ fd, is_card, p->turn };
-	}
+	for (uint32_t i = 0; i < WATCHES && !w; i++)
+		if (p->watches[i].fd < 0) {
+			w = &p->watches[i];
+			*w = (struct watch){ fd, is_card, ++p->turn };
+			data = (uint64_t)w->turn << 32 | i;
+		}
 	pthread_mutex_unlock(&p->lock);
+	error = w ? watch_slot(p, fd, data) : -ENOSPC;
+	if (w && error) {
+		pthread_mutex_lock(&p->lock);
+		w->fd = -1;
+		pthread_mutex_unlock(&p->lock);
+	}
 	return error;
 }
 
 void pump_unwatch(struct pump *p, int fd)
 {
+	int found = 0;
+
 	pthread_mutex_lock(&p->lock);
 	for (uint32_t i = 0; i < WATCHES; i++)
-		if (p->watches[i].fd == fd)
-			forget(p, &p->watches[i]);
+		if (p->watches[i].fd == fd) {
+			p->watches[i].fd = -1;
+			found = 1;
+		}
 	pthread_mutex_unlock(&p->lock);
+	if (found)  /* an event that epoll still tells of finds no file */
+		epoll_ctl(p->epoll, EPOLL_CTL_DEL, fd, 0);
 }
 
 int pump_give(struct pump *p, struct pump_connector *c)
 {
 	int room;
 
+	publish(c);
 	pthread_mutex_lock(&p->lock);
 	room = p->count < CONNECTORS;
 	if (room)
@@ -584,81 +630,80 @@ void pump_take(struct pump *p, struct pump_connector *c)
 	pthread_mutex_unlock(&p->lock);
 }
 
-void pump_peek(struct pump *p, const struct pump_connector *c, struct pump_connector *copy)
+/* It begins again only if the pump has begun a second step meanwhile. */
+void pump_peek(const struct pump_connector *c, struct pump_connector *copy)
 {
-	pthread_mutex_lock(&p->lock);
-	*copy = *c;
-	pthread_mutex_unlock(&p->lock);
+	uint32_t words[WORDS], edition;
+
+	do {
+		edition = __atomic_load_n(&c->edition, __ATOMIC_ACQUIRE);
+		for (int i = 0; i < WORDS; i++)
+			words[i] = __atomic_load_n(&c->reports[edition / 2 & 1][i], __ATOMIC_ACQUIRE);
+	} while (__atomic_load_n(&c->edition, __ATOMIC_ACQUIRE) - (edition & ~1U) > 2);
+	memcpy((uint8_t *)copy + REPORTED, words, sizeof words);
 }
 
-double pump_take_tokens(struct pump *p, struct pump_bucket *bucket, double amount)
+double pump_take_tokens(struct pump_bucket *bucket, double amount)
 {
-	double t, wait;
+	double t = now(), empty_at = take_tokens(bucket, t, amount);
 
-	pthread_mutex_lock(&p->lock);
-	t = now();
-	bucket->tokens = filled(bucket, t) - amount;
-	bucket->then = t;
-	wait = bucket->tokens < 0 ? -bucket->tokens / bucket->rate : 0;
-	pthread_mutex_unlock(&p->lock);
-	return wait;
+	return empty_at > t ? empty_at - t : 0;
 }
 
-/* Copy mode */
+/* Copy mode. The pump hands a job to the copying thread, which owns all of the copier until it has done it; Python sets what is copied while
+ * it rests. `has_job` passes it on, by release and acquire. So none of them waits for a lock that another one holds.
+ */
 
 struct pump_copier *pump_copier_new(const struct pump_calls *calls)
 {
 	struct pump_copier *k = calloc(1, sizeof *k);
-	pthread_condattr_t monotonic;
 
 	if (!k)
 		return 0;
 	k->calls = calls ? *calls : REAL;
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-	pthread_cond_init(&k->changed, &monotonic);
-	pthread_condattr_destroy(&monotonic);
-	pthread_mutex_init(&k->lock, 0);
+	sem_init(&k->wake, 0, 0);
 	return k;
 }
 
 void pump_copier_free(struct pump_copier *k)
 {
-	pthread_cond_destroy(&k->changed);
-	pthread_mutex_destroy(&k->lock);
+	sem_destroy(&k->wake);
 	free(k);
 }
 
 void pump_copier_set(struct pump_copier *k, const struct pump_copy *copy)
 {
-	pthread_mutex_lock(&k->lock);
 	k->copy = *copy;
-	pthread_mutex_unlock(&k->lock);
 }
 
 void pump_copier_swap(struct pump_copier *k)
 {
-	pthread_mutex_lock(&k->lock);
 	k->copy.back ^= 1;
-	pthread_mutex_unlock(&k->lock);
+}
+
+void pump_copier_poke(struct pump_copier *k)
+{
+	__atomic_store_n(&k->poked, 1, __ATOMIC_RELEASE);
+	sem_post(&k->wake);
+}
+
+int pump_copier_resting(struct pump_copier *k)
+{
+	return !__atomic_load_n(&k->has_job, __ATOMIC_ACQUIRE);
 }
 
 static int copier_put(struct pump_copier *k, const struct pump_framebuffer *fb, uint64_t serial)
 {
-	pthread_mutex_lock(&k->lock);
-	int free = !k->has_job;
-
-	if (free) {
-		k->job = *fb;
-		k->serial = serial;
-		k->has_job = 1;
-		pthread_cond_signal(&k->changed);
-	}
-	pthread_mutex_unlock(&k->lock);
-	return free;
+	if (!pump_copier_resting(k))
+		return 0;
+	k->job = *fb;
+	k->serial = serial;
+	__atomic_store_n(&k->has_job, 1, __ATOMIC_RELEASE);
+	sem_post(&k->wake);
+	return 1;
 }
 
-/* Copy a frame, and commit it as soon as the card is ready. Return an error number. Not under the lock. */
+/* Copy a frame, and commit it as soon as the card is ready. Return an error number. */
 static int show_copy(struct pump_copier *k, const struct pump_framebuffer *job, uint64_t serial, double *seconds)
 {
 	struct pump_copy *copy = &k->copy;
@@ -682,27 +727,25 @@ static int show_copy(struct pump_copier *k, const struct pump_framebuffer *job, 
 	return error;
 }
 
-/* Take the job, do it and add it to the report. Return its error number. */
+/* Do the job and add it to the report. Return its error number. */
 static int do_job(struct pump_copier *k)
 {
-	struct pump_framebuffer job = k->job;
-	double seconds = 0, begun = now();
+	double seconds = 0;
 	int error;
 
-	pthread_mutex_unlock(&k->lock);
-	error = show_copy(k, &job, k->serial, &seconds);
-	pthread_mutex_lock(&k->lock);
+	k->copied.flipped_at = now();
+	error = show_copy(k, &k->job, k->serial, &seconds);
 	k->copied.frames++;
 	k->copied.seconds += seconds;
-	k->copied.flipped_at = begun;
-	k->copied.cookie = job.cookie;
+	k->copied.cookie = k->job.cookie;
 	if (error) {
 		k->copied.error = error;
 		k->copied.serial = k->serial;
 	} else {
 		k->copy.back ^= 1;
 	}
-	k->has_job = 0;
+	k->copied.back = k->copy.back;
+	__atomic_store_n(&k->has_job, 0, __ATOMIC_RELEASE);
 	return error;
 }
 
@@ -716,44 +759,24 @@ static struct timespec after(double seconds)
 
 int pump_copier_wait(struct pump_copier *k, double seconds, struct pump_copied *copied)
 {
-	struct timespec at = after(seconds < 0 ? 0 : seconds);
+	struct timespec at;
 	int result = -1;
 
-	pthread_mutex_lock(&k->lock);
 	while (result < 0) {
-		if (k->has_job) {
+		if (!pump_copier_resting(k)) {
 			if (do_job(k))
 				result = PUMP_COPIER_FAILED;
-			at = after(seconds < 0 ? 0 : seconds);
-		} else if (k->poked) {
-			k->poked = 0;
+		} else if (__atomic_exchange_n(&k->poked, 0, __ATOMIC_ACQUIRE)) {
 			result = PUMP_COPIER_POKED;
 		} else if (seconds < 0) {
-			pthread_cond_wait(&k->changed, &k->lock);
-		} else if (pthread_cond_timedwait(&k->changed, &k->lock, &at) == ETIMEDOUT && !k->has_job && !k->poked) {
-			result = PUMP_COPIER_TIMEOUT;
+			sem_wait(&k->wake);
+		} else {
+			at = after(seconds);
+			if (sem_clockwait(&k->wake, CLOCK_MONOTONIC, &at) < 0 && errno == ETIMEDOUT)
+				result = PUMP_COPIER_TIMEOUT;
 		}
 	}
 	*copied = k->copied;
-	copied->back = k->copy.back;
 	memset(&k->copied, 0, sizeof k->copied);
-	pthread_mutex_unlock(&k->lock);
 	return result;
-}
-
-void pump_copier_poke(struct pump_copier *k)
-{
-	pthread_mutex_lock(&k->lock);
-	k->poked = 1;
-	pthread_cond_signal(&k->changed);
-	pthread_mutex_unlock(&k->lock);
-}
-
-int pump_copier_resting(struct pump_copier *k)
-{
-	pthread_mutex_lock(&k->lock);
-	int resting = !k->has_job;
-
-	pthread_mutex_unlock(&k->lock);
-	return resting;
 }

@@ -22,9 +22,10 @@ struct pump_atomic {
 	uint64_t objs_ptr, count_props_ptr, props_ptr, prop_values_ptr, reserved, user_data;
 };
 
-/* A guest's request rate: display/requests.py takes from it, too. */
+/* A guest's request rate: display/requests.py takes from it, too. Its tokens are one number, so both take without a lock. */
 struct pump_bucket {
-	double tokens, then, burst, rate;                            /* `then` in seconds of CLOCK_MONOTONIC */
+	double empty_at;                                             /* when it had no token, in seconds of CLOCK_MONOTONIC; changed atomically */
+	double burst, rate;
 };
 
 /* A framebuffer that may be flipped to: the guest's cookie, the card's id, and in copy mode the first pixel that is copied. */
@@ -34,7 +35,7 @@ struct pump_framebuffer {
 	const uint8_t *pixels;
 };
 
-/* What the copying thread of an output does. Two dumb buffers: the next frame is copied into `back`. Sizes in bytes. */
+/* What the copying thread of an output does, of which it changes only `back`. Two dumb buffers: the next frame is copied into `back`. Sizes in bytes. */
 struct pump_copy {
 	struct pump_atomic *atomic;
 	uint64_t *fb_value;                                          /* where `atomic` has the id of the framebuffer */
@@ -71,7 +72,7 @@ struct pump_message {
 
 struct pump_copier;
 
-/* One connector in its steady state. While it is given, only the pump touches it and the pages, and Python changes nothing of it. */
+/* One connector in its steady state. While it is given, only the pump touches it and the pages, and Python only calls pump_peek. */
 struct pump_connector {
 	/* Set by Python; constant while given. */
 	volatile uint8_t *ring, *events;                             /* shared pages of 4096 bytes */
@@ -96,6 +97,9 @@ struct pump_connector {
 	double begun;                                                /* the newest flip, in seconds of CLOCK_MONOTONIC */
 	double total;                                                /* seconds of all flips */
 	uint64_t traced, counted, flips, shown;                      /* records; flips in times; accepted and shown since it was given */
+	/* For pump_peek: what stands above, from `state` on, after each of the last two steps. */
+	uint32_t edition;                                            /* two more for each report; odd while one is being written */
+	uint32_t reports[2][25];
 };
 
 struct pump;
@@ -106,13 +110,13 @@ void pump_free(struct pump *p);                                      /* after pu
 void pump_run(struct pump *p);                                       /* serves until pump_stop */
 void pump_stop(struct pump *p);
 int pump_fd(const struct pump *p, enum pump_queue queue);            /* readable: call pump_messages */
-int pump_messages(struct pump *p, enum pump_queue queue, struct pump_message *messages, int room); /* returns a count */
+int pump_messages(struct pump *p, enum pump_queue queue, struct pump_message *messages, int room); /* returns a count; one thread */
 int pump_watch(struct pump *p, int fd, int is_card);                 /* returns a negative error number */
 void pump_unwatch(struct pump *p, int fd);                           /* afterwards the pump does not read the file */
 int pump_give(struct pump *p, struct pump_connector *c);             /* returns 0 if there are too many */
 void pump_take(struct pump *p, struct pump_connector *c);
-void pump_peek(struct pump *p, const struct pump_connector *c, struct pump_connector *copy);
-double pump_take_tokens(struct pump *p, struct pump_bucket *bucket, double amount); /* returns seconds to wait */
+void pump_peek(const struct pump_connector *c, struct pump_connector *copy); /* copies what the pump changes; the owner calls it */
+double pump_take_tokens(struct pump_bucket *bucket, double amount);  /* returns seconds to wait */
 int pump_request(struct pump *p, struct pump_connector *c);          /* for tests: serves the ring once, without a thread */
 int pump_shown(struct pump *p, struct pump_connector *c);            /* for tests */
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,7 +53,7 @@ COOKIES: Final = (*(ONE, TWO) * 14, SMALL, FOREIGN, UNKNOWN, 0)
 FBS: Final = {ONE: 41, TWO: 42}
 BURST: Final = 17.0
 """Tokens of a guest. They are enough for two slow requests, so that the pump serves the flip that was under way at a SET_CONFIG."""
-RATE: Final = 0.001
+RATE: Final = 1e-6
 """So slow that the tokens of a script are those that it began with, and those that it fills in."""
 FILE, PORT, EVENT_PORT, CARD = 70, 7, 8, 71
 _new: Any = ffi.new
@@ -262,6 +264,7 @@ class Pumped(Backend):
             library, SystemCalls(lambda fd, data, size: -errno.EAGAIN, self._rearm, self._notify, self._commit)
         )
         self._library = library
+        self._peeked = _new("struct pump_connector *")
         bucket = Bucket(self._native, BURST, RATE)
         self.requests._quota.requests = bucket
         pages, channels = (self.ring, self.events), (self, SimpleNamespace(fd=FILE, port=EVENT_PORT))
@@ -325,6 +328,8 @@ class Pumped(Backend):
             return False
         before = self._frozen()
         served = bool(serve(self._native.handle, self._c))
+        self._native.peek(self._c, self._peeked)
+        assert _progress(self._peeked) == _progress(self._c), "pump_peek does not report the last step"
         if not served and self._c.flips == before[0]:
             assert self._frozen() == before, "the pump has changed something, and leaves the step to Python"
         self.served += served
@@ -347,7 +352,7 @@ class Pumped(Backend):
             await super().shown(serial)
 
     async def refill(self) -> None:
-        self._c.bucket.tokens = BURST
+        self._c.bucket.empty_at = -math.inf
         await super().refill()
 
     def state(self) -> dict[str, object]:
@@ -359,11 +364,17 @@ class Pumped(Backend):
         return state
 
     def left(self) -> float:
-        return float(self._c.bucket.tokens)
+        return min(BURST, (time.monotonic() - float(self._c.bucket.empty_at)) * RATE)
 
     def close(self) -> None:
         self._pumped.close()
         self._native.close()
+
+
+def _progress(connector: Any) -> bytes:
+    """Return what the pump changes of a connector."""
+    first, end = (ffi.offsetof("struct pump_connector", name) for name in ("state", "edition"))
+    return bytes(ffi.buffer(connector))[first:end]
 
 
 def _address(pointer: Any) -> int:

@@ -21,6 +21,13 @@ static void fence(void)
 }
 
 #define __atomic_thread_fence(how) fence()
+
+/* What publish stores is noted down (prove_peek), and may come between any two loads of pump_peek. */
+static void note(void *where, uint32_t value);
+static void replay(void);
+
+#define __atomic_store_n(where, value, how) (*(where) = (value), note((void *)(where), (uint32_t)(value)))
+#define __atomic_load_n(where, how) (replay(), *(where))
 #include PUMP_C
 
 #define CHECK(condition) __CPROVER_assert(condition, #condition)
@@ -74,8 +81,8 @@ ssize_t write(int fd, const void *data, size_t size)
 
 int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event) { return nondet_int(); }
 
-/* Copies are checked. What they copy is not looked at, but for numbers in a card's bytes: any bytes. */
-static int number_read;
+/* Copies are checked. What they copy is not looked at, but for numbers in a card's bytes: any bytes; and for reports. */
+static int number_read, reported;
 
 void *memcpy(void *to, const void *from, size_t size)
 {
@@ -85,13 +92,8 @@ void *memcpy(void *to, const void *from, size_t size)
 		*(uint32_t *)to = nondet_u32();
 	if (number_read && size == 8)
 		*(uint64_t *)to = nondet_u64();
-	return to;
-}
-
-void *memmove(void *to, const void *from, size_t size)
-{
-	CHECK(__CPROVER_r_ok(from, size));
-	CHECK(__CPROVER_w_ok(to, size));
+	for (size_t i = 0; reported && i < size / 4; i++)
+		((uint32_t *)to)[i] = ((const uint32_t *)from)[i];
 	return to;
 }
 
@@ -103,18 +105,17 @@ void *memset(void *to, int byte, size_t size)
 
 int pthread_mutex_lock(pthread_mutex_t *m) { return 0; }
 int pthread_mutex_unlock(pthread_mutex_t *m) { return 0; }
-int pthread_cond_signal(pthread_cond_t *c) { return 0; }
 
 /* While the pump waits, Python may take messages and stop it. */
 static struct pump pump;
 
-int pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
+int usleep(useconds_t time)
 {
 	uint32_t ports = nondet_u32(), rest = nondet_u32();
 
-	ASSUME(ports <= pump.queues[0].count && rest <= pump.queues[1].count);
-	pump.queues[0].count = ports;
-	pump.queues[1].count = rest;
+	ASSUME(ports <= queued(&pump.queues[0]) && rest <= queued(&pump.queues[1]));
+	pump.queues[0].taken = pump.queues[0].written - ports;
+	pump.queues[1].taken = pump.queues[1].written - rest;
 	pump.stopping = nondet_int();
 	ASSUME(pump.stopping || (ports <= ROOM && rest <= ROOM));  /* else it waits again */
 	return 0;
@@ -123,7 +124,7 @@ int pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
 /* The guest */
 
 static struct pump_connector guest, before;
-static uint32_t loaded[3], loads, words_written, slots_written, notified, rearmed;
+static uint32_t loaded[3], loads, words_written, slots_written, notified, rearmed, taken;
 static struct { volatile uint8_t *page; uint32_t offset, value; } word[2];
 static struct { volatile uint8_t *page; uint32_t index; uint64_t words[8]; } slot;
 
@@ -245,7 +246,7 @@ static int nothing_changed(void)
 	       guest.in_prod == before.in_prod && guest.told == before.told && guest.next_id == before.next_id &&
 	       guest.serial == before.serial && guest.token == before.token && guest.latest == before.latest &&
 	       guest.traced == before.traced && guest.counted == before.counted && guest.flips == before.flips &&
-	       guest.shown == before.shown && !words_written && !slots_written && !notified && !rearmed;
+	       guest.shown == before.shown && guest.edition == before.edition && !taken && !words_written && !slots_written && !notified && !rearmed;
 }
 
 /* Python's part of a connector is the same afterwards. */
@@ -258,17 +259,22 @@ static int constants_kept(void)
 	       guest.card == before.card && guest.trace == before.trace;
 }
 
+double any_take_tokens(struct pump_bucket *b, double t, double amount)
+{
+	CHECK(b == guest.bucket && amount == 1);
+	taken++;
+	return nondet_double();
+}
+
 void prove_serve(void)
 {
 	any_guest();
-	struct pump_bucket bucket = *guest.bucket;
 	int served = serve(&pump, &guest);
 
 	CHECK(constants_kept());
 	CHECK(committed <= 1 && !rearmed);
 	if (!served) {
 		CHECK(nothing_changed());
-		CHECK(guest.bucket->tokens == bucket.tokens || bucket.tokens != bucket.tokens);
 		if (committed)
 			REACHABLE("the card refuses the flip");
 		return;
@@ -283,7 +289,8 @@ void prove_serve(void)
 	CHECK(!slot.words[1] && !slot.words[2] && !slot.words[3] && !slot.words[4] && !slot.words[5] && !slot.words[6] && !slot.words[7]);
 	CHECK(order == 0x123451);
 	CHECK(guest.copier ? committed == 0 : committed == 1 && atomic.user_data == guest.serial);
-	CHECK(!(guest.bucket->tokens < 0));
+	CHECK(taken == 1 && guest.bucket->burst >= 1);
+	CHECK(guest.edition == before.edition + 2);
 	REACHABLE("a flip is served");
 	if (guest.copier)
 		REACHABLE("a flip is handed to the copying thread");
@@ -325,6 +332,7 @@ void prove_shown(void)
 	CHECK(slots_written == 1 && slot.page == guest.events && slot.index == before.in_prod % EVENT_SLOTS);
 	CHECK(words_written == 1 && word[0].page == guest.events && word[0].offset == IN_PROD && word[0].value == guest.in_prod);
 	CHECK(order == 0x134);
+	CHECK(guest.edition == before.edition + 2);
 	CHECK(slot.words[0] == (before.next_id & 0xFFFF) && slot.words[1] == before.token);
 	CHECK(!slot.words[2] && !slot.words[3] && !slot.words[4] && !slot.words[5] && !slot.words[6] && !slot.words[7]);
 	REACHABLE("an event is written");
@@ -359,9 +367,11 @@ static void any_pump(uint32_t room)
 		pump.connectors[i] = nondet_int() ? &one : &another;
 	for (int i = 0; i < WATCHES; i++)
 		pump.watches[i] = (struct watch){ nondet_int(), nondet_int(), nondet_u32() };
-	pump.queues[0].count = nondet_u32();
-	pump.queues[1].count = nondet_u32();
-	ASSUME(pump.queues[0].count <= room && pump.queues[1].count <= room);
+	for (int i = 0; i < 2; i++) {
+		pump.queues[i].written = nondet_u32();
+		pump.queues[i].taken = nondet_u32();
+		ASSUME(queued(&pump.queues[i]) <= room);
+	}
 	pump.stopping = nondet_int();
 	pump.calls.read = any_read;
 }
@@ -374,8 +384,13 @@ int any_request(struct pump *p, struct pump_connector *c)
 
 void any_hand(struct pump *p, enum pump_queue queue, struct pump_message message)
 {
-	CHECK(p->queues[queue].count < QUEUE);
-	p->queues[queue].count++;
+	CHECK(queued(&p->queues[queue]) < QUEUE);
+	p->queues[queue].written++;
+}
+
+static int queues_hold(void)
+{
+	return queued(&pump.queues[0]) <= QUEUE && queued(&pump.queues[1]) <= QUEUE;
 }
 
 void any_flip_event(struct pump *p, int card, uint64_t serial)
@@ -388,8 +403,8 @@ void prove_ports(void)
 {
 	any_pump(ROOM);
 	serve_ports(&pump, &pump.watches[1], nondet_u32());
-	CHECK(pump.queues[0].count <= QUEUE && pump.queues[1].count <= QUEUE);
-	if (pump.queues[0].count == ROOM + PORTS)
+	CHECK(queues_hold());
+	if (queued(&pump.queues[0]) == ROOM + PORTS)
 		REACHABLE("every port is handed over");
 }
 
@@ -398,19 +413,19 @@ void prove_card(void)
 	any_pump(ROOM);
 	number_read = 1;
 	serve_card(&pump, &pump.watches[1], nondet_u32());
-	CHECK(pump.queues[0].count <= QUEUE && pump.queues[1].count <= QUEUE);
-	if (pump.queues[1].count == ROOM + PORTS)
+	CHECK(queues_hold());
+	if (queued(&pump.queues[1]) == ROOM + PORTS)
 		REACHABLE("every event is handed over");
 }
 
 void prove_flip_event(void)
 {
 	any_pump(ROOM);
-	uint32_t count = pump.queues[1].count;
+	uint32_t count = queued(&pump.queues[1]);
 
 	serve_flip_event(&pump, nondet_int(), nondet_u64());
-	CHECK(pump.queues[1].count - count <= 1);
-	if (pump.queues[1].count > count)
+	CHECK(queued(&pump.queues[1]) - count <= 1);
+	if (queued(&pump.queues[1]) > count)
 		REACHABLE("an event is handed over");
 	else
 		REACHABLE("an event is served");
@@ -420,9 +435,8 @@ void prove_hand(void)
 {
 	any_pump(QUEUE - 1);
 	hand(&pump, PUMP_PORTS, nondet_message());
-	CHECK(pump.queues[0].count <= QUEUE);
 	hand(&pump, PUMP_REST, nondet_message());
-	CHECK(pump.queues[1].count <= QUEUE);
+	CHECK(queues_hold());
 	REACHABLE("two messages");
 }
 
@@ -432,8 +446,8 @@ void prove_times(void)
 	int wait = serve_times(&pump);
 
 	CHECK(wait >= -1);
-	CHECK(pump.queues[0].count <= QUEUE && pump.queues[1].count <= QUEUE);
-	if (pump.queues[1].count == ROOM + CONNECTORS)
+	CHECK(queues_hold());
+	if (queued(&pump.queues[1]) == ROOM + CONNECTORS)
 		REACHABLE("everything is told");
 	if (wait > 1000)
 		REACHABLE("something is told later");
@@ -446,18 +460,18 @@ int any_times(struct pump *p)
 	static int turns;
 
 	ASSUME(++turns == 1);  /* the next turn begins with any queues, too */
-	CHECK(!p->stopping && p->queues[0].count <= ROOM && p->queues[1].count <= ROOM);
-	p->queues[1].count += nondet_u32() % (CONNECTORS + 1);
+	CHECK(!p->stopping && queued(&p->queues[0]) <= ROOM && queued(&p->queues[1]) <= ROOM);
+	p->queues[1].written += nondet_u32() % (CONNECTORS + 1);
 	return nondet_int();
 }
 
 void any_file(struct pump *p, struct watch *w, uint32_t events)
 {
-	CHECK(p->queues[0].count <= ROOM && p->queues[1].count <= ROOM);
+	CHECK(queued(&p->queues[0]) <= ROOM && queued(&p->queues[1]) <= ROOM);
 	CHECK(w >= p->watches && w < p->watches + WATCHES && w->fd >= 0);
-	p->queues[0].count += nondet_u32() % (PORTS + 2);
-	p->queues[1].count += nondet_u32() % (PORTS + 2);
-	CHECK(p->queues[0].count <= QUEUE && p->queues[1].count <= QUEUE);
+	p->queues[0].written += nondet_u32() % (PORTS + 2);
+	p->queues[1].written += nondet_u32() % (PORTS + 2);
+	CHECK(queues_hold());
 	REACHABLE("a file is read");
 }
 
@@ -478,7 +492,7 @@ void prove_run(void)
 {
 	any_pump(QUEUE);
 	pump_run(&pump);
-	CHECK(pump.queues[0].count <= QUEUE && pump.queues[1].count <= QUEUE);
+	CHECK(queues_hold());
 	REACHABLE("the loop ends");
 }
 
@@ -492,10 +506,11 @@ void prove_messages(void)
 	ASSUME(messages);
 	any_pump(QUEUE);
 	enum pump_queue queue = nondet_int() ? PUMP_PORTS : PUMP_REST;
-	uint32_t count = pump.queues[queue].count;
+	uint32_t count = queued(&pump.queues[queue]);
 	int got = pump_messages(&pump, queue, messages, room);
 
-	CHECK(got >= 0 && got <= room && pump.queues[queue].count == count - (uint32_t)got);
+	CHECK(got >= 0 && got <= room && queued(&pump.queues[queue]) == count - (uint32_t)got);
+	CHECK(got == room || got == (int)count);
 	if (got == QUEUE)
 		REACHABLE("messages are taken");
 }
@@ -530,6 +545,85 @@ void prove_watch(void)
 
 	ASSUME(k < WATCHES);
 	CHECK(pump.watches[k].fd != fd);
+}
+
+/* A report. WORDS is 2 in this proof: of a longer report, each two words are proved. The pump makes three steps while pump_peek reads.
+ *
+ * All stores of publish are releases by one thread, all loads of pump_peek acquires. So a load may see any store from the last one on that
+ * an earlier load has seen, or that was known when pump_peek was called; and after it, all stores before the one that it has seen. The
+ * same comes out when the stores are made in their order, some before each load.
+ */
+enum { STEPS = 3, STORES = 4 };
+
+static struct pump_connector peeked;
+static struct { uint32_t *where, value; } noted[STEPS * STORES];
+static uint32_t notes, made;
+
+static void note(void *where, uint32_t value)
+{
+	if (!reported)
+		return;
+	CHECK(notes < STEPS * STORES);
+	noted[notes].where = where;
+	noted[notes++].value = value;
+}
+
+static void replay(void)
+{
+	uint32_t *const words[] = { &peeked.edition, &peeked.reports[0][0], &peeked.reports[0][1], &peeked.reports[1][0], &peeked.reports[1][1] };
+	uint32_t until = nondet_u32();
+
+	if (!reported)
+		return;
+	ASSUME(until >= made && until <= notes);
+	for (uint32_t i = 0; i < STEPS * STORES; i++)  /* each word is named: a model of any address takes minutes */
+		for (int k = 0; k < 5; k++)
+			if (i >= made && i < until && noted[i].where == words[k])
+				*words[k] = noted[i].value;
+	made = until;
+}
+
+void prove_peek(void)
+{
+	static struct pump_connector copy;
+	uint32_t states[STEPS + 1], consumed[STEPS + 1], known;
+	int same = 0;
+
+	peeked.edition = -4U;  /* it wraps around */
+	states[0] = peeked.state = nondet_u32();
+	consumed[0] = peeked.req_cons = nondet_u32();
+	reported = 1;
+	publish(&peeked);
+	notes = 0;
+	struct pump_connector first = peeked;
+
+	for (int i = 1; i <= STEPS; i++) {
+		states[i] = peeked.state = nondet_u32();
+		consumed[i] = peeked.req_cons = nondet_u32();
+		publish(&peeked);
+	}
+	peeked = first;
+	replay();
+	known = made / STORES;
+	pump_peek(&peeked, &copy);
+	for (uint32_t i = 0; i <= STEPS; i++)
+		same |= i >= known && copy.state == states[i] && copy.req_cons == consumed[i];
+	CHECK(same);
+	if (made > known * STORES + STORES)
+		REACHABLE("the pump makes steps meanwhile");
+	REACHABLE("a report");
+}
+
+void prove_tokens(void)
+{
+	struct pump_bucket b = nondet_bucket();
+	double t = any_now();
+
+	ASSUME(b.rate >= 0.001 && b.rate <= 1e9 && b.burst >= 0 && b.burst <= 1e9 && b.empty_at <= 1e12);
+	double empty_at = take_tokens(&b, t, 1);
+
+	CHECK(b.empty_at == empty_at);
+	REACHABLE("tokens are taken");
 }
 
 /* Copy mode. The assumptions are what sinks/drm/copied_scanout.py checks (_address): both buffers of the card and the guest's hold all
@@ -584,4 +678,54 @@ void prove_after(void)
 
 	CHECK(at.tv_nsec >= 0 && at.tv_nsec <= 1000000000);
 	REACHABLE("a time");
+}
+
+struct timespec any_after(double seconds)
+{
+	CHECK(!(seconds < 0));
+	return (struct timespec){ nondet_int(), nondet_int() };
+}
+
+/* The copying thread waits, with a job or without one, until it is poked or the time has passed. */
+int any_job(struct pump_copier *k)
+{
+	CHECK(k->has_job);
+	k->has_job = 0;
+	return nondet_int();
+}
+
+int sem_wait(sem_t *s)
+{
+	static int turns;
+
+	ASSUME(++turns <= 2);
+	return nondet_int();
+}
+
+int sem_clockwait(sem_t *s, clockid_t clock, const struct timespec *at)
+{
+	errno = nondet_int();
+	return sem_wait(s);
+}
+
+void prove_wait(void)
+{
+	static struct pump_copier k;
+	struct pump_copied copied;
+
+	k.has_job = nondet_int();
+	k.poked = nondet_int();
+	switch (pump_copier_wait(&k, nondet_double(), &copied)) {
+	case PUMP_COPIER_TIMEOUT:
+		REACHABLE("the time has passed");
+		break;
+	case PUMP_COPIER_POKED:
+		REACHABLE("it was poked");
+		break;
+	case PUMP_COPIER_FAILED:
+		REACHABLE("a job has failed");
+		break;
+	default:
+		CHECK(!"another result");
+	}
 }

@@ -21,12 +21,12 @@ struct guest {
 };
 
 static _Alignas(4096) struct guest guests[GUESTS];
-static struct pump_bucket bucket = { 1e9, 0, 1e9, 1e9 };
+static struct pump_bucket bucket = { 0, 1e9, 1e9 };
 static struct pump *pump;
 static struct pump_copier *copier;
 static uint64_t back_buffers[2][WIDTH * HEIGHT / 8];
 static int ports[2], events[2], other[2], over;
-static uint32_t served, turns, given_copies;
+static uint32_t served, turns, given_copies, peeked;
 
 static uint32_t next(uint32_t *seed)
 {
@@ -117,8 +117,8 @@ static void failed(const char *why)
 static void *owner_thread(void *nothing)
 {
 	uint32_t seed = 2;
-	struct pump_connector kept, copy;
-	struct pump_bucket alone = { 1e9, 0, 1e9, 1e9 };
+	struct pump_connector kept;
+	struct pump_bucket alone = { 0, 1e9, 1e9 };
 
 	(void)nothing;
 	while (!ended()) {
@@ -144,10 +144,29 @@ static void *owner_thread(void *nothing)
 		store(g->ring, RSP_PROD, g->c.rsp_prod);
 		if (!pump_give(pump, &g->c))
 			failed("no room");
-		pump_peek(pump, &g->c, &copy);
-		pump_take_tokens(pump, &bucket, 0.5);
+		pump_take_tokens(&bucket, 0.5);
 		if (pump_watch(pump, other[0], next(&seed) >> 16 & 1) == 0)
 			pump_unwatch(pump, other[0]);
+	}
+	return 0;
+}
+
+/* The counters of a report are of one moment: those that a flip counts have the same distance from each other, those of an event, too. */
+static void *peek_thread(void *nothing)
+{
+	struct pump_connector now, last[GUESTS] = { 0 };
+
+	(void)nothing;
+	for (uint32_t which = 0; !ended(); which = (which + 1) % GUESTS) {
+		pump_peek(&guests[which].c, &now);
+		if (now.req_cons - (uint32_t)now.traced != 0xFFFFFF00 || now.flips != now.traced || (uint32_t)now.serial != (uint32_t)now.flips)
+			failed("a report of half a flip");
+		if (now.in_prod - (uint32_t)now.next_id != 0xFFFFFF00 || now.shown != now.next_id || now.shown != now.counted)
+			failed("a report of half an event");
+		if (now.flips < last[which].flips || now.shown < last[which].shown)
+			failed("a report that is older than the one before");
+		peeked += now.shown != last[which].shown;
+		last[which] = now;
 	}
 	return 0;
 }
@@ -222,8 +241,9 @@ int main(int argc, char **argv)
 {
 	static struct pump_atomic atomic;
 	static uint64_t fb_value;
-	void *(*run[])(void *) = { guest_thread, owner_thread, message_thread, copy_thread, poke_thread, pump_thread };
-	pthread_t threads[6];
+	void *(*run[])(void *) = { guest_thread, owner_thread, message_thread, copy_thread, poke_thread, pump_thread, peek_thread };
+	enum { THREADS = sizeof run / sizeof *run };
+	pthread_t threads[THREADS];
 
 	if (argc != 2 || pipe2(ports, O_NONBLOCK) || pipe2(events, O_NONBLOCK) || pipe2(other, O_NONBLOCK))
 		return 2;
@@ -236,12 +256,12 @@ int main(int argc, char **argv)
 		make_guest(i);
 	if (pump_watch(pump, ports[0], 0) || pump_watch(pump, events[0], 1))
 		return 2;
-	for (int i = 0; i < 6; i++)
+	for (int i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], 0, run[i], 0);
 	usleep((useconds_t)(atof(argv[1]) * 1e6));
 	__atomic_store_n(&over, 1, __ATOMIC_RELEASE);
 	pump_stop(pump);
-	for (int i = 0; i < 6; i++)
+	for (int i = 0; i < THREADS; i++)
 		pthread_join(threads[i], 0);
 	for (uint32_t i = 0; i < GUESTS; i++) {
 		pump_take(pump, &guests[i].c);
@@ -252,8 +272,8 @@ int main(int argc, char **argv)
 		free(guests[i].shown_at);
 		free(guests[i].took);
 	}
-	printf("%u ports armed, %u frames copied, %u steps served in another thread\n", served, given_copies, turns);
-	if (!served || !given_copies)
+	printf("%u ports armed, %u frames copied, %u steps served in another thread, %u reports\n", served, given_copies, turns, peeked);
+	if (!served || !given_copies || !peeked)
 		failed("nothing was served");
 	pump_copier_free(copier);
 	pump_free(pump);

@@ -22,6 +22,8 @@ REACHABLE: Final = "reachable: "
 PAGE: Final = {name: f"guest_{name}" for name in ("load", "store", "read_slot", "write_slot")}
 CLOCK: Final = {"now": "any_now"}
 HAND: Final = {"hand": "any_hand"}
+TOKENS: Final = {"take_tokens": "any_take_tokens"}
+REPORT: Final = {"publish.0": 26}
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -31,13 +33,14 @@ class Proof(msgspec.Struct, frozen=True):
     unwind: int = 9
     loops: dict[str, int] = {}
     options: tuple[str, ...] = ()
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 PROOFS: Final = {
     "accesses": Proof(options=("--pointer-overflow-check",)),
-    "serve": Proof({**PAGE, **CLOCK}, options=("--pointer-overflow-check",)),
-    "request": Proof({**PAGE, **CLOCK}),
-    "shown": Proof({**PAGE, **CLOCK}, unwind=17),
+    "serve": Proof({**PAGE, **CLOCK, **TOKENS}, loops=REPORT, options=("--pointer-overflow-check",)),
+    "request": Proof({**PAGE, **CLOCK, **TOKENS}, loops=REPORT),
+    "shown": Proof({**PAGE, **CLOCK}, unwind=17, loops=REPORT),
     "hand": Proof(),
     "ports": Proof({**HAND, "pump_request": "any_request"}),
     "card": Proof({**HAND, "serve_flip_event": "any_flip_event"}),
@@ -47,11 +50,21 @@ PROOFS: Final = {
         {"serve_times": "any_times", "serve_ports": "any_file", "serve_card": "any_file"}, loops={"wait_for_room.0": 3}
     ),
     "messages": Proof(),
-    "take": Proof(),
+    "take": Proof(loops=REPORT),
+    "peek": Proof(
+        unwind=5,
+        loops={"replay.0": 6, "replay.1": 13},
+        changes=(
+            ("WORDS = (offsetof(struct pump_connector, edition) - REPORTED) / 4", "WORDS = 2"),
+            ("_Static_assert(WORDS == 25,", "_Static_assert(1,"),
+        ),
+    ),
+    "tokens": Proof(),
     "watch": Proof(),
     "copy": Proof(CLOCK),
     "now": Proof(options=("--conversion-check",)),
     "after": Proof(CLOCK, options=("--conversion-check",)),
+    "wait": Proof({"do_job": "any_job", "after": "any_after"}),
 }
 
 WITHOUT: Final = {
@@ -86,8 +99,8 @@ WITHOUT: Final = {
     ),
     "nothing changed": (
         "serve",
-        "tokens = filled(c->bucket, t) - 1;",
-        "tokens = filled(c->bucket, t) - 1; c->told = 0;",
+        "\tif (!has_token(c->bucket, t)",
+        "\tc->told = 0; if (!has_token(c->bucket, t)",
     ),
     "the slot of a record": ("serve", "c->traced++ % TRACED * RECORD", "c->traced++ * RECORD"),
     "arming": ("request", "store(c->ring, REQ_EVENT, c->req_cons + 1)", "store(c->ring, REQ_EVENT, c->req_cons)"),
@@ -102,7 +115,25 @@ WITHOUT: Final = {
     "the longest wait": ("times", "next - t > 86400 ? -1 : ", ""),
     "room at the end": ("run", "if (p->stopping || w->fd < 0", "if (w->fd < 0"),
     "an unwatched file": ("run", "w->fd < 0 || ", ""),
-    "room for messages": ("messages", "count = q->count < (uint32_t)room", "count = q->count > (uint32_t)room"),
+    "room for messages": ("messages", "count < room && ", ""),
+    "the slot of a message": ("messages", "taken++ % QUEUE", "taken++"),
+    "the slot of a new message": ("hand", "q->written % QUEUE", "q->written"),
+    "a token taken": ("serve", "take_tokens(c->bucket, t, 1);", ""),
+    "a report of a flip": ("serve", "publish(c);\n\tif (wanted)", "if (wanted)"),
+    "a report of an event": ("shown", "c->shown++;\n\tpublish(c);", "c->shown++;"),
+    "another place for the next report": ("peek", "(edition / 2 + 1) & 1][i], words", "edition / 2 & 1][i], words"),
+    "the beginning of a report": (
+        "peek",
+        "__atomic_store_n(&c->edition, edition + 1, __ATOMIC_RELEASE);\n",
+        "__atomic_store_n(&c->edition, edition, __ATOMIC_RELEASE);\n",
+    ),
+    "the end of a report": (
+        "peek",
+        "__atomic_store_n(&c->edition, edition + 1, __ATOMIC_RELEASE);\n",
+        "__atomic_store_n(&c->edition, edition + 2, __ATOMIC_RELEASE);\n",
+    ),
+    "a last look at the edition": ("peek", "(edition & ~1U) > 2", "(edition & ~1U) > 3"),
+    "the newest report": ("peek", "c->reports[edition / 2 & 1]", "c->reports[~edition / 2 & 1]"),
     "every entry": ("take", "i = p->count; i-- > 0;", "i = 0; i < p->count; i++"),
     "every connector's place": ("take", "room = p->count < CONNECTORS", "room = 1"),
     "the last row": ("copy", "y < copy->rows", "y <= copy->rows"),
@@ -119,7 +150,8 @@ WITHOUT: Final = {
 def check(folder: Path, name: str, *changes: tuple[str, str]) -> list[Property]:
     """Return the properties of a proof, of a pump with these changes."""
     source = (PUMP / "pump.c").read_text()
-    for old, new in ((SIZES, SMALL), *changes):
+    proof = PROOFS[name]
+    for old, new in ((SIZES, SMALL), *proof.changes, *changes):
         assert source.count(old) == 1, f"pump.c has changed: {old!r} is in it {source.count(old)} times"
         source = source.replace(old, new)
     (folder / "changed.c").write_text(source)
@@ -128,7 +160,6 @@ def check(folder: Path, name: str, *changes: tuple[str, str]) -> list[Property]:
         folder / "pump.gb",
         *('-DPUMP_VERSION="0"', f'-DPUMP_C="{folder}/changed.c"', "-I", PUMP, HERE / "pump_proof.c"),
     )
-    proof = PROOFS[name]
     return model.check(f"prove_{name}", proof.replaced, proof.unwind, proof.loops, proof.options)
 
 
@@ -141,7 +172,7 @@ def failed(properties: list[Property]) -> list[str]:
     ]
 
 
-LONG: Final = ("shown", "run", "times", "copy", "after")
+LONG: Final = ("shown", "run", "times", "copy", "tokens", "after")
 """Proofs that take more than five seconds."""
 
 

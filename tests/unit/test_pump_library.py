@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from displbe import __version__
+from displbe.backend.quota import TokenBucket
 from displbe.config import Settings
 from displbe.daemon import Daemon
 from displbe.ops.settings import ControlSettings
@@ -244,10 +245,21 @@ def test_a_closed_pump_is_not_used() -> None:
     pump, _ = native.open_pump()
     if pump is None:
         pytest.skip("the pump is not compiled")
-    bucket = native.Bucket(pump, 1, 1)
-    assert bucket.take() == 0
+    connector = pump.add(lambda: None, lambda: None)
+    assert pump.give(connector)
     pump.close()
     with pytest.raises(TypeError):
-        bucket.take()
+        pump.take(connector)
     with pytest.raises(TypeError):
         pump.unwatch(0)
+
+
+def test_a_bucket() -> None:
+    """The same waits as those of the bucket in Python."""
+    pump, _ = native.open_pump()
+    if pump is None:
+        pytest.skip("the pump is not compiled")
+    bucket, plain = native.Bucket(pump, 4, 0.001), TokenBucket(4, 0.001, lambda: 0.0)
+    for amount in (1, 3, 1, 8, 0.5):
+        assert bucket.take(amount) == pytest.approx(plain.take(amount), abs=5.0)  # a token takes 1000 s
+    pump.close()

@@ -29,8 +29,8 @@ MUTANTS: Final = {
     "the notification of a response inverted": ("load(c->ring, RSP_EVENT) ==", "load(c->ring, RSP_EVENT) !="),
     "a response's status": ("{ slot[0] & 0xFFFFFF }", "{ slot[0] & 0xFFFFFFFF }"),
     "a response in the next slot": ("c->rsp_prod & (REQUEST_SLOTS - 1), resp", "(c->rsp_prod + 1) & 31, resp"),
-    "no token taken": ("c->bucket->tokens = tokens;", ""),
-    "a flip without a token": ("tokens < 0 || !show", "!show"),
+    "no token taken": ("take_tokens(c->bucket, t, 1);", ""),
+    "a flip without a token": ("!has_token(c->bucket, t) || !show", "!show"),
     "any operation": ("(slot[0] >> 16 & 0xFF) != PG_FLIP || !fb", "!fb"),
     "a refused commit": (
         "return p->calls.commit(c->card, c->atomic) == 0;",
@@ -47,6 +47,10 @@ MUTANTS: Final = {
     ),
     "no last look": ("!serve(p, c) || final_check(c)", "!serve(p, c)"),
     "the port stays masked": ("p->calls.rearm(c->evtchn, c->port);", ""),
+    "a flip that is not reported": ("publish(c);\n\tif (wanted)", "if (wanted)"),
+    "an event that is not reported": ("c->shown++;\n\tpublish(c);", "c->shown++;"),
+    "an event that is reported too early": ("c->shown++;\n\tpublish(c);", "publish(c);\n\tc->shown++;"),
+    "the report before the last one": ("c->reports[edition / 2 & 1]", "c->reports[~edition / 2 & 1]"),
     "a record without its request": ("memcpy(record + 24, slot, SLOT);", ""),
     "a change before the flip is left to Python": ("fb = find(c, slot[1]);", "fb = find(c, slot[1]); c->told = 1;"),
 }
