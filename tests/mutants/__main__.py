@@ -41,6 +41,8 @@ RERUN: Final = ("--reruns", "1", "--only-rerun", "TooSlowError|Exceptions from T
 """As in the Makefile, and for Hypothesis: a busy machine must not kill a mutant."""
 LIMIT: Final = 4 << 30
 """Bytes that the tests may allocate with a fault: a loop that does not end must not take all of the machine's memory."""
+WORKERS: Final = 4
+"""Tests that run side by side, as in the Makefile."""
 PATIENCE: Final = 60.0
 """Seconds that tests may take beyond four times their usual ones. Tests that take longer have noticed the fault."""
 
@@ -151,7 +153,7 @@ def record() -> None:
     print("mutants: the quick tests, without a fault", flush=True)
     sources = [f"--cov=displbe.{package}" for package in PACKAGES]
     with pytest(
-        *("--ignore=tests/proof", "-n", "4", "--dist", "worksteal", "-m", "not slow", f"--junitxml={REPORT}"),
+        *("--ignore=tests/proof", "-n", str(WORKERS), "--dist", "worksteal", "-m", "not slow", f"--junitxml={REPORT}"),
         *(*sources, "--cov-context=test", "--cov-report=", "--cov-fail-under=0"),
         COVERAGE_FILE=str(RECORDED),
     ) as process:
@@ -167,8 +169,8 @@ def collected() -> set[str]:
     return {line.partition("[")[0] for line in output.splitlines() if "::" in line}
 
 
-def judge(mutant: Mutant, tests: list[str], usual: float) -> tuple[Outcome, str]:
-    """Plant a fault, run tests, and restore the module. Return the outcome, and which test failed."""
+def judge(mutant: Mutant, tests: list[str], usual: float, workers: int) -> tuple[Outcome, str]:
+    """Plant a fault, run tests that take `usual` seconds without it, and restore the module. Return the outcome, and which test failed."""
     if not tests:
         return Outcome.UNSEEN, ""
     path = COPY / mutant.fault.module
@@ -178,7 +180,7 @@ def judge(mutant: Mutant, tests: list[str], usual: float) -> tuple[Outcome, str]
         with pytest(
             "-x",
             "-n",
-            "0",
+            str(workers),
             "--hypothesis-profile=mutants",
             "--no-header",
             "--tb=line",
@@ -214,7 +216,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="only modules whose paths contain this text")
     parser.add_argument("--per-line", type=int, default=1, help="the most faults of a line (1)")
-    parser.add_argument("--test-seconds", type=float, default=90, help="of the tests that each fault meets (90)")
+    parser.add_argument(
+        "--test-seconds",
+        type=float,
+        default=30,
+        help="of the tests that each fault meets alone (30); those that survive them meet the rest side by side",
+    )
     parser.add_argument("--keep", action="store_true", help="use the recording of the last run")
     arguments = parser.parse_args()
     os.nice(19)
@@ -236,31 +243,22 @@ def main() -> int:
             counts["explained"] += 1
             print(f"explained {mutant.place}: {reason.reason}", flush=True)
             continue
-        tests, left_out, usual = _within(witnesses, witnesses.of(mutant.fault), arguments.test_seconds)
-        outcome, output = judge(mutant, tests, usual)
+        tests = witnesses.of(mutant.fault)
+        first = witnesses.within(tests, arguments.test_seconds)
+        outcome, output = judge(mutant, tests[:first], witnesses.usual(tests[:first]), 0)
+        if outcome is Outcome.SURVIVED and tests[first:]:
+            outcome, output = judge(mutant, tests[first:], witnesses.usual(tests[first:]), WORKERS)
         counts[outcome.value] += 1
         if outcome in (Outcome.KILLED, Outcome.TIMEOUT):
             print(f"{outcome.value} {mutant.place} {mutant.fault.operator} {output}", flush=True)
             continue
         unexplained += 1
-        print(f"{outcome.value.upper()} {mutant.place} {mutant.fault.operator}; {len(tests)} tests", end="")
-        print(f", {left_out} slower ones not run" if left_out else "")
+        print(f"{outcome.value.upper()} {mutant.place} {mutant.fault.operator}; {len(tests)} tests")
         print(
             f"    - {mutant.old}\n    + {mutant.new}".replace("\n", "\n      ").replace("      +", "    +"), flush=True
         )
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     return 1 if unexplained else 0
-
-
-def _within(witnesses: Witnesses, tests: list[str], limit: float) -> tuple[list[str], int, float]:
-    """Return the first tests that together take so many seconds, how many are left out, and the seconds. One test runs in any case."""
-    total = 0.0
-    for number, test in enumerate(tests):
-        more = witnesses.seconds.get(test, 0.0)
-        if number and total + more > limit:
-            return tests[:number], len(tests) - number, total
-        total += more
-    return tests, 0, total
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def faults(tree: Path, module: str) -> Iterator[Fault]:
-    """Yield all faults of a module, but for type annotations, which nothing looks at when displbe runs, and the frontends' halves of
-    pages, which only tests and the demonstration use.
+    """Yield all faults of a module, but for type annotations, protocols and `frozen=True`, on which nothing depends when displbe runs,
+    and the frontends' halves of pages, which only tests and the demonstration use.
     """
     source = (tree / module).read_text()
     ignored = _ignored(source)
@@ -107,8 +107,10 @@ def _ignored(source: str) -> list[tuple[Position, Position]]:
     found = []
     for node in ast.walk(ast.parse(source)):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        if isinstance(node, ast.ClassDef) and node.name.startswith("Front"):
-            parts.append(node)
+        if isinstance(node, ast.ClassDef):
+            is_protocol = any("Protocol" in ast.unparse(base) for base in node.bases)
+            is_ignored = is_protocol or node.name.startswith("Front")
+            parts += [node] if is_ignored else [key for key in node.keywords if key.arg == "frozen"]
         for part in parts:
             if part is not None:
                 found.append(((part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)))

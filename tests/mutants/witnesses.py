@@ -46,6 +46,17 @@ class Witnesses:
             tests = close | _tests({context for contexts in lines.values() for context in contexts})
         return self._in_order(tests & close) + self._in_order(tests - close)
 
+    def usual(self, tests: list[str]) -> float:
+        """Return the seconds that tests take without a fault."""
+        return sum(self.seconds.get(test, 0.0) for test in tests)
+
+    def within(self, tests: list[str], seconds: float) -> int:
+        """Return how many of the first tests take no more than so many seconds together; one in any case."""
+        count = 1
+        while count < len(tests) and self.usual(tests[: count + 1]) <= seconds:
+            count += 1
+        return count
+
     def _imports(self, file: str) -> set[str]:
         """Return the paths of the modules that a file of tests imports by name."""
         if file not in self._imported:
@@ -62,7 +73,7 @@ class Witnesses:
         files: defaultdict[str, list[str]] = defaultdict(list)
         for test in sorted(tests & self._known - self.failed):
             files[test.partition("::")[0]].append(test)
-        quick = sorted(files.values(), key=lambda those: sum(self.seconds.get(test, 0.0) for test in those))
+        quick = sorted(files.values(), key=self.usual)
         return [test for those in quick for test in those]
 
 

@@ -135,6 +135,16 @@ async def test_a_guests_nodes_vanish(world: World) -> None:
         await world.settled()
 
 
+async def test_the_directory_of_all_of_a_guests_displays_vanishes(world: World) -> None:
+    """XenStore reports the removed directory, not the displays in it. The guest has not noticed anything yet."""
+    async with world.guest(1) as guest:
+        freeze(guest.display)
+        await trio.sleep(0.5)  # until nothing else is left to be looked at
+        world.tools.remove(world.tools.back(1).rpartition("/")[0])
+        await until(lambda: not world.daemon.displays.devices)
+        await world.settled()
+
+
 async def test_the_same_domain_id_at_once(world: World) -> None:
     """A new guest gets the old guest's domain id before the daemon has noticed that the old guest has gone."""
     world.tools.create_domain(1)

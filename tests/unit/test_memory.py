@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import timeit
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,16 @@ from displbe.sinks.base import Geometry, Part
 from displbe.sinks.frame_copy import copy_frame, frame_checksum, frame_rows, same_frame
 from displbe.sinks.headless.output import _Memory
 from displbe.wire.formats import fourcc
-from displbe.xen.memory import PAGE_SIZE, Mapping, Memory, PrivateMemory, Unmapped, close_in_thread
+from displbe.xen.memory import (
+    PAGE_SIZE,
+    Mapping,
+    Memory,
+    PrivateMemory,
+    Unmapped,
+    close_in_thread,
+    copy_rows,
+    same_rows,
+)
 
 SIZE = 4 * PAGE_SIZE
 SHAPE = Geometry(64, 64, fourcc("XR24"), 256, 0)
@@ -332,3 +342,59 @@ def test_the_cost_of_a_loan(memory: PrivateMemory) -> None:
 
     assert min(timeit.repeat(borrow, number=1000, repeat=5)) / 1000 < 100e-6
     memory.close()
+
+
+# Rows of pixels
+
+STRIDES = pytest.mark.parametrize(("to_stride", "of_stride"), [(4, 4), (4, 6), (6, 4), (7, 7)])
+"""Of rows of 4 bytes."""
+
+
+def image(stride: int, rows: int = 3) -> bytearray:
+    """An image whose last row ends with its pixels."""
+    return bytearray(range(1, 1 + stride * (rows - 1) + 4))
+
+
+@STRIDES
+def test_rows_are_copied_without_their_gaps(to_stride: int, of_stride: int) -> None:
+    to, of = bytearray(len(image(to_stride))), image(of_stride)
+    copy_rows(memoryview(to), to_stride, memoryview(of), of_stride, 4, 3)
+    for row in range(3):
+        assert to[row * to_stride :][:4] == of[row * of_stride :][:4]
+        assert not any(to[row * to_stride + 4 : (row + 1) * to_stride]), "a gap may be the picture's border"
+
+
+@STRIDES
+def test_rows_are_the_same_when_their_pixels_are(to_stride: int, of_stride: int) -> None:
+    one, other = bytearray(len(image(to_stride))), image(of_stride)
+    copy_rows(memoryview(one), to_stride, memoryview(other), of_stride, 4, 3)
+    for at in range(len(one)):
+        is_gap = at % to_stride >= 4
+        one[at] ^= 0xFF
+        same = same_rows(memoryview(one), to_stride, memoryview(other), of_stride, 4, 3)
+        assert same is is_gap
+        one[at] ^= 0xFF
+    assert same_rows(memoryview(one), to_stride, memoryview(other), of_stride, 4, 3)
+
+
+@pytest.mark.parametrize("use", [copy_rows, same_rows])
+@pytest.mark.parametrize(
+    ("to", "to_stride", "of", "of_stride", "row", "rows"),
+    [
+        (15, 6, 16, 6, 4, 3),  # a byte too small
+        (16, 6, 15, 6, 4, 3),
+        (11, 4, 16, 6, 4, 3),
+        (16, 3, 16, 6, 4, 3),  # rows over one another
+        (16, 6, 16, 3, 4, 3),
+        (16, 6, 16, 6, 0, 3),
+        (16, 6, 16, 6, -4, 3),
+        (16, 6, 16, 6, 4, 0),
+        (16, 6, 16, 6, 4, -1),
+    ],
+)
+def test_nothing_beyond_the_memory_is_touched(
+    use: Callable[..., object], to: int, to_stride: int, of: int, of_stride: int, row: int, rows: int
+) -> None:
+    one, other = bytearray(to), bytearray(of)
+    with pytest.raises(ValueError, match="image"):
+        use(memoryview(one), to_stride, memoryview(other), of_stride, row, rows)

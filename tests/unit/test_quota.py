@@ -8,6 +8,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from displbe.backend.quota import (
     CHARGES,
@@ -168,3 +169,17 @@ def test_eight_ordinary_screens_fit_into_the_default() -> None:
     assert FRAMES * full_hd * (8 + 1) <= Limits().copy_pages
     assert FRAMES * four_k * (2 + 1) <= Limits().copy_pages
     assert FRAMES * four_k * 8 > Limits().copy_pages
+
+
+def test_a_warning_when_the_limits_exceed_what_can_be_mapped() -> None:
+    total = Total(262144, 1)
+    quotas = Quotas(Limits(pages=total.limit // 2), total)
+    with capture_logs() as lines:
+        quotas.enter(1)
+        quotas.enter(1)
+        quotas.enter(2)
+    assert lines == []
+    with capture_logs() as lines:
+        quotas.enter(3)
+    (line,) = lines
+    assert (line["log_level"], line["guests"], line["mappable"]) == ("warning", 3, total.limit)
