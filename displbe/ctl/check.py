@@ -9,22 +9,23 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from displbe.backend.quota import Total
 from displbe.config import ConfigError, Settings, load
+from displbe.ops.status import Status
 from displbe.sinks.drm.binding import describe
 from displbe.sinks.drm.bus_path import nodes_at
-from displbe.sinks.drm.device import DrmDevice, Mastership
+from displbe.sinks.drm.device import MASTER, DrmDevice, Mastership
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.registry import SINKS, mappings
 from displbe.xen import gntdev, paths
 
 from .check_result import CheckResult, failed, passed, warning
-from .client import Client, Failure
+from .client import Client, Failure, read_status
 from .guests import guest_results, read_guests
 from .inputs import allowed_devices
 from .machine import Machine
@@ -62,7 +63,8 @@ def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -
     except ConfigError as error:
         yield failed(f"configuration: {error}", "correct it; configs/displbe.toml explains each key")
     yield from _user(machine)
-    yield from _daemon(control)
+    daemon = _ask_status(control)
+    yield _daemon(daemon)
     yield from _packages(settings)
     yield from _xen(machine)
     yield from machine.as_service(_nodes(machine))
@@ -72,7 +74,8 @@ def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -
     known, unread = read_guests(machine, guests)
     yield from _quotas(machine, settings, max(len(known), len(settings.guest)))
     yield from total_results(settings, machine.limits, known)
-    yield from _sink(machine, settings)
+    masters = _masters(daemon)
+    yield from _sink(machine, settings, masters)
     yield from machine.as_service(allowed_devices(machine, settings))
     yield from unread
     yield from guest_results(machine, settings, known)
@@ -90,15 +93,19 @@ def _user(machine: Machine) -> Iterator[CheckResult]:
         )
 
 
-def _daemon(control: str) -> Iterator[CheckResult]:
+def _ask_status(control: str) -> Status | Failure:
+    """Return the status of the daemon that runs; or why there is none."""
     try:
         with Client(control) as client:
-            client.ask("status")
-        yield passed("displbe runs and answers")
+            return read_status(client)
     except Failure as failure:
-        yield warning(
-            f"displbe does not answer: {failure}", "if it should run, systemctl status displbe shows the reason"
-        )
+        return failure
+
+
+def _daemon(daemon: Status | Failure) -> CheckResult:
+    if isinstance(daemon, Status):
+        return passed("displbe runs and answers")
+    return warning(f"displbe does not answer: {daemon}", "if it should run, systemctl status displbe shows the reason")
 
 
 def _packages(settings: Settings) -> Iterator[CheckResult]:
@@ -200,9 +207,16 @@ def _quotas(machine: Machine, settings: Settings, guests: int) -> Iterator[Check
 # Sinks
 
 
-def _sink(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
+def _masters(daemon: Status | Failure) -> Set[str]:
+    """Return the names of the cards whose master is the daemon that runs."""
+    if isinstance(daemon, Failure) or daemon.sink != "drm":
+        return frozenset()
+    return {card for card, told in daemon.abilities.sink.items() if told.startswith(MASTER)}
+
+
+def _sink(machine: Machine, settings: Settings, masters: Set[str]) -> Iterator[CheckResult]:
     if settings.sink == "drm":
-        yield from machine.as_service(_cards(machine, settings))
+        yield from machine.as_service(_cards(machine, settings, masters))
     elif settings.sink == "wayland":
         from displbe.sinks.wayland.sink import socket_path
 
@@ -239,7 +253,7 @@ def _connects(path: str, server: str, key: str) -> Iterator[CheckResult]:
             yield passed(f"{path} accepts connections")
 
 
-def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
+def _cards(machine: Machine, settings: Settings, masters: Set[str]) -> Iterator[CheckResult]:
     folder = machine.path("/dev/dri")
     named = settings.drm.device
     nodes = sorted(folder.glob("card*"))
@@ -255,11 +269,13 @@ def _cards(machine: Machine, settings: Settings) -> Iterator[CheckResult]:
             continue
         try:
             usable = True
-            if device.ask_for_master() is Mastership.MASTER:
+            if path.name in masters:
+                yield passed(f"{path.name}: displbe is DRM master")
+            elif device.ask_for_master() is Mastership.MASTER:
                 yield passed(f"{path.name}: displbe can be DRM master")
             else:
                 yield warning(
-                    f"{path.name}: another program is DRM master, possibly a running displbe",
+                    f"{path.name}: another program is DRM master",
                     'stop the compositor or display manager, or make displbe its client (sink = "wayland")',
                 )
             yield _outputs(device)

@@ -7,7 +7,9 @@ from typing import Final, Self
 
 import msgspec
 
-__all__ = ["Client", "Failure"]
+from displbe.ops.status import Status
+
+__all__ = ["Client", "Failure", "read_status"]
 
 VERSION: Final = 1
 TIMEOUT: Final = 30.0
@@ -72,6 +74,15 @@ class Client:
         if not 0 <= head.size <= MAX_BODY:
             raise Failure("the answer is not from displbe")
         return head
+
+
+def read_status(client: Client) -> Status:
+    """Return the daemon's status. Raises Failure."""
+    _, body = client.ask("status")
+    try:
+        return msgspec.json.decode(body, type=Status)
+    except msgspec.DecodeError as error:
+        raise Failure(f"displbectl and the daemon have different versions: {error}") from error
 
 
 def _why(path: str, error: OSError) -> str:

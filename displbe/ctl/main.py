@@ -16,10 +16,9 @@ from typing import Final
 import msgspec
 
 from displbe import __version__
-from displbe.ops.status import Status
 from displbe.ops.text import escape
 
-from .client import Client, Failure
+from .client import Client, Failure, read_status
 from .tables import status_lines, top_lines
 
 __all__ = ["main"]
@@ -120,20 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _read_status(client: Client) -> Status:
-    _, body = client.ask("status")
-    try:
-        return msgspec.json.decode(body, type=Status)
-    except msgspec.DecodeError as error:
-        raise Failure(f"displbectl and the daemon have different versions: {error}") from error
-
-
 def _status(arguments: argparse.Namespace) -> int:
     with Client(arguments.socket) as client:
         if arguments.json:
             print(msgspec.json.format(client.ask("status")[1]).decode())
         else:
-            print("\n".join(status_lines(_read_status(client))))
+            print("\n".join(status_lines(read_status(client))))
     return 0
 
 
@@ -141,7 +132,7 @@ def _top(arguments: argparse.Namespace) -> int:
     updates = 0
     while True:
         with Client(arguments.socket) as client:  # one connection for each update: the daemon closes idle connections
-            lines = "\n".join(top_lines(_read_status(client)))
+            lines = "\n".join(top_lines(read_status(client)))
         print(f"{CLEAR}{lines}" if sys.stdout.isatty() else lines, flush=True)
         updates += 1
         if updates == arguments.count:

@@ -11,9 +11,11 @@ import pwd
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from displbe.ctl.check_result import CheckResult
 from displbe.ctl.machine import Machine
 from displbe.ctl.service import Identity, acting_as, service_identity
 from displbe.ctl.xlconfig import Display, Keyboard, XlConfig, read_xl_config
+from displbe.ops.status import Abilities, Loop, Status, Usage
 from displbe.resources import ProcessLimits
 from displbe.sinks.drm.libseat import PLAIN
 from displbe.sinks.registry import SINKS
@@ -250,6 +253,42 @@ def test_a_card_and_its_outputs(made: Made, monkeypatch: pytest.MonkeyPatch) -> 
     board.faults["probe"] = [errno.EIO]
     assert "card1 (pci-0000:03:00.0): probe connector: Input/output error" in made.warnings()
     assert all(card.fd < 0 for card in board.cards)
+
+
+def test_a_card_whose_master_is_the_running_displbe(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's status says so; without it, the master is another program."""
+    board = Board()
+    monkeypatch.setattr(check, "DrmDevice", lambda path: board.open(path, PLAIN))
+    made.write("displbe.toml", "sink = 'drm'\n")
+    made.write("dev/dri/card0", "")
+    master = board.open(str(made.root / "dev/dri/card0"), PLAIN)
+    assert "card0: another program is DRM master" in made.warnings()
+    for told, wanted in (("DRM master; and more", "ok"), ("another program is DRM master", "warning")):
+        with answering(made.root / "control", told):
+            (said,) = (result for result in made.results() if "DRM master" in result.text)
+        assert (said.grade, said.text.startswith("card0: displbe is")) == (wanted, wanted == "ok")
+    master.close()
+
+
+@contextlib.contextmanager
+def answering(path: Path, card0: str) -> Iterator[None]:
+    """Answer one request for the status, as a daemon that says this of its card."""
+    none, abilities = Usage(0, 0), Abilities({}, {"card0": card0})
+    body = msgspec.json.encode(Status("1", 0, "drm", none, {}, none, Loop(0, 0), abilities, "", ()))
+
+    def answer() -> None:
+        with ear.accept()[0] as client:
+            client.recv(1000)
+            client.sendall(msgspec.json.encode({"ok": True, "octets": len(body)}) + b"\n" + body)
+
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as ear:
+        ear.bind(str(path))
+        ear.listen()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        thread.join()
 
 
 def test_names_of_monitors_and_docks(made: Made) -> None:

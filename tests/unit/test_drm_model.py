@@ -1497,8 +1497,19 @@ async def test_every_flip_completes_once(
 async def test_description_of_a_card(tmp_path: Path) -> None:
     board = Board()
     async with running(board, tmp_path) as made:
-        (said,) = made.abilities().values()
-        assert said.startswith("DRM master; dma-bufs can be imported; Virtual-1 connected, ")
+
+        def said() -> str:
+            (text,) = made.abilities().values()
+            return text
+
+        assert said().startswith("DRM master; no dma-buf has been imported yet; Virtual-1 connected, ")
+        screen = Screen(made)
+        board.faults["import"] = [errno.EINVAL]
+        await screen.output.attach(screen.pages[0], screen.pages[0].geometry)
+        assert "; the driver has refused to import a dma-buf; " in said()
+        await screen.show()
+        assert "; dma-bufs can be imported; " in said()
+        await screen.close()
 
 
 async def test_pages_are_taken_back_while_they_are_copied_and_looked_at(

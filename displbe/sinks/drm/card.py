@@ -26,7 +26,7 @@ from displbe.whole_seconds import next_multiple
 
 from .atomic import Pipe
 from .binding import describe
-from .device import CardConnector, Connection, DrmDevice, Mastership
+from .device import MASTER, CardConnector, Connection, DrmDevice, Mastership
 from .errors import DrmError, NoResources
 from .libseat import PLAIN, FileOpener
 from .output import SERIALS, CardLink, DrmOutput
@@ -167,8 +167,8 @@ class Card:
     def describe(self) -> str:
         """Return a description of the card's abilities and connectors, for the operator."""
         words = [
-            self.why_not_master() or "DRM master",
-            "dma-bufs can be imported" if self.device.imports else "no dma-bufs can be imported: frames are copied",
+            self.why_not_master() or MASTER,
+            self.device.dmabuf_import.value,
         ]
         for connector in self.connectors:
             name = describe(connector)

@@ -31,8 +31,10 @@ from .errors import CardGone, DrmError, Unfit, drm_error
 from .libseat import PLAIN, FileOpener
 from .properties import Property, linear_formats
 
-__all__ = ["CardConnector", "Connection", "DrmDevice", "Mastership", "Mode", "Plane"]
+__all__ = ["MASTER", "CardConnector", "Connection", "DmabufImport", "DrmDevice", "Mastership", "Mode", "Plane"]
 
+MASTER: Final = "DRM master"
+"""The first words of the status of a card whose master displbe is."""
 BLEND_MODE: Final = "pixel blend mode"
 OPAQUE_BLENDING: Final = ("None", "Pre-multiplied")
 """Blend modes in which nothing below a plane is seen while that is black: `None` ignores alpha, and `Pre-multiplied` adds the pixel's
@@ -141,6 +143,16 @@ class Mastership(enum.Enum):
                 return "another program is DRM master"
 
 
+class DmabufImport(enum.Enum):
+    """Whether the card's driver imports dma-bufs. Since Linux 6.6, DRM_CAP_PRIME has the flag for every driver, so only a try can tell."""
+
+    IMPOSSIBLE = "no dma-bufs can be imported: frames are copied"
+    UNTRIED = "no dma-buf has been imported yet"
+    REFUSED = "the driver has refused to import a dma-buf"
+    """No import has succeeded."""
+    WORKS = "dma-bufs can be imported"
+
+
 _CONNECTIONS: Final = {
     uapi.DRM_MODE_CONNECTED: Connection.CONNECTED,
     uapi.DRM_MODE_DISCONNECTED: Connection.DISCONNECTED,
@@ -171,7 +183,8 @@ class DrmDevice:
                     raise Unfit("atomic mode setting", failed)
                 if failed:
                     raise drm_error("atomic mode setting", failed)
-            self.imports = bool(self._capability(uapi.DRM_CAP_PRIME) & uapi.DRM_PRIME_CAP_IMPORT)
+            imports = self._capability(uapi.DRM_CAP_PRIME) & uapi.DRM_PRIME_CAP_IMPORT
+            self.dmabuf_import = DmabufImport.UNTRIED if imports else DmabufImport.IMPOSSIBLE
             self._modifiers = bool(self._capability(uapi.DRM_CAP_ADDFB2_MODIFIERS))
             self._ids: dict[tuple[str, int], dict[str, int]] = {}
             self._properties: dict[int, Property] = {}
@@ -513,7 +526,11 @@ class DrmDevice:
         """
         with self._importing:
             prime = uapi.drm_prime_handle(fd=dmabuf)
-            self.ioctl("import dma-buf", uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE, prime)
+            if failed := self.try_ioctl(uapi.DRM_IOCTL_PRIME_FD_TO_HANDLE, prime):
+                if self.dmabuf_import is DmabufImport.UNTRIED:
+                    self.dmabuf_import = DmabufImport.REFUSED
+                raise drm_error("import dma-buf", failed)
+            self.dmabuf_import = DmabufImport.WORKS
             try:
                 fb = self.add_framebuffer(prime.handle, width, height, fourcc, pitch, offset)
             except DrmError:

@@ -22,7 +22,7 @@ from displbe.wire.edid import sideways
 from .atomic import MODESET, TEST, Atomic, Changes, Pipe, PlaneConfig, full_state, off_state, rotation
 from .buffer import DrmBuffer
 from .copied_scanout import CopyTarget, copy_into
-from .device import Mode
+from .device import DmabufImport, Mode
 from .double_buffer import DoubleBuffer, DumbBuffer
 from .errors import Busy, CardGone, DrmError, NotMaster, drm_error, name_connector
 from .mode_search import ModeSearch
@@ -104,7 +104,7 @@ class ScanoutPipe:
 
     def _import_buffer(self, buffer: DrmBuffer, dmabuf: int, modes: Sequence[Mode]) -> int:
         device, shape = self.pipe.device, buffer.geometry
-        if not device.imports:
+        if device.dmabuf_import is DmabufImport.IMPOSSIBLE:
             raise drm_error("import dma-buf", errno.EOPNOTSUPP)
         size = shape.width, shape.height
         fb = device.import_framebuffer(dmabuf, *size, buffer.format.fourcc, shape.stride, shape.offset)
