@@ -1,8 +1,8 @@
 """Keeps packages from importing what displbe never uses.
 
-trio imports ssl and hmac for TLS, and with them OpenSSL; structlog imports asyncio for its asynchronous loggers, and rich, where it is
-installed, for tracebacks that displbe does not use (ops.log). That is a quarter of the daemon's memory and of the time that it takes to
-start.
+trio imports ssl and hmac for TLS, and with them OpenSSL; and ctypes.util, which imports shutil and tempfile to search libraries with a
+compiler. structlog imports asyncio for its asynchronous loggers, and rich, where it is installed, for tracebacks that displbe does not use
+(ops.log). That is a quarter of the daemon's memory and of the time that it takes to start.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 __all__ = ["import_lean"]
 
-_LATE: Final = ("asyncio", "hmac", "idna", "ssl")
+_LATE: Final = ("asyncio", "hmac", "idna", "shutil", "ssl", "tempfile")
 """Modules of which no attribute is needed while the packages are imported. Each is imported when one of its attributes is."""
 _ABSENT: Final = ("rich",)
 """Packages that others import if they are installed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -14,6 +15,11 @@ from displbe.wire.errors import FrontendBroken
 from .connector import Connector
 
 __all__ = ["ConnectedDisplay"]
+
+LOOK: Final = 2.0
+"""Seconds between two looks for lost notifications."""
+LOOK_AGAIN: Final = 0.5
+"""Seconds until the next look when a request waits, or when Python has taken a connector from the pump."""
 
 
 class ConnectedDisplay:
@@ -55,19 +61,21 @@ class ConnectedDisplay:
             await connector.screen.close()
 
     async def _rescue(self) -> None:
-        """Look once a second for requests whose notification was lost. There should be none; each one is counted and logged.
+        """Look for requests whose notification was lost. There should be none; each one is counted and logged.
 
-        The second look after a request finds it. The guest waits 3 s for the response. While the pump serves all connectors, there is
-        nothing to look for: it gives a connector back whose guest does not flip.
+        The second look after a request finds it, 2.5 s after the request at the latest: the guest waits 3 s for the response. While the
+        pump serves all connectors, there is nothing to look for: it gives a connector back whose guest does not flip.
         """
+        wait = 0.0
         while True:
             is_pumped = all(connector.is_pumped for connector in self.connectors)
-            with trio.CancelScope(deadline=math.inf if is_pumped else next_multiple()) as self._rest:
+            until = trio.current_time() + wait if wait else math.inf if is_pumped else next_multiple(LOOK)
+            with trio.CancelScope(deadline=until) as self._rest:
                 await trio.sleep_forever()
-            for connector in self.connectors:
-                connector.requests.rescue()
+            found = [connector.requests.rescue() for connector in self.connectors]
+            wait = LOOK_AGAIN if any(found) else 0.0
 
     def taken(self) -> None:
         """Take note that Python serves a connector again."""
         if self._rest.deadline == math.inf:
-            self._rest.deadline = next_multiple()
+            self._rest.deadline = trio.current_time() + LOOK_AGAIN

@@ -126,11 +126,14 @@ class RequestRing:
         """Serve requests without a notification. Return True when the budget is spent and requests may be left."""
         return self._look(notified=False)
 
-    def rescue(self) -> None:
-        """Find a request whose notification was lost: it also waited at the last call, though nothing delays the ring."""
+    def rescue(self) -> bool:
+        """Find a request whose notification was lost: it also waited at the last call, though nothing delays the ring.
+
+        Return whether a request waits that did not wait at the last call.
+        """
         if self.state is not RingState.IDLE or self.not_before:
             self._seen_waiting = None
-            return
+            return False
         if self.pumped is not None:
             self.pumped.peek()
         waiting = self._ring.next_waiting()
@@ -138,7 +141,9 @@ class RequestRing:
             self.rescued += 1
             self._log.error("a request waited without a notification", rescued=self.rescued)
             self._look_later(0.0)
+        is_new = waiting is not None and waiting != self._seen_waiting
         self._seen_waiting = waiting
+        return is_new
 
     async def run(self) -> None:
         """Serve slow requests, and look at the ring when `not_before` has come, until cancelled."""

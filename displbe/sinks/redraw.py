@@ -51,7 +51,7 @@ class RedrawWatch:
 
     def next_look(self) -> float:
         """Return the time of the next look, in seconds of trio's clock. The longest pause ends together with other periodic work."""
-        return next_multiple(after=SLOWEST - 1) if self.pause == SLOWEST else trio.current_time() + self.pause
+        return next_multiple(SLOWEST) if self.pause == SLOWEST else trio.current_time() + self.pause
 
     def rest(self) -> None:
         """Take note that the guest has not flipped for a while. With `waits_for_rest`, nothing else wakes the watch while it flips."""

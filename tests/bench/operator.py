@@ -145,7 +145,7 @@ def _started(folder: Path, *, guest: bool) -> Iterator[tuple[subprocess.Popen[by
     """Start a daemon; yield its process with the CPU time and the elapsed time until READY=1."""
     config = folder / "displbe.toml"
     config.write_text(f"sink = 'headless'\n[control]\nsocket = '{folder}/control'\n[log]\nlevel = 'warning'\n")
-    environment = os.environ | {"NOTIFY_SOCKET": str(folder / "notify")}
+    environment = os.environ | {"NOTIFY_SOCKET": str(folder / "notify"), "DISPLBE_BENCH_FOLDER": str(folder)}
     if guest:
         environment["DISPLBE_BENCH_GUEST"] = "1"
     (folder / "notify").unlink(missing_ok=True)

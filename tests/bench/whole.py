@@ -1,6 +1,7 @@
 """The daemon in a process of its own, as started from a shell, but on a simulated Xen: `python -m tests.bench.whole displbe-arguments`.
 
-With DISPLBE_BENCH_GUEST=1 a guest of 1920x1080 runs in the same process; it writes to the standard output when it has flipped.
+The folder DISPLBE_BENCH_FOLDER is the simulated Xen's. With DISPLBE_BENCH_GUEST=1 a guest of 1920x1080 runs in the same process; it writes
+to the standard output when it has flipped.
 """
 
 # ruff: noqa: E402
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from displbe.lean_imports import import_lean
@@ -31,8 +31,7 @@ class Host(SimHypervisor):
     """A simulated Xen with its XenStore, in place of the real one."""
 
     def __init__(self, path: str | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="displbe-bench-")
-        self.xen = Xen(Path(self._folder.name))
+        self.xen = Xen(Path(os.environ["DISPLBE_BENCH_FOLDER"]))  # tempfile would import half a megabyte
         self.xen.domains[0] = Domain(0)
         super().__init__(self.xen, self.xen.domains[0])
 
