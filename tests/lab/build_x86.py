@@ -7,12 +7,14 @@ Debian's modules.
 from __future__ import annotations
 
 import gzip
+import lzma
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from lab.build import HERE, SUITE, XEN, Apt, cached, host_tools, log, packed, run
+from lab.pictures import drawn
 
 __all__ = ["Installed", "installed"]
 
@@ -36,16 +38,18 @@ PACKAGES: Final = (
     *("systemd-sysv", "udev", "dbus", "kmod", "procps", "busybox-static", "libdrm-tests", "python3"),
     # What displbe's package depends on, and recommends: the machine has no network.
     *("libatomic1", "python3-cffi", "python3-msgspec", "python3-pyxs", "python3-structlog", "python3-trio"),
-    *("libseat1", "python3-evdev", "python3-pil", "python3-pyudev"),
+    *("libseat1", "python3-evdev", "python3-pil", "python3-pyudev", "python3-pywayland"),
+    # HVM guests and the framebuffers of QEMU; compositors and an X server, for Dom0 and for guests.
+    *("qemu-system-xen", "weston", "xkb-data", "xserver-xorg-core", "x11-xserver-utils"),
 )
 INITRAMFS: Final = "MODULES=list\n", "virtio_pci\nvirtio_blk\next4\n"
 """The initramfs's configuration, and the modules that mount the root."""
-GUEST_MODULES: Final = ("drm_xen_front", "evdev")
+GUEST_MODULES: Final = ("drm_xen_front", "evdev", "xen_blkfront", "ext4", "crc32c_generic")
 """The guest's modules. xen-kbdfront and the console are built into Debian's kernel."""
 APPLETS: Final = (
-    "sh mount cat echo sleep ls poweroff reboot kill head tail grep dmesg true mkfifo usleep dd modprobe uname"
+    "sh mount cat echo sleep ls poweroff reboot kill head tail grep dmesg true mkfifo usleep dd modprobe uname chroot"
 )
-SIZE: Final = "1600M"
+SIZE: Final = "2600M"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Installed:
     kernel: Path
     initrd: Path
     disk: Path
+    unused: Path
+    """The disk before the first boot."""
 
 
 def installed() -> Installed:
@@ -64,12 +70,12 @@ def installed() -> Installed:
     debian = cached("x86-debian", [PACKAGES, INITRAMFS, SUITE], install)
     files = [(path.name, path.read_text()) for path in sources()]
     made = cached("x86-disk", [debian.name, files, GUEST_MODULES, APPLETS], lambda made: build_disk(debian, made))
-    return Installed(*(made / name for name in ("xen", "vmlinuz", "initrd.img", "disk.img")))
+    return Installed(*(made / name for name in ("xen", "vmlinuz", "initrd.img", "disk.img", "disk.img")))
 
 
 def sources() -> list[Path]:
     """Return the lab's files for Dom0 and its guests."""
-    folders = (HERE / "x86", HERE / "domu")
+    folders = (HERE / "x86", HERE / "x86/desktop", HERE / "domu")
     return [HERE / "dom0/remote.py", *(p for folder in folders for p in sorted(folder.iterdir()) if p.is_file())]
 
 
@@ -98,6 +104,8 @@ def build_disk(debian: Path, made: Path) -> None:
     (root / "etc/fstab").write_text("/dev/vda / ext4 rw 0 0\n")
     with open(root / "etc/default/xen", "a") as defaults:
         defaults.write('XENCONSOLED_ARGS="--log=all --log-dir=/var/log/xen"\n')
+    shutil.copytree(HERE / "x86/desktop", root / "desktop")
+    drawn(1024, 768, 3).save(root / "desktop/picture.png")
     shutil.copy(HERE / "dom0/remote.py", root / "remote.py")
     units = root / "etc/systemd/system"
     shutil.copy(HERE / "x86/lab.service", units)
@@ -119,7 +127,7 @@ def build_disk(debian: Path, made: Path) -> None:
 def guest_initramfs(root: Path, version: str, work: Path) -> bytes:
     """Return the guest's initramfs: busybox, modetest, the lab's programs, and Debian's modules."""
     tree = work / "initramfs"
-    for folder in ("bin", "proc", "sys", "dev", "lib", "lib64", "tmp"):
+    for folder in ("bin", "proc", "sys", "dev", "lib", "lib64", "tmp", "disk"):
         (tree / folder).mkdir(parents=True)
     shutil.copy(root / "usr/bin/busybox", tree / "bin")
     for applet in APPLETS.split():
@@ -143,8 +151,8 @@ def guest_initramfs(root: Path, version: str, work: Path) -> bytes:
         shutil.copy((library / name).resolve(), tree / "lib" / name)
     shutil.copy((library / "ld-linux-x86-64.so.2").resolve(), tree / "lib64" / "ld-linux-x86-64.so.2")
     copy_modules(root, version, tree)
-    for source, name in ((HERE / "x86/init.sh", "init"), (HERE / "domu/init.sh", "work")):
-        shutil.copy(source, tree / name)
+    for file, name in (("x86/init.sh", "init"), ("x86/debian.sh", "debian"), ("domu/init.sh", "work")):
+        shutil.copy(HERE / file, tree / name)
         (tree / name).chmod(0o755)
     return packed(tree)
 
@@ -160,9 +168,9 @@ def copy_modules(root: Path, version: str, tree: Path) -> None:
     }
     for name in needed:
         inside = f"{folder}/{name.split(f'/modules/{version}/')[1]}"
-        target = tree / inside.removeprefix("usr/")
+        target = tree / inside.removeprefix("usr/").removesuffix(".xz")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / inside, target)
+        target.write_bytes(lzma.decompress((root / inside).read_bytes()))  # modprobe would take three seconds for that
     for name in ("modules.builtin", "modules.order"):
         shutil.copy(root / folder / name, tree / "lib/modules" / version)
     run(["depmod", "-b", tree, version])

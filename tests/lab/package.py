@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
+from lab.build import run
 from lab.vm import Machine
 
-__all__ = ["check_devices", "deb", "debian_package"]
+__all__ = ["check_devices", "deb", "debian_package", "newer"]
 
 TREE = Path(__file__).resolve().parents[2]
 
@@ -28,6 +31,18 @@ def debian_package(architecture: str) -> bytes:
     """Return the package of this tree for an architecture. It is built if needed."""
     path: Path = deb().built(architecture)
     return path.read_bytes()
+
+
+def newer(package: bytes) -> bytes:
+    """Return a package with a higher version and the same files."""
+    with tempfile.TemporaryDirectory(prefix="displbe-lab-") as folder:
+        old, new, tree = (Path(folder) / name for name in ("old.deb", "new.deb", "tree"))
+        old.write_bytes(package)
+        run(["dpkg-deb", "-R", old, tree])
+        control = tree / "DEBIAN/control"
+        control.write_text(re.sub(r"^Version: (.*)$", r"Version: \1+lab1", control.read_text(), flags=re.M))
+        run(["dpkg-deb", "-Zgzip", "-b", tree, new])
+        return new.read_bytes()
 
 
 def check_devices(machine: Machine) -> None:

@@ -8,18 +8,37 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab.backend import Held, no_zombie, screens
 from lab.figures import Figure
-from lab.package import check_devices, debian_package
-from lab.pictures import Picture
+from lab.package import check_devices, debian_package, newer
+from lab.pictures import Picture, drawn
 from lab.tried import EXACT, Tried
 from lab.vm import LabError, Machine, Result, guest_config, reference_picture
 from lab.x86 import X86
 
+KEY, REL, KEY_A, BTN_LEFT, REL_X = 1, 2, 30, 0x110, 0
+WESTON_DOCS = Path(__file__).resolve().parents[2] / "docs/weston.md"
+WESTON_INI = """
+[core]
+renderer=pixman
+idle-time=0
+[output]
+name={output}
+mode=1024x768
+"""
+WAYLAND = """
+sink = "wayland"
+[wayland]
+display = "/run/weston/wayland-0"
+trust-compositor = true
+"""
+SHORTER = "initcall_blacklist=jent_mod_init,load_system_certificate_list cryptomgr.notests"
+"""Arguments of the guests' kernel: without tests of random numbers and ciphers, its boot takes two thirds of the time."""
 MEMORY = 256
 """MB of a guest. Debian's kernel needs more than the other lab's."""
 WHY = "this kernel is built without CONFIG_XEN_GNTDEV_DMABUF"
@@ -30,6 +49,8 @@ COPIED = {
     "gntdev does not support dma-bufs: each frame is copied",
 }
 """The check's warnings on stock Debian."""
+KEYBOARD, MOUSE = "AT Translated Set 2 keyboard", "ImExPS/2 Generic Explorer Mouse"
+"""The PC's input devices, as Dom0 names them."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +72,19 @@ def smpte(machine: Machine) -> Picture:
 
 
 @pytest.fixture(scope="module")
-def package(machine: Machine, smpte: Picture) -> None:
+def console(machine: Machine, smpte: Picture) -> Picture:
+    """Dom0's text console, on the first card's screen."""
+    machine.check(
+        "printf '\\033[?25lThis is the console of Dom0.\\n' >/dev/tty1"
+    )  # without a cursor, which would blink
+    machine.sleep(0.5)
+    picture = machine.screendump(name="console")
+    assert len(picture.colours()) > 1
+    return picture
+
+
+@pytest.fixture(scope="module")
+def package(machine: Machine, console: Picture) -> None:
     """The package, installed as in README.md."""
     machine.put("/root/displbe.deb", debian_package("amd64"))
     machine.check("cd /root && DEBIAN_FRONTEND=noninteractive apt install -y ./displbe.deb", 120)
@@ -79,7 +112,7 @@ def idle(machine: Machine, service: None) -> Iterator[Held]:
     """The resources that displbe holds without guests. After the test, without its guests, it must hold the same again."""
     without = held(machine)
     yield without
-    for name in ("pv", "pvh"):
+    for name in ("pv", "pvh", "hvm"):
         machine.destroy(name)
     machine.wait_for(lambda: held(machine) == without, 20, why=f"everything released: {held(machine)} != {without}")
     no_zombie(machine)
@@ -122,21 +155,35 @@ def told_to_be_copied(machine: Machine, name: str) -> None:
     if machine.out:
         (machine.out / f"{name}-status.txt").write_text(told)
     assert f"because: {WHY}" in told
+    assert "DRM master; no dma-buf has been imported yet" in told
     assert f"path copy: {WHY}" in " ".join(told.split())
     assert events(machine, "frames are copied")[-1]["reason"] == WHY
     shown = events(machine, "output on")[-1]
     assert (shown["path"], shown["reason"]) == ("copy", WHY)
 
 
-def show(machine: Machine, picture: Picture, kind: str, connector: str, tried: Tried) -> str:
-    """Create a guest of a kind, named after it, and assert that its picture is shown, and copied. Return how long that took."""
-    created = machine.clock
-    machine.create(kind, guest_config("still", screens(connector), kind=kind, memory=MEMORY))
+def guest(
+    work: str, lines: str = "", kind: str = "pv", *, memory: int = MEMORY, seconds: int = 600, extra: str = ""
+) -> str:
+    """Return the xl configuration of a guest with Debian's kernel. See guest_config."""
+    return guest_config(work, lines, kind=kind, memory=memory, seconds=seconds, extra=f"{SHORTER} {extra}")
+
+
+def show(
+    machine: Machine, picture: Picture, kind: str, tried: Tried | None = None, lines: str = "", extra: str = ""
+) -> str:
+    """Create a guest of a kind, named after it, on the first card. `lines` are more of its configuration, `extra` is for its kernel.
+
+    Assert that its picture is shown, and copied. Return how long that took.
+    """
+    connector, created = next(iter(machine.connectors())), machine.clock
+    machine.create(kind, guest("still", f"{screens(connector)}\n{lines}", kind=kind, extra=extra))
     machine.wait_console(kind, "guest: drawing", 60)
     machine.expect_picture(picture, kind)
     took = f"the picture was there {machine.clock - created:.0f} s after xl create"
     told_to_be_copied(machine, kind)
-    tried(machine, kind, connector, "DRM", "copy", EXACT)
+    if tried is not None:
+        tried(machine, kind, connector, "DRM", "copy", EXACT)
     return took
 
 
@@ -145,7 +192,7 @@ def test_pv(machine: Machine, idle: Held, smpte: Picture, figure: Figure, tried:
 
     A guest that is destroyed while it draws leaves nothing.
     """
-    figure(show(machine, smpte, "pv", next(iter(machine.connectors())), tried))
+    figure(show(machine, smpte, "pv", tried))
     assert events(machine, "displbe starts")[-1]["reason"] == WHY
     shown = len(events(machine, "output on"))
     machine.check("xl reboot pv")
@@ -160,10 +207,10 @@ def test_pvh_and_attached(machine: Machine, idle: Held, smpte: Picture, figure: 
 
     `xl vdispl-detach` takes the one screen away, and leaves the other.
     """
-    first, second = (next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1"))
-    figure(show(machine, smpte, "pvh", first, tried))
+    figure(show(machine, smpte, "pvh", tried))
+    second = next(iter(machine.connectors("gpu1")))
     alone, gone = held(machine), len(events(machine, "device gone"))
-    machine.create("pv", guest_config("twice", kind="pv", memory=MEMORY))
+    machine.create("pv", guest("twice"))
     machine.wait_console("pv", "guest: up", 60)
     machine.check(f"xl vdispl-attach pv backend=0 be-alloc=0 connectors={second}:1024x768")
     machine.wait_console("pv", "guest: drawing", 60)
@@ -173,3 +220,184 @@ def test_pvh_and_attached(machine: Machine, idle: Held, smpte: Picture, figure: 
     assert len(events(machine, "device gone")) == gone + 1
     assert held(machine) == alone
     machine.expect_picture(smpte, "after-detached", "gpu0")
+
+
+def press(machine: Machine, *events: tuple[str, str, int]) -> None:
+    """Use the PC's keyboard and mouse: keys and buttons (with 1 or 0), and motions. It ignores them while it stands still."""
+    machine.qmp("cont")
+    machine.qmp("input-send-event", events=[input_event(*event) for event in events])
+    machine.sleep(0.1)
+
+
+def input_event(kind: str, name: str, value: int) -> dict[str, object]:
+    """Return an event as QMP has it."""
+    match kind:
+        case "key":
+            return {"type": kind, "data": {"down": bool(value), "key": {"type": "qcode", "data": name}}}
+        case "btn":
+            return {"type": kind, "data": {"down": bool(value), "button": name}}
+    return {"type": kind, "data": {"axis": name, "value": value}}
+
+
+def test_input(machine: Machine, idle: Held) -> None:
+    """Keys, a motion and a button of the PC's own keyboard and mouse arrive in a guest, to which a reloaded configuration gives both.
+
+    The guest's screen stays off: Linux's drm_xen_front has no console.
+    """
+    machine.check(
+        f"printf '\\n[guest.pv]\\ninput = \"K:name={KEYBOARD};P:name={MOUSE}\"\\n' >>/etc/displbe/displbe.toml"
+        " && systemctl reload displbe"
+    )
+    lines = screens(next(iter(machine.connectors()))) + "\nvkb=['backend=0,backend-type=linux,unique-id=K:none']"
+    machine.create("pv", guest("input", lines, extra="do=print"))
+    machine.wait_console("pv", "events: ready", 60)
+    machine.wait_for(lambda: len(events(machine, "input device opened")) == 2, 20, why="open devices")
+    press(machine, ("key", "a", 1), ("key", "a", 0))
+    press(machine, ("rel", "x", 5), ("btn", "left", 1))
+    press(machine, ("btn", "left", 0))  # the mouse sends only its latest state
+    machine.wait_console("pv", f"input: Xen Virtual Pointer: {KEY} {BTN_LEFT} 0", 20)
+    read = re.findall(r"^input: Xen Virtual (\w+): ([1-9].*)$", machine.console("pv"), re.M)
+    assert [told for device, told in read if device == "Keyboard"] == [f"{KEY} {KEY_A} 1", f"{KEY} {KEY_A} 0"]
+    wanted = [f"{REL} {REL_X} 5", f"{KEY} {BTN_LEFT} 1", f"{KEY} {BTN_LEFT} 0"]
+    assert [told for device, told in read if device == "Pointer"] == wanted
+    assert "switched off by the guest" in machine.check("displbectl status")
+
+
+def test_destroyed_under_flips(machine: Machine, idle: Held, smpte: Picture) -> None:
+    """A guest that is destroyed while it flips leaves nothing, and a new one of its name is shown."""
+    screen = screens(next(iter(machine.connectors())))
+    machine.create("pv", guest("flip", screen))
+    machine.wait_console("pv", "freq:", 60)
+    machine.destroy("pv")
+    machine.wait_for(lambda: held(machine) == idle, 20, why="everything released")
+    no_zombie(machine)
+    show(machine, smpte, "pv")
+
+
+def left_alone(machine: Machine, domid: int) -> None:
+    """Assert that a guest is connected to QEMU's keyboard, and that displbe has nothing of the guest but its screen."""
+    assert machine.check(f"xenstore-read backend/vkbd/{domid}/0/state").strip() == "4"
+    (guest,) = json.loads(machine.check("displbectl status --json"))["guests"]
+    assert [device["kind"] for device in guest["devices"]] == ["vdispl"]
+
+
+def test_hvm(machine: Machine, idle: Held, smpte: Picture, figure: Figure, tried: Tried) -> None:
+    """An HVM guest is shown. Its keyboard is QEMU's, which goes on when displbe ends its own connections."""
+    figure(show(machine, smpte, "hvm", tried, "vnc=0", "also=input"))
+    machine.wait_console("hvm", "events: ready", 60)
+    domid = machine.domid("hvm") or 0
+    left_alone(machine, domid)
+    machine.check("displbectl kick hvm")
+    machine.wait_for('displbectl status --json | grep -q \'"backend": *"connected"\'', 20)
+    left_alone(machine, domid)
+    machine.check("xl qemu-monitor-command hvm 'sendkey a'")
+    machine.wait_console("hvm", f": {KEY} {KEY_A} 0", 20)
+
+
+def test_upgrade(machine: Machine, idle: Held, smpte: Picture) -> None:
+    """A newer package is installed under a running guest: displbe restarts, and the guest, which runs on, has its picture again."""
+    machine.put("/root/newer.deb", newer(debian_package("amd64")))
+    screen = screens(next(iter(machine.connectors())))
+    domid = machine.create("pv", guest("twice", screen, seconds=15))
+    machine.wait_console("pv", "guest: drawing", 60)
+    machine.expect_picture(smpte, "before-upgrade")
+    pid = machine.check("systemctl show --value -p MainPID displbe")
+    machine.check("cd /root && DEBIAN_FRONTEND=noninteractive apt install -y ./newer.deb", 120)
+    assert machine.check("dpkg-query -W -f '${Version}' displbe").endswith("+lab1")
+    assert machine.check("systemctl is-active displbe; systemctl show --value -p MainPID displbe") != f"active\n{pid}"
+    machine.wait_console("pv", "guest: drawing", 10, count=2)
+    machine.expect_picture(smpte, "after-upgrade")
+    assert machine.domid("pv") == domid
+
+
+def test_suspended_saved_restored(machine: Machine, idle: Held, smpte: Picture) -> None:
+    """A guest that is suspended and resumed stays connected. A guest that is saved and restored is a new domain: its driver connects again.
+
+    Its programs then find a new card, as after a restart of displbe.
+    """
+    screen = screens(next(iter(machine.connectors())))
+    domid = machine.create("pv", guest("twice", screen, seconds=10))
+    machine.wait_console("pv", "guest: drawing", 60)
+    machine.expect_picture(smpte, "before-suspend")
+    changes = events(machine, "state")
+    machine.check("xl suspend pv && xl resume pv && xl save -c pv /root/pv.save")
+    machine.wait_console("pv", "guest: drawing", 60, count=2)
+    machine.expect_picture(smpte, "after-suspend")
+    assert events(machine, "state") == changes
+    machine.check("xl save pv /root/pv.save")
+    machine.wait_for(lambda: held(machine) == idle, 20, why="everything released while it is saved")
+    assert machine.screendump(name="saved") != smpte
+    machine.check("xl restore /root/pv.save && rm /root/pv.save")
+    machine.expect_picture(smpte, "restored")
+    assert {line["domid"] for line in events(machine, "state")[len(changes) :]} == {domid, domid + 1}
+
+
+def test_desktops(machine: Machine, idle: Held, tried: Tried) -> None:
+    """Debian's Xorg and Weston in guests with a disk, each on a card: their pictures, pixel by pixel."""
+    grid = grid_picture()
+    for name, gpu, todo in (("pv", "gpu0", "xorg"), ("pvh", "gpu1", "weston")):
+        lines = f"{screens(next(iter(machine.connectors(gpu))))}\ndisk=['phy:/dev/vdb,xvda,r']"
+        machine.create(name, guest("debian", lines, kind=name, memory=320, extra=f"do={todo}"))
+    for name, gpu, picture in (("pv", "gpu0", grid), ("pvh", "gpu1", drawn(1024, 768, 3))):
+        machine.wait_console(name, "guest: drawing", 30)
+        machine.expect_picture(picture, f"desktop-{name}", gpu)
+        program = {"pv": "Xorg", "pvh": "Weston"}[name]
+        tried(machine, name, next(iter(machine.connectors(gpu))), "DRM", "copy", f"{program} in the guest: {EXACT}")
+
+
+def grid_picture() -> Picture:
+    """Return what `xsetroot -mod 16 8` in x86/desktop/run.sh draws."""
+    line, ground = b"\xff\x80\x00", b"\x00\x40\xc0"
+    between = b"".join(line if x % 16 == 0 else ground for x in range(1024))
+    return Picture(1024, 768, b"".join(line * 1024 if y % 8 == 0 else between for y in range(768)))
+
+
+@contextlib.contextmanager
+def weston_shown(machine: Machine) -> Iterator[None]:
+    """Run Weston in Dom0, as a service, and displbe as its client, as docs/weston.md says. Weston opens the card through seatd."""
+    (unit,) = re.findall(r"for example with this service:\n\n((?:    .*\n)+)", WESTON_DOCS.read_text())
+    output = next(iter(machine.connectors()))
+    for path, text in (
+        ("/etc/xdg/weston/weston.ini", WESTON_INI.format(output=output)),
+        ("/etc/systemd/system/weston.service", textwrap.dedent(unit)),
+        ("/etc/systemd/system/displbe.service.d/weston.conf", "[Service]\nSupplementaryGroups=weston\n"),
+        ("/root/wayland.toml", WAYLAND),
+    ):
+        machine.put(path, text)
+    machine.check("echo 'u weston -' | systemd-sysusers - && systemctl stop displbe && systemctl daemon-reload")
+    machine.check("mv /etc/displbe/displbe.toml /root && mv /root/wayland.toml /etc/displbe/displbe.toml")
+    try:
+        machine.check("systemctl start weston displbe", 60)
+        yield
+    finally:
+        machine.destroy("pv")
+        machine.check(
+            "systemctl stop displbe weston && mv /root/displbe.toml /etc/displbe && systemctl start displbe", 60
+        )
+
+
+def test_weston(machine: Machine, service: None, smpte: Picture, tried: Tried) -> None:
+    """A guest in Weston in Dom0: without a copy, because Weston maps the guest's pages itself."""
+    with weston_shown(machine):
+        screen = screens(next(iter(machine.connectors())))
+        machine.create("pv", guest("still", screen))
+        machine.wait_console("pv", "guest: drawing", 60)
+        machine.expect_picture(smpte, "weston")
+        told = machine.check("displbectl status")
+        print(told)
+        assert "path      zero copy" in told
+        (version,) = re.findall(r"^weston (\d+\.\d+)", machine.check("weston --version"))
+        output = next(iter(machine.connectors()))
+        tried(machine, "pv", output, f"Wayland: Weston {version}, pixman", "zero copy: shared pages", EXACT)
+        assert machine.check("grep -c xen/gntdev /proc/$(systemctl show --value -p MainPID weston)/maps").strip() == "1"
+    no_zombie(machine)
+
+
+def test_removed(machine: Machine, service: None, smpte: Picture, console: Picture) -> None:
+    """displbe ends when its package is removed under a guest. The monitor then shows Dom0's text console, as before displbe was started."""
+    show(machine, smpte, "pv")
+    machine.check("DEBIAN_FRONTEND=noninteractive apt remove -y displbe", 60)
+    assert machine.run("pgrep -u displbe").code == 1
+    machine.expect_picture(console, "console-again")
+    machine.destroy("pv")
+    no_zombie(machine)

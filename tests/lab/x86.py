@@ -30,7 +30,8 @@ GPUS: Final = {"gpu0": 0x10, "gpu1": 0x11}
 class X86(Machine):
     """The emulated PC, as it was after its boot. Dom0's card0 is gpu0.
 
-    The state fits this one machine: other cards, devices, disks, arguments and sizes of memory are not possible.
+    The state fits this one machine: other cards, devices, disks, arguments and sizes of memory are not possible. Dom0's second disk, for
+    guests, is as Dom0's own one was before its first boot, and cannot be written.
     """
 
     gpus: Sequence[str] = tuple(GPUS)
@@ -60,7 +61,9 @@ class X86(Machine):
             yield from ("-incoming", f"exec:cat {state}")
         yield from arguments(pieces)
         yield from ("-drive", f"file={pieces.disk},format=raw,cache=unsafe,snapshot={keep},if=none,id=disk1")
+        yield from ("-drive", f"file={pieces.unused},format=raw,cache=unsafe,readonly=on,if=none,id=disk2")
         yield from ("-device", "virtio-blk-pci,drive=disk1,addr=0x08", "-device", "virtio-serial-pci,addr=0x09")
+        yield from ("-device", "virtio-blk-pci,drive=disk2,addr=0x0a")
         # A port whose host end is not connected when the machine continues would end Dom0's remote end.
         yield from self._remote_port(wait=True)
 
@@ -68,8 +71,8 @@ class X86(Machine):
 def arguments(pieces: Installed) -> Iterator[str]:
     """The emulator's arguments that do not depend on the run."""
     # smap to pks: with them, a PV Dom0 ends early under emulation. rdtscp: the emulator reports it to Xen as rdtsc, and a PVH guest that
-    # uses it stands still ("Insn mismatch").
-    yield from ("-M", "pc", "-cpu", "max,-smap,-smep,-la57,-pku,-pks,-rdtscp", "-vga", "none")
+    # uses it stands still ("Insn mismatch"). xsave: with it, vector registers of a program in a guest are wrong now and then.
+    yield from ("-M", "pc", "-cpu", "max,-smap,-smep,-la57,-pku,-pks,-rdtscp,-xsave", "-vga", "none")
     yield from ("-kernel", str(pieces.xen))
     # eager-fpu: switched late, the state of AVX gets lost between domains under emulation, and programs crash.
     yield from ("-append", "console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M noreboot spec-ctrl=eager-fpu=1")
