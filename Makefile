@@ -7,10 +7,10 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/displbe demo --output displbe-demo.png
 
-# `make wheel` includes the quick tests. On a new machine the slow tests' kernel and disks are made beside them.
+# `make wheel` includes the quick tests. On a new machine the lab's kernel and disks are made beside what comes before it.
 test: lint fuzz-short bench
 	PYTHONPATH=tests $(BIN)/python -m lab.images & images=$$!; trap "kill -- -$$images 2>/dev/null" EXIT INT TERM; \
-	$(MAKE) wheel && wait $$images && $(MAKE) deb lab
+	$(MAKE) wheel deb && wait $$images && $(MAKE) lab
 
 check: lint unit
 
