@@ -69,8 +69,8 @@ def installed() -> Installed:
     with only_one():
         host_tools(HOST_PACKAGES)
         debian = cached("x86-debian", [PACKAGES, INITRAMFS, SUITE], install)
-        files = [(path.name, path.read_text()) for path in sources()]
-        made = cached("x86-disk", [debian.name, files, GUEST_MODULES, APPLETS], lambda made: build_disk(debian, made))
+        files = [(path.name, path.read_text()) for path in (Path(__file__), *sources())]
+        made = cached("x86-disk", [debian.name, files], lambda made: build_disk(debian, made))
     return Installed(*(made / name for name in ("xen", "vmlinuz", "initrd.img", "disk.img", "disk.img")))
 
 
