@@ -57,6 +57,15 @@ class SystemCalls(msgspec.Struct, frozen=True):
         )
 
 
+def _owned(library: Any, made: Any, free: str) -> Any:
+    """Return a pointer that the library's function `free` frees when nothing refers to it any more. The library stays loaded until then."""
+
+    def end(pointer: Any) -> None:
+        getattr(library, free)(pointer)
+
+    return ffi.gc(made, end)
+
+
 class Bucket:
     """A guest's request rate (backend.quota.TokenBucket), from which the pump takes, too: `burst` at once, then `rate` per second."""
 
@@ -83,7 +92,7 @@ class Pump:
         made = library.pump_new(self.calls)
         if not made:
             raise PumpError(ffi.errno, f"the pump cannot start: {os.strerror(ffi.errno)}")
-        self.handle = ffi.gc(made, library.pump_free)
+        self.handle = _owned(library, made, "pump_free")
         self.ports_fd: int = library.pump_fd(self.handle, library.PUMP_PORTS)
         """Readable when `fired_ports` has something to return."""
         self._room = ffi.new("struct pump_message[]", ROOM)
@@ -224,10 +233,10 @@ class Copier:
         made = self._library.pump_copier_new(pump.calls)
         if not made:
             raise PumpError(ffi.errno, "no memory for a copying thread")
-        self.handle = ffi.gc(made, self._library.pump_copier_free)
+        self.handle = _owned(self._library, made, "pump_copier_free")
         self._copied = ffi.new("struct pump_copied *")
 
-    def wait(self, seconds: float | None) -> Any:
+    def wait(self, seconds: float | None) -> tuple[Any, bool]:
         """Copy steady frames until `poke` is called, a frame cannot be shown, or no frame has come for `seconds`.
 
         Return what was done (`struct pump_copied`; valid until the next call), and whether the time has passed.
@@ -236,7 +245,7 @@ class Copier:
         return self._copied, result == self._library.PUMP_COPIER_TIMEOUT
 
     def poke(self) -> None:
-        """Make `wait` return, after the frame that it copies, or that waits to be copied."""
+        """Make `wait` return, after the frame that it copies. A frame that was handed over just before may wait for the next call."""
         self._library.pump_copier_poke(self.handle)
 
     @property

@@ -65,16 +65,25 @@ class CopyThread:
         if self.copier is None:
             return self._jobs.get(timeout=self._pause)
         while True:
-            copied, has_timed_out = self.copier.wait(self._pause)
-            if copied.frames:
-                self._try(partial(self.report, copied))
+            has_timed_out = self._copy_frames(self.copier, self._pause)
             with suppress(queue.Empty):
                 job = self._jobs.get_nowait()
+                if (
+                    not self.copier.resting
+                ):  # the pump has handed over a frame before this job was given, and after `wait` had looked
+                    self._copy_frames(self.copier, 0.0)
                 if not self._jobs.empty():
                     self.copier.poke()  # a steady frame may have come between this job and the next one
                 return job
             if has_timed_out:
                 raise queue.Empty
+
+    def _copy_frames(self, copier: Copier, seconds: float | None) -> bool:
+        """Copy steady frames until there is a job, or none has come for so many seconds, and report them. True: the time has passed."""
+        copied, has_timed_out = copier.wait(seconds)
+        if copied.frames:
+            self._try(partial(self.report, copied))
+        return has_timed_out
 
     def _put(self, job: Job | None) -> None:
         self._jobs.put(job)
