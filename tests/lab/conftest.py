@@ -24,13 +24,13 @@ OUT = REPOSITORY / "out" / "lab"
 TREE = "/root/displbe-tree"
 PUMP = "displbe/pump/_pump.so"
 LONGEST = (
+    "test_x86",
     "test_hostile",
     "test_counted",
     "test_weston",
     "test_display",
     "test_input",
     "test_drm_unbind",
-    "test_x86",
     "test_package",
 )
 """Modules that take minutes, the longest first."""
