@@ -14,7 +14,7 @@ from lab.backend import TREE, Backend, Held, backend, no_zombie, screens
 from lab.figures import Figure
 from lab.flips import flips, goes_on
 from lab.pictures import Picture, drawn
-from lab.tried import EXACT, Tried
+from lab.tried import EXACT, SHARED, Tried, weston_sink
 from lab.vm import Machine, guest_config
 from lab.weston import SOCKET, Weston, weston
 
@@ -57,9 +57,8 @@ def way(displbe: Backend) -> str:
 
 def note(tried: Tried, machine: Machine, displbe: Backend, how: str) -> None:
     """Take down that the guest `one` was shown."""
-    (version,) = re.findall(r"^weston (\d+\.\d+)", machine.check("weston --version"))
-    shown = {"shm": "zero copy: shared pages"}.get(way(displbe), way(displbe))
-    tried(machine, "one", next(iter(machine.connectors())), f"Wayland: Weston {version}, {how}", shown, EXACT)
+    shown = {"shm": SHARED}.get(way(displbe), way(displbe))
+    tried(machine, "one", next(iter(machine.connectors())), weston_sink(machine, how), shown, EXACT)
 
 
 def released(displbe: Backend, compositor: Weston, idle: Held) -> None:

@@ -16,7 +16,19 @@ from typing import Final, NamedTuple
 import pytest
 from lab.vm import Machine
 
-__all__ = ["EXACT", "PROPERTY", "Row", "Tried", "compare", "read", "taker_of", "wanted_in_writing", "write"]
+__all__ = [
+    "EXACT",
+    "PROPERTY",
+    "SHARED",
+    "Row",
+    "Tried",
+    "compare",
+    "read",
+    "taker_of",
+    "wanted_in_writing",
+    "weston_sink",
+    "write",
+]
 
 PROPERTY: Final = "tried"
 """The property of a test's report that has a row."""
@@ -34,6 +46,8 @@ cut -d' ' -f1 "/sys/kernel/debug/dri/${{card%%-*}}/name" 2>/dev/null || echo non
 """
 EXACT: Final = "every pixel is right"
 """A result."""
+SHARED: Final = "zero copy: shared pages"
+"""The way in which a compositor maps the guest's pages itself."""
 
 
 class Row(NamedTuple):
@@ -72,6 +86,12 @@ def row_of(machine: Machine, guest: str, connector: str, sink: str, way: str, re
     architecture, major, minor = xen.split()
     (version,) = re.findall(r"^\d+\.\d+", kernel)
     return Row(f"Xen {major}.{minor}", architecture, f"Linux {version}", kind.upper(), driver, sink, way, result)
+
+
+def weston_sink(machine: Machine, how: str) -> str:
+    """Return the sink of a row: Weston in Dom0, used in this way."""
+    (version,) = re.findall(r"^weston (\d+\.\d+)", machine.check("weston --version"))
+    return f"Wayland: Weston {version}, {how}"
 
 
 def read() -> set[Row]:
