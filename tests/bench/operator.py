@@ -143,12 +143,13 @@ async def _run(*command: str) -> float:
 @contextmanager
 def _started(folder: Path, *, guest: bool) -> Iterator[tuple[subprocess.Popen[bytes], float, float]]:
     """Start a daemon; yield its process with the CPU time and the elapsed time until READY=1."""
+    for left in folder.iterdir():  # sockets of the daemon that was killed
+        left.unlink()
     config = folder / "displbe.toml"
     config.write_text(f"sink = 'headless'\n[control]\nsocket = '{folder}/control'\n[log]\nlevel = 'warning'\n")
     environment = os.environ | {"NOTIFY_SOCKET": str(folder / "notify"), "DISPLBE_BENCH_FOLDER": str(folder)}
     if guest:
         environment["DISPLBE_BENCH_GUEST"] = "1"
-    (folder / "notify").unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(str(folder / "notify"))
         ear.settimeout(30)
