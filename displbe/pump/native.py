@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -25,6 +26,8 @@ __all__ = ["Bucket", "Copier", "Pump", "PumpError", "SystemCalls", "open_pump"]
 
 ROOM: Final = 64
 """Messages that are taken from the pump at once."""
+PRIORITY: Final = 1
+"""The real-time priority of the pump's thread: the lowest one, before all programs that have none (sched(7))."""
 _log = structlog.get_logger("displbe.pump")
 
 
@@ -55,6 +58,20 @@ class SystemCalls(msgspec.Struct, frozen=True):
             ffi.callback("int(int, uint32_t)", self.notify),
             ffi.callback("int(int, void *)", self.commit),
         )
+
+
+def _prefer(thread: threading.Thread) -> str:
+    """Give a thread a real-time priority (`LimitRTPRIO=` in displbe.service). Return why it has none, or an empty text.
+
+    Without it, the pump waits its turn where a program computes on the same processor, for several milliseconds: Linux shares a processor
+    in slices, and preempts at the end of one.
+    """
+    assert thread.native_id is not None
+    try:
+        os.sched_setscheduler(thread.native_id, os.SCHED_RR, os.sched_param(PRIORITY))
+    except OSError as error:
+        return f"its thread has no real-time priority ({error.strerror}), so that programs which compute can make flips late"
+    return ""
 
 
 def _owned(library: Any, made: Any, free: str) -> Any:
@@ -99,6 +116,8 @@ class Pump:
         self._cards: dict[int, tuple[Callable[[int], None], Callable[[OSError], None]]] = {}
         self._connectors: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
         self._next_number = 0
+        self.late_because = ""
+        """Why other programs of this machine, and the event loop, can make the pump late; empty: they cannot."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -107,6 +126,7 @@ class Pump:
         After the block, the pump must not be used any more.
         """
         thread = start_thread("pump", self.library.pump_run, self.handle)
+        self.late_because = _prefer(thread)
         try:
             async with trio.open_nursery() as nursery:
                 scope: trio.CancelScope = await nursery.start(self._dispatch)

@@ -19,9 +19,10 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -52,7 +53,7 @@ from .neighbours import Flooder, Port, Process
 __all__ = ["report"]
 
 HERTZ: Final = 240
-FLIPS: Final = 240
+FLIPS: Final = 400
 """Flips of each guest in a turn."""
 WARM: Final = 2
 """Flips at the beginning of a turn that do not count: after a pause, Python serves the first one."""
@@ -146,8 +147,9 @@ class Prober:
         self._refreshed = memoryview(seen).cast("d")
         self._screen = screen
 
-    def measure(self, count: int) -> array[float]:
-        """Make `count` flips; return the response time and the event's delay of each, in turns."""
+    def measure(self, count: int, processors: set[int]) -> array[float]:
+        """Make `count` flips on these processors; return the response time and the event's delay of each, in turns."""
+        os.sched_setaffinity(0, processors)
         poll = select.poll()
         poll.register(self._domain.upcall, select.POLLIN)
         ring, events = self._connector.ring, self._connector.events
@@ -268,7 +270,26 @@ def flood(flooder: Flooder, works: int, commands: int) -> bytes:
     return bytes(1)
 
 
-async def measure(folder: Path) -> dict[str, tuple[Late, Late]]:
+@contextlib.contextmanager
+def processors() -> Iterator[set[int]]:
+    """Run this thread, and all that are started later, on the machine's first processor. Yield the other ones, if there are any."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {first})
+    try:
+        yield set(others) or {first}
+    finally:
+        os.sched_setaffinity(0, {first, *others})
+
+
+def move_flips(to: set[int]) -> None:
+    """Run the pump's thread, and the ones that machine.c has started, on these processors."""
+    python = {thread.native_id for thread in threading.enumerate() if thread.name != "pump"}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        if thread not in python:
+            os.sched_setaffinity(thread, to)
+
+
+async def measure(folder: Path, others: set[int]) -> dict[str, tuple[Late, Late]]:
     """Return how late the pump's flips and the yardstick's are, by what the interpreter does."""
     machine, board = Machine(folder), Board(connectors=2)
     settings = Settings(sink="drm", daemon=DaemonSettings(pump="auto"), control=ControlSettings(socket=""))
@@ -309,9 +330,10 @@ async def measure(folder: Path) -> dict[str, tuple[Late, Late]]:
                 DisplayBuffer(flooding.domain, 4096),
             )
             interpreter = Interpreter(daemon, flooding)
+            move_flips(others)
             with (
-                contextlib.closing(Process(lambda count, _: pumped.measure(count).tobytes())) as ours,
-                contextlib.closing(Process(lambda count, _: plain.measure(count).tobytes())) as theirs,
+                contextlib.closing(Process(lambda count, _: pumped.measure(count, others).tobytes())) as ours,
+                contextlib.closing(Process(lambda count, _: plain.measure(count, others).tobytes())) as theirs,
                 contextlib.closing(Process(lambda works, commands: flood(storm, works, commands))) as other,
             ):
                 for work in interpreter.works:
@@ -347,7 +369,8 @@ def _late(times: array[float]) -> Late:
 def report(folder: Path) -> bool:
     """Print the table. False: what the interpreter does makes flips late."""
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    found = trio.run(measure, folder, clock=LoopLag())
+    with processors() as others:
+        found = trio.run(measure, folder, others, clock=LoopLag())
     print(f"\nFlips at {HERTZ} Hz, {ROUNDS * (FLIPS - WARM)} of each [µs]; request to response, and refresh to event")
     print(f"{'':42}{'median':>8}{'p99':>8}{'p99.9':>8}{'max':>8}{'median':>8}{'p99':>8}{'p99.9':>8}{'max':>8}")
     good = True

@@ -41,16 +41,15 @@ WAYLAND: Final = {"1024x768": 1.0, "1920x1080": 1.0}
 
 displ_be, which copies, takes 2.10 at 1024x768, and about 4.8 at 1920x1080, by the cost of the bare backend's copies.
 """
-MORE: Final = 3000.0
-"""Microseconds that displbe's latest flip with the pump may be later than the bare backend's latest flip. The goal is 1000.
-
-It is a turn of the event loop: on the only processor the pump's thread waits for its end. Turns of 2.5 ms have been seen.
-"""
-TICK: Final = 10_000.0
-"""Microseconds of a tick of Dom0's kernel. On the only processor a thread that computes, such as the event loop, is preempted by a tick
-only: each one can delay a flip that long. The bare backend's flips are up to two ticks late beside programs that compute."""
-DISTURBED: Final = {"status": 2, "storm": 1, "buffers": 3}
-"""What goes on meanwhile -> the ticks by which 99 of 100 flips may be late. Mapping a large buffer takes ticks in the kernel."""
+MORE: Final = {"auto": 1000.0, "off": 3000.0}
+"""`pump` -> microseconds that displbe's latest flip may be later than the bare backend's latest flip. Without the pump, a flip may wait for a
+turn of the event loop; turns of 2.5 ms have been seen."""
+DISTURBED: Final = {"status": 1000.0, "storm": 1000.0, "buffers": 1500.0}
+"""What goes on meanwhile -> microseconds that any flip may be late with the pump. On the only processor, the bare backend, which has no
+real-time priority, is up to 50,000 late beside `status`. While Xen maps the pages of a large buffer, nothing else runs: 974 was measured."""
+AT_ONCE: Final = ("xl sched-credit2 -s -r 100", "xl sched-credit2 -d one -w 65535")
+"""Commands after which Xen runs the measuring guest as soon as it is notified. As it is, Xen shares the only processor between Dom0 and guests
+in slices of 10 ms, and the guest would see its events that late."""
 PROPORTION: Final = 1.1
 """CPU time per flip with eight screens at most, as a multiple of that with one screen."""
 GUESTS: Final = ("one", "two", "three", "four")
@@ -122,20 +121,10 @@ def yardstick(computer: Machine) -> dict[str, Window]:
     return measured
 
 
-@pytest.fixture(scope="module")
-def loaded(computer: Machine) -> Window:
-    """Measure the bare backend while programs of Dom0 compete with it for the only processor."""
-    with bare_guest(computer, "zero copy", [names(computer)[:1]]) as guest, programs(computer):
-        return window(computer, *guest, "bare-loaded", FLIPS)
-
-
 @contextlib.contextmanager
 def programs(machine: Machine) -> Iterator[None]:
-    """Run displbectl status again and again while the block lasts. Without a running displbe it fails, after most of its work.
-
-    It has the lowest priority, because there is only one processor.
-    """
-    group = machine.start(f"cd {TREE}; while :; do nice -n 19 {STATUS}; done")
+    """Run displbectl status again and again while the block lasts."""
+    group = machine.start(f"cd {TREE}; while :; do {STATUS}; done")
     try:
         yield
     finally:
@@ -154,7 +143,7 @@ def test_cost(computer: Machine, yardstick: dict[str, Window], path: str, pump: 
     ratio = found.cpu / yardstick[path].cpu
     figure(f"{path}, pump = {pump}: {found}; {ratio:.2f} times the bare backend's CPU time: {yardstick[path]}")
     assert ratio <= (PUMPED if pump == "auto" else IN_PYTHON)[path]
-    assert found.late[-1] <= yardstick[path].late[-1] + MORE
+    assert found.late[-1] <= yardstick[path].late[-1] + MORE[pump]
 
 
 def connections(displbe: Backend) -> int:
@@ -162,14 +151,15 @@ def connections(displbe: Backend) -> int:
     return sum(line["to"] == "connected" for line in displbe.events("state"))
 
 
-def test_undisturbed(computer: Machine, loaded: Window, figure: Figure) -> None:
-    """Flips are late by a few ticks at most, as the bare backend's are on a busy processor, while displbectl status runs in a loop, while a
-    neighbour floods its ring, and while it creates large buffers.
+def test_undisturbed(computer: Machine, figure: Figure) -> None:
+    """No flip is late because of what the interpreter does: displbectl status runs in a loop, a neighbour floods its ring, and it creates
+    large buffers, all on one processor.
     """
     second = names(computer, "gpu1")[0]
     with backend(computer, config("zero copy")) as displbe:
         domid = flipping_guest(computer, "one", [names(computer)[:1]])
-        computer.check(f"cd {TREE}; {STATUS}")
+        for command in (*AT_ONCE, f"cd {TREE}; {STATUS}"):
+            computer.check(command)
         with programs(computer):
             found = {"status": window(computer, domid, displbe.pid, "status", FLIPS)}
         storm = "do=flood:600 initcall_blacklist=xen_drv_init"
@@ -181,12 +171,10 @@ def test_undisturbed(computer: Machine, loaded: Window, figure: Figure) -> None:
         computer.create("two", guest_config("flips", screens(second), extra=large))
         computer.wait_console("two", "flips: created 2", 60)
         found["buffers"] = window(computer, domid, displbe.pid, "buffers", FLIPS)
-    assert loaded.late[1] <= DISTURBED["status"] * TICK + MORE
-    figure(f"the bare backend beside status: {loaded}")
-    for name, ticks in DISTURBED.items():
+    for name, latest in DISTURBED.items():
         figure(f"beside {name}: {found[name]}")
-        assert found[name].late[1] <= ticks * TICK + MORE, name
-        assert found[name].rate >= 50, name
+        assert found[name].late[-1] <= latest, name
+        assert found[name].rate > 59, name
 
 
 def test_four_guests(computer: Machine, figure: Figure) -> None:
@@ -211,7 +199,7 @@ def test_four_guests(computer: Machine, figure: Figure) -> None:
         assert share <= PROPORTION * single.cpu
     latest = max(one.late[-1] for one in plain)
     figure(f"bare backend: latest flip {latest:.0f} us")
-    assert max(one.late[-1] for one in found) <= latest + MORE
+    assert max(one.late[-1] for one in found) <= latest + MORE["auto"]
 
 
 def test_fast_screen(computer: Machine, figure: Figure) -> None:
@@ -225,7 +213,7 @@ def test_fast_screen(computer: Machine, figure: Figure) -> None:
     figure(f"{found}; bare backend: {plain}")
     assert plain.rate > 239
     assert found.rate > 239
-    assert found.late[-1] <= plain.late[-1] + MORE
+    assert found.late[-1] <= plain.late[-1] + MORE["auto"]
 
 
 def test_weston(computer: Machine, figure: Figure) -> None:

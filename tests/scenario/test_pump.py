@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +24,7 @@ from displbe.backend.spurious_events import TOLERATED
 from displbe.display.connector import Connector
 from displbe.display.trace import RECORD
 from displbe.ops.control import Request as OpsRequest
+from displbe.ops.status import PumpStatus
 from displbe.pump import native
 from displbe.sim.guest import FrontConnector, Guest
 from displbe.sinks.drm.copied_scanout import CopiedScanout
@@ -747,3 +750,33 @@ async def test_nothing_is_looked_after_while_the_pump_serves(tmp_path: Path, mon
         machine.output().interrupt()
         await until(lambda: steps.count > before, 2)
         trio.lowlevel.remove_instrument(steps)
+
+
+def policies() -> dict[str, tuple[int, int]]:
+    """Return the scheduling policy and priority of each thread that Python has started, by name."""
+    threads = {thread.name: thread.native_id or 0 for thread in threading.enumerate()}
+    return {name: (os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority) for name, tid in threads.items()}
+
+
+async def test_the_pump_goes_before_what_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pump's thread has the lowest real-time priority, and no other thread has one."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may ask for a real-time priority")
+    async with running(tmp_path, monkeypatch, "auto", "copy") as machine, flipping(machine):
+        assert (await machine.world.daemon.commands.status()).pump == PumpStatus("on", "")
+        found = policies()
+        assert found.pop("pump") == (os.SCHED_RR, 1)
+        assert set(found.values()) == {(os.SCHED_OTHER, 0)}
+
+
+async def test_a_pump_without_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the kernel refuses a real-time priority, the pump runs without it, and the status says so."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    async with running(tmp_path, monkeypatch, "auto", "copy") as machine, flipping(machine):
+        status = await machine.world.daemon.commands.status()
+    assert status.pump.state == "on"
+    assert status.pump.reason.startswith("its thread has no real-time priority (Operation not permitted)")

@@ -18,10 +18,12 @@ LEFT = {
     "PrivateDevices",
     "PrivateNetwork",
     "PrivateUsers",
+    "RestrictRealtime",
     "RestrictAddressFamilies_AF_NETLINK",
     "RestrictAddressFamilies_AF_UNIX",
     "RootDirectoryOrRootImage",
     "SupplementaryGroups",
+    "SystemCallFilter_resources",
 }
 """What `systemd-analyze security` counts, of Debian 12's systemd and of 13's."""
 
