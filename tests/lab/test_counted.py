@@ -45,8 +45,8 @@ MORE: Final = {"auto": 1000.0, "off": 3000.0}
 """`pump` -> microseconds that displbe's latest flip may be later than the bare backend's latest flip. Without the pump, a flip may wait for
 a turn of the event loop; turns of 2.5 ms have been seen."""
 DISTURBED: Final = {"status": 1000.0, "storm": 1000.0, "buffers": 1500.0}
-"""What goes on meanwhile -> microseconds that any flip may be late with the pump. On the only processor, a pump without a real-time priority
-is up to 4,000 late beside `status`. While Xen maps the pages of a large buffer, nothing else runs: 974 was measured."""
+"""What goes on meanwhile -> microseconds that any flip may be late with the pump. Without its real-time priority, 4,000 have been measured
+beside `status`. While Xen maps the pages of a large buffer, nothing else runs: 974 was measured."""
 PROPORTION: Final = 1.1
 """CPU time per flip with eight screens at most, as a multiple of that with one screen."""
 GUESTS: Final = ("one", "two", "three", "four")
