@@ -152,11 +152,15 @@ def key() -> str:
     return digest.hexdigest()
 
 
+def is_current() -> bool:
+    """Return whether out/deb has the packages of this tree in its present state."""
+    made = OUT / "key"
+    return made.exists() and made.read_text() == key()
+
+
 def built(architecture: str) -> Path:
     """Return the package of this tree in its present state for an architecture, built if needed."""
-    made = OUT / "key"
-    if not made.exists() or made.read_text() != key():
-        build([])
+    build([])
     return package(OUT, architecture)
 
 
@@ -210,11 +214,15 @@ def debian() -> Path:
 
 
 def build(arguments: Sequence[str]) -> None:
-    """Build the package into out/deb. Raises SystemExit, or CalledProcessError when a step fails; the step has printed the reason."""
+    """Build the package into out/deb, if the one there is not that of this tree. With `arguments`, for dpkg-buildpackage, build it always.
+
+    Raises SystemExit, or CalledProcessError when a step fails; the step has printed the reason.
+    """
     with only_one("package"):
-        base = debian()
-        with tempfile.TemporaryDirectory(prefix="displbe-deb-", dir=base / "tmp") as work:
-            build_in(base, Path(work), arguments)
+        if arguments or not is_current():
+            base = debian()
+            with tempfile.TemporaryDirectory(prefix="displbe-deb-", dir=base / "tmp") as work:
+                build_in(base, Path(work), arguments)
     print(*sorted(str(path.relative_to(TREE)) for path in OUT.glob("*.deb")))
 
 

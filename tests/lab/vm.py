@@ -335,7 +335,7 @@ class Machine:
         argv = ["setpriv", "--pdeathsig", "KILL", *command]
         with open(self._work / "qemu.log", "wb") as said:
             nothing = subprocess.DEVNULL
-            self._qemu = subprocess.Popen(argv, stdin=nothing, stdout=said, stderr=said, start_new_session=True)
+            self._qemu = subprocess.Popen(argv, stdin=nothing, stdout=said, stderr=said, process_group=0)
         stack.callback(self._end_qemu)
         self._remote = stack.enter_context(self._connect("remote.sock"))
         self._monitor = stack.enter_context(self._connect("qmp.sock"))
