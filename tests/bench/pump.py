@@ -3,7 +3,9 @@
 The daemon with its pump serves a guest on a card that refreshes by itself (machine.c), beside the yardstick: a loop in C that makes the
 same system calls and nothing else, with a guest of its own. Both guests measure, in turns, while the interpreter is quiet, while it answers
 `displbectl status` without a pause, while it does not look at its rings for 50 ms at a time, while another guest storms, and while buffers
-of 4K are created. What the machine itself delays, it delays for both.
+of 4K are created. What the machine itself delays, it delays for both. The interpreter has a processor, and all threads and processes that a
+flip needs have another one, if there are two: what is left is what the interpreter can hold and the pump can wait for. How they share one
+processor is measured where instructions are counted (tests/lab/test_counted.py).
 
 The goal is that 999 of 1,000 flips of the pump come at most 1 ms later than 999 of 1,000 of the yardstick: that is printed, because a busy
 machine delays single flips of either. What is held is that 99 of 100 come at most 10 ms later, a fifth of what the interpreter takes.

@@ -20,8 +20,10 @@ sink = "drm"
 reconnects-per-second = 1000.0
 """
 ROUNDS = 3
-CYCLES = 168
+CYCLES = 84
 """The number of connections of a round, on all screens together."""
+GROWN = 256
+"""Kilobytes that the last round may add to displbe's memory: 3 for each connection. The first ones fill what the allocator keeps."""
 EINVAL = 22
 
 
@@ -80,7 +82,7 @@ def test_beside_a_good_guest(
     machine.wait_console("good", "freq:", 60, count=5)
     quiet = flips(machine, "good")
     forgeries = f"alone:{first},backend:{good},resolution:640x480,name:{first},forge:{first},forge:{second}"
-    lines = hostile(machine, f"flood:15,index:0,storm:5,flood:5,{forgeries}", 240)
+    lines = hostile(machine, f"flood:6,index:0,storm:5,flood:5,{forgeries}", 240)
     floods = [tuple(map(int, re.findall(r"\d+", line))) for line in lines if line.startswith("flood")]
     assert len(floods) == 2
     assert all(refused > 50 and state == 4 for *_, refused, state in floods), floods
@@ -109,7 +111,7 @@ def test_beside_a_good_guest(
 
 
 def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle: Held, figure: Figure) -> None:
-    """After 500 connections on four screens at once, memory and held resources are as before. Every fourth connection leaves a buffer and a
+    """After 250 connections on four screens at once, memory and held resources are as before. Every fourth connection leaves a buffer and a
     framebuffer behind (a dma-buf on two of the screens).
     """
     names = [next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1")] + list(card.connectors)
@@ -124,7 +126,7 @@ def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle:
         before, memory = memory, displbe.memory()
         grown.append(memory - before)
     figure(f"{ROUNDS * CYCLES} connections in {seconds:.0f} s, with {grown} kB more resident memory; held: {idle}")
-    assert grown[-1] < 512  # the first ones fill what the allocator keeps
+    assert grown[-1] < GROWN
 
 
 def test_destroyed_while_connecting(machine: Machine, displbe: Backend, idle: Held) -> None:
