@@ -58,7 +58,7 @@ bench: .venv/ready
 	$(BIN)/python -m tests.bench.converting
 
 # Two emulated machines at a time: a machine has one processor, and its clock counts instructions. A module's tests share a machine. Only
-# the disk's answers come by the host's clock: a test that fails runs once more, and the output shows both runs.
+# answers of disks and cards come by the host's clock: a test that fails runs once more, and the output shows both runs.
 lab: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -o faulthandler_timeout=0 --reruns 1 --durations 15 tests/lab
 

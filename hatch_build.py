@@ -77,7 +77,9 @@ class CustomBuildHook(BuildHookInterface[Any]):
                     f"{paths[0]} is missing: install wayland-protocols (Debian's package, or your system's)"
                 )
         for module, text in made.items():
-            (TARGET / f"{module}.py").write_text(text)
+            path = TARGET / f"{module}.py"
+            if not path.exists() or path.read_text() != text:  # others may be reading it
+                path.write_text(text)
         for header in DECLARATIONS:
             declare(Path(header))
         compile_pump.declare()

@@ -65,7 +65,7 @@ class Commands:
         self._input_focus = focus
         self._lag = lag
         self.pump = pump
-        """Whether the pump runs."""
+        """Whether the pump runs, and what it lacks."""
         self._begun = time.monotonic()
 
     def table(self) -> Mapping[str, Callable[[Request], Awaitable[Answer]]]:

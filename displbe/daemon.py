@@ -139,7 +139,7 @@ class Daemon:
             if self.pump is not None:
                 try:
                     await stack.enter_async_context(self.pump.running())
-                    self.commands.pump = PumpStatus("on", self.pump.late_because)
+                    self.commands.pump = PumpStatus("on", self.pump.without_priority)
                 except NoThread as error:
                     _log.warning("the pump does not run: Python serves all flips", reason=str(error))
                     self.pump = self.sink.pump = self.quotas.pump = None

@@ -11,7 +11,15 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["UNLIMITED", "ProcessLimits", "half_of_memory", "parse_limit", "process_limits", "raise_file_limit"]
+__all__ = [
+    "UNLIMITED",
+    "ProcessLimits",
+    "half_of_memory",
+    "parse_limit",
+    "process_limits",
+    "raise_file_limit",
+    "refuse_priorities",
+]
 
 UNLIMITED: Final = 1 << 40
 """Stands for `no limit`."""
@@ -36,6 +44,12 @@ def raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def refuse_priorities() -> None:
+    """Let no more threads of this process have a real-time priority (RLIMIT_RTPRIO, getrlimit(2)). Those that have one keep it."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
 
 
 def process_limits(root: Path = Path("/")) -> ProcessLimits:

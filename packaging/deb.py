@@ -154,8 +154,8 @@ def key() -> str:
 
 def is_current() -> bool:
     """Return whether out/deb has the packages of this tree in its present state."""
-    made = OUT / "key"
-    return made.exists() and made.read_text() == key()
+    made, packages = OUT / "key", (list(OUT.glob(f"displbe_*_{name}.deb")) for name in CROSS)
+    return made.exists() and made.read_text() == key() and all(packages)
 
 
 def built(architecture: str) -> Path:
@@ -248,7 +248,8 @@ def build_in(base: Path, folder: Path, arguments: Sequence[str]) -> None:
     for path in folder.iterdir():
         if path.is_file():
             shutil.copy(path, OUT)
-    (OUT / "key").write_text(made_of)
+    if not arguments:
+        (OUT / "key").write_text(made_of)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,10 @@ def test(wheel: Path, arguments: list[str]) -> None:
         for name in BESIDE:
             whole = TREE / name
             (tests / name).parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if whole.is_dir() else shutil.copy)(whole, tests / name)
+            if whole.is_dir():
+                shutil.copytree(whole, tests / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(whole, tests / name)
         run(python, "-m", "pytest", "-pno:cacheprovider", *arguments, cwd=tests)
         where = "import displbe, sys; sys.exit(0 if displbe.__file__.startswith(sys.prefix) else displbe.__file__)"
         run(python, "-c", where, cwd=tests)

@@ -182,7 +182,7 @@ class PumpStatus(msgspec.Struct, frozen=True):
     state: Literal["on", "off", "missing"]
     """`on`: the pump runs. `off`: the configuration does not want it, or has no use for it. `missing`: the pump cannot be loaded."""
     reason: str
-    """Why the pump does not run, or what can make it late; empty: nothing, or an older daemon, which has no pump, has sent this status."""
+    """Why the pump does not run, or what it lacks; empty: nothing, or an older daemon, which has no pump, has sent this status."""
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from displbe.readiness import serve
+from displbe.resources import refuse_priorities
 from displbe.threads import run_in_thread_or_here, start_thread
 
 from .library import ffi, open_library
@@ -63,14 +64,15 @@ class SystemCalls(msgspec.Struct, frozen=True):
 def _prefer(thread: threading.Thread) -> str:
     """Give a thread a real-time priority (`LimitRTPRIO=` in displbe.service). Return why it has none, or an empty text.
 
-    Without it, the pump waits its turn where a program computes on the same processor, for several milliseconds: Linux shares a processor
-    in slices, and preempts at the end of one.
+    Without it, the thread may wait several milliseconds for its turn where a program computes on the same processor.
     """
     assert thread.native_id is not None
     try:
-        os.sched_setscheduler(thread.native_id, os.SCHED_RR, os.sched_param(PRIORITY))
+        os.sched_setscheduler(thread.native_id, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
     except OSError as error:
+        _log.info("the pump has no real-time priority", reason=error.strerror)
         return f"its thread has no real-time priority ({error.strerror}), so that programs which compute can make flips late"
+    refuse_priorities()
     return ""
 
 
@@ -116,8 +118,8 @@ class Pump:
         self._cards: dict[int, tuple[Callable[[int], None], Callable[[OSError], None]]] = {}
         self._connectors: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
         self._next_number = 0
-        self.late_because = ""
-        """Why other programs of this machine, and the event loop, can make the pump late; empty: they cannot."""
+        self.without_priority = ""
+        """Why the pump's thread has no real-time priority; empty: it has one."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -126,8 +128,8 @@ class Pump:
         After the block, the pump must not be used any more.
         """
         thread = start_thread("pump", self.library.pump_run, self.handle)
-        self.late_because = _prefer(thread)
         try:
+            self.without_priority = _prefer(thread)
             async with trio.open_nursery() as nursery:
                 scope: trio.CancelScope = await nursery.start(self._dispatch)
                 try:

@@ -284,11 +284,14 @@ def processors() -> Iterator[set[int]]:
 
 
 def move_flips(to: set[int]) -> None:
-    """Run the pump's thread, and the ones that machine.c has started, on these processors."""
-    python = {thread.native_id for thread in threading.enumerate() if thread.name != "pump"}
+    """Run the pump's thread, and the ones that machine.c has started, on these processors, all with the pump's priority."""
+    (pump,) = (thread.native_id or 0 for thread in threading.enumerate() if thread.name == "pump")
+    policy, priority = os.sched_getscheduler(pump), os.sched_getparam(pump)
+    python = {thread.native_id for thread in threading.enumerate()} - {pump}
     for thread in map(int, os.listdir("/proc/self/task")):
         if thread not in python:
             os.sched_setaffinity(thread, to)
+            os.sched_setscheduler(thread, policy, priority)
 
 
 async def measure(folder: Path, others: set[int]) -> dict[str, tuple[Late, Late]]:

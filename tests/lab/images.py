@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import sys
 
+if __name__ == "__main__":
+    os.setpgrp()
+    os.nice(19)
+
 from lab.build import build
 from lab.package import deb
 from lab.x86 import booted
 from proof.cbmc import tools
 
 if __name__ == "__main__":
-    os.setpgrp()
-    os.nice(19)
     tools()
     build()
     deb().debian()

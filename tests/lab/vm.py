@@ -3,7 +3,8 @@
 The remote end in Dom0 (`dom0/remote.py`) executes one request at a time. A command that must run beside others is started with `start`.
 
 The machine has one processor. Its clock counts instructions, 4 ns each, and skips the time in which it is idle; between requests it stands
-still. So the time of Xen, Dom0 and the guests, and each figure, does not depend on what else the host does. Only a disk's answers do.
+still. So the time of Xen, Dom0 and the guests, and each figure, does not depend on what else the host does. Only the answers of disks and
+cards do.
 To try things by hand: `python3 tests/lab/vm.py` boots the lab and runs each line of its stdin in Dom0.
 """
 
@@ -97,7 +98,7 @@ class Machine:
     xenargs: str = ""
     memory: int = 2048
     dom0_memory: int = 1024
-    patience: float = 300
+    patience: float = 900
     """Seconds of the host's time that the boot may take."""
 
     boot_seconds: float = field(default=0, init=False)
@@ -257,7 +258,7 @@ class Machine:
         """Execute a command of QEMU's monitor (QMP). Return its result. Raises LabError."""
         self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while True:
-            answer = self._monitor_line(30)
+            answer = self._monitor_line(120)
             if "error" in answer:
                 raise LabError(f"QEMU: {command}: {answer['error']['desc']}")
             if "return" in answer:
@@ -341,7 +342,7 @@ class Machine:
         self._monitor = stack.enter_context(self._connect("qmp.sock"))
         self._monitor_text = stack.enter_context(self._monitor.makefile("rb"))
         self._pending = bytearray()
-        self._monitor_line(30)
+        self._monitor_line(120)
         self.qmp("qmp_capabilities")
 
     def _until_ready(self) -> None:
@@ -391,7 +392,7 @@ class Machine:
         yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
 
     def _connect(self, name: str) -> socket.socket:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while True:
             end = socket.socket(socket.AF_UNIX)
             try:

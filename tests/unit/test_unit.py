@@ -52,6 +52,15 @@ def test_exposure() -> None:
     assert float(exposure) <= MOST
 
 
+def test_the_pump_may_have_a_priority() -> None:
+    """The lowest real-time priority, and the system call for it, which an earlier line forbids."""
+    found = settings()
+    assert found["LimitRTPRIO"] == ["1"]
+    calls = found["SystemCallFilter"]
+    (forbidden,) = (place for place, calls in enumerate(calls) if calls.startswith("~"))
+    assert calls.index("sched_setscheduler") > forbidden
+
+
 def test_each_point_left_has_its_reason() -> None:
     """A comment in the unit begins with its name."""
     left = {str(point["json_field"]) for point in analysed() if point["exposure"]}
