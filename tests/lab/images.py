@@ -1,13 +1,11 @@
-"""Makes what the slow tests need and the cache does not have, minutes on a new machine, and then becomes another program:
-`PYTHONPATH=tests python -m lab.images [COMMAND...]`.
+"""Makes what the slow tests need and the cache does not have: `PYTHONPATH=tests python -m lab.images`, minutes on a new machine.
 
-Both take what other processes of their session leave of the processors, and are a process group of their own: `kill -- -PID` ends them.
+It takes what other processes of its session leave of the processors, and is the leader of a process group: `kill -- -PID` ends all of it.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 
 if __name__ == "__main__":
     os.setpgrp()
@@ -23,5 +21,3 @@ if __name__ == "__main__":
     build()
     deb().debian()
     booted()
-    if command := sys.argv[1:]:
-        os.execvp(command[0], command)

@@ -45,7 +45,7 @@ SAME: Final = "quiet nokaslr norandmaps"
 # late would make timers late. With more than one processor Xen does not boot so.
 COUNTED: Final = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=off")
 """QEMU's arguments for one processor whose clock counts instructions."""
-PATIENCE: Final = 600.0
+PATIENCE: Final = 900.0
 """Seconds of the host's time that one request may take until Dom0 counts as lost."""
 
 
