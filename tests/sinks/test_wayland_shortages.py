@@ -90,6 +90,7 @@ async def test_a_shortage_costs_a_frame(monkeypatch: pytest.MonkeyPatch, call: s
         output.copies = account.copies
         await stage.connected()
         buffer = await stage.attach(output)
+        await until(lambda: any(surface.shown for surface in stage.compositor.client.surfaces.values()))  # black
         with monkeypatch.context() as patch:
             match call:
                 case "memfd_create":
