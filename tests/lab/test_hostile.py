@@ -20,10 +20,8 @@ sink = "drm"
 reconnects-per-second = 1000.0
 """
 ROUNDS = 3
-CYCLES = 84
+CYCLES = 168
 """The number of connections of a round, on all screens together."""
-GROWN = 256
-"""Kilobytes that the last round may add to displbe's memory: 3 for each connection. The first ones fill what the allocator keeps."""
 EINVAL = 22
 
 
@@ -111,7 +109,7 @@ def test_beside_a_good_guest(
 
 
 def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle: Held, figure: Figure) -> None:
-    """After 250 connections on four screens at once, memory and held resources are as before. Every fourth connection leaves a buffer and a
+    """After 500 connections on four screens at once, memory and held resources are as before. Every fourth connection leaves a buffer and a
     framebuffer behind (a dma-buf on two of the screens).
     """
     names = [next(iter(machine.connectors(gpu))) for gpu in ("gpu0", "gpu1")] + list(card.connectors)
@@ -126,7 +124,7 @@ def test_connect_and_leave(machine: Machine, displbe: Backend, card: Vkms, idle:
         before, memory = memory, displbe.memory()
         grown.append(memory - before)
     figure(f"{ROUNDS * CYCLES} connections in {seconds:.0f} s, with {grown} kB more resident memory; held: {idle}")
-    assert grown[-1] < GROWN
+    assert grown[-1] < 512  # the first ones fill what the allocator keeps
 
 
 def test_destroyed_while_connecting(machine: Machine, displbe: Backend, idle: Held) -> None:
