@@ -68,9 +68,8 @@ class CopyThread:
             has_timed_out = self._copy_frames(self.copier, self._pause)
             with suppress(queue.Empty):
                 job = self._jobs.get_nowait()
-                if (
-                    not self.copier.resting
-                ):  # the pump has handed over a frame before this job was given, and after `wait` had looked
+                # The pump may have handed over a frame before this job was given, and after `wait` had looked.
+                if not self.copier.resting:
                     self._copy_frames(self.copier, 0.0)
                 if not self._jobs.empty():
                     self.copier.poke()  # a steady frame may have come between this job and the next one

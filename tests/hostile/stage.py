@@ -156,7 +156,7 @@ class Stage:
         return self.world.held(BAD)
 
     async def still_flips(self, flips: int = 5) -> None:
-        """Check that the good guest flips, that none of its drivers gave up a flip (Linux: after 3 s), and that each had one event.
+        """Check that the good guest flips, that a driver would have given up none (Linux: after 3 s), and that each had one event.
 
         How much a hostile guest slows others down is measured by `make bench`.
         """

@@ -47,6 +47,8 @@ COUNTED: Final = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=
 """QEMU's arguments for one processor whose clock counts instructions."""
 PATIENCE: Final = 900.0
 """Seconds of the host's time that one request may take until Dom0 counts as lost."""
+QUICK: Final = 120.0
+"""Seconds of the host's time that QEMU itself may take: to open its sockets, and to answer its monitor."""
 
 
 class LabError(Exception):
@@ -258,7 +260,7 @@ class Machine:
         """Execute a command of QEMU's monitor (QMP). Return its result. Raises LabError."""
         self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while True:
-            answer = self._monitor_line(120)
+            answer = self._monitor_line()
             if "error" in answer:
                 raise LabError(f"QEMU: {command}: {answer['error']['desc']}")
             if "return" in answer:
@@ -342,7 +344,7 @@ class Machine:
         self._monitor = stack.enter_context(self._connect("qmp.sock"))
         self._monitor_text = stack.enter_context(self._monitor.makefile("rb"))
         self._pending = bytearray()
-        self._monitor_line(120)
+        self._monitor_line()
         self.qmp("qmp_capabilities")
 
     def _until_ready(self) -> None:
@@ -392,7 +394,7 @@ class Machine:
         yield from ("-device", "virtserialport,chardev=remote,nr=1,name=displbe.remote")
 
     def _connect(self, name: str) -> socket.socket:
-        until = time.monotonic() + 120
+        until = time.monotonic() + QUICK
         while True:
             end = socket.socket(socket.AF_UNIX)
             try:
@@ -425,8 +427,8 @@ class Machine:
 
         return LabError(f"{what}\n--- QEMU\n{tail(self._work / 'qemu.log')}\n--- serial console\n{tail(self.serial)}")
 
-    def _monitor_line(self, timeout: float) -> dict[str, Any]:
-        self._monitor.settimeout(timeout)
+    def _monitor_line(self) -> dict[str, Any]:
+        self._monitor.settimeout(QUICK)
         try:
             line = self._monitor_text.readline()
         except TimeoutError:
