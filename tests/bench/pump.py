@@ -7,8 +7,9 @@ of 4K are created. What the machine itself delays, it delays for both. The inter
 flip needs have another one, if there are two: what is left is what the interpreter can hold and the pump can wait for. How they share one
 processor is measured where instructions are counted (tests/lab/test_counted.py).
 
-The goal is that 999 of 1,000 flips of the pump come at most 1 ms later than 999 of 1,000 of the yardstick: that is printed, because a busy
-machine delays single flips of either. What is held is that 99 of 100 come at most 10 ms later, a fifth of what the interpreter takes.
+999 of 1,000 flips of the pump must come at most 1 ms later than 999 of 1,000 of the yardstick. One flip in a thousand that a busy machine
+delays decides this figure, so it is measured up to three times: the machine delays now these flips, now those; the interpreter would delay
+the pump's each time.
 """
 
 from __future__ import annotations
@@ -60,10 +61,9 @@ FLIPS: Final = 400
 WARM: Final = 2
 """Flips at the beginning of a turn that do not count: after a pause, Python serves the first one."""
 ROUNDS: Final = 3
-GOAL: Final = 1e-3
-"""Seconds by which 999 of 1,000 flips should be later than the yardstick's at most."""
-LATER: Final = 10e-3
-"""Seconds by which 99 of 100 flips may be later."""
+TRIES: Final = 3
+LATER: Final = 1e-3
+"""Seconds by which 999 of 1,000 flips may be later than the yardstick's."""
 BLOCKED: Final = 0.05
 """Seconds for which the loop does not look at its rings."""
 PUMPED, BARE, FLOODING = 1, 3, 4
@@ -133,6 +133,17 @@ class Late(NamedTuple):
     def within(self, part: float) -> float:
         """Return the larger of the two times that this part of the flips keep."""
         return max(times[int(len(times) * part)] for times in self)
+
+
+class Pair(NamedTuple):
+    """The pump's flips and the yardstick's."""
+
+    ours: Late
+    theirs: Late
+
+    def later(self) -> float:
+        """Return the seconds by which 999 of 1,000 of the pump's flips are later."""
+        return self.ours.within(0.999) - self.theirs.within(0.999)
 
 
 class Prober:
@@ -294,11 +305,40 @@ def move_flips(to: set[int]) -> None:
             os.sched_setscheduler(thread, policy, priority)
 
 
-async def measure(folder: Path, others: set[int]) -> dict[str, tuple[Late, Late]]:
-    """Return how late the pump's flips and the yardstick's are, by what the interpreter does."""
+class Guests(NamedTuple):
+    """The processes of the pump's guest, the yardstick's, and the one that storms."""
+
+    ours: Process
+    theirs: Process
+    storm: Process
+
+    async def flips(self) -> Pair:
+        """Let the two measure in turns."""
+        both = array("d"), array("d")
+        for _ in range(ROUNDS):
+            for process, found in zip((self.ours, self.theirs), both, strict=True):
+                process.tell(FLIPS)
+                found.frombytes(await process.result(2 * (FLIPS - WARM) * DOUBLE))
+        return Pair(*map(_late, both))
+
+    async def beside(self, work: str, interpreter: Interpreter) -> Pair:
+        """Measure while the interpreter does this work, again if flips were late."""
+        async with trio.open_nursery() as busy:
+            busy.start_soon(interpreter.busy, work)
+            self.storm.tell(int("storms" in work))
+            for _ in range(TRIES):
+                if (found := await self.flips()).later() <= LATER:
+                    break
+            busy.cancel_scope.cancel()
+        self.storm.tell(0)
+        await self.storm.result(1)
+        return found
+
+
+async def measure(folder: Path, others: set[int]) -> dict[str, Pair]:
+    """Return how late the flips are, by what the interpreter does."""
     machine, board = Machine(folder), Board(connectors=2)
     settings = Settings(sink="drm", daemon=DaemonSettings(pump="auto"), control=ControlSettings(socket=""))
-    times: dict[str, tuple[array[float], array[float]]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
             registry.SINKS, "drm", ("displbe.sinks.drm.sink", "DrmSink", ())
@@ -341,21 +381,11 @@ async def measure(folder: Path, others: set[int]) -> dict[str, tuple[Late, Late]
                 contextlib.closing(Process(lambda count, _: plain.measure(count, others).tobytes())) as theirs,
                 contextlib.closing(Process(lambda works, commands: flood(storm, works, commands))) as other,
             ):
-                for work in interpreter.works:
-                    both = times[work] = array("d"), array("d")
-                    async with trio.open_nursery() as busy:
-                        busy.start_soon(interpreter.busy, work)
-                        other.tell(int("storms" in work))
-                        for _ in range(ROUNDS):
-                            for process, found in zip((ours, theirs), both, strict=True):
-                                process.tell(FLIPS)
-                                found.frombytes(await process.result(2 * (FLIPS - WARM) * DOUBLE))
-                        busy.cancel_scope.cancel()
-                    other.tell(0)
-                    await other.result(1)
+                guests = Guests(ours, theirs, other)
+                found = {work: await guests.beside(work, interpreter) for work in interpreter.works}
             nursery.cancel_scope.cancel()
         machine.library.machine_stop()
-    return {work: (_late(ours), _late(theirs)) for work, (ours, theirs) in times.items()}
+    return found
 
 
 async def _know_peers(machine: Machine, xen: Xen, domid: int) -> None:
@@ -378,17 +408,14 @@ def report(folder: Path) -> bool:
         found = trio.run(measure, folder, others, clock=LoopLag())
     print(f"\nFlips at {HERTZ} Hz, {ROUNDS * (FLIPS - WARM)} of each [µs]; request to response, and refresh to event")
     print(f"{'':42}{'median':>8}{'p99':>8}{'p99.9':>8}{'max':>8}{'median':>8}{'p99':>8}{'p99.9':>8}{'max':>8}")
-    good = True
-    for work, (ours, theirs) in found.items():
-        later, latest = (ours.within(part) - theirs.within(part) for part in (0.99, 0.999))
-        good &= later <= LATER
-        print(f"{work:26}{'the pump':16}{ours.words()}")
-        print(f"{'':26}{'the yardstick':16}{theirs.words()}")
+    for work, pair in found.items():
+        later = pair.later()
+        print(f"{work:26}{'the pump':16}{pair.ours.words()}")
+        print(f"{'':26}{'the yardstick':16}{pair.theirs.words()}")
         print(
-            f"{'':26}p99 {1e6 * later:+8.0f}, at most {1e6 * LATER:+.0f}: {'good' if later <= LATER else 'too much'};"
-            f" p99.9 {1e6 * latest:+8.0f}, the goal of {1e6 * GOAL:+.0f} is {'met' if latest <= GOAL else 'not met'}"
+            f"{'':26}p99.9 {1e6 * later:+8.0f}, at most {1e6 * LATER:+.0f}: {'good' if later <= LATER else 'too much'}"
         )
-    return good
+    return all(pair.later() <= LATER for pair in found.values())
 
 
 if __name__ == "__main__":
