@@ -504,6 +504,17 @@ static int watch_slot(struct pump *p, int fd, uint64_t data)
 	return epoll_ctl(p->epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
+/* A thread of Python's that holds the lock runs as soon as the pump's waits for it, whatever else wants the processor. */
+static void init_lock(pthread_mutex_t *lock)
+{
+	pthread_mutexattr_t inherit;
+
+	pthread_mutexattr_init(&inherit);
+	pthread_mutexattr_setprotocol(&inherit, PTHREAD_PRIO_INHERIT);
+	pthread_mutex_init(lock, &inherit);
+	pthread_mutexattr_destroy(&inherit);
+}
+
 struct pump *pump_new(const struct pump_calls *calls)
 {
 	struct pump *p = calloc(1, sizeof *p);
@@ -511,7 +522,7 @@ struct pump *pump_new(const struct pump_calls *calls)
 	if (!p)
 		return 0;
 	p->calls = calls ? *calls : REAL;
-	pthread_mutex_init(&p->lock, 0);
+	init_lock(&p->lock);
 	for (int i = 0; i < WATCHES; i++)
 		p->watches[i].fd = -1;
 	p->epoll = epoll_create1(EPOLL_CLOEXEC);
