@@ -236,6 +236,8 @@ class ModelDevice(DrmDevice):
         self.was_master = self.master
         self.fbs: dict[int, Framebuffer] = {}
         self.blobs: dict[int, bytes] = {}
+        self.kept_blobs: dict[int, bytes] = {}
+        """Blobs that have been destroyed while an object had them: they last as long as the object has them."""
         self.objects: dict[int, dict[str, int]] = {}
         for index in range(len(board.monitors)):
             if board.object_ids[index]:
@@ -401,6 +403,14 @@ class ModelDevice(DrmDevice):
         self.master = self.was_master = True
         return 0
 
+    def _drop_master(self, _: Any) -> int:
+        if not (self.board.privileged or self.was_master):
+            return errno.EACCES
+        if not self.master:
+            return errno.EINVAL
+        self.master = False
+        return 0
+
     def _mode_getresources(self, ask: Any) -> int:
         count = len(self.board.monitors)
         _fill(ask.crtc_id_ptr, ask.count_crtcs, range(CRTC, CRTC + count))
@@ -499,7 +509,7 @@ class ModelDevice(DrmDevice):
         return 0
 
     def _mode_getpropblob(self, ask: Any) -> int:
-        data = self.blobs.get(ask.blob_id)
+        data = self.blob(ask.blob_id)
         if data is None:
             return errno.ENOENT
         if ask.data and ask.length >= len(data):
@@ -508,7 +518,17 @@ class ModelDevice(DrmDevice):
         return 0
 
     def _mode_destroypropblob(self, ask: Any) -> int:
-        return 0 if self.blobs.pop(ask.blob_id, None) is not None else errno.ENOENT
+        data = self.blobs.pop(ask.blob_id, None)
+        if data is None:
+            return errno.ENOENT
+        self.kept_blobs[ask.blob_id] = data
+        return 0
+
+    def blob(self, identity: int) -> bytes | None:
+        """Return a blob's bytes; None: there is no such blob."""
+        if any(identity in values.values() for values in self.objects.values()):
+            return self.blobs.get(identity, self.kept_blobs.get(identity))
+        return self.blobs.get(identity)
 
     def _prime_fd_to_handle(self, ask: Any) -> int:
         failed = self.board.fault("import")
@@ -633,8 +653,8 @@ class ModelDevice(DrmDevice):
         event = ask.flags & uapi.DRM_MODE_PAGE_FLIP_EVENT
         for crtc in touched:
             state = after[crtc]
-            if ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET and state["MODE_ID"] in self.blobs:
-                mode = uapi.drm_mode_modeinfo.from_buffer_copy(self.blobs[state["MODE_ID"]])
+            if ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET and (data := self.blob(state["MODE_ID"])):
+                mode = uapi.drm_mode_modeinfo.from_buffer_copy(data)
                 if refused := self.board.refuses(crtc - CRTC, mode):
                     return refused
             if crtc in self.pending and ask.flags & uapi.DRM_MODE_ATOMIC_NONBLOCK:
@@ -643,7 +663,7 @@ class ModelDevice(DrmDevice):
                 return errno.EINVAL
             if state["MODE_ID"] != self.objects[crtc]["MODE_ID"] and not ask.flags & uapi.DRM_MODE_ATOMIC_ALLOW_MODESET:
                 return errno.EINVAL
-            if state["GAMMA_LUT"] and state["GAMMA_LUT"] not in self.blobs:
+            if state["GAMMA_LUT"] and self.blob(state["GAMMA_LUT"]) is None:
                 return errno.EINVAL
             driven = any(values.get("CRTC_ID") == crtc for identity, values in after.items() if identity < CRTC)
             if bool(state["MODE_ID"]) != driven:
@@ -659,7 +679,7 @@ class ModelDevice(DrmDevice):
     def _check_plane(self, after: dict[int, dict[str, int]], plane: dict[str, int]) -> int:
         if not plane["FB_ID"]:
             return errno.EINVAL if plane["CRTC_ID"] else 0
-        fb, blob = self.fbs.get(plane["FB_ID"]), self.blobs.get(after[plane["CRTC_ID"]]["MODE_ID"])
+        fb, blob = self.fbs.get(plane["FB_ID"]), self.blob(after[plane["CRTC_ID"]]["MODE_ID"])
         if fb is None:
             return errno.ENOENT
         if blob is None:

@@ -34,6 +34,7 @@ from displbe.sinks.drm.double_buffer import DumbBuffer
 from displbe.sinks.drm.errors import DrmError
 from displbe.sinks.drm.libseat import FileOpener, Libseat
 from displbe.sinks.drm.output import DrmOutput, ScreenState
+from displbe.sinks.drm.saved_state import SavedState
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
 from displbe.wire.errors import Errno
@@ -46,6 +47,7 @@ QUICK = {
     (card_module, "PERIOD"): 0.02,
     (card_module, "PAUSE"): 0.001,
     (card_module, "TAKEN_AWAY"): 0.1,
+    (card_module, "KEPT"): 0.1,
     (flip, "LATE_CHECK"): 0.01,
     (sink, "SEARCH"): 0.02,
     (output, "LATE"): 0.1,
@@ -716,6 +718,73 @@ async def test_master(tmp_path: Path) -> None:
         await screen.close()
 
 
+@pytest.mark.parametrize("privileged", [True, False])
+async def test_left_to_others(tmp_path: Path, privileged: bool) -> None:
+    """displbe is DRM master only while an output is claimed. Then the screen shows again what it showed before."""
+    board = Board()
+    board.privileged = privileged
+    async with running(board, tmp_path) as made:
+        card = board.card
+        assert card is not None
+        for turn in range(3):
+            card.light(0, 900 + turn, 0)
+            before, blobs = card.shown().copy(), set(card.blobs)
+            assert not card.master
+            screen = Screen(made)
+            assert card.master
+            await screen.show()
+            assert screen.output.path
+            assert card.shown() != before
+            await screen.close()
+            await until(lambda: not card.master)
+            assert card_of(made).mastership is Mastership.UNUSED
+            assert (card.shown(), set(card.blobs), card.handles) == (before, blobs, {})
+        board.other_master = True  # a compositor starts, and the next guest waits for its end
+        screen = Screen(made)
+        await screen.show()
+        assert screen.is_dark("another program is DRM master")
+        board.other_master = False
+        await until(lambda: screen.output.path)
+        assert board.cards == [card]
+        await screen.close()
+
+
+async def test_kept_for_a_guest_that_reboots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that is claimed again soon finds the card as the guest has left it: displbe has been DRM master all the time."""
+    board = Board()
+    monkeypatch.setattr(card_module, "KEPT", 60)
+    async with running(board, tmp_path) as made:
+        for _ in range(3):
+            screen = Screen(made)
+            await screen.show()
+            await screen.close()
+            await trio.sleep(0.1)
+            assert card_of(made).mastership is Mastership.MASTER
+
+
+async def test_claimed_while_the_card_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that is claimed while the former picture is being restored is shown."""
+    board = Board()
+    async with running(board, tmp_path) as made:
+        screens: list[Screen] = []
+        restore = SavedState.restore
+
+        def restore_slowly(saved: SavedState) -> None:
+            trio.from_thread.run_sync(lambda: screens.append(Screen(made)))
+            restore(saved)
+
+        monkeypatch.setattr(SavedState, "restore", restore_slowly)
+        first = Screen(made)
+        await first.show()
+        await first.close()
+        await until(lambda: screens)
+        monkeypatch.setattr(SavedState, "restore", restore)
+        await screens[0].show()
+        await until(lambda: screens[0].output.path)
+        assert card_of(made).mastership is Mastership.MASTER
+        await screens[0].close()
+
+
 async def test_master_without_a_privilege(tmp_path: Path) -> None:
     """A file that never was DRM master may not ask to be; the first file opened while there is none becomes master."""
     board = Board()
@@ -755,21 +824,28 @@ class Manager(Libseat):
         self.board = board
         self.files: set[int] = set()
         self.stale: set[int] = set()
+        self.used = ""
+        """The path of the card in use."""
         board.opened = self._opened
         self.left = False
         self._changed = trio.Event()
-
-    def connect(self) -> None:
-        """Connect at once."""
 
     def manages(self, fd: int) -> bool:
         return fd in self.files or fd in self.stale
 
     def is_outdated(self, path: str, fd: int) -> bool:
-        return self.active and fd not in self.files
+        return self.active and path == self.used and fd not in self.files
+
+    def use(self, path: str, fd: int) -> None:
+        self.used = path
+        if fd not in self.files:
+            self.stale.add(fd)
+
+    def leave(self, path: str) -> None:
+        self.used = ""
 
     def _opened(self, fd: int, opener: FileOpener) -> None:
-        if opener is self:
+        if opener is self and self.used:
             (self.files if self.active else self.stale).add(fd)
 
     def close(self, fd: int) -> None:
@@ -777,7 +853,7 @@ class Manager(Libseat):
         self.stale.discard(fd)
         os.close(fd)
 
-    def leave(self) -> None:
+    def give_back(self) -> None:
         self.left = True
 
     async def run(self, changed: Callable[[], None]) -> None:
@@ -786,7 +862,7 @@ class Manager(Libseat):
             self._changed = trio.Event()
             changed()
 
-    def switch(self, *, ours: bool) -> None:
+    def turn(self, *, ours: bool) -> None:
         """Give the seat to displbe's session or to another."""
         self.active = ours
         self.board.other_master = not ours
@@ -794,6 +870,28 @@ class Manager(Libseat):
             if card.fd in self.files:
                 card.master = ours
         self._changed.set()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_the_seat_is_held_only_for_a_guest(tmp_path: Path, number: int) -> None:
+    """The session manager opens a card when its first output is claimed. When its last one has gone, it is opened like any file again."""
+    board = Board(number)
+    manager = Manager(board)
+    async with running(board, tmp_path, manager) as made:
+        for _ in range(2):
+            assert manager.files == set()
+            assert card_of(made).mastership is Mastership.UNUSED
+            screens = [Screen(made, f"Virtual-{index + 1}") for index in range(number)]
+            for screen in screens:
+                await screen.show()
+                await until(lambda screen=screen: screen.output.path)  # type: ignore[misc]
+            assert board.card is not None
+            assert manager.files == {board.card.fd}
+            for screen in screens:
+                await until(lambda: manager.used)
+                await screen.close()
+            await until(lambda: not manager.used and made._cards and card_of(made).mastership is Mastership.UNUSED)
+            assert not any(card.master for card in board.cards)
 
 
 @pytest.mark.parametrize("zero_copy", ["require", "off"])
@@ -804,11 +902,12 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
     async with running(board, tmp_path, manager, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
         await screen.show()
+        await until(lambda: screen.output.path)
         card = board.card
         assert card is not None
         for _ in range(3):
             screen.flip()
-            manager.switch(ours=False)
+            manager.turn(ours=False)
             card.vblank()
             await screen.complete()
             await until(lambda: screen.is_dark("another session has the seat"))
@@ -817,7 +916,7 @@ async def test_seat(tmp_path: Path, zero_copy: str) -> None:
             await screen.complete()
             await trio.sleep(0.05)
             assert not card.master
-            manager.switch(ours=True)
+            manager.turn(ours=True)
             await until(lambda: screen.output.path)
             assert board.card is card
             screen.flip()
@@ -836,17 +935,18 @@ async def test_a_seat_taken_before_it_is_reported(tmp_path: Path) -> None:
     async with running(board, tmp_path, manager) as made:
         screen = Screen(made)
         await screen.show()
+        await until(lambda: screen.output.path)
         card = board.card
         assert card is not None
         for _ in range(3):
             card.master = False
             await until(lambda: screen.output.state is ScreenState.DARK)
-            manager.switch(ours=False)
+            manager.turn(ours=False)
             board.other_master = False
             await trio.sleep(0.2)
-            assert (board.cards, card.master) == ([card], False)
+            assert (board.card, card.master) == (card, False)
             assert card_of(made).mastership is Mastership.OTHER_SESSION
-            manager.switch(ours=True)
+            manager.turn(ours=True)
             await until(lambda: screen.output.path)
         await screen.close()
 
@@ -859,9 +959,9 @@ async def test_own_seat_with_another_master(tmp_path: Path) -> None:
     async with running(board, tmp_path, manager) as made:
         screen = Screen(made)
         await screen.show()
+        await trio.sleep(0.1)
         first = board.card
         assert first is not None
-        await trio.sleep(0.1)
         assert first.is_managed
         assert screen.is_dark("another program is DRM master")
         assert first.fd >= 0
@@ -888,7 +988,7 @@ async def test_seat_that_comes_late(tmp_path: Path) -> None:
         assert screen.is_dark("another session has the seat")
         assert (first.is_managed, first.master) == (True, False)
         assert card_of(made).mastership is Mastership.OTHER_SESSION
-        manager.switch(ours=True)
+        manager.turn(ours=True)
         await until(lambda: board.card is not first and screen.output.path)
         assert board.card is not None
         assert (board.card.is_managed, first.fd) == (True, -1)
@@ -1214,7 +1314,7 @@ async def test_the_previous_picture_is_restored(tmp_path: Path, gone: int) -> No
         for plane in (PLANE + index, PLANE + 2)[: len(framebuffers)]:
             assert after[plane]["FB_ID"] == (before[plane]["FB_ID"] if whole else 0)
     if gone != 7:
-        assert card.blobs[after[CRTC]["GAMMA_LUT"]] == NIGHT
+        assert card.blob(after[CRTC]["GAMMA_LUT"]) == NIGHT
         assert after[PLANE]["rotation"] == UPSIDE_DOWN
 
 
@@ -1502,8 +1602,9 @@ async def test_description_of_a_card(tmp_path: Path) -> None:
             (text,) = made.abilities().values()
             return text
 
-        assert said().startswith("DRM master; no dma-buf has been imported yet; Virtual-1 connected, ")
+        assert said().startswith("no guest uses this card: other programs may; no dma-buf has been imported yet; ")
         screen = Screen(made)
+        assert said().startswith("DRM master; no dma-buf has been imported yet; Virtual-1 connected, ")
         board.faults["import"] = [errno.EINVAL]
         await screen.output.attach(screen.pages[0], screen.pages[0].geometry)
         assert "; the driver has refused to import a dma-buf; " in said()

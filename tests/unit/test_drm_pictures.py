@@ -506,7 +506,7 @@ async def test_what_the_last_program_left(tmp_path: Path, zero_copy: str, on_exi
         return
     for name, value in before.items():
         if value == 6 and name != "max bpc":
-            assert card.blobs[after[name]] == b"a table or metadata"
+            assert card.blob(after[name]) == b"a table or metadata"
         else:
             assert after[name] == value
 

@@ -24,6 +24,8 @@ if unshare -m mount -t tmpfs t /run 2>/dev/null; then
 fi
 exec seatd -n 1 -l debug
 """
+CARD = "/dev/dri/card0"
+"""A card that a guest uses. seatd is not asked to open it."""
 _ffi = FFI()
 _ffi.cdef("int libseat_switch_session(void *seat, int session);")
 
@@ -74,16 +76,19 @@ def client() -> Libseat:
 
 @asynccontextmanager
 async def running(*clients: Libseat) -> AsyncIterator[list[Libseat]]:
-    """Run clients of seatd. Each is appended to the list whenever it is told of a change."""
+    """Run clients of seatd, which want the seat for a card. Each is appended to the list whenever it is told of a change."""
     changes: list[Libseat] = []
     async with trio.open_nursery() as nursery:
         for one in clients:
-            await trio.to_thread.run_sync(one.connect)
+            one.use(CARD, -1)
             nursery.start_soon(one.run, lambda one=one: changes.append(one))
+            await until(lambda one=one: one._seat is not None)  # type: ignore[misc]
+        await trio.sleep(0.1)
+        changes.clear()
         yield changes
         nursery.cancel_scope.cancel()
     for one in clients:
-        one.leave()
+        one.give_back()
 
 
 async def until(what: Callable[[], object]) -> None:
@@ -98,7 +103,7 @@ async def test_switched_away_and_back(seatd: Seatd) -> None:
     none, first, second = client(), client(), client()
     library: Any = _ffi.dlopen(libseat.LIBRARY)
     none.connect()
-    none.leave()  # takes session 0, to which seatd cannot switch
+    none.give_back()  # takes session 0, to which seatd cannot switch
     async with running(first, second) as changes:
         assert (first.active, second.active) == (True, False)
         for turn in range(3):
@@ -118,12 +123,49 @@ async def test_the_other_session_ends(seatd: Seatd, tmp_path: Path) -> None:
     node = str(tmp_path / "card0")
     async with running(first, second) as changes:
         fd = second.open(node)
+        assert (second.manages(fd), second.is_outdated(node, fd)) == (False, False)
+        second.use(node, fd)
         assert (second.manages(fd), second.is_outdated(node, fd)) == (True, False)
-        first.leave()
+        first.give_back()
         await until(lambda: second.active and second in changes)
         assert (second.manages(fd), second.is_outdated(node, fd)) == (True, True)
         second.close(fd)
         assert not second.manages(fd)
+        second.leave(node)
+        assert not second.is_outdated(node, -1)
+
+
+async def test_the_seat_is_held_only_for_a_card_in_use(seatd: Seatd) -> None:
+    """A client of seatd takes the keyboard from the kernel, so there is one only while a card is used."""
+    one = client()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run, lambda: None)
+        for _ in range(3):
+            await trio.sleep(0.1)
+            assert (one._seat, one.active) == (None, False)
+            one.use(CARD, 1000)
+            assert one.manages(1000)  # until it is known whether there is a session manager
+            await until(lambda: one.active)
+            one.use("/dev/dri/card1", 1001)
+            one.leave(CARD)
+            await trio.sleep(0.1)
+            assert one.active
+            one.leave("/dev/dri/card1")
+            await until(lambda: one._seat is None)
+        nursery.cancel_scope.cancel()
+
+
+async def test_switched_by_displbe(seatd: Seatd) -> None:
+    """displbe asks for another session, as the kernel does at Ctrl+Alt+F2 without a session manager."""
+    none, first, second = client(), client(), client()
+    none.connect()
+    none.give_back()  # takes session 0, to which seatd cannot switch
+    async with running(first, second):
+        await trio.to_thread.run_sync(first.switch, 2)
+        await until(lambda: second.active and not first.active)
+        await trio.to_thread.run_sync(first.switch, 1)  # refused: the seat is the other session's
+        await trio.to_thread.run_sync(second.switch, 1)
+        await until(lambda: first.active and not second.active)
 
 
 async def test_refused_device(seatd: Seatd, tmp_path: Path) -> None:
@@ -132,6 +174,7 @@ async def test_refused_device(seatd: Seatd, tmp_path: Path) -> None:
     node = str(tmp_path / "card0")
     one = client()
     async with running(one):
+        one.use(node, -1)
         assert one.is_outdated(node, -1)
         with capture_logs() as logs:
             fd = one.open(node)
@@ -156,8 +199,22 @@ async def test_seatd_dies(seatd: Seatd) -> None:
             await until(lambda: one.active and len(changes) == 2)
     assert [line["event"] for line in logs] == [
         *("seat opened", "the seat is ours", "seat lost", "no seat: cards are opened without a session manager"),
-        *("seat opened", "the seat is ours"),
+        *("seat opened", "the seat is ours", "seat given back"),
     ]
+
+
+async def test_no_seatd_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A card in use waits for the session manager's answer. If there is none, displbe may ask to be DRM master itself."""
+    monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
+    monkeypatch.setenv("SEATD_SOCK", str(tmp_path / "none"))
+    one, changes = client(), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run, lambda: changes.append(one.manages(1000)))
+        one.use(CARD, 1000)
+        assert one.manages(1000)
+        await until(lambda: changes)
+        assert changes == [False]
+        nursery.cancel_scope.cancel()
 
 
 async def test_no_seatd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -172,6 +229,6 @@ async def test_no_seatd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     fd = one.open(str(node))
     assert not one.manages(fd)
     one.close(fd)
-    one.leave()
+    one.give_back()
     monkeypatch.setattr(libseat, "LIBRARY", "libnone.so.1")
     assert find_libseat() is None

@@ -3,11 +3,14 @@
 A card *looks* once a second, and whenever it is told that something may have changed: it checks that its file is the
 right one, probes the connectors if necessary, and makes each output show what its guest wants. Once all of them do, it
 asks less often whether they still do.
+
+displbe is the card's DRM master only while an output is on the card, so that other programs can be: a compositor, the kernel's console.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -46,6 +49,8 @@ pump serves all flips, is looked at in each tenth period only.
 """
 PAUSE: Final = 0.1
 """Minimum seconds between two looks: events come in bursts, and each of a series of failing flips asks for a look."""
+KEPT: Final = 10.0
+"""Seconds for which a card that no guest uses any more is kept, for a guest that reboots. A window is kept as long."""
 TAKEN_AWAY: Final = 2.0
 """Seconds within which a session manager reports that it has taken a card away."""
 CLOSE_TIMEOUT: Final = 5.0
@@ -71,6 +76,8 @@ class CardState(enum.Enum):
     """A session manager can open the card now. This file is closed, and the card is found again."""
     OPENED_ANEW = "the card is opened anew"
     """This file can never be DRM master, but a new file is, or would be. This file is closed."""
+    LEFT = "the card is left to others"
+    """No guest uses the card any more. This file, which a session manager has opened, is closed, and the card is found again."""
 
 
 class Probing(enum.Enum):
@@ -107,7 +114,7 @@ class Card:
         self.connectors: list[CardConnector] = []
         self.outputs: dict[int, DrmOutput] = {}
         """By key."""
-        self.mastership = Mastership.OTHER_PROGRAM
+        self.mastership = Mastership.UNUSED
         self.state = CardState.OPEN
         self.successor: Card | None = None
         """The same card through another file, which is DRM master."""
@@ -122,7 +129,10 @@ class Card:
         self._probing = Probing.NEEDED
         self._mastership_changed = 0.0
         """When mastership was last gained or lost, in seconds of trio's clock."""
+        self._unused_since = math.inf
+        """When the last output left the card, in seconds of trio's clock; infinite: there are outputs, or there have been none."""
         self._saved: SavedState | None = None
+        """What was shown when displbe became DRM master."""
 
     @classmethod
     def open(
@@ -146,13 +156,63 @@ class Card:
         return card
 
     def _first_look(self) -> None:
-        """Read everything before anything is changed. Raises DrmError."""
-        self.mastership = self.device.ask_for_master()
-        self.connectors = self.device.probe()
-        self._saved = SavedState(self.device)
+        """Find out what the card has. A card that a session manager has opened is in use; others are left to others. Raises DrmError."""
+        is_master = (
+            self.device.ask_for_master() is Mastership.MASTER
+        )  # the kernel probes monitors only for the DRM master
+        try:
+            self.connectors = self.device.probe()
+        finally:
+            if is_master and not self.device.is_managed:
+                self.device.drop_master()
         self._probing = Probing.DONE
-        if self.mastership is not Mastership.MASTER:
+
+    def _use(self) -> None:
+        """Become DRM master for the first output that comes to the card, or wait until that is possible.
+
+        This reads the state of the card in the event loop, at most once for each guest: no driver waits for hardware there.
+        """
+        self._unused_since = math.inf
+        if self.mastership is not Mastership.UNUSED:
+            return
+        self.device.opener.use(self.device.path, self.device.fd)
+        if self._ask_for_master() is Mastership.MASTER:
+            self._log.info("the card is used")
+        else:
             self._log.warning(f"{self.mastership.obstacle}: waiting for it to end")
+
+    def _ask_for_master(self) -> Mastership:
+        """Ask to be DRM master. Keep what was shown before, to show it again at the end."""
+        self.mastership = self.device.ask_for_master()
+        if self.mastership is Mastership.MASTER and self._saved is None:
+            with suppress(DrmError):  # the card goes
+                self._saved = SavedState(self.device)
+        return self.mastership
+
+    async def _leave(self) -> CardState | None:
+        """Leave the card to others if no guest has used it for a while: show what was shown before, and be DRM master no more.
+
+        Return the new state of a card that must be closed for that.
+        """
+        is_left = self.mastership is Mastership.UNUSED and not self.device.is_managed
+        if is_left or trio.current_time() < self._unused_since + KEPT:
+            return None
+        if self.device.is_managed:
+            return CardState.LEFT
+        await self._restore()
+        if self.outputs:  # one has come meanwhile
+            return None
+        self.mastership, self._saved = Mastership.UNUSED, None
+        self.device.drop_master()
+        self.device.opener.leave(self.device.path)
+        self._log.info(CardState.LEFT.value)
+        return None
+
+    async def _restore(self) -> None:
+        """Show what was shown before, if the settings say so."""
+        if self._settings.on_exit == "restore" and self._saved is not None:
+            with suppress(DrmError):  # the program that showed the saved picture has ended
+                await run_in_thread_or_here(self._saved.restore)
 
     def look(self, *, probe: bool = False) -> None:
         """Look soon; with `probe`, also probe the connectors."""
@@ -200,6 +260,7 @@ class Card:
                 ScanoutPipe(pipe, turn, lambda: output.copies), connector, self.look, self.why_not_master, other_pipes
             )
         )
+        self._use()
         self.outputs[output.key] = output
         self.look()  # while there were no outputs, it was not looked at often
 
@@ -343,8 +404,11 @@ class Card:
                 self.state = CardState.GONE
                 self._log.warning("card gone")
                 return
-            self._update_mastership()
-            better = await self._find_better_file()
+            if not self.outputs and self._unused_since == math.inf:
+                self._unused_since = looked
+            if self.mastership is not Mastership.UNUSED:
+                self._update_mastership()
+            better = await self._leave() or await self._find_better_file()
             if better is not None:
                 self.state = better
                 self._log.info(better.value)
@@ -366,8 +430,9 @@ class Card:
 
     def _is_unneeded(self) -> bool:
         """Return whether the next look can wait: no output is on the card, or the pump serves them all. Claims and errors ask for one."""
-        is_settled = all(output.is_settled for output in self.outputs.values())
-        return self._probing is Probing.DONE and is_settled and (not self.outputs or self._is_steady())
+        if not self.outputs:
+            return self._probing is Probing.DONE and self.mastership is Mastership.UNUSED
+        return all(output.is_settled for output in self.outputs.values()) and self._is_steady()
 
     def _is_steady(self) -> bool:
         """Return whether the pump has served a flip on each output in the last second.
@@ -381,8 +446,8 @@ class Card:
         return bool(self.outputs) and self._probing is Probing.DONE and all(steady)
 
     def _update_mastership(self) -> None:
-        before, self.mastership = self.mastership, self.device.ask_for_master()
-        is_master = self.mastership is Mastership.MASTER
+        before = self.mastership
+        is_master = self._ask_for_master() is Mastership.MASTER
         if is_master == (before is Mastership.MASTER):
             return
         self._mastership_changed = trio.current_time()
@@ -426,7 +491,8 @@ class Card:
                 card = Card(
                     device, self._settings, self._open_device, self._attach_waiting, self._why_leave, self._pump
                 )
-                card._first_look()
+                card.connectors, card._probing = device.probe(), Probing.DONE
+                card._ask_for_master()
                 return card
         except DrmError as error:
             self._log.debug("card not opened anew", reason=str(error))
@@ -487,9 +553,7 @@ class Card:
             except Exception:  # the other outputs must leave the card too, and the card must be closed
                 self._log.exception("an output cannot leave the card", connector=output.name)
             self.outputs.pop(output.key, None)
-        if self._settings.on_exit == "restore" and self._saved is not None:
-            with suppress(DrmError):  # the program that showed the saved picture has ended
-                await run_in_thread_or_here(self._saved.restore)
+        await self._restore()
         trio.lowlevel.notify_closing(self.device.fd)
         # The close may never return: virtio-gpu waits for ever for a removed device if it had imported dma-bufs from
         # others. The event loop must not wait with it.
@@ -500,5 +564,7 @@ class Card:
                     break
                 except NoThread:
                     await trio.sleep(PAUSE)
+        if self.state not in (CardState.OPENED_BY_SEAT, CardState.OPENED_ANEW):
+            self.device.opener.leave(self.device.path)
         if waiting.cancelled_caught:
             self._log.error("the card stays open: its driver hangs, or no thread can be started to close it")

@@ -130,6 +130,8 @@ class Mastership(enum.Enum):
     """
     OTHER_SESSION = "other session"
     """The session manager has given the seat to another session. It tells displbe when displbe has the seat again."""
+    UNUSED = "unused"
+    """No guest uses the card: displbe is not its DRM master, so that another program can be."""
 
     @property
     def obstacle(self) -> str:
@@ -141,6 +143,8 @@ class Mastership(enum.Enum):
                 return "another session has the seat"
             case Mastership.OTHER_PROGRAM | Mastership.CANNOT_ASK:
                 return "another program is DRM master"
+            case Mastership.UNUSED:
+                return "no guest uses this card: other programs may"
 
 
 class DmabufImport(enum.Enum):
@@ -259,6 +263,10 @@ class DrmDevice:
         if failed == errno.EACCES:
             return Mastership.MASTER if self._is_master() else Mastership.CANNOT_ASK
         return Mastership.OTHER_PROGRAM if failed else Mastership.MASTER
+
+    def drop_master(self) -> None:
+        """Be DRM master no more. A file that is not stays as it is."""
+        self.try_ioctl(uapi.DRM_IOCTL_DROP_MASTER, 0)
 
     @property
     def is_managed(self) -> bool:

@@ -1,6 +1,8 @@
 """Opens cards through libseat, where a session manager (seatd, logind) controls access to them.
 
-On a VT switch, the session manager takes the access away, and gives it back later.
+On a VT switch, the session manager takes the access away, and gives it back later. seatd takes the terminal's keyboard and text away from
+the kernel for as long as it has a client, so displbe is one only while a guest uses a card. Cards that no guest uses are opened like any
+file.
 
 displbe uses only those backends of libseat that ask a session manager, never one that takes a virtual terminal by
 itself. libseat's calls wait for the session manager, so they are made in worker threads, one at a time. Without the
@@ -62,6 +64,12 @@ class FileOpener:
         """
         return False
 
+    def use(self, path: str, fd: int) -> None:
+        """Take note that a guest uses this card, which this file has opened."""
+
+    def leave(self, path: str) -> None:
+        """Take note that no guest uses this card any more."""
+
 
 PLAIN: Final = FileOpener()
 
@@ -77,7 +85,11 @@ class Libseat(FileOpener):
         self._devices: dict[int, int] = {}
         """fd -> the session manager's number for the device."""
         self._stale_devices: set[int] = set()
-        """Files that were opened while another session had the seat. They are not used."""
+        """Files that the session manager has not opened, of cards that are in use: displbe does not ask to be their DRM master."""
+        self._used: set[str] = set()
+        """Paths of the cards in use."""
+        self._change = trio.Event()
+        """The first card is used, or no card is used any more."""
         self._refused: set[str] = set()
         """Paths that the session manager does not open."""
         self._lock = threading.Lock()
@@ -108,6 +120,7 @@ class Libseat(FileOpener):
             seat = self._library.libseat_open_seat(self._listener, _ffi.NULL)
             if seat == _ffi.NULL:
                 self._log_change("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
+                self._stale_devices.clear()
                 return
             self._seat = seat
             self._refused.clear()
@@ -116,6 +129,7 @@ class Libseat(FileOpener):
                 self._events = os.dup(self._library.libseat_get_fd(seat))
             except OSError as error:
                 self._seat, self.active = None, False
+                self._stale_devices.clear()
                 self._library.libseat_close_seat(seat)
                 self._log_change("no seat: cards are opened without a session manager", str(error.strerror))
                 return
@@ -161,7 +175,7 @@ class Libseat(FileOpener):
 
     def open(self, path: str) -> int:
         with self._lock:
-            if self._seat is None or path in self._refused:
+            if self._seat is None or path not in self._used or path in self._refused:
                 return super().open(path)
             if self.active:
                 device, fd = self._open_device(path)
@@ -203,26 +217,45 @@ class Libseat(FileOpener):
         return fd in self._devices or fd in self._stale_devices
 
     def is_outdated(self, path: str, fd: int) -> bool:
-        return self.active and path not in self._refused and fd not in self._devices
+        return self.active and path in self._used and path not in self._refused and fd not in self._devices
 
-    def leave(self) -> None:
+    def switch(self, session: int) -> None:
+        """Ask for another session: a virtual terminal, by its number. The session manager then asks displbe to give the seat up."""
+        with self._lock:
+            if self.active and self._library.libseat_switch_session(self._seat, session) < 0:
+                _log.info("the session cannot be changed", session=session, reason=os.strerror(_ffi.errno))
+
+    def give_back(self) -> None:
         """Give the seat back."""
         with self._lock:
             if self._seat is not None:
+                self._log_change("seat given back", "")
                 self._disconnect()
 
     # In the loop
 
-    async def run(self, changed: Callable[[], None]) -> None:
-        """Handle the session manager's messages.
+    def use(self, path: str, fd: int) -> None:
+        if fd not in self._devices and path not in self._refused:
+            self._stale_devices.add(fd)
+        if not self._used:
+            self._change.set()
+        self._used.add(path)
 
-        Call `changed` each time the seat has become ours or another session's.
+    def leave(self, path: str) -> None:
+        self._used.discard(path)
+        if not self._used:
+            self._change.set()
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Ask for the seat while a card is used, and handle the session manager's messages.
+
+        Call `changed` each time the seat has become ours or another session's, or there is no session manager to ask.
         """
         say = SparseLog(_log)
         while True:
-            before = self.active
+            before = self.active, bool(self._stale_devices)
             try:
-                await self._wait_for_message()
+                await self._step()
             except Exception as error:  # for example, no thread can be started
                 say(
                     "handling the session manager's messages failed; tried again",
@@ -230,18 +263,36 @@ class Libseat(FileOpener):
                     level=severity(error),
                 )
                 await trio.sleep(RETRY)
-            if self.active != before:
+            if before != (self.active, bool(self._stale_devices)):
                 changed()
 
-    async def _wait_for_message(self) -> None:
-        """Handle the session manager's next messages. Without a connection, try to make one."""
-        if self._seat is None:
-            await trio.sleep(RETRY)
+    async def _step(self) -> None:
+        """Do what is next: ask for the seat or give it back, or handle the session manager's messages."""
+        self._change = trio.Event()
+        if self._used and self._seat is None:
             await run_in_thread(self.connect, abandon_on_cancel=True)
-        else:
-            with trio.move_on_after(RETRY):
-                await trio.lowlevel.wait_readable(self._events)
+            if self._seat is None:
+                with trio.move_on_after(RETRY):
+                    await self._change.wait()
+        elif self._used:
+            await self._wait_for_message()
             await run_in_thread(self._take_events, abandon_on_cancel=True)
+        elif self._seat is not None:
+            await run_in_thread(self.give_back, abandon_on_cancel=True)
+        else:
+            await self._change.wait()
+
+    async def _wait_for_message(self) -> None:
+        """Wait until the session manager has something to say, or no card is used any more; for some seconds at most."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_when_readable, nursery.cancel_scope)
+            with trio.move_on_after(RETRY):
+                await self._change.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _end_when_readable(self, scope: trio.CancelScope) -> None:
+        await trio.lowlevel.wait_readable(self._events)
+        scope.cancel()
 
 
 def find_libseat() -> Libseat | None:

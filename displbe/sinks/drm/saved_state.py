@@ -57,9 +57,17 @@ class SavedState:
 
         Raises DrmError.
         """
-        for (object_, name), data in self._blobs.items():
-            saved = self._state if name in self._state[object_] else self._pictures
-            saved[object_][name] = self._device.create_blob(data)
+        made = {place: self._device.create_blob(data) for place, data in self._blobs.items()}
+        try:
+            for (object_, name), blob in made.items():
+                saved = self._state if name in self._state[object_] else self._pictures
+                saved[object_][name] = blob
+            self._commit_restorable()
+        finally:
+            for blob in made.values():  # what is shown keeps its own reference
+                self._device.destroy_blob(blob)
+
+    def _commit_restorable(self) -> None:
         try:
             self._commit(self._device.crtcs, MODESET)
         except (NotMaster, CardGone):

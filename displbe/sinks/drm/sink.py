@@ -29,6 +29,7 @@ from .libseat import PLAIN, FileOpener, Libseat, find_libseat
 from .names import canonical
 from .output import CARD_GONE, DrmOutput, ScreenState
 from .settings import DrmSettings
+from .switch_keys import SwitchKeys
 
 __all__ = ["DrmSink", "NoCard"]
 
@@ -61,6 +62,7 @@ class DrmSink(Sink):
         """All claimed outputs by key, with and without a card."""
         self._settings = settings
         self._seat = seat() if settings.seat == "auto" else None
+        self._switch_keys = SwitchKeys(self._seat.switch) if self._seat is not None else None
         self._directory = devices
         opener = self._seat or PLAIN
         self._finder = CardFinder(
@@ -89,14 +91,12 @@ class DrmSink(Sink):
         if self._seat is None:
             await self._run(task_status)
             return
-        with suppress(NoThread):  # the seat's task tries again
-            await run_in_thread(self._seat.connect, abandon_on_cancel=True)
         try:
             await self._run(task_status)
         finally:
             with trio.move_on_after(LEAVING, shield=True):
                 with suppress(NoThread):  # the session manager sees the end of the process
-                    await run_in_thread(self._seat.leave, abandon_on_cancel=True)
+                    await run_in_thread(self._seat.give_back, abandon_on_cancel=True)
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         try:
@@ -113,6 +113,8 @@ class DrmSink(Sink):
             nursery.start_soon(self._search)
             nursery.start_soon(self._probe_while_dark)
             nursery.start_soon(self._clock.run)
+            if self._switch_keys is not None:
+                nursery.start_soon(self._switch_keys.run)
             if self._seat is not None:
                 nursery.start_soon(self._seat.run, self._on_seat)
             task_status.started()
@@ -186,7 +188,9 @@ class DrmSink(Sink):
             card.look(probe=True)
 
     def _on_seat(self) -> None:
-        """Look at all cards: displbe has got the seat, or lost it to another session."""
+        """Look at all cards: displbe has got the seat, or lost it to another session, or there is none."""
+        if self._switch_keys is not None and self._seat is not None:
+            self._switch_keys.seat_changed(is_ours=self._seat.active)
         for card in self._cards.values():
             card.look()
 
