@@ -47,7 +47,7 @@ LOOK: Final = 0.25
 BUSY: Final = 40_000
 """Steps of all tasks in one look's time. More means that something goes round in circles."""
 WATCHDOG: Final = 2.0
-"""Seconds of the service manager's watchdog."""
+"""Seconds within which the service manager's watchdog must be fed. Its own limit is much longer."""
 SETTLE: Final = 60.0
 """Seconds after which nothing of guests that have gone may be left."""
 OURS: Final = (
