@@ -31,7 +31,8 @@ from displbe.sinks.wayland.copies import CopyFrame, CopyPool
 from displbe.sinks.wayland.output import WaylandOutput
 from displbe.sinks.wayland.reports import MOST_CALLBACKS
 from displbe.sinks.wayland.settings import WaylandSettings
-from displbe.sinks.wayland.sink import WaylandSink, socket_path
+from displbe.sinks.wayland.sink import WaylandSink
+from displbe.sinks.wayland.socket_path import socket_path
 from displbe.sinks.wayland.surface import SurfaceState
 from displbe.sinks.wayland.sync_gate import GateState
 from displbe.sinks.wayland.window import WAY_OUT, WaylandWindow, ivi_id
