@@ -1,10 +1,11 @@
-# make demo and make test install everything that they need: a virtual environment in .venv, and missing Debian packages.
+# make demo and make test install everything that they need: a virtual environment in .venv, and missing Debian packages. make deb installs
+# mmdebstrap only, and builds in its own Debian.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test check unit lint before-bench bench fuzz fuzz-short mutants lab wheel deb man clean
 
-demo: .venv/ready
+demo: .venv/demo
 	$(BIN)/displbe demo --output displbe-demo.png
 
 # `make wheel` includes the quick tests. On a new machine the lab's kernel and disks are made beside them. The packages take one processor,
@@ -66,9 +67,14 @@ bench: .venv/ready
 lab: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -o faulthandler_timeout=0 --reruns 1 --durations 15 tests/lab
 
-.venv/ready displbe/sinks/wayland/protocol/__init__.py &: pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml \
-		$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h displbe/pump/*.[ch]) packaging/compile_pump.py
+SETUP := pyproject.toml tests/setup.sh hatch_build.py protocol/wayland/ivi-application.xml packaging/compile_pump.py \
+	$(wildcard displbe/xen/*.h displbe/sinks/drm/*.h displbe/pump/*.[ch])
+.venv/ready displbe/sinks/wayland/protocol/__init__.py &: $(SETUP)
 	PYTHON=$(PYTHON) sh tests/setup.sh
+
+# Of the above, what displbe itself needs: no compiler and no compositor.
+.venv/demo: $(SETUP)
+	PYTHON=$(PYTHON) sh tests/setup.sh demo
 
 # Sdist and wheels in out/dist, and all tests except the lab against the wheel with the pump. The code for guests' requests and input (wire/,
 # display/, input/) must have a coverage of 95 % of lines and branches: [tool.coverage].
@@ -76,8 +82,8 @@ wheel: .venv/ready
 	$(BIN)/python packaging/wheel.py $(UNIT) --cov
 
 # The Debian packages for amd64 and arm64 in out/deb, built and checked in their own Debian 13.
-deb: .venv/ready
-	$(BIN)/python packaging/deb.py
+deb:
+	$(PYTHON) packaging/deb.py
 
 man: .venv/ready
 	$(BIN)/python packaging/manual.py man out/man

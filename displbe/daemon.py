@@ -38,7 +38,7 @@ from displbe.pump.native import Pump, open_pump
 from displbe.resources import ProcessLimits, process_limits
 from displbe.shortage import is_shortage, shortage
 from displbe.sinks.base import Sink
-from displbe.sinks.registry import MissingPackage, make_sink, mappings
+from displbe.sinks.registry import MissingPackage, how_to_install, make_sink, mappings
 from displbe.threads import NoThread, run_in_thread
 from displbe.xen.port import Hypervisor
 
@@ -246,7 +246,7 @@ def _metrics(settings: Settings, commands: Commands) -> Metrics | None:
     if not (wanted.textfile or wanted.socket or wanted.listen):
         return None
     if find_spec("prometheus_client") is None:
-        raise MissingPackage("metrics need prometheus-client: install displbe[metrics]")
+        raise MissingPackage("metrics need prometheus-client: " + how_to_install("metrics", "prometheus_client"))
     from displbe.ops.metrics import Metrics
 
     return Metrics(wanted, commands.status)
@@ -256,4 +256,4 @@ def _need_evdev(settings: Settings) -> None:
     """Raise MissingPackage when guests may use devices of this machine and the package that opens them is missing."""
     named = settings.input.devices or any(guest.input for guest in settings.guest.values())
     if named and find_spec("evdev") is None:
-        raise MissingPackage("guests' input devices need evdev: install displbe[input]")
+        raise MissingPackage("guests' input devices need evdev: " + how_to_install("input", "evdev"))

@@ -2,7 +2,8 @@
 package is installed there, and its unit runs the demonstration under a separate systemd, as the unit's user with the unit's restrictions.
 The other machine's package is built with a cross compiler. Needs root, on Debian 12 or 13.
 
-The separate Debian is in the user's cache folder, under a name derived from its contents.
+The separate Debian is in the user's cache folder, under a name derived from its contents. This machine gets mmdebstrap, which installs it,
+and nothing else: no compiler, and nothing of .venv. So this file and lab/build.py need Python alone.
 """
 
 from __future__ import annotations
@@ -170,12 +171,12 @@ def package(folder: Path, architecture: str) -> Path:
     return deb
 
 
-def inspect(deb: Path, architecture: str) -> None:
-    """Check the architecture and the dependencies of a package with the pump. Raises SystemExit."""
+def inspect(root: Path, deb: Path, architecture: str) -> None:
+    """Check the architecture and the dependencies of a package with the pump, with readelf in the separate Debian. Raises SystemExit."""
     field = {name: run(["dpkg-deb", "-f", deb, name]).strip() for name in ("Architecture", "Depends")}
-    with tempfile.TemporaryDirectory(prefix="displbe-deb-") as folder:
+    with tempfile.TemporaryDirectory(prefix="displbe-deb-", dir=root / "tmp") as folder:
         run(["dpkg-deb", "-x", deb, folder])
-        header = run(["readelf", "-h", Path(folder) / PUMP])
+        header = run(["chroot", root, "readelf", "-h", f"/tmp/{Path(folder).name}/{PUMP}"])
     (found,) = re.findall(r"^  Machine: +(.*)$", header, re.M)
     libc = re.findall(r"libc6 \(>= [\d.]+\)", field["Depends"])
     tied = re.findall(r"python3 \(<<[^)]*\)", field["Depends"])
@@ -205,9 +206,14 @@ def copy_tree(to: Path) -> None:
     shutil.copytree(to / "packaging/debian", to / "debian")
 
 
+def install_host_tools() -> None:
+    """Install on this machine what makes the separate Debian."""
+    host_tools({"mmdebstrap": "mmdebstrap"}, headers=())
+
+
 def debian() -> Path:
     """Return the root of the separate Debian, from the cache where it is there."""
-    host_tools({"mmdebstrap": "mmdebstrap", "readelf": "binutils"})
+    install_host_tools()
     apt = Apt()
     made_of = [apt.version("debhelper"), machine(), packages()]
     return cached("deb", made_of, lambda made: make_root(made, apt.source)) / "root"
@@ -240,7 +246,7 @@ def build_in(base: Path, folder: Path, arguments: Sequence[str]) -> None:
     for changes in sorted(folder.glob("*.changes")):
         inside(base, "sh", "-c", f"cd {inner} && lintian {strict} {changes.name}")
     for architecture in (machine(), *others()):
-        inspect(package(folder, architecture), architecture)
+        inspect(base, package(folder, architecture), architecture)
     print("deb: installing the package and running its unit", file=sys.stderr, flush=True)
     try_package(base, package(folder, machine()))
     shutil.rmtree(OUT, ignore_errors=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,9 @@ from displbe.sinks.drm.binding import describe
 from displbe.sinks.drm.bus_path import nodes_at
 from displbe.sinks.drm.device import MASTER, DrmDevice, Mastership
 from displbe.sinks.drm.errors import DrmError
-from displbe.sinks.registry import SINKS, mappings
-from displbe.xen import gntdev, paths
+from displbe.sinks.registry import SINKS, how_to_install, mappings
+from displbe.sinks.wayland.socket_path import socket_path
+from displbe.xen import paths
 
 from .check_result import CheckResult, failed, passed, warning
 from .client import Client, Failure, read_status
@@ -31,6 +32,7 @@ from .inputs import allowed_devices
 from .machine import Machine
 from .totals import total_results
 from .xenstore import store_results
+from .zero_copy import zero_copy_results
 
 __all__ = ["run_checks"]
 
@@ -40,11 +42,9 @@ REQUIRED: Final = {
 }
 """Kernel options without which nothing works, and what is missing without them."""
 USEFUL: Final = {
-    "CONFIG_XEN_GNTDEV_DMABUF": "each frame is copied, and there is no be-alloc",
-    "CONFIG_XEN_GRANT_DMA_ALLOC": "there is no be-alloc",
     "CONFIG_DRM": "the drm sink has no card",
 }
-"""Kernel options without which displbe does less, and what is missing without them."""
+"""Kernel options without which displbe does less, and what is missing without them. zero_copy.py has those for zero copy."""
 FULL_HD: Final = 2025
 """Pages of a 1920x1080 buffer of 32 bits per pixel."""
 UDEV_RULES: Final = "install displbe's udev rules, and the groups that displbe.service names"
@@ -69,8 +69,10 @@ def run_checks(machine: Machine, config: str, control: str, guests: list[str]) -
     yield from _xen(machine)
     yield from machine.as_service(_nodes(machine))
     yield from machine.as_service(store_results(machine, settings))
-    yield from _kernel(machine)
-    yield from machine.as_service(_gntdev(machine))
+    options = machine.kernel_options()
+    yield from _kernel(options)
+    yield from _gntdev_limit(machine)
+    yield from machine.as_service(zero_copy_results(machine, settings, options))
     known, unread = read_guests(machine, guests)
     yield from _quotas(machine, settings, max(len(known), len(settings.guest)))
     yield from total_results(settings, machine.limits, known)
@@ -117,18 +119,14 @@ def _packages(settings: Settings) -> Iterator[CheckResult]:
     for extra, packages in extras.items():
         for package in packages:
             if find_spec(package) is None:
-                yield failed(f"Python has no {package}", f"install displbe[{extra}], or the distribution's package")
+                yield failed(f"Python has no {package}", how_to_install(extra, package))
 
 
 def _xen(machine: Machine) -> Iterator[CheckResult]:
     if machine.text("/sys/hypervisor/type") != "xen":
         yield failed("this is no Xen domain", "boot Xen with this system as Dom0, or run it as a driver domain")
-    elif (kind := machine.text("/sys/hypervisor/guest_type")) == "PV":
-        yield warning(
-            "this is a PV domain: each frame is copied", "boot Dom0 with dom0=pvh, or use a PVH driver domain"
-        )
     else:
-        yield passed(f"this is a Xen domain ({kind or 'type unknown'})")
+        yield passed(f"this is a Xen domain ({machine.text('/sys/hypervisor/guest_type') or 'type unknown'})")
 
 
 def _nodes(machine: Machine) -> Iterator[CheckResult]:
@@ -153,30 +151,16 @@ def _node(machine: Machine, name: str, fix: str) -> CheckResult:
     return passed(f"{name} can be opened")
 
 
-def _kernel(machine: Machine) -> Iterator[CheckResult]:
-    options = machine.kernel_options()
+def _kernel(options: Mapping[str, str]) -> Iterator[CheckResult]:
     if not options:
-        yield warning("the kernel's configuration cannot be read", "check that it has CONFIG_XEN_GNTDEV_DMABUF=y")
+        yield warning("the kernel's configuration cannot be read", f"check that it has {' and '.join(REQUIRED)}")
     for wanted, result in ((REQUIRED, failed), (USEFUL, warning)) if options else ():
         for option, loss in wanted.items():
             if options.get(option) not in ("y", "m"):
                 yield result(f"the kernel has no {option}: {loss}", "build or install a kernel that has it")
 
 
-def _gntdev(machine: Machine) -> Iterator[CheckResult]:
-    try:
-        fd = gntdev.open_gntdev(str(machine.path("/dev/xen/gntdev")))
-    except OSError:
-        return  # reported by _nodes
-    try:
-        if gntdev.probe(fd):
-            yield passed("gntdev supports dma-bufs")
-        else:
-            yield warning(
-                "gntdev does not support dma-bufs: each frame is copied", "use a kernel with CONFIG_XEN_GNTDEV_DMABUF=y"
-            )
-    finally:
-        os.close(fd)
+def _gntdev_limit(machine: Machine) -> Iterator[CheckResult]:
     limit = machine.text("/sys/module/xen_gntdev/parameters/limit")
     if limit.isdigit() and int(limit) < FULL_HD:
         yield failed(
@@ -218,18 +202,18 @@ def _sink(machine: Machine, settings: Settings, masters: Set[str]) -> Iterator[C
     if settings.sink == "drm":
         yield from machine.as_service(_cards(machine, settings, masters))
     elif settings.sink == "wayland":
-        from displbe.sinks.wayland.sink import socket_path
-
-        path = socket_path(settings.wayland.display)
+        path = socket_path(settings.wayland.display, machine.environment, machine.uid)
         yield from machine.as_service(_connects(path, "the compositor", "display in [wayland]"))
     elif settings.sink == "x11":
-        display = settings.x11.display or os.environ.get("DISPLAY", "")
+        display = settings.x11.display or machine.environment.get("DISPLAY", "")
         number = re.fullmatch(r":(\d+)(\.\d+)?", display)
         if number is not None:
             path = str(machine.path(f"/tmp/.X11-unix/X{number[1]}"))
             yield from machine.as_service(_connects(path, "the X server", "display in [x11]"))
         elif not display:
-            yield failed("no X server is configured", "set display in [x11], or DISPLAY in the environment")
+            yield failed(
+                "no X server is configured", "set display in [x11], or DISPLAY for the service (configs/desktop.conf)"
+            )
     elif settings.headless.directory:
         yield from machine.as_service(_writes(machine, settings.headless.directory))
 

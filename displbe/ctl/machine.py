@@ -8,13 +8,14 @@ import platform
 import pwd
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from displbe.resources import ProcessLimits, process_limits, raise_file_limit
 
 from .check_result import CheckResult, failed, warning
-from .service import Identity, acting_as, service_identity, service_limits
+from .service import Identity, acting_as, service_environment, service_identity, service_limits
 
 __all__ = ["Machine", "this_machine"]
 
@@ -24,7 +25,7 @@ class Machine:
 
     `identity` is displbe's user; root acts with that user's rights. None: the checks run as the caller, and `is_service_user` says whether
     displbe runs as that user. `identity_error` says why displbe's user is not known; it is empty otherwise. `limits` are those of the
-    daemon.
+    daemon, and `environment` has its variables.
     """
 
     def __init__(
@@ -37,6 +38,8 @@ class Machine:
         is_service_user: bool = True,
         identity_error: str = "",
         limits: ProcessLimits = ProcessLimits(),  # noqa: B008
+        environment: Mapping[str, str] = os.environ,
+        architecture: str = platform.machine(),
     ) -> None:
         self.root = root
         self.release = release
@@ -44,6 +47,8 @@ class Machine:
         self.is_service_user = is_service_user
         self.identity_error = identity_error
         self.limits = limits
+        self.environment = environment
+        self.is_x86 = architecture in ("x86_64", "i686")
         self._xl = xl
 
     # The user
@@ -57,6 +62,11 @@ class Machine:
             return pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
             return str(os.geteuid())
+
+    @property
+    def uid(self) -> int:
+        """The user that displbe is checked for."""
+        return self.identity.uid if self.identity is not None else os.geteuid()
 
     def as_service(self, results: Iterable[CheckResult]) -> list[CheckResult]:
         """Do the checks as displbe's user, for checks whose results depend on the user."""
@@ -112,13 +122,16 @@ def this_machine() -> Machine:
     """Return the machine that this process runs on; for root, with displbe's user."""
     root = os.geteuid() == 0
     raise_file_limit()  # as displbe does
-    limits = service_limits() or process_limits()
+    unit = service_environment()
+    machine = partial(
+        Machine, limits=service_limits() or process_limits(), environment=os.environ if unit is None else unit
+    )
     try:
         identity = service_identity()
     except LookupError as error:
-        return Machine(is_service_user=False, identity_error=str(error), limits=limits)
+        return machine(is_service_user=False, identity_error=str(error))
     if identity is None:
-        return Machine(is_service_user=root, limits=limits)
+        return machine(is_service_user=root)
     if root:
-        return Machine(identity=identity, limits=limits)
-    return Machine(is_service_user=os.geteuid() == identity.uid, limits=limits)
+        return machine(identity=identity)
+    return machine(is_service_user=os.geteuid() == identity.uid)

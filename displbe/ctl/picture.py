@@ -18,7 +18,9 @@ def write_png(path: str, facts: dict[str, int | float | str], pixels: bytes) -> 
         from displbe.sinks.base import Geometry, Part
         from displbe.sinks.picture import image
     except ImportError as error:
-        raise Failure("writing PNG files needs Pillow: install displbe[headless]") from error
+        raise Failure(
+            "writing PNG files needs Pillow: install python3-pil (Debian), or displbe[headless] (pip)"
+        ) from error
     try:
         width, height, fourcc, stride = (int(facts[key]) for key in ("width", "height", "fourcc", "stride"))
         if fourcc not in FORMATS:

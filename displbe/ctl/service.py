@@ -1,4 +1,4 @@
-"""The user that displbe's service runs as, a context in which root has only that user's rights, and the limits of the service."""
+"""What the unit of displbe's service says: its user, limits and environment; and a context in which root has only that user's rights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import grp
 import os
 import pwd
+import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -14,10 +15,11 @@ import msgspec
 
 from displbe.resources import ProcessLimits, half_of_memory, parse_limit
 
-__all__ = ["Identity", "acting_as", "service_identity", "service_limits"]
+__all__ = ["Identity", "acting_as", "service_environment", "service_identity", "service_limits"]
 
 SHOW: Final = ("systemctl", "show", "--property=User,Group,SupplementaryGroups", "displbe.service")
 SHOW_LIMITS: Final = ("systemctl", "show", "--property=LoadState,LimitNOFILE,TasksMax,MemoryMax", "displbe.service")
+SHOW_ENVIRONMENT: Final = ("systemctl", "show", "--property=LoadState,Environment", "displbe.service")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -50,6 +52,21 @@ def service_limits(command: Sequence[str] = SHOW_LIMITS) -> ProcessLimits | None
         return None
     files, threads, memory = (parse_limit(unit.get(name, "")) for name in ("LimitNOFILE", "TasksMax", "MemoryMax"))
     return ProcessLimits(files, threads, memory, half_of_memory())
+
+
+def service_environment(command: Sequence[str] = SHOW_ENVIRONMENT) -> dict[str, str] | None:
+    """Return the variables that the unit sets, including drop-ins; None when the unit does not exist, or systemctl fails.
+
+    systemctl quotes an assignment that has spaces, as a shell does.
+    """
+    unit = _properties(command)
+    if unit.get("LoadState") != "loaded":
+        return None
+    try:
+        assignments = shlex.split(unit.get("Environment", ""))
+    except ValueError:
+        return {}
+    return dict(each.split("=", 1) for each in assignments if "=" in each)
 
 
 def _properties(command: Sequence[str]) -> dict[str, str]:

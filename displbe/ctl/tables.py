@@ -102,7 +102,8 @@ def _device_lines(device: DeviceStatus) -> Iterator[str]:
 
 
 def _input(status: InputStatus) -> str:
-    text = f"from {', '.join(status.devices)}" if status.devices else "from no device of this machine at present"
+    sources = [*status.devices, *(f"the window of {name}" for name in status.windows)]
+    text = f"from {', '.join(sources)}" if sources else "from no device of this machine at present"
     text += f"; {status.events} events"
     if status.waiting:
         text += f", {status.waiting} waiting for the guest"

@@ -17,6 +17,7 @@ from displbe.backend.nodes import DeviceNodes, DeviceRefused
 from displbe.backend.quota import Quota
 from displbe.backend.release import shielded_stack
 from displbe.ops import status
+from displbe.ops.text import escape
 from displbe.sinks.seat import Seats
 from displbe.wire.kbdif import BackKbdPage
 from displbe.wire.xenbus import KEYBOARD_TRANSITIONS
@@ -212,6 +213,11 @@ class InputDevice:
         except (DeviceRefused, StoreLost):
             return True  # the frontend is about to leave and will change its state; or the caller asks again after StoreLost
 
+    def _windows(self) -> tuple[str, ...]:
+        """Return the connectors whose windows give the guest input."""
+        bindings = self._claim.assignment.bindings if self._claim is not None else ()
+        return tuple(dict.fromkeys(escape(binding.id) for binding in bindings if not binding.is_device))
+
     async def status(self) -> Parts:
         """Return the status of the connection."""
         await trio.lowlevel.checkpoint()
@@ -220,7 +226,9 @@ class InputDevice:
         guest_input = self._connected.guest_input
         queue = guest_input.queue
         return Parts(
-            input=status.InputStatus(self._evdev.passed_to(guest_input), queue.written, queue.waiting, queue.dropped)
+            input=status.InputStatus(
+                self._evdev.passed_to(guest_input), queue.written, queue.waiting, queue.dropped, self._windows()
+            )
         )
 
     # The connection

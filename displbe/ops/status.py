@@ -118,6 +118,8 @@ class InputStatus(msgspec.Struct, frozen=True):
     """Events that wait until the guest's page has room."""
     dropped: int
     """Events that were dropped because the guest consumed none for too long."""
+    windows: tuple[str, ...] = ()
+    """The guest's connectors whose windows give it events while they have the focus."""
 
 
 class DeviceStatus(msgspec.Struct, frozen=True):

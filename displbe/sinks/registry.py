@@ -10,7 +10,7 @@ from displbe.xen.port import Unavailable
 
 from .base import Sink
 
-__all__ = ["SINKS", "MissingPackage", "make_sink", "mappings"]
+__all__ = ["SINKS", "MissingPackage", "how_to_install", "make_sink", "mappings"]
 
 SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "headless": ("displbe.sinks.headless.sink", "HeadlessSink", ("PIL",)),
@@ -21,8 +21,23 @@ SINKS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
 """Name -> (module, class, packages it needs). The extra of pyproject.toml that installs them has the sink's name."""
 
 
+DEBIAN: Final = {
+    "PIL": "python3-pil",
+    "evdev": "python3-evdev",
+    "prometheus_client": "python3-prometheus-client",
+    "pywayland": "python3-pywayland",
+    "xcffib": "python3-xcffib",
+}
+"""Debian's packages of the Python modules that parts of displbe need."""
+
+
 class MissingPackage(Unavailable):
     """A package that the sink needs is not installed."""
+
+
+def how_to_install(extra: str, *modules: str) -> str:
+    """Return how to install Python modules, which an extra of pyproject.toml has: Debian's packages, and pip's."""
+    return f"install {' '.join(DEBIAN[module] for module in modules)} (Debian), or displbe[{extra}] (pip)"
 
 
 def mappings(settings: Any) -> int:
@@ -39,6 +54,6 @@ def make_sink(name: str, settings: Any) -> Sink:
     module, kind, packages = SINKS[name]
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise MissingPackage(f"the {name} sink needs {', '.join(missing)}: install displbe[{name}]")
+        raise MissingPackage(f"the {name} sink needs {', '.join(missing)}: {how_to_install(name, *missing)}")
     sink: Sink = getattr(importlib.import_module(module), kind)(settings)
     return sink

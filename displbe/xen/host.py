@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -15,7 +16,7 @@ from displbe.threads import run_in_thread_or_here
 from . import gntdev, paths, store
 from .evtchn import Channel, EventChannels
 from .gntdev import GrantedPages, GuestPage
-from .port import Abilities, Ledger, Unavailable
+from .port import Abilities, Ledger, NotOffered, Unavailable
 
 __all__ = ["Host", "NoXen"]
 
@@ -95,6 +96,8 @@ class Host:
         self, domid: int, fd: int, pages: int, threads: trio.CapacityLimiter | None = None
     ) -> AbstractAsyncContextManager[list[int]]:
         """port.Hypervisor.share_dmabuf"""
+        if not self.abilities.dmabuf_import:
+            raise NotOffered(errno.EOPNOTSUPP, f"no be-alloc: {self.abilities.reason}")
         return gntdev.share_dmabuf(domid, fd, pages, threads)
 
 

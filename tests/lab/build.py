@@ -48,6 +48,7 @@ HOST_PACKAGES = {
     "make": "make",
     "rsync": "rsync",
 }
+HEADERS = ("libc6-dev-arm64-cross",)
 
 ROOT_PACKAGES = """
     base-files base-passwd bash coreutils util-linux libc-bin grep sed gawk busybox-static procps strace
@@ -101,20 +102,20 @@ def only_one(what: str) -> Iterator[None]:
         yield
 
 
-def host_tools(wanted: Mapping[str, str] = HOST_PACKAGES) -> None:
-    """Install the host programs that are missing (Debian, root): the packages, by program."""
+def host_tools(wanted: Mapping[str, str] = HOST_PACKAGES, headers: Sequence[str] = HEADERS) -> None:
+    """Install the host programs that are missing (Debian, root): the packages, by program. With them come those with C headers."""
     with only_one("apt"):
-        install_tools(wanted)
+        install_tools(wanted, headers)
 
 
-def install_tools(wanted: Mapping[str, str]) -> None:
+def install_tools(wanted: Mapping[str, str], headers: Sequence[str]) -> None:
     missing = [package for program, package in wanted.items() if shutil.which(program) is None]
     if not missing:
         return
     log(f"installing {' '.join(missing)}")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "update", "-q"])
-    packages = [*missing, "debian-archive-keyring", "libc6-dev-arm64-cross", "ca-certificates"]
+    packages = [*missing, "debian-archive-keyring", "ca-certificates", *headers]
     run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages], env=env)
 
 

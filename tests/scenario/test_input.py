@@ -476,6 +476,10 @@ async def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         world.typist(1, "K:screen;P:screen;T:screen", width="1000", height="500") as guest,
     ):
         assert (guest.absolute, guest.contacts) == (True, 10)
+        said = await world.daemon.commands.status()
+        (told,) = (device.input for each in said.guests for device in each.devices if device.kind == "vkbd")
+        assert told == status.InputStatus((), 0, 0, 0, ("screen",))
+        assert "input     from the window of screen; 0 events" in "\n".join(status_lines(said))
 
         def tell(*events: SeatEvent) -> None:
             for event in events:

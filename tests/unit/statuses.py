@@ -74,7 +74,15 @@ DEVICE = st.builds(
     TEXT,
     SECONDS,
     st.lists(CONNECTOR, max_size=1).map(tuple),
-    st.none() | st.builds(InputStatus, st.lists(TEXT, max_size=3).map(tuple), COUNT, COUNT, COUNT),
+    st.none()
+    | st.builds(
+        InputStatus,
+        st.lists(TEXT, max_size=3).map(tuple),
+        COUNT,
+        COUNT,
+        COUNT,
+        st.lists(TEXT, max_size=3).map(tuple),
+    ),
 )
 GUEST = st.builds(
     GuestStatus,

@@ -26,16 +26,17 @@ from displbe.ctl import check
 from displbe.ctl.check import run_checks
 from displbe.ctl.check_result import CheckResult
 from displbe.ctl.machine import Machine
-from displbe.ctl.service import Identity, acting_as, service_identity
+from displbe.ctl.service import Identity, acting_as, service_environment, service_identity
 from displbe.ctl.xlconfig import Display, Keyboard, XlConfig, read_xl_config
+from displbe.ctl.zero_copy import DMABUF_OPTIONS
 from displbe.ops.status import Abilities, Loop, Status, Usage
 from displbe.resources import ProcessLimits
 from displbe.sinks.drm.libseat import PLAIN
-from displbe.sinks.registry import SINKS
+from displbe.sinks.registry import DEBIAN, SINKS
 from displbe.xen import gntdev
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GOOD_KERNEL = "\n".join(f"{option}=y" for option in (*check.REQUIRED, *check.USEFUL))
+GOOD_KERNEL = "\n".join(f"{option}=y" for option in (*check.REQUIRED, *check.USEFUL, *DMABUF_OPTIONS))
 
 
 class Made:
@@ -47,6 +48,8 @@ class Made:
         self.is_service_user = True
         self.identity_error = ""
         self.limits = ProcessLimits(4096, 512, 1 << 30)
+        self.environment: dict[str, str] = {}
+        self.architecture = "aarch64"
         self.xl = "xen_commandline : gnttab_max_maptrack_frames=1024"
         self.write("sys/hypervisor/type", "xen\n")
         self.write("sys/hypervisor/guest_type", "PVH\n")
@@ -75,6 +78,8 @@ class Made:
             is_service_user=self.is_service_user,
             identity_error=self.identity_error,
             limits=self.limits,
+            environment=self.environment,
+            architecture=self.architecture,
         )
         return list(run_checks(machine, str(self.root / "displbe.toml"), str(self.root / "control"), list(guests)))
 
@@ -136,14 +141,9 @@ def test_no_xen(made: Made) -> None:
     assert made.errors() == ["this is no Xen domain"]
 
 
-def test_a_pv_domain(made: Made) -> None:
-    made.write("sys/hypervisor/guest_type", "PV")
-    assert made.warnings() == ["this is a PV domain: each frame is copied"]
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_kernel_options(made: Made, tmp_path: Path, packed: bool) -> None:
-    text = GOOD_KERNEL.replace("CONFIG_XEN_GNTDEV_DMABUF=y", "# CONFIG_XEN_GNTDEV_DMABUF is not set")
+    text = GOOD_KERNEL.replace("CONFIG_DRM=y", "# CONFIG_DRM is not set")
     text = text.replace("CONFIG_XEN_GNTDEV=y", "CONFIG_XEN_GNTDEV=n")
     (tmp_path / "boot/config-6.12").unlink()
     if packed:
@@ -151,8 +151,7 @@ def test_kernel_options(made: Made, tmp_path: Path, packed: bool) -> None:
     else:
         made.write("boot/config-6.12", text)
     assert made.errors() == ["the kernel has no CONFIG_XEN_GNTDEV: guests' pages cannot be mapped"]
-    (noted,) = made.warnings()
-    assert noted.startswith("the kernel has no CONFIG_XEN_GNTDEV_DMABUF")
+    assert made.warnings() == ["the kernel has no CONFIG_DRM: the drm sink has no card"]
 
 
 def test_a_kernel_with_unknown_options(made: Made, tmp_path: Path) -> None:
@@ -162,9 +161,89 @@ def test_a_kernel_with_unknown_options(made: Made, tmp_path: Path) -> None:
     assert made.warnings() == ["the kernel's configuration cannot be read"]
 
 
-def test_gntdev_without_dmabufs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+STOCK = "the kernel has neither CONFIG_XEN_GNTDEV_DMABUF nor CONFIG_XEN_GRANT_DMA_ALLOC, on which that depends"
+PV = "this is a PV domain, which cannot export dma-bufs"
+PVH_X86 = "this is a PVH domain on x86, where Xen refuses the mappings that dma-bufs need"
+
+
+def stock(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make it a stock kernel of most distributions."""
     monkeypatch.setattr(gntdev, "probe", lambda fd: False)
-    assert made.warnings() == ["gntdev does not support dma-bufs: each frame is copied"]
+    made.write("boot/config-6.12", "\n".join(f"{option}=m" for option in (*check.REQUIRED, *check.USEFUL)))
+
+
+def copied(made: Made, settings: str) -> list[CheckResult]:
+    """Return the results about copies and be-alloc that are no `ok`, with these settings."""
+    made.write("displbe.toml", settings)
+    return [
+        result
+        for result in made.results()
+        if result.grade != "ok" and ("is copied" in result.text or "be-alloc" in result.text)
+    ]
+
+
+@pytest.mark.parametrize("sink", ["drm", "wayland"])
+def test_copies_on_a_stock_pc(made: Made, monkeypatch: pytest.MonkeyPatch, sink: str) -> None:
+    """One warning has all reasons. It advises nothing that does not help: no domain on x86 can export dma-bufs."""
+    stock(made, monkeypatch)
+    made.architecture = "x86_64"
+    made.write("sys/hypervisor/guest_type", "PV")
+    (found,) = copied(made, f"sink = '{sink}'\n")
+    assert (found.grade, found.text) == ("warning", f"each frame is copied: {STOCK}; {PV}")
+    assert "trust-compositor" in found.fix
+    assert "dom0=pvh" not in found.fix
+    assert "CONFIG_" not in found.fix
+    (found,) = copied(made, f"sink = '{sink}'\n[guest.a]\nbe-alloc = true\n")
+    assert found.text == f"each frame is copied, and there is no be-alloc: {STOCK}; {PV}"
+    assert "be-alloc needs a kernel with CONFIG_XEN_GNTDEV_DMABUF and CONFIG_XEN_GRANT_DMA_ALLOC" in found.fix
+    made.write("boot/config-6.12", GOOD_KERNEL)
+    monkeypatch.setattr(gntdev, "probe", lambda fd: True)
+    assert [each.text for each in copied(made, f"sink = '{sink}'\n")] == [f"each frame is copied: {PV}"]
+    made.write("sys/hypervisor/guest_type", "PVH")
+    assert [each.text for each in copied(made, f"sink = '{sink}'\n")] == [f"each frame is copied: {PVH_X86}"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ("sink = 'drm'", "each frame is copied: "),
+        ("sink = 'drm'\n[drm]\nzero-copy = 'off'", ""),
+        ("sink = 'wayland'", "each frame is copied: "),
+        ("sink = 'wayland'\n[wayland]\ntrust-compositor = true", ""),
+        ("sink = 'wayland'\n[wayland]\ntrust-compositor = true\nzero-copy = 'off'", ""),
+        ("sink = 'wayland'\n[wayland]\nzero-copy = 'off'", ""),
+        ("sink = 'wayland'\n[wayland]\ndmabuf = 'never'", ""),
+        ("sink = 'x11'", ""),
+        ("sink = 'headless'", ""),
+        ("sink = 'headless'\n[guest.a]\nbe-alloc = true", "there is no be-alloc: "),
+    ],
+)
+def test_copies_by_sink(made: Made, monkeypatch: pytest.MonkeyPatch, settings: str, text: str) -> None:
+    """On Arm, only the kernel's options are missing. Copies that the configuration wants, or that there are not, are no warning."""
+    assert copied(made, settings) == []
+    stock(made, monkeypatch)
+    found = copied(made, settings)
+    assert [each.text for each in found] == ([text + STOCK] if text else [])
+    assert all(all(option in each.fix for option in DMABUF_OPTIONS) for each in found)
+    shared = [each for each in made.results() if "the compositor maps the guests' pages itself" in each.text]
+    assert len(shared) == int("trust-compositor" in settings and "zero-copy" not in settings)
+
+
+def test_why_gntdev_has_no_dmabufs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gntdev says counts more than the file with the kernel's options, which may be missing, or another kernel's."""
+    drm = "sink = 'drm'"
+    made.write("boot/config-6.12", GOOD_KERNEL.replace("CONFIG_XEN_GNTDEV_DMABUF=y", ""))
+    assert copied(made, drm) == []
+    monkeypatch.setattr(gntdev, "probe", lambda fd: False)
+    assert [each.text for each in copied(made, drm)] == [
+        "each frame is copied: the kernel has no CONFIG_XEN_GNTDEV_DMABUF"
+    ]
+    made.write("boot/config-6.12", GOOD_KERNEL)
+    assert [each.text for each in copied(made, drm)] == ["each frame is copied: gntdev does not support dma-bufs"]
+    (made.root / "boot/config-6.12").unlink()
+    assert [each.text for each in copied(made, drm)] == ["each frame is copied: gntdev does not support dma-bufs"]
+    (made.root / "dev/xen/gntdev").unlink()
+    assert copied(made, drm) == []
 
 
 def test_gntdevs_limit(made: Made) -> None:
@@ -224,6 +303,10 @@ def test_packages(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.errors() == ["Python has no PIL"]
     made.write("displbe.toml", "sink = 'headless'\n[input]\ndevices = ['*']\n[metrics]\nlisten = 'a:1'\n")
     assert made.errors() == ["Python has no PIL", "Python has no evdev", "Python has no prometheus_client"]
+    for sink, package in (("wayland", "python3-pywayland"), ("x11", "python3-xcffib")):
+        made.write("displbe.toml", f"sink = '{sink}'\n")
+        (fix,) = (result.fix for result in made.results() if "Python has no" in result.text)
+        assert fix == f"install {package} (Debian), or displbe[{sink}] (pip)"
 
 
 def test_cards(made: Made) -> None:
@@ -308,12 +391,25 @@ def test_a_compositor(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ear.bind(str(tmp_path / "wayland-7"))
         ear.listen()
         assert made.errors() == []
+        made.write("displbe.toml", "sink = 'wayland'\n")
+        made.environment = {"WAYLAND_DISPLAY": f"{tmp_path}/wayland-7"}
+        assert made.errors() == []
+
+
+def test_the_compositors_socket_is_that_of_displbes_user(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("displbe.ctl.machine.acting_as", contextlib.nullcontext)
+    made.identity = Identity("displbe", 990, 991, (991, 992))
+    made.write("displbe.toml", "sink = 'wayland'\n")
+    assert "/run/user/990/wayland-0: No such file or directory" in made.errors()
 
 
 def test_an_x_server(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":8")  # of the caller, which displbe does not get
     made.write("displbe.toml", "sink = 'x11'\n")
     assert made.errors() == ["no X server is configured"]
+    made.environment = {"DISPLAY": ":4"}
+    (said,) = made.errors()
+    assert "X4" in said
     made.write("displbe.toml", "sink = 'x11'\n[x11]\ndisplay = ':3'\n")
     (said,) = made.errors()
     assert "X3" in said
@@ -463,6 +559,23 @@ def test_the_user_that_the_service_runs_as() -> None:
         says(User="root", Group="nothing-at-all")
 
 
+def test_the_environment_of_the_service() -> None:
+    """As systemctl prints it: with the assignments of drop-ins, those with spaces in quotes."""
+
+    def says(**unit: str) -> dict[str, str] | None:
+        return service_environment(["printf", "%s\n", *(f"{key}={value}" for key, value in unit.items())])
+
+    assert says(LoadState="loaded", Environment='DISPLAY=:0 "A=b c=\\"d\\"" WAYLAND_DISPLAY=/run/weston/wayland-0') == {
+        "DISPLAY": ":0",
+        "A": 'b c="d"',
+        "WAYLAND_DISPLAY": "/run/weston/wayland-0",
+    }
+    assert says(LoadState="loaded", Environment="") == {}
+    assert says(LoadState="loaded", Environment='"A=') == {}
+    assert says(LoadState="not-found", Environment="") is None
+    assert service_environment(["/nonexistent"]) is None
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_acting_as_another(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     """Groups are set first, while the process is root; everything is restored at the end, also after a failure."""
@@ -557,12 +670,19 @@ def test_any_text_is_a_guest_or_refused(text: str) -> None:
             pass
 
 
+PACKAGES = ["pyxs", *DEBIAN]
+"""Python packages that the installation may lack."""
+
+
+@pytest.mark.parametrize("missing", [[], PACKAGES], ids=["", "without packages"])
 @pytest.mark.parametrize("sink", sorted(SINKS))
-def test_the_command_works_on_any_machine(tmp_path: Path, sink: str) -> None:
-    """With or without Xen: the checks of every sink end, and an error is exit code 1."""
+def test_the_command_works_on_any_machine(tmp_path: Path, sink: str, missing: list[str]) -> None:
+    """With or without Xen, and without the packages that displbe needs: the checks of every sink end, and an error is exit code 1."""
     path = tmp_path / "displbe.toml"
     path.write_text(f"sink = '{sink}'\n")
-    code = "import sys; from displbe.ctl.main import main; sys.exit(main())"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing})); from displbe.ctl.main import main; sys.exit(main())"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, "check", "--config", str(path), str(CONFIGS / "guest.cfg")],
         capture_output=True,
@@ -574,3 +694,5 @@ def test_the_command_works_on_any_machine(tmp_path: Path, sink: str) -> None:
     assert done.stderr == ""
     assert done.returncode == int("error " in done.stdout)
     assert "displbe does not answer" in done.stdout
+    told = [package for package in missing if f"Python has no {package}" in done.stdout]
+    assert told == (["pyxs", *SINKS[sink][2]] if missing else [])

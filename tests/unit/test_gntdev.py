@@ -404,14 +404,19 @@ def test_what_the_host_offers(devices: Kernel, tmp_path: Any) -> None:
 
 
 async def test_the_reason_for_no_dmabuf(devices: Kernel, tmp_path: Any) -> None:
-    """A buffer on a host that cannot export dma-bufs gives the host's reason, without asking the kernel."""
+    """A buffer on a host that has no dma-bufs gives the host's reason, as be-alloc does, without asking the kernel."""
     devices.failures[gntdev.DMABUF_IMP_RELEASE].append(errno.ENOTTY)
     machine = host.Host(str(tmp_path / "nowhere"))
     buffer = await machine.map_buffer(GUEST, [1, 2], dmabuf=False)
     with pytest.raises(HypervisorError, match="CONFIG_XEN_GNTDEV_DMABUF") as refused:
         await buffer.dmabuf()
     assert refused.value.code == errno.EOPNOTSUPP
-    assert gntdev.DMABUF_EXP_FROM_REFS not in [number for number, _ in devices.asked]
+    with pytest.raises(
+        HypervisorError, match="no be-alloc: this kernel is built without CONFIG_XEN_GNTDEV_DMABUF"
+    ) as refused:
+        machine.share_dmabuf(GUEST, 77, 3)
+    assert refused.value.code == errno.EOPNOTSUPP
+    assert not {gntdev.DMABUF_EXP_FROM_REFS, gntdev.DMABUF_IMP_TO_REFS} & {number for number, _ in devices.asked}
     assert (await buffer.map()).size == 2 * PAGE_SIZE
     await buffer.aclose()
     assert machine.ledger == Ledger()

@@ -152,7 +152,10 @@ def test_a_demonstration_that_is_interrupted(tmp_path: Path, number: signal.Sign
 def test_a_missing_package_is_said_in_a_sentence() -> None:
     done = run("demo", before=WITHOUT_PILLOW)
     assert done.returncode == 69, done.stderr
-    assert done.stderr == "displbe: the headless sink needs PIL: install displbe[headless]\n"
+    assert (
+        done.stderr
+        == "displbe: the headless sink needs PIL: install python3-pil (Debian), or displbe[headless] (pip)\n"
+    )
 
 
 HOLD = """

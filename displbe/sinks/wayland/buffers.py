@@ -43,6 +43,8 @@ __all__ = [
 
 LARGEST: Final = 2**31 - 1
 """The largest size of a wl_shm pool in bytes: wl_shm counts in signed 32 bits."""
+SHARED: Final = "the compositor maps the guest's pages itself"
+"""What a shared buffer's reason says first: its path is the same as that of a dma-buf."""
 _SHM_CODES: Final = {fourcc("AR24"): 0, fourcc("XR24"): 1}
 """wl_shm.format has DRM's codes, except for these two."""
 
@@ -83,6 +85,8 @@ class BufferState(enum.Enum):
     """The guest takes the buffer back."""
 
 
+_WITHOUT: Final = {BufferState.DMABUF: "no dma-buf", BufferState.SHM: "not shared with the compositor"}
+"""Words for a way that is not used, which the reason follows."""
 ACCEPTED: Final = (BufferState.SHM, BufferState.DMABUF, BufferState.COPY)
 """The states in which the surface can be given frames of a buffer."""
 
@@ -160,7 +164,7 @@ class WaylandBuffer(SinkBuffer):
         self.refusals: dict[BufferState, str] = {}
         """Ways that have failed for this buffer, with the reasons."""
         self.reason = ""
-        """Why the buffer was not imported in a cheaper way."""
+        """Why the buffer was not imported in a cheaper way, and that it is shared."""
         self.failure: SinkError | None = None
         """Why the compositor cannot show the buffer."""
         self._decided = trio.Event()
@@ -256,13 +260,15 @@ async def import_buffer(link: Link, buffer: WaylandBuffer, settings: WaylandSett
                 raise Unsuitable(refusal)
             wl = await work(link, buffer, settings)
         except (Unsuitable, HypervisorError) as error:
-            reasons.append(f"no {way.value}: {error}")
+            reasons.append(f"{_WITHOUT[way]}: {error}")
         except BaseException:  # CompositorLost, or cancelled because of it
             if link.conn.protocol_error:
                 history.refuse(way, "the compositor ended the connection for it")
             raise
         else:
             break
+    if way is BufferState.SHM and wl is not None:
+        reasons.insert(0, SHARED)
     if wl is None:
         way = BufferState.COPY
         if not can_copy(link, buffer.geometry.fourcc):
@@ -327,7 +333,7 @@ async def _import_shm(link: Link, buffer: WaylandBuffer, settings: WaylandSettin
     """
     geometry, conn = buffer.geometry, link.conn
     if not settings.trust_compositor:
-        raise Unsuitable("the compositor would reach every page granted to this domain; trust-compositor allows it")
+        raise Unsuitable("it would reach every page that is granted to this domain; trust-compositor allows it")
     number = shm_format(link, geometry.fourcc)
     if link.viewporter is None:
         raise Unsuitable("the compositor does not offer viewporter")

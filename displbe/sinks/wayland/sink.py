@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import trio
 
@@ -20,19 +18,10 @@ from .extensions import without_effect
 from .link import EXTENSIONS
 from .output import WaylandOutput
 from .settings import WaylandSettings
+from .socket_path import socket_path
 from .window import ivi_id
 
-__all__ = ["WaylandSink", "socket_path"]
-
-
-def socket_path(display: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the path of the compositor's socket, by libwayland's rules.
-
-    Where XDG_RUNTIME_DIR is not set, as for a system service, it is /run/user/UID.
-    """
-    name = display or environment.get("WAYLAND_DISPLAY", "") or "wayland-0"
-    folder = environment.get("XDG_RUNTIME_DIR", "") or f"/run/user/{os.getuid()}"
-    return str(Path(folder) / name)
+__all__ = ["WaylandSink"]
 
 
 class WaylandSink(Sink):
