@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from lab.vm import LabError, Machine, Result, guest_config, reference_picture
 from lab.x86 import X86
 
 KEY, REL, KEY_A, BTN_LEFT, REL_X = 1, 2, 30, 0x110, 0
-WESTON_DOCS = Path(__file__).resolve().parents[2] / "docs/weston.md"
+REPOSITORY = Path(__file__).resolve().parents[2]
 WESTON_INI = """
 [core]
 renderer=pixman
@@ -36,16 +36,13 @@ sink = "wayland"
 [wayland]
 trust-compositor = true
 """
-DROP_IN = """
-[Service]
-SupplementaryGroups=weston
-Environment=WAYLAND_DISPLAY=/run/weston/wayland-0
-"""
 SHORTER = "initcall_blacklist=jent_mod_init,load_system_certificate_list cryptomgr.notests"
 """Arguments of the guests' kernel: without tests of random numbers and ciphers, its boot takes two thirds of the time."""
 MEMORY = 256
 """MB of a guest. Debian's kernel needs more than the other lab's."""
 WHY = "this kernel is built without CONFIG_XEN_GNTDEV_DMABUF"
+MODETEST = "exec modetest -D {bus} -s {name}:1024x768 -F plain < <(exec sleep 1000)"
+XORG = "exec Xorg :0 vt7 -noreset -nolisten tcp -logfile /var/log/Xorg.0.log"
 COPIED = {
     "each frame is copied: the kernel has neither CONFIG_XEN_GNTDEV_DMABUF nor CONFIG_XEN_GRANT_DMA_ALLOC, on which that"
     " depends; this is a PV domain, which cannot export dma-bufs"
@@ -53,6 +50,18 @@ COPIED = {
 """The check's only warning on stock Debian."""
 KEYBOARD, MOUSE = "AT Translated Set 2 keyboard", "ImExPS/2 Generic Explorer Mouse"
 """The PC's input devices, as Dom0 names them."""
+
+
+def as_told(document: str, command: str) -> str:
+    """Return a command, which a document must tell its readers to run."""
+    assert command in (REPOSITORY / document).read_text(), f"{document} does not say: {command}"
+    return command
+
+
+def unit_of(document: str, after: str) -> str:
+    """Return the unit, or the drop-in, that a document shows after these words."""
+    (unit,) = re.findall(re.escape(after) + r"\n\n((?:    .*\n)+)", (REPOSITORY / document).read_text())
+    return textwrap.dedent(unit)
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +97,23 @@ def console(machine: Machine, smpte: Picture) -> Picture:
 @pytest.fixture(scope="module")
 def package(machine: Machine, console: Picture) -> None:
     """The package, installed as in README.md."""
-    machine.put("/root/displbe.deb", debian_package("amd64"))
-    machine.check("cd /root && DEBIAN_FRONTEND=noninteractive apt install -y ./displbe.deb", 120)
+    machine.put("/root/out/deb/displbe_lab_amd64.deb", debian_package("amd64"))
+    install = as_told("README.md", "apt install ./out/deb/displbe_*_$(dpkg --print-architecture).deb")
+    machine.check(
+        f"cd /root && export DEBIAN_FRONTEND=noninteractive && {install.replace('install', 'install -y')}", 120
+    )
 
 
 @pytest.fixture(scope="module")
 def before(machine: Machine, package: None) -> Result:
     """The check between the installation and the first start."""
-    return machine.run("displbectl check", 120)
+    return machine.run(as_told("README.md", "displbectl check"), 120)
 
 
 @pytest.fixture(scope="module")
 def service(machine: Machine, before: Result) -> None:
     """The service, started as in README.md. The unit and the configuration are the package's."""
-    machine.check("systemctl enable --now displbe", 120)
+    machine.check(as_told("README.md", "systemctl enable --now displbe"), 120)
 
 
 def held(machine: Machine) -> Held:
@@ -164,26 +176,52 @@ def told_to_be_copied(machine: Machine, name: str) -> None:
     assert (shown["path"], shown["reason"]) == ("copy", WHY)
 
 
-def test_left_alone_without_guests(machine: Machine, service: None, console: Picture, smpte: Picture) -> None:
-    """While no guest uses a card, displbe leaves it to others: the text console is shown, and any program can be DRM master.
+@pytest.mark.parametrize("program", ["modetest", "Xorg"])
+def test_left_alone_without_guests(
+    machine: Machine, service: None, console: Picture, smpte: Picture, program: str
+) -> None:
+    """While no guest uses a card, displbe leaves it to others: the text console is shown and takes what is typed, and any program can be
+    DRM master. A guest that comes beside such a program waits for its end.
 
-    seatd has no client then, so that the terminal has its keyboard. A guest that comes beside another DRM master waits for its end.
+    A display manager starts Xorg as here, without seatd. With seatd, the terminal has its keyboard, since seatd has no client.
     """
-    machine.expect_picture(console, "console-beside")
-    assert not seatd_clients(machine)
-    with modetest(machine, "plain") as end:
-        machine.wait_for(lambda: machine.screendump() != console, 20, why="another program's picture")
-        plain = machine.screendump(name="beside")
+    has_seatd = program == "modetest"
+    machine.check("systemctl start seatd" if has_seatd else "systemctl stop seatd")
+    try:
+        typed(machine, console)
+        command = MODETEST.format(bus=machine.card().bus, name=next(iter(machine.connectors()))) if has_seatd else XORG
+        group = machine.start(command, "/var/log/beside.log")
+        machine.wait_for(lambda: machine.screendump() != console, 60, why="another program's picture")
+        machine.sleep(3)
+        beside = machine.screendump(name=f"beside-{program}")
         machine.create("pv", guest("still", screens(next(iter(machine.connectors())))))
         machine.wait_console("pv", "guest: drawing", 60)
         machine.wait_for(lambda: "another program is DRM master" in machine.check("displbectl status"), 20)
-        assert machine.screendump() == plain
-        end()
-    machine.expect_picture(smpte, "after-the-other")
-    assert seatd_clients(machine)
-    machine.destroy("pv")
-    machine.expect_picture(console, "console-after-guest")
-    machine.wait_for(lambda: not seatd_clients(machine), 20, why="the end of the session")
+        assert machine.screendump() == beside
+        machine.stop(group)
+        machine.expect_picture(smpte, f"after-{program}")
+        assert holds_terminal(machine) == has_seatd
+        machine.destroy("pv")
+        machine.expect_picture(console, f"console-after-{program}")
+        typed(machine, console)
+    finally:
+        machine.destroy("pv")
+        machine.check("systemctl start seatd")
+
+
+def typed(machine: Machine, console: Picture) -> None:
+    """Assert that the text console is shown, and shows what is typed."""
+    machine.expect_picture(console, "console-beside")
+    assert not holds_terminal(machine)
+    press(machine, ("key", "x", 1), ("key", "x", 0))
+    machine.wait_for(lambda: machine.screendump() != console, 20, why="the key on the console")
+    press(machine, ("key", "backspace", 1), ("key", "backspace", 0))
+    machine.expect_picture(console, "console-beside")
+
+
+def holds_terminal(machine: Machine) -> bool:
+    """Return whether seatd has the terminal for a client."""
+    return machine.run("ls -l /proc/$(pgrep -x seatd)/fd | grep -q /dev/tty").code == 0
 
 
 def test_terminals(machine: Machine, idle: Held, console: Picture, smpte: Picture) -> None:
@@ -209,23 +247,6 @@ def switch_terminal(machine: Machine, number: int) -> None:
     press(machine, *(("key", key, 1) for key in keys))
     press(machine, *(("key", key, 0) for key in reversed(keys)))
     machine.wait_for(f"grep -qx tty{number} /sys/class/tty/tty0/active", 20, why=f"terminal {number}")
-
-
-def seatd_clients(machine: Machine) -> bool:
-    """Return whether seatd has opened the terminal for a client."""
-    return machine.run("ls -l /proc/$(pgrep -x seatd)/fd | grep -q /dev/tty").code == 0
-
-
-@contextlib.contextmanager
-def modetest(machine: Machine, pattern: str) -> Iterator[Callable[[], None]]:
-    """Run another program that shows a picture on the first card. The block gets a function that ends it."""
-    connector = next(iter(machine.connectors()))
-    command = f"exec modetest -D {machine.card().bus} -s {connector}:1024x768 -F {pattern} < <(exec sleep 1000)"
-    group = machine.start(command)
-    try:
-        yield lambda: machine.stop(group)
-    finally:
-        machine.run(f"kill -KILL -- -{group}")
 
 
 def guest(
@@ -423,16 +444,18 @@ def grid_picture() -> Picture:
 @contextlib.contextmanager
 def weston_shown(machine: Machine) -> Iterator[None]:
     """Run Weston in Dom0, as a service, and displbe as its client, as docs/weston.md says. Weston opens the card through seatd."""
-    (unit,) = re.findall(r"for example with this service:\n\n((?:    .*\n)+)", WESTON_DOCS.read_text())
+    drop_in = unit_of("docs/weston.md", "(../configs/desktop.conf)):").rstrip()
+    also = as_told("docs/weston.md", "Environment=WAYLAND_DISPLAY=/run/weston/wayland-0")
     output = next(iter(machine.connectors()))
     for path, text in (
         ("/etc/xdg/weston/weston.ini", WESTON_INI.format(output=output)),
-        ("/etc/systemd/system/weston.service", textwrap.dedent(unit)),
-        ("/etc/systemd/system/displbe.service.d/weston.conf", DROP_IN),
+        ("/etc/systemd/system/weston.service", unit_of("docs/weston.md", "for example with this service:")),
+        ("/etc/systemd/system/displbe.service.d/weston.conf", f"{drop_in}\n{also}\n"),
         ("/root/wayland.toml", WAYLAND),
     ):
         machine.put(path, text)
-    machine.check("echo 'u weston -' | systemd-sysusers - && systemctl daemon-reload")
+    machine.check(as_told("docs/weston.md", "echo 'u weston -' | systemd-sysusers -"))
+    machine.check("systemctl daemon-reload")
     try:
         before = machine.screendump()
         machine.check("systemctl start weston", 60)  # beside a displbe that no guest uses
