@@ -220,8 +220,9 @@ def typed(machine: Machine, console: Picture) -> None:
 
 
 def holds_terminal(machine: Machine) -> bool:
-    """Return whether seatd has the terminal for a client."""
-    return machine.run("ls -l /proc/$(pgrep -x seatd)/fd | grep -q /dev/tty").code == 0
+    """Return whether the terminal in front is in graphics mode (KDGETMODE): seatd has a client."""
+    mode = "import array, fcntl; m = array.array('i', [0]); fcntl.ioctl(open('/dev/tty0'), 0x4B3B, m); print(m[0])"
+    return machine.check(f'python3 -c "{mode}"').strip() == "1"
 
 
 def test_terminals(machine: Machine, idle: Held, console: Picture, smpte: Picture) -> None:
