@@ -281,6 +281,7 @@ async def test_a_mode_that_the_card_has_no_memory_for(tmp_path: Path) -> None:
     board.refuses = too_fast(64 * 48 * 50, errno.ENOSPC)
     async with running(board, tmp_path, zero_copy="require", refresh=0) as made:
         screen = Screen(made)
+        await screen.placed()
         screen.buffers = [await screen.output.attach(pages, pages.geometry) for pages in screen.pages]
         board.faults["dumb"] = [errno.ENOMEM]
         await screen.output.enable(screen.buffers[0], Part(0, 0, 64, 48))

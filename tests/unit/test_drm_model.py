@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -136,9 +136,14 @@ class Screen:
         assert shown.reason or shown.state is ScreenState.LIT
 
     async def show(self, part: Part = WHOLE) -> None:
-        """Attach the framebuffers and switch on."""
+        """Attach the framebuffers and switch on, once the card is open."""
+        await self.placed()
         self.buffers = [await self.output.attach(pages, pages.geometry) for pages in self.pages]
         await self.output.enable(self.buffers[0], part)
+
+    async def placed(self) -> None:
+        """Wait until the output is on a card, or no card can be opened for it."""
+        await until(lambda: self.output.pipe or self.output._dark.missing != sink.OPENING)
 
     @property
     def waiting(self) -> bool:
@@ -478,6 +483,7 @@ async def test_import_that_is_not_whole(tmp_path: Path) -> None:
     board = Board()
     async with running(board, tmp_path) as made:
         screen = Screen(made)
+        await screen.placed()
         board.faults["close"] = [errno.EINVAL]
         buffer = await screen.output.attach(screen.pages[0], screen.pages[0].geometry)
         assert board.card is not None
@@ -508,8 +514,8 @@ async def test_edid(tmp_path: Path) -> None:
     board.monitors[0] = Monitor([(64, 48)], first)
     async with running(board, tmp_path) as made:
         screen = Screen(made)
-        assert await screen.output.edid() == first
         await screen.show()
+        assert await screen.output.edid() == first
         for edid, wanted in ((second + b"cut", second), (b"", None), (first[:127], None), (first, first)):
             board.monitors[0] = None
             await until(lambda: screen.output.state is ScreenState.DARK)
@@ -525,6 +531,7 @@ async def test_refusals_name_the_connector(tmp_path: Path) -> None:
     board = Board(connectors=2)
     async with running(board, tmp_path, zero_copy="require") as made:
         screen = Screen(made, "Virtual-2")
+        await screen.placed()
         for kind, operation in (("import", "import dma-buf"), ("test", "test zero copy")):
             board.faults[kind] = [errno.EINVAL]
             with pytest.raises(SinkError, match="no zero copy") as refused:
@@ -546,6 +553,8 @@ async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> Non
     """Memory of the card is be-alloc on each of the card's outputs."""
     async with running(Board(connectors=2), tmp_path) as made:
         screens = [Screen(made), Screen(made, "Virtual-2")]
+        for screen in screens:
+            await screen.placed()
         allocation = await screens[0].output.allocate(3)
         pages = Pages()
         await pages.aclose()
@@ -731,13 +740,13 @@ async def test_left_to_others(tmp_path: Path, privileged: bool) -> None:
             before, blobs = card.shown().copy(), set(card.blobs)
             assert not card.master
             screen = Screen(made)
-            assert card.master
             await screen.show()
+            assert card.master
             assert screen.output.path
             assert card.shown() != before
             await screen.close()
             await until(lambda: not card.master)
-            assert card_of(made).mastership is Mastership.UNUSED
+            assert card_of(made).mastership is Mastership.RESTING
             assert (card.shown(), set(card.blobs), card.handles) == (before, blobs, {})
         board.other_master = True  # a compositor starts, and the next guest waits for its end
         screen = Screen(made)
@@ -745,7 +754,6 @@ async def test_left_to_others(tmp_path: Path, privileged: bool) -> None:
         assert screen.is_dark("another program is DRM master")
         board.other_master = False
         await until(lambda: screen.output.path)
-        assert board.cards == [card]
         await screen.close()
 
 
@@ -824,7 +832,7 @@ class Manager(Libseat):
         self.board = board
         self.files: set[int] = set()
         self.stale: set[int] = set()
-        self.used = ""
+        self.path = ""
         """The path of the card in use."""
         board.opened = self._opened
         self.left = False
@@ -834,19 +842,30 @@ class Manager(Libseat):
         return fd in self.files or fd in self.stale
 
     def is_outdated(self, path: str, fd: int) -> bool:
-        return self.active and path == self.used and fd not in self.files
+        return self.active and path == self.path and fd not in self.files
 
-    def use(self, path: str, fd: int) -> None:
-        self.used = path
-        if fd not in self.files:
-            self.stale.add(fd)
+    def could_ask(self, path: str) -> bool:
+        return path != self.path
+
+    def use(self, path: str) -> bool:
+        self.path = path
+        return True
+
+    def used(self) -> None:
+        self._changed.set()
 
     def leave(self, path: str) -> None:
-        self.used = ""
+        self.path = ""
+
+    def keep(self, paths: Collection[str]) -> None:
+        if self.path not in paths:
+            self.path = ""
 
     def _opened(self, fd: int, opener: FileOpener) -> None:
-        if opener is self and self.used:
+        if opener is self and self.path:
             (self.files if self.active else self.stale).add(fd)
+            for card in self.board.cards if not self.active else ():
+                card.master = False
 
     def close(self, fd: int) -> None:
         self.files.discard(fd)
@@ -880,7 +899,7 @@ async def test_the_seat_is_held_only_for_a_guest(tmp_path: Path, number: int) ->
     async with running(board, tmp_path, manager) as made:
         for _ in range(2):
             assert manager.files == set()
-            assert card_of(made).mastership is Mastership.UNUSED
+            assert card_of(made).mastership is Mastership.RESTING
             screens = [Screen(made, f"Virtual-{index + 1}") for index in range(number)]
             for screen in screens:
                 await screen.show()
@@ -888,9 +907,9 @@ async def test_the_seat_is_held_only_for_a_guest(tmp_path: Path, number: int) ->
             assert board.card is not None
             assert manager.files == {board.card.fd}
             for screen in screens:
-                await until(lambda: manager.used)
+                await until(lambda: manager.path)
                 await screen.close()
-            await until(lambda: not manager.used and made._cards and card_of(made).mastership is Mastership.UNUSED)
+            await until(lambda: not manager.path and made._cards and card_of(made).mastership is Mastership.RESTING)
             assert not any(card.master for card in board.cards)
 
 
@@ -962,7 +981,7 @@ async def test_own_seat_with_another_master(tmp_path: Path) -> None:
         await trio.sleep(0.1)
         first = board.card
         assert first is not None
-        assert first.is_managed
+        assert not manager.path
         assert screen.is_dark("another program is DRM master")
         assert first.fd >= 0
         board.other_master = False
@@ -976,14 +995,12 @@ async def test_own_seat_with_another_master(tmp_path: Path) -> None:
 async def test_seat_that_comes_late(tmp_path: Path) -> None:
     """A card opened while another session has the seat is not used. It is opened anew when displbe gets the seat."""
     board = Board()
-    board.other_master = True
     manager = Manager(board, ours=False)
     async with running(board, tmp_path, manager) as made:
         screen = Screen(made)
         await screen.show()
         first = board.card
         assert first is not None
-        board.other_master = False
         await trio.sleep(0.2)
         assert screen.is_dark("another session has the seat")
         assert (first.is_managed, first.master) == (True, False)
@@ -1152,7 +1169,7 @@ async def test_events_of_other_kinds(tmp_path: Path) -> None:
         card, other = card_of(made), struct.pack("=II4x", 0x80000000, 12)
         (device,) = board.cards
         for odd in (other, other + uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, 1, 0, 0, 0, 0), b"abc"):
-            device._end.send(odd)
+            os.write(device.event_end, odd)
         for _ in range(3):
             screen.flip()
             device.vblank()
@@ -1170,7 +1187,7 @@ async def test_an_event_without_length(tmp_path: Path, length: int) -> None:
         screen = Screen(made)
         await screen.show()
         card = card_of(made)
-        board.cards[0]._end.send(struct.pack("=II24x", 0x80000000, length))
+        os.write(board.cards[0].event_end, struct.pack("=II24x", 0x80000000, length))
         await until(lambda: card.state is CardState.GONE)
         await until(lambda: screen.output.state is ScreenState.LIT and card_of(made) is not card)
         screen.flip()
@@ -1602,8 +1619,9 @@ async def test_description_of_a_card(tmp_path: Path) -> None:
             (text,) = made.abilities().values()
             return text
 
-        assert said().startswith("no guest uses this card: other programs may; no dma-buf has been imported yet; ")
+        assert said().startswith("no guest uses it; no dma-buf has been imported yet; Virtual-1 connected, ")
         screen = Screen(made)
+        await screen.placed()
         assert said().startswith("DRM master; no dma-buf has been imported yet; Virtual-1 connected, ")
         board.faults["import"] = [errno.EINVAL]
         await screen.output.attach(screen.pages[0], screen.pages[0].geometry)

@@ -581,6 +581,7 @@ async def test_the_edid_of_a_turned_panel(tmp_path: Path, rotate: str) -> None:
     board.monitors = [Monitor([(800, 1280)], own)]
     async with running(board, tmp_path, screens={"Virtual-1": {"rotate": rotate}}) as made:
         screen = Screen(made)
+        await screen.placed()
         edid = await screen.output.edid()
         assert edid is not None
         assert edid == (own if rotate != "90" else sideways(own, 1280, 800, 100))
@@ -597,5 +598,6 @@ async def test_a_turned_panel_by_its_monitors_name(tmp_path: Path) -> None:
     name = edid_name(own)
     async with running(board, tmp_path, screens={name: {"rotate": "90"}}) as made:
         screen = Screen(made, name.replace(":", "_"))
+        await screen.placed()
         assert made.turn_of(name) is screen.output.turn is Turn.LEFT
         await screen.close()

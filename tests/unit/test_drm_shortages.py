@@ -111,6 +111,7 @@ async def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.Monk
     board = Board()
     async with running(board, tmp_path, zero_copy=zero_copy, refresh=0) as made:
         screen = Screen(made)
+        await screen.placed()
         screen.buffers = [await screen.output.attach(pages, pages.geometry) for pages in screen.pages]
         card = card_of(made)
         threads.refuses = True

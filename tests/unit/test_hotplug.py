@@ -36,7 +36,7 @@ async def test_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "_monitor", lambda: Monitor(read))
     told = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(hotplug.watch, lambda: told.append(True))
+        nursery.start_soon(hotplug.watch, lambda: told.append(True), lambda: None)
         for count in (1, 2):
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.write(write, b"eee")
@@ -60,7 +60,7 @@ async def test_polled(error: Exception, monkeypatch: pytest.MonkeyPatch, autojum
     monkeypatch.setattr(hotplug, "_monitor", refuse)
     told = []
     with trio.move_on_after(10 * hotplug.POLL + 0.5):
-        await hotplug.watch(lambda: told.append(trio.current_time()))
+        await hotplug.watch(lambda: None, lambda: told.append(trio.current_time()))
     assert len(told) == 10
 
 
@@ -82,7 +82,7 @@ async def test_an_event_that_cannot_be_parsed(monkeypatch: pytest.MonkeyPatch) -
     told = []
     with structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(hotplug.watch, lambda: told.append(True))
+            nursery.start_soon(hotplug.watch, lambda: told.append(True), lambda: None)
             for count, event in enumerate((b"x", b"e", b"x"), 1):
                 os.write(write, event)
                 with trio.fail_after(10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,7 @@ from cffi import FFI
 from structlog.testing import capture_logs
 
 from displbe.sinks.drm import libseat
+from displbe.sinks.drm._libseat import ffi as libseat_ffi
 from displbe.sinks.drm.libseat import Libseat, find_libseat
 
 # The path of seatd's socket is fixed. Where namespaces can be made, this seatd's socket is in one of its own.
@@ -80,9 +82,9 @@ async def running(*clients: Libseat) -> AsyncIterator[list[Libseat]]:
     changes: list[Libseat] = []
     async with trio.open_nursery() as nursery:
         for one in clients:
-            one.use(CARD, -1)
             nursery.start_soon(one.run, lambda one=one: changes.append(one))
-            await until(lambda one=one: one._seat is not None)  # type: ignore[misc]
+            assert await trio.to_thread.run_sync(one.use, CARD)
+            one.used()
         await trio.sleep(0.1)
         changes.clear()
         yield changes
@@ -124,7 +126,9 @@ async def test_the_other_session_ends(seatd: Seatd, tmp_path: Path) -> None:
     async with running(first, second) as changes:
         fd = second.open(node)
         assert (second.manages(fd), second.is_outdated(node, fd)) == (False, False)
-        second.use(node, fd)
+        second.close(fd)
+        assert second.use(node)
+        fd = second.open(node)
         assert (second.manages(fd), second.is_outdated(node, fd)) == (True, False)
         first.give_back()
         await until(lambda: second.active and second in changes)
@@ -143,14 +147,16 @@ async def test_the_seat_is_held_only_for_a_card_in_use(seatd: Seatd) -> None:
         for _ in range(3):
             await trio.sleep(0.1)
             assert (one._seat, one.active) == (None, False)
-            one.use(CARD, 1000)
-            assert one.manages(1000)  # until it is known whether there is a session manager
-            await until(lambda: one.active)
-            one.use("/dev/dri/card1", 1001)
+            for card in (CARD, "/dev/dri/card1"):
+                assert one.could_ask(card)
+                assert await trio.to_thread.run_sync(one.use, card)
+                one.used()
+                assert not one.could_ask(card)
+            assert one.active
             one.leave(CARD)
             await trio.sleep(0.1)
             assert one.active
-            one.leave("/dev/dri/card1")
+            one.keep([])  # the other card has gone
             await until(lambda: one._seat is None)
         nursery.cancel_scope.cancel()
 
@@ -163,7 +169,6 @@ async def test_switched_by_displbe(seatd: Seatd) -> None:
     async with running(first, second):
         await trio.to_thread.run_sync(first.switch, 2)
         await until(lambda: second.active and not first.active)
-        await trio.to_thread.run_sync(first.switch, 1)  # refused: the seat is the other session's
         await trio.to_thread.run_sync(second.switch, 1)
         await until(lambda: first.active and not second.active)
 
@@ -174,13 +179,14 @@ async def test_refused_device(seatd: Seatd, tmp_path: Path) -> None:
     node = str(tmp_path / "card0")
     one = client()
     async with running(one):
-        one.use(node, -1)
+        assert one.use(node)
         assert one.is_outdated(node, -1)
         with capture_logs() as logs:
             fd = one.open(node)
             assert os.path.samestat(os.fstat(fd), os.stat(node))
             assert (one.manages(fd), one.is_outdated(node, fd)) == (False, False)
             os.close(one.open(node))
+            assert (one.use(node), one.could_ask(node)) == (False, False)
         # One line; its reason is ENOENT, or EAGAIN with newer versions of libseat.
         assert [bool(line["reason"]) for line in logs] == [True]
         one.close(fd)
@@ -203,18 +209,55 @@ async def test_seatd_dies(seatd: Seatd) -> None:
     ]
 
 
-async def test_no_seatd_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A card in use waits for the session manager's answer. If there is none, displbe may ask to be DRM master itself."""
-    monkeypatch.setenv("LIBSEAT_BACKEND", "seatd")
+async def test_another_program_has_the_seat(seatd: Seatd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seat with a terminal that another program has is refused (EBUSY). displbe does not ask again while it uses this card."""
+    one = client()
+    asked = []
+
+    class Busy:
+        """libseat, whose session manager refuses the seat."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def libseat_open_seat(self, listener: Any, data: Any) -> Any:
+            asked.append(True)
+            libseat_ffi.errno = errno.EBUSY
+            return libseat_ffi.NULL
+
+    library, one._library = one._library, Busy()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run, lambda: None)
+        for turn in range(1, 3):
+            for card in (CARD, "/dev/dri/card1"):
+                assert not await trio.to_thread.run_sync(one.use, card)
+                one.used()
+                assert not one.could_ask(card)
+            await trio.sleep(0.2)
+            assert len(asked) == turn
+            one.leave(CARD)
+        one._library = library
+        assert await trio.to_thread.run_sync(one.use, CARD)
+        nursery.cancel_scope.cancel()
+    one.give_back()
+
+
+async def test_a_session_manager_that_comes_late(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seatd: Seatd) -> None:
+    """Without a session manager a card is used like any file. It is outdated when there is one."""
+    socket = os.environ["SEATD_SOCK"]
     monkeypatch.setenv("SEATD_SOCK", str(tmp_path / "none"))
     one, changes = client(), []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.run, lambda: changes.append(one.manages(1000)))
-        one.use(CARD, 1000)
-        assert one.manages(1000)
+        nursery.start_soon(one.run, lambda: changes.append(one.active))
+        assert not await trio.to_thread.run_sync(one.use, CARD)
+        one.used()
+        assert not one.could_ask(CARD)
+        assert not one.is_outdated(CARD, 1000)
+        monkeypatch.setenv("SEATD_SOCK", socket)
         await until(lambda: changes)
-        assert changes == [False]
+        assert one.is_outdated(CARD, 1000)
         nursery.cancel_scope.cancel()
+    one.give_back()
 
 
 async def test_no_seatd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ A card *looks* once a second, and whenever it is told that something may have ch
 right one, probes the connectors if necessary, and makes each output show what its guest wants. Once all of them do, it
 asks less often whether they still do.
 
-displbe is the card's DRM master only while an output is on the card, so that other programs can be: a compositor, the kernel's console.
+A card *rests* while no guest uses it: displbe has no file of it open then, so that other programs can be its DRM master, and the kernel's
+text console comes back when they end. It wakes up when an output belongs on it.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,6 +29,7 @@ from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 from displbe.whole_seconds import next_multiple
 
+from . import terminal as terminals
 from .atomic import Pipe
 from .binding import describe
 from .device import MASTER, CardConnector, Connection, DrmDevice, Mastership
@@ -57,6 +60,7 @@ CLOSE_TIMEOUT: Final = 5.0
 """Maximum seconds to wait for a card to be closed."""
 
 
+_SHORTAGES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _SAID: Final = {
     Connection.CONNECTED: "monitor connected",
     Connection.DISCONNECTED: "monitor disconnected",
@@ -76,8 +80,6 @@ class CardState(enum.Enum):
     """A session manager can open the card now. This file is closed, and the card is found again."""
     OPENED_ANEW = "the card is opened anew"
     """This file can never be DRM master, but a new file is, or would be. This file is closed."""
-    LEFT = "the card is left to others"
-    """No guest uses the card any more. This file, which a session manager has opened, is closed, and the card is found again."""
 
 
 class Probing(enum.Enum):
@@ -114,7 +116,7 @@ class Card:
         self.connectors: list[CardConnector] = []
         self.outputs: dict[int, DrmOutput] = {}
         """By key."""
-        self.mastership = Mastership.UNUSED
+        self.mastership = Mastership.RESTING
         self.state = CardState.OPEN
         self.successor: Card | None = None
         """The same card through another file, which is DRM master."""
@@ -129,10 +131,19 @@ class Card:
         self._probing = Probing.NEEDED
         self._mastership_changed = 0.0
         """When mastership was last gained or lost, in seconds of trio's clock."""
+        self._others_terminal = ""
+        """The terminal that was in front when another program was last seen to be DRM master."""
+        self._is_wanted = False
+        """Whether an output waits for the card to wake up."""
+        self._is_awaited = False
+        """Whether an output waits for a monitor that may be on this card."""
         self._unused_since = math.inf
-        """When the last output left the card, in seconds of trio's clock; infinite: there are outputs, or there have been none."""
+        """When the last output left the card, in seconds of trio's clock; infinite: there are outputs, or the card rests."""
+        self._reading = trio.Event()
+        """The card's events are read: it is awake."""
+        self._read_scope = trio.CancelScope()
+        self._read_ended = trio.Event()
         self._saved: SavedState | None = None
-        """What was shown when displbe became DRM master."""
 
     @classmethod
     def open(
@@ -145,74 +156,124 @@ class Card:
         why_leave: Callable[[Card, DrmOutput, CardConnector | None], str],
         pump: Pump | None = None,
     ) -> Self:
-        """Open a card and look at it, in a worker thread. Raises DrmError, OSError."""
+        """Look at a card, which rests then, in a worker thread. Raises DrmError, OSError."""
         device = open_device(path, opener)
         try:
             card = cls(device, settings, open_device, attach_waiting, why_leave, pump)
-            card._first_look()
-        except BaseException:
+            device.drop_master()  # the first file that is open is DRM master
+            card.connectors = device.probe()
+        finally:
             device.close()
-            raise
+        card._probing = Probing.DONE
         return card
 
-    def _first_look(self) -> None:
-        """Find out what the card has. A card that a session manager has opened is in use; others are left to others. Raises DrmError."""
-        is_master = (
-            self.device.ask_for_master() is Mastership.MASTER
-        )  # the kernel probes monitors only for the DRM master
-        try:
-            self.connectors = self.device.probe()
-        finally:
-            if is_master and not self.device.is_managed:
-                self.device.drop_master()
-        self._probing = Probing.DONE
+    @property
+    def is_resting(self) -> bool:
+        """Whether no guest uses the card, and no file of it is open."""
+        return self.mastership is Mastership.RESTING
 
-    def _use(self) -> None:
-        """Become DRM master for the first output that comes to the card, or wait until that is possible.
+    def look_for(self) -> None:
+        """Look for a monitor that an output waits for, as DRM master if the card rests: the kernel reads EDIDs for the master only."""
+        self._is_awaited = True
+        self.look(probe=True)
 
-        This reads the state of the card in the event loop, at most once for each guest: no driver waits for hardware there.
-        """
-        self._unused_since = math.inf
-        if self.mastership is not Mastership.UNUSED:
-            return
-        self.device.opener.use(self.device.path, self.device.fd)
-        if self._ask_for_master() is Mastership.MASTER:
+    def wake_soon(self) -> None:
+        """Wake up if the card rests: an output belongs on it."""
+        self._is_wanted = True
+        self.look()
+
+    async def _wake(self) -> None:
+        """Open the card and become its DRM master, or wait until that is possible. Raises DrmError, OSError."""
+        self.mastership = await run_in_thread(self._open)
+        self._is_wanted, self._probing = False, Probing.DONE
+        self._mastership_changed = trio.current_time()
+        self.device.opener.used()
+        if self.mastership is Mastership.MASTER:
             self._log.info("the card is used")
         else:
             self._log.warning(f"{self.mastership.obstacle}: waiting for it to end")
+        self._unused_since = trio.current_time()
+        self._reading.set()
+
+    def _open(self) -> Mastership:
+        """In a worker thread: open the device, through the session manager if no other program uses the card, and read everything before
+        anything is changed. Return this file's mastership. Raises DrmError, OSError.
+        """
+        opener, path = self.device.opener, self.device.path
+        self.device.wake()
+        try:
+            found = self._ask_for_master()
+            if found is Mastership.MASTER and opener.use(path):
+                self.device.close()
+                self.device.wake()
+                found = self._ask_for_master()
+            self.connectors = self.device.probe()
+            self._save(found)
+        except BaseException:
+            self.device.close()
+            raise
+        return found
 
     def _ask_for_master(self) -> Mastership:
-        """Ask to be DRM master. Keep what was shown before, to show it again at the end."""
-        self.mastership = self.device.ask_for_master()
-        if self.mastership is Mastership.MASTER and self._saved is None:
-            with suppress(DrmError):  # the card goes
-                self._saved = SavedState(self.device)
-        return self.mastership
+        """Ask to be DRM master; return this file's mastership.
 
-    async def _leave(self) -> CardState | None:
-        """Leave the card to others if no guest has used it for a while: show what was shown before, and be DRM master no more.
-
-        Return the new state of a card that must be closed for that.
+        A program that gives its terminal away, as at Ctrl+Alt+F2, is DRM master no more, and ends if it cannot be again. So its card is
+        not taken until its terminal is in front.
         """
-        is_left = self.mastership is Mastership.UNUSED and not self.device.is_managed
-        if is_left or trio.current_time() < self._unused_since + KEPT:
-            return None
-        if self.device.is_managed:
-            return CardState.LEFT
+        found = self.device.ask_for_master()
+        if self.device.is_managed or (found is Mastership.MASTER and not self._others_terminal):
+            return found
+        terminal = terminals.in_front()
+        if found is not Mastership.MASTER:
+            self._others_terminal = terminal
+        elif self._others_terminal != terminal:
+            self.device.drop_master()
+            return Mastership.IN_BACKGROUND
+        return found
+
+    def _save(self, mastership: Mastership) -> None:
+        """Keep what is shown, once displbe may change it."""
+        if mastership is Mastership.MASTER and self._saved is None:
+            self._saved = SavedState(self.device)
+
+    async def _rest(self) -> None:
+        """Show what was shown before, and close the device: no guest has used the card for a while."""
         await self._restore()
         if self.outputs:  # one has come meanwhile
-            return None
-        self.mastership, self._saved = Mastership.UNUSED, None
-        self.device.drop_master()
+            return
+        self.mastership, self._saved, self._others_terminal = Mastership.RESTING, None, ""
+        self._unused_since = math.inf
+        self._read_scope.cancel()
+        await self._read_ended.wait()
+        if not await self._close_device():
+            self.state = CardState.GONE
         self.device.opener.leave(self.device.path)
-        self._log.info(CardState.LEFT.value)
-        return None
+        self._log.info("the card is left to others")
 
     async def _restore(self) -> None:
         """Show what was shown before, if the settings say so."""
         if self._settings.on_exit == "restore" and self._saved is not None:
             with suppress(DrmError):  # the program that showed the saved picture has ended
                 await run_in_thread_or_here(self._saved.restore)
+
+    async def _close_device(self) -> bool:
+        """Close the device. Return False if its driver hangs: then it stays open.
+
+        The close may never return: virtio-gpu waits for ever for a removed device if it had imported dma-bufs from others. The event loop
+        must not wait with it.
+        """
+        if self.device.fd < 0:
+            return True
+        trio.lowlevel.notify_closing(self.device.fd)
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            while True:
+                try:
+                    await run_in_thread(self.device.close, abandon_on_cancel=True)
+                    return True
+                except NoThread:
+                    await trio.sleep(PAUSE)
+        self._log.error("the card stays open: its driver hangs, or no thread can be started to close it")
+        return False
 
     def look(self, *, probe: bool = False) -> None:
         """Look soon; with `probe`, also probe the connectors."""
@@ -227,7 +288,7 @@ class Card:
     def describe(self) -> str:
         """Return a description of the card's abilities and connectors, for the operator."""
         words = [
-            self.why_not_master() or MASTER,
+            "no guest uses it" if self.is_resting else self.why_not_master() or MASTER,
             self.device.dmabuf_import.value,
         ]
         for connector in self.connectors:
@@ -260,7 +321,6 @@ class Card:
                 ScanoutPipe(pipe, turn, lambda: output.copies), connector, self.look, self.why_not_master, other_pipes
             )
         )
-        self._use()
         self.outputs[output.key] = output
         self.look()  # while there were no outputs, it was not looked at often
 
@@ -346,6 +406,16 @@ class Card:
                 await self._close()
 
     async def _read_events(self) -> None:
+        """Read the card's events while it is awake, until cancelled."""
+        while True:
+            await self._reading.wait()
+            with self._read_scope:
+                await self._read_until_rest()
+            self._reading, self._read_scope = trio.Event(), trio.CancelScope()
+            ended, self._read_ended = self._read_ended, trio.Event()
+            ended.set()
+
+    async def _read_until_rest(self) -> None:
         try:
             if self._pump is not None and self._watch(self._pump):
                 try:
@@ -400,15 +470,18 @@ class Card:
                 await trio.sleep_until(looked + PAUSE)
             looked = trio.current_time()
             self._look_wanted = trio.Event()
-            if self.state is CardState.GONE or self.device.gone():
+            if self.state is CardState.GONE or not await self._is_there():
                 self.state = CardState.GONE
                 self._log.warning("card gone")
                 return
-            if not self.outputs and self._unused_since == math.inf:
-                self._unused_since = looked
-            if self.mastership is not Mastership.UNUSED:
-                self._update_mastership()
-            better = await self._leave() or await self._find_better_file()
+            if self.is_resting:
+                self._attach_waiting(self)
+                continue
+            if self._is_unused():
+                await self._rest()
+                continue
+            await self._update_mastership()
+            better = await self._find_better_file()
             if better is not None:
                 self.state = better
                 self._log.info(better.value)
@@ -419,6 +492,40 @@ class Card:
             if self._probing is not Probing.DONE:
                 await self._probe()
             await self._reconcile()
+
+    async def _is_there(self) -> bool:
+        """Return whether the card is there. Wake it up, or look at its connectors, if that is wanted."""
+        if not self.is_resting:
+            return not self.device.gone()
+        try:
+            if self._is_wanted:
+                await self._wake()
+            elif self._probing is not Probing.DONE:
+                await run_in_thread(self._look_while_resting)
+        except (DrmError, OSError) as error:
+            self._say("the card cannot be opened", brief(error), level=severity(error))
+            # displbe may lack a thread or a file: then the next look tries again.
+            return isinstance(error, NoResources | NoThread) or getattr(error, "errno", 0) in _SHORTAGES
+        return True
+
+    def _look_while_resting(self) -> None:
+        """In a worker thread: read the connectors again. Raises DrmError, OSError."""
+        is_awaited, self._is_awaited, self._probing = self._is_awaited, False, Probing.DONE
+        self.device.wake()
+        try:
+            if not is_awaited:
+                self.device.drop_master()
+            self.connectors = self.device.probe()
+        finally:
+            self.device.close()
+
+    def _is_unused(self) -> bool:
+        """Return whether no output has been on the card for a while."""
+        if self.outputs:
+            self._unused_since = math.inf
+        elif self._unused_since == math.inf:
+            self._unused_since = trio.current_time()
+        return trio.current_time() >= self._unused_since + KEPT
 
     def _is_settled(self) -> bool:
         """Return whether nothing is left to be done, as far as the last look has seen."""
@@ -431,7 +538,7 @@ class Card:
     def _is_unneeded(self) -> bool:
         """Return whether the next look can wait: no output is on the card, or the pump serves them all. Claims and errors ask for one."""
         if not self.outputs:
-            return self._probing is Probing.DONE and self.mastership is Mastership.UNUSED
+            return self.is_resting and self._probing is Probing.DONE
         return all(output.is_settled for output in self.outputs.values()) and self._is_steady()
 
     def _is_steady(self) -> bool:
@@ -445,9 +552,13 @@ class Card:
         )
         return bool(self.outputs) and self._probing is Probing.DONE and all(steady)
 
-    def _update_mastership(self) -> None:
-        before = self.mastership
-        is_master = self._ask_for_master() is Mastership.MASTER
+    async def _update_mastership(self) -> None:
+        before, now = self.mastership, self._ask_for_master()
+        if now is Mastership.MASTER and self._saved is None:
+            with suppress(DrmError):  # the next look tries again
+                await in_worker(self._save, now)
+        self.mastership = now
+        is_master = self.mastership is Mastership.MASTER
         if is_master == (before is Mastership.MASTER):
             return
         self._mastership_changed = trio.current_time()
@@ -464,7 +575,10 @@ class Card:
         """
         if self.device.is_outdated:
             return CardState.OPENED_BY_SEAT
-        if self.mastership is not Mastership.CANNOT_ASK:
+        could_ask = self.device.opener.could_ask(self.device.path)
+        if self.mastership is Mastership.MASTER and could_ask:  # the other program has ended
+            return CardState.OPENED_BY_SEAT
+        if self.mastership is not Mastership.CANNOT_ASK or self._others_terminal not in ("", terminals.in_front()):
             return None
         # While a card has no master, the next file that opens it becomes master.
         if not self.device.is_managed:
@@ -492,7 +606,9 @@ class Card:
                     device, self._settings, self._open_device, self._attach_waiting, self._why_leave, self._pump
                 )
                 card.connectors, card._probing = device.probe(), Probing.DONE
-                card._ask_for_master()
+                card._save(Mastership.MASTER)
+                card.mastership = Mastership.MASTER
+                card._reading.set()
                 return card
         except DrmError as error:
             self._log.debug("card not opened anew", reason=str(error))
@@ -554,17 +670,6 @@ class Card:
                 self._log.exception("an output cannot leave the card", connector=output.name)
             self.outputs.pop(output.key, None)
         await self._restore()
-        trio.lowlevel.notify_closing(self.device.fd)
-        # The close may never return: virtio-gpu waits for ever for a removed device if it had imported dma-bufs from
-        # others. The event loop must not wait with it.
-        with trio.move_on_after(CLOSE_TIMEOUT) as waiting:
-            while True:
-                try:
-                    await run_in_thread(self.device.close, abandon_on_cancel=True)
-                    break
-                except NoThread:
-                    await trio.sleep(PAUSE)
-        if self.state not in (CardState.OPENED_BY_SEAT, CardState.OPENED_ANEW):
+        await self._close_device()
+        if self.state is CardState.GONE:  # else the card is opened again at once
             self.device.opener.leave(self.device.path)
-        if waiting.cancelled_caught:
-            self._log.error("the card stays open: its driver hangs, or no thread can be started to close it")

@@ -130,8 +130,10 @@ class Mastership(enum.Enum):
     """
     OTHER_SESSION = "other session"
     """The session manager has given the seat to another session. It tells displbe when displbe has the seat again."""
-    UNUSED = "unused"
-    """No guest uses the card: displbe is not its DRM master, so that another program can be."""
+    IN_BACKGROUND = "in the background"
+    """The program that was DRM master is one no more because its terminal is not in front. It takes the card again when it is."""
+    RESTING = "resting"
+    """No guest uses the card. displbe has no file of it open, so that other programs can use it."""
 
     @property
     def obstacle(self) -> str:
@@ -143,8 +145,10 @@ class Mastership(enum.Enum):
                 return "another session has the seat"
             case Mastership.OTHER_PROGRAM | Mastership.CANNOT_ASK:
                 return "another program is DRM master"
-            case Mastership.UNUSED:
-                return "no guest uses this card: other programs may"
+            case Mastership.IN_BACKGROUND:
+                return "the terminal of the program that was DRM master is in the background"
+            case Mastership.RESTING:
+                return "no guest uses this card"
 
 
 class DmabufImport(enum.Enum):
@@ -176,9 +180,18 @@ class DrmDevice:
         self.allocations: weakref.WeakSet[Allocation] = weakref.WeakSet()
         """The card's own memory that guests have (be-alloc)."""
         self._importing = threading.Lock()
+        self.dmabuf_import = DmabufImport.UNTRIED
+        self.sysfs_path = ""
+        self.fd = -1
+        self.wake()
+
+    def wake(self) -> None:
+        """Open the device file: the card has not been opened yet, or rests. Raises DrmError, OSError."""
         self.fd = self._open()
         try:
-            self.sysfs_path = self._read_sysfs_path()
+            before, self.sysfs_path = self.sysfs_path, self._read_sysfs_path()
+            if before not in ("", self.sysfs_path):
+                raise CardGone("open", errno.ENODEV)
             self.bus_path = self._read_bus_path()
             for capability in (uapi.DRM_CLIENT_CAP_UNIVERSAL_PLANES, uapi.DRM_CLIENT_CAP_ATOMIC):
                 argument = uapi.drm_set_client_cap(capability=capability, value=1)
@@ -188,7 +201,8 @@ class DrmDevice:
                 if failed:
                     raise drm_error("atomic mode setting", failed)
             imports = self._capability(uapi.DRM_CAP_PRIME) & uapi.DRM_PRIME_CAP_IMPORT
-            self.dmabuf_import = DmabufImport.UNTRIED if imports else DmabufImport.IMPOSSIBLE
+            if not imports:
+                self.dmabuf_import = DmabufImport.IMPOSSIBLE
             self._modifiers = bool(self._capability(uapi.DRM_CAP_ADDFB2_MODIFIERS))
             self._ids: dict[tuple[str, int], dict[str, int]] = {}
             self._properties: dict[int, Property] = {}
@@ -216,10 +230,11 @@ class DrmDevice:
     def close(self) -> None:
         """Close the file. The kernel frees the objects made through it, and mastership ends. Later ioctls fail with CardGone.
 
-        May wait.
+        The card rests until `wake`. May wait.
         """
         fd, self.fd = self.fd, -1
-        self.opener.close(fd)
+        if fd >= 0:
+            self.opener.close(fd)
 
     def try_ioctl(self, number: int, argument: Any) -> int:
         """Make one ioctl. Return 0 or the errno."""

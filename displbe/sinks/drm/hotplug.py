@@ -35,8 +35,11 @@ def _monitor() -> Any:
     return monitor
 
 
-async def watch(changed: Callable[[], None]) -> None:
-    """Call `changed` when a card or a connector may have changed, until cancelled. Extra calls do no harm."""
+async def watch(changed: Callable[[], None], poll: Callable[[], None]) -> None:
+    """Call `changed` when a card or a connector may have changed, until cancelled. Extra calls do no harm.
+
+    Where that is not told, call `poll` every few seconds.
+    """
     say = SparseLog(_log)
     try:
         monitor = _monitor()
@@ -56,4 +59,4 @@ async def watch(changed: Callable[[], None]) -> None:
         _log.info("no events of monitors: connectors are polled", reason=str(error), seconds=POLL)
     while True:
         await trio.sleep(POLL)
-        changed()
+        poll()

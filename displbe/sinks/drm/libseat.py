@@ -1,8 +1,7 @@
 """Opens cards through libseat, where a session manager (seatd, logind) controls access to them.
 
 On a VT switch, the session manager takes the access away, and gives it back later. seatd takes the terminal's keyboard and text away from
-the kernel for as long as it has a client, so displbe is one only while a guest uses a card. Cards that no guest uses are opened like any
-file.
+the kernel for as long as it has a client, so displbe is one only while a guest uses a card that no other program uses.
 
 displbe uses only those backends of libseat that ask a session manager, never one that takes a virtual terminal by
 itself. libseat's calls wait for the session manager, so they are made in worker threads, one at a time. Without the
@@ -11,10 +10,11 @@ library, or without a session manager that answers, cards are opened like any fi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Final
 
@@ -64,18 +64,31 @@ class FileOpener:
         """
         return False
 
-    def use(self, path: str, fd: int) -> None:
-        """Take note that a guest uses this card, which this file has opened."""
+    def could_ask(self, path: str) -> bool:
+        """Return whether a session manager may open this card and has not been asked: `use` asks."""
+        return False
+
+    def use(self, path: str) -> bool:
+        """Ask for the seat, for a card that a guest uses and no other program does. Return whether the session manager opens the card now,
+        or will open it when displbe's session is in front. May wait: for worker threads.
+        """
+        return False
+
+    def used(self) -> None:
+        """Take note, in the loop, that `use` has been called."""
 
     def leave(self, path: str) -> None:
-        """Take note that no guest uses this card any more."""
+        """Take note, in the loop, that no guest uses this card any more."""
 
 
 PLAIN: Final = FileOpener()
 
 
 class Libseat(FileOpener):
-    """A connection to the session manager. It is made again when it is lost."""
+    """A connection to the session manager while a card is used. It is made again when it is lost.
+
+    What is shared by the loop and the worker threads is changed under the lock, except for single flags.
+    """
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -85,13 +98,15 @@ class Libseat(FileOpener):
         self._devices: dict[int, int] = {}
         """fd -> the session manager's number for the device."""
         self._stale_devices: set[int] = set()
-        """Files that the session manager has not opened, of cards that are in use: displbe does not ask to be their DRM master."""
-        self._used: set[str] = set()
-        """Paths of the cards in use."""
-        self._change = trio.Event()
-        """The first card is used, or no card is used any more."""
+        """Files that were opened while another session had the seat. They are not used."""
         self._refused: set[str] = set()
         """Paths that the session manager does not open."""
+        self._used: set[str] = set()
+        """Paths of the cards for which displbe wants the seat."""
+        self._is_busy = False
+        """Whether the session manager has refused the seat: another program has it, on the terminal in front."""
+        self._change = trio.Event()
+        """The first card is used, or a card is used no more."""
         self._lock = threading.Lock()
         self._disable_asked = False
         """Whether the session manager waits for displbe to give the seat up."""
@@ -117,25 +132,32 @@ class Libseat(FileOpener):
     def connect(self) -> None:
         """Connect to the session manager, if there is one, and wait for it to say whether displbe has the seat."""
         with self._lock:
-            seat = self._library.libseat_open_seat(self._listener, _ffi.NULL)
-            if seat == _ffi.NULL:
-                self._log_change("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
-                self._stale_devices.clear()
-                return
-            self._seat = seat
-            self._refused.clear()
-            # A duplicate: libseat closes its own fd as soon as a call fails, perhaps while the loop waits for it.
-            try:
-                self._events = os.dup(self._library.libseat_get_fd(seat))
-            except OSError as error:
-                self._seat, self.active = None, False
-                self._stale_devices.clear()
-                self._library.libseat_close_seat(seat)
-                self._log_change("no seat: cards are opened without a session manager", str(error.strerror))
-                return
-            self._log_change("seat opened", "")
-            if not self.active:
-                self._dispatch(ENABLE_WAIT)
+            self._connect()
+
+    def _connect(self) -> None:
+        seat = self._library.libseat_open_seat(self._listener, _ffi.NULL)
+        if seat == _ffi.NULL:
+            self._is_busy = _ffi.errno == errno.EBUSY
+            self._log_change("no seat: cards are opened without a session manager", os.strerror(_ffi.errno))
+            return
+        self._seat = seat
+        self._refused.clear()
+        # A duplicate: libseat closes its own fd as soon as a call fails, perhaps while the loop waits for it.
+        try:
+            self._events = os.dup(self._library.libseat_get_fd(seat))
+        except OSError as error:
+            self._close_seat(seat)
+            self._log_change("no seat: cards are opened without a session manager", str(error.strerror))
+            return
+        self._log_change("seat opened", "")
+        if not self.active:
+            self._dispatch(ENABLE_WAIT)
+
+    def _close_seat(self, seat: Any) -> None:
+        """Close the seat. libseat may handle messages meanwhile, which are about a seat that displbe does not have any more."""
+        self._seat = None
+        self._library.libseat_close_seat(seat)
+        self.active = self._disable_asked = False
 
     def _log_change(self, event: str, reason: str) -> None:
         """Log an event unless it was the last one logged: attempts to connect are repeated."""
@@ -164,9 +186,8 @@ class Libseat(FileOpener):
         self.active = False
         self._devices.clear()
         self._stale_devices.clear()
-        seat, self._seat = self._seat, None
         os.close(self._events)
-        self._library.libseat_close_seat(seat)
+        self._close_seat(self._seat)
 
     def _take_events(self) -> None:
         with self._lock:
@@ -175,7 +196,7 @@ class Libseat(FileOpener):
 
     def open(self, path: str) -> int:
         with self._lock:
-            if self._seat is None or path not in self._used or path in self._refused:
+            if self._seat is None or path not in self._used:
                 return super().open(path)
             if self.active:
                 device, fd = self._open_device(path)
@@ -199,6 +220,7 @@ class Libseat(FileOpener):
         self._acknowledge()
         if device < 0 and self.active:
             self._refused.add(path)
+            self._used.discard(path)
             _log.warning(
                 "the session manager does not open this card: opened without it", card=path, reason=os.strerror(failed)
             )
@@ -217,7 +239,20 @@ class Libseat(FileOpener):
         return fd in self._devices or fd in self._stale_devices
 
     def is_outdated(self, path: str, fd: int) -> bool:
-        return self.active and path in self._used and path not in self._refused and fd not in self._devices
+        return self.active and path in self._used and fd not in self._devices
+
+    def could_ask(self, path: str) -> bool:
+        return path not in self._used and path not in self._refused and not self._is_busy
+
+    def use(self, path: str) -> bool:
+        with self._lock:
+            if path in self._refused or self._is_busy:
+                return False
+            if self._seat is None:
+                self._connect()
+            if not self._is_busy:
+                self._used.add(path)
+            return self._seat is not None
 
     def switch(self, session: int) -> None:
         """Ask for another session: a virtual terminal, by its number. The session manager then asks displbe to give the seat up."""
@@ -234,26 +269,28 @@ class Libseat(FileOpener):
 
     # In the loop
 
-    def use(self, path: str, fd: int) -> None:
-        if fd not in self._devices and path not in self._refused:
-            self._stale_devices.add(fd)
-        if not self._used:
-            self._change.set()
-        self._used.add(path)
-
     def leave(self, path: str) -> None:
         self._used.discard(path)
-        if not self._used:
-            self._change.set()
+        self._refused.discard(path)
+        self._is_busy = False
+        self._change.set()
+
+    def keep(self, paths: Collection[str]) -> None:
+        """Take note of the cards that are there. No guest uses any other."""
+        for path in self._used - set(paths):
+            self.leave(path)
+
+    def used(self) -> None:
+        self._change.set()
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Ask for the seat while a card is used, and handle the session manager's messages.
+        """Handle the session manager's messages while a card is used, and give the seat back when none is.
 
-        Call `changed` each time the seat has become ours or another session's, or there is no session manager to ask.
+        Call `changed` each time the seat has become ours or another session's.
         """
         say = SparseLog(_log)
         while True:
-            before = self.active, bool(self._stale_devices)
+            before = self.active
             try:
                 await self._step()
             except Exception as error:  # for example, no thread can be started
@@ -263,24 +300,24 @@ class Libseat(FileOpener):
                     level=severity(error),
                 )
                 await trio.sleep(RETRY)
-            if before != (self.active, bool(self._stale_devices)):
+            if self.active != before:
                 changed()
 
     async def _step(self) -> None:
-        """Do what is next: ask for the seat or give it back, or handle the session manager's messages."""
+        """Do what is next."""
         self._change = trio.Event()
-        if self._used and self._seat is None:
+        if self._seat is None and (not self._used or self._is_busy):
+            await self._change.wait()
+        elif self._seat is None:
+            with trio.move_on_after(RETRY):
+                await self._change.wait()
+                return
             await run_in_thread(self.connect, abandon_on_cancel=True)
-            if self._seat is None:
-                with trio.move_on_after(RETRY):
-                    await self._change.wait()
-        elif self._used:
-            await self._wait_for_message()
-            await run_in_thread(self._take_events, abandon_on_cancel=True)
-        elif self._seat is not None:
+        elif not self._used:
             await run_in_thread(self.give_back, abandon_on_cancel=True)
         else:
-            await self._change.wait()
+            await self._wait_for_message()
+            await run_in_thread(self._take_events, abandon_on_cancel=True)
 
     async def _wait_for_message(self) -> None:
         """Wait until the session manager has something to say, or no card is used any more; for some seconds at most."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,9 @@ LEAVING: Final = 2.0
 """Seconds that giving the seat back to the session manager may take."""
 SEARCH: Final = 1.0
 """Seconds between two searches for cards while an output has none, or a card could not be opened."""
+POLLS: Final = 10
+"""Where nobody tells of monitors, cards that rest are looked at each tenth time."""
+OPENING: Final = "the card is being opened"
 PROBE: Final = 15.0
 """Seconds between two probes of the connectors while a screen is dark: not every board reports each monitor."""
 _log = structlog.get_logger("displbe.drm")
@@ -81,6 +84,8 @@ class DrmSink(Sink):
         self._bindings: dict[str, Binding] = {}
         """The names that have been claimed. A guest that comes again finds its connector under the connector's new name, too."""
         self._search_now = trio.Event()
+        self._polls = 0
+        """How often monitors have been looked for where nobody tells of them."""
         self._next_key = 1
         self._clock = FlipClock()
         self._tasks = Tasks(_log)
@@ -109,7 +114,7 @@ class DrmSink(Sink):
             self._start(card)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tasks.run)
-            nursery.start_soon(hotplug.watch, self._on_hotplug)
+            nursery.start_soon(hotplug.watch, self._on_hotplug, self._poll)
             nursery.start_soon(self._search)
             nursery.start_soon(self._probe_while_dark)
             nursery.start_soon(self._clock.run)
@@ -168,6 +173,9 @@ class DrmSink(Sink):
                 for card in found:
                     _log.info("card found", card=card.device.name)
                     self._start(card)
+                self._tell_waiting()
+                if self._seat is not None:
+                    self._seat.keep(self._cards)
             except Exception as error:  # for example, no thread can be started
                 self._warn("search for cards failed; tried again", brief(error), level=severity(error))
                 await trio.sleep(SEARCH)
@@ -178,14 +186,30 @@ class DrmSink(Sink):
         while True:
             await trio.sleep(PROBE)
             if any(output.state is ScreenState.DARK for output in self.outputs.values()):
-                for card in self._cards.values():
-                    card.look(probe=True)
+                self._probe(self._cards.values())
 
     def _on_hotplug(self) -> None:
         """Search for cards and probe all connectors: a monitor or a card may have come or gone."""
         self._search_now.set()
-        for card in self._cards.values():
-            card.look(probe=True)
+        self._probe(self._cards.values())
+
+    def _poll(self) -> None:
+        """Do the same where nobody tells of monitors. Cards that rest would be opened each time: they are probed less often, unless an output
+        needs it.
+        """
+        self._search_now.set()
+        self._polls += 1
+        is_dark = any(output.state is ScreenState.DARK or output.pipe is None for output in self.outputs.values())
+        rest_too = is_dark or self._polls % POLLS == 0
+        self._probe(card for card in self._cards.values() if rest_too or not card.is_resting)
+
+    def _probe(self, cards: Iterable[Card]) -> None:
+        is_awaited = any(output.pipe is None for output in self.outputs.values())
+        for card in cards:
+            if is_awaited and card.is_resting:
+                card.look_for()
+            else:
+                card.look(probe=True)
 
     def _on_seat(self) -> None:
         """Look at all cards: displbe has got the seat, or lost it to another session, or there is none."""
@@ -211,7 +235,11 @@ class DrmSink(Sink):
             there = [describe(connector) for card in self._open_cards() for connector in card.connectors]
             known = ", ".join(sorted(there or (name for name in self._locations if "/" not in name)))
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
-        if found is not None:
+        if found is not None and found[0].is_resting:
+            self._check_not_awaited(*found)
+            output.wait_for_connector(OPENING)
+            found[0].wake_soon()
+        elif found is not None:
             card, connector = found
             other = card.output_on(connector)
             if other is None or other.binding.match(card.device, connector) is not Match.FOLLOWS:
@@ -220,10 +248,24 @@ class DrmSink(Sink):
                 card.look()
         else:
             output.wait_for_connector(self._why_missing(binding))
+            for one in self._cards.values():
+                one.look_for()
         self.outputs[key] = output
         self._bindings[name] = binding
         self._search_now.set()
         return output
+
+    def _check_not_awaited(self, card: Card, connector: CardConnector) -> None:
+        """Raises OutputUnavailable if another output waits for this connector of a card that is being opened."""
+        for other in self.outputs.values():
+            if other.pipe is None and (found := self._choose(other)) and found[0] is card and found[1] is connector:
+                raise OutputUnavailable(f"connector {connector.name} is taken by another guest")
+
+    def _tell_waiting(self) -> None:
+        """Tell the outputs for which there is no connector why: the card has gone that they have waited for."""
+        for output in self.outputs.values():
+            if output.pipe is None and self._choose(output) is None:
+                output.wait_for_connector(self._why_missing(output.binding))
 
     def _open_cards(self) -> list[Card]:
         return [card for card in self._cards.values() if card.state is CardState.OPEN]
@@ -282,6 +324,8 @@ class DrmSink(Sink):
             found = self._choose(output)
             if found is None:
                 output.wait_for_connector(self._why_missing(output.binding))
+            elif found[0].is_resting:
+                found[0].wake_soon()
             elif found[0] is not card:
                 found[0].look()
             else:

@@ -122,25 +122,28 @@ class SwitchKeys:
                 }
             except OSError:  # there is no input device
                 nodes = set()
-            for path, inode in sorted(nodes - known):
-                nursery.start_soon(self._serve, path)
-                known.add((path, inode))
             known &= nodes
+            for node in sorted(nodes - known):
+                known.add(node)
+                nursery.start_soon(self._serve, node, known)
             await trio.sleep(SEARCH)
 
-    async def _serve(self, path: str) -> None:
-        """Read a node until it has gone, if it is a keyboard."""
+    async def _serve(self, node: tuple[str, int], known: set[tuple[str, int]]) -> None:
+        """Read a node until it has gone, if it is a keyboard. Forget it then, or if it cannot be opened, to try again."""
+        path, _ = node
         try:
             keyboard = self._open(path)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 self._say("a keyboard cannot be read for Ctrl+Alt+F1 to F12", f"{path}: {error.strerror}", level="info")
+            known.discard(node)
             return
         try:
             if keyboard.can_switch():
                 await self._read(keyboard)
+                known.discard(node)
         except OSError:  # it has gone
-            pass
+            known.discard(node)
         except Exception as error:
             self._say("reading a keyboard failed", f"{path}: {brief(error)}", level=severity(error))
         finally:
