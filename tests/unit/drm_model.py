@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from ctypes import c_uint32, c_uint64
 from typing import Any, Final
 
@@ -270,7 +269,7 @@ class ModelDevice(DrmDevice):
         """By handle."""
         self._maps: weakref.WeakValueDictionary[int, DumbMemory] = weakref.WeakValueDictionary()
         """By the offset for mmap."""
-        self._end = self._ours = -1
+        self._end: Any = None
         self._lock = threading.RLock()
         self._handlers: dict[int, Callable[[Any], int]] = {
             getattr(uapi, name): getattr(self, "_" + name.removeprefix("DRM_IOCTL_").lower())
@@ -288,28 +287,21 @@ class ModelDevice(DrmDevice):
         super().__init__(path, opener)
 
     def _open(self) -> int:
-        """Open a new file. The first one that is open is DRM master. `event_end` stays."""
+        """Open a new file. The first one that is open is DRM master."""
         if not self.board.present or self.unplugged:
             raise OSError(errno.ENOENT, "no such device")
-        if self._end < 0:
-            end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.setblocking(False)
-            self._end, self._ours = end.detach(), ours.detach()
-            weakref.finalize(self, os.close, self._end)
-            weakref.finalize(self, os.close, self._ours)
-        with suppress(BlockingIOError):
-            while True:  # events that no file has got
-                os.read(self._ours, 4096)
+        self._end, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
         self.master = not self.board.other_master and not any(card.master for card in self.board.cards)
         self.was_master = self.master
-        fd = os.dup(self._ours)
+        fd = ours.detach()
         self.board.opened(fd, self.opener)
         return fd
 
     @property
     def event_end(self) -> int:
-        """The file that events of the card are written to."""
-        return self._end
+        """The file that events of the card are written to, while it is open."""
+        return int(self._end.fileno())
 
     def add_path(self, index: int) -> None:
         """Give a connector its PATH property."""
@@ -327,6 +319,7 @@ class ModelDevice(DrmDevice):
         with self._lock:
             super().close()
             self.master = False
+            self._end.close()
             self._dumb.clear()
             for framebuffer in self.fbs.values():
                 framebuffer.dumb = None
@@ -360,7 +353,7 @@ class ModelDevice(DrmDevice):
             self.leaving.pop(crtc, None)
             event = uapi.drm_event_vblank.pack(uapi.DRM_EVENT_FLIP_COMPLETE, 32, user_data, 0, 0, 0, crtc)
             if user_data and self.fd >= 0 and self.reports:
-                os.write(self._end, event)
+                self._end.send(event)
 
     def take_master(self) -> None:
         """Make another program DRM master, as on a VT switch."""

@@ -194,8 +194,9 @@ class DrmSink(Sink):
         self._probe(self._cards.values())
 
     def _poll(self) -> None:
-        """Do the same where nobody tells of monitors. Cards that rest would be opened each time: they are probed less often, unless an output
-        needs it.
+        """Do the same where nobody tells of monitors.
+
+        Cards that rest would be opened each time: they are probed less often, unless an output needs it.
         """
         self._search_now.set()
         self._polls += 1
