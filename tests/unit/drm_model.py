@@ -123,6 +123,8 @@ class Board:
 
     def __init__(self, connectors: int = 1, modes: list[tuple[int, int]] | None = None) -> None:
         self.monitors: list[Monitor | None] = [Monitor(modes or [(64, 48)]) for _ in range(connectors)]
+        self.known: dict[int, Monitor | None] = {}
+        """The monitors as the kernel last asked them, by connector."""
         self.planes = connectors
         """The number of planes. There is one primary plane for each connector; the others are overlays."""
         self.reach = [(1 << connectors) - 1] * connectors
@@ -449,7 +451,11 @@ class ModelDevice(DrmDevice):
             return failed
         monitor = self.board.monitors[index]
         connection = monitor.connection if monitor is not None else uapi.DRM_MODE_DISCONNECTED
-        modes = monitor.modes if monitor is not None and connection != uapi.DRM_MODE_DISCONNECTED else []
+        # drm_mode_getconnector(): only the DRM master has the monitor asked; others are told what it has said last.
+        if self.master:
+            self.board.known[index] = monitor
+        known = self.board.known.get(index)
+        modes = known.modes if known is not None and connection != uapi.DRM_MODE_DISCONNECTED else []
         room, ask.count_modes = ask.count_modes, len(modes)
         if ask.modes_ptr and room >= len(modes):
             for number, shape in enumerate(modes):
@@ -463,7 +469,7 @@ class ModelDevice(DrmDevice):
         ask.connection = connection
         # drm_connector_update_edid_property(): the blob is replaced when the connector is probed.
         old = self.objects[ask.connector_id]["EDID"]
-        edid = monitor.edid if monitor is not None else b""
+        edid = known.edid if known is not None else b""
         if self.blobs.get(old, b"") != edid:
             self.blobs.pop(old, None)
             self.objects[ask.connector_id]["EDID"] = new = self._new() if edid else 0

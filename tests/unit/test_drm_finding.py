@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from unit.drm_model import CRTC, PLANE, Board, ModelDevice, Monitor, Pages
-from unit.test_drm_model import Screen, _quick, note_at_close, running, until  # noqa: F401
+from unit.test_drm_model import Screen, _quick, card_of, note_at_close, running, until  # noqa: F401
 
 from displbe.sinks.base import OutputUnavailable, Part, SinkError
 from displbe.sinks.drm import bus_path, hotplug, output, sink, uapi
@@ -612,13 +612,29 @@ async def test_another_monitor(tmp_path: Path) -> None:
     async with running(board, tmp_path) as made:
         screen = Screen(made, "edid:DEL-A0B1-3XK9T")
         await screen.show()
-        assert lit(screen)
+        await until(lambda: lit(screen))
         board.monitors[1] = Monitor([(64, 48)], LG)
         await until(lambda: screen.output.state is ScreenState.DARK)
         await until(lambda: screen.output.reason.startswith("no connector has edid_DEL-A0B1-3XK9T"))
         board.monitors[0] = Monitor([(64, 48)], DELL)
         await until(lambda: lit(screen))
         assert connector_of(screen) == "card0/Virtual-1"
+        await screen.close()
+
+
+@pytest.mark.parametrize("name", ["Virtual-1", "edid:DEL-A0B1"])
+async def test_a_monitor_that_is_plugged_in_while_the_card_rests(tmp_path: Path, name: str) -> None:
+    """The kernel does not ask the monitor for a program that is not DRM master. displbe asks it when a guest comes."""
+    board = Board()
+    board.monitors[0] = None
+    async with running(board, tmp_path) as made:
+        await trio.sleep(0.1)
+        board.monitors[0] = Monitor([(64, 48)], DELL)
+        await trio.sleep(0.3)
+        assert card_of(made).is_resting
+        screen = Screen(made, name)
+        await screen.show()
+        await until(lambda: screen.output.path)
         await screen.close()
 
 
@@ -649,6 +665,7 @@ async def test_two_guests_for_one_monitor(tmp_path: Path, monkeypatch: pytest.Mo
     board.monitors[0] = Monitor([(64, 48)], DELL)
     async with running(board, tmp_path) as made:
         first = Screen(made)
+        await first.placed()
         with pytest.raises(OutputUnavailable, match="connector Virtual-1 is taken by another guest"):
             made.claim("edid:DEL-A0B1", 64, 48)
         board.monitors[0] = None

@@ -25,7 +25,7 @@ from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, 
 from displbe.sinks import flip, frame_copy, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import card as card_module
-from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink, uapi
+from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink, terminal, uapi
 from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.card import Card, CardState, Probing
 from displbe.sinks.drm.copied_scanout import CopiedScanout
@@ -738,7 +738,7 @@ async def test_left_to_others(tmp_path: Path, privileged: bool) -> None:
         for turn in range(3):
             card.light(0, 900 + turn, 0)
             before, blobs = card.shown().copy(), set(card.blobs)
-            assert not card.master
+            assert (card.master, card.fd) == (False, -1)  # a file that is open would keep the console from coming back
             screen = Screen(made)
             await screen.show()
             assert card.master
@@ -754,6 +754,46 @@ async def test_left_to_others(tmp_path: Path, privileged: bool) -> None:
         assert screen.is_dark("another program is DRM master")
         board.other_master = False
         await until(lambda: screen.output.path)
+        await screen.close()
+
+
+async def test_a_program_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is DRM master no more because its terminal is not in front keeps its card: it would fail when it comes back."""
+    board, front = Board(), ["tty1"]
+    monkeypatch.setattr(terminal, "in_front", lambda: front[0])
+    board.other_master = True
+    async with running(board, tmp_path) as made:
+        screen = Screen(made)
+        await screen.show()
+        for _ in range(2):
+            await until(lambda: screen.is_dark("another program is DRM master"))
+            front[0] = "tty2"
+            board.other_master = False
+            await until(lambda: screen.is_dark(Mastership.IN_BACKGROUND.obstacle))
+            await trio.sleep(0.1)
+            assert board.card is not None
+            assert not board.card.master
+            front[0] = "tty1"
+            board.other_master = True
+        await until(lambda: screen.is_dark("another program is DRM master"))
+        board.other_master = False  # it ends
+        await until(lambda: screen.output.path)
+        front[0] = "tty2"  # without a session manager, displbe's own screens stay
+        await trio.sleep(0.1)
+        assert screen.output.path
+        await screen.close()
+
+
+async def test_two_cards_of_which_one_is_used(tmp_path: Path) -> None:
+    """displbe opens only the card that a guest's connector is on."""
+    board = Board()
+    (tmp_path / "card1").touch()
+    async with running(board, tmp_path) as made:
+        screen = Screen(made, "card1/Virtual-1")
+        await screen.show()
+        await until(lambda: screen.output.path)
+        assert {card.device.name: card.is_resting for card in made._cards.values()} == {"card0": True, "card1": False}
+        assert sorted(card.name for card in board.cards if card.fd >= 0) == ["card1"]
         await screen.close()
 
 

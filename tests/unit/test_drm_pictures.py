@@ -598,6 +598,6 @@ async def test_a_turned_panel_by_its_monitors_name(tmp_path: Path) -> None:
     name = edid_name(own)
     async with running(board, tmp_path, screens={name: {"rotate": "90"}}) as made:
         screen = Screen(made, name.replace(":", "_"))
-        await screen.placed()
+        await until(lambda: screen.output.pipe)
         assert made.turn_of(name) is screen.output.turn is Turn.LEFT
         await screen.close()

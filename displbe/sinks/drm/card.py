@@ -226,7 +226,9 @@ class Card:
         terminal = terminals.in_front()
         if found is not Mastership.MASTER:
             self._others_terminal = terminal
-        elif self._others_terminal != terminal:
+        elif self._others_terminal == terminal:
+            self._others_terminal = ""
+        else:
             self.device.drop_master()
             return Mastership.IN_BACKGROUND
         return found

@@ -200,14 +200,17 @@ class DrmSink(Sink):
         """
         self._search_now.set()
         self._polls += 1
-        is_dark = any(output.state is ScreenState.DARK or output.pipe is None for output in self.outputs.values())
-        rest_too = is_dark or self._polls % POLLS == 0
+        rest_too = self._is_monitor_missed() or self._polls % POLLS == 0
         self._probe(card for card in self._cards.values() if rest_too or not card.is_resting)
 
+    def _is_monitor_missed(self) -> bool:
+        """Return whether an output waits for a monitor."""
+        return any(output.state is ScreenState.DARK or output.pipe is None for output in self.outputs.values())
+
     def _probe(self, cards: Iterable[Card]) -> None:
-        is_awaited = any(output.pipe is None for output in self.outputs.values())
+        is_missed = self._is_monitor_missed()
         for card in cards:
-            if is_awaited and card.is_resting:
+            if is_missed and card.is_resting:
                 card.look_for()
             else:
                 card.look(probe=True)
