@@ -22,8 +22,7 @@ import structlog
 import trio
 
 from displbe.ops.log import SparseLog
-from displbe.pump.native import Pump, PumpError
-from displbe.readiness import serve
+from displbe.pump.native import Pump
 from displbe.shortage import brief, severity
 from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
@@ -32,6 +31,7 @@ from displbe.whole_seconds import next_multiple
 from . import terminal as terminals
 from .atomic import Pipe
 from .binding import describe
+from .card_events import CardEvents
 from .device import MASTER, CardConnector, Connection, DrmDevice, Mastership
 from .errors import DrmError, NoResources
 from .libseat import PLAIN, FileOpener
@@ -94,13 +94,13 @@ class Probing(enum.Enum):
 
 
 class Card:
-    """An open card, its connectors as last probed, and the claimed outputs that are on it.
+    """A card, its connectors as last probed, and the claimed outputs that are on it. It is open while an output belongs on it.
 
     `open_device` opens the card again. `attach_waiting` attaches the claimed outputs that have no card and belong to
     this one. `why_leave` returns why an output may not stay on its connector (None: the connector is gone); empty: it
     may stay.
 
-    It has sixteen attributes: four of them are what it was handed.
+    It has twenty-two attributes: six of them are what it was handed.
     """
 
     def __init__(
@@ -139,10 +139,7 @@ class Card:
         """Whether an output waits for a monitor that may be on this card."""
         self._unused_since = math.inf
         """When the last output left the card, in seconds of trio's clock; infinite: there are outputs, or the card rests."""
-        self._reading = trio.Event()
-        """The card's events are read: it is awake."""
-        self._read_scope = trio.CancelScope()
-        self._read_ended = trio.Event()
+        self._events = CardEvents(device, pump, self._on_shown, self._on_unreadable, self._log)
         self._saved: SavedState | None = None
 
     @classmethod
@@ -193,7 +190,7 @@ class Card:
         else:
             self._log.warning(f"{self.mastership.obstacle}: waiting for it to end")
         self._unused_since = trio.current_time()
-        self._reading.set()
+        self._events.begin()
 
     def _open(self) -> Mastership:
         """In a worker thread: open the device, through the session manager if no other program uses the card, and read everything before
@@ -245,8 +242,7 @@ class Card:
             return
         self.mastership, self._saved, self._others_terminal = Mastership.RESTING, None, ""
         self._unused_since = math.inf
-        self._read_scope.cancel()
-        await self._read_ended.wait()
+        await self._events.end()
         if not await self._close_device():
             self.state = CardState.GONE
         self.device.opener.leave(self.device.path)
@@ -400,53 +396,14 @@ class Card:
         """Serve until the card is gone or cancelled, then close it."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read_events)
+                nursery.start_soon(self._events.run)
                 await self._keep_looking()
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await self._close()
 
-    async def _read_events(self) -> None:
-        """Read the card's events while it is awake, until cancelled."""
-        while True:
-            await self._reading.wait()
-            with self._read_scope:
-                await self._read_until_rest()
-            self._reading, self._read_scope = trio.Event(), trio.CancelScope()
-            ended, self._read_ended = self._read_ended, trio.Event()
-            ended.set()
-
-    async def _read_until_rest(self) -> None:
-        try:
-            if self._pump is not None and self._watch(self._pump):
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    self._pump.unwatch(self.device.fd)
-            await serve(self.device.fd, self._on_readable)
-        except OSError as error:
-            self._cannot_read(error)
-        except Exception:
-            self._log.exception("reading the card's events failed: it is closed and opened again")
-            self.state = CardState.GONE
-            self.look()
-
-    def _on_readable(self) -> bool:
-        self.device.read_events(self._on_shown)
-        return False
-
-    def _watch(self, pump: Pump) -> bool:
-        """Let the pump read the card's events. Return False if it cannot: then they are read here, and end the pump's flips, too."""
-        try:
-            pump.watch_card(self.device.fd, self._on_shown, self._cannot_read)
-        except PumpError as error:
-            self._log.warning("the card's events are read without the pump", reason=error.strerror)
-            return False
-        return True
-
-    def _cannot_read(self, error: OSError) -> None:
-        self._log.warning("cannot read the card's events: it is closed", reason=error.strerror)
+    def _on_unreadable(self) -> None:
         self.state = CardState.GONE
         self.look()
 
@@ -610,7 +567,7 @@ class Card:
                 card.connectors, card._probing = device.probe(), Probing.DONE
                 card._save(Mastership.MASTER)
                 card.mastership = Mastership.MASTER
-                card._reading.set()
+                card._events.begin()
                 return card
         except DrmError as error:
             self._log.debug("card not opened anew", reason=str(error))

@@ -84,8 +84,6 @@ class DrmSink(Sink):
         self._bindings: dict[str, Binding] = {}
         """The names that have been claimed. A guest that comes again finds its connector under the connector's new name, too."""
         self._search_now = trio.Event()
-        self._polls = 0
-        """How often monitors have been looked for where nobody tells of them."""
         self._next_key = 1
         self._clock = FlipClock()
         self._tasks = Tasks(_log)
@@ -199,8 +197,7 @@ class DrmSink(Sink):
         Cards that rest would be opened each time: they are probed less often, unless an output needs it.
         """
         self._search_now.set()
-        self._polls += 1
-        rest_too = self._is_monitor_missed() or self._polls % POLLS == 0
+        rest_too = self._is_monitor_missed() or int(trio.current_time() / hotplug.POLL) % POLLS == 0
         self._probe(card for card in self._cards.values() if rest_too or not card.is_resting)
 
     def _is_monitor_missed(self) -> bool:
