@@ -25,7 +25,7 @@ from unit.drm_model import CONNECTOR, CRTC, PLANE, Board, ModelDevice, Monitor, 
 from displbe.sinks import flip, frame_copy, redraw
 from displbe.sinks.base import OutputUnavailable, Part, SinkBuffer, SinkError
 from displbe.sinks.drm import card as card_module
-from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink, terminal, uapi
+from displbe.sinks.drm import copied_scanout, finder, hotplug, output, sink, uapi
 from displbe.sinks.drm.buffer import DrmBuffer
 from displbe.sinks.drm.card import Card, CardState, Probing
 from displbe.sinks.drm.copied_scanout import CopiedScanout
@@ -754,33 +754,6 @@ async def test_left_to_others(tmp_path: Path, privileged: bool) -> None:
         assert screen.is_dark("another program is DRM master")
         board.other_master = False
         await until(lambda: screen.output.path)
-        await screen.close()
-
-
-async def test_a_program_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is DRM master no more because its terminal is not in front keeps its card: it would fail when it comes back."""
-    board, front = Board(), ["tty1"]
-    monkeypatch.setattr(terminal, "in_front", lambda: front[0])
-    board.other_master = True
-    async with running(board, tmp_path) as made:
-        screen = Screen(made)
-        await screen.show()
-        for _ in range(2):
-            await until(lambda: screen.is_dark("another program is DRM master"))
-            front[0] = "tty2"
-            board.other_master = False
-            await until(lambda: screen.is_dark(Mastership.IN_BACKGROUND.obstacle))
-            await trio.sleep(0.1)
-            assert board.card is not None
-            assert not board.card.master
-            front[0] = "tty1"
-            board.other_master = True
-        await until(lambda: screen.is_dark("another program is DRM master"))
-        board.other_master = False  # it ends
-        await until(lambda: screen.output.path)
-        front[0] = "tty2"  # without a session manager, displbe's own screens stay
-        await trio.sleep(0.1)
-        assert screen.output.path
         await screen.close()
 
 

@@ -28,7 +28,6 @@ from displbe.sinks.base import OutputUnavailable
 from displbe.threads import NoThread, run_in_thread, run_in_thread_or_here
 from displbe.whole_seconds import next_multiple
 
-from . import terminal as terminals
 from .atomic import Pipe
 from .binding import describe
 from .card_events import CardEvents
@@ -100,7 +99,7 @@ class Card:
     this one. `why_leave` returns why an output may not stay on its connector (None: the connector is gone); empty: it
     may stay.
 
-    It has twenty-two attributes: six of them are what it was handed.
+    It has twenty-one attributes: six of them are what it was handed.
     """
 
     def __init__(
@@ -131,8 +130,6 @@ class Card:
         self._probing = Probing.NEEDED
         self._mastership_changed = 0.0
         """When mastership was last gained or lost, in seconds of trio's clock."""
-        self._others_terminal = ""
-        """The terminal that was in front when another program was last seen to be DRM master."""
         self._is_wanted = False
         """Whether an output waits for the card to wake up."""
         self._is_awaited = False
@@ -199,35 +196,16 @@ class Card:
         opener, path = self.device.opener, self.device.path
         self.device.wake()
         try:
-            found = self._ask_for_master()
+            found = self.device.ask_for_master()
             if found is Mastership.MASTER and opener.use(path):
                 self.device.close()
                 self.device.wake()
-                found = self._ask_for_master()
+                found = self.device.ask_for_master()
             self.connectors = self.device.probe()
             self._save(found)
         except BaseException:
             self.device.close()
             raise
-        return found
-
-    def _ask_for_master(self) -> Mastership:
-        """Ask to be DRM master; return this file's mastership.
-
-        A program that gives its terminal away, as at Ctrl+Alt+F2, is DRM master no more, and ends if it cannot be again. So its card is
-        not taken until its terminal is in front.
-        """
-        found = self.device.ask_for_master()
-        if self.device.is_managed or (found is Mastership.MASTER and not self._others_terminal):
-            return found
-        terminal = terminals.in_front()
-        if found is not Mastership.MASTER:
-            self._others_terminal = terminal
-        elif self._others_terminal == terminal:
-            self._others_terminal = ""
-        else:
-            self.device.drop_master()
-            return Mastership.IN_BACKGROUND
         return found
 
     def _save(self, mastership: Mastership) -> None:
@@ -240,7 +218,7 @@ class Card:
         await self._restore()
         if self.outputs:  # one has come meanwhile
             return
-        self.mastership, self._saved, self._others_terminal = Mastership.RESTING, None, ""
+        self.mastership, self._saved = Mastership.RESTING, None
         self._unused_since = math.inf
         await self._events.end()
         if not await self._close_device():
@@ -512,7 +490,7 @@ class Card:
         return bool(self.outputs) and self._probing is Probing.DONE and all(steady)
 
     async def _update_mastership(self) -> None:
-        before, now = self.mastership, self._ask_for_master()
+        before, now = self.mastership, self.device.ask_for_master()
         if now is Mastership.MASTER and self._saved is None:
             with suppress(DrmError):  # the next look tries again
                 await in_worker(self._save, now)
@@ -537,7 +515,7 @@ class Card:
         could_ask = self.device.opener.could_ask(self.device.path)
         if self.mastership is Mastership.MASTER and could_ask:  # the other program has ended
             return CardState.OPENED_BY_SEAT
-        if self.mastership is not Mastership.CANNOT_ASK or self._others_terminal not in ("", terminals.in_front()):
+        if self.mastership is not Mastership.CANNOT_ASK:
             return None
         # While a card has no master, the next file that opens it becomes master.
         if not self.device.is_managed:

@@ -130,8 +130,6 @@ class Mastership(enum.Enum):
     """
     OTHER_SESSION = "other session"
     """The session manager has given the seat to another session. It tells displbe when displbe has the seat again."""
-    IN_BACKGROUND = "in the background"
-    """The program that was DRM master is one no more because its terminal is not in front. It takes the card again when it is."""
     RESTING = "resting"
     """No guest uses the card. displbe has no file of it open, so that other programs can use it."""
 
@@ -145,8 +143,6 @@ class Mastership(enum.Enum):
                 return "another session has the seat"
             case Mastership.OTHER_PROGRAM | Mastership.CANNOT_ASK:
                 return "another program is DRM master"
-            case Mastership.IN_BACKGROUND:
-                return "the terminal of the program that was DRM master is in the background"
             case Mastership.RESTING:
                 return "no guest uses this card"
 
