@@ -1256,9 +1256,10 @@ async def test_an_odd_card_does_not_end_the_search(tmp_path: Path) -> None:
     assert line["exc_info"]
 
 
-async def test_failed_first_probe(tmp_path: Path) -> None:
+async def test_failed_first_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A card whose first probe fails is tried again; one without atomic mode setting is not."""
     board = Board()
+    monkeypatch.setattr(sink, "POLLS", 1_000_000)  # cards that rest are not opened meanwhile
     (tmp_path / "card1").touch()
     board.faults["probe"] = [errno.EIO]
     with capture_logs() as logs:
