@@ -10,6 +10,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -244,10 +245,18 @@ def test_terminals(machine: Machine, idle: Held, console: Picture, smpte: Pictur
         machine.wait_for(lambda: machine.screendump() != smpte, 20, why="the second terminal")
         machine.sleep(1)
         second = machine.screendump(name="second-terminal")
+        press(machine, ("key", "x", 1), ("key", "x", 0))
+        machine.wait_for(partial(differs, machine, second), 20, why="the key on the second terminal")
+        press(machine, ("key", "backspace", 1), ("key", "backspace", 0))
         assert len(second.colours()) > 1
         assert second not in (console, smpte)
         switch_terminal(machine, 1)
         machine.expect_picture(smpte, "first-terminal-again")
+
+
+def differs(machine: Machine, picture: Picture) -> bool:
+    """Return whether the first screen shows another picture."""
+    return machine.screendump() != picture
 
 
 def switch_terminal(machine: Machine, number: int) -> None:
@@ -357,6 +366,34 @@ def test_input(machine: Machine, idle: Held) -> None:
     wanted = [f"{REL} {REL_X} 5", f"{KEY} {BTN_LEFT} 1", f"{KEY} {BTN_LEFT} 0"]
     assert [told for device, told in read if device == "Pointer"] == wanted
     assert "switched off by the guest" in machine.check("displbectl status")
+
+
+def documented() -> list[str]:
+    """Return the commands of displbectl, xl and systemctl for one guest or none, as the documents write them."""
+    texts = "\n".join(
+        path.read_text() for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+    )
+    inline = re.findall(
+        r"`((?:displbectl|systemctl status|systemctl reload|journalctl -u|xl vdispl-list) [^`]*)`", texts
+    )
+    lines = re.findall(r"^    ((?:displbectl|systemctl status) .*?)\s*(?:#.*)?$", texts, re.M)
+    return sorted(
+        {command for command in inline + lines if command not in ("displbectl top", "displbectl check [GUEST.cfg …]")}
+    )
+
+
+def test_commands_of_the_documents(machine: Machine, idle: Held) -> None:
+    """Every command that a document tells an operator to run is understood, beside a guest that is shown."""
+    domid = machine.create("pv", guest("still", screens(next(iter(machine.connectors())))))
+    machine.wait_console("pv", "guest: drawing", 60)
+    machine.check("mkdir -p /root/documented && cp /root/guests/pv.cfg /root/documented/GUEST.cfg")
+    commands = documented()
+    assert len(commands) > 12
+    for command in commands:
+        words = re.sub(r"\bGUEST(?!\.cfg)", "pv", command).replace("DOMID", str(domid))
+        done = machine.run(f"cd /root/documented && {words} </dev/null | cat; exit ${{PIPESTATUS[0]}}")
+        assert done.code in (0, 1), f"{command}: {done.output}"  # 1: there is nothing to do, as for a window on DRM
+        assert "Traceback" not in done.output, command
 
 
 def test_destroyed_under_flips(machine: Machine, idle: Held, smpte: Picture) -> None:
@@ -469,7 +506,13 @@ def weston_shown(machine: Machine) -> Iterator[None]:
         before = machine.screendump()
         machine.check("systemctl start weston", 60)  # beside a displbe that no guest uses
         machine.wait_for(lambda: machine.screendump() != before, 20, why="the compositor's screen")
-        machine.screendump(name="compositor")
+        machine.sleep(2)
+        compositor = machine.screendump(name="compositor")
+        machine.create("pv", guest("still", screens(output)))  # it waits for the end of the compositor
+        machine.wait_console("pv", "guest: drawing", 60)
+        assert "another program is DRM master" in machine.check("displbectl status")
+        assert machine.screendump() == compositor
+        machine.destroy("pv")
         machine.check("mv /etc/displbe/displbe.toml /root && mv /root/wayland.toml /etc/displbe/displbe.toml")
         machine.check("systemctl restart displbe", 60)
         yield
