@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -191,22 +191,21 @@ class Prober:
         return times
 
 
-async def create(xen: Xen, domid: int, name: str) -> None:
-    """Create a guest with a display."""
+async def connect(
+    xen: Xen, nursery: trio.Nursery, domid: int, name: str, connected: Callable[[], Awaitable[None]]
+) -> tuple[Guest, list[int]]:
+    """Let a guest connect and show a framebuffer. The rest is done by processes of their own."""
     tools = Toolstack(xen.server)
     tools.create_domain(domid)
     await xen.start_domain(domid)
     tools.add_display(domid, [ConnectorSpec(name, 64, 48)])
-
-
-async def connect(xen: Xen, nursery: trio.Nursery, domid: int) -> tuple[Guest, list[int]]:
-    """Let a guest connect and show a framebuffer. The rest is done by processes of their own."""
     guest = Guest(xen, domid)
     await nursery.start(guest.hypervisor.store.run)
     async with trio.open_nursery() as kernel:
         kernel.start_soon(guest.hypervisor.channels.run)
         kernel.start_soon(guest.display.run)
         await guest.display.connected.wait()
+        await connected()
         framebuffers = [(await guest.display.create_framebuffer(64, 48))[1] for _ in range(2)]
         await guest.display.show(0, framebuffers[0], 64, 48)
         for number in range(8):
@@ -361,17 +360,19 @@ async def measure(folder: Path, others: set[int]) -> dict[str, Pair]:
             await xen.start_domain(2)
             await xen.start_domain(BARE)
             plain, plain_end = yardstick(xen, machine)
-            await create(xen, PUMPED, "Virtual-1")
-            await create(xen, FLOODING, "Virtual-2")
-            while board.card is None or board.card.fd < 0:  # the card is opened for the first guest
-                await trio.sleep(0.01)
-            ends = [-1] * SCREENS
-            ends[0], ends[1], ends[SCREENS - 1] = board.card.event_end, board.card.event_end, plain_end
-            machine.start(ends)
+
+            async def start() -> None:
+                """Begin to refresh the screens once the card has been opened for the first guest."""
+                while board.card is None or board.card.fd < 0:
+                    await trio.sleep(0.01)
+                ends = [-1] * SCREENS
+                ends[0], ends[1], ends[SCREENS - 1] = board.card.event_end, board.card.event_end, plain_end
+                machine.start(ends)
+
             for domid in (PUMPED, FLOODING):  # their first notifications find the peers
                 nursery.start_soon(_know_peers, machine, xen, domid)
-            guest, framebuffers = await connect(xen, nursery, PUMPED)
-            flooding, _ = await connect(xen, nursery, FLOODING)
+            guest, framebuffers = await connect(xen, nursery, PUMPED, "Virtual-1", start)
+            flooding, _ = await connect(xen, nursery, FLOODING, "Virtual-2", trio.lowlevel.checkpoint)
             pumped = Prober(guest.domain, guest.display.connectors[0], framebuffers, machine.refreshed, 0)
             neighbour = flooding.display.connectors[0]
             storm = Flooder(
