@@ -36,7 +36,8 @@ from . import calls, steps
 
 __all__ = ["SINKS", "report", "wakeups"]
 
-SECONDS: Final = 6
+SECONDS: Final = 10
+"""As long as the longest period of the daemon's work, a look at all monitors."""
 SIZE: Final = (320, 240)
 SETTLE: Final = 4.0
 """Seconds until the first flips, messages and mode changes are over."""
