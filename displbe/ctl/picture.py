@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from displbe.sinks.registry import how_to_install
 from displbe.wire.formats import FORMATS
 
 from .client import Failure
@@ -18,9 +19,7 @@ def write_png(path: str, facts: dict[str, int | float | str], pixels: bytes) -> 
         from displbe.sinks.base import Geometry, Part
         from displbe.sinks.picture import image
     except ImportError as error:
-        raise Failure(
-            "writing PNG files needs Pillow: install python3-pil (Debian), or displbe[headless] (pip)"
-        ) from error
+        raise Failure(f"writing PNG files needs Pillow: {how_to_install('headless', 'PIL')}") from error
     try:
         width, height, fourcc, stride = (int(facts[key]) for key in ("width", "height", "fourcc", "stride"))
         if fourcc not in FORMATS:

@@ -76,7 +76,7 @@ class CardState(enum.Enum):
     GONE = "the card is gone"
     """The card has been removed, or its events cannot be read, or displbe ends. The card is closed."""
     OPENED_BY_SEAT = "the card is opened through the seat"
-    """A session manager can open the card now. This file is closed, and the card is found again."""
+    """A session manager can open the card now, or is to be asked for it. This file is closed, and the card is found again."""
     OPENED_ANEW = "the card is opened anew"
     """This file can never be DRM master, but a new file is, or would be. This file is closed."""
 
@@ -138,6 +138,7 @@ class Card:
         """When the last output left the card, in seconds of trio's clock; infinite: there are outputs, or the card rests."""
         self._events = CardEvents(device, pump, self._on_shown, self._on_unreadable, self._log)
         self._saved: SavedState | None = None
+        """What was shown when displbe became DRM master."""
 
     @classmethod
     def open(
@@ -202,16 +203,12 @@ class Card:
                 self.device.wake()
                 found = self.device.ask_for_master()
             self.connectors = self.device.probe()
-            self._save(found)
+            if found is Mastership.MASTER:
+                self._saved = SavedState(self.device)
         except BaseException:
             self.device.close()
             raise
         return found
-
-    def _save(self, mastership: Mastership) -> None:
-        """Keep what is shown, once displbe may change it."""
-        if mastership is Mastership.MASTER and self._saved is None:
-            self._saved = SavedState(self.device)
 
     async def _rest(self) -> None:
         """Show what was shown before, and close the device: no guest has used the card for a while."""
@@ -493,9 +490,9 @@ class Card:
         before, now = self.mastership, self.device.ask_for_master()
         if now is Mastership.MASTER and self._saved is None:
             with suppress(DrmError):  # the next look tries again
-                await in_worker(self._save, now)
+                self._saved = await in_worker(SavedState, self.device)
         self.mastership = now
-        is_master = self.mastership is Mastership.MASTER
+        is_master = now is Mastership.MASTER
         if is_master == (before is Mastership.MASTER):
             return
         self._mastership_changed = trio.current_time()
@@ -543,7 +540,7 @@ class Card:
                     device, self._settings, self._open_device, self._attach_waiting, self._why_leave, self._pump
                 )
                 card.connectors, card._probing = device.probe(), Probing.DONE
-                card._save(Mastership.MASTER)
+                card._saved = SavedState(device)
                 card.mastership = Mastership.MASTER
                 card._events.begin()
                 return card
