@@ -98,6 +98,7 @@ async def show(asked: dict[str, Any]) -> None:
         await nursery.start(sink.run)
         width, height, code, stride, offset = asked["geometry"]
         outputs = [sink.claim(name, width, height) for name in asked["connectors"]]
+        edids = [await output.edid() or b"" for output in outputs]  # this waits until the card is open
         content = open(asked["file"], "rb").read()  # noqa: ASYNC230, SIM115
         match asked["memory"]:
             case "":
@@ -119,8 +120,7 @@ async def show(asked: dict[str, Any]) -> None:
         for output, frame in (await attach(outputs, memory, geometry)).items():
             await output.enable(frame, Part(0, 0, width, height))
             paths.add(output.path)
-        edid = await outputs[0].edid() or b""
-        said = {"path": " or ".join(sorted(paths)), "reason": outputs[0].reason, "edid": edid.hex()}
+        said = {"path": " or ".join(sorted(paths)), "reason": outputs[0].reason, "edid": edids[0].hex()}
         print(json.dumps({"event": "shown"} | said), flush=True)
         await trio.sleep_forever()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import mmap
 import os
 import struct
 import threading
@@ -37,6 +38,7 @@ from displbe.sinks.drm.output import DrmOutput, ScreenState
 from displbe.sinks.drm.saved_state import SavedState
 from displbe.sinks.drm.settings import DrmSettings
 from displbe.sinks.drm.sink import DrmSink
+from displbe.wire.edid import make_edid
 from displbe.wire.errors import Errno
 from displbe.wire.formats import fourcc
 from displbe.xen.memory import Memory, PrivateMemory
@@ -136,14 +138,13 @@ class Screen:
         assert shown.reason or shown.state is ScreenState.LIT
 
     async def show(self, part: Part = WHOLE) -> None:
-        """Attach the framebuffers and switch on, once the card is open."""
-        await self.placed()
+        """Attach the framebuffers and switch on."""
         self.buffers = [await self.output.attach(pages, pages.geometry) for pages in self.pages]
         await self.output.enable(self.buffers[0], part)
 
     async def placed(self) -> None:
         """Wait until the output is on a card, or no card can be opened for it."""
-        await until(lambda: self.output.pipe or self.output._dark.missing != sink.OPENING)
+        await until(lambda: self.output.pipe or self.output._dark.opened is None)
 
     @property
     def waiting(self) -> bool:
@@ -205,6 +206,44 @@ async def test_zero_copy(tmp_path: Path) -> None:
         await screen.complete()
         await screen.close()
         assert (card.shown(), card.fbs, card.blobs, card.handles) == ({}, {}, {}, {})
+
+
+async def test_a_guest_is_served_while_its_card_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory and the EDID wait for the card, whether or not it opens. A card whose driver hangs does not keep the guest for ever."""
+    may_open = threading.Event()
+    board = Board()
+    edid = make_edid(1024, 768, "one")
+    board.monitors[0] = Monitor([(1024, 768)], edid)
+    async with running(board, tmp_path) as made:
+        wake = ModelDevice.wake
+
+        def waking(device: ModelDevice) -> None:
+            assert may_open.wait(10)
+            wake(device)
+
+        monkeypatch.setattr(ModelDevice, "wake", waking)
+        monkeypatch.setattr(output, "OPENED", 0.02)
+        screen = Screen(made)
+        assert await screen.output.edid() is None
+        with pytest.raises(SinkError, match="the card is being opened"):
+            await screen.output.allocate(1)
+        monkeypatch.setattr(output, "OPENED", 10)
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await screen.output.edid())
+            allocation = await screen.output.allocate(2)
+            answers.append(os.fstat(allocation.fd).st_size)
+            assert allocation.close()
+            answers.append((await screen.output.attach(screen.pages[0], screen.pages[0].geometry)).path)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(0.05)
+            assert answers == []
+            may_open.set()
+        assert answers == [edid, 2 * mmap.PAGESIZE, "zero copy"]
+        await screen.close()
 
 
 async def test_a_released_output_does_not_touch_the_screen(tmp_path: Path) -> None:
@@ -553,8 +592,6 @@ async def test_allocated_memory_on_the_cards_other_output(tmp_path: Path) -> Non
     """Memory of the card is be-alloc on each of the card's outputs."""
     async with running(Board(connectors=2), tmp_path) as made:
         screens = [Screen(made), Screen(made, "Virtual-2")]
-        for screen in screens:
-            await screen.placed()
         allocation = await screens[0].output.allocate(3)
         pages = Pages()
         await pages.aclose()

@@ -581,7 +581,6 @@ async def test_the_edid_of_a_turned_panel(tmp_path: Path, rotate: str) -> None:
     board.monitors = [Monitor([(800, 1280)], own)]
     async with running(board, tmp_path, screens={"Virtual-1": {"rotate": rotate}}) as made:
         screen = Screen(made)
-        await screen.placed()
         edid = await screen.output.edid()
         assert edid is not None
         assert edid == (own if rotate != "90" else sideways(own, 1280, 800, 100))

@@ -63,6 +63,7 @@ data of its event, so that the event identifies the output.
 OFF: Final = "off"
 SWITCHING_ON: Final = "switching on"
 CARD_GONE: Final = "the card is gone"
+OPENING: Final = "the card is being opened"
 REMOVED: Final = "the guest has removed what it showed"
 HELD_BACK: Final = (
     "the guest causes more mode changes than modesets-per-second in [limits] allows: dark until its next one"
@@ -81,6 +82,8 @@ BETTER: Final = 15.0
 """Seconds between two tests whether a better mode, which the card has refused, is possible now."""
 PAUSED: Final = 1.0
 """Seconds without a flip after which the pump gives a screen back that needs no watch: then the card's looks look at it again."""
+OPENED: Final = 2.0
+"""Maximum seconds for which a request waits for a card that is being opened. Linux's frontend waits 3 s for the answer."""
 FLIP_POLL: Final = 0.001
 """Seconds between two looks whether a flip has ended."""
 
@@ -139,6 +142,8 @@ class _Dark(msgspec.Struct):
 
     missing: str = CARD_GONE
     """Why the output is on no connector, while it is on none."""
+    opened: trio.Event | None = None
+    """Set when the card that is being opened for this output is open, or cannot be; None: no card is being opened."""
     covered: _LitScreen | None = None
     """Set while displbe's own frame covers the screen: the mode that the screen still has."""
     not_before: float = 0.0
@@ -207,11 +212,29 @@ class DrmOutput(Output):
         self._link = link
         self.binding.attached(link.scanout.pipe.device, link.connector)
         self._dark.not_before = 0.0
+        self._stop_waiting_for_card()
+
+    def wait_for_card(self) -> None:
+        """Take note that the card is being opened. What the guest asks for meanwhile waits for that."""
+        self._dark.opened = trio.Event()
+        self._lose_connector(OPENING)
 
     def wait_for_connector(self, reason: str) -> None:
         """Take note of the reason why the output is on no connector."""
         if self._link is None:
             self._lose_connector(reason)
+            self._stop_waiting_for_card()
+
+    def _stop_waiting_for_card(self) -> None:
+        if self._dark.opened is not None:
+            self._dark.opened.set()
+            self._dark.opened = None
+
+    async def _card_opened(self) -> None:
+        """Wait while the card is being opened, for OPENED at most: the guest asks for memory and the EDID as soon as it is connected."""
+        if self._dark.opened is not None:
+            with trio.move_on_after(OPENED):
+                await self._dark.opened.wait()
 
     def _lose_connector(self, reason: str) -> None:
         """Go dark if the guest shows something: the output is on no connector now, for this reason, or will soon be on none."""
@@ -249,6 +272,7 @@ class DrmOutput(Output):
     # Framebuffers
 
     async def attach(self, buffer: GuestBuffer, geometry: Geometry) -> SinkBuffer:
+        await self._card_opened()
         async with self._card_lock:
             link = self._link
             format = self._framebuffers.scanout_format(link.scanout if link else None, geometry.fourcc)
@@ -344,6 +368,7 @@ class DrmOutput(Output):
 
     async def enable(self, buffer: SinkBuffer, part: Part) -> None:
         assert isinstance(buffer, DrmBuffer)
+        await self._card_opened()
         async with self._card_lock:
             self._check_claimed()
             if buffer.closed:
@@ -835,6 +860,7 @@ class DrmOutput(Output):
 
     async def edid(self) -> bytes | None:
         """Return the monitor's EDID; if the panel is mounted sideways, one of its size as it is seen."""
+        await self._card_opened()
         async with self._card_lock:
             link = self._link
             if link is None or link.connector.connection is Connection.DISCONNECTED:
@@ -848,10 +874,11 @@ class DrmOutput(Output):
             return sideways_edid(edid, self._modes(link))
 
     async def allocate(self, pages: int) -> Allocation:
+        await self._card_opened()
         async with self._card_lock:
             pipe = self.pipe
             if pipe is None:
-                raise SinkError(Errno.ENODEV, f"{self.name}: the card is gone")
+                raise SinkError(Errno.ENODEV, f"{self.name}: {self._dark.missing}")
             try:
                 with name_connector(pipe.name):
                     made = await in_worker(DumbAllocation, pipe.device, pages)

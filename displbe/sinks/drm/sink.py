@@ -40,7 +40,6 @@ SEARCH: Final = 1.0
 """Seconds between two searches for cards while an output has none, or a card could not be opened."""
 POLLS: Final = 10
 """Where nobody tells of monitors, cards that rest are looked at each tenth time."""
-OPENING: Final = "the card is being opened"
 PROBE: Final = 15.0
 """Seconds between two probes of the connectors while a screen is dark: not every board reports each monitor."""
 _log = structlog.get_logger("displbe.drm")
@@ -238,7 +237,7 @@ class DrmSink(Sink):
             raise OutputUnavailable(f"no connector {name}; there are: {known}")
         if found is not None and found[0].is_resting:
             self._check_not_awaited(*found)
-            output.wait_for_connector(OPENING)
+            output.wait_for_card()
             found[0].wake_soon()
         elif found is not None:
             card, connector = found
