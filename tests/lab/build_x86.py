@@ -39,12 +39,14 @@ PACKAGES: Final = (
     # What displbe's package depends on, and recommends: the machine has no network.
     *("libatomic1", "python3-cffi", "python3-msgspec", "python3-pyxs", "python3-structlog", "python3-trio"),
     *("libseat1", "python3-evdev", "python3-pil", "python3-pyudev", "python3-pywayland"),
-    # HVM guests and the framebuffers of QEMU; compositors and an X server, for Dom0 and for guests.
-    *("qemu-system-xen", "weston", "xkb-data", "xserver-xorg-core", "x11-xserver-utils"),
+    # HVM guests and the framebuffers of QEMU; compositors, an X server and a display manager, for Dom0 and for guests.
+    *("qemu-system-xen", "weston", "xkb-data", "xserver-xorg-core", "x11-xserver-utils", "nodm"),
+    # What the documents tell readers to use or to install.
+    *("adduser", "evtest", "psmisc", "python3-xcffib", "seatd"),
 )
 INITRAMFS: Final = "MODULES=list\n", "virtio_pci\nvirtio_blk\next4\n"
 """The initramfs's configuration, and the modules that mount the root."""
-GUEST_MODULES: Final = ("drm_xen_front", "evdev", "xen_blkfront", "ext4", "crc32c_generic")
+GUEST_MODULES: Final = ("drm_xen_front", "evdev", "xen_blkfront", "ext4", "crc32c_generic", "bochs")
 """The guest's modules. xen-kbdfront and the console are built into Debian's kernel."""
 APPLETS: Final = (
     "sh mount cat echo sleep ls poweroff reboot kill head tail grep dmesg true mkfifo usleep dd modprobe uname chroot"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import textwrap
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from lab.backend import Held, no_zombie, screens
+from lab.documents import ELSEWHERE, IN_A_GUEST, as_told, commands, unit_of
 from lab.figures import Figure
 from lab.package import check_devices, debian_package, newer
 from lab.pictures import Picture, drawn
@@ -23,7 +23,6 @@ from lab.vm import LabError, Machine, Result, guest_config, reference_picture
 from lab.x86 import X86
 
 KEY, REL, KEY_A, BTN_LEFT, REL_X = 1, 2, 30, 0x110, 0
-REPOSITORY = Path(__file__).resolve().parents[2]
 WESTON_INI = """
 [core]
 renderer=pixman
@@ -43,10 +42,15 @@ MEMORY = 256
 """MB of a guest. Debian's kernel needs more than the other lab's."""
 WHY = "this kernel is built without CONFIG_XEN_GNTDEV_DMABUF"
 MODETEST = "exec modetest -D {bus} -s {name}:1024x768 -F plain < <(exec sleep 1000)"
-XORG = (
-    "(until DISPLAY=:0 xsetroot -mod 16 8 -fg '#ff8000' -bg '#0040c0'; do sleep 0.5; done) &"
-    " exec Xorg :0 vt7 -noreset -nocursor -nolisten tcp -logfile /var/log/Xorg.0.log"
-)
+NODM = """
+NODM_ENABLED=true
+NODM_X_OPTIONS='-nocursor -nolisten tcp'
+NODM_XSESSION=/etc/X11/session
+"""
+SESSION = """#!/bin/sh
+xsetroot -mod 16 8 -fg '#ff8000' -bg '#0040c0'
+exec sleep 100000
+"""
 COPIED = {
     "each frame is copied: the kernel has neither CONFIG_XEN_GNTDEV_DMABUF nor CONFIG_XEN_GRANT_DMA_ALLOC, on which that"
     " depends; this is a PV domain, which cannot export dma-bufs"
@@ -54,18 +58,6 @@ COPIED = {
 """The check's only warning on stock Debian."""
 KEYBOARD, MOUSE = "AT Translated Set 2 keyboard", "ImExPS/2 Generic Explorer Mouse"
 """The PC's input devices, as Dom0 names them."""
-
-
-def as_told(document: str, command: str) -> str:
-    """Return a command, which a document must tell its readers to run."""
-    assert command in (REPOSITORY / document).read_text(), f"{document} does not say: {command}"
-    return command
-
-
-def unit_of(document: str, after: str) -> str:
-    """Return the unit, or the drop-in, that a document shows after these words."""
-    (unit,) = re.findall(re.escape(after) + r"\n\n((?:    .*\n)+)", (REPOSITORY / document).read_text())
-    return textwrap.dedent(unit)
 
 
 @pytest.fixture(scope="module")
@@ -186,35 +178,61 @@ def told_to_be_copied(machine: Machine, name: str) -> None:
     assert (shown["path"], shown["reason"]) == ("copy", WHY)
 
 
-@pytest.mark.parametrize("program", ["modetest", "Xorg"])
 def test_left_alone_without_guests(
-    machine: Machine, service: None, console: Picture, smpte: Picture, plain: Picture, program: str
+    machine: Machine, service: None, console: Picture, smpte: Picture, plain: Picture
 ) -> None:
     """While no guest uses a card, displbe leaves it to others: the text console is shown and takes what is typed, and any program can be
     DRM master. A guest that comes beside such a program waits for its end.
-
-    A display manager starts Xorg as here, without seatd. With seatd, the terminal has its keyboard, since seatd has no client.
     """
-    has_seatd = program == "modetest"
-    machine.check("systemctl start seatd" if has_seatd else "systemctl stop seatd")
+    typed(machine, console)
+    name = next(iter(machine.connectors()))
+    group = machine.start(MODETEST.format(bus=machine.card().bus, name=name), "/var/log/beside.log")
+    guest_waits(machine, plain)
+    machine.stop(group)
+    machine.expect_picture(smpte, "after-modetest")
+    assert holds_terminal(machine)  # through seatd
+    machine.destroy("pv")
+    machine.expect_picture(console, "console-after-modetest")
+    typed(machine, console)
+
+
+def guest_waits(machine: Machine, beside: Picture) -> None:
+    """Create a guest beside another program that shows this picture. The picture must stay, and the guest must wait."""
+    machine.expect_picture(beside, "beside", timeout=60)
+    machine.create("pv", guest("still", screens(next(iter(machine.connectors())))))
+    machine.wait_console("pv", "guest: drawing", 60)
+    machine.wait_for(lambda: "another program is DRM master" in machine.check("displbectl status"), 20)
+    assert machine.screendump() == beside
+
+
+def test_display_manager(machine: Machine, service: None, console: Picture, smpte: Picture) -> None:
+    """A display manager of Dom0 before, beside and after a guest. There is no seatd: Xorg opens card and terminal itself, as displbe does.
+
+    One that starts while a guest is shown gets no card, and gets it after the guest has gone.
+    """
+    machine.put("/etc/default/nodm", NODM)
+    machine.put("/etc/X11/session", SESSION)
+    machine.check("chmod +x /etc/X11/session && echo /usr/sbin/nodm >/etc/X11/default-display-manager")
+    desktop = grid_picture(console.width, console.height)
+    machine.check("systemctl stop seatd")
     try:
         typed(machine, console)
-        command = MODETEST.format(bus=machine.card().bus, name=next(iter(machine.connectors()))) if has_seatd else XORG
-        group = machine.start(command, "/var/log/beside.log")
-        beside = plain if has_seatd else grid_picture(console.width, console.height)
-        machine.expect_picture(beside, f"beside-{program}", timeout=60)
-        machine.create("pv", guest("still", screens(next(iter(machine.connectors())))))
-        machine.wait_console("pv", "guest: drawing", 60)
-        machine.wait_for(lambda: "another program is DRM master" in machine.check("displbectl status"), 20)
-        assert machine.screendump() == beside
-        machine.stop(group)
-        machine.expect_picture(smpte, f"after-{program}")
-        assert holds_terminal(machine) == has_seatd
+        machine.check("systemctl start nodm")
+        guest_waits(machine, desktop)
+        machine.check("systemctl stop nodm", 60)
+        machine.expect_picture(smpte, "after-display-manager")
+        assert not holds_terminal(machine)
+        machine.check("systemctl start nodm")
+        machine.wait_for("journalctl -u nodm | grep -q 'X server .* quit'", 60)
+        assert machine.screendump() == smpte
         machine.destroy("pv")
-        machine.expect_picture(console, f"console-after-{program}")
+        machine.expect_picture(desktop, "display-manager-after-guest", timeout=120)
+        machine.check("systemctl stop nodm", 60)
+        machine.expect_picture(console, "console-after-display-manager")
         typed(machine, console)
     finally:
         machine.destroy("pv")
+        machine.run("systemctl stop nodm", 60)
         machine.check("systemctl start seatd")
 
 
@@ -368,33 +386,102 @@ def test_input(machine: Machine, idle: Held) -> None:
     assert "switched off by the guest" in machine.check("displbectl status")
 
 
-def documented() -> list[str]:
-    """Return the commands of displbectl, xl and systemctl for one guest or none, as the documents write them."""
-    texts = "\n".join(
-        path.read_text() for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
-    )
-    inline = re.findall(
-        r"`((?:displbectl|systemctl status|systemctl reload|journalctl -u|xl vdispl-list) [^`]*)`", texts
-    )
-    lines = re.findall(r"^    ((?:displbectl|systemctl status) .*?)\s*(?:#.*)?$", texts, re.M)
-    named = {"displbectl focus", "displbectl reopen"}  # the commands' names, not what is typed
-    endless = {"displbectl top"}
-    optional = {"displbectl check [GUEST.cfg …]"}
-    return sorted({*inline, *lines} - named - endless - optional)
+def test_without_displbe(machine: Machine, service: None) -> None:
+    """What xl says when displbe does not run, and what a guest's kernel says when displbe refuses its screen, is what people can search for
+    in the document.
+    """
+    document = "docs/troubleshooting.md"
+    machine.put("/root/guests/pv.cfg", f'name="pv"\n{guest("still", screens("HDMI-A-7"))}')
+    machine.check("systemctl stop displbe", 60)
+    said = machine.run("xl create /root/guests/pv.cfg", 120)
+    print(said.output)
+    assert said.code != 0
+    assert 30 < said.seconds < 60
+    assert as_told(document, "unable to add device") in said.output
+    assert as_told(document, "rc -9") in said.output or as_told(document, "rc=-9") in said.output
+    assert not machine.exists("pv")
+    machine.check(as_told(document, "systemctl enable --now displbe"), 60)
+    machine.create("pv", guest("still", screens("HDMI-A-7")))
+    try:
+        kernel = machine.wait_console(
+            "pv", as_told(document, "XENBUS: Waiting for devices to initialise: 25s...20s...")
+        )
+        print(kernel)
+        assert as_told(document, "XENBUS: Device with no driver: device/vdispl/0") in kernel
+        assert "no connector HDMI-A-7; there are: " in machine.check("displbectl status")
+    finally:
+        machine.destroy("pv")
+
+
+SHOWN_WITHOUT_A_READER = ["xl create -p GUEST.cfg; id=$(xl domid GUEST)", "xl unpause GUEST"]
+"""The first and the last of the commands with which a guest of a driver domain is created."""
+LAST = ["xl destroy DOMID", "xl -vvv create GUEST.cfg"]
+NOTHING_TO_DO = {"displbectl focus GUEST", "displbectl reopen GUEST", "displbectl unblank GUEST"}
+"""They say so, with exit code 1: the guest has no input device and no window, and its screen is not blanked."""
 
 
 def test_commands_of_the_documents(machine: Machine, idle: Held) -> None:
-    """Every command that a document tells an operator to run is understood, beside a guest that is shown."""
-    domid = machine.create("pv", guest("still", screens(next(iter(machine.connectors())))))
+    """Every command that a document tells an operator to run does what it is for, beside a guest that is shown."""
+    connector = next(iter(machine.connectors()))
+    machine.put("/root/told/pv.cfg", f'name="pv"\n{guest("still", screens(connector))}')
+    told = commands()
+    shared = next(command for command in told if command.startswith("xenstore-chmod") and "$id" in command)
+    first = [SHOWN_WITHOUT_A_READER[0], shared, SHOWN_WITHOUT_A_READER[1]]
+    rest = sorted(told - {*first, *LAST, *ELSEWHERE, *IN_A_GUEST})
+    assert len(rest) > 30
+    names = {
+        "GUEST.cfg": "pv.cfg",
+        "GUEST": "pv",
+        "DRIVERDOMAIN": "Domain-0",
+        "FILE.png": "shot.png",
+        "FILE": "/etc/displbe/displbe.toml",
+        "USER": "nobody",
+        "OPERATOR": "nobody",
+        "card0-HDMI-A-1": f"{machine.card().name}-{connector}",
+    }
+
+    def typed_as(command: str) -> str:
+        for name, value in names.items():
+            command = re.sub(rf"(?<![\w/]){re.escape(name)}(?![\w.])|(?<=/){re.escape(name)}(?=/)", value, command)
+        return command
+
+    machine.check(f"cd /root/told; {'; '.join(map(typed_as, first))}", 60)
     machine.wait_console("pv", "guest: drawing", 60)
-    machine.check("mkdir -p /root/documented && cp /root/guests/pv.cfg /root/documented/GUEST.cfg")
-    commands = documented()
-    assert len(commands) > 12
-    for command in commands:
-        words = re.sub(r"\bGUEST(?!\.cfg)", "pv", command).replace("DOMID", str(domid))
-        done = machine.run(f"cd /root/documented && {words} </dev/null | cat; exit ${{PIPESTATUS[0]}}")
-        assert done.code in (0, 1), f"{command}: {done.output}"  # 1: there is nothing to do, as for a window on DRM
-        assert "Traceback" not in done.output, command
+    domid = machine.domid("pv")
+    names |= {"DOMID": str(domid), "N": str(domid), "rN": f"r{domid}", "rD": "r0"}
+    failed = []
+    for command in (*rest, *LAST):
+        words = f"cd /root/told; DEBIAN_FRONTEND=noninteractive; set -o pipefail; {typed_as(command)} </dev/null"
+        done = machine.run(words, 60)
+        print(f"{typed_as(command)}: {done.code}\n{done.output}")
+        if done.code != (command in NOTHING_TO_DO) or "Traceback" in done.output:
+            failed.append((words, done.code, done.output))
+    assert not failed
+    machine.wait_console("pv", "guest: drawing", 60)
+
+
+def test_commands_for_a_guest(machine: Machine, idle: Held, smpte: Picture) -> None:
+    """The documents' commands for a guest, typed on its console, in a guest with Debian."""
+    lines = f"{screens(next(iter(machine.connectors())))}\nvkb=['backend=0,backend-type=linux']\ndisk=['phy:/dev/vdb,xvda,r']"
+    machine.create("pv", guest("debian", lines, memory=320, extra="do=shell"))
+    console = as_told("docs/troubleshooting.md", "xl console GUEST").replace("GUEST", "pv")
+    machine.wait_console("pv", "# ", 60)
+    said = ""
+    for number, command in enumerate(IN_A_GUEST):
+        shown = command.startswith("modetest")
+        words = command.replace("eventN", "event0")
+        if shown:
+            words = f"sleep 5 | {words}"
+        elif command.startswith("evtest"):
+            words = f"timeout 1 {words}"
+        machine.check(f"(echo '{words}; echo \"done {number}: $?\"'; sleep 1) | {console}", 20)
+        if shown:
+            machine.expect_picture(smpte, "modetest-as-told", timeout=5)
+        code = 124 if command.startswith("evtest") else 0
+        said = machine.wait_console("pv", f"done {number}: {code}", 20)
+    print(said)
+    assert re.search(r"card0/device/driver -> .*/vdispl\b", said)
+    assert "Xen Virtual Keyboard" in said
 
 
 def test_destroyed_under_flips(machine: Machine, idle: Held, smpte: Picture) -> None:
@@ -418,9 +505,14 @@ def left_alone(machine: Machine, domid: int) -> None:
 
 
 def test_hvm(machine: Machine, idle: Held, smpte: Picture, figure: Figure, tried: Tried) -> None:
-    """An HVM guest is shown. Its keyboard is QEMU's, which goes on when displbe ends its own connections."""
-    figure(show(machine, smpte, "hvm", tried, "vnc=0", "also=input"))
-    machine.wait_console("hvm", "events: ready", 60)
+    """An HVM guest is shown. Its keyboard is QEMU's, which goes on when displbe ends its own connections.
+
+    QEMU's VGA is card0 there, and displbe's screen is card1, as the document says.
+    """
+    figure(show(machine, smpte, "hvm", tried, "vnc=0\nvga='stdvga'", "also=vga also=input"))
+    said = machine.wait_console("hvm", "events: ready", 60)
+    assert as_told("docs/troubleshooting.md", "weston --drm-device=card1")
+    assert re.search(r"card1/device/driver -> .*/vdispl\b", said)
     domid = machine.domid("hvm") or 0
     left_alone(machine, domid)
     machine.check("displbectl kick hvm")

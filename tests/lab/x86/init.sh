@@ -3,12 +3,15 @@
 export PATH=/bin
 mount -t proc proc /proc
 modprobe evdev
-modprobe drm_xen_front
 read -r line </proc/cmdline
+case $line in *also=vga*) modprobe bochs ;; esac  # as a distribution's guest does, before its display is attached
+modprobe drm_xen_front
 for part in $line; do
     case $part in
         also=input)  # beside the rest
             mount -t devtmpfs d /dev
+            mount -t sysfs s /sys
+            ls -l /sys/class/drm/card?/device/driver >/dev/hvc0
             (exec >/dev/hvc0; until events print; do :; done) & ;;
         guest=debian) exec /debian ;;
     esac

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Runs a compositor or an X server of Debian's, which draws a picture that the test knows.
+# Runs a compositor or an X server of Debian's, which draws a picture that the test knows; or a shell on the guest's console.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp XDG_RUNTIME_DIR=/run/desktop LIBSEAT_BACKEND=noop DISPLAY=:0
 mkdir -m 700 $XDG_RUNTIME_DIR
 /usr/lib/systemd/systemd-udevd --daemon
 udevadm trigger
 udevadm settle
 case $1 in
+    shell) exec sh ;;
     weston)
         weston --backend=drm --renderer=pixman --continue-without-input --config=/desktop/weston.ini --log=/tmp/log & ;;
     xorg)
