@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from lab.build import HERE, SUITE, XEN, Apt, cached, host_tools, log, packed, run
+from lab.documents import blocks
 from lab.pictures import drawn
 
 __all__ = ["Installed", "installed"]
@@ -27,14 +29,7 @@ HOST_PACKAGES: Final = {
     "depmod": "kmod",
 }
 PACKAGES: Final = (
-    *(
-        "linux-image-amd64",
-        f"xen-hypervisor-{XEN}-amd64",
-        f"xen-utils-{XEN}",
-        "xenstore-utils",
-        "initramfs-tools",
-        "zstd",
-    ),
+    *("linux-image-amd64", "xen-system-amd64", "initramfs-tools", "zstd"),
     *("systemd-sysv", "udev", "dbus", "kmod", "procps", "busybox-static", "libdrm-tests", "python3"),
     # What displbe's package depends on, and recommends: the machine has no network.
     *("libatomic1", "python3-cffi", "python3-msgspec", "python3-pyxs", "python3-structlog", "python3-trio"),
@@ -44,7 +39,7 @@ PACKAGES: Final = (
     # What the documents tell readers to use or to install.
     *("adduser", "evtest", "psmisc", "python3-xcffib", "seatd"),
 )
-INITRAMFS: Final = "MODULES=list\n", "virtio_pci\nvirtio_blk\next4\n"
+INITRAMFS: Final = "MODULES=list\n", "virtio_pci\nvirtio_blk\nxen_blkfront\next4\n"
 """The initramfs's configuration, and the modules that mount the root."""
 GUEST_MODULES: Final = ("drm_xen_front", "evdev", "xen_blkfront", "ext4", "crc32c_generic", "bochs")
 """The guest's modules. xen-kbdfront and the console are built into Debian's kernel."""
@@ -52,6 +47,7 @@ APPLETS: Final = (
     "sh mount cat echo sleep ls poweroff reboot kill head tail grep dmesg true mkfifo usleep dd modprobe uname chroot"
 )
 SIZE: Final = "2600M"
+PAGE: Final = "docs/debian-pc.md"
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,8 @@ class Installed:
     disk: Path
     unused: Path
     """The disk before the first boot."""
+    guest: Path
+    """The guest's disk that docs/debian-pc.md makes."""
 
 
 def installed() -> Installed:
@@ -72,7 +70,26 @@ def installed() -> Installed:
     debian = cached("x86-debian", [PACKAGES, INITRAMFS, SUITE], install)
     files = [(path.name, path.read_text()) for path in (Path(__file__), *sources())]
     made = cached("x86-disk", [debian.name, files], lambda made: build_disk(debian, made))
-    return Installed(*(made / name for name in ("xen", "vmlinuz", "initrd.img", "disk.img", "disk.img")))
+    guest = cached("x86-guest", [guest_disk_commands(), SUITE], build_guest_disk)
+    xen, kernel, initrd, disk = (made / name for name in ("xen", "vmlinuz", "initrd.img", "disk.img"))
+    return Installed(xen, kernel, initrd, disk, unused=disk, guest=guest / "desktop.img")
+
+
+def guest_disk_commands() -> list[str]:
+    """Return the commands with which docs/debian-pc.md makes a guest's disk: mmdebstrap's, and that for its file."""
+    (block,) = (block for block in blocks(PAGE) if "mmdebstrap --include" in block)
+    return [line for line in block.splitlines() if "/srv/desktop" in line]
+
+
+def build_guest_disk(made: Path) -> None:
+    """Make the disk as the page says, from the lab's mirror, beside its place on a PC."""
+    log("making the guest's disk of the page; some minutes, once")
+    for command in guest_disk_commands():
+        words = command.replace("/srv/desktop", str(made / "desktop"))
+        if words.startswith("mmdebstrap "):
+            words = words.replace("mmdebstrap ", "mmdebstrap --quiet ") + f" {shlex.quote(Apt().source)}"
+        run(["sh", "-ec", words])
+    shutil.rmtree(made / "desktop")
 
 
 def sources() -> list[Path]:
@@ -106,6 +123,7 @@ def build_disk(debian: Path, made: Path) -> None:
     (root / "etc/fstab").write_text("/dev/vda / ext4 rw 0 0\n")
     with open(root / "etc/default/xen", "a") as defaults:
         defaults.write('XENCONSOLED_ARGS="--log=all --log-dir=/var/log/xen"\n')
+    (root / "etc/default/nodm").write_text("NODM_ENABLED=false\n")  # until a case configures it
     shutil.copytree(HERE / "x86/desktop", root / "desktop")
     drawn(1024, 768, 3).save(root / "desktop/picture.png")
     shutil.copy(HERE / "dom0/remote.py", root / "remote.py")

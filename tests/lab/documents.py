@@ -7,11 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ELSEWHERE", "IN_A_GUEST", "as_told", "commands", "unit_of"]
+__all__ = ["ELSEWHERE", "IN_A_GUEST", "as_told", "blocks", "commands", "unit_of"]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 PROGRAMS: Final = """
-adduser apt apt-get cat dmesg displbe displbectl echo evtest fuser journalctl ls lsmod modetest modprobe pip systemctl udevadm weston
+adduser apt apt-get cat dmesg displbe displbectl echo evtest fuser grep journalctl ls lsmod modetest modprobe pip systemctl udevadm weston
 xenstore-chmod xenstore-read xenstore-write xl
 """
 IN_A_GUEST: Final = (
@@ -36,8 +36,14 @@ ELSEWHERE: Final = {
     "xl save -c": "tests/lab/test_x86.py: test_suspended_saved_restored",
     "xl suspend": "tests/lab/test_x86.py: test_suspended_saved_restored",
     "xl vdispl-detach": "tests/lab/test_x86.py: test_pvh_and_attached",
+    "xl console desktop": "tests/lab/test_x86.py: test_page_for_a_pc",
+    "xl create /etc/xen/desktop.cfg": "tests/lab/test_x86.py: test_page_for_a_pc",
+    "xl shutdown desktop": "tests/lab/test_x86.py: test_page_for_a_pc",
+    "displbectl check /etc/xen/desktop.cfg": "tests/lab/test_x86.py: test_page_for_a_pc",
     "displbectl trace --file FILE": "tests/scenario/test_operator.py: test_traces_are_kept_when_devices_are_shut_off",
     # Not run by a case.
+    "apt install make": "for a new machine, before this repository's commands",
+    "apt install mmdebstrap": "tests/lab/build_x86.py installs it, on the machine that makes the disks",
     "apt-get install make python3": "for a new machine, before this repository's commands",
     "displbe does not run here": "a message",
     "displbectl check [GUEST.cfg …]": "the syntax of a command that is run",
@@ -64,6 +70,13 @@ def unit_of(document: str, after: str) -> str:
     """Return the unit, or the drop-in, that a document shows after these words."""
     (unit,) = re.findall(re.escape(after) + r"\n\n((?:    .*\n)+)", (REPOSITORY / document).read_text())
     return textwrap.dedent(unit)
+
+
+def blocks(document: str) -> list[str]:
+    """Return what a document shows as code, block by block."""
+    return [
+        textwrap.dedent(block) for block in re.findall(r"(?<=\n\n)((?:    .*\n)+)", (REPOSITORY / document).read_text())
+    ]
 
 
 def commands() -> set[str]:

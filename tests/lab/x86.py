@@ -31,7 +31,7 @@ class X86(Machine):
     """The emulated PC, as it was after its boot. Dom0's card0 is gpu0.
 
     The state fits this one machine: other cards, devices, disks, arguments and sizes of memory are not possible. Dom0's second disk, for
-    guests, is as Dom0's own one was before its first boot, and cannot be written.
+    guests, is as Dom0's own one was before its first boot, and cannot be written. The third is for one guest at a time.
     """
 
     gpus: Sequence[str] = tuple(GPUS)
@@ -64,6 +64,8 @@ class X86(Machine):
         yield from ("-drive", f"file={pieces.unused},format=raw,cache=unsafe,readonly=on,if=none,id=disk2")
         yield from ("-device", "virtio-blk-pci,drive=disk1,addr=0x08", "-device", "virtio-serial-pci,addr=0x09")
         yield from ("-device", "virtio-blk-pci,drive=disk2,addr=0x0a")
+        yield from ("-drive", f"file={pieces.guest},format=raw,cache=unsafe,snapshot=on,if=none,id=disk3")
+        yield from ("-device", "virtio-blk-pci,drive=disk3,addr=0x0b")
         # A port whose host end is not connected when the machine continues would end Dom0's remote end.
         yield from self._remote_port(wait=True)
 

@@ -46,8 +46,8 @@ PERIOD: Final = 1.0
 """Maximum seconds between two looks."""
 THOROUGH: Final = 10
 """While displbe is DRM master and all outputs show what their guests want, the card is asked at each tenth look only whether they still do.
-Only a program that is DRM master between two looks, and not at any, can have changed that. A card on which no guest shows anything, or the
-pump serves all flips, is looked at in each tenth period only.
+Only a program that is DRM master between two looks, and not at any, can have changed that, or the kernel's console, when a program sets its
+terminal to text. A card on which no guest shows anything, or the pump serves all flips, is looked at in each tenth period only.
 """
 PAUSE: Final = 0.1
 """Minimum seconds between two looks: events come in bursts, and each of a series of failing flips asks for a look."""
