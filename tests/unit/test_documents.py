@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from lab.documents import ELSEWHERE, IN_A_GUEST, REPOSITORY, commands
 
 
@@ -24,3 +26,13 @@ def test_commands_are_found() -> None:
         "displbectl status",
     } <= found
     assert not any("#" in command for command in found)
+
+
+def test_what_the_lab_takes_is_there() -> None:
+    """Each document says what a case of the lab takes from it, which would else be noticed in the lab only."""
+    case = (REPOSITORY / "tests/lab/test_x86.py").read_text()
+    names = dict(re.findall(r'^([A-Z]+) = "((?:docs/|README)[^"]*)"$', case, re.M))
+    taken = re.findall(r'as_told\(\s*(?:"([^"]+)"|([A-Z]+)),\s*"([^"]+)"', case)
+    assert len(taken) > 12
+    for document, name, words in taken:
+        assert words in (REPOSITORY / (document or names[name])).read_text(), words
