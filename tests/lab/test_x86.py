@@ -541,7 +541,7 @@ def test_page_for_a_pc(machine: Machine, idle: Held, console: Picture) -> None:
         type_in_guest(machine, login, "root")
         machine.wait_console("desktop", ":~# ", 60)
         type_in_guest(machine, login, desktop.strip())
-        machine.wait_for(lambda: "path copy" in machine.check("displbectl status"), 120, why="the desktop")
+        machine.wait_for(lambda: "shows 1024x768" in machine.check("displbectl status"), 120, why="the desktop")
         machine.sleep(5)
         before = machine.screendump(name="desktop")
         assert before.size == console.size
