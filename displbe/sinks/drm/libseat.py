@@ -32,7 +32,9 @@ __all__ = ["PLAIN", "FileOpener", "Libseat", "find_libseat"]
 
 LIBRARY: Final = "libseat.so.1"
 RETRY: Final = 5.0
-"""Seconds between attempts to reach a session manager that does not answer."""
+"""Seconds until the second attempt to reach a session manager that does not answer. Each pause is four times the one before."""
+LONGEST: Final = 60.0
+"""Maximum seconds between two attempts: each costs a thread's time and a call of libseat, beside the guests' flips."""
 ENABLE_WAIT: Final = 1000
 """Maximum milliseconds to wait until the session manager says whether displbe has a new seat."""
 
@@ -289,10 +291,11 @@ class Libseat(FileOpener):
         Call `changed` each time the seat has become ours or another session's.
         """
         say = SparseLog(_log)
+        pause = RETRY
         while True:
             before = self.active
             try:
-                await self._step()
+                pause = await self._step(pause)
             except Exception as error:  # for example, no thread can be started
                 say(
                     "handling the session manager's messages failed; tried again",
@@ -303,21 +306,23 @@ class Libseat(FileOpener):
             if self.active != before:
                 changed()
 
-    async def _step(self) -> None:
-        """Do what is next."""
+    async def _step(self, pause: float) -> float:
+        """Do what is next. `pause`: seconds until a session manager that does not answer is tried again. Return the next pause."""
         self._change = trio.Event()
         if self._seat is None and (not self._used or self._is_busy):
             await self._change.wait()
         elif self._seat is None:
-            with trio.move_on_after(RETRY):
+            with trio.move_on_after(pause):
                 await self._change.wait()
-                return
+                return RETRY
             await run_in_thread(self.connect, abandon_on_cancel=True)
+            return min(4 * pause, LONGEST)
         elif not self._used:
             await run_in_thread(self.give_back, abandon_on_cancel=True)
         else:
             await self._wait_for_message()
             await run_in_thread(self._take_events, abandon_on_cancel=True)
+        return RETRY
 
     async def _wait_for_message(self) -> None:
         """Wait until the session manager has something to say, or no card is used any more; for some seconds at most."""

@@ -39,7 +39,7 @@ LEAVING: Final = 2.0
 SEARCH: Final = 1.0
 """Seconds between two searches for cards while an output has none, or a card could not be opened."""
 POLLS: Final = 10
-"""Where nobody tells of monitors, new cards and those that rest are looked at each tenth time."""
+"""Where nobody tells of monitors, cards that rest are looked at each tenth time."""
 PROBE: Final = 15.0
 """Seconds between two probes of the connectors while a screen is dark: not every board reports each monitor."""
 _log = structlog.get_logger("displbe.drm")
@@ -193,11 +193,10 @@ class DrmSink(Sink):
     def _poll(self) -> None:
         """Do the same where nobody tells of monitors.
 
-        Cards that rest would be opened each time, and a search takes a thread: both are done less often, unless an output needs it.
+        Cards that rest would be opened each time: they are probed less often, unless an output needs it.
         """
+        self._search_now.set()
         rest_too = self._is_monitor_missed() or int(trio.current_time() / hotplug.POLL) % POLLS == 0
-        if rest_too:
-            self._search_now.set()
         self._probe(card for card in self._cards.values() if rest_too or not card.is_resting)
 
     def _is_monitor_missed(self) -> bool:
