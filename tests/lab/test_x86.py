@@ -411,7 +411,7 @@ def test_without_displbe(machine: Machine, service: None) -> None:
     assert re.search(f"{begin}.*/backend/vdispl/.*{end}", said.output)
     assert not machine.exists("pv")
     machine.check(as_told(TROUBLES, "systemctl enable --now displbe"), 60)
-    machine.create("pv", guest("still", screens("HDMI-A-7")))
+    machine.create("pv", guest("still", screens("HDMI-A-7"), extra="loglevel=7"))
     try:
         kernel = machine.wait_console("pv", as_told(TROUBLES, "Timeout connecting to device: device/vdispl/0"))
         print(kernel)
@@ -556,6 +556,7 @@ def test_page_for_a_pc(machine: Machine, idle: Held, console: Picture) -> None:
         machine.expect_picture(console, "console-after-desktop", timeout=30)
     finally:
         machine.destroy("desktop")
+        machine.check("rm /etc/xen/desktop.cfg")
 
 
 def test_destroyed_under_flips(machine: Machine, idle: Held, smpte: Picture) -> None:
